@@ -1,0 +1,234 @@
+"""The project's targets: `python run.py TARGET`, or `make TARGET`, on Linux and Windows alike.
+
+Standard library only: it makes the environment that everything else runs in. Python packages
+come hash-locked from requirements-dev.txt into .venv, npm's from package-lock.json into
+node_modules; both are installed anew only when their lock changed.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+LOCK, NPM_LOCK = ROOT / "requirements-dev.txt", ROOT / "package-lock.json"
+OLDEST, NEWEST = (3, 11), (3, 13)
+BLOB_PORT = 10000  # Azurite's own default
+# Azurite's published account, the same on every machine: a name, not a secret.
+AZURITE_KEY = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+
+
+class Failure(Exception):
+    """What went wrong and what to do, for a person to read."""
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of what is started: .venv first on PATH, bytecode written."""
+    env = dict(os.environ)
+    env["PATH"] = os.pathsep.join([str(BIN), env.get("PATH", "")])
+    env["VIRTUAL_ENV"] = str(VENV)
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode TensorFlow loads in 12 s, not 5
+    env.pop("PYTHONPATH", None)
+    certificates = env.get("PIP_CERT") or env.get("REQUESTS_CA_BUNDLE")
+    if certificates:
+        env.setdefault("SSL_CERT_FILE", certificates)  # uv reads this one
+    return env
+
+
+def run(*command: str | Path, mend: str = "") -> None:
+    """Run a command to its end; raise Failure when it fails."""
+    try:
+        code = subprocess.run(
+            [str(part) for part in command], cwd=ROOT, env=environment()
+        ).returncode
+    except FileNotFoundError:
+        raise Failure(f"{command[0]}: not found; {mend or 'install it'}") from None
+    if code:
+        raise Failure(f"{Path(command[0]).name} ended with code {code}{mend and '; ' + mend}")
+
+
+def stamped(stamp: Path, *sources: Path) -> str | None:
+    """Return the digest that `stamp` should hold, or None when it holds it already."""
+    digest = hashlib.sha256(sys.version.encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    wanted = digest.hexdigest()
+    return None if stamp.exists() and stamp.read_text() == wanted else wanted
+
+
+def install_python() -> None:
+    """Make .venv from the lock: first uv alone with pip, then everything with uv."""
+    stamp = VENV / "installed"
+    wanted = stamped(stamp, LOCK)
+    if wanted is None:
+        return
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        raise Failure(
+            f"Python {sys.version_info[0]}.{sys.version_info[1]} will not do; "
+            "run this with Python 3.11, 3.12 or 3.13"
+        )
+    print("Installing the locked Python packages into .venv (about a minute) ...", flush=True)
+    offline = "is there a network, and does it reach the package index?"
+    shutil.rmtree(VENV, ignore_errors=True)
+    run(sys.executable, "-m", "venv", VENV, mend="install Python's venv module")
+    uv_lock = re.search(r"^uv==.*?(?=^\S|\Z)", LOCK.read_text("utf-8"), re.M | re.S)
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder, "uv.txt")
+        first.write_text(uv_lock[0] if uv_lock else "", "utf-8")
+        pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        run(*pip, "--require-hashes", "--no-deps", "-r", first, mend=offline)
+    uv = [BIN / "uv", "pip", "sync", "--quiet", "--require-hashes", "--compile-bytecode"]
+    run(*uv, "--python", PYTHON, LOCK, mend=offline)
+    # TensorFlow's C++ headers: 290 MB that only the build of custom operations needs.
+    for headers in VENV.glob("**/site-packages/tensorflow/include"):
+        shutil.rmtree(headers)
+    stamp.write_text(wanted)
+
+
+def install_npm() -> None:
+    """Make node_modules from the lock: data packages, fonts, the blob emulator."""
+    stamp = ROOT / "node_modules" / "installed"
+    wanted = stamped(stamp, NPM_LOCK)
+    if wanted is None:
+        return
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Failure("npm: not found; install Node.js 20 or newer, which brings it along")
+    print("Installing the locked npm packages into node_modules ...", flush=True)
+    run(npm, "ci", "--silent", mend="is there a network, and does it reach npm's registry?")
+    stamp.write_text(wanted)
+
+
+def env() -> None:
+    """Install the locked Python and npm packages."""
+    install_python()
+    install_npm()
+
+
+def repro() -> None:
+    """Reproduce the pipeline, then show the metrics."""
+    env()
+    run(PYTHON, "src", "params")
+    run(BIN / "dvc", "repro")
+    show_metrics()
+
+
+def show_metrics() -> None:
+    """Print the headline figures of each source, one a row."""
+    path = ROOT / "data" / "evaluation" / "metrics.json"
+    figures = json.loads(path.read_text("utf-8"))
+    print(f"\n{'test digits':22}{'accuracy':>10}{'95 % interval':>20}{'calibration error':>20}")
+    for source, row in figures.items():
+        interval = f"{row['accuracy_low']:.4f} - {row['accuracy_high']:.4f}"
+        print(f"{source:22}{row['accuracy']:>10.4f}{interval:>20}{row['calibration_error']:>20.4f}")
+    print("(rendered: drawn from fonts by this project, not written by hand; see data/README.md)")
+
+
+def lint() -> None:
+    """Run the linters and the type checker."""
+    run(BIN / "ruff", "check", ".")
+    run(BIN / "ruff", "format", "--check", ".")
+    run(BIN / "mypy")
+
+
+def check() -> None:
+    """Lint, types and the quick tests: under a minute."""
+    env()
+    lint()
+    run(BIN / "pytest", "-m", "not slow and not prove")
+
+
+def test() -> None:
+    """Lint, types and all tests but the longest: under 15 minutes."""
+    env()
+    lint()
+    run(BIN / "pytest", "-m", "not prove")
+
+
+def prove() -> None:
+    """All tests, every fault and the production model too: under an hour."""
+    env()
+    lint()
+    run(BIN / "pytest")
+
+
+def storage() -> None:
+    """Start the blob emulator and point DVC's remotes at it, until Ctrl-C."""
+    env()
+    endpoint = f"http://127.0.0.1:{BLOB_PORT}/devstoreaccount1"
+    connection = (
+        f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={AZURITE_KEY};"
+        f"BlobEndpoint={endpoint};"
+    )
+    for remote in ("main", "review"):
+        run(
+            *(BIN / "dvc", "remote", "modify", "--local", remote),
+            *("connection_string", connection),
+        )
+    print(f"dvc push and dvc pull now use {endpoint} (.dvc/config.local); Ctrl-C stops it.")
+    run(
+        *(shutil.which("node") or "node", ROOT / "node_modules/azurite/dist/src/blob/main.js"),
+        *("--blobPort", str(BLOB_PORT), "--location", ROOT / ".azurite"),
+        *("--silent", "--skipApiVersionCheck", "--disableTelemetry"),
+    )
+
+
+def lock() -> None:
+    """Resolve pyproject.toml and package.json anew into the lock files."""
+    env()
+    upgrade = ["--upgrade"] if "--upgrade" in sys.argv else []
+    compile_ = [BIN / "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"]
+    quiet = ["--no-header", "--no-annotate", *upgrade, "pyproject.toml"]
+    run(*compile_, *quiet, "--group", "dev", "--output-file", LOCK.name)
+    run(*compile_, *quiet, "--constraint", LOCK.name, "--output-file", "requirements.txt")
+    run(shutil.which("npm") or "npm", "install", "--package-lock-only", "--silent")
+
+
+def help_() -> None:
+    """List the targets."""
+    for name, target in TARGETS.items():
+        print(f"make {name:9}{(target.__doc__ or '').splitlines()[0]}")
+
+
+TARGETS = {
+    "repro": repro,
+    "test": test,
+    "check": check,
+    "prove": prove,
+    "storage": storage,
+    "env": env,
+    "lock": lock,
+    "help": help_,
+}
+
+
+def main() -> int:
+    """Run the target named on the command line; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a console that cannot show every digit
+    name = sys.argv[1] if len(sys.argv) > 1 else "help"
+    if name not in TARGETS:
+        print(f"run.py: no target {name}; there are {', '.join(TARGETS)}", file=sys.stderr)
+        return 1
+    try:
+        TARGETS[name]()
+    except Failure as failure:
+        print(f"{name}: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""A digit recogniser, from CSV to prediction; read the modules in this order.
+
+params      params.yaml, read strictly: the only place with values
+errors      the one error that a person reads
+files       files that are whole or absent
+dataset     `Digits`: images, labels, where they come from; CSV files and pools
+normalise   any ink to MNIST's normal form
+sources     real digits on disk: CSV, IDX, archives of images
+glyphs      digits rendered from fonts with the variation of a hand
+model       the network, its output contract, its file
+metrics     what is measured
+
+pipeline.mnist      the digits that the model is for     -> data/mnist/*.csv
+pipeline.foreign    digits in scripts it does not know   -> data/foreign/*.csv
+pipeline.prepare    CSVs to arrays in separate pools     -> data/prepared/*.npz
+pipeline.train      pools to a calibrated model          -> data/model
+pipeline.evaluate   the model on digits it never saw     -> data/evaluation
+pipeline.package    the model as an MLflow model folder  -> data/package
+
+serving.digit_model the loader that travels in that folder
+realism             how like real handwriting the rendered digits are
+"""

@@ -1,0 +1,50 @@
+"""What is measured on a set of digits; pure functions of probabilities and labels."""
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+SMALLEST = 1e-12  # a probability of 0 would make the loss infinite
+
+
+def accuracy(correct: np.ndarray) -> tuple[float, float, float]:
+    """Return the share of True in bool (n,) and its 95 % interval.
+
+    The interval is Wilson's (Journal of the American Statistical Association 22, 1927).
+    """
+    interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="wilson")
+    return float(correct.mean()), float(interval.low), float(interval.high)
+
+
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean negative log-likelihood of (n,) labels under (n, classes), in nats."""
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(chosen, SMALLEST)).mean())
+
+
+def reliability(
+    confidence: np.ndarray, correct: np.ndarray, bins: int
+) -> list[tuple[float, float, int]]:
+    """Return mean confidence, accuracy and count of each non-empty bin of equal width."""
+    index = np.minimum((confidence.astype(np.float64) * bins).astype(int), bins - 1)
+    return [
+        (
+            float(confidence[inside].mean(dtype=np.float64)),
+            float(correct[inside].mean()),
+            int(inside.sum()),
+        )
+        for inside in (index == number for number in range(bins))
+        if inside.any()
+    ]
+
+
+def calibration_error(table: list[tuple[float, float, int]]) -> float:
+    """Return the expected calibration error of a reliability table (Guo et al., ICML 2017)."""
+    total = sum(count for _, _, count in table)
+    return sum(count * abs(sure - right) for sure, right, count in table) / total
+
+
+def separation(known: np.ndarray, foreign: np.ndarray) -> float:
+    """Return the AUROC with which confidence tells known digits (higher) from foreign ones."""
+    truth = np.repeat([1, 0], [len(known), len(foreign)])
+    return float(roc_auc_score(truth, np.concatenate([known, foreign])))

@@ -1,0 +1,110 @@
+"""params.yaml, read strictly: the only place with values.
+
+Each stage declares the dataclass of its own section in its own module and gives it to `section`.
+The file is parsed by the same YAML library as DVC's, so that both see the same values.
+"""
+
+import dataclasses
+import json
+import pkgutil
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+import digits.pipeline
+from digits.errors import DigitsError
+
+PATH = Path("params.yaml")
+Section = TypeVar("Section")
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What every stage shares: the top-level values of params.yaml."""
+
+    __pydantic_config__ = STRICT
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    image_size: Annotated[int, Field(ge=8, le=256)]  # pixels a side
+    classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
+
+    def __post_init__(self) -> None:
+        """Labels are stored in one byte and told apart by name."""
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) > 256:
+            raise ValueError("the names of the classes must differ, and be 256 at most")
+
+
+def load(path: Path = PATH) -> dict[str, Any]:
+    """Return params.yaml as plain Python values.
+
+    Raises DigitsError when the file is absent, is no YAML mapping, has a duplicate key, lacks
+    a section, or has a key at its top level that belongs to no stage.
+    """
+    try:
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DigitsError(f"{path}: not found; run from the project's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise DigitsError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise DigitsError(f"{path}: is not a mapping of keys to values; see the one in git")
+    stages = {module.name for module in pkgutil.iter_modules(digits.pipeline.__path__)}
+    known = stages | {field.name for field in dataclasses.fields(Task)}
+    for key in values:
+        if key not in known:
+            raise DigitsError(f"{path}: {key}: unknown key; known are {', '.join(sorted(known))}")
+    return values
+
+
+def section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
+    """Return one section of params.yaml as the dataclass `kind`; dots in `name` go deeper.
+
+    Raises DigitsError with key, value and what is allowed for an unknown, missing, wrongly
+    typed or out-of-range value.
+    """
+    block: Any = values
+    for key in name.split("."):
+        if not isinstance(block, dict) or key not in block:
+            raise DigitsError(f"{PATH}: {name}: missing; see the params.yaml in git")
+        block = block[key]
+    return _parse(kind, block, name)
+
+
+def foreign_scripts(values: dict[str, Any]) -> dict[str, bool]:
+    """Return the scripts of section `foreign` in their order, and whether each is rendered.
+
+    A script that real digits were brought for is not rendered. The blocks themselves are read
+    by stage foreign. Raises DigitsError as `section` does; an empty list means no script.
+    """
+    blocks = values.get("foreign") or {}
+    name = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
+    formats = {key: block["reader"]["format"] for key, block in blocks.items()}
+    _parse(dict[name, str], formats, "foreign")  # type: ignore[valid-type]
+    return {script: format == "fonts" for script, format in formats.items()}
+
+
+def task(values: dict[str, Any]) -> Task:
+    """Return the top-level values; raises DigitsError as `section` does."""
+    names = [field.name for field in dataclasses.fields(Task)]
+    return _parse(Task, {name: values[name] for name in names if name in values}, "")
+
+
+def _parse(kind: type[Section], values: Any, name: str) -> Section:
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in (name, *first["loc"]) if part != "")
+        wrong = "" if first["type"] == "missing" else f" is {first['input']!r}"
+        raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}") from None
+
+
+def main(arguments: list[str]) -> None:
+    """Check what belongs to no stage alone: syntax, keys and values at the top level."""
+    values = load()
+    task(values)
+    foreign_scripts(values)

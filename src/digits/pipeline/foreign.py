@@ -1,0 +1,145 @@
+"""Stage foreign: digits of one script that MNIST does not know, to data/foreign/<script>_*.csv.
+
+Enters: by default the open fonts of the locked npm packages, from which digits are rendered
+with the variation of a hand; else the real digits that params.yaml names for the script.
+Leaves: CSVs for training, testing and production traffic, as many digits of each class.
+Rendered digits for testing and production come from fonts that training never sees.
+"""
+
+import argparse
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from digits import params
+from digits.dataset import Digits, write_csv
+from digits.errors import DigitsError
+from digits.glyphs import Hand, load_glyphs, render
+from digits.params import Task
+from digits.sources import Archive, Files, read
+
+FONTS = Path("node_modules/@fontsource")
+
+
+@dataclass(frozen=True)
+class Fonts:
+    """Digits rendered from fonts; see digits.glyphs."""
+
+    __pydantic_config__ = params.STRICT
+
+    format: Literal["fonts"]
+    characters: tuple[Annotated[str, Field(min_length=1)], ...]  # of each class; any of a string
+    train_fonts: tuple[str, ...]  # packages below @fontsource
+    unseen_fonts: tuple[str, ...]
+    hand: Hand
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """How many digits of each class."""
+
+    __pydantic_config__ = params.STRICT
+
+    train: Annotated[int, Field(ge=1)]
+    test: Annotated[int, Field(ge=1)]
+    production: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Params:
+    """One script's block in params.yaml's section `foreign`."""
+
+    __pydantic_config__ = params.STRICT
+
+    source: str  # file or folder that DVC watches; the lock file stands for npm's packages
+    per_class: PerClass
+    reader: Fonts | Files | Archive
+
+
+def draw(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> dict[str, Digits]:
+    """Return rendered digits for train, test and production.
+
+    Raises DigitsError when a font is not installed, lacks a character, or is in both lists.
+    """
+    if len(fonts.characters) != len(task.classes):
+        raise DigitsError(
+            f"params.yaml: foreign.{script}.reader.characters has {len(fonts.characters)} entries "
+            f"for {len(task.classes)} classes; give one for each class, in their order"
+        )
+    if shared := set(fonts.train_fonts) & set(fonts.unseen_fonts):
+        raise DigitsError(
+            f"params.yaml: foreign.{script}.reader: {min(shared)} is in train_fonts and in "
+            "unseen_fonts; take it out of one of them"
+        )
+    folder = os.environ.get("DVC_ROOT", ".") / FONTS
+    seed = [task.seed, zlib.crc32(script.encode())]  # scripts differ, whatever their order
+    train_rng, unseen_rng = (np.random.default_rng([*seed, stream]) for stream in range(2))
+    parts = {}
+    seen = load_glyphs(folder, fonts.train_fonts, fonts.characters)
+    unseen = load_glyphs(folder, fonts.unseen_fonts, fonts.characters)
+    for part, glyphs, rng in (
+        ("train", seen, train_rng),
+        ("test", unseen, unseen_rng),
+        ("production", unseen, unseen_rng),
+    ):
+        count = getattr(per_class, part)
+        images, labels = render(glyphs, count, fonts.hand, task.image_size, rng)
+        parts[part] = Digits(images, labels, script, True, len(task.classes))
+    return parts
+
+
+def pick(train: Digits, test: Digits, per_class: PerClass, seed: int) -> dict[str, Digits]:
+    """Return real digits for train, test and production (both first and last from `train`).
+
+    Raises DigitsError when a class has too few digits.
+    """
+    rng = np.random.default_rng(seed)
+    kept: dict[str, list[np.ndarray]] = {"train": [], "test": [], "production": []}
+    for label in range(train.class_count):
+        for digits, parts in ((train, ("train", "production")), (test, ("test",))):
+            shuffled = rng.permutation(np.flatnonzero(digits.labels == label))
+            needed = sum(getattr(per_class, part) for part in parts)
+            if len(shuffled) < needed:
+                raise DigitsError(
+                    f"params.yaml: foreign.{train.script}.per_class asks for {needed:,} digits of "
+                    f"class {label} for {' and '.join(parts)}, the data has {len(shuffled):,}; "
+                    "ask for fewer"
+                )
+            for part in parts:
+                count = getattr(per_class, part)
+                kept[part].append(shuffled[:count])
+                shuffled = shuffled[count:]
+    return {
+        part: (test if part == "test" else train)[np.sort(np.concatenate(index))]
+        for part, index in kept.items()
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Make or read the digits of one script, write three CSVs."""
+    parser = argparse.ArgumentParser(prog="foreign", description=__doc__)
+    parser.add_argument("script", help="a key of params.yaml's foreign")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments_read = parser.parse_args(arguments)
+    script, out = arguments_read.script, arguments_read.out
+    values = params.load()
+    task = params.task(values)
+    own = params.section(Params, values, f"foreign.{script}")
+
+    if isinstance(own.reader, Fonts):
+        parts = draw(own.reader, own.per_class, task, script)
+    else:
+        train, test = (
+            read(own.reader, Path(own.source), part, task.image_size, len(task.classes), script)
+            for part in ("train", "test")
+        )
+        parts = pick(train, test, own.per_class, task.seed)
+    for part, digits in parts.items():
+        path = out / f"{script}_{part}.csv"
+        write_csv(path, digits)
+        print(f"{path}: {len(digits):,} digits{', rendered' if digits.rendered else ''}")

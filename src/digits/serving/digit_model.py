@@ -1,0 +1,74 @@
+"""Loader of the packaged model for MLflow: a copy of this file travels in the model folder.
+
+It needs TensorFlow and NumPy, nothing of the project. Enters: uint8 (n, size, size), white on
+black. Leaves: see `DigitModel.predict`.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+FORMAT = 1  # of the folder; another number needs another loader
+BATCH = 1000  # images scored at a time, so that memory stays flat
+
+
+class DigitModel:
+    """A digit recogniser with calibrated probabilities."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read manifest and model; raise ValueError when they are damaged or do not match."""
+        try:
+            self.manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+            weights = (folder / "model.keras").read_bytes()
+            found, expected = self.manifest["format"], self.manifest["model_sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder}: is damaged ({error!r}); fetch the model again") from None
+        if found != FORMAT:
+            raise ValueError(
+                f"{folder}: has format {found}, this loader reads {FORMAT}; "
+                "use the code that travels with the model"
+            )
+        if hashlib.sha256(weights).hexdigest() != expected:
+            raise ValueError(
+                f"{folder / 'model.keras'}: is damaged (its SHA-256 is not the manifest's); "
+                "fetch the model again"
+            )
+        model = keras.saving.load_model(folder / "model.keras", compile=False)
+        self._score = tf.function(lambda images: model(images, training=False))
+        self._shape = model.input_shape[1:]
+
+    def predict(self, model_input: np.ndarray, params: object = None) -> dict[str, np.ndarray]:
+        """Return arrays by name for n images uint8 (n, size, size).
+
+        - digit int64 (n,): the most probable class, an index into manifest["classes"]
+        - confidence float32 (n,): its probability
+        - digits float32 (n, classes): probabilities, summed over the scripts the model knows
+        - scripts float32 (n, scripts, classes): of each script in manifest["scripts"] x class
+
+        Raises ValueError for another shape or type.
+        """
+        images = np.asarray(model_input)
+        if images.dtype != np.uint8 or images.shape[1:] != self._shape or not len(images):
+            raise ValueError(
+                f"images must be uint8 of shape (n, {self._shape[0]}, {self._shape[1]}) with n > 0,"
+                f" not {images.dtype} {images.shape}"
+            )
+        parts = [
+            self._score(tf.constant(images[start : start + BATCH]))
+            for start in range(0, len(images), BATCH)
+        ]
+        scores = {
+            name: np.concatenate([part[name].numpy() for part in parts])
+            for name in ("digits", "scripts")
+        }
+        digits = scores["digits"]
+        return {"digit": digits.argmax(axis=1), "confidence": digits.max(axis=1), **scores}
+
+
+def _load_pyfunc(path: str) -> DigitModel:
+    """MLflow's entry point; `path` is the folder `data` of the model."""
+    return DigitModel(Path(path))
