@@ -26,9 +26,21 @@ BLOB_PORT = 10000  # Azurite's own default
 AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
+REMOTES = ("main", "review")  # DVC's remotes, and the containers that they are
+MAKE_CONTAINERS = """
+import sys
+from azure.core.exceptions import ResourceExistsError
+from azure.storage.blob import BlobServiceClient
+with BlobServiceClient.from_connection_string(sys.argv[1]) as service:
+    for name in sys.argv[2:]:
+        try:
+            service.create_container(name)
+        except ResourceExistsError:
+            pass
+"""
 
 
-class Failure(Exception):
+class TargetError(Exception):
     """What went wrong and what to do, for a person to read."""
 
 
@@ -46,15 +58,15 @@ def environment() -> dict[str, str]:
 
 
 def run(*command: str | Path, mend: str = "") -> None:
-    """Run a command to its end; raise Failure when it fails."""
+    """Run a command to its end; raise TargetError when it fails."""
     try:
         code = subprocess.run(
             [str(part) for part in command], cwd=ROOT, env=environment()
         ).returncode
     except FileNotFoundError:
-        raise Failure(f"{command[0]}: not found; {mend or 'install it'}") from None
+        raise TargetError(f"{command[0]}: not found; {mend or 'install it'}") from None
     if code:
-        raise Failure(f"{Path(command[0]).name} ended with code {code}{mend and '; ' + mend}")
+        raise TargetError(f"{Path(command[0]).name} ended with code {code}{mend and '; ' + mend}")
 
 
 def stamped(stamp: Path, *sources: Path) -> str | None:
@@ -73,7 +85,7 @@ def install_python() -> None:
     if wanted is None:
         return
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        raise Failure(
+        raise TargetError(
             f"Python {sys.version_info[0]}.{sys.version_info[1]} will not do; "
             "run this with Python 3.11, 3.12 or 3.13"
         )
@@ -85,9 +97,23 @@ def install_python() -> None:
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder, "uv.txt")
         first.write_text(uv_lock[0] if uv_lock else "", "utf-8")
-        pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        pip: list[str | Path] = [
+            PYTHON,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "install",
+            "--quiet",
+        ]
         run(*pip, "--require-hashes", "--no-deps", "-r", first, mend=offline)
-    uv = [BIN / "uv", "pip", "sync", "--quiet", "--require-hashes", "--compile-bytecode"]
+    uv: list[str | Path] = [
+        BIN / "uv",
+        "pip",
+        "sync",
+        "--quiet",
+        "--require-hashes",
+        "--compile-bytecode",
+    ]
     run(*uv, "--python", PYTHON, LOCK, mend=offline)
     # TensorFlow's C++ headers: 290 MB that only the build of custom operations needs.
     for headers in VENV.glob("**/site-packages/tensorflow/include"):
@@ -103,7 +129,7 @@ def install_npm() -> None:
         return
     npm = shutil.which("npm")
     if npm is None:
-        raise Failure("npm: not found; install Node.js 20 or newer, which brings it along")
+        raise TargetError("npm: not found; install Node.js 20 or newer, which brings it along")
     print("Installing the locked npm packages into node_modules ...", flush=True)
     run(npm, "ci", "--silent", mend="is there a network, and does it reach npm's registry?")
     stamp.write_text(wanted)
@@ -162,35 +188,61 @@ def prove() -> None:
     run(BIN / "pytest")
 
 
+def connection_string(port: int) -> str:
+    """Return the connection string of a blob emulator on this machine."""
+    return (
+        f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={AZURITE_KEY};"
+        f"BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
+    )
+
+
+def blob_emulator(port: int, folder: Path) -> list[str | Path]:
+    """Return the command that starts the blob emulator on loopback with its data in `folder`."""
+    program = ROOT / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    place: list[str | Path] = ["--blobPort", str(port), "--location", folder]
+    # Azurite knows the service's versions up to its own release; the current SDK is ahead of it.
+    return ["node", program, *place, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+
+
+def start_blob_emulator(port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Start the blob emulator; return once it listens and has the remotes' containers."""
+    process = subprocess.Popen(
+        [str(word) for word in blob_emulator(port, folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    said = b""
+    for line in process.stdout or ():
+        said += line
+        if b"successfully listens" in line:
+            run(PYTHON, "-c", MAKE_CONTAINERS, connection_string(port), *REMOTES)
+            return process
+    raise TargetError(f"the blob emulator did not start: {said.decode(errors='replace').strip()}")
+
+
 def storage() -> None:
     """Start the blob emulator and point DVC's remotes at it, until Ctrl-C."""
     env()
-    endpoint = f"http://127.0.0.1:{BLOB_PORT}/devstoreaccount1"
-    connection = (
-        f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={AZURITE_KEY};"
-        f"BlobEndpoint={endpoint};"
-    )
-    for remote in ("main", "review"):
-        run(
-            *(BIN / "dvc", "remote", "modify", "--local", remote),
-            *("connection_string", connection),
-        )
-    print(f"dvc push and dvc pull now use {endpoint} (.dvc/config.local); Ctrl-C stops it.")
-    run(
-        *(shutil.which("node") or "node", ROOT / "node_modules/azurite/dist/src/blob/main.js"),
-        *("--blobPort", str(BLOB_PORT), "--location", ROOT / ".azurite"),
-        *("--silent", "--skipApiVersionCheck", "--disableTelemetry"),
-    )
+    process = start_blob_emulator(BLOB_PORT, ROOT / ".azurite")
+    try:
+        for remote in REMOTES:
+            setting = ["connection_string", connection_string(BLOB_PORT)]
+            run(BIN / "dvc", "remote", "modify", "--local", "--quiet", remote, *setting)
+        print("dvc push and dvc pull now use it (.dvc/config.local). Ctrl-C stops it.", flush=True)
+        process.wait()
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def lock() -> None:
     """Resolve pyproject.toml and package.json anew into the lock files."""
     env()
-    upgrade = ["--upgrade"] if "--upgrade" in sys.argv else []
-    compile_ = [BIN / "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"]
-    quiet = ["--no-header", "--no-annotate", *upgrade, "pyproject.toml"]
-    run(*compile_, *quiet, "--group", "dev", "--output-file", LOCK.name)
-    run(*compile_, *quiet, "--constraint", LOCK.name, "--output-file", "requirements.txt")
+    resolve: list[str | Path] = [BIN / "uv", "pip", "compile", "--quiet", "--universal"]
+    resolve += ["--generate-hashes", "--no-header", "--no-annotate", "pyproject.toml"]
+    resolve += sys.argv[2:]  # for instance --upgrade, or --upgrade-package NAME
+    run(*resolve, "--group", "dev", "--output-file", LOCK.name)
+    run(*resolve, "--constraint", LOCK.name, "--output-file", "requirements.txt")
     run(shutil.which("npm") or "npm", "install", "--package-lock-only", "--silent")
 
 
@@ -215,14 +267,15 @@ TARGETS = {
 def main() -> int:
     """Run the target named on the command line; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a console that cannot show every digit
+        # A console that cannot show every digit must not stop anything.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     name = sys.argv[1] if len(sys.argv) > 1 else "help"
     if name not in TARGETS:
         print(f"run.py: no target {name}; there are {', '.join(TARGETS)}", file=sys.stderr)
         return 1
     try:
         TARGETS[name]()
-    except Failure as failure:
+    except TargetError as failure:
         print(f"{name}: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -203,7 +203,7 @@ def write_pool(path: Path, parts: Iterable[Digits]) -> None:
         arrays[f"{part.name}.images"] = part.images
         arrays[f"{part.name}.labels"] = part.labels
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_pool(path: Path, class_count: int) -> list[Digits]:

@@ -16,16 +16,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
 from scipy.ndimage import distance_transform_edt
 from skimage.morphology import skeletonize
 
 from digits.errors import DigitsError
 from digits.normalise import BOX_PIXELS, normalise
+from digits.params import STRICT
 
 FIELD = 128  # side of the square in which a glyph's distances are kept
 GLYPH = 88  # long side of a glyph in it, so that lines may leave their place
@@ -41,29 +44,35 @@ REMOVE = "remove the family from the fonts in params.yaml"
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Shape = npt.NDArray[np.bool_]  # (FIELD, FIELD)
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Change = Annotated[float, Field(gt=-1, lt=1)]
 
 
 @dataclass(frozen=True)
 class Hand:
     """How digits vary from one to the next.
 
-    Ranges are (lowest, highest), drawn from uniformly; pixels are those of a 28-pixel image.
+    Pairs are ranges, drawn from uniformly; pixels are those of a 28-pixel image.
     """
 
-    rotation_degrees: float  # turned by up to this much either way
-    shear: float  # slanted by up to this much sideways per pixel of height, either way
-    size_spread: float  # width and height each change by a factor up to (1 + s) / (1 - s)
-    widening: tuple[float, float]  # then the width by (1 + w) / (1 - w) more; negative: narrower
-    bend_lengths_pixels: tuple[float, ...]  # how far apart the points are that shift independently
-    bend_pixels: tuple[float, ...]  # for each of these: how far they shift (standard deviation)
-    bend_range: tuple[float, float]  # a digit's share of `bend_pixels`
-    pen_share: float  # share drawn with a pen along the middle of the strokes, 0 to 1
-    half_width_pixels: tuple[float, float]  # half the width of that pen's line
-    weight_factors: tuple[float, float]  # the other digits: the font's line width times this
-    width_wobble: float  # standard deviation of the width along a line, as a share of it
-    edge_pixels: tuple[float, float]  # from the edge's middle to full ink or paper
-    gain: tuple[float, float]  # ink times this, at most white: above 1 sharpens the edges
-    regional_share: float  # share drawn with a form for another language, where fonts have one
+    __pydantic_config__ = STRICT
+
+    rotation_degrees: Annotated[float, Field(ge=0, lt=90)]  # up to this much either way
+    shear: float  # pixels sideways per pixel of height, up to this much either way
+    size_spread: Annotated[
+        float, Field(ge=0, lt=1)
+    ]  # width and height each by (1 + s) / (1 - s), s up to this either way
+    widening: tuple[Change, Change]  # then the width by (1 + w) / (1 - w); negative: narrower
+    bends_pixels: tuple[tuple[Positive, float], ...]  # points so far apart shift by this deviation
+    bend_range: tuple[float, float]  # a digit's share of those shifts
+    pen_share: Share  # share drawn with a pen along the middle of the strokes
+    half_width_pixels: tuple[Positive, Positive]  # half the width of any line
+    weight_factors: tuple[Positive, Positive]  # the other digits: the font's line width times this
+    width_wobble: Share  # deviation of the width along a line, as a share of it
+    edge_pixels: tuple[Positive, Positive]  # half the way from full ink to paper
+    gain: tuple[Positive, Positive]  # ink times this, at most white: above 1 sharpens the edges
+    regional_share: Share  # share drawn with another language's form, where fonts have one
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ def _font_files(folder: Path, family: str, characters: str) -> Iterator[tuple[Pa
         )
     missing = characters
     for piece, ranges in json.loads(index.read_text(encoding="utf-8")).items():
-        covered = set()
+        covered: set[int] = set()
         for part in ranges.split(","):
             first, _, last = part.strip().removeprefix("U+").partition("-")
             covered.update(range(int(first, 16), int(last or first, 16) + 1))
@@ -181,24 +190,26 @@ def _open(file: Path, characters: str) -> tuple[ImageFont.FreeTypeFont, dict[str
     Regional forms have no code point, so they are given private ones: Pillow without Raqm (whose
     library differs between machines) draws by code point alone.
     """
-    font = TTFont(file, lazy=True, recalcBBoxes=False, recalcTimestamp=False)
-    glyph_names = font.getBestCmap()
-    forms, private = {}, {}
-    for character in characters:
-        if ord(character) not in glyph_names:
-            raise DigitsError(f"{file}: has no glyph for {_name(character)}; {REMOVE}")
-        forms[character] = character
-        for glyph_name in _regional_forms(font, glyph_names[ord(character)]):
-            code = PRIVATE_USE + len(private)
-            private[code] = glyph_name
-            forms[character] += chr(code)
-    for table in font["cmap"].tables:
-        if table.isUnicode():
-            table.cmap.update(private)
-    for tag in {"GDEF", "GPOS", "GSUB"} & set(font.keys()):
-        del font[tag]  # not used below, and slow to write
-    font.flavor, plain = None, io.BytesIO()
-    font.save(plain)
+    forms: dict[str, str] = {}
+    private: dict[int, str] = {}
+    plain = io.BytesIO()
+    with TTFont(file, lazy=True, recalcBBoxes=False, recalcTimestamp=False) as font:
+        glyph_names = font.getBestCmap()
+        for character in characters:
+            if ord(character) not in glyph_names:
+                raise DigitsError(f"{file}: has no glyph for {_name(character)}; {REMOVE}")
+            forms[character] = character
+            for glyph_name in _regional_forms(font, glyph_names[ord(character)]):
+                code = PRIVATE_USE + len(private)
+                private[code] = glyph_name
+                forms[character] += chr(code)
+        for table in font["cmap"].tables:
+            if table.isUnicode():
+                table.cmap.update(private)
+        for tag in {"GDEF", "GPOS", "GSUB"} & set(font.keys()):
+            del font[tag]  # not used below, and slow to write
+        font.flavor = None
+        font.save(plain)
     plain.seek(0)
     return ImageFont.truetype(plain, DRAWN, layout_engine=ImageFont.Layout.BASIC), forms
 
@@ -268,16 +279,15 @@ def _draw(
     cosine = (1 - tangent * tangent) / (1 + tangent * tangent)
     sine = 2 * tangent / (1 + tangent * tangent)
     shear = uniform(-hand.shear, hand.shear)
-    margin = 1.12 + 0.06 * sum(hand.bend_pixels)  # the canvas shows more, so that all ink is on it
+    margin = 1.12 + 0.06 * sum(shift for _, shift in hand.bends_pixels)  # keeps ink on the canvas
     spread = hand.size_spread
     width = _factor(uniform(-spread, spread)) * _factor(uniform(*hand.widening))
     height = _factor(uniform(-spread, spread))
-    across = (np.arange(CANVAS, dtype=np.float32) + 0.5) * (margin * FIELD / CANVAS)
-    across -= across.mean()
+    across = (np.arange(CANVAS, dtype=np.float32) + (0.5 - CANVAS / 2)) * (margin * FIELD / CANVAS)
     down = across[:, None]
     x = (cosine * across + (sine + shear) * down) / width + FIELD / 2
     y = (cosine * down - sine * across) / height + FIELD / 2  # (n, CANVAS, CANVAS)
-    for length, shift in zip(hand.bend_lengths_pixels, hand.bend_pixels, strict=True):
+    for length, shift in hand.bends_pixels:
         amount = uniform(*hand.bend_range) * np.float32(shift * UNIT)
         x += amount * _smooth(n, length, rng)
         y += amount * _smooth(n, length, rng)

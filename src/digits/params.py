@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 import digits.pipeline
 from digits.errors import DigitsError
@@ -83,8 +84,8 @@ def foreign_scripts(values: dict[str, Any]) -> dict[str, bool]:
     blocks = values.get("foreign") or {}
     name = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
     formats = {key: block["reader"]["format"] for key, block in blocks.items()}
-    _parse(dict[name, str], formats, "foreign")  # type: ignore[valid-type]
-    return {script: format == "fonts" for script, format in formats.items()}
+    _parse(dict[name, str], formats, "foreign")
+    return {script: kind == "fonts" for script, kind in formats.items()}
 
 
 def task(values: dict[str, Any]) -> Task:

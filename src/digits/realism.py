@@ -1,6 +1,95 @@
 """How real the rendered digits are: `python src realism SCRIPT HANDWRITING.npz`.
 
-Fonts and params.yaml's way of drawing enter, with real handwriting that the project does not
-ship; the accuracy leaves with which a net trained on rendered digits alone reads it. The real
-digits are scored once, after training: they choose nothing here.
+Enters: the fonts and the hand of params.yaml, and real handwriting, which the project does not
+ship (arrays images uint8 (n, size, size), white on black, and labels uint8 (n,)). Leaves, on
+standard output: the accuracy with which a net trained on rendered digits alone reads it. The
+real digits are looked at once, after training: they choose nothing here.
 """
+
+import argparse
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from digits import params
+from digits.dataset import Digits
+from digits.errors import DigitsError
+from digits.glyphs import load_glyphs, render
+from digits.model import SCORING_BATCH, build, make_exact
+from digits.normalise import normalise
+from digits.pipeline.foreign import FONTS, Fonts, Params
+
+PER_CLASS, EPOCHS, BATCH, PEAK_RATE, WEIGHT_DECAY = 2000, 6, 128, 0.004, 0.01
+
+
+def read_handwriting(path: Path, image_size: int, script: str, class_count: int) -> Digits:
+    """Return the digits in an .npz, brought to the same normal form as the rendered ones.
+
+    Raises DigitsError when the file is not there, is no .npz, or holds other arrays.
+    """
+    expected = "it should hold the arrays images uint8 (n, size, size) and labels uint8 (n,)"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+        images = normalise(images, image_size)
+    except FileNotFoundError:
+        raise DigitsError(f"{path}: not found; give the path of an .npz; {expected}") from None
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise DigitsError(f"{path}: cannot be used ({error}); {expected}") from None
+    if len(labels) == 0:
+        raise DigitsError(f"{path}: has no digits; {expected}")
+    return Digits(images, labels, script, False, class_count)
+
+
+def train(images: np.ndarray, labels: np.ndarray, class_count: int, seed: int) -> keras.Model:
+    """Return this project's network, trained on uint8 (n, size, size) for a fixed time."""
+    make_exact(seed)
+    network = build(images.shape[1], 1, class_count)
+    steps = EPOCHS * -(-len(images) // BATCH)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 5, warmup_target=PEAK_RATE, warmup_steps=steps // 5
+    )
+    network.compile(
+        keras.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    network.fit(images, labels, BATCH, EPOCHS, verbose=0)
+    return network
+
+
+def report(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> str:
+    """Return a table: accuracy over all, then of each class with its most frequent mistake."""
+    accuracy = (predicted == labels).mean()
+    lines = [f"accuracy {accuracy:.2%} on {len(labels):,} real digits, trained on rendered ones"]
+    for label in np.unique(labels):
+        counts = np.bincount(predicted[labels == label], minlength=len(classes))
+        right, total = counts[label], counts.sum()
+        counts[label] = 0
+        mistake = f"read as {classes[counts.argmax()]} {counts.max() / total:.1%}"
+        lines.append(f"  {classes[label]}  {right / total:6.1%}  {mistake if counts.any() else ''}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Render, train, read the handwriting once, print."""
+    parser = argparse.ArgumentParser(prog="realism", description=__doc__)
+    parser.add_argument("script", help="a key of params.yaml's foreign that is drawn from fonts")
+    parser.add_argument("handwriting", type=Path, help="an .npz of real digits")
+    given = parser.parse_args(arguments)
+    values = params.load()
+    task = params.task(values)
+    fonts = params.section(Params, values, f"foreign.{given.script}").reader
+    if not isinstance(fonts, Fonts):
+        raise DigitsError(f"params.yaml: foreign.{given.script} is not rendered from fonts")
+    size, class_count = task.image_size, len(task.classes)
+    real = read_handwriting(given.handwriting, size, given.script, class_count)
+    folder = os.environ.get("DVC_ROOT", ".") / FONTS
+    glyphs = load_glyphs(folder, fonts.train_fonts + fonts.unseen_fonts, fonts.characters)
+    rng = np.random.default_rng([task.seed, zlib.crc32(given.script.encode())])
+    network = train(*render(glyphs, PER_CLASS, fonts.hand, size, rng), class_count, task.seed)
+    logits = network.predict(real.images, batch_size=SCORING_BATCH, verbose=0)
+    print(report(real.labels, logits.argmax(axis=1), task.classes))

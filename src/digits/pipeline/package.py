@@ -98,7 +98,8 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
 
     digits_model = model.load(paths.model / "model.keras")
-    manifest = {"format": FORMAT, "model_sha256": sha256(paths.model / "model.keras")}
+    weights = sha256(paths.model / "model.keras")
+    manifest: dict[str, Any] = {"format": FORMAT, "model_sha256": weights}
     manifest |= json.loads((paths.model / "lineage.json").read_text("utf-8"))
     partial = paths.out.with_name(f"{paths.out.name}.partial")
     for left_over in (partial, paths.out):
@@ -112,7 +113,7 @@ def main(arguments: list[str]) -> None:
     folder = partial / "package"
     packaged = Model(
         utc_time_created=EPOCH,
-        model_uuid=manifest["model_sha256"][:32],
+        model_uuid=weights[:32],
         metadata={"scripts": manifest["scripts"], "classes": list(task.classes)},
     )
     mlflow.pyfunc.save_model(

