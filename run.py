@@ -162,6 +162,7 @@ def show_metrics() -> None:
 
 def lint() -> None:
     """Run the linters and the type checker."""
+    env()
     run(BIN / "ruff", "check", ".")
     run(BIN / "ruff", "format", "--check", ".")
     run(BIN / "mypy")
@@ -169,21 +170,18 @@ def lint() -> None:
 
 def check() -> None:
     """Lint, types and the quick tests: under a minute."""
-    env()
     lint()
     run(BIN / "pytest", "-m", "not slow and not prove")
 
 
 def test() -> None:
     """Lint, types and all tests but the longest: under 15 minutes."""
-    env()
     lint()
     run(BIN / "pytest", "-m", "not prove")
 
 
 def prove() -> None:
     """All tests, every fault and the production model too: under an hour."""
-    env()
     lint()
     run(BIN / "pytest")
 
@@ -257,6 +255,7 @@ TARGETS = {
     "test": test,
     "check": check,
     "prove": prove,
+    "lint": lint,
     "storage": storage,
     "env": env,
     "lock": lock,

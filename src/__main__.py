@@ -22,6 +22,11 @@ EXACT = {
     # NumPy's own loops for exp, log and the like differ between AVX2 and AVX512.
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
 }
+MENDS = {
+    errno.ENOSPC: "free some space on that disk and run again",
+    errno.ENOENT: "run `dvc repro`, which makes it, or correct the name",
+    errno.EACCES: "give yourself the right to it and run again",
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -48,9 +53,9 @@ def main(arguments: list[str]) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        mend = "free some space and run again" if error.errno == errno.ENOSPC else "see above"
-        place = error.filename or "a file"
-        print(f"{name}: {place}: {error.strerror or error}; {mend}", file=sys.stderr)
+        mend = MENDS.get(error.errno or 0, "mend this and run again")
+        reason = os.strerror(error.errno) if error.errno else error
+        print(f"{name}: {error.filename or 'a file'}: {reason}; {mend}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         print(f"{name}: {error}; run `make repro`, or activate .venv first", file=sys.stderr)

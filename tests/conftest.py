@@ -101,7 +101,6 @@ def shrink(project: Project) -> None:
     folder = project.root / "data" / "small"
     write_csv(folder / "train.csv", mnist_part("train", 1200))
     write_csv(folder / "test.csv", mnist_part("t10k", 300))
-    (folder / ".gitignore").write_text("*.csv\n")
     project.edit(
         "params.yaml", "source: package-lock.json # what DVC watches: npm", "source: data/small # "
     )
@@ -127,6 +126,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (project.root / "node_modules").symlink_to(ROOT / "node_modules")
     shrink(project)
     project.git("init", "--quiet", "--initial-branch", "main")
+    project.dvc("add", "--quiet", "data/small")
     project.dvc("repro")
     project.git("add", "--all")
     project.git("commit", "--quiet", "--message", "A small project")

@@ -87,16 +87,16 @@ def test_regional_forms_are_found_and_drawn_at_their_share(glyphs: Glyphs) -> No
     for share in (0.0, 1.0):
         hand = dataclasses.replace(steady, regional_share=share, pen_share=1.0)
         images, _ = render(part, 30, hand, 28, np.random.default_rng(0))
-        # The regional form is a hook below a bar: its left upper quarter has ink, a curve's not.
-        assert (images[:, 4:9, 4:9].mean() > 60) == bool(share)
+        # The regional form hangs from a bar: its upper left corner has ink, the other has none.
+        assert (images[:, 4:9, 4:9].mean() > 20) == bool(share)
 
 
 def test_all_characters_of_a_class_are_used() -> None:
     mixed = load_glyphs(FONTS, ["yomogi"], ["〇零", "一"])
-    assert [(origin[0], int(label)) for origin, label in zip(mixed.origins, mixed.labels)] == [
-        (character, int(character == "一")) for character, _, _ in mixed.origins
-    ]
-    assert {origin[0] for origin in mixed.origins} == set("〇零一")
+    labels = {
+        origin[0]: int(label) for origin, label in zip(mixed.origins, mixed.labels, strict=True)
+    }
+    assert labels == {"〇": 0, "零": 0, "一": 1}
 
 
 @pytest.mark.parametrize(

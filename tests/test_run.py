@@ -1,0 +1,79 @@
+"""run.py: the first minutes on a machine where something is missing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run
+from conftest import ROOT, copy_tracked, environment
+
+
+def start(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run run.py with this Python, in a folder that holds the project's files."""
+    return subprocess.run(
+        [sys.executable, str(folder / "run.py"), *arguments],
+        env=environment() | env,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    copy_tracked(tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+def test_help_lists_the_targets_of_the_makefile(tree: Path) -> None:
+    done = start(tree, "help")
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in run.TARGETS:
+        assert f"make {target} " in done.stdout
+        assert f"run.py {target}\n" in makefile
+
+
+def test_an_unknown_target_is_told(tree: Path) -> None:
+    done = start(tree, "repo")
+    assert (done.returncode, "no target repo" in done.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_no_network_at_the_first_install_is_told(tree: Path) -> None:
+    nobody = "http://127.0.0.1:9/simple"
+    for _ in range(2):  # the second time meets what the first one left
+        done = start(tree, "env", PIP_INDEX_URL=nobody, PIP_RETRIES="0", PIP_CONFIG_FILE=os.devnull)
+        assert done.returncode == 1
+        assert "is there a network" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tree / ".venv" / "installed").exists()
+
+
+def test_no_npm_is_told(tree: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / ".venv" / "bin", tree / ".venv" / "bin", symlinks=True)
+    code = "import sys; sys.path.insert(0, '.'); import run; run.install_python = lambda: None\n"
+    code += "sys.argv = ['run.py', 'env']; sys.exit(run.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tree,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "npm: not found; install Node.js 20 or newer" in done.stderr
+
+
+def test_metrics_are_shown_with_the_word_rendered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data" / "evaluation"
+    folder.mkdir(parents=True)
+    row = '{"accuracy": 0.25, "accuracy_low": 0.2, "accuracy_high": 0.3, "calibration_error": 0.5}'
+    (folder / "metrics.json").write_text(f'{{"japanese_rendered": {row}}}')
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    run.show_metrics()
+    assert "japanese_rendered" in (shown := capsys.readouterr().out)
+    assert "0.2000 - 0.3000" in shown
