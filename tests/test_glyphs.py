@@ -154,6 +154,15 @@ def test_missing_glyph_is_named(copied: Path) -> None:
         load_glyphs(copied, ["kalam"], DEVANAGARI)
 
 
+def test_damaged_font_is_named(copied: Path) -> None:
+    file = copied / "kalam" / "files" / "kalam-devanagari-400-normal.woff"
+    whole = file.read_bytes()
+    for damaged in (b"no font", whole[: len(whole) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(DigitsError, match=rf"{file.name}: is damaged"):
+            load_glyphs(copied, ["kalam"], DEVANAGARI)
+
+
 def test_latin_shape_in_place_of_another_is_refused(copied: Path) -> None:
     """The font's own Latin 4, put where ४ is looked for."""
     load_glyphs(copied, ["kalam"], DEVANAGARI)

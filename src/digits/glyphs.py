@@ -12,6 +12,8 @@ every sum is exact, so its order cannot matter; no exp, log, power, sine or cosi
 import io
 import json
 import math
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +22,7 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from fontTools.ttLib import TTFont
+from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from scipy.ndimage import distance_transform_edt
@@ -99,7 +101,11 @@ def load_glyphs(folder: Path, families: Sequence[str], characters: Sequence[str]
     labels, origins, half_widths, to_middle, to_edge = [], [], [], [], []
     for family in families:
         for file, wanted in _font_files(folder, family, "".join(characters)):
-            for character, regional, shape in _shapes(file, family, wanted):
+            try:
+                shapes = list(_shapes(file, family, wanted))
+            except (TTLibError, struct.error, zlib.error) as error:
+                raise DigitsError(f"{file}: is damaged ({error}); run `npm ci` again") from None
+            for character, regional, shape in shapes:
                 middle = skeletonize(shape)
                 edge = distance_transform_edt(~shape) - distance_transform_edt(shape)
                 labels.append(next(i for i, text in enumerate(characters) if character in text))
@@ -198,7 +204,8 @@ def _open(file: Path, characters: str) -> tuple[ImageFont.FreeTypeFont, dict[str
     forms: dict[str, str] = {}
     private: dict[int, str] = {}
     plain = io.BytesIO()
-    with TTFont(file, lazy=True, recalcBBoxes=False, recalcTimestamp=False) as font:
+    data = io.BytesIO(file.read_bytes())
+    with TTFont(data, lazy=True, recalcBBoxes=False, recalcTimestamp=False) as font:
         glyph_names = font.getBestCmap()
         for character in characters:
             if ord(character) not in glyph_names:

@@ -7,23 +7,24 @@ real digits are looked at once, after training: they choose nothing here.
 """
 
 import argparse
+import dataclasses
 import os
 import zipfile
 import zlib
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from digits import params
+from digits import model, params
 from digits.dataset import Digits
 from digits.errors import DigitsError
 from digits.glyphs import load_glyphs, render
-from digits.model import SCORING_BATCH, build, make_exact
 from digits.normalise import normalise
+from digits.pipeline import train
 from digits.pipeline.foreign import FONTS, Fonts, Params
 
-PER_CLASS, EPOCHS, BATCH, PEAK_RATE, WEIGHT_DECAY = 2000, 6, 128, 0.004, 0.01
+PER_CLASS, EPOCHS = 2000, 6
+WATCHED_PER_CLASS = 50  # more rendered digits, to watch the training
 
 
 def read_handwriting(path: Path, image_size: int, script: str, class_count: int) -> Digits:
@@ -43,22 +44,6 @@ def read_handwriting(path: Path, image_size: int, script: str, class_count: int)
     if len(labels) == 0:
         raise DigitsError(f"{path}: has no digits; {expected}")
     return Digits(images, labels, script, False, class_count)
-
-
-def train(images: np.ndarray, labels: np.ndarray, class_count: int, seed: int) -> keras.Model:
-    """Return this project's network, trained on uint8 (n, size, size) for a fixed time."""
-    make_exact(seed)
-    network = build(images.shape[1], 1, class_count)
-    steps = EPOCHS * -(-len(images) // BATCH)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - steps // 5, warmup_target=PEAK_RATE, warmup_steps=steps // 5
-    )
-    network.compile(
-        keras.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    network.fit(images, labels, BATCH, EPOCHS, verbose=0)
-    return network
 
 
 def report(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> str:
@@ -90,6 +75,11 @@ def main(arguments: list[str]) -> None:
     folder = os.environ.get("DVC_ROOT", ".") / FONTS
     glyphs = load_glyphs(folder, fonts.train_fonts + fonts.unseen_fonts, fonts.characters)
     rng = np.random.default_rng([task.seed, zlib.crc32(given.script.encode())])
-    network = train(*render(glyphs, PER_CLASS, fonts.hand, size, rng), class_count, task.seed)
-    logits = network.predict(real.images, batch_size=SCORING_BATCH, verbose=0)
-    print(report(real.labels, logits.argmax(axis=1), task.classes))
+    training = render(glyphs, PER_CLASS, fonts.hand, size, rng)
+    watched = render(glyphs, WATCHED_PER_CLASS, fonts.hand, size, rng)
+    model.make_exact(task.seed)
+    network = model.build(size, 1, class_count)
+    shorter = dataclasses.replace(task, epochs=EPOCHS)
+    train.fit(network, training, watched, shorter, params.section(train.Params, values, "train"))
+    predicted = model.predict(network, real.images).argmax(axis=1)
+    print(report(real.labels, predicted, task.classes))

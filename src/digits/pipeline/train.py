@@ -80,7 +80,7 @@ def fit(
         loss, hits = 0.0, 0
         for index in tf.range(tf.shape(batches)[0]):
             picked = batches[index]
-            truth = tf.gather(classes, picked)
+            truth = tf.cast(tf.gather(classes, picked), tf.int32)
             with tf.GradientTape() as tape:
                 logits = network(tf.gather(images, picked), training=True)
                 losses = tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits)
