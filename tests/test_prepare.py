@@ -36,6 +36,15 @@ def test_nothing_and_everything_can_be_split_off() -> None:
         split(digits, 30, 1)
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 19])
+def test_few_digits_of_uneven_classes_are_split_too(count: int) -> None:
+    digits = random_digits(60)[np.r_[0, 1, 1:60:10, 2:60:10, 3:60:10]]
+    picked, rest = split(digits, count, seed=1)
+    assert (len(picked), len(rest)) == (count, len(digits) - count)
+    share = np.bincount(digits.labels) * count / len(digits)
+    assert np.abs(np.bincount(picked.labels, minlength=len(share)) - share).max() < 1
+
+
 def test_foreign_share_is_the_share_of_all() -> None:
     mnist, script = random_digits(900), random_digits(400)
     parts = mix(mnist, [script, script], 0.1, seed=1)

@@ -13,7 +13,6 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-from sklearn.model_selection import train_test_split
 
 from digits import params
 from digits.dataset import MNIST, Digits, concatenate, read_csv, write_pool
@@ -33,24 +32,23 @@ class Params:
 
 
 def split(digits: Digits, count: int, seed: int) -> tuple[Digits, Digits]:
-    """Return `count` digits, each class in its share, and the others; seeded, in file order.
+    """Return `count` digits and the others, each in file order; seeded and stratified.
 
-    Raises DigitsError when there are too few digits of some class.
+    The digits are put in order of class, shuffled within a class, and picked at even distances:
+    each class gives its share, rounded, however few there are.
+
+    Raises DigitsError when there are too few digits.
     """
-    if count == 0:
-        return digits[:0], digits
-    if count == len(digits):
-        return digits, digits[:0]
-    try:
-        others, picked = train_test_split(
-            np.arange(len(digits)), test_size=count, stratify=digits.labels, random_state=seed
-        )
-    except ValueError as error:
+    if count > len(digits):
         raise DigitsError(
-            f"{digits.name}: cannot set {count:,} of {len(digits):,} digits apart: {error} "
-            "Bring more digits, or ask for fewer in params.yaml's prepare"
-        ) from None
-    return digits[np.sort(picked)], digits[np.sort(others)]
+            f"{digits.name}: cannot set {count:,} of {len(digits):,} digits apart; bring more "
+            "digits, or ask for fewer in params.yaml's prepare"
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(digits))
+    ordered = shuffled[np.argsort(digits.labels[shuffled], kind="stable")]
+    picked = np.zeros(len(digits), bool)
+    picked[ordered[(2 * np.arange(count) + 1) * len(digits) // (2 * max(count, 1))]] = True
+    return digits[picked], digits[~picked]
 
 
 def foreign_sets(folder: Path, part: str, task: Task, rendered: dict[str, bool]) -> list[Digits]:
