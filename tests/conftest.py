@@ -65,6 +65,11 @@ class Project:
         shutil.copytree(self.root, target, symlinks=True)
         return Project(target)
 
+    def clone(self, target: Path, *options: str) -> "Project":
+        """Return a clone of what is committed: no node_modules, no DVC cache, no outputs."""
+        self.git("clone", "--quiet", *options, str(self.root), str(target))
+        return Project(target)
+
 
 def environment() -> dict[str, str]:
     """Return a person's environment: no settings of git, DVC or Azure from this machine."""
@@ -125,6 +130,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
     copy_tracked(project.root)
     (project.root / "node_modules").symlink_to(ROOT / "node_modules")
     shrink(project)
+    (project.root / "dvc.lock").unlink(missing_ok=True)  # its own keeps the order of the stages
     project.git("init", "--quiet", "--initial-branch", "main")
     project.dvc("add", "--quiet", "data/small")
     project.dvc("repro")

@@ -79,8 +79,7 @@ def test_a_python_without_the_packages_is_told(tree: Project) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_console_that_cannot_show_a_digit_crashes_nothing(tree: Project, encoding: str) -> None:
-    tree.edit("params.yaml", 'classes: ["0"', 'classes: ["०零"')
-    tree.edit("params.yaml", '"9"]', '"०零"]')
+    tree.edit("params.yaml", 'classes: ["0", "1"', 'classes: ["०零", "०零"')
     done = subprocess.run(
         [sys.executable, "src", "params"],
         cwd=tree.root,

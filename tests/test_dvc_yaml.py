@@ -83,7 +83,8 @@ def test_cmd_names_deps_and_outs(stage: str) -> None:
     """Each path in cmd is a dep or an out, or the folder of some; each data path is in cmd."""
     words = shlex.split(STAGES[stage]["cmd"])[3:]
     named = {word for word in words if "/" in word or word.endswith((".txt", ".json"))}
-    outs = paths(STAGES[stage]["outs"]) | paths(STAGES[stage].get("metrics", []))
+    kinds = ("outs", "metrics", "plots")
+    outs = {path for kind in kinds for path in paths(STAGES[stage].get(kind, []))}
     data = outs | {
         path
         for path in paths(STAGES[stage]["deps"])

@@ -33,9 +33,13 @@ THREADS = 2
 def make_exact(seed: int) -> None:
     """Let the same seed give the same weights on every run, with any number of threads."""
     keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+    _fix_threads()
+
+
+def _fix_threads() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
-    tf.config.experimental.enable_op_determinism()
 
 
 def build(image_size: int, script_count: int, class_count: int) -> keras.Model:
@@ -119,12 +123,13 @@ def _number_shared_objects(config: str) -> str:
 
 
 def load(path: Path) -> keras.Model:
-    """Read a model that `save` wrote.
+    """Read a model that `save` wrote; it scores alike with any number of cores.
 
     Raises DigitsError when the file is absent, damaged or from a Keras that this one cannot read.
     """
     if not path.exists():
         raise DigitsError(f"{path}: not found; run `dvc repro` first")
+    _fix_threads()
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds here

@@ -1,0 +1,147 @@
+"""The same commit gives the same bytes: on one core or two, in a clone, after a kill."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Project, copy_tracked, environment
+
+pytestmark = pytest.mark.slow
+ONE_CORE = ("taskset", "--cpu-list", "0")
+needs_taskset = pytest.mark.skipif(not shutil.which("taskset"), reason="needs Linux's taskset")
+FORCED = ("dvc", "repro", "--force", "--no-run-cache")
+FOLDERS = {
+    "mnist": "data/mnist",
+    "prepare": "data/prepared",
+    "train": "data/model",
+    "evaluate": "data/evaluation",
+    "package": "data/package",
+}
+SCRIPTS = dict(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))["foreign"])
+STAGES = [*FOLDERS, *(f"foreign@{script}" for script in SCRIPTS)]
+DEADLINE = 120  # seconds
+
+
+def assert_same(project: Project, expected: bytes) -> None:
+    assert (project.root / "dvc.lock").read_bytes() == expected
+    assert project.git("status", "--porcelain") == ""
+    assert project.dvc("data", "status", "--json").strip() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "threads"),
+    [
+        pytest.param(ONE_CORE, "2", marks=needs_taskset, id="one core"),
+        pytest.param((), "1", marks=pytest.mark.prove, id="one thread"),
+        pytest.param((), "2", marks=pytest.mark.prove, id="two threads"),
+    ],
+)
+def test_lock_is_the_same_on_one_core_or_two(
+    project: Project, launcher: tuple[str, ...], threads: str
+) -> None:
+    lock = project.root / "dvc.lock"
+    expected = lock.read_bytes()
+    lock.unlink()
+    output = project.run(*launcher, *FORCED, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
+    assert {"mnist", "prepare", "train", "evaluate", "package"} <= set(project.stages_run(output))
+    assert_same(project, expected)
+
+
+def test_a_clone_with_autocrlf_has_the_same_data(project: Project, tmp_path: Path) -> None:
+    clone = project.clone(tmp_path / "clone", "--config", "core.autocrlf=true")
+    clone.dvc("cache", "dir", "--local", str(project.root / ".dvc" / "cache"))
+    clone.dvc("checkout")
+    assert clone.dvc("status", "--json").strip() == "{}"
+    assert_same(clone, (project.root / "dvc.lock").read_bytes())
+
+
+def kill_while_it_writes(project: Project, stage: str) -> None:
+    """Start `dvc repro`; kill it and all it started once the stage's first file appears."""
+    folder = project.root / FOLDERS.get(stage, "data/foreign")
+    pattern = f"{stage.partition('@')[2]}*"
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=project.root,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        start_new_session=True,
+    )
+    try:
+        # DVC has deleted the stage's outputs before it says this.
+        assert any(line.startswith(f"Running stage '{stage}'") for line in process.stdout or ())
+        end = time.monotonic() + DEADLINE
+        while not any(path.is_file() for path in folder.rglob(pattern) if path.name[0] != "."):
+            assert process.poll() is None, "it ended before the stage wrote anything"
+            assert time.monotonic() < end, "the stage wrote nothing"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, marks=() if s == "train" else pytest.mark.prove) for s in STAGES]
+)
+def test_after_a_kill_repro_completes_with_the_same_lock(
+    project: Project, tmp_path: Path, stage: str
+) -> None:
+    expected = (project.root / "dvc.lock").read_bytes()
+    clone = project.clone(tmp_path / "clone")
+    shutil.copytree(project.root / "data" / "small", clone.root / "data" / "small")
+    (clone.root / "node_modules").symlink_to(ROOT / "node_modules")
+    (clone.root / "dvc.lock").unlink()
+    kill_while_it_writes(clone, stage)
+    assert stage in clone.stages_run(clone.dvc("repro"))
+    assert_same(clone, expected)
+    assert not list(clone.root.rglob("*.partial"))
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Yield the text of a file, or of each member of a zip (.keras); nothing where it is none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            contents = [archive.read(name) for name in archive.namelist()]
+    else:
+        contents = [path.read_bytes()]
+    for content in contents:
+        with suppress(UnicodeDecodeError):
+            yield content.decode("utf-8")
+
+
+def test_no_output_names_the_machine_or_the_day(reproduced: Project) -> None:
+    names = [str(reproduced.root), str(ROOT), socket.gethostname(), date.today().isoformat()]
+    words = r"(?<!\w)(" + "|".join(map(re.escape, names)) + r")(?!\w)"
+    listing = yaml.safe_load((reproduced.root / "dvc.lock").read_text("utf-8"))["stages"]
+    outs = [reproduced.root / out["path"] for stage in listing.values() for out in stage["outs"]]
+    files = [path for out in outs for path in ([out] if out.is_file() else out.rglob("*"))]
+    assert {"MLmodel", "conda.yaml", "metrics.json", "model.keras"} <= {f.name for f in files}
+    for path in filter(Path.is_file, files):
+        for text in texts(path):
+            assert not re.search(words, text), path
+
+
+@pytest.mark.prove
+@needs_taskset
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="exact for Python 3.11 only")
+def test_production_lock_is_reproduced(tmp_path: Path) -> None:
+    copy_tracked(tmp_path)
+    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
+    project = Project(tmp_path)
+    project.git("init", "--quiet", "--initial-branch", "main")
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "The production configuration")
+    project.run(*ONE_CORE, *FORCED)
+    assert_same(project, (ROOT / "dvc.lock").read_bytes())

@@ -1,0 +1,125 @@
+"""DVC's own commands do here what its documentation promises; an edit runs only what it touches."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Project
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def experiment(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose workspace holds an experiment with two epochs instead of one."""
+    project = reproduced.copy(tmp_path_factory.mktemp("experiment") / "project")
+    output = project.dvc("exp", "run", "--name", "longer", "-S", "epochs=2")
+    assert project.stages_run(output) == ["train", "evaluate", "package"]
+    return project
+
+
+def changed(project: Project) -> set[str]:
+    status: dict[str, Any] = json.loads(project.dvc("status", "--json"))
+    return {name.split("@")[0] for name in status}
+
+
+def test_an_experiment_is_listed_with_its_epochs_and_metrics(experiment: Project) -> None:
+    _, baseline = json.loads(experiment.dvc("exp", "show", "--json"))
+    (listed,) = [found["revs"][0] for found in baseline["experiments"]]
+    assert listed["name"] == "longer"
+    assert listed["data"]["params"]["params.yaml"]["data"]["epochs"] == 2
+    path = "data/evaluation/metrics.json"
+    metrics = listed["data"]["metrics"][path]["data"]
+    assert metrics == json.loads((experiment.root / path).read_text("utf-8"))
+    assert metrics != baseline["data"]["metrics"][path]["data"]
+
+
+def test_diffs_show_what_an_experiment_changed(experiment: Project) -> None:
+    params = json.loads(experiment.dvc("params", "diff", "--json"))
+    assert params == {"params.yaml": {"epochs": {"old": 1, "new": 2, "diff": 1}}}
+    metrics = json.loads(experiment.dvc("metrics", "diff", "--json"))
+    assert metrics["data/evaluation/metrics.json"]["mnist.loss"]["diff"] != 0
+
+
+def test_plots_show_both_revisions(experiment: Project, tmp_path: Path) -> None:
+    experiment.dvc("plots", "diff", "--out", str(tmp_path))
+    page = (tmp_path / "index.html").read_text("utf-8")
+    for title in ("Loss while training", "Accuracy while training", "Accuracy by confidence"):
+        assert title in page
+    images = {path.name for path in (tmp_path / "static").iterdir()}
+    for revision in ("HEAD", "workspace"):
+        assert f"{revision}_data_evaluation_images_confusion_mnist.png" in images
+
+
+def test_the_graph_has_every_stage(experiment: Project) -> None:
+    graph = experiment.dvc("dag", "--mermaid")
+    for stage in ("mnist", "prepare", "train", "evaluate", "package"):
+        assert f'["{stage}"]' in graph
+
+
+def test_going_back_to_old_params_takes_all_from_the_run_cache(
+    experiment: Project, tmp_path: Path
+) -> None:
+    project = experiment.copy(tmp_path / "project")
+    project.git("checkout", "--quiet", "params.yaml")
+    assert project.stages_run(project.dvc("repro")) == []
+    assert project.git("status", "--porcelain") == ""
+
+
+def test_a_queued_experiment_runs_the_code_it_was_queued_with(project: Project) -> None:
+    module = "src/digits/pipeline/prepare.py"
+    project.edit(module, 'print(f"{name}: "', 'print(f"queued {name}: "')
+    project.dvc("exp", "run", "--queue", "--name", "queued", "-S", "seed=2", "prepare")
+    project.edit(module, 'print(f"queued {name}: "', 'print(f"edited {name}: "')
+    output = project.dvc("exp", "run", "--run-all")
+    assert "queued training: " in output
+    assert "edited" not in output
+    assert "Success" in project.dvc("queue", "status")
+    assert "edited {name}" in (project.root / module).read_text("utf-8")
+
+
+def test_a_temporary_folder_needs_neither_npm_nor_environment(project: Project) -> None:
+    project.edit("params.yaml", "source: data/small #", "source: package-lock.json #")
+    old = "\n  reader: {format: csv, train: train.csv, test: test.csv}\n"
+    project.edit("params.yaml", old, "\n  reader: {format: npm}\n")
+    say = "\n    print('stands in', sorted(path.name for path in Path().iterdir()))\n"
+    module = "src/digits/pipeline/mnist.py"
+    project.edit(module, "\n    values = params.load()\n", say + "    values = params.load()\n")
+    scripts = yaml.safe_load((project.root / "params.yaml").read_text("utf-8"))["foreign"]
+    stages = ["mnist", *(f"foreign@{script}" for script in dict(scripts))]
+    output = project.dvc("exp", "run", "--temp", "-S", "seed=2", *stages)
+    assert sorted(project.stages_run(output)) == sorted(stages)
+    assert "data/mnist/train.csv: 60,000 digits" in output
+    (names,) = re.findall(r"stands in (\[.*\])", output)
+    assert "'dvc.yaml'" in names
+    assert "'node_modules'" not in names
+    assert "'.venv'" not in names
+
+
+def test_a_new_tensorflow_trains_again_and_a_new_ruff_does_nothing(project: Project) -> None:
+    path = project.root / "requirements-dev.txt"
+    text, count = re.subn(r"^ruff==\S+", "ruff==99.0.0", path.read_text("utf-8"), flags=re.M)
+    assert count == 1
+    path.write_text(text, "utf-8", newline="\n")
+    assert changed(project) == set()
+
+    path = project.root / "requirements.txt"
+    new = "tensorflow-cpu==99.0.0"
+    text, count = re.subn(r"^tensorflow-cpu==\S+", new, path.read_text("utf-8"), flags=re.M)
+    assert count == 1
+    path.write_text(text, "utf-8", newline="\n")
+    assert changed(project) == {"train", "evaluate", "package"}
+    assert project.stages_run(project.dvc("repro", "--dry")) == ["train", "evaluate", "package"]
+
+
+def test_an_edit_of_one_stage_and_a_new_module_touch_no_other(project: Project) -> None:
+    modules = project.root / "src" / "digits" / "pipeline"
+    (modules / "extra.py").write_text('"""Stage extra."""\n')
+    assert changed(project) == set()
+    for stage in ("mnist", "prepare", "train", "evaluate", "package"):
+        project.edit(f"src/digits/pipeline/{stage}.py", f'"""Stage {stage}', f'"""Step {stage}')
+        assert changed(project) == {stage}
+        project.git("checkout", "--quiet", ".")

@@ -1,0 +1,170 @@
+"""DVC's remote on a real Azurite: what it restores, and what each fault says and leaves intact."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from azure.storage.blob import BlobClient
+from conftest import Azurite, Project
+
+from digits.dataset import read_pool
+
+pytestmark = pytest.mark.slow
+
+
+def connect(project: Project, connection_string: str) -> None:
+    setting = ("connection_string", connection_string)
+    project.dvc("remote", "modify", "--local", "--quiet", "main", *setting)
+
+
+def blob(project: Project, azurite: Azurite, path: str) -> BlobClient:
+    stages = yaml.safe_load((project.root / "dvc.lock").read_text("utf-8"))["stages"]
+    outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+    name = f"files/md5/{outs[path][:2]}/{outs[path][2:]}"
+    return BlobClient.from_connection_string(azurite.connection_string, "main", name)
+
+
+def pool_sizes(project: Project) -> int:
+    folder = project.root / "data" / "prepared"
+    pools = [read_pool(folder / f"{name}.npz", 10) for name in ("training", "validation")]
+    return sum(len(part) for pool in pools for part in pool)
+
+
+def assert_whole(project: Project) -> None:
+    assert project.stages_run(project.dvc("repro")) == []
+    assert project.dvc("data", "status", "--json").strip() == "{}"
+    assert project.git("status", "--porcelain") == ""
+
+
+@pytest.fixture
+def pushed(project: Project, azurite: Azurite) -> Project:
+    """A project whose remote holds all its data."""
+    connect(project, azurite.connection_string)
+    project.dvc("push", "--run-cache")
+    return project
+
+
+@pytest.fixture
+def clone(pushed: Project, azurite: Azurite, tmp_path: Path) -> Project:
+    """A clone of it that has pulled nothing yet."""
+    clone = pushed.clone(tmp_path / "clone")
+    connect(clone, azurite.connection_string)
+    return clone
+
+
+def test_after_clone_and_pull_nothing_runs_and_npm_is_not_needed(clone: Project) -> None:
+    clone.dvc("pull")
+    assert not (clone.root / "node_modules").exists()
+    assert_whole(clone)
+
+
+def test_without_outputs_and_cache_nothing_runs(clone: Project) -> None:
+    clone.dvc("pull", "foreign")  # git keeps the folder: DVC takes it for emptied, not for missing
+    output = clone.dvc("repro", "--pull", "--allow-missing")
+    assert clone.stages_run(output) == []
+    assert clone.git("status", "--porcelain") == ""
+    assert not (clone.root / "data" / "model" / "model.keras").exists()
+
+
+def test_run_cache_restores_what_the_lock_does_not_name(clone: Project) -> None:
+    (clone.root / "dvc.lock").unlink()
+    clone.dvc("fetch", "--run-cache")
+    output = clone.dvc("repro", "--pull", "prepare")
+    assert clone.stages_run(output) == []
+    assert "Stage 'prepare' is cached" in output
+
+
+def test_labelled_production_digits_train_and_travel(
+    pushed: Project, azurite: Azurite, tmp_path: Path
+) -> None:
+    before = pool_sizes(pushed)
+    lines = (pushed.root / "data" / "mnist" / "test.csv").read_text("utf-8").splitlines(True)[:201]
+    labelled = pushed.root / "data" / "labelled" / "mnist_week1.csv"
+    labelled.write_text("".join(lines), "utf-8", newline="\n")
+    pushed.dvc("add", "data/labelled/mnist_week1.csv")
+    assert pushed.stages_run(pushed.dvc("repro", "prepare")) == ["prepare"]
+    assert pool_sizes(pushed) == before + 200
+    assert pushed.stages_run(pushed.dvc("repro", "--dry")) == ["train", "package"]
+
+    pushed.git("add", "--all")
+    pushed.git("commit", "--quiet", "--message", "A week of labels")
+    pushed.dvc("push")
+    clone = pushed.clone(tmp_path / "clone")
+    connect(clone, azurite.connection_string)
+    clone.dvc("pull", "data/labelled/mnist_week1.csv", "prepare")
+    copy = clone.root / "data" / "labelled" / "mnist_week1.csv"
+    assert copy.read_bytes() == labelled.read_bytes()
+    assert pool_sizes(clone) == before + 200
+
+
+def test_a_corrupted_blob_is_named_and_kept_out(
+    pushed: Project, clone: Project, azurite: Azurite
+) -> None:
+    with blob(pushed, azurite, "data/model/model.keras") as model:
+        whole = model.download_blob().readall()
+        model.upload_blob(b"x" * len(whole), overwrite=True)
+        output = clone.dvc("pull", code=1)
+        assert "data/model/model.keras" in output
+        assert "Traceback" not in output
+        assert not (clone.root / "data" / "model" / "model.keras").exists()
+        assert clone.git("status", "--porcelain") == ""
+        model.upload_blob(whole, overwrite=True)
+    clone.dvc("pull")
+    assert_whole(clone)
+    assert_whole(pushed)
+
+
+def test_a_missing_blob_is_named_and_pushed_again(
+    pushed: Project, clone: Project, azurite: Azurite
+) -> None:
+    with blob(pushed, azurite, "data/prepared/training.npz") as training:
+        training.delete_blob()
+        name = "".join(training.blob_name.split("/")[-2:])
+        output = clone.dvc("pull", code=1)
+        assert (
+            f"do not exist neither locally nor on remote. Missing cache files:\nmd5: {name}"
+            in output
+        )
+        assert "Checkout failed for following targets:\ndata/prepared/training.npz\n" in output
+        assert "Traceback" not in output
+        assert clone.git("status", "--porcelain") == ""
+        missing = pushed.dvc("data", "status", "--not-in-remote")
+        assert "data/prepared/training.npz" in missing
+        assert "1 file pushed" in pushed.dvc("push")
+    clone.dvc("pull")
+    assert_whole(clone)
+
+
+def test_a_wrong_key_is_told_and_loses_nothing(
+    pushed: Project, clone: Project, azurite: Azurite
+) -> None:
+    wrong = azurite.connection_string.replace("AccountKey=Eby8", "AccountKey=AAAA")
+    for project, command, code in ((clone, "pull", 1), (pushed, "push", 255)):
+        connect(project, wrong)
+        output = project.dvc(command, code=code)
+        assert "Server failed to authenticate the request" in output
+        assert "Traceback" not in output
+        assert project.git("status", "--porcelain") == ""
+        connect(project, azurite.connection_string)
+        project.dvc(command)
+        assert_whole(project)
+
+
+@pytest.mark.prove
+def test_a_stopped_server_is_told_and_loses_nothing(
+    pushed: Project, clone: Project, azurite: Azurite
+) -> None:
+    azurite.stop()
+    with ThreadPoolExecutor() as both:  # Azure's SDK tries again for 80 s, and DVC cannot tell it
+        pull = both.submit(clone.dvc, "pull", code=1)
+        push = both.submit(pushed.dvc, "push", code=255)
+    for output in (pull.result(), push.result()):
+        assert f"Cannot connect to host 127.0.0.1:{azurite.port}" in output
+        assert "Traceback" not in output
+    assert clone.git("status", "--porcelain") == ""
+    azurite.start()
+    clone.dvc("pull")
+    pushed.dvc("push")
+    assert_whole(clone)
+    assert_whole(pushed)
