@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project, copy_tracked, environment
+from conftest import ROOT, Project, copy_tracked, environment, random_digits
+
+from digits.dataset import write_csv
 
 
 @pytest.fixture
@@ -89,3 +91,39 @@ def test_a_console_that_cannot_show_a_digit_crashes_nothing(tree: Project, encod
     assert done.returncode == 1
     assert b"must differ" in done.stderr
     assert rb"\u0966\u96f6" in done.stderr
+
+
+def test_what_a_stage_cannot_work_with_is_told(tree: Project) -> None:
+    (tree.root / "node_modules").symlink_to(ROOT / "node_modules")
+    stage = ("python", "src", "foreign", "devanagari", "--out", "data/foreign")
+    thin = "half_width_pixels: [0.0001, 0.0001]"
+    text = (tree.root / "params.yaml").read_text("utf-8")
+    text = text.replace("half_width_pixels: [0.6, 1.5]", thin)
+    for old, new, message in (
+        ("unseen_fonts: [kalam, mukta]", "unseen_fonts: []", "unseen_fonts is []"),
+        ("edge_pixels: [0.09, 0.36]", "edge_pixels: [0.0001, 0.0001]", "hand: draws"),
+        ("[[12.0, 3.0], [5.2, 0.8]]", "[[0.01, 3.0]]", "bends_pixels.0.0 is 0.01"),
+        ("seed: 1", "seed: 2026-11-23", "seed is '2026-11-23'"),
+        ("reader:\n      format: fonts", "reader:\n      format: csv", "reader.csv.train"),
+    ):
+        assert old in text
+        (tree.root / "params.yaml").write_text(text.replace(old, new, 1), "utf-8")
+        output = tree.run(*stage, code=1)
+        assert message in output
+        assert "Traceback" not in output
+
+
+def test_pools_without_digits_are_told(tree: Project) -> None:
+    for part in ("train", "test"):
+        write_csv(tree.root / "data" / "mnist" / f"{part}.csv", random_digits(20))
+    tree.edit("params.yaml", "production_count: 5000", "production_count: 20")
+    text = (tree.root / "params.yaml").read_text("utf-8")
+    head, tail = text[: text.index("foreign:\n")], text[text.index("prepare:\n") :]
+    (tree.root / "params.yaml").write_text(f"{head}foreign: []\n{tail}", "utf-8")
+    (tree.root / "data" / "labelled").mkdir(exist_ok=True)
+    output = tree.run(
+        *("python", "src", "prepare", "--mnist", "data/mnist", "--foreign", "data/foreign"),
+        *("--labelled", "data/labelled", "--out", "data/prepared"),
+        code=1,
+    )
+    assert "no digits are left for training" in output

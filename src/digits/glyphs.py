@@ -47,6 +47,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Shape = npt.NDArray[np.bool_]  # (FIELD, FIELD)
 Positive = Annotated[float, Field(gt=0)]
+Length = Annotated[float, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Change = Annotated[float, Field(gt=-1, lt=1)]
 
@@ -66,7 +67,7 @@ class Hand:
         float, Field(ge=0, lt=1)
     ]  # width and height each by (1 + s) / (1 - s), s up to this either way
     widening: tuple[Change, Change]  # then the width by (1 + w) / (1 - w); negative: narrower
-    bends_pixels: tuple[tuple[Positive, float], ...]  # points so far apart shift by this deviation
+    bends_pixels: tuple[tuple[Length, float], ...]  # points so far apart shift by this deviation
     bend_range: tuple[float, float]  # a digit's share of those shifts
     pen_share: Share  # share drawn with a pen along the middle of the strokes
     half_width_pixels: tuple[Positive, Positive]  # half the width of any line

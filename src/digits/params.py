@@ -96,12 +96,13 @@ def task(values: dict[str, Any]) -> Task:
 
 def _parse(kind: type[Section], values: Any, name: str) -> Section:
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(values))
+        return TypeAdapter(kind).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in (name, *first["loc"]) if part != "")
         wrong = "" if first["type"] == "missing" else f" is {first['input']!r}"
-        raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}") from None
+        mend = f"{first['msg']}; correct the value" if wrong else f"{first['msg']}; add it"
+        raise DigitsError(f"{PATH}: {key}{wrong}: {mend}") from None
 
 
 def main(arguments: list[str]) -> None:

@@ -34,8 +34,8 @@ class Fonts:
 
     format: Literal["fonts"]
     characters: tuple[Annotated[str, Field(min_length=1)], ...]  # of each class; any of a string
-    train_fonts: tuple[str, ...]  # packages below @fontsource
-    unseen_fonts: tuple[str, ...]
+    train_fonts: Annotated[tuple[str, ...], Field(min_length=1)]  # packages below @fontsource
+    unseen_fonts: Annotated[tuple[str, ...], Field(min_length=1)]
     hand: Hand
 
 
@@ -58,13 +58,14 @@ class Params:
 
     source: str  # file or folder that DVC watches; the lock file stands for npm's packages
     per_class: PerClass
-    reader: Fonts | Files | Archive
+    reader: Annotated[Fonts | Files | Archive, Field(discriminator="format")]
 
 
 def draw(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> dict[str, Digits]:
     """Return rendered digits for train, test and production.
 
-    Raises DigitsError when a font is not installed, lacks a character, or is in both lists.
+    Raises DigitsError when a font is not installed, lacks a character, or is in both lists, and
+    when the hand draws nothing.
     """
     if len(fonts.characters) != len(task.classes):
         raise DigitsError(
@@ -88,7 +89,13 @@ def draw(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> dict[str
         ("production", unseen, unseen_rng),
     ):
         count = getattr(per_class, part)
-        images, labels = render(glyphs, count, fonts.hand, task.image_size, rng)
+        try:
+            images, labels = render(glyphs, count, fonts.hand, task.image_size, rng)
+        except ValueError as error:
+            raise DigitsError(
+                f"params.yaml: foreign.{script}.reader.hand: draws digits that cannot be seen "
+                f"({error}); widen half_width_pixels, weight_factors or edge_pixels"
+            ) from None
         parts[part] = Digits(images, labels, script, True, len(task.classes))
     return parts
 

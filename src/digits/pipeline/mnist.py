@@ -8,7 +8,9 @@ import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from digits import params
 from digits.dataset import MNIST, write_csv
@@ -42,7 +44,7 @@ class Params:
     __pydantic_config__ = params.STRICT
 
     source: str  # file or folder that DVC watches; the lock file stands for npm's packages
-    reader: Npm | Files | Archive
+    reader: Annotated[Npm | Files | Archive, Field(discriminator="format")]
 
 
 def check_package(folder: Path) -> None:

@@ -30,6 +30,7 @@ from digits.files import sha256
 FORMAT = 1  # as digit_model.py's
 EPOCH = "1970-01-01 00:00:00"  # in place of the time of packaging
 BUILD_TOOLS = ["pip", "setuptools", "wheel"]
+LINEAGE = ("scripts", "classes", "temperature", "data", "params")  # as stage train writes it
 EXAMPLES = 4  # images in the input example
 
 
@@ -48,6 +49,15 @@ def pinned(lock: Path) -> list[str]:
     if not lines:
         raise DigitsError(f"{lock}: pins no package; run `make lock`")
     return lines
+
+
+def read_lineage(path: Path) -> dict[str, Any]:
+    """Return what stage train wrote about its weights; raise DigitsError when it is damaged."""
+    try:
+        lineage = json.loads(path.read_text("utf-8"))
+        return {key: lineage[key] for key in LINEAGE}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DigitsError(f"{path}: is damaged ({error!r}); run `dvc repro -f train`") from None
 
 
 def signature(digits_model: keras.Model) -> ModelSignature:
@@ -100,7 +110,7 @@ def main(arguments: list[str]) -> None:
     digits_model = model.load(paths.model / "model.keras")
     weights = sha256(paths.model / "model.keras")
     manifest: dict[str, Any] = {"format": FORMAT, "model_sha256": weights}
-    manifest |= json.loads((paths.model / "lineage.json").read_text("utf-8"))
+    manifest |= read_lineage(paths.model / "lineage.json")
     partial = paths.out.with_name(f"{paths.out.name}.partial")
     for left_over in (partial, paths.out):
         shutil.rmtree(left_over, ignore_errors=True)

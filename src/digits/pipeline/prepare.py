@@ -133,6 +133,12 @@ def main(arguments: list[str]) -> None:
         held_out, rest = split(part, round(len(part) * own.validation_share), task.seed)
         validation.append(held_out)
         training.append(rest)
+    for pool, name in ((training, "training"), (validation, "validation")):
+        if not any(len(part) for part in pool):
+            raise DigitsError(
+                f"{paths.mnist / 'train.csv'}: no digits are left for {name}; bring more, or lower "
+                "production_count or change validation_share in params.yaml's prepare"
+            )
     write_pool(paths.out / "training.npz", training)
     write_pool(paths.out / "validation.npz", validation)
     for name, pool in (("training", training), ("validation", validation), ("test", test)):
