@@ -36,6 +36,26 @@ def test_no_foreign_script_is_an_empty_list() -> None:
     assert params.foreign_scripts({"foreign": []}) == {}
 
 
+@pytest.mark.parametrize(
+    ("foreign", "message"),
+    [
+        ("devanagari", "foreign is 'devanagari'"),
+        (["devanagari"], "foreign is "),
+        (None, "foreign is None"),
+        ({"greek": 3}, "foreign.greek is 3"),
+        ({"greek": {}}, "foreign.greek.reader: Field required"),
+        ({"greek": {"reader": {"format": 1}}}, "foreign.greek.reader.format is 1"),
+        ({"mnist": {"reader": {"format": "csv"}}}, "that name is taken"),
+    ],
+)
+def test_a_bad_section_foreign_is_told(foreign: object, message: str) -> None:
+    with pytest.raises(DigitsError) as caught:
+        params.foreign_scripts({"foreign": foreign})
+    assert message in str(caught.value)
+    with pytest.raises(DigitsError, match="foreign: missing"):
+        params.foreign_scripts({})
+
+
 CHANGES = {
     "unknown key": ("epochs:", "epochz: 3\nepochs:", "epochz: unknown key"),
     "unknown key of a section": ("  mistakes:", "  colour: 1\n  mistakes:", "evaluate.colour"),

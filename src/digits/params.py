@@ -19,6 +19,7 @@ from digits.errors import DigitsError
 
 PATH = Path("params.yaml")
 Section = TypeVar("Section")
+ScriptName = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -37,6 +38,20 @@ class Task:
         """Labels are stored in one byte and told apart by name."""
         if len(set(self.classes)) != len(self.classes) or len(self.classes) > 256:
             raise ValueError("the names of the classes must differ, and be 256 at most")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
+
+    format: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
+
+    reader: _Reader
 
 
 def load(path: Path = PATH) -> dict[str, Any]:
@@ -78,14 +93,15 @@ def section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
 def foreign_scripts(values: dict[str, Any]) -> dict[str, bool]:
     """Return the scripts of section `foreign` in their order, and whether each is rendered.
 
-    A script that real digits were brought for is not rendered. The blocks themselves are read
-    by stage foreign. Raises DigitsError as `section` does; an empty list means no script.
+    A script that real digits were brought for is not rendered. The rest of a block is read by
+    stage foreign. Raises DigitsError as `section` does; an empty list means no script.
     """
-    blocks = values.get("foreign") or {}
-    name = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
-    formats = {key: block["reader"]["format"] for key, block in blocks.items()}
-    _parse(dict[name, str], formats, "foreign")
-    return {script: kind == "fonts" for script, kind in formats.items()}
+    if values.get("foreign") == []:
+        return {}
+    blocks = section(dict[ScriptName, _Block], values, "foreign")
+    if "mnist" in blocks:
+        raise DigitsError(f"{PATH}: foreign.mnist: that name is taken; give the script another")
+    return {script: block.reader.format == "fonts" for script, block in blocks.items()}
 
 
 def task(values: dict[str, Any]) -> Task:
