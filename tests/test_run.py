@@ -27,6 +27,30 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
+def test_an_old_python_is_told(tree: Path) -> None:
+    code = "import sys; sys.version_info = (3, 9); sys.path.insert(0, '.'); import run\n"
+    code += "sys.argv = ['run.py', 'env']; sys.exit(run.main())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Python 3.9 will not do; run this with Python 3.11, 3.12 or 3.13" in done.stderr
+    # and what 3.9 would evaluate at once stays a word
+    assert all(isinstance(kind, str) for kind in run.install_python.__annotations__.values())
+
+
+def test_the_environments_own_python_makes_it_anew(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tree / ".venv"], check=True)
+    own = tree / ".venv" / "bin" / "python"
+    code = "import sys; sys.path.insert(0, '.'); import run\n"
+    code += "run.run = lambda *words, mend='': print(*words)\n"
+    code += "sys.argv = ['run.py', 'env']; run.main()"
+    done = subprocess.run([own, "-c", code], cwd=tree, capture_output=True, text=True)
+    maker = done.stdout.split("\n")[1].split()[0]
+    assert Path(maker).exists()
+    assert not Path(maker).is_relative_to(tree)
+
+
 def test_help_lists_the_targets_of_the_makefile(tree: Path) -> None:
     done = start(tree, "help")
     makefile = (ROOT / "Makefile").read_text("utf-8")

@@ -1,6 +1,8 @@
 """Real digits on disk: IDX files and archives in the layouts that params.yaml shows."""
 
+import gzip
 import io
+import lzma
 import struct
 import tarfile
 import zipfile
@@ -37,6 +39,12 @@ def test_idx_files_become_digits(tmp_path: Path) -> None:
     digits = read(files, tmp_path, "train", 8, 2, "devanagari")
     assert np.array_equal(digits.images, images)
     assert (digits.labels.tolist(), digits.script, digits.rendered) == ([1, 0], "devanagari", False)
+    write_idx(tmp_path / "mine-labels-idx1-ubyte", np.array([1, 2], np.uint8))
+    with pytest.raises(DigitsError, match=r"mine-labels-idx1-ubyte: .* label 2"):
+        read(files, tmp_path, "train", 8, 2, "devanagari")
+    write_idx(tmp_path / "mine-labels-idx1-ubyte", np.array([1], np.uint8))
+    with pytest.raises(DigitsError, match=r"mine-labels-idx1-ubyte: .* 2 images but 1 labels"):
+        read(files, tmp_path, "train", 8, 2, "devanagari")
     with pytest.raises(DigitsError, match=r"8 x 8 pixels, params\.yaml's image_size says 28"):
         read(files, tmp_path, "train", 28, 2, "devanagari")
 
@@ -77,12 +85,17 @@ def write_zip(path: Path, files: dict[str, bytes]) -> None:
             archive.writestr(name, data)
 
 
-def write_tar(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w:gz") as archive:
+def write_tar(path: Path, files: dict[str, bytes], compression: str = "gz") -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
+    data = out.getvalue()
+    if compression:
+        data = gzip.compress(data) if compression == "gz" else lzma.compress(data)
+    path.write_bytes(data)
 
 
 DHCD = Archive(
@@ -152,6 +165,43 @@ def test_a_class_without_images_is_told(tmp_path: Path) -> None:
     write_zip(tmp_path / "a.zip", {"x/Train/digit_0/0.png": png(0, 32)})
     with pytest.raises(DigitsError, match=r"no image matches \*/Train/digit_1/\*\.png"):
         read_archive(DHCD, tmp_path / "a.zip", "train", 28, 3, "devanagari")
+
+
+def damaged(path: Path, compression: str) -> None:
+    """Write an archive of three digits whose middle is overwritten."""
+    files = {f"x/Train/digit_{label}/0.png": png(label, 32) for label in range(3)}
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", {"deflate": 8, "lzma": 14}[compression]) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        place, wrong = 60, b"\xff" * 30
+    else:
+        write_tar(path, files, compression)
+        data = path.read_bytes()
+        # of a plain .tar the second digit's header, of a compressed one what the checksum is over
+        place, wrong = (1024, b"?" * 512) if compression == "" else (len(data) // 2, b"\xff" * 9)
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + wrong + data[place + len(wrong) :])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compression"),
+    [(".tar", ""), (".tar", "gz"), (".tar", "xz"), (".zip", "deflate"), (".zip", "lzma")],
+)
+def test_a_damaged_archive_is_told(tmp_path: Path, suffix: str, compression: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    damaged(path, compression)
+    with pytest.raises(DigitsError, match=r"a\.(zip|tar): is no readable"):
+        read_archive(DHCD, path, "train", 28, 3, "devanagari")
+
+
+@pytest.mark.parametrize(("compression", "missing"), [("", 10_240), ("", 10_000), ("gz", 9)])
+def test_a_tar_cut_short_is_told(tmp_path: Path, compression: str, missing: int) -> None:
+    path = tmp_path / "a.tar"
+    write_tar(path, {f"x/Train/digit_{n % 3}/{n}.png": png(n, 32) for n in range(9)}, compression)
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(DigitsError, match=r"a\.tar: is no readable"):
+        read_archive(DHCD, path, "train", 28, 3, "devanagari")
 
 
 def test_what_is_no_archive_is_told(tmp_path: Path) -> None:

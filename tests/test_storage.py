@@ -1,12 +1,14 @@
 """DVC's remote on a real Azurite: what it restores, and what each fault says and leaves intact."""
 
+import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 from azure.storage.blob import BlobClient
-from conftest import Azurite, Project
+from conftest import ROOT, Azurite, Project, environment, free_port, python
 
 from digits.dataset import read_pool
 
@@ -149,6 +151,27 @@ def test_a_wrong_key_is_told_and_loses_nothing(
         connect(project, azurite.connection_string)
         project.dvc(command)
         assert_whole(project)
+
+
+@pytest.mark.parametrize("before", [None, b"['remote \"main\"']\n    account_name = mine\n"])
+def test_make_storage_leaves_the_settings_as_they_were(
+    project: Project, tmp_path: Path, before: bytes | None
+) -> None:
+    local = project.root / ".dvc" / "config.local"
+    if before is not None:
+        local.write_bytes(before)
+    (project.root / ".venv").symlink_to(ROOT / ".venv")
+    code = f"import run; run.BLOB_PORT = {free_port()}; run.env = lambda: None; run.storage()"
+    with subprocess.Popen(
+        python(code), cwd=project.root, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert "use it until Ctrl-C" in server.stdout.readline()
+        assert b"connection_string" in local.read_bytes()
+        assert "pushed" in project.dvc("push")
+        server.send_signal(signal.SIGINT)
+    assert local.exists() == (before is not None)
+    assert not local.exists() or local.read_bytes() == before
 
 
 @pytest.mark.prove

@@ -8,6 +8,7 @@ normalise   any ink to MNIST's normal form
 sources     real digits on disk: CSV, IDX, archives of images
 glyphs      digits rendered from fonts with the variation of a hand
 model       the network, its output contract, its file
+training    the loop that trains it
 metrics     what is measured
 
 pipeline.mnist      the digits that the model is for     -> data/mnist/*.csv

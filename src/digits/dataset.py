@@ -4,7 +4,6 @@ CSV files (one header `label,pixel0,...`, one row a digit) are what people and D
 pools (uncompressed .npz files holding several sources) are what the stages pass on.
 """
 
-import csv
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -99,13 +98,18 @@ def read_csv(
 
     Raises DigitsError that names file, row (1 is the header) and column.
     """
-    _check_ends(path, image_size)
+    rows_bytes, line_end = _check_ends(path, image_size)
     tables = []
     try:
         for table in _batches(path, image_size):
             tables.append(table)
             if table[:, 0].max() >= class_count:
                 raise ValueError("a label is out of range")
+            # Values, commas and line ends; Arrow would also take 007, 0x7 and spaces.
+            longer = np.count_nonzero(table >= 10) + np.count_nonzero(table >= 100)
+            rows_bytes -= 2 * table.size + int(longer) + (line_end - 1) * len(table)
+        if rows_bytes:
+            raise ValueError("numbers are not written plainly, or line ends differ")
     except (pa.ArrowException, ValueError) as error:
         reason = _first_fault(path, image_size, class_count)
         raise DigitsError(f"{path}: {reason or error}; mend the row or remove it") from None
@@ -137,8 +141,11 @@ def _batches(path: Path, image_size: int) -> Iterator[np.ndarray]:
                 yield batch.to_tensor().to_numpy()  # raises on a missing value
 
 
-def _check_ends(path: Path, image_size: int) -> None:
-    """Check the header and the last byte, which the parser does not."""
+def _check_ends(path: Path, image_size: int) -> tuple[int, int]:
+    """Check the header and the last byte, which the parser does not.
+
+    Returns how many bytes all rows have, and how many a line end.
+    """
     expected = _header(image_size)
     with path.open("rb") as file:
         start = file.read(len(expected) + 2)
@@ -148,10 +155,14 @@ def _check_ends(path: Path, image_size: int) -> None:
         file.seek(-1, 2)
         last = file.read()
         file.seek(0)
-        first = file.readline(1 << 20).decode("utf-8", "replace").rstrip("\r\n")
+        line = file.readline(1 << 20)
+        text = line.rstrip(b"\r\n")
+        first = text.decode("utf-8", "replace")
     if first != expected:
         if "\ufffd" in first or "\0" in first:
             raise DigitsError(f"{path}: is not a text file; it should be CSV in UTF-8")
+        if first.startswith("\ufeff"):
+            raise DigitsError(f"{path}: begins with a byte order mark; save it as plain UTF-8")
         columns, wanted = first.split(","), expected.split(",")
         pairs = enumerate(zip([*columns, "(none)"], [*wanted, "(none)"], strict=False))
         place = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
@@ -167,6 +178,7 @@ def _check_ends(path: Path, image_size: int) -> None:
         raise DigitsError(
             f"{path}: the last row has no line end, so it may be cut short; restore it"
         )
+    return size - len(line), len(line) - len(text)
 
 
 def _first_fault(path: Path, image_size: int, class_count: int) -> str | None:
@@ -174,10 +186,10 @@ def _first_fault(path: Path, image_size: int, class_count: int) -> str | None:
     names = _header(image_size).split(",")
     pixels = {str(value) for value in range(256)}
     labels = {str(value) for value in range(class_count)}
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = csv.reader(file, quoting=csv.QUOTE_NONE)
-        next(rows)
-        for number, row in enumerate(rows, start=2):
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        next(file)
+        for number, line in enumerate(file, start=2):
+            row = line.rstrip("\r\n").split(",")
             if len(row) != len(names):
                 return f"row {number} has {len(row):,} columns instead of {len(names):,}"
             if row[0] not in labels:

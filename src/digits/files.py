@@ -25,6 +25,12 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with line feeds, on Windows too; the file is whole or absent."""
+    with replacing(path) as partial:
+        partial.write_text(text, "utf-8", newline="\n")
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -18,20 +18,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from scipy.ndimage import distance_transform_edt
 from skimage.morphology import skeletonize
 
 from digits.errors import DigitsError
 from digits.normalise import BOX_PIXELS, normalise
-from digits.params import STRICT
+from digits.params import STRICT, ordered
 
+FONTS = Path("node_modules/@fontsource")  # where npm installs the fonts
 FIELD = 128  # side of the square in which a glyph's distances are kept
 GLYPH = 88  # long side of a glyph in it, so that lines may leave their place
 CANVAS = 64  # side of the canvas that a digit is drawn on before it is normalised
@@ -48,8 +49,10 @@ Floats = npt.NDArray[np.float32]
 Shape = npt.NDArray[np.bool_]  # (FIELD, FIELD)
 Positive = Annotated[float, Field(gt=0)]
 Length = Annotated[float, Field(ge=1)]
+Gain = Annotated[float, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Change = Annotated[float, Field(gt=-1, lt=1)]
+Lengths = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,46 @@ class Hand:
     size_spread: Annotated[
         float, Field(ge=0, lt=1)
     ]  # width and height each by (1 + s) / (1 - s), s up to this either way
-    widening: tuple[Change, Change]  # then the width by (1 + w) / (1 - w); negative: narrower
-    bends_pixels: tuple[tuple[Length, float], ...]  # points so far apart shift by this deviation
-    bend_range: tuple[float, float]  # a digit's share of those shifts
+    widening: Annotated[
+        tuple[Change, Change], AfterValidator(ordered)
+    ]  # then the width by (1 + w) / (1 - w); negative: narrower
+    bends_pixels: Annotated[
+        tuple[tuple[Length, Positive], ...], Field(min_length=1)
+    ]  # points so far apart shift by this deviation
+    bend_range: Annotated[
+        tuple[float, float], AfterValidator(ordered)
+    ]  # a digit's share of those shifts
     pen_share: Share  # share drawn with a pen along the middle of the strokes
-    half_width_pixels: tuple[Positive, Positive]  # half the width of any line
-    weight_factors: tuple[Positive, Positive]  # the other digits: the font's line width times this
+    half_width_pixels: Lengths  # half the width of any line
+    weight_factors: Lengths  # the other digits: the font's line width times this
     width_wobble: Share  # deviation of the width along a line, as a share of it
-    edge_pixels: tuple[Positive, Positive]  # half the way from full ink to paper
-    gain: tuple[Positive, Positive]  # ink times this, at most white: above 1 sharpens the edges
+    edge_pixels: Lengths  # half the way from full ink to paper
+    gain: Annotated[
+        tuple[Gain, Gain], AfterValidator(ordered)
+    ]  # ink times this, at most white: above 1 sharpens the edges
     regional_share: Share  # share drawn with another language's form, where fonts have one
+
+
+@dataclass(frozen=True)
+class Fonts:
+    """A script's `reader` in params.yaml that renders digits instead of reading them."""
+
+    __pydantic_config__ = STRICT
+
+    format: Literal["fonts"]
+    characters: tuple[Annotated[str, Field(min_length=1)], ...]  # of each class; any of a string
+    train_fonts: Annotated[tuple[str, ...], Field(min_length=1)]  # packages below @fontsource
+    unseen_fonts: Annotated[tuple[str, ...], Field(min_length=1)]
+    hand: Hand
+
+    def __post_init__(self) -> None:
+        """A character has one meaning, and a font is either seen in training or not."""
+        for many, where in (
+            ("".join(self.characters), "characters"),
+            (self.train_fonts + self.unseen_fonts, "train_fonts and unseen_fonts"),
+        ):
+            if twice := sorted(one for one in set(many) if many.count(one) > 1):
+                raise ValueError(f"{twice[0]} stands twice in {where}")
 
 
 @dataclass(frozen=True)

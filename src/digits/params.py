@@ -6,7 +6,6 @@ The file is parsed by the same YAML library as DVC's, so that both see the same 
 
 import dataclasses
 import json
-import pkgutil
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,10 +13,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-import digits.pipeline
 from digits.errors import DigitsError
 
 PATH = Path("params.yaml")
+PIPELINE = Path(__file__).with_name("pipeline")
 Section = TypeVar("Section")
 ScriptName = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -57,8 +56,8 @@ class _Block:
 def load(path: Path = PATH) -> dict[str, Any]:
     """Return params.yaml as plain Python values.
 
-    Raises DigitsError when the file is absent, is no YAML mapping, has a duplicate key, lacks
-    a section, or has a key at its top level that belongs to no stage.
+    Raises DigitsError when the file is absent, is no YAML mapping, has a duplicate key, or
+    lacks a key at its top level or has an unknown one; what the sections hold is not looked at.
     """
     try:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
@@ -68,11 +67,14 @@ def load(path: Path = PATH) -> dict[str, Any]:
         raise DigitsError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise DigitsError(f"{path}: is not a mapping of keys to values; see the one in git")
-    stages = {module.name for module in pkgutil.iter_modules(digits.pipeline.__path__)}
-    known = stages | {field.name for field in dataclasses.fields(Task)}
+    known = [field.name for field in dataclasses.fields(Task)]
+    known += sorted(stage.stem for stage in PIPELINE.glob("[!_]*.py"))
     for key in values:
         if key not in known:
-            raise DigitsError(f"{path}: {key}: unknown key; known are {', '.join(sorted(known))}")
+            raise DigitsError(f"{path}: {key}: unknown key; known are {', '.join(known)}")
+    for key in known:
+        if key not in values:
+            raise DigitsError(f"{path}: {key}: missing; see the params.yaml in git")
     return values
 
 
@@ -110,15 +112,33 @@ def task(values: dict[str, Any]) -> Task:
     return _parse(Task, {name: values[name] for name in names if name in values}, "")
 
 
+def ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    """Return a range as it is; raise ValueError when its ends are the wrong way round."""
+    if pair[0] > pair[1]:
+        raise ValueError("the first number must not be above the second")
+    return pair
+
+
 def _parse(kind: type[Section], values: Any, name: str) -> Section:
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in (name, *first["loc"]) if part != "")
+        key = ".".join([name, *_keys(values, first["loc"])]).removeprefix(".")
         wrong = "" if first["type"] == "missing" else f" is {first['input']!r}"
         mend = f"{first['msg']}; correct the value" if wrong else f"{first['msg']}; add it"
         raise DigitsError(f"{PATH}: {key}{wrong}: {mend}") from None
+
+
+def _keys(values: Any, place: tuple[int | str, ...]) -> list[str]:
+    """Return the place of an error as it stands in the file, without pydantic's own words."""
+    keys = []
+    for number, part in enumerate(place, start=1):
+        inside = part in values if isinstance(values, dict) else isinstance(values, list)
+        if inside or number == len(place):
+            keys.append(str(part))
+        values = values[part] if inside else values
+    return keys
 
 
 def main(arguments: list[str]) -> None:

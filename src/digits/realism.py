@@ -18,10 +18,9 @@ import numpy as np
 from digits import model, params
 from digits.dataset import Digits
 from digits.errors import DigitsError
-from digits.glyphs import load_glyphs, render
+from digits.glyphs import FONTS, Fonts, load_glyphs, render
 from digits.normalise import normalise
-from digits.pipeline import train
-from digits.pipeline.foreign import FONTS, Fonts, Params
+from digits.training import Recipe, fit
 
 PER_CLASS, EPOCHS = 2000, 6
 WATCHED_PER_CLASS = 50  # more rendered digits, to watch the training
@@ -67,9 +66,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     values = params.load()
     task = params.task(values)
-    fonts = params.section(Params, values, f"foreign.{given.script}").reader
-    if not isinstance(fonts, Fonts):
-        raise DigitsError(f"params.yaml: foreign.{given.script} is not rendered from fonts")
+    fonts = params.section(Fonts, values, f"foreign.{given.script}.reader")
     size, class_count = task.image_size, len(task.classes)
     real = read_handwriting(given.handwriting, size, given.script, class_count)
     folder = os.environ.get("DVC_ROOT", ".") / FONTS
@@ -80,6 +77,6 @@ def main(arguments: list[str]) -> None:
     model.make_exact(task.seed)
     network = model.build(size, 1, class_count)
     shorter = dataclasses.replace(task, epochs=EPOCHS)
-    train.fit(network, training, watched, shorter, params.section(train.Params, values, "train"))
+    fit(network, training, watched, shorter, params.section(Recipe, values, "train"))
     predicted = model.predict(network, real.images).argmax(axis=1)
     print(report(real.labels, predicted, task.classes))

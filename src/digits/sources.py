@@ -5,9 +5,11 @@ What enters is a file or folder that DVC watches; what leaves is `Digits`.
 
 import fnmatch
 import io
+import lzma
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +17,22 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from digits.dataset import Digits, read_csv
 from digits.errors import DigitsError
 from digits.normalise import normalise
 from digits.params import STRICT
+
+DAMAGES = (  # what the standard library raises for a damaged archive
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,13 @@ def read(
             f"{source / name}-images-idx3-ubyte: images are {images.shape[1]} x {images.shape[2]} "
             f"pixels, params.yaml's image_size says {image_size}; change one of them"
         )
-    return Digits(images, labels, script, False, class_count)
+    try:
+        return Digits(images, labels, script, False, class_count)
+    except DigitsError as error:
+        raise DigitsError(
+            f"{source / name}-labels-idx1-ubyte: does not fit the images ({error}); restore both "
+            "files, or correct classes in params.yaml"
+        ) from None
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -125,8 +143,10 @@ def read_archive(
             try:
                 image = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
             except (OSError, ValueError, Image.DecompressionBombError) as error:
+                unknown = isinstance(error, UnidentifiedImageError)
+                reason = "unknown format" if unknown else error
                 raise DigitsError(
-                    f"{source}: {member}: is not an image ({error}); remove it from the archive"
+                    f"{source}: {member}: is not an image ({reason}); remove it from the archive"
                 ) from None
             image = image if archive.ink == "white" else 255 - image
             if not image.any():
@@ -158,11 +178,25 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
                         yield name, zipped.read(name)
         else:
             with tarfile.open(source) as tar:
-                for member in sorted(tar.getmembers(), key=lambda member: member.name):
+                members = sorted(tar.getmembers(), key=lambda member: member.name)
+                _check_end(tar)
+                for member in members:
                     file = tar.extractfile(member) if member.isfile() else None
                     if file is not None:
                         yield member.name, file.read()
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:
+    except DAMAGES as error:
+        if getattr(error, "errno", None):
+            raise  # of the disk, not of the archive
         raise DigitsError(
             f"{source}: is no readable .zip or .tar archive ({error}); fetch it again"
         ) from None
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise TarError unless all of a .tar was read: tarfile stops at damage without a word."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"damaged or cut short at byte {tar.offset:,}")
+    while tar.fileobj.read(1 << 20):  # to where a compressed file has its checksum
+        pass

@@ -20,7 +20,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, roc_curve
 
 from digits import metrics, model, params
 from digits.dataset import Digits, read_pool
-from digits.files import replacing
+from digits.files import replacing, write_text
 
 FALSE_ALARM_RATES = np.linspace(0, 1, 101)  # where roc.csv has points
 DOTS_PER_INCH = 100
@@ -198,5 +198,4 @@ def main(arguments: list[str]) -> None:
     figures = {
         scored.digits.name: headline(scored, known, own.calibration_bins) for scored in everything
     }
-    with replacing(paths.out / "metrics.json") as partial:
-        partial.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    write_text(paths.out / "metrics.json", json.dumps(figures, indent=2) + "\n")

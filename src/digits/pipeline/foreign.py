@@ -11,7 +11,7 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -19,24 +19,9 @@ from pydantic import Field
 from digits import params
 from digits.dataset import Digits, write_csv
 from digits.errors import DigitsError
-from digits.glyphs import Hand, load_glyphs, render
+from digits.glyphs import FONTS, Fonts, load_glyphs, render
 from digits.params import Task
 from digits.sources import Archive, Files, read
-
-FONTS = Path("node_modules/@fontsource")
-
-
-@dataclass(frozen=True)
-class Fonts:
-    """Digits rendered from fonts; see digits.glyphs."""
-
-    __pydantic_config__ = params.STRICT
-
-    format: Literal["fonts"]
-    characters: tuple[Annotated[str, Field(min_length=1)], ...]  # of each class; any of a string
-    train_fonts: Annotated[tuple[str, ...], Field(min_length=1)]  # packages below @fontsource
-    unseen_fonts: Annotated[tuple[str, ...], Field(min_length=1)]
-    hand: Hand
 
 
 @dataclass(frozen=True)
@@ -64,18 +49,13 @@ class Params:
 def draw(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> dict[str, Digits]:
     """Return rendered digits for train, test and production.
 
-    Raises DigitsError when a font is not installed, lacks a character, or is in both lists, and
-    when the hand draws nothing.
+    Raises DigitsError when a font is not installed or lacks a character, and when the hand draws
+    nothing.
     """
     if len(fonts.characters) != len(task.classes):
         raise DigitsError(
             f"params.yaml: foreign.{script}.reader.characters has {len(fonts.characters)} entries "
             f"for {len(task.classes)} classes; give one for each class, in their order"
-        )
-    if shared := set(fonts.train_fonts) & set(fonts.unseen_fonts):
-        raise DigitsError(
-            f"params.yaml: foreign.{script}.reader: {min(shared)} is in train_fonts and in "
-            "unseen_fonts; take it out of one of them"
         )
     folder = os.environ.get("DVC_ROOT", ".") / FONTS
     seed = [task.seed, zlib.crc32(script.encode())]  # scripts differ, whatever their order

@@ -25,7 +25,7 @@ from pydantic import Field
 from digits import model, params
 from digits.dataset import read_pool
 from digits.errors import DigitsError
-from digits.files import sha256
+from digits.files import sha256, write_text
 
 FORMAT = 1  # as digit_model.py's
 EPOCH = "1970-01-01 00:00:00"  # in place of the time of packaging
@@ -73,11 +73,6 @@ def signature(digits_model: keras.Model) -> ModelSignature:
     ]
     inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size))])
     return ModelSignature(inputs=inputs, outputs=Schema(outputs))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with line feeds, on Windows too."""
-    path.write_text(text, "utf-8", newline="\n")
 
 
 def write_environment(folder: Path, python: str, requirements: list[str]) -> None:

@@ -74,10 +74,11 @@ def labelled_sets(folder: Path, task: Task, scripts: list[str]) -> list[Digits]:
 
 
 def check_left_overs(folder: Path, scripts: list[str]) -> None:
-    """Raise DigitsError when the folder holds a CSV of a script that params.yaml lacks."""
-    for path in sorted(folder.glob("*.csv")):
-        if path.stem.split("_")[0] not in scripts:
-            raise DigitsError(f"{path}: params.yaml's foreign has no such script; delete the file")
+    """Raise DigitsError when the folder holds CSVs of scripts that params.yaml lacks."""
+    others = [path for path in folder.glob("*.csv") if path.stem.split("_")[0] not in scripts]
+    if others:
+        names = ", ".join(sorted(path.name for path in others))
+        raise DigitsError(f"{folder}: delete {names}: params.yaml's foreign has no such script")
 
 
 def mix(mnist: Digits, foreign: list[Digits], share: float, seed: int) -> list[Digits]:
