@@ -214,8 +214,14 @@ def write_pool(path: Path, parts: Iterable[Digits]) -> None:
             raise DigitsError(f"{path}: {part.name} would be written twice")
         arrays[f"{part.name}.images"] = part.images
         arrays[f"{part.name}.labels"] = part.labels
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            # As np.savez, but that lets zipfile mark all entries as large, and Python 3.11.2 and
+            # 3.11.7 do it in different bytes; an entry of known size is marked only if it is.
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.file_size = array.nbytes
+            with archive.open(entry, "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def read_pool(path: Path, class_count: int) -> list[Digits]:
