@@ -7,14 +7,18 @@ node_modules; both are installed anew only when their lock changed.
 
 from __future__ import annotations  # so that an older Python can read this and be refused
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import webbrowser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -23,7 +27,7 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 LOCK, NPM_LOCK = ROOT / "requirements-dev.txt", ROOT / "package-lock.json"
 OLDEST, NEWEST = (3, 11), (3, 13)
-BLOB_PORT = 10000  # Azurite's own default
+BLOB_PORT, MLFLOW_PORT = 10000, 5000  # Azurite's and MLflow's own defaults
 # Azurite's published account, the same on every machine: a name, not a secret.
 AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -164,6 +168,45 @@ def show_metrics() -> None:
     print("(rendered: drawn from fonts by this project, not written by hand; see data/README.md)")
 
 
+def bench() -> None:
+    """Time the training against the convnet of the Keras documentation: a quarter of an hour."""
+    repro()
+    run(PYTHON, "src", "bench", *sys.argv[2:])
+
+
+def noise() -> None:
+    """Train five seeds and store how much the metrics differ, in data/noise.json."""
+    env()
+    run(BIN / "dvc", "repro", "prepare")
+    run(PYTHON, "src", "noise", *sys.argv[2:])
+
+
+def mlflow() -> None:
+    """Open the page of all runs, those of experiments too, until Ctrl-C."""
+    env()
+    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'data' / 'mlflow.db'}"
+    if store.startswith("http"):
+        print(f"Your runs are logged to {store}, which has a page of its own.")
+        return
+    place = ["--host", "127.0.0.1", "--port", str(MLFLOW_PORT)]
+    command = [BIN / "mlflow", "server", "--backend-store-uri", store, "--workers", "1", *place]
+    process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment())
+    try:
+        while process.poll() is None:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", MLFLOW_PORT), 1),
+            ):
+                webbrowser.open(f"http://127.0.0.1:{MLFLOW_PORT}")
+                break
+            time.sleep(0.2)
+        if process.wait():
+            raise TargetError(f"mlflow ended with code {process.returncode}; see above")
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def lint() -> None:
     """Run the linters and the type checker."""
     env()
@@ -187,6 +230,7 @@ def test() -> None:
 def prove() -> None:
     """All tests, every fault and the production model too: under an hour."""
     lint()
+    repro()
     run(BIN / "pytest")
 
 
@@ -270,6 +314,9 @@ TARGETS = {
     "check": check,
     "prove": prove,
     "lint": lint,
+    "bench": bench,
+    "noise": noise,
+    "mlflow": mlflow,
     "storage": storage,
     "env": env,
     "lock": lock,

@@ -1,27 +1,20 @@
 """Run one stage, or one script for people, of the code beside this file: `python src STAGE ...`.
 
 Started this way a stage always runs the src of the directory it stands in, also in an
-experiment's temporary folder. Settings that must be made before NumPy or TensorFlow are
-loaded, so that the same commit gives the same bytes on other processors, are made here.
+experiment's temporary folder.
 """
 
+import contextlib
 import errno
 import importlib
 import os
 import pkgutil
-import platform
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-EXACT = {
-    # Kernels chosen by processor differ in the last bit: TensorFlow's and NumPy's.
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "OPENBLAS_CORETYPE": "Haswell",
-    # TensorFlow turns oneDNN's operations on by itself where it finds AVX512_VNNI. Off costs
-    # nothing here: an epoch took 17 s instead of 19 s on two cores.
-    "TF_ENABLE_ONEDNN_OPTS": "0",
-    # NumPy's own loops for exp, log and the like differ between AVX2 and AVX512.
-    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
-}
+from digits import exact
+
 MENDS = {
     errno.ENOSPC: "free some space on that disk and run again",
     errno.ENOENT: "run `dvc repro`, which makes it, or correct the name",
@@ -29,12 +22,24 @@ MENDS = {
 }
 
 
+@contextlib.contextmanager
+def hidden_stderr() -> Iterator[None]:
+    """Hide what C++ prints: TensorFlow tells on import that oneDNN may change results."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def main(arguments: list[str]) -> int:
     """Run the stage or script named first with the other arguments; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    if platform.machine() in ("x86_64", "AMD64"):
-        os.environ.update(EXACT)
+    exact.settle()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     import digits.pipeline
@@ -42,13 +47,15 @@ def main(arguments: list[str]) -> int:
 
     stages = [module.name for module in pkgutil.iter_modules(digits.pipeline.__path__)]
     name = arguments[0] if arguments else ""
-    others = ["params", "realism"]
+    others = ["bench", "noise", "params", "realism"]
     if name not in stages + others:
         print(f"usage: python src {{{','.join(stages + others)}}} ...", file=sys.stderr)
         return 1
     package = "digits.pipeline" if name in stages else "digits"
     try:
-        importlib.import_module(f"{package}.{name}").main(arguments[1:])
+        with hidden_stderr():
+            module = importlib.import_module(f"{package}.{name}")
+        module.main(arguments[1:])
     except DigitsError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
@@ -60,6 +67,9 @@ def main(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         print(f"{name}: {error}; run `make repro`, or activate .venv first", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
+        return 130
     return 0
 
 

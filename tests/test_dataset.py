@@ -164,3 +164,13 @@ def test_concatenated_digits_are_rendered_only_if_all_are() -> None:
     assert not concatenate([real, drawn]).rendered
     assert concatenate([drawn, drawn]).rendered
     assert len(concatenate([real, drawn])) == 6
+
+
+@pytest.mark.parametrize("entries", [{}, {"format": np.array(99)}], ids=["before", "after"])
+def test_a_pool_of_another_version_is_told(tmp_path: Path, entries: dict[str, np.ndarray]) -> None:
+    path = tmp_path / "pool.npz"
+    digits = random_digits(3)
+    arrays = {"mnist.images": digits.images, "mnist.labels": digits.labels} | entries
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DigitsError, match=r"pool\.npz: was written by another version"):
+        read_pool(path, 10)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -56,6 +57,33 @@ def test_lock_is_the_same_on_one_core_or_two(
     lock.unlink()
     output = project.run(*launcher, *FORCED, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
     assert {"mnist", "prepare", "train", "evaluate", "package"} <= set(project.stages_run(output))
+    assert_same(project, expected)
+
+
+MACHINES = {
+    "newer processor": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"},
+    "without oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
+    "old C library": {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-AVX512F,-FMA,-FMA4,-ERMS"},
+    "1 thread": {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"},
+    "2 threads": {"OMP_NUM_THREADS": "2", "TF_NUM_INTRAOP_THREADS": "2"},
+    "4 threads": {"OMP_NUM_THREADS": "4", "TF_NUM_INTRAOP_THREADS": "4"},
+    "4 operations at once": {"TF_NUM_INTEROP_THREADS": "4"},
+    "SkylakeX": {"OPENBLAS_CORETYPE": "SkylakeX"},
+    "Prescott": {"OPENBLAS_CORETYPE": "Prescott"},
+    "NumPy with AVX512": {"NPY_DISABLE_CPU_FEATURES": ""},
+    "NumPy without AVX2": {"NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F AVX512_SKX"},
+    "other hashes": {"PYTHONHASHSEED": "7"},
+}
+SAMPLE = ("newer processor", "old C library", "4 threads")
+
+
+@pytest.mark.parametrize(
+    "machine", [pytest.param(m, marks=() if m in SAMPLE else pytest.mark.prove) for m in MACHINES]
+)
+def test_training_is_the_same_on_imitated_machines(project: Project, machine: str) -> None:
+    expected = (project.root / "dvc.lock").read_bytes()
+    settings: dict[str, Any] = MACHINES[machine]
+    project.run(*FORCED, "--single-item", "train", **settings)
     assert_same(project, expected)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,33 @@ def test_a_queued_experiment_runs_the_code_it_was_queued_with(project: Project) 
     assert "edited" not in output
     assert "Success" in project.dvc("queue", "status")
     assert "edited {name}" in (project.root / module).read_text("utf-8")
+
+
+def test_a_grid_runs_two_at_a_time(project: Project) -> None:
+    grid = ("-S", "train.batch_size=32,64", "-S", "train.peak_learning_rate=0.005,0.02")
+    project.dvc("exp", "run", "--queue", *grid)
+    store = project.root / "data" / "mlflow.db"
+    store.unlink()  # so that two runs find none at the same time
+    project.dvc("queue", "start", "--jobs", "2")
+    queued = re.findall(r"^(\w{7})\s+(\S+)", project.dvc("queue", "status"), flags=re.M)
+    assert len(queued) == 4
+    for task, _ in queued:
+        project.dvc("queue", "logs", "--follow", task)  # until it has ended
+    assert project.dvc("queue", "status").count("Success") == 4
+
+    _, baseline = json.loads(project.dvc("exp", "show", "--json"))
+    found = {}
+    for experiment in baseline["experiments"]:
+        (listed,) = experiment["revs"]
+        train = listed["data"]["params"]["params.yaml"]["data"]["train"]
+        metrics = listed["data"]["metrics"]["data/evaluation/metrics.json"]["data"]
+        found[listed["name"]] = train["batch_size"], train["peak_learning_rate"], str(metrics)
+    assert {row[:2] for row in found.values()} == {(b, r) for b in (32, 64) for r in (0.005, 0.02)}
+    assert len({row[2] for row in found.values()}) == 4
+    with closing(sqlite3.connect(store)) as database:
+        runs = database.execute("select name, status from runs").fetchall()
+    assert sorted(runs) == sorted((name, "FINISHED") for name in found)
+    assert project.git("status", "--porcelain") == ""
 
 
 def test_a_temporary_folder_needs_neither_npm_nor_environment(project: Project) -> None:

@@ -11,18 +11,20 @@ from digits.pipeline.foreign import Params as Foreign
 from digits.pipeline.mnist import Params as Mnist
 from digits.pipeline.package import Params as Package
 from digits.pipeline.prepare import Params as Prepare
+from digits.training import Recipe
 
 PRODUCTION = Path(__file__).resolve().parent.parent / "params.yaml"
 
 
 def check(path: Path) -> None:
-    """Read what can be read without TensorFlow, as the stages do."""
+    """Read every section, as the stages do."""
     values = params.load(path)
     params.task(values)
     params.section(Mnist, values, "mnist")
     for script in params.foreign_scripts(values):
         params.section(Foreign, values, f"foreign.{script}")
     params.section(Prepare, values, "prepare")
+    params.section(Recipe, values, "train")
     params.section(Evaluate, values, "evaluate")
     params.section(Package, values, "package")
 
@@ -81,6 +83,15 @@ CHANGES = {
     "not a number": ("foreign_share: 0.0", "foreign_share: .nan", "prepare.foreign_share"),
     "out of range": ("foreign_share: 0.0", "foreign_share: 1.0", "less than 1"),
     "too few epochs": ("epochs: ", "epochs: -", "epochs is -"),
+    "no epochs": ("epochs: 13", "epochs: 0", "epochs is 0"),
+    "half an epoch": ("epochs: 13", "epochs: 1.5", "epochs is 1.5"),
+    "epochs in words": ("epochs: 13", "epochs: ten", "epochs is 'ten'"),
+    "no batch": ("batch_size: 64", "batch_size: 0", "train.batch_size is 0"),
+    "share above one": ("warmup_share: 0.2", "warmup_share: 1.2", "train.warmup_share is 1.2"),
+    "share below zero": ("nothing_share: 0.02", "nothing_share: -0.1", "train.nothing_share"),
+    "smoothing": ("label_smoothing: 0.1", "label_smoothing: 1.0", "train.label_smoothing is 1"),
+    "distortion": ("shear: 0.15", "shear: -0.15", "train.distortion.shear is -0.15"),
+    "image too small": ("image_size: 28", "image_size: 8", "greater than or equal to 18"),
     "duplicate key": ("seed: 1", "seed: 1\nseed: 2", 'duplicate key "seed"'),
     "one class twice": ('"0", "1"', '"1", "1"', "must differ"),
     "no YAML": ("epochs: ", "epochs: [", "is not valid YAML"),

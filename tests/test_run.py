@@ -1,14 +1,20 @@
 """run.py: the first minutes on a machine where something is missing."""
 
+import contextlib
+import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tomllib
+import urllib.request
 from pathlib import Path
 
 import pytest
 import run
-from conftest import ROOT, copy_tracked, environment
+from conftest import ROOT, Project, copy_tracked, environment, free_port, python
 
 
 def start(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -101,3 +107,50 @@ def test_metrics_are_shown_with_the_word_rendered(
     run.show_metrics()
     assert "japanese_rendered" in (shown := capsys.readouterr().out)
     assert "0.2000 - 0.3000" in shown
+
+
+def test_the_build_for_a_gpu_is_the_locked_version() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
+    version = groups["gpu"][0].partition("==")[2]
+    assert f"\ntensorflow-cpu=={version} " in (ROOT / "requirements.txt").read_text("utf-8")
+
+
+MLFLOW = """
+import sys
+sys.path.insert(0, {root!r})
+import run
+run.MLFLOW_PORT = {port}
+run.webbrowser.open = lambda address: print("opened", address, flush=True)
+sys.argv = ["run.py", "mlflow"]
+sys.exit(run.main())
+"""
+
+
+@pytest.mark.slow
+def test_the_page_of_runs_opens_and_ends_with_an_interrupt(reproduced: Project) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        python(MLFLOW.format(root=str(ROOT), port=port)),
+        env=environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{reproduced.root}/data/mlflow.db"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        lines = iter(process.stdout or ())
+        assert f"opened http://127.0.0.1:{port}\n" in lines
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}") as page:
+            assert "MLflow" in page.read().decode()
+        call = (
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=digits"
+        )
+        with urllib.request.urlopen(call) as answer:
+            assert json.load(answer)["experiment"]["name"] == "digits"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), 5):
+            pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

@@ -2,12 +2,14 @@
 
 params      params.yaml, read strictly: the only place with values
 errors      the one error that a person reads
+exact       settings without which processors compute differently
 files       files that are whole or absent
 dataset     `Digits`: images, labels, where they come from; CSV files and pools
 normalise   any ink to MNIST's normal form
 sources     real digits on disk: CSV, IDX, archives of images
 glyphs      digits rendered from fonts with the variation of a hand
 model       the network, its output contract, its file
+augmentation digits turned and moved, images of nothing
 training    the loop that trains it
 metrics     what is measured
 
@@ -19,5 +21,7 @@ pipeline.evaluate   the model on digits it never saw     -> data/evaluation
 pipeline.package    the model as an MLflow model folder  -> data/package
 
 serving.digit_model the loader that travels in that folder
+noise               how much the metrics differ between seeds alone
+bench               how fast it trains, against the Keras documentation's convnet
 realism             how like real handwriting the rendered digits are
 """

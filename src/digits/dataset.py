@@ -19,6 +19,7 @@ from digits.files import replacing
 MNIST = "mnist"  # the script that every model knows; the others are foreign
 ROWS_A_BATCH = 4096
 BLOCK_BYTES = 1 << 23  # CSV text parsed at a time
+POOL_FORMAT = 1  # of the .npz files; another number needs other code
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _first_fault(path: Path, image_size: int, class_count: int) -> str | None:
 
 def write_pool(path: Path, parts: Iterable[Digits]) -> None:
     """Write digits of several sources to one .npz; the same digits give the same bytes."""
-    arrays = {}
+    arrays = {"format": np.array(POOL_FORMAT)}
     for part in parts:
         if f"{part.name}.images" in arrays:
             raise DigitsError(f"{path}: {part.name} would be written twice")
@@ -227,10 +228,15 @@ def write_pool(path: Path, parts: Iterable[Digits]) -> None:
 def read_pool(path: Path, class_count: int) -> list[Digits]:
     """Return the sources of a pool in the order in which they were written.
 
-    Raises DigitsError when the file is absent, damaged or not a pool.
+    Raises DigitsError when the file is absent, damaged, not a pool or one of another version.
     """
     try:
         with path.open("rb") as file, np.load(file) as arrays:
+            if "format" not in arrays or int(arrays["format"]) != POOL_FORMAT:
+                raise DigitsError(
+                    f"{path}: was written by another version of this code; "
+                    "run `dvc repro -f prepare`"
+                )
             names = [key.removesuffix(".images") for key in arrays.files if ".images" in key]
             return [
                 Digits(

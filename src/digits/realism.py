@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     training = render(glyphs, PER_CLASS, fonts.hand, size, rng)
     watched = render(glyphs, WATCHED_PER_CLASS, fonts.hand, size, rng)
     model.make_exact(task.seed)
-    network = model.build(size, 1, class_count)
+    network = model.build(size, class_count)
     shorter = dataclasses.replace(task, epochs=EPOCHS)
     fit(network, training, watched, shorter, params.section(Recipe, values, "train"))
     predicted = model.predict(network, real.images).argmax(axis=1)

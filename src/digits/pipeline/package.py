@@ -1,8 +1,8 @@
 """Stage package: the trained model as an MLflow model folder.
 
-Enters: data/model, the runtime lock, the loader that travels along, and validation digits for
-the input example. Leaves data/package, whose bytes depend on weights, data and params only:
-dates and random ids that MLflow would write are derived from the weights instead.
+Enters: data/model, the runtime lock, the code that travels along (the loader first), and
+validation digits for the input example. Leaves data/package, whose bytes depend on weights, data
+and params only: dates and random ids that MLflow would write are derived from the weights.
 """
 
 import argparse
@@ -95,8 +95,9 @@ def write_environment(folder: Path, python: str, requirements: list[str]) -> Non
 def main(arguments: list[str]) -> None:
     """Write the model folder."""
     parser = argparse.ArgumentParser(prog="package", description=__doc__)
-    for name in ("--model", "--lock", "--loader", "--validation", "--out"):
+    for name in ("--model", "--lock", "--validation", "--out"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--code", type=Path, nargs="+", required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
     task, own = params.task(values), params.section(Params, values, "package")
@@ -123,9 +124,9 @@ def main(arguments: list[str]) -> None:
     )
     mlflow.pyfunc.save_model(
         folder,
-        loader_module=paths.loader.stem,
+        loader_module=paths.code[0].stem,
         data_path=str(data),
-        code_paths=[str(paths.loader)],
+        code_paths=[str(path) for path in paths.code],
         conda_env={"dependencies": [f"python={own.python}", "pip", {"pip": requirements}]},
         mlflow_model=packaged,
         signature=signature(digits_model),

@@ -19,6 +19,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from scipy.optimize import minimize_scalar
 
 from digits import model, params
@@ -29,6 +30,7 @@ from digits.training import fit, measure
 
 # MLflow's own 7 tries of 120 s each would hold up a training that is over.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+LOCK_SECONDS = 120  # waiting for other runs, which take seconds each
 
 
 def targets(pool: list[Digits], scripts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -59,19 +61,26 @@ def log_run(settings: dict[str, Any], curves: pd.DataFrame) -> None:
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     try:
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            store = Path(os.environ.get("DVC_ROOT", "."), "data", "mlflow.db").resolve()
-            with closing(sqlite3.connect(store)) as database:
-                database.execute("PRAGMA schema_version")  # MLflow would try a bad file for hours
+        if "MLFLOW_TRACKING_URI" in os.environ:
+            log_curves(settings, curves)
+            return
+        store = Path(os.environ.get("DVC_ROOT", "."), "data", "mlflow.db").resolve()
+        with FileLock(f"{store}.lock", LOCK_SECONDS), closing(sqlite3.connect(store)) as database:
+            database.execute("PRAGMA schema_version")  # MLflow would try a bad file for hours
             mlflow.set_tracking_uri(f"sqlite:///{store}")
-        mlflow.set_experiment("digits")
-        with mlflow.start_run():
-            mlflow.log_params(settings)
-            for row in curves.to_dict("records"):
-                step = int(row.pop("epoch"))
-                mlflow.log_metrics({str(key): value for key, value in row.items()}, step=step)
+            log_curves(settings, curves)
     except Exception as error:  # those of MLflow, SQLAlchemy, SQLite, requests ...
         print(f"train: MLflow did not take the run: {error}", file=sys.stderr)
+
+
+def log_curves(settings: dict[str, Any], curves: pd.DataFrame) -> None:
+    """Log one run under the name of the DVC experiment that it is, if it is one."""
+    mlflow.set_experiment("digits")
+    with mlflow.start_run(run_name=os.environ.get("DVC_EXP_NAME")):
+        mlflow.log_params(pd.json_normalize(settings).iloc[0].to_dict())
+        for row in curves.to_dict("records"):
+            step = int(row.pop("epoch"))
+            mlflow.log_metrics({str(key): value for key, value in row.items()}, step=step)
 
 
 def main(arguments: list[str]) -> None:
@@ -90,8 +99,9 @@ def main(arguments: list[str]) -> None:
     training, validation = (targets(pool, scripts) for pool in pools)
 
     model.make_exact(task.seed)
-    network = model.build(task.image_size, len(scripts), len(task.classes))
-    curves = fit(network, training, validation, task, own)
+    trained = model.build(task.image_size, len(scripts) * len(task.classes))
+    curves = fit(trained, training, validation, task, own)
+    network = model.fold(trained)
     temperature = find_temperature(model.predict(network, validation[0]), validation[1])
 
     model.save(model.calibrate(network, temperature, scripts), paths.out / "model.keras")

@@ -1,16 +1,20 @@
 """Loader of the packaged model for MLflow: a copy of this file travels in the model folder.
 
-It needs TensorFlow and NumPy, nothing of the project. Enters: uint8 (n, size, size), white on
-black. Leaves: see `DigitModel.predict`.
+It needs TensorFlow and NumPy, and exact.py, which travels beside it. Enters: uint8 (n, size,
+size), white on black. Leaves: see `DigitModel.predict`.
 """
 
 import hashlib
 import json
 from pathlib import Path
 
-import keras
-import numpy as np
-import tensorflow as tf
+import exact  # type: ignore[import-not-found]
+
+exact.settle()  # before TensorFlow is loaded
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 FORMAT = 1  # of the folder; another number needs another loader
 BATCH = 1000  # images scored at a time, so that memory stays flat
