@@ -123,6 +123,9 @@ def install_python() -> None:
         "--compile-bytecode",
     ]
     run(*uv, "--python", PYTHON, LOCK, mend=offline)
+    # The command `digits`, which runs the src of this folder; its build backend is uv itself.
+    own: list[str | Path] = ["--quiet", "--offline", "--no-deps", "--python", PYTHON]
+    run(BIN / "uv", "pip", "install", *own, "--editable", ROOT)
     # TensorFlow's C++ headers: 290 MB that only the build of custom operations needs.
     for headers in VENV.glob("**/site-packages/tensorflow/include"):
         shutil.rmtree(headers)
@@ -152,7 +155,7 @@ def env() -> None:
 def repro() -> None:
     """Reproduce the pipeline, then show the metrics."""
     env()
-    run(PYTHON, "src", "params")
+    run(BIN / "digits", "params")
     run(BIN / "dvc", "repro")
     show_metrics()
 
@@ -171,14 +174,14 @@ def show_metrics() -> None:
 def bench() -> None:
     """Time the training against the convnet of the Keras documentation: a quarter of an hour."""
     repro()
-    run(PYTHON, "src", "bench", *sys.argv[2:])
+    run(BIN / "digits", "bench", *sys.argv[2:])
 
 
 def noise() -> None:
     """Train five seeds and store how much the metrics differ, in data/noise.json."""
     env()
     run(BIN / "dvc", "repro", "prepare")
-    run(PYTHON, "src", "noise", *sys.argv[2:])
+    run(BIN / "digits", "noise", *sys.argv[2:])
 
 
 def mlflow() -> None:

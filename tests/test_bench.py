@@ -42,7 +42,7 @@ def test_scoring_takes_no_time_of_training(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_it_runs_and_prints_the_figures(project: Project) -> None:
-    output = project.run("python", "src", "bench", "--repetitions", "1")
+    output = project.run("digits", "bench", "--repetitions", "1")
     for name, epochs in (("convnet", 15), ("fast", 1), ("default", 1)):
         assert f"1 of 1: {name}" in output
         assert f"{epochs:>8}" in next(line for line in output.splitlines() if line.startswith(name))

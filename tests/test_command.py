@@ -26,6 +26,10 @@ def test_usage_lists_the_stages(tree: Project) -> None:
     assert "prepare" in output
 
 
+def test_usage_lists_the_commands(tree: Project) -> None:
+    assert "realism" in tree.run("digits", "reality", code=1)
+
+
 def test_a_bad_value_is_told(tree: Project) -> None:
     tree.edit("params.yaml", "image_size: 28", "image_size: -1")
     output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
@@ -83,7 +87,7 @@ def test_a_python_without_the_packages_is_told(tree: Project) -> None:
 def test_a_console_that_cannot_show_a_digit_crashes_nothing(tree: Project, encoding: str) -> None:
     tree.edit("params.yaml", 'classes: ["0", "1"', 'classes: ["०零", "०零"')
     done = subprocess.run(
-        [sys.executable, "src", "params"],
+        ["digits", "params"],
         cwd=tree.root,
         env=environment() | {"PYTHONIOENCODING": encoding},
         capture_output=True,

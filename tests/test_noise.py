@@ -17,7 +17,7 @@ def test_a_spread_is_that_of_the_textbook() -> None:
 
 @pytest.mark.slow
 def test_two_seeds_are_trained_and_stored(project: Project) -> None:
-    output = project.run("python", "src", "noise", "--seeds", "2")
+    output = project.run("digits", "noise", "--seeds", "2")
     assert "seed 2: mnist" in output
     noise = json.loads((project.root / "data" / "noise.json").read_text("utf-8"))
     assert noise["seeds"] == [1, 2]

@@ -3,6 +3,7 @@
 params      params.yaml, read strictly: the only place with values
 errors      the one error that a person reads
 exact       settings without which processors compute differently
+console     what every command does around its work
 files       files that are whole or absent
 dataset     `Digits`: images, labels, where they come from; CSV files and pools
 normalise   any ink to MNIST's normal form
@@ -21,6 +22,7 @@ pipeline.evaluate   the model on digits it never saw     -> data/evaluation
 pipeline.package    the model as an MLflow model folder  -> data/package
 
 serving.digit_model the loader that travels in that folder
+cli                 `digits COMMAND`, for people and workflows
 noise               how much the metrics differ between seeds alone
 bench               how fast it trains, against the Keras documentation's convnet
 realism             how like real handwriting the rendered digits are

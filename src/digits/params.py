@@ -16,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 from digits.errors import DigitsError
 
 PATH = Path("params.yaml")
-PIPELINE = Path(__file__).with_name("pipeline")
+SOURCE = Path(__file__).parent
 Section = TypeVar("Section")
 ScriptName = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -56,6 +56,8 @@ class _Block:
 def load(path: Path = PATH) -> dict[str, Any]:
     """Return params.yaml as plain Python values.
 
+    Each stage has a section; a package beside the pipeline, such as `review`, may have one.
+
     Raises DigitsError when the file is absent, is no YAML mapping, has a duplicate key, or
     lacks a key at its top level or has an unknown one; what the sections hold is not looked at.
     """
@@ -67,12 +69,14 @@ def load(path: Path = PATH) -> dict[str, Any]:
         raise DigitsError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise DigitsError(f"{path}: is not a mapping of keys to values; see the one in git")
-    known = [field.name for field in dataclasses.fields(Task)]
-    known += sorted(stage.stem for stage in PIPELINE.glob("[!_]*.py"))
+    needed = [field.name for field in dataclasses.fields(Task)]
+    needed += sorted(stage.stem for stage in SOURCE.glob("pipeline/[!_]*.py"))
+    packages = {file.parent.name for file in SOURCE.glob("*/__init__.py")} - {"pipeline"}
+    known = needed + sorted(packages)
     for key in values:
         if key not in known:
             raise DigitsError(f"{path}: {key}: unknown key; known are {', '.join(known)}")
-    for key in known:
+    for key in needed:
         if key not in values:
             raise DigitsError(f"{path}: {key}: missing; see the params.yaml in git")
     return values

@@ -1,4 +1,4 @@
-"""How real the rendered digits are: `python src realism SCRIPT HANDWRITING.npz`.
+"""How real the rendered digits are: `digits realism SCRIPT HANDWRITING.npz`.
 
 Enters: the fonts and the hand of params.yaml, and real handwriting, which the project does not
 ship (arrays images uint8 (n, size, size), white on black, and labels uint8 (n,)). Leaves, on

@@ -1,0 +1,24 @@
+"""`digits COMMAND ...`: what people and workflows run; stages do not go through it.
+
+A command is a module with `main(arguments)`; its name and module stand here.
+"""
+
+import sys
+
+from digits import console
+
+COMMANDS = {
+    "params": "digits.params",  # check params.yaml
+    "noise": "digits.noise",
+    "bench": "digits.bench",
+    "realism": "digits.realism",
+}
+
+
+def main() -> int:
+    """Run the command that is named on the command line; return the exit code."""
+    name, *arguments = sys.argv[1:] or [""]
+    if name not in COMMANDS:
+        print(f"usage: digits {{{','.join(COMMANDS)}}} ...", file=sys.stderr)
+        return 1
+    return console.run(name, COMMANDS[name], arguments)
