@@ -22,6 +22,9 @@ pipeline.evaluate   the model on digits it never saw     -> data/evaluation
 pipeline.package    the model as an MLflow model folder  -> data/package
 
 serving.digit_model the loader that travels in that folder
+serving.request     what a client sends, decoded
+serving.score       the endpoint: a request in, an answer out
+inference           Azure's inference server on this machine
 cli                 `digits COMMAND`, for people and workflows
 noise               how much the metrics differ between seeds alone
 bench               how fast it trains, against the Keras documentation's convnet

@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-import exact  # type: ignore[import-not-found]
+import exact
 
 exact.settle()  # before TensorFlow is loaded
 
@@ -42,8 +42,11 @@ class DigitModel:
                 "fetch the model again"
             )
         model = keras.saving.load_model(folder / "model.keras", compile=False)
-        self._score = tf.function(lambda images: model(images, training=False))
-        self._shape = model.input_shape[1:]
+        self.image_size = int(model.input_shape[1])
+        images = tf.TensorSpec((None, self.image_size, self.image_size), tf.uint8)
+        # One graph for every n: a plain tf.function would make and keep one for each.
+        graph = tf.function(lambda images: model(images, training=False))
+        self._score = graph.get_concrete_function(images)
 
     def predict(self, model_input: np.ndarray, params: object = None) -> dict[str, np.ndarray]:
         """Return arrays by name for n images uint8 (n, size, size).
@@ -55,11 +58,11 @@ class DigitModel:
 
         Raises ValueError for another shape or type.
         """
-        images = np.asarray(model_input)
-        if images.dtype != np.uint8 or images.shape[1:] != self._shape or not len(images):
+        images, size = np.asarray(model_input), self.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size) or not len(images):
             raise ValueError(
-                f"images must be uint8 of shape (n, {self._shape[0]}, {self._shape[1]}) with n > 0,"
-                f" not {images.dtype} {images.shape}"
+                f"images must be uint8 of shape (n, {size}, {size}) with n > 0, not "
+                f"{images.dtype} {images.shape}"
             )
         parts = [
             self._score(tf.constant(images[start : start + BATCH]))

@@ -1,0 +1,165 @@
+"""The endpoint's code as Azure ML calls it: `init` once in each worker, `run` for each request.
+
+Enters: a request as request.py decodes it, with `?script=` for an image. Leaves: JSON with the
+model's version and, for each image, digit, confidence, probabilities and how foreign it looks.
+All that it knows of the model comes from the model folder below AZUREML_MODEL_DIR, the code
+that travels there included. Each request is collected (azureml-ai-monitoring, as model_inputs
+and model_outputs); the header x-digits-uncollected counts what was not, since the start.
+"""
+
+import base64
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # the server loads this file by its path alone
+
+import numpy as np
+import pandas as pd
+from azureml.ai.monitoring import Collector
+from azureml.ai.monitoring.context import BasicCorrelationContext
+from azureml_inference_server_http.api.aml_request import AMLRequest, rawhttp
+from azureml_inference_server_http.api.aml_response import AMLResponse
+from flask import g
+from pydantic_core import to_json
+from request import BODY_BYTES, RefusedError, decode
+from werkzeug.exceptions import HTTPException
+
+DRAIN_BYTES = 10 * BODY_BYTES  # read of a body too long, so that its sender hears why
+CHUNK_BYTES = 1 << 20
+VERSION_LENGTH = 12  # hexadecimal digits of the weights' SHA-256
+DECIMALS = 6  # of probabilities
+TINY = 1e-12  # a script may have no probability at all
+JSON = {"Content-Type": "application/json"}
+service: "Service"  # made by `init`
+
+
+class Service:
+    """A model, and where its requests are collected."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the model from its folder and answer once, so that no client waits for that."""
+        sys.path.insert(0, str(folder / "code"))
+        from digit_model import DigitModel
+        from normalise import normalise
+
+        self.model = DigitModel(folder / "data" / "model")
+        self.normalise = normalise
+        self.version = self.model.manifest["model_sha256"][:VERSION_LENGTH]
+        self.classes, self.scripts = (self.model.manifest[key] for key in ("classes", "scripts"))
+        self.size = self.model.image_size
+        self.collection = Collection()
+        self.predict(np.zeros((1, self.size, self.size), np.uint8), None)
+
+    def predict(self, images: np.ndarray, script: str | None) -> dict[str, Any]:
+        """Return the answer to n images uint8 (n, size, size), ready for JSON.
+
+        With a script that the model knows, probabilities are those of its digits alone.
+        """
+        scores = self.model.predict(images)
+        known = script in self.scripts
+        if known:
+            joint = scores["scripts"][:, self.scripts.index(script)] + TINY
+            probabilities = joint / joint.sum(axis=1, keepdims=True)
+        else:
+            probabilities = scores["digits"]
+        probabilities = probabilities.astype(np.float64).round(DECIMALS)
+        rows = zip(
+            probabilities.argmax(axis=1).tolist(),
+            probabilities.max(axis=1).tolist(),
+            probabilities.tolist(),
+            strict=True,
+        )
+        return {
+            "model_version": self.version,
+            "classes": self.classes,
+            "script": script if known else None,
+            "predictions": [
+                {"digit": self.classes[digit], "confidence": sure, "probabilities": row}
+                for digit, sure, row in rows
+            ],
+        }
+
+    def answer(self, request: AMLRequest) -> AMLResponse:
+        """Return what the request is answered with: 200, or 4xx with one sentence."""
+        try:
+            body = read(request)
+            images, script = decode(body, self.size, self.normalise)
+        except RefusedError as refusal:
+            return AMLResponse({"message": str(refusal)}, refusal.status, json_str=True)
+        answer = self.predict(images, script or request.args.get("script"))
+        lost = self.collection.collect(g.request_id, images, answer)
+        return AMLResponse(to_json(answer), 200, JSON | {"x-digits-uncollected": str(lost)})
+
+
+class Collection(logging.Handler):
+    """Requests and answers on their way to the data collector, and the number of those lost."""
+
+    def __init__(self) -> None:
+        """Connect; where collection is off, everything is counted as lost."""
+        super().__init__(logging.ERROR)
+        self.lost = 0
+        self.inputs, self.outputs = (
+            Collector(name=name, on_error=self.count) for name in ("model_inputs", "model_outputs")
+        )
+        logging.getLogger("mdc.worker").addHandler(self)  # which tells only there what failed
+
+    def count(self, reason: object) -> None:
+        """Count one table lost; say why in the log the first time, then each thousandth."""
+        if self.lost % 1000 == 0:
+            print(f"{self.lost + 1} not collected: {reason}")
+        self.lost += 1
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count what the collector's thread could not send."""
+        self.count(record.getMessage())
+
+    def collect(self, request_id: str, images: np.ndarray, answer: dict[str, Any]) -> int:
+        """Hand over n images uint8 (n, size, size) as base64 text, and their predictions.
+
+        Returns how many tables were lost since the start; never raises.
+        """
+        try:
+            context = BasicCorrelationContext(id=request_id)
+            text = [base64.b64encode(image).decode() for image in images]
+            context = self.inputs.collect(pd.DataFrame({"image": text}), context)
+            outputs = pd.DataFrame(answer["predictions"])
+            outputs["model_version"] = answer["model_version"]
+            self.outputs.collect(outputs, context)
+        except Exception as error:  # of a library that a request must not depend on
+            self.count(repr(error))
+        return self.lost
+
+
+def read(request: AMLRequest) -> bytes:
+    """Return the body of a POST; raise RefusedError for another method or too long a body."""
+    if request.method != "POST":
+        raise RefusedError(405, "send a POST with JSON, a PNG or a JPEG")
+    try:
+        body = bytes(request.stream.read(BODY_BYTES + 1))
+        drained = len(body)
+        if drained > BODY_BYTES:
+            while drained < DRAIN_BYTES and (chunk := request.stream.read(CHUNK_BYTES)):
+                drained += len(chunk)
+            raise RefusedError(413, f"the body has more than the {BODY_BYTES:,} bytes allowed")
+    except (HTTPException, OSError):
+        raise RefusedError(400, "the body ended before its length was reached") from None
+    return body
+
+
+def init() -> None:
+    """Load the only model below AZUREML_MODEL_DIR: the folder that holds MLmodel."""
+    global service
+    root = Path(os.environ["AZUREML_MODEL_DIR"])
+    found = sorted(root.rglob("MLmodel"))
+    if len(found) != 1:
+        raise RuntimeError(f"{root}: holds {len(found)} files named MLmodel; deploy one model")
+    service = Service(found[0].parent)
+
+
+@rawhttp
+def run(request: AMLRequest) -> AMLResponse:
+    """Answer one request."""
+    return service.answer(request)
