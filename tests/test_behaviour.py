@@ -17,7 +17,7 @@ from scipy.ndimage import rotate, shift
 
 from digits import metrics, model, params
 from digits.dataset import Digits
-from digits.pipeline.train import find_temperature
+from digits.pipeline.train import find_foreign, find_temperature
 from digits.training import Recipe, fit
 
 pytestmark = pytest.mark.slow
@@ -62,9 +62,9 @@ def shorter() -> Subject:
     fit(network, training, validation, task, recipe)
     plain = model.fold(network)
     temperature = find_temperature(model.predict(plain, validation[0]), validation[1])
-    return Subject(
-        model.calibrate(plain, temperature, ["mnist"]), mnist_part("t10k", 2000), *SHORTER
-    )
+    foreign = find_foreign(plain, training, validation[0])
+    calibrated = model.calibrate(plain, temperature, ["mnist"], foreign)
+    return Subject(calibrated, mnist_part("t10k", 2000), *SHORTER)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ PREDICT = """
 import sys, json, warnings
 import numpy as np
 import mlflow.pyfunc
+sys.path = [path for path in sys.path if not path.endswith("src")]  # where `digits` is installed
 for name in ("digits", "src"):
     try:
         __import__(name)
@@ -47,6 +48,8 @@ def test_the_folder_predicts_without_this_project(reproduced: Project, tmp_path:
     np.testing.assert_allclose(scripts.sum(axis=1), digits, rtol=1e-5)
     assert scores["digit"] == digits.argmax(axis=1).tolist()
     np.testing.assert_allclose(scores["confidence"], digits.max(axis=1))
+    assert all(0 <= value <= 1 for value in scores["foreign"])
+    assert len(scores["foreign"]) == 20
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ normalise   any ink to MNIST's normal form
 sources     real digits on disk: CSV, IDX, archives of images
 glyphs      digits rendered from fonts with the variation of a hand
 model       the network, its output contract, its file
+distance    how foreign an image looks
 augmentation digits turned and moved, images of nothing
 training    the loop that trains it
 metrics     what is measured

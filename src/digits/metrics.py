@@ -45,6 +45,6 @@ def calibration_error(table: list[tuple[float, float, int]]) -> float:
 
 
 def separation(known: np.ndarray, foreign: np.ndarray) -> float:
-    """Return the AUROC with which confidence tells known digits (higher) from foreign ones."""
+    """Return the AUROC with which a score tells known digits (higher) from foreign ones."""
     truth = np.repeat([1, 0], [len(known), len(foreign)])
     return float(roc_auc_score(truth, np.concatenate([known, foreign])))

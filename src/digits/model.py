@@ -2,7 +2,8 @@
 
 The output contract, here and wherever the model is served: for n images, `scripts` float32
 (n, scripts, classes) is the probability of each script x digit and sums to 1 over both;
-`digits` float32 (n, classes) is its sum over the scripts that the model knows. Scaling to
+`digits` float32 (n, classes) is its sum over the scripts that the model knows; `foreign` float32
+(n,), from 0 to 1, is how little an image looks like what the model was trained on. Scaling to
 floats happens inside the model, so training and serving cannot differ.
 """
 
@@ -118,8 +119,12 @@ def fold(network: keras.Model) -> keras.Model:
     return plain
 
 
-def calibrate(network: keras.Model, temperature: float, scripts: list[str]) -> keras.Model:
+def calibrate(
+    network: keras.Model, temperature: float, scripts: list[str], foreign: keras.KerasTensor
+) -> keras.Model:
     """Return the model of the output contract: logits / temperature, softmax, sum over scripts.
+
+    `foreign` is part of the network's graph, made by digits.distance.
 
     Temperature scaling is that of Guo et al., "On Calibration of Modern Neural Networks" (2017).
     """
@@ -127,7 +132,7 @@ def calibrate(network: keras.Model, temperature: float, scripts: list[str]) -> k
     joint = layers.Softmax(name="joint")(logits)
     by_script = layers.Reshape((len(scripts), -1), name="scripts")(joint)
     by_digit = keras.ops.sum(by_script, axis=1)
-    outputs = {"scripts": by_script, "digits": by_digit}
+    outputs = {"scripts": by_script, "digits": by_digit, "foreign": foreign}
     return keras.Model(network.inputs, outputs, name="digits")
 
 

@@ -38,10 +38,11 @@ class Params:
 
 @dataclass(frozen=True)
 class Scored:
-    """The digits of one source and what the model says: probabilities (n, classes)."""
+    """The digits of one source, and the model's probabilities (n, classes) and foreign (n,)."""
 
     digits: Digits
     probabilities: np.ndarray
+    foreign: np.ndarray
 
     @property
     def predicted(self) -> np.ndarray:
@@ -72,6 +73,7 @@ def headline(scored: Scored, known: Scored, bins: int) -> dict[str, float]:
     }
     if scored is not known:
         figures["confidence_auroc"] = metrics.separation(known.confidence, scored.confidence)
+        figures["distance_auroc"] = metrics.separation(-known.foreign, -scored.foreign)
     return {name: round(value, 6) for name, value in figures.items()}
 
 
@@ -165,10 +167,10 @@ def main(arguments: list[str]) -> None:
     matplotlib.use("agg")
 
     digits_model = model.load(paths.model)
-    everything = [
-        Scored(digits, model.predict(digits_model, digits.images)["digits"])
-        for digits in read_pool(paths.test, len(task.classes))
-    ]
+    everything = []
+    for digits in read_pool(paths.test, len(task.classes)):
+        outputs = model.predict(digits_model, digits.images)
+        everything.append(Scored(digits, outputs["digits"], outputs["foreign"]))
     known, foreign = everything[0], everything[1:]
 
     for scored in everything:

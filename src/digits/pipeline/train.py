@@ -16,13 +16,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import keras
 import mlflow
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 from scipy.optimize import minimize_scalar
 
-from digits import model, params
+from digits import distance, model, params
 from digits.dataset import Digits, read_pool
 from digits.files import replacing, sha256, write_text
 from digits.training import Recipe as Params
@@ -52,6 +53,20 @@ def find_temperature(logits: np.ndarray, classes: np.ndarray) -> float:
         return measure(logits / temperature, classes)[0]
 
     return round(float(minimize_scalar(loss, bounds=(0.2, 5), method="bounded").x), 3)
+
+
+def find_foreign(
+    network: keras.Model, training: tuple[np.ndarray, np.ndarray], validation: np.ndarray
+) -> keras.KerasTensor:
+    """Return how foreign an image looks, as part of the network's graph.
+
+    It is fitted to the training pool's images and classes, and scaled by validation images.
+    """
+    images, classes = training
+    fitted = distance.fit(model.predict(distance.features(network), images), classes)
+    squared = distance.squared(network, fitted)
+    usual = distance.usual(model.predict(squared, validation))
+    return distance.foreign(squared.outputs[0], usual)
 
 
 def log_run(settings: dict[str, Any], curves: pd.DataFrame) -> None:
@@ -103,8 +118,10 @@ def main(arguments: list[str]) -> None:
     curves = fit(trained, training, validation, task, own)
     network = model.fold(trained)
     temperature = find_temperature(model.predict(network, validation[0]), validation[1])
+    foreign = find_foreign(network, training, validation[0])
 
-    model.save(model.calibrate(network, temperature, scripts), paths.out / "model.keras")
+    calibrated = model.calibrate(network, temperature, scripts, foreign)
+    model.save(calibrated, paths.out / "model.keras")
     lineage = {
         "scripts": scripts,
         "classes": task.classes,

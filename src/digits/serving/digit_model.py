@@ -55,6 +55,8 @@ class DigitModel:
         - confidence float32 (n,): its probability
         - digits float32 (n, classes): probabilities, summed over the scripts the model knows
         - scripts float32 (n, scripts, classes): of each script in manifest["scripts"] x class
+        - foreign float32 (n,): how little it looks like what the model was trained on, from 0 to
+          1; 1 % of digits that the model knows, but was not trained on, exceed 0.5
 
         Raises ValueError for another shape or type.
         """
@@ -70,7 +72,7 @@ class DigitModel:
         ]
         scores = {
             name: np.concatenate([part[name].numpy() for part in parts])
-            for name in ("digits", "scripts")
+            for name in ("digits", "scripts", "foreign")
         }
         digits = scores["digits"]
         return {"digit": digits.argmax(axis=1), "confidence": digits.max(axis=1), **scores}

@@ -66,19 +66,21 @@ class Service:
         else:
             probabilities = scores["digits"]
         probabilities = probabilities.astype(np.float64).round(DECIMALS)
-        rows = zip(
-            probabilities.argmax(axis=1).tolist(),
-            probabilities.max(axis=1).tolist(),
-            probabilities.tolist(),
-            strict=True,
-        )
+        foreign = scores["foreign"].astype(np.float64).round(DECIMALS)
+        columns = (probabilities.argmax(axis=1), probabilities.max(axis=1), foreign, probabilities)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
         return {
             "model_version": self.version,
             "classes": self.classes,
             "script": script if known else None,
             "predictions": [
-                {"digit": self.classes[digit], "confidence": sure, "probabilities": row}
-                for digit, sure, row in rows
+                {
+                    "digit": self.classes[digit],
+                    "confidence": confidence,
+                    "foreign": how_foreign,
+                    "probabilities": row,
+                }
+                for digit, confidence, how_foreign, row in rows
             ],
         }
 
