@@ -1,14 +1,18 @@
 """A small copy of the project, reproduced once, and the real services that tests talk to."""
 
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from digits import exact
 
@@ -18,6 +22,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import run  # noqa: E402
 
+from digits import inference  # noqa: E402
 from digits.dataset import Digits, write_csv  # noqa: E402
 from digits.sources import read_idx  # noqa: E402
 
@@ -203,3 +208,47 @@ def random_digits(count: int, size: int = 28, classes: int = 10) -> Digits:
     images = rng.integers(0, 256, (count, size, size), np.uint8)
     labels = (np.arange(count) % classes).astype(np.uint8)
     return Digits(images, labels, "mnist", False, classes)
+
+
+@dataclass
+class Endpoint:
+    """Azure's inference server with the real score.py and the small project's model."""
+
+    port: int
+    model: Path  # the folder below which the model folder lies
+    log: Path
+
+    def post(self, body: bytes, path: str = "/score", **headers: str) -> tuple[int, Any, Any]:
+        """Return status, JSON and headers of the answer to a body."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        call = urllib.request.Request(url, data=body, headers=names)
+        try:
+            with urllib.request.urlopen(call, timeout=60) as answer:
+                return answer.status, json.load(answer), answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error), error.headers
+
+
+@pytest.fixture(scope="module")
+def serve(
+    reproduced: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Endpoint]]:
+    """Start servers with settings for their environment; they are stopped after the module."""
+    folder = tmp_path_factory.mktemp("serving")
+    code = inference.serving_code(folder / "code")
+    # A copy below another folder, as on Azure: bytecode is written there.
+    shutil.copytree(reproduced.root / "data" / "package", folder / "model" / "digits")
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(**env: str) -> Endpoint:
+        port, log = free_port(), folder / f"{len(processes)}.log"
+        process = inference.start(code, folder / "model", port, log, environment() | env)
+        processes.append(process)
+        return Endpoint(port, folder / "model" / "digits", log)
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            inference.stop(process)

@@ -30,7 +30,8 @@ print(json.dumps({name: value.tolist() for name, value in scores.items()}))
 def in_empty_process(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python in an empty folder with nothing of this project on its path."""
     command = python(code, *arguments)
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    env = environment() | {"PYTHONDONTWRITEBYTECODE": "1"}  # the folder stays as it was
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.slow
