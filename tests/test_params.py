@@ -91,7 +91,7 @@ CHANGES = {
     "share below zero": ("nothing_share: 0.02", "nothing_share: -0.1", "train.nothing_share"),
     "smoothing": ("label_smoothing: 0.1", "label_smoothing: 1.0", "train.label_smoothing is 1"),
     "distortion": ("shear: 0.15", "shear: -0.15", "train.distortion.shear is -0.15"),
-    "image too small": ("image_size: 28", "image_size: 8", "greater than or equal to 18"),
+    "image too small": ("image_size: 28", "image_size: 8", "greater than or equal to 20"),
     "duplicate key": ("seed: 1", "seed: 1\nseed: 2", 'duplicate key "seed"'),
     "one class twice": ('"0", "1"', '"1", "1"', "must differ"),
     "no YAML": ("epochs: ", "epochs: [", "is not valid YAML"),

@@ -50,7 +50,8 @@ def test_steps_are_those_of_keras_adamw() -> None:
 
     next(training.epochs(network, (images, classes), TASK, own))
 
-    order = np.random.default_rng(TASK.seed).permutation(96)
+    rng = np.random.default_rng(TASK.seed)
+    order = rng.permutation(training.choose(rng, np.full(96, np.inf), 96))
     optimizer = keras.optimizers.AdamW(
         weight_decay=own.weight_decay, beta_1=0.9, beta_2=0.99, epsilon=1e-7
     )
@@ -69,6 +70,35 @@ def test_steps_are_those_of_keras_adamw() -> None:
         optimizer.apply_gradients(zip(gradients, expected.trainable_variables, strict=True))
     for ours, theirs in zip(network.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-5)
+
+
+def test_hard_digits_are_chosen_rather_than_easy_ones() -> None:
+    rng = np.random.default_rng(1)
+    losses = np.linspace(0, 1, 1000)
+    times = np.zeros(1000)
+    for _ in range(200):
+        chosen = training.choose(rng, losses, 500)
+        assert len(set(chosen)) == 500
+        times[chosen] += 1
+    tenths = times.reshape(10, 100).mean(axis=1) / 200  # the share of draws that each is in
+    assert (np.diff(tenths) > 0).all()
+    assert tenths[0] < 0.1 < 0.9 < tenths[-1]
+
+
+def test_digits_of_one_loss_have_one_chance() -> None:
+    rng = np.random.default_rng(1)
+    times = np.zeros(100)
+    for _ in range(400):
+        times[training.choose(rng, np.full(100, np.inf), 25)] += 1
+    assert 60 < times.min() < times.max() < 140
+
+
+def test_later_epochs_are_shorter() -> None:
+    digits = some_digits(640)
+    recipe = dataclasses.replace(RECIPE, nothing_share=0.0, full_epochs=1, hard_share=0.5)
+    task = dataclasses.replace(TASK, epochs=3)
+    done = [row[2] for row in training.epochs(model.build(28, 10), digits, task, recipe)]
+    np.testing.assert_allclose(done, [0.5, 0.75, 1])
 
 
 def test_normalisation_is_that_of_keras() -> None:

@@ -30,7 +30,7 @@ class Task:
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    image_size: Annotated[int, Field(ge=18, le=256)]  # pixels a side; the network needs 18
+    image_size: Annotated[int, Field(ge=20, le=256)]  # pixels a side; the network needs 20
     classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
 
     def __post_init__(self) -> None:
