@@ -29,5 +29,6 @@ inference           Azure's inference server on this machine
 cli                 `digits COMMAND`, for people and workflows
 noise               how much the metrics differ between seeds alone
 bench               how fast it trains, against the Keras documentation's convnet
+bench_serve         how fast the endpoint answers
 realism             how like real handwriting the rendered digits are
 """

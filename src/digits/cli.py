@@ -11,6 +11,7 @@ COMMANDS = {
     "params": "digits.params",  # check params.yaml
     "noise": "digits.noise",
     "bench": "digits.bench",
+    "bench-serve": "digits.bench_serve",
     "realism": "digits.realism",
 }
 

@@ -80,10 +80,10 @@ def start(
     return process
 
 
-def healthy(port: int) -> bool:
+def healthy(port: int, path: str = "/") -> bool:
     """Return whether the server on a port of loopback says that it is up."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -3,8 +3,9 @@
 Enters: a request as request.py decodes it, with `?script=` for an image. Leaves: JSON with the
 model's version and, for each image, digit, confidence, probabilities and how foreign it looks.
 All that it knows of the model comes from the model folder below AZUREML_MODEL_DIR, the code
-that travels there included. Each request is collected (azureml-ai-monitoring, as model_inputs
-and model_outputs); the header x-digits-uncollected counts what was not, since the start.
+that travels there included. Each request is collected with its answer (azureml-ai-monitoring,
+as model_inputs_outputs); the header x-digits-uncollected counts those that were not, since the
+start of the worker.
 """
 
 import base64
@@ -32,6 +33,7 @@ CHUNK_BYTES = 1 << 20
 VERSION_LENGTH = 12  # hexadecimal digits of the weights' SHA-256
 DECIMALS = 6  # of probabilities
 TINY = 1e-12  # a script may have no probability at all
+COLLECTION = "model_inputs_outputs"  # one of the data collector's own names
 JSON = {"Content-Type": "application/json"}
 service: "Service"  # made by `init`
 
@@ -41,6 +43,7 @@ class Service:
 
     def __init__(self, folder: Path) -> None:
         """Load the model from its folder and answer once, so that no client waits for that."""
+        os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")  # a request is a chain of operations
         sys.path.insert(0, str(folder / "code"))
         from digit_model import DigitModel
         from normalise import normalise
@@ -103,13 +106,11 @@ class Collection(logging.Handler):
         """Connect; where collection is off, everything is counted as lost."""
         super().__init__(logging.ERROR)
         self.lost = 0
-        self.inputs, self.outputs = (
-            Collector(name=name, on_error=self.count) for name in ("model_inputs", "model_outputs")
-        )
+        self.collector = Collector(name=COLLECTION, on_error=self.count)
         logging.getLogger("mdc.worker").addHandler(self)  # which tells only there what failed
 
     def count(self, reason: object) -> None:
-        """Count one table lost; say why in the log the first time, then each thousandth."""
+        """Count one request lost; say why in the log the first time, then each thousandth."""
         if self.lost % 1000 == 0:
             print(f"{self.lost + 1} not collected: {reason}")
         self.lost += 1
@@ -119,17 +120,17 @@ class Collection(logging.Handler):
         self.count(record.getMessage())
 
     def collect(self, request_id: str, images: np.ndarray, answer: dict[str, Any]) -> int:
-        """Hand over n images uint8 (n, size, size) as base64 text, and their predictions.
+        """Hand over a table of n rows: images uint8 (n, size, size) as base64, and predictions.
 
-        Returns how many tables were lost since the start; never raises.
+        Returns how many requests were lost since the start; never raises.
         """
         try:
-            context = BasicCorrelationContext(id=request_id)
-            text = [base64.b64encode(image).decode() for image in images]
-            context = self.inputs.collect(pd.DataFrame({"image": text}), context)
-            outputs = pd.DataFrame(answer["predictions"])
-            outputs["model_version"] = answer["model_version"]
-            self.outputs.collect(outputs, context)
+            version = answer["model_version"]
+            table = pd.DataFrame(
+                {"image": base64.b64encode(image).decode(), "model_version": version} | prediction
+                for image, prediction in zip(images, answer["predictions"], strict=True)
+            )
+            self.collector.collect(table, BasicCorrelationContext(id=request_id))
         except Exception as error:  # of a library that a request must not depend on
             self.count(repr(error))
         return self.lost
