@@ -1,13 +1,15 @@
 """How fast the endpoint answers, on this machine: `make bench-serve`.
 
-Each server is Azure's own with one worker, started in turn, on loopback; each request is a new
-connection, since that server keeps none. Collection is on, into a sink of this benchmark. Client
-and sink share the machine's cores with the server, so figures are those of a busy machine.
+Each server is Azure's own, on loopback, with one worker, or one a core for batches; each request
+is a new connection, since that server keeps none. Collection is on, into a sink of this benchmark.
+Client and sink share the machine's cores with the server: figures are those of a busy machine.
 
 - ours: score.py with the packaged model, one image a request in JSON
 - constant: the same score.py, which reads, decodes and collects the same, but answers always the
   same without asking the model
-- mlflow: `mlflow models serve` with the same model folder
+- uncollected: ours with collection off, which is what MLflow's server is compared with
+- mlflow: `mlflow models serve` with the same Keras model, as MLflow itself saves and calls it
+- loader: `mlflow models serve` with the model folder, whose own loader calls the model as ours does
 """
 
 import argparse
@@ -25,6 +27,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import keras
+import mlflow.keras
 import numpy as np
 import psutil
 
@@ -46,12 +50,13 @@ def init():
 def run(request):
     return real.run(request)
 """
-CLIENTS = 2  # at once: enough that the server never waits
+CLIENTS = 1  # at once: with more the cores that they share with the server are what is measured
 BATCH = 100  # images
 START_SECONDS = 120.0
+SERVERS = ("ours", "constant", "uncollected", "mlflow", "loader")
 GOALS = {
     "rate against the constant answer": ("at least", 0.7),
-    "rate against mlflow models serve": ("at least", 25.0),
+    "uncollected against mlflow models serve": ("at least", 25.0),
     "p99 against the median at half the peak": ("under", 3.0),
     f"images/s in batches of {BATCH}": ("at least", 10_000.0),
     "growth of memory after the first tenth": ("under", 0.05),
@@ -104,9 +109,9 @@ def ask(port: int, request: bytes) -> None:
         raise DigitsError(f"the server answered {answer[:200]!r}; is the package of this commit?")
 
 
-def peak(port: int, request: bytes, seconds: float) -> float:
-    """Return the requests answered a second to CLIENTS that wait for nothing else."""
-    counts = [0] * CLIENTS
+def peak(port: int, request: bytes, seconds: float, clients: int = CLIENTS) -> float:
+    """Return the requests answered a second to clients that wait for nothing else."""
+    counts = [0] * clients
     start = time.perf_counter()
 
     def client(number: int) -> None:
@@ -114,7 +119,7 @@ def peak(port: int, request: bytes, seconds: float) -> float:
             ask(port, request)
             counts[number] += 1
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -162,7 +167,7 @@ def memory(process: "subprocess.Popen[bytes]", port: int, request: bytes, count:
 
 @contextlib.contextmanager
 def azure(
-    folder: Path, name: str, package: Path, env: dict[str, str]
+    folder: Path, name: str, package: Path, env: dict[str, str], workers: int = 1
 ) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
     """Serve the package with Azure's server, `ours` or `constant`; yield port and process."""
     code = inference.serving_code(folder / name)
@@ -170,7 +175,9 @@ def azure(
         (code / "score.py").rename(code / "real.py")
         (code / "score.py").write_text(CONSTANT, "utf-8")
     port = free_port()
-    process = inference.start(code, package, port, folder / f"{name}.log", env, START_SECONDS)
+    process = inference.start(
+        code, package, port, folder / f"{name}.log", env, START_SECONDS, workers
+    )
     try:
         yield port, process
     finally:
@@ -178,8 +185,8 @@ def azure(
 
 
 @contextlib.contextmanager
-def mlflow(folder: Path, package: Path) -> Iterator[int]:
-    """Serve the package with MLflow; yield the port."""
+def mlflow_server(folder: Path, package: Path) -> Iterator[int]:
+    """Serve a model folder with MLflow; yield the port."""
     port, log = free_port(), folder / "mlflow.log"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(package)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--env-manager", "local"]
@@ -218,24 +225,32 @@ def main(arguments: list[str]) -> None:
     receiver.start()
     env = os.environ | {"AZUREML_MDC_ENABLED": "true", "AZUREML_MDC_HOST": "127.0.0.1"}
     env |= {"AZUREML_MDC_PORT": str(listener.getsockname()[1])}
-    rates: dict[str, list[float]] = {"ours": [], "constant": [], "mlflow": []}
+    rates: dict[str, list[float]] = {name: [] for name in SERVERS}
+    rounds = range(given.repetitions)
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
+            keras_model = keras.saving.load_model(package / "data/model/model.keras", compile=False)
+            mlflow.keras.save_model(keras_model, str(folder / "keras"), pip_requirements=[])
             with (
                 azure(folder, "ours", package, env) as (port, process),
                 azure(folder, "constant", package, env) as (constant, _),
+                azure(folder, "uncollected", package, dict(os.environ)) as (uncollected, _),
             ):
-                for _ in range(given.repetitions):
-                    rates["ours"].append(peak(port, single, given.seconds))
-                    rates["constant"].append(peak(constant, single, given.seconds))
-                batches = [peak(port, batch, given.seconds) for _ in range(given.repetitions)]
+                ports = {"ours": port, "constant": constant, "uncollected": uncollected}
+                for _ in rounds:
+                    for name, each in ports.items():
+                        rates[name].append(peak(each, single, given.seconds))
                 half = statistics.median(rates["ours"]) / 2
                 milliseconds = latencies(port, single, half, 2 * given.seconds)
                 growth = memory(process, port, single, given.requests)
-            with mlflow(folder, package) as port:
-                for _ in range(given.repetitions):
-                    rates["mlflow"].append(peak(port, invocation, given.seconds))
+            cores = os.cpu_count() or 1
+            with azure(folder, "batches", package, env, cores) as (port, _):
+                batches = [peak(port, batch, given.seconds, cores) for _ in rounds]
+            for name, model in (("mlflow", folder / "keras"), ("loader", package)):
+                with mlflow_server(folder, model) as port:
+                    peak(port, invocation, 1)
+                    rates[name] += [peak(port, invocation, given.seconds) for _ in rounds]
     finally:
         receiver.terminate()
         receiver.join()
@@ -244,12 +259,12 @@ def main(arguments: list[str]) -> None:
     middle = {name: statistics.median(found) for name, found in rates.items()}
     for name, found in rates.items():
         spread = f"{min(found):,.0f} to {max(found):,.0f}"
-        print(f"{name:10}{middle[name]:>10,.0f} one-image requests/s ({spread})")
+        print(f"{name:12}{middle[name]:>10,.0f} one-image requests/s ({spread})")
     median, p99 = np.quantile(milliseconds, [0.5, 0.99])
     print(f"at {half:,.0f} requests/s: median {median:.2f} ms, p99 {p99:.2f} ms")
     figures = [
         middle["ours"] / middle["constant"],
-        middle["ours"] / middle["mlflow"],
+        middle["uncollected"] / middle["mlflow"],
         p99 / median,
         BATCH * statistics.median(batches),
         growth,

@@ -1,0 +1,17 @@
+"""The endpoint's benchmark: it runs, and prints every figure with its goal."""
+
+import pytest
+from conftest import Project
+
+from digits.bench_serve import GOALS, SERVERS
+
+
+@pytest.mark.slow
+def test_it_runs_and_prints_the_figures(project: Project) -> None:
+    short = ("--seconds", "0.3", "--repetitions", "1", "--requests", "20")
+    output = project.run("digits", "bench-serve", *short)
+    lines = output.splitlines()
+    for name in SERVERS:
+        assert any(line.startswith(name) and "one-image requests/s" in line for line in lines)
+    for goal in GOALS:
+        assert any(line.startswith(goal) for line in lines), goal
