@@ -5,7 +5,8 @@ training's seconds count tracing and compilation of its graph, but neither the i
 TensorFlow nor scoring the test set, which each does after every epoch. The rival runs with
 TensorFlow as it comes, ours with the settings that make it exact.
 
-- fast: ours, one epoch without distortion, the shortest way to 99.0 %
+- fast: ours, one epoch of seven tenths of the digits without distortion: the shortest way to
+  99.0 % on the validation digits, of which two seeds read 99.1 and 99.2 %
 - default: ours as params.yaml has it
 - convnet: the simple convnet of https://keras.io/examples/vision/mnist_convnet, 15 epochs of
   batches of 128, on all digits that ours trains on and is validated with
@@ -83,7 +84,8 @@ def ours(fast: bool) -> dict[str, Any]:
     task, recipe = params.task(values), params.section(Recipe, values, "train")
     if fast:
         task = dataclasses.replace(task, epochs=1)
-        recipe = dataclasses.replace(recipe, distortion=Distortion(0.0, 0.0, 0.0, 0.0))
+        still = Distortion(0.0, 0.0, 0.0, 0.0)
+        recipe = dataclasses.replace(recipe, full_epochs=0, hard_share=0.7, distortion=still)
     class_count = len(task.classes)
     training, (images, labels) = load(["training"], class_count), load(["test"], class_count)
     model.make_exact(task.seed)
