@@ -13,6 +13,8 @@ COMMANDS = {
     "bench": "digits.bench",
     "bench-serve": "digits.bench_serve",
     "realism": "digits.realism",
+    "serve": "digits.azure.serve",  # production on this machine
+    "deploy": "digits.azure.deploy",
 }
 
 

@@ -1,0 +1,388 @@
+"""`digits deploy COMMAND`: what is at this commit, put into production and taken out again.
+
+A revision is a deployment whose name stands for the bytes of model and code and for its settings;
+what is live stands in the endpoint's tags, which change together with its traffic. So a run that
+died half-way leaves nothing that the next one could take for done.
+"""
+
+import argparse
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from azure.core.exceptions import (
+    ClientAuthenticationError,
+    HttpResponseError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+
+from digits.azure import lease, release
+from digits.azure.endpoint import Recipe, Target
+from digits.azure.release import TEST, Params, Release
+from digits.azure.workspace import connect
+from digits.dataset import Digits, read_pool
+from digits.errors import DigitsError
+from digits.files import write_text
+
+LOGS = Path(".deploy")  # where the logs of deployments that failed are saved
+HOURS_A_DAY = 24
+RESERVE = 1.2  # Azure reserves a fifth more cores, to upgrade instances
+CAUSES = [  # what an error's text holds, the cause, the mend
+    (
+        "OutOfQuota",
+        "the quota is used up",
+        "ask for more, a smaller azure.instance_type, or in_place",
+    ),
+    ("ImageBuild", "the image could not be built", "see the build's log; is azure.image right?"),
+    ("ResourceNotReady", "the server never became healthy", "read the saved logs: score.py's init"),
+    ("NameNotAvailable", "the endpoint's name is taken", "change azure.endpoint"),
+    ("AuthenticationToken", "the credentials are not accepted", "log in again (`az login`)"),
+    (
+        "AuthorizationFailed",
+        "the role is missing",
+        "AzureML Data Scientist is needed on the workspace",
+    ),
+    ("Conflict", "another operation is under way", "wait for it, then run this again"),
+    ("timed out", "no answer came in time", "run this again: it goes on where it stopped"),
+]
+
+
+def explained(error: BaseException) -> str:
+    """Return an error with its known cause and the mend."""
+    if isinstance(error, DigitsError):
+        return str(error)
+    text = " ".join((str(error) or repr(error)).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    for mark, cause, mend in CAUSES:
+        if mark in text:
+            return f"{cause}: {mend} ({text[:300]})"
+    if isinstance(error, ClientAuthenticationError):
+        return f"the credentials are not accepted: log in again ({text[:300]})"
+    if isinstance(error, (ServiceRequestError, ServiceResponseError)):
+        return f"the workspace does not answer: is it reachable? ({text[:300]})"
+    return f"{text[:400]}; run this again: it goes on where it stopped"
+
+
+class Deployer:
+    """The commands on one endpoint."""
+
+    def __init__(self, target: Target, settings: Params, digits: Digits, wait: bool) -> None:
+        """Take real digits to ask; `wait` for another deployment instead of stopping."""
+        self.target, self.settings, self.digits, self.wait = target, settings, digits, wait
+        self.lost = Event()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lease."""
+        seconds = self.settings.lease_seconds
+        place = (self.target.workspace, self.target.name, seconds, self.wait)
+        with lease.held(*place) as self.lost:
+            yield
+
+    def still_alone(self) -> None:
+        """Raise DigitsError when the lease was lost."""
+        if self.lost.is_set():
+            raise DigitsError("the lease was lost, so another deployment may be at work; run again")
+
+    # apply ----------------------------------------------------------------------------------------
+
+    def apply(self, new: Release) -> None:
+        """Make a release live."""
+        with self.alone():
+            endpoint = self.target.settled()
+            if endpoint is None or str(endpoint.provisioning_state).lower().endswith("failed"):
+                self.target.create()
+                endpoint = self.target.settled()
+            live, _ = self.mended(endpoint)
+            states = self.target.deployments()
+            if live == new.name and states.get(live) == "succeeded":
+                self.target.smoke(live, self.digits, new.model_version)
+                print(f"{live} is live already: nothing to change.")
+                return
+            for name in states:
+                if name not in (live, new.name) or (
+                    name == new.name and states[name] != "succeeded"
+                ):
+                    self.target.remove(name)
+            order = 1 + max(
+                (one.order for one in self.target.recipes(endpoint).values()), default=0
+            )
+
+            def create() -> Recipe:
+                if states.get(new.name) == "succeeded":
+                    base = self.target.recipes(endpoint).get(new.name)
+                    return base or self.target.deploy(new, order)
+                return self.target.deploy(new, order)
+
+            self.switch(new.name, live, create, new.model_version)
+
+    def mended(self, endpoint: Any) -> tuple[str | None, str | None]:
+        """Put traffic where the tags say, should a run have died; return live, previous."""
+        tags = endpoint.tags
+        traffic = {name: share for name, share in endpoint.traffic.items() if share}
+        states = self.target.deployments()
+        live = tags.get("live") if states.get(tags.get("live")) == "succeeded" else None
+        wanted = {live: 100} if live and "paused" not in tags else {}
+        if traffic != wanted:
+            print("An earlier run stopped half-way; its traffic goes back first.", flush=True)
+            self.target.put(wanted)
+        return live, tags.get("previous")
+
+    def switch(
+        self, new: str, live: str | None, create: Callable[[], Recipe], version: str | None
+    ) -> None:
+        """Create a deployment, try it, give it the traffic; on any failure go back."""
+        in_place = self.settings.strategy == "in_place" and live not in (None, new)
+        endpoint = self.target.settled()
+        tags: dict[str, str | None] = {
+            name: endpoint.tags.get(name) for name in ("live", "previous", "paused")
+        }
+        old = self.target.recipes(endpoint).get(live or "")
+        if in_place and old is None:
+            raise DigitsError(f"{live} has no record to restore it from; use strategy blue_green")
+        try:
+            if in_place and live:
+                print(
+                    f"No service from now until {new} is healthy (strategy in_place).", flush=True
+                )
+                self.target.put({})
+                self.target.remove(live)
+            recipe = create()
+            self.still_alone()
+            self.target.smoke(new, self.digits, version)
+            print(f"{new} is healthy and passed the smoke test.", flush=True)
+            if live and not in_place:
+                self.step(new, live, version)
+            self.still_alone()
+            endpoint = self.target.settled()
+            kept = None if live in (None, new) else live
+            made = self.target.revision_tags(endpoint, new, recipe)
+            self.target.put({new: 100}, live=new, previous=kept, paused=None, **made)
+            self.watch(new, 100, version)
+        except BaseException as error:
+            notes = self.undo(new, live, tags, old if in_place else None)
+            raise DigitsError(explained(error) + notes) from error
+        print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
+
+    def step(self, new: str, live: str, version: str | None) -> None:
+        """Give the new deployment its traffic bit by bit."""
+        for percent in self.settings.traffic_percent[:-1]:
+            self.still_alone()
+            self.target.put({new: percent, live: 100 - percent})
+            self.watch(new, percent, version)
+
+    def watch(self, new: str, percent: int, version: str | None) -> None:
+        """Ask the endpoint as its clients do, for as long as a step takes, at least once."""
+        print(f"{percent} % of the traffic goes to {new}.", flush=True)
+        deadline = time.monotonic() + self.settings.step_seconds
+        answers, labels = [], []
+        for image, label in zip(self.digits.images, self.digits.labels, strict=True):
+            answer = self.target.ask(image)
+            if answer.deployment == new:
+                answers.append(answer)
+                labels.append(label)
+        if answers:
+            self.target.judge(answers, labels, version)  # type: ignore[arg-type]
+        number = 0
+        while time.monotonic() < deadline:
+            self.target.ask(self.digits.images[number % len(self.digits.images)])
+            number += 1
+            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+
+    def undo(
+        self, new: str, live: str | None, tags: dict[str, str | None], lost: Recipe | None
+    ) -> str:
+        """Put the traffic back, save the new deployment's logs, remove it; return what was done."""
+        notes = []
+
+        def attempt(what: str, action: Callable[[], object]) -> None:
+            try:
+                action()
+                notes.append(what)
+            except Exception as error:
+                notes.append(f"NOT {what} ({explained(error)}), which the next apply mends")
+
+        if lost and live and self.target.deployments().get(live) != "succeeded":
+            attempt(f"{live} was deployed again", lambda: self.target.redeploy(live, lost))
+        wanted = {live: 100} if live and tags.get("paused") is None else {}
+        attempt(
+            f"traffic is back at {live}" if wanted else "no deployment has traffic",
+            lambda: self.target.put(wanted, **tags),
+        )
+        if new not in (live, tags.get("previous")):
+            file = LOGS / f"{new}.log"
+            with contextlib.suppress(Exception):  # there may be none
+                write_text(file, self.target.logs(new) + "\n")
+                notes.append(f"its logs are in {file}")
+            attempt(f"{new} was removed", lambda: self.target.remove(new))
+        return "; ".join(["", *notes])
+
+    # The other commands ---------------------------------------------------------------------------
+
+    def rollback(self, revision: str | None) -> None:
+        """Give the traffic back to the previous revision, or to a named one."""
+        with self.alone():
+            endpoint = self.existing()
+            live, previous = self.mended(endpoint)
+            name = revision or previous
+            recipes = self.target.recipes(endpoint)
+            if name is None:
+                raise DigitsError(
+                    "there is no previous revision; `digits deploy status` lists them"
+                )
+            if name not in recipes:
+                raise DigitsError(f"{name}: no such revision; known are {', '.join(recipes)}")
+            if name == live:
+                raise DigitsError(f"{name} is live already")
+            self.back_to(name, live, recipes[name])
+
+    def back_to(self, name: str, live: str | None, recipe: Recipe) -> None:
+        """Switch to a revision that once was live, deployed again if need be."""
+        states = self.target.deployments()
+
+        def create() -> Recipe:
+            if states.get(name) != "succeeded":
+                self.target.remove(name)
+                self.target.redeploy(name, recipe)
+            return recipe
+
+        if states.get(name) == "succeeded":  # it has served before: all at once, within seconds
+            self.settings = replace(self.settings, traffic_percent=(100,), step_seconds=0.0)
+        self.switch(name, live, create, None)
+
+    def pause(self) -> None:
+        """Delete the deployments, which cost money; keep the endpoint and its records."""
+        with self.alone():
+            endpoint = self.existing()
+            live = endpoint.tags.get("live")
+            if live is None:
+                raise DigitsError("nothing is live, so there is nothing to pause")
+            self.target.put({}, paused="yes")
+            for name in self.target.deployments():
+                self.target.remove(name)
+            print(f"Paused: no deployment is left; `digits deploy resume` brings {live} back.")
+
+    def resume(self) -> None:
+        """Bring back what was live when it was paused."""
+        with self.alone():
+            endpoint = self.existing()
+            if "paused" not in endpoint.tags:
+                raise DigitsError("it is not paused; `digits deploy status` tells what is live")
+            name = endpoint.tags["live"]
+            self.back_to(name, None, self.target.recipes(endpoint)[name])
+
+    def destroy(self) -> None:
+        """Delete the endpoint and all deployments; registered models stay as records."""
+        with self.alone():
+            self.target.delete()
+            print(f"{self.target.name} is gone, and nothing runs.")
+
+    def existing(self) -> Any:
+        """Return the endpoint; raise DigitsError when there is none."""
+        endpoint = self.target.settled()
+        if endpoint is None:
+            raise DigitsError(
+                f"there is no endpoint {self.target.name}; `digits deploy apply` first"
+            )
+        return endpoint
+
+    def status(self) -> None:
+        """Print what is there."""
+        endpoint = self.target.get()
+        if endpoint is None:
+            print(f"endpoint {self.target.name}: absent")
+            return
+        paused = ", paused" if "paused" in endpoint.tags else ""
+        print(f"endpoint {self.target.name}: {endpoint.scoring_uri}{paused}")
+        states = self.target.deployments()
+        recipes = self.target.recipes(endpoint)
+        for name in dict.fromkeys([*recipes, *states]):
+            share = endpoint.traffic.get(name, 0)
+            marks = [mark for mark in ("live", "previous") if endpoint.tags.get(mark) == name]
+            made = f"model {recipes[name].model}" if name in recipes else "not yet live"
+            state = states.get(name, "not deployed")
+            print(f"  {name}  {share:3} %  {state:12}  {made}  {' '.join(marks)}".rstrip())
+
+    def plan(self, new: Release) -> None:
+        """Print what `apply` would change; change nothing."""
+        settings, client = self.settings, self.target.client
+        endpoint = self.target.get()
+        live = endpoint.tags.get("live") if endpoint else None
+        states = self.target.deployments() if endpoint else {}
+        print(f"endpoint     {self.target.name}: {'exists' if endpoint else 'to be created'}")
+        if live == new.name and states.get(live) == "succeeded":
+            print(f"revision     {live} is live already: nothing to change")
+            return
+        print(f"revision     {live or 'none'} -> {new.name}, strategy {settings.strategy}")
+        print(f"model        package {new.package_hash}, commit {new.tags['commit'][:12]}")
+        print(f"environment  {settings.image}, version {new.environment_hash}")
+        print(f"instances    {settings.instance_count} x {settings.instance_type}")
+        beside = 1 if live and settings.strategy == "blue_green" else 0
+        removed = [name for name in states if name not in (live, new.name)]
+        if removed:
+            print(f"removed      {', '.join(removed)}")
+        sizes = {vars(size)["name"]: vars(size) for size in client.compute.list_sizes()}
+        size = sizes.get(settings.instance_type)
+        if size:
+            needed = size["vCPUs"] * settings.instance_count * RESERVE
+            free = "unknown"
+            for usage in client.compute.list_usage():
+                if vars(usage)["name"]["value"].lower() == size["family"].lower():
+                    free = str(vars(usage)["limit"] - vars(usage)["currentValue"])
+            print(f"quota        {needed:g} cores of {size['family']} needed, {free} free")
+        else:
+            print(f"quota        unknown: the region has no size {settings.instance_type}")
+        steps = [f"{percent} %" for percent in settings.traffic_percent]
+        if not live:
+            steps = ["100 %"]
+        elif not beside:
+            steps = ["no service while it is replaced", "100 %"]
+        print(f"traffic      {', '.join(steps)}")
+        price = settings.price_an_hour
+        cost = "unknown; set azure.price_an_hour"
+        if price:
+            cost = f"{price * HOURS_A_DAY * settings.instance_count * (1 + beside):.2f}"
+            cost += ", the old revision's kept for rollback included" if beside else ""
+        print(f"cost a day   {cost}")
+
+
+def main(arguments: list[str]) -> None:
+    """Run one command on one workspace."""
+    parser = argparse.ArgumentParser(prog="digits deploy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("plan", "apply", "status", "rollback", "pause", "resume", "destroy"):
+        command = commands.add_parser(name, help=getattr(Deployer, name).__doc__)
+        command.add_argument("--workspace", choices=("azure", "local"), default="azure")
+        command.add_argument("--wait", action="store_true", help="for another deployment's end")
+        if name == "rollback":
+            command.add_argument("revision", nargs="?", help="as `status` names it")
+    asked = parser.parse_args(arguments)
+    settings, classes = release.load()
+    new = release.read(settings) if asked.command in ("plan", "apply") else None
+    known = read_pool(TEST, len(classes))[0]
+    count = min(settings.smoke.digits, len(known.images))
+    digits = Digits(known.images[:count], known.labels[:count], known.name, False, len(classes))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        target = Target(connect(asked.workspace), settings, classes)
+        deployer = Deployer(target, settings, digits, asked.wait)
+        action = getattr(deployer, asked.command)
+        if new:
+            action(new)
+        elif asked.command == "rollback":
+            action(asked.revision)
+        else:
+            action()
+    except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
+        raise DigitsError(explained(error)) from error

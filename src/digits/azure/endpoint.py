@@ -1,0 +1,329 @@
+"""One endpoint of a workspace: its traffic, its deployments, and asking it for digits.
+
+What the endpoint is to serve stands in its own tags, which change in the same call as its
+traffic: `live`, `previous`, and for each revision what it was made of.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from azure.ai.ml.entities import (
+    CodeConfiguration,
+    DataCollector,
+    DeploymentCollection,
+    Environment,
+    ManagedOnlineDeployment,
+    ManagedOnlineEndpoint,
+    Model,
+    OnlineRequestSettings,
+)
+from azure.core.exceptions import ResourceNotFoundError
+
+from digits.azure.release import PACKAGE, Params, Release, stage_code
+from digits.azure.workspace import Workspace
+from digits.dataset import Digits
+from digits.errors import DigitsError
+
+MODEL = ENVIRONMENT = "digits"
+KEPT_REVISIONS = 10  # whose recipes stay; a resource has at most 50 tags
+BUSY = {"creating", "updating", "deleting"}
+SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
+LOG_LINES = 500
+TOKEN_SCOPE = "https://ml.azure.com/.default"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a revision is made of; it fits into one tag."""
+
+    model: str  # version of the registered model
+    code: str  # name:version
+    environment: str  # version
+    type: str
+    count: int
+    timeout: float  # seconds
+    at_a_time: int
+    collect: tuple[str, ...]
+    order: int  # of the revisions on this endpoint
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one image."""
+
+    digit: str
+    version: str
+    deployment: str
+    seconds: float
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the SDK's dots and colours off the console."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+class Target:
+    """An endpoint that may not exist yet."""
+
+    def __init__(self, workspace: Workspace, settings: Params, classes: tuple[str, ...]) -> None:
+        """Derive the endpoint's name from the workspace's id, so that no two collide."""
+        self.workspace, self.settings, self.classes = workspace, settings, classes
+        self.client = client = workspace.client
+        self.scope = (
+            f"/subscriptions/{client.subscription_id}/resourceGroups/{client.resource_group_name}"
+            f"/providers/Microsoft.MachineLearningServices/workspaces/{client.workspace_name}"
+        )
+        digest = hashlib.sha256(self.scope.lower().encode()).hexdigest()
+        self.name = f"{settings.endpoint}-{digest[:8]}"
+        self._headers: dict[str, str] = {}
+
+    # The endpoint ---------------------------------------------------------------------------------
+
+    def get(self) -> Any:
+        """Return the endpoint, or None."""
+        try:
+            return self.client.online_endpoints.get(self.name)
+        except ResourceNotFoundError:
+            return None
+
+    def settled(self) -> Any:
+        """Return the endpoint, or None, once no operation is under way on it."""
+        return self._wait(self.get, f"the endpoint {self.name}")
+
+    def create(self) -> None:
+        """Create the endpoint."""
+        access = "enabled" if self.settings.public_access else "disabled"
+        endpoint = ManagedOnlineEndpoint(
+            name=self.name, auth_mode=self.settings.auth_mode, public_network_access=access
+        )
+        with quiet():
+            self.client.online_endpoints.begin_create_or_update(endpoint).result()
+
+    def put(self, traffic: dict[str, int], **tags: str | None) -> None:
+        """Set traffic and tags in one call; None takes a tag away."""
+        endpoint = self.settled()
+        wanted = {**endpoint.tags, **tags}
+        endpoint.tags = {name: value for name, value in wanted.items() if value is not None}
+        endpoint.traffic = traffic
+        with quiet():
+            self.client.online_endpoints.begin_create_or_update(endpoint).result()
+
+    def delete(self) -> None:
+        """Delete the endpoint and all that runs behind it."""
+        if self.settled() is not None:
+            with quiet():
+                self.client.online_endpoints.begin_delete(self.name).result()
+
+    # Deployments ----------------------------------------------------------------------------------
+
+    def deployments(self) -> dict[str, str]:
+        """Return the deployments' names and states."""
+        found = self.client.online_deployments.list(self.name)
+        return {one.name: str(one.provisioning_state).split(".")[-1].lower() for one in found}
+
+    def remove(self, name: str) -> None:
+        """Delete a deployment that has no traffic, if it is there."""
+        state = self._wait(lambda: self.deployments().get(name), f"the deployment {name}")
+        if state is not None:
+            with quiet():
+                self.client.online_deployments.begin_delete(name, self.name).result()
+
+    def register(self, release: Release) -> str:
+        """Return the version of the registered model, once registered for its hash."""
+        try:
+            known = list(self.client.models.list(name=MODEL))
+        except ResourceNotFoundError:
+            known = []
+        for model in known:
+            if model.tags.get("package") == release.package_hash:
+                return str(model.version)
+        version = str(1 + max((int(model.version) for model in known), default=0))
+        model = Model(
+            name=MODEL, version=version, path=PACKAGE, type="custom_model", tags=release.tags
+        )
+        with quiet():
+            return str(self.client.models.create_or_update(model).version)
+
+    def deploy(self, release: Release, order: int) -> Recipe:
+        """Create the release's deployment, without traffic; return its recipe."""
+        settings = self.settings
+        recipe = Recipe(
+            model=self.register(release),
+            code="",
+            environment=release.environment_hash,
+            type=settings.instance_type,
+            count=settings.instance_count,
+            timeout=settings.request_timeout_seconds,
+            at_a_time=settings.requests_at_a_time,
+            collect=settings.collections,
+            order=order,
+        )
+        environment = Environment(
+            name=ENVIRONMENT,
+            version=release.environment_hash,
+            image=settings.image,
+            conda_file=release.conda,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            code = str(stage_code(release, Path(folder)))
+            self._create(release.name, recipe, code, environment)
+        return self.recipe_of(release.name, recipe)
+
+    def recipe_of(self, name: str, recipe: Recipe) -> Recipe:
+        """Return a recipe completed with the code that a deployment was given."""
+        made = self.client.online_deployments.get(name, self.name)
+        parts = str(made.code_configuration.code).split("/")
+        model = str(made.model).split("/")[-1]
+        return dataclasses.replace(recipe, code=f"{parts[-3]}:{parts[-1]}", model=model)
+
+    def redeploy(self, name: str, recipe: Recipe) -> None:
+        """Create a deployment again from its recipe, without traffic."""
+        code, _, version = recipe.code.partition(":")
+        place = f"{self.scope}/codes/{code}/versions/{version}"
+        environment = f"{self.scope}/environments/{ENVIRONMENT}/versions/{recipe.environment}"
+        self._create(name, recipe, place, environment)
+
+    def _create(self, name: str, recipe: Recipe, code: str, environment: Any) -> None:
+        collector = None
+        if recipe.collect:
+            collections = {name: DeploymentCollection(enabled="true") for name in recipe.collect}
+            collector = DataCollector(collections=collections)
+        deployment = ManagedOnlineDeployment(
+            name=name,
+            endpoint_name=self.name,
+            model=f"{self.scope}/models/{MODEL}/versions/{recipe.model}",
+            code_configuration=CodeConfiguration(code=code, scoring_script="score.py"),
+            environment=environment,
+            instance_type=recipe.type,
+            instance_count=recipe.count,
+            data_collector=collector,
+            request_settings=OnlineRequestSettings(
+                request_timeout_ms=int(recipe.timeout * 1000),
+                max_concurrent_requests_per_instance=recipe.at_a_time,
+            ),
+        )
+        with quiet():
+            self.client.online_deployments.begin_create_or_update(
+                deployment, skip_script_validation=True
+            ).result()
+
+    def logs(self, name: str) -> str:
+        """Return the last lines that a deployment wrote."""
+        return str(self.client.online_deployments.get_logs(name, self.name, lines=LOG_LINES))
+
+    def _wait(self, state: Any, what: str) -> Any:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            found = state()
+            shown = getattr(found, "provisioning_state", found)
+            if str(shown).split(".")[-1].lower() not in BUSY:
+                return found
+            if time.monotonic() > deadline:
+                raise DigitsError(f"{what} is still {shown}; look at it in the portal")
+            time.sleep(self.workspace.poll_seconds)
+
+    # Tags -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def recipes(endpoint: Any) -> dict[str, Recipe]:
+        """Return the recipes of the endpoint's revisions, oldest first."""
+        found = {}
+        for tag, value in endpoint.tags.items():
+            if tag.startswith("revision."):
+                made = json.loads(value)
+                made["collect"] = tuple(made["collect"])
+                found[tag.removeprefix("revision.")] = Recipe(**made)
+        return dict(sorted(found.items(), key=lambda item: item[1].order))
+
+    @classmethod
+    def revision_tags(cls, endpoint: Any, name: str, recipe: Recipe) -> dict[str, str | None]:
+        """Return the tags that record a revision and forget the oldest."""
+        text = json.dumps(dataclasses.asdict(recipe), separators=(",", ":"))
+        oldest = [one for one in cls.recipes(endpoint) if one != name][: -(KEPT_REVISIONS - 1)]
+        return {f"revision.{one}": None for one in oldest} | {f"revision.{name}": text}
+
+    # Asking ---------------------------------------------------------------------------------------
+
+    def ask(self, image: np.ndarray, deployment: str | None = None) -> Answer:
+        """Return the answer for one image uint8 (28, 28); by weight, or of one deployment.
+
+        Raises DigitsError when it is refused or none comes in time.
+        """
+        endpoint = self._headers or self._authorise()
+        headers = {name: value for name, value in endpoint.items() if name != "url"}
+        if deployment:
+            headers["azureml-model-deployment"] = deployment
+        body = json.dumps({"data": [image.tolist()]}).encode()
+        request = urllib.request.Request(endpoint["url"], body, headers)
+        opener = urllib.request.build_opener()
+        if self.workspace.kind == "local":
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        start = time.monotonic()
+        try:
+            with opener.open(request, timeout=self.settings.request_timeout_seconds + 5) as answer:
+                told = json.load(answer)
+                served = answer.headers.get("azureml-model-deployment") or deployment or ""
+            first = told["predictions"][0]
+            return Answer(
+                str(first["digit"]), str(told["model_version"]), served, time.monotonic() - start
+            )
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")[:300]
+            raise DigitsError(f"the endpoint answered {error.code}: {text}") from None
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise DigitsError(f"the endpoint gave no answer: {error!r}") from None
+
+    def _authorise(self) -> dict[str, str]:
+        if self.settings.auth_mode == "aad_token":
+            secret = self.workspace.credential.get_token(TOKEN_SCOPE).token
+        else:
+            keys = self.client.online_endpoints.get_keys(self.name)
+            secret = getattr(keys, "primary_key", None) or getattr(keys, "access_token", "")
+        bearer = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+        self._headers = bearer | {"url": str(self.get().scoring_uri)}
+        return self._headers
+
+    def smoke(self, deployment: str, digits: Digits, version: str | None) -> None:
+        """Ask a deployment by name for real digits; raise DigitsError when it is not fit.
+
+        `version` is what the answers' model version must be the beginning of; None: any.
+        """
+        wanted = self.settings.smoke
+        answers = [self.ask(image, deployment) for image in digits.images]
+        self.judge(answers, digits.labels, version)
+        slowest = max(answer.seconds for answer in answers)
+        if slowest > wanted.latency_seconds:
+            raise DigitsError(
+                f"smoke test: the slowest answer took {slowest:.2f} s, "
+                f"{wanted.latency_seconds:g} s are allowed (azure.smoke.latency_seconds)"
+            )
+
+    def judge(self, answers: list[Answer], labels: np.ndarray, version: str | None) -> None:
+        """Raise DigitsError for answers of another model, or wrong ones beyond what is allowed."""
+        for answer in answers:
+            if version and not (answer.version and version.startswith(answer.version)):
+                raise DigitsError(
+                    f"smoke test: model {answer.version or 'unnamed'} answered, not {version[:12]}"
+                )
+        pairs = zip(answers, labels, strict=True)
+        right = sum(answer.digit == self.classes[label] for answer, label in pairs)
+        if right < self.settings.smoke.accuracy * len(answers):
+            raise DigitsError(
+                f"smoke test: {right} of {len(answers)} digits right, "
+                f"{self.settings.smoke.accuracy:.0%} are needed; the model is not fit to serve"
+            )

@@ -1,0 +1,79 @@
+"""A lease, so that two deployments do not work on one endpoint at once.
+
+It is a lease of Azure Blob's own, on a blob in the workspace's store; it ends by itself soon
+after the process that holds it died.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from azure.core.exceptions import HttpResponseError, ResourceExistsError
+from azure.storage.blob import BlobClient, BlobLeaseClient
+
+from digits.azure.workspace import Workspace
+from digits.errors import DigitsError
+
+ASK_SECONDS = 0.5  # between two attempts
+
+
+def blob(workspace: Workspace, endpoint: str) -> BlobClient:
+    """Return the blob that stands for an endpoint, in the workspace's own store."""
+    store = workspace.client.datastores.get("workspaceblobstore", include_secrets=True)
+    secret = getattr(store.credentials, "account_key", None)
+    secret = secret or getattr(store.credentials, "sas_token", None) or workspace.credential
+    url = workspace.blobs.format(store.account_name)
+    return BlobClient(url, store.container_name, f"digits-leases/{endpoint}", credential=secret)
+
+
+@contextlib.contextmanager
+def held(
+    workspace: Workspace, endpoint: str, seconds: int, wait: bool
+) -> Iterator[threading.Event]:
+    """Hold an endpoint's lease; yield an event that is set when it was lost.
+
+    Waits for another's when `wait`; raises DigitsError otherwise.
+    """
+    client = blob(workspace, endpoint)
+    with contextlib.suppress(ResourceExistsError):
+        client.upload_blob(b"", overwrite=False)
+    told = False
+    while True:
+        try:
+            lease = client.acquire_lease(lease_duration=seconds)
+            break
+        except HttpResponseError as error:
+            if getattr(error, "error_code", "") != "LeaseAlreadyPresent":
+                raise
+            if not wait:
+                raise DigitsError(
+                    f"another deployment works on {endpoint}; wait for it, or {seconds} s should "
+                    "it have died (--wait does that)"
+                ) from None
+        if not told:
+            print(f"Waiting: another deployment works on {endpoint} ...", flush=True)
+            told = True
+        time.sleep(ASK_SECONDS)
+    done, lost = threading.Event(), threading.Event()
+    thread = threading.Thread(target=renew, args=(lease, seconds / 3, done, lost), daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        done.set()
+        thread.join()
+        with contextlib.suppress(HttpResponseError):
+            lease.release()
+
+
+def renew(
+    lease: BlobLeaseClient, seconds: float, done: threading.Event, lost: threading.Event
+) -> None:
+    """Renew until done; set `lost` when that fails."""
+    while not done.wait(seconds):
+        try:
+            lease.renew()
+        except Exception:  # whatever it was, another may now hold the lease
+            lost.set()
+            return

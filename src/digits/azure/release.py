@@ -1,0 +1,175 @@
+"""What is to be deployed: settings, and the model and code of this commit, or why not."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from digits import params
+from digits.errors import DigitsError
+from digits.files import sha256
+
+PACKAGE = Path("data/package")
+METRICS = Path("data/evaluation/metrics.json")
+TEST = Path("data/prepared/test.npz")
+LOCK = Path("dvc.lock")
+TAG_LENGTH = 256  # of a value, as Azure allows
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """How the new deployment is asked before it gets traffic, and at each step of it."""
+
+    __pydantic_config__ = params.STRICT
+
+    digits: Annotated[int, Field(ge=1, le=10_000)]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    latency_seconds: Positive  # of the slowest answer
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml's section `azure`."""
+
+    __pydantic_config__ = params.STRICT
+
+    endpoint: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,22}$")]
+    strategy: Literal["blue_green", "in_place"]
+    traffic_percent: tuple[Annotated[int, Field(ge=1, le=100)], ...]
+    step_seconds: Annotated[float, Field(ge=0)]
+    smoke: Smoke
+    auth_mode: Literal["key", "aml_token", "aad_token"]
+    public_access: bool
+    instance_type: str
+    instance_count: Annotated[int, Field(ge=1, le=100)]
+    price_an_hour: Positive | None
+    request_timeout_seconds: Annotated[float, Field(ge=0.5, le=180)]
+    requests_at_a_time: Annotated[int, Field(ge=1, le=1000)]
+    image: Annotated[str, Field(pattern=r"^[^ ]+(:|@sha256:)[^:/ ]+$")]
+    code: str
+    collections: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...]
+    lease_seconds: Annotated[int, Field(ge=15, le=60)]  # what a blob's lease may last
+
+    def __post_init__(self) -> None:
+        """Traffic must grow, and end with all of it; the image must stay what it is."""
+        if self.image.endswith(":latest"):
+            raise ValueError("image must be pinned by a digest or a dated tag, not latest")
+        steps = self.traffic_percent
+        if not steps or steps[-1] != 100 or list(steps) != sorted(set(steps)):
+            raise ValueError("traffic_percent must grow from step to step and end with 100")
+
+
+@dataclass(frozen=True)
+class Release:
+    """The packaged model and the code beside it, of one commit."""
+
+    name: str  # of the deployment; it stands for all that is served
+    package_hash: str  # of the folder, as dvc.lock has it
+    model_version: str  # what the model's answers begin with
+    code: Path
+    code_files: tuple[Path, ...]  # as git has them
+    conda: dict[str, Any]
+    environment_hash: str
+    tags: dict[str, str]  # of the registered model: where it comes from
+
+
+def git(*arguments: str) -> str:
+    """Return what git prints; raise DigitsError when it fails."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise DigitsError(f"git {arguments[0]}: {done.stderr.strip()}; run from the repository")
+    return done.stdout
+
+
+def folder_hash(folder: Path) -> str:
+    """Return a folder's hash as DVC computes it: the MD5 of its listing."""
+    entries = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+            entries.append({"md5": digest, "relpath": path.relative_to(folder).as_posix()})
+    entries.sort(key=lambda entry: entry["relpath"])
+    listing = json.dumps(entries, sort_keys=True).encode()
+    return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def read(settings: Params) -> Release:
+    """Return the release of this commit.
+
+    Raises DigitsError when the tree is dirty, or the model is not that of dvc.lock.
+    """
+    dirty = git("status", "--porcelain").splitlines()
+    if dirty:
+        raise DigitsError(
+            f"the tree is dirty ({dirty[0].strip()}); commit or undo, so that what is deployed "
+            "can be made again"
+        )
+    stages = yaml.safe_load(LOCK.read_text("utf-8"))["stages"]
+    outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+    package_hash = outs.get(PACKAGE.as_posix(), "")
+    if not PACKAGE.is_dir():
+        raise DigitsError(f"{PACKAGE}: not found; run `dvc repro` or `dvc pull`")
+    if folder_hash(PACKAGE) != package_hash:
+        raise DigitsError(
+            f"{PACKAGE}: its bytes are not those of {LOCK} at this commit; run `dvc repro`, or "
+            f"`dvc checkout --force {PACKAGE.as_posix()}`"
+        )
+    # The review's gate belongs here: refuse when what is measured fails the section `review`.
+    manifest = json.loads((PACKAGE / "data" / "model" / "manifest.json").read_text("utf-8"))
+    code_files = tuple(
+        Path(name) for name in git("ls-files", "-z", settings.code).split("\0") if name
+    )
+    if not code_files:
+        raise DigitsError(f"{params.PATH}: azure.code: git has no file in {settings.code}")
+    conda = yaml.safe_load((PACKAGE / "conda.yaml").read_text("utf-8"))
+    environment = hashlib.sha256(json.dumps([settings.image, conda]).encode()).hexdigest()[:12]
+    served = ("instance_type", "instance_count", "request_timeout_seconds", "requests_at_a_time")
+    shape: list[Any] = [getattr(settings, name) for name in (*served, "collections")]
+    shape += [package_hash, environment, [(file.as_posix(), sha256(file)) for file in code_files]]
+    digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
+    head = git("rev-parse", "HEAD").strip()
+    pull_request = re.search(r"#(\d+)", git("log", "-1", "--format=%s"))
+    measured = json.loads(METRICS.read_text("utf-8")) if METRICS.exists() else {}
+    tags = {
+        "commit": head,
+        "dvc_lock_sha256": sha256(LOCK),
+        "package": package_hash,
+        "pull_request": pull_request[1] if pull_request else "none",
+    }
+    tags |= {f"data.{name}": str(value) for name, value in manifest.get("data", {}).items()}
+    for source, values in measured.items():
+        tags |= {f"{source}.{name}": str(value) for name, value in values.items()}
+    return Release(
+        name=f"r{digest[:10]}",
+        package_hash=package_hash,
+        model_version=manifest["model_sha256"],
+        code=Path(settings.code),
+        code_files=code_files,
+        conda=conda,
+        environment_hash=environment,
+        tags={name: value[:TAG_LENGTH] for name, value in tags.items()},
+    )
+
+
+def stage_code(release: Release, target: Path) -> Path:
+    """Copy what git has of the serving code, and no more, into a folder; return it."""
+    folder = target / release.code.name
+    for file in release.code_files:
+        place = folder / file.relative_to(release.code)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    return folder
+
+
+def load() -> tuple[Params, tuple[str, ...]]:
+    """Return params.yaml's section `azure` and the names of the classes."""
+    values = params.load()
+    return params.section(Params, values, "azure"), params.task(values).classes

@@ -1,0 +1,288 @@
+"""The endpoint of the stand-in: keys, weights, one inference server a deployment, collected rows.
+
+All on loopback. A server is Azure's own, started with the deployment's code and model; what it
+collects comes in on a port of its own, so that the rows' deployment is known, and goes to the
+folder that Azure's collector would fill.
+"""
+
+import contextlib
+import http.client
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from digits.errors import DigitsError
+
+LOOPBACK = "127.0.0.1"
+# The server's own command binds every address; its `run` takes one.
+LAUNCH = """
+import sys
+from azureml_inference_server_http import amlserver_linux
+amlserver_linux.run("127.0.0.1", int(sys.argv[1]), int(sys.argv[2]))
+"""
+DRAIN_SECONDS = 30  # that requests under way may take when their deployment is deleted
+NO_ROUTE = (
+    "No valid deployments to route to. Please check that the endpoint has at least one deployment "
+    "with positive weight values or use a deployment specific header to route."
+)
+
+
+class Server(ThreadingHTTPServer):
+    """A server of this machine alone; Ctrl-C does not wait for clients that keep a connection."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def start(self) -> "Server":
+        """Serve from a thread."""
+        threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Stop serving and free the port."""
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """What both of the stand-in's servers share."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: Any) -> None:
+        """Write no line a request."""
+
+    def body(self) -> bytes:
+        """Return the request's body."""
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        """Send one answer."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@dataclass
+class Running:
+    """One deployment's inference server."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    sink: Server
+    under_way: int = 0
+
+
+@dataclass
+class Endpoint:
+    """What the router knows of an endpoint."""
+
+    keys: list[str]
+    traffic: dict[str, int] = field(default_factory=dict)
+
+
+class Router:
+    """All endpoints and the servers behind them."""
+
+    def __init__(self, port: int, collect: Callable[[str, str, str, bytes], None]) -> None:
+        """Listen on `port` (0: a free one); `collect(endpoint, deployment, event type, rows)`."""
+        self.endpoints: dict[str, Endpoint] = {}
+        self.running: dict[tuple[str, str], Running] = {}
+        self.lock = threading.Lock()
+        self.collect = collect
+        self.server = Server((LOOPBACK, port), self._scoring())
+        self.url = f"http://{LOOPBACK}:{self.server.server_address[1]}"
+
+    def start(
+        self,
+        place: tuple[str, str],
+        entry: Path,
+        model: Path,
+        env: dict[str, str],
+        log: Path,
+        seconds: float,
+    ) -> None:
+        """Start the server of deployment `place`; return once it is healthy.
+
+        It replaces the one that ran. Raises DigitsError when the server dies or is not healthy
+        within `seconds`.
+        """
+        sink = Server((LOOPBACK, 0), self._sink(*place)).start()
+        with contextlib.closing(http.client.socket.socket()) as free:  # type: ignore[attr-defined]
+            free.bind((LOOPBACK, 0))
+            port = free.getsockname()[1]
+        settings = {
+            "AML_APP_ROOT": str(entry.parent),
+            "AZUREML_ENTRY_SCRIPT": str(entry),
+            "AZUREML_MODEL_DIR": str(model),
+            "AML_APP_INSIGHTS_ENABLED": "false",
+            "AZUREML_MDC_HOST": LOOPBACK,
+            "AZUREML_MDC_PORT": str(sink.server_address[1]),
+            "NO_PROXY": LOOPBACK,
+        }
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-c", LAUNCH, str(port), env.get("WORKER_COUNT", "1")],
+                cwd=entry.parent,
+                env=os.environ | env | settings,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the stand-in, which stops its servers
+            )
+        fresh = Running(process, port, sink)
+        deadline = time.monotonic() + seconds
+        while not _healthy(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                ended = f"ended with code {process.poll()}" if process.poll() is not None else ""
+                self._end(fresh)
+                raise DigitsError(f"the server {ended or f'was not healthy in {seconds:.0f} s'}")
+            time.sleep(0.05)
+        with self.lock:
+            before = self.running.get(place)
+            self.running[place] = fresh
+        if before:
+            self._end(before)
+
+    def stop(self, place: tuple[str, str]) -> None:
+        """Stop a deployment's server when its requests under way are answered."""
+        with self.lock:
+            before = self.running.pop(place, None)
+        if before:
+            self._end(before)
+
+    def close(self) -> None:
+        """Stop everything."""
+        self.server.stop()
+        for place in list(self.running):
+            self.stop(place)
+
+    def _end(self, running: Running) -> None:
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while running.under_way and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.process.pid, signal.SIGTERM)
+        try:
+            running.process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.process.pid, signal.SIGKILL)
+            running.process.wait()
+        running.sink.stop()
+
+    @contextlib.contextmanager
+    def route(self, endpoint: str, wanted: str | None) -> Iterator[tuple[str, int] | None]:
+        """Yield name and port of the deployment for a request, or None when there is none."""
+        with self.lock:
+            traffic = self.endpoints[endpoint].traffic
+            weights = {
+                name: weight
+                for name, weight in traffic.items()
+                if weight and (endpoint, name) in self.running
+            }
+            name = wanted or (
+                random.choices(*zip(*weights.items(), strict=True))[0] if weights else ""
+            )
+            running = self.running.get((endpoint, name))
+            if running:
+                running.under_way += 1
+        try:
+            yield (name, running.port) if running else None
+        finally:
+            if running:
+                with self.lock:
+                    running.under_way -= 1
+
+    def _sink(self, endpoint: str, deployment: str) -> type[Handler]:
+        collect = self.collect
+
+        class Sink(Handler):
+            """Takes what azureml-ai-monitoring sends."""
+
+            def do_POST(self) -> None:
+                """Keep one batch of rows."""
+                collect(endpoint, deployment, self.headers.get("ce-type", ""), self.body())
+                self.answer(200, b"", {})
+
+        return Sink
+
+    def _scoring(self) -> type[Handler]:
+        router = self
+
+        class Scoring(Handler):
+            """POST /ENDPOINT/score."""
+
+            def do_POST(self) -> None:
+                """Check the key, choose a deployment, pass the request on."""
+                body = self.body()
+                name, _, rest = self.path.lstrip("/").partition("/")
+                endpoint = router.endpoints.get(name)
+                if endpoint is None:
+                    return self.answer(404, b"There is no such endpoint.", {})
+                if (
+                    self.headers.get("Authorization", "").removeprefix("Bearer ")
+                    not in endpoint.keys
+                ):
+                    return self.answer(401, b"The key or token is missing or wrong.", {})
+                with router.route(name, self.headers.get("azureml-model-deployment")) as target:
+                    if target is None:
+                        return self.answer(404, NO_ROUTE.encode(), {})
+                    return self.answer(*_forward(target, "/" + rest, body, self.headers))
+
+        return Scoring
+
+
+def _forward(
+    target: tuple[str, int], path: str, body: bytes, headers: Any
+) -> tuple[int, bytes, dict[str, str]]:
+    deployment, port = target
+    passed = {"x-ms-request-id": str(uuid.uuid4())}
+    passed |= {
+        name: value
+        for name, value in headers.items()
+        if name.lower() not in ("host", "authorization", "connection", "content-length")
+    }
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=60)
+    try:
+        connection.request("POST", path, body, passed)
+        answer = connection.getresponse()
+        kept = {
+            name: value
+            for name, value in answer.getheaders()
+            if name.lower()
+            not in ("connection", "content-length", "transfer-encoding", "date", "server")
+        }
+        return answer.status, answer.read(), kept | {"azureml-model-deployment": deployment}
+    except (OSError, http.client.HTTPException) as error:
+        text = f"the deployment's server does not answer: {error}"
+        return 502, text.encode(), {"azureml-model-deployment": deployment}
+    finally:
+        connection.close()
+
+
+def _healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

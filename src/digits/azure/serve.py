@@ -1,0 +1,227 @@
+"""`digits serve`: production on this machine, on loopback alone, until Ctrl-C.
+
+It starts the stand-in of Azure ML's API (TLS with a certificate made here), Azurite for its blob
+store and an endpoint; what was deployed when it last ran comes up again. Everything lies in one
+folder, `address.json` among it: where `--workspace local` finds it.
+"""
+
+import argparse
+import contextlib
+import datetime
+import ipaddress
+import json
+import queue
+import secrets
+import signal
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from azure.core.exceptions import ResourceExistsError
+from azure.storage.blob import (
+    BlobServiceClient,
+    ContainerClient,
+    ContainerSasPermissions,
+    generate_container_sas,
+)
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from digits.azure.management import handler
+from digits.azure.router import LOOPBACK, Router, Server
+from digits.azure.standin import StandIn
+from digits.errors import DigitsError
+from digits.files import write_text
+
+FOLDER = Path(".standin")
+AZURITE = Path("node_modules/azurite/dist/src/blob/main.js")
+# Azurite's published account, the same on every machine: a name, not a secret.
+ACCOUNT = "devstoreaccount1"
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+CONTAINER = "azureml"
+DAYS = 397  # that a certificate is valid
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Return the files of a certificate for 127.0.0.1 and of its key, made if absent."""
+    certificate_file, key_file = folder / "certificate.pem", folder / "key.pem"
+    if certificate_file.exists() and key_file.exists():
+        return certificate_file, key_file
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, LOOPBACK)])
+    now = datetime.datetime.now(datetime.UTC)
+    loopback = x509.IPAddress(ipaddress.ip_address(LOOPBACK))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain, form = serialization.NoEncryption(), serialization.PrivateFormat.PKCS8
+    key_file.touch(mode=0o600)
+    key_file.write_bytes(key.private_bytes(pem, form, plain))
+    certificate_file.write_bytes(certificate.public_bytes(pem))
+    return certificate_file, key_file
+
+
+@contextlib.contextmanager
+def blob_store(folder: Path, port: int) -> Iterator[dict[str, Any]]:
+    """Run Azurite; yield what `StandIn` must know of its storage."""
+    if not AZURITE.exists():
+        raise DigitsError(f"{AZURITE}: not found; run `make env` in the project's root")
+    place = ["--blobPort", str(port), "--location", str(folder)]
+    # Azurite knows the service's versions up to its own release; the current SDK is ahead of it.
+    options = ["--skipApiVersionCheck", "--disableTelemetry"]
+    process = subprocess.Popen(
+        ["node", str(AZURITE), *place, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    said = b""
+    listening = False
+    for line in process.stdout or ():
+        said += line
+        listening = b"successfully listens" in line
+        if listening:
+            break
+    threading.Thread(target=lambda: process.stdout and process.stdout.read(), daemon=True).start()
+    try:
+        if not listening:
+            raise DigitsError(f"Azurite did not start: {said.decode(errors='replace').strip()}")
+        url = said.decode().split("listens on ")[-1].strip() + f"/{ACCOUNT}"
+        service = BlobServiceClient(url, credential=KEY)
+        with contextlib.suppress(ResourceExistsError):
+            service.create_container(CONTAINER)
+        container = service.get_container_client(CONTAINER)
+        yield {
+            "url": url,
+            "account": ACCOUNT,
+            "key": KEY,
+            "container": CONTAINER,
+            "client": container,
+            "sas": lambda: f"{url}/{CONTAINER}?{signature()}",
+            "fetch": lambda uri, target: fetch(container, uri, target),
+        }
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def signature() -> str:
+    """Return the right to write to the container for an hour."""
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+    may = ContainerSasPermissions(read=True, add=True, create=True, write=True, list=True)
+    return generate_container_sas(ACCOUNT, CONTAINER, KEY, permission=may, expiry=until)
+
+
+def fetch(container: ContainerClient, uri: str, target: Path) -> None:
+    """Download what lies below a datastore's path, or below a blob address, into a folder."""
+    marker = "/paths/" if "/paths/" in uri else f"/{CONTAINER}/"
+    prefix = uri.split(marker, 1)[1].rstrip("/") + "/"
+    found = False
+    for name in container.list_blob_names(name_starts_with=prefix):
+        file = target / name.removeprefix(prefix)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(container.download_blob(name).readall())
+        found = True
+    if not found:
+        raise DigitsError(f"{uri}: is empty")
+
+
+class Collector:
+    """Puts collected rows where Azure's collector does, from a thread of its own."""
+
+    def __init__(self, container: ContainerClient) -> None:
+        """Write to `container`."""
+        self.container = container
+        self.rows: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        threading.Thread(target=self.work, daemon=True).start()
+
+    def take(self, endpoint: str, deployment: str, event: str, rows: bytes) -> None:
+        """Keep one batch: lines of JSON."""
+        hour = datetime.datetime.now(datetime.UTC).strftime("%Y/%m/%d/%H")
+        name = event.removeprefix("azureml.inference.") or "unnamed"
+        path = f"modelDataCollector/{endpoint}/{deployment}/{name}/{hour}/local.jsonl"
+        self.rows.put((path, rows.strip() + b"\n"))
+
+    def work(self) -> None:
+        """Write what comes, batches for one file at once."""
+        while True:
+            batches: dict[str, bytes] = {}
+            item = self.rows.get()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    batches[item[0]] = batches.get(item[0], b"") + item[1]
+                    item = self.rows.get_nowait()
+            for path, rows in batches.items():
+                blob = self.container.get_blob_client(path)
+                with contextlib.suppress(Exception):  # a lost row is no reason to stop collecting
+                    if not blob.exists():
+                        blob.create_append_blob()
+                    blob.append_block(rows)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="digits serve", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where everything is kept")
+    folder = parser.parse_args(arguments).folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    address_file = folder / "address.json"
+    address = json.loads(address_file.read_text("utf-8")) if address_file.exists() else {}
+    certificate, key = make_certificate(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    with blob_store(folder / "blobs", address.get("blob_port", 0)) as storage:
+        try:
+            router = Router(address.get("router_port", 0), Collector(storage["client"]).take)
+            standin = StandIn(folder, router, storage)
+            server = Server((LOOPBACK, address.get("port", 0)), handler(standin))
+        except OSError as error:
+            raise DigitsError(f"{address_file}: {error}; is `digits serve` running?") from None
+        # Each connection's handshake is its thread's own affair.
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        standin.url = f"https://{LOOPBACK}:{server.server_address[1]}"
+        standin.token = address.get("token") or secrets.token_urlsafe()
+        address = {
+            "url": standin.url,
+            "token": standin.token,
+            "certificate": str(certificate),
+            "blobs": storage["url"].removesuffix(f"/{ACCOUNT}"),
+            "port": server.server_address[1],
+            "router_port": router.server.server_address[1],
+            "blob_port": int(storage["url"].split(":")[2].split("/")[0]),
+        }
+        address_file.touch(mode=0o600)
+        write_text(address_file, json.dumps(address, indent=1) + "\n")
+        try:
+            router.server.start()
+            server.start()
+            standin.restore()
+            print(
+                f"Serving at {router.url}; deploy with `digits deploy apply`. Ctrl-C stops it.",
+                flush=True,
+            )
+            stop.wait()
+        finally:
+            server.stop()
+            standin.workers.shutdown(wait=True, cancel_futures=True)
+            router.close()

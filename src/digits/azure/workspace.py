@@ -1,0 +1,83 @@
+"""The workspace that is deployed to: a real one, or the stand-in's. One code path for both."""
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from azure.ai.ml import MLClient
+from azure.ai.ml.constants import _common
+from azure.core.credentials import AccessToken
+from azure.identity import DefaultAzureCredential
+
+from digits.azure.serve import FOLDER
+from digits.errors import DigitsError
+
+SETTINGS = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE")
+LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
+POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two questions after an operation
+
+
+class LocalCredential:
+    """The stand-in's token, in the form that the SDK asks for."""
+
+    def __init__(self, token: str) -> None:
+        """Keep the token."""
+        self.token = token
+
+    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        """Return the token."""
+        return AccessToken(self.token, int(time.time()) + 3600)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A client, and what the SDK does not tell of where it leads."""
+
+    client: MLClient
+    credential: Any
+    kind: str  # local or azure
+    poll_seconds: float
+    blobs: str  # the form of a blob account's address, {} being the account
+
+
+def connect(kind: str, folder: Path = FOLDER) -> Workspace:
+    """Return the workspace `local` (as `digits serve` wrote its address) or `azure`.
+
+    Raises DigitsError when no stand-in runs, or when a setting is missing.
+    """
+    options: dict[str, Any] = {"show_progress": False, "enable_telemetry": False}
+    if kind == "azure":
+        missing = [name for name in SETTINGS if not os.environ.get(name)]
+        if missing:
+            raise DigitsError(f"{', '.join(missing)}: not set; see README.md, or --workspace local")
+        names = tuple(os.environ[name] for name in SETTINGS)
+        credential: Any = DefaultAzureCredential()
+        blobs = "https://{}.blob.core.windows.net"
+        poll = POLL_SECONDS
+    else:
+        path = folder / "address.json"
+        try:
+            address = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            raise DigitsError(f"{path}: not found; start `digits serve` first") from None
+        names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))
+        credential = LocalCredential(address["token"])
+        blobs = address["blobs"] + "/{}"
+        poll = LOCAL_POLL_SECONDS
+        os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
+        os.environ["NO_PROXY"] = "127.0.0.1"
+        _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = blobs
+        services = ("azure_portal", "resource_manager", "active_directory", "aml_resource_id")
+        metadata = dict.fromkeys(services, address["url"])
+        metadata |= {"registry_discovery_endpoint": address["url"]}
+        metadata |= {"storage_endpoint": address["blobs"].removeprefix("http://")}
+        # The SDK keeps clouds by name for the life of the process.
+        options |= {"cloud": f"standin{address['port']}", "cloud_metadata": metadata}
+    _common.LROConfigurations.POLL_INTERVAL = poll  # type: ignore[assignment]
+    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
+    client = MLClient(credential, *names, polling_interval=poll, **options)
+    return Workspace(client, credential, kind, poll, blobs)

@@ -1,0 +1,191 @@
+"""A stand-in, and a project small enough to deploy in seconds: its score.py looks answers up."""
+
+import hashlib
+import http.client
+import json
+import signal
+import ssl
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, Project, environment
+
+from digits.azure.release import folder_hash
+from digits.dataset import Digits, write_pool
+
+DIGITS = [sys.executable, "-c", "import sys; from digits.cli import main; sys.exit(main())"]
+LIGHT_SCORE = """
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+def init():
+    global answers
+    (path,) = Path(os.environ["AZUREML_MODEL_DIR"]).rglob("answers.json")
+    answers = json.loads(path.read_text())
+    print("light", answers["version"])
+    if answers["version"].startswith("dead"):
+        raise RuntimeError("this model cannot be loaded")
+
+
+def run(body):
+    found = []
+    for image in json.loads(body)["data"]:
+        key = hashlib.sha256(bytes(sum(image, []))).hexdigest()
+        found.append({"digit": answers["digits"].get(key, "none")})
+    return {"model_version": answers["version"][:12], "predictions": found}
+"""
+
+
+@dataclass
+class StandIn:
+    """A running `digits serve`."""
+
+    folder: Path
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start it; return when it serves."""
+        self.process = subprocess.Popen(
+            [*DIGITS, "serve", "--folder", str(self.folder)],
+            cwd=ROOT,
+            env=environment() | {"PYTHONPATH": str(ROOT / "src")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        )
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line.startswith("Serving at"), line + self.process.stdout.read()
+
+    def stop(self) -> None:
+        """Stop it as Ctrl-C does; wait for its end."""
+        if self.process:
+            self.process.send_signal(signal.SIGINT)
+            output, _ = self.process.communicate(timeout=60)
+            assert self.process.returncode == 0, output
+            self.process = None
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """What it wrote for `--workspace local`."""
+        return json.loads((self.folder / "address.json").read_text())
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Call its own API; return the answer."""
+        address = self.address
+        context = ssl.create_default_context(cafile=address["certificate"])
+        connection = http.client.HTTPSConnection("127.0.0.1", address["port"], context=context)
+        headers = {"Authorization": f"Bearer {address['token']}"}
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+        answer = connection.getresponse()
+        raw = answer.read()
+        connection.close()
+        return json.loads(raw) if raw else None
+
+    def faults(self, *faults: dict[str, Any]) -> None:
+        """Switch faults on, or off when none is given; forget the calls so far."""
+        self.call("PUT", "/standin/faults", list(faults))
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Return the calls since `faults`."""
+        return self.call("GET", "/standin/calls")["calls"]
+
+
+@pytest.fixture(scope="session", name="standin")
+def a_standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """A running stand-in for all tests; each has a workspace of its own."""
+    server = StandIn(tmp_path_factory.mktemp("standin"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def known_digits() -> Digits:
+    """Return twenty images that differ, two of each class."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 28, 28), np.uint8)
+    return Digits(images, (np.arange(20) % 10).astype(np.uint8), "mnist", False, 10)
+
+
+@dataclass(frozen=True)
+class Deployable(Project):
+    """A project whose package is a table of answers."""
+
+    workspace: str = ""
+    folder: Path = Path()
+
+    def commit(self, model: str, right: bool = True) -> str:
+        """Put a model into the package, with dvc.lock as DVC would write it; commit."""
+        version = hashlib.sha256(model.encode()).hexdigest()
+        version = model + version[len(model) :]
+        known = known_digits()
+        answers = {
+            hashlib.sha256(image.tobytes()).hexdigest(): str(label if right else (label + 1) % 10)
+            for image, label in zip(known.images, known.labels, strict=True)
+        }
+        package = self.root / "data" / "package"
+        (package / "data" / "model").mkdir(parents=True, exist_ok=True)
+        (package / "answers.json").write_text(json.dumps({"version": version, "digits": answers}))
+        manifest = {"model_sha256": version, "data": {"training.npz": "0" * 32}}
+        (package / "data" / "model" / "manifest.json").write_text(json.dumps(manifest))
+        conda = {"name": "digits", "dependencies": ["python=3.11"]}
+        (package / "conda.yaml").write_text(yaml.safe_dump(conda))
+        outs = [{"path": "data/package", "md5": folder_hash(package)}]
+        (self.root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"package": {"outs": outs}}}))
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", f"Model {model} (#12)")
+        return version
+
+    def deploy(self, *arguments: str, code: int = 0) -> str:
+        """Run `digits deploy` as a person would."""
+        command = [*DIGITS, "deploy", *arguments, "--workspace", "local"]
+        return self.run(*command, code=code, **self.settings())
+
+    def settings(self) -> dict[str, str]:
+        """Return what the command must find in its environment."""
+        return {"DIGITS_LOCAL_WORKSPACE": self.workspace, "PYTHONPATH": str(ROOT / "src")}
+
+    def set(self, **values: str) -> None:
+        """Change values of the section azure and commit."""
+        path = self.root / "params.yaml"
+        lines = path.read_text().splitlines()
+        for name, value in values.items():
+            (number,) = (i for i, line in enumerate(lines) if line.startswith(f"  {name}:"))
+            lines[number] = f"  {name}: {value}"
+        path.write_text("\n".join(lines) + "\n")
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", "Other settings")
+
+
+@pytest.fixture(name="deployable")
+def a_deployable(standin: StandIn, tmp_path: Path) -> Iterator[Deployable]:
+    """A project of one's own with a workspace of its own; nothing of it runs afterwards."""
+    root = tmp_path / "project"
+    (root / "serving").mkdir(parents=True)
+    project = Deployable(root, f"w{uuid.uuid4().hex[:8]}", standin.folder)
+    (root / "serving" / "score.py").write_text(LIGHT_SCORE)
+    (root / ".gitignore").write_text("/data\n/.standin\n/.deploy\n*.partial\n")
+    (root / ".standin").symlink_to(standin.folder)
+    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
+    write_pool(root / "data" / "prepared" / "test.npz", [known_digits()])
+    project.git("init", "--quiet", "--initial-branch", "main")
+    smoke = "{digits: 10, accuracy: 0.9, latency_seconds: 5.0}"
+    project.set(code="serving", step_seconds="0.0", smoke=smoke, lease_seconds="15")
+    try:
+        yield project
+    finally:
+        standin.faults()
+        project.deploy("destroy", "--wait")
