@@ -1,25 +1,35 @@
 """A stand-in, and a project small enough to deploy in seconds: its score.py looks answers up."""
 
+import contextlib
 import hashlib
 import http.client
+import io
 import json
+import os
 import signal
 import ssl
 import subprocess
 import sys
+import urllib.request
 import uuid
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, Project, environment
 
+with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
+    warnings.simplefilter("ignore")
+    from digits.azure import deploy
 from digits.azure.release import folder_hash
 from digits.dataset import Digits, write_pool
+from digits.errors import DigitsError
 
 DIGITS = [sys.executable, "-c", "import sys; from digits.cli import main; sys.exit(main())"]
 LIGHT_SCORE = """
@@ -149,14 +159,73 @@ class Deployable(Project):
         self.git("commit", "--quiet", "--allow-empty", "--message", f"Model {model} (#12)")
         return version
 
+    def command(self, *arguments: str) -> list[str]:
+        """Return `digits deploy` as a person would run it."""
+        return [*DIGITS, "deploy", *arguments, "--workspace", "local"]
+
+    def attempt(self, *arguments: str) -> tuple[int, str]:
+        """Run `digits deploy` in this process, which spares 4 s; return code and output."""
+        said = io.StringIO()
+        before = Path.cwd()
+        old = signal.getsignal(signal.SIGTERM)
+        with (
+            patch.dict(os.environ, self.settings()),
+            contextlib.redirect_stdout(said),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # the SDK's own
+            os.chdir(self.root)
+            try:
+                deploy.main([*arguments, "--workspace", "local"])
+            except DigitsError as error:
+                return 1, f"{said.getvalue()}{error}\n"
+            finally:
+                os.chdir(before)
+                signal.signal(signal.SIGTERM, old)
+        return 0, said.getvalue()
+
     def deploy(self, *arguments: str, code: int = 0) -> str:
-        """Run `digits deploy` as a person would."""
-        command = [*DIGITS, "deploy", *arguments, "--workspace", "local"]
-        return self.run(*command, code=code, **self.settings())
+        """Run `digits deploy`; return its output; fail unless it ends with `code`."""
+        ended, output = self.attempt(*arguments)
+        assert ended == code, f"{arguments} ended with {ended}:\n{output}"
+        return output
 
     def settings(self) -> dict[str, str]:
         """Return what the command must find in its environment."""
         return {"DIGITS_LOCAL_WORKSPACE": self.workspace, "PYTHONPATH": str(ROOT / "src")}
+
+    @property
+    def endpoint(self) -> str:
+        """The path of the endpoint in the stand-in's API, without its name."""
+        group = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/local"
+        provider = "/providers/Microsoft.MachineLearningServices"
+        return f"{group}{provider}/workspaces/{self.workspace}/onlineEndpoints"
+
+    def serving(self, standin: StandIn) -> dict[str, Any]:
+        """Return name, address, key and traffic of the endpoint, as the stand-in has them."""
+        (one,) = standin.call("GET", self.endpoint)["value"]
+        keys = standin.call("POST", f"{self.endpoint}/{one['name']}/listKeys")
+        properties = one["properties"]
+        return {
+            "name": one["name"],
+            "url": properties["scoringUri"],
+            "key": keys["primaryKey"],
+            "traffic": {name: share for name, share in properties["traffic"].items() if share},
+        }
+
+    def version(self, standin: StandIn) -> str:
+        """Ask the endpoint for a digit; return the model version that answered."""
+        place = self.serving(standin)
+        body = json.dumps({"data": [known_digits().images[3].tolist()]}).encode()
+        request = urllib.request.Request(
+            place["url"],
+            body,
+            {"Authorization": f"Bearer {place['key']}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            told = json.load(answer)
+        assert told["predictions"][0]["digit"] == "3"
+        return str(told["model_version"])
 
     def set(self, **values: str) -> None:
         """Change values of the section azure and commit."""

@@ -7,6 +7,7 @@ names and traffic, 404 and 409. It is no proof of Azure. management.py serves it
 import copy
 import json
 import re
+import shutil
 import threading
 import time
 import uuid
@@ -178,6 +179,7 @@ class StandIn:
         for key in below:
             if "/deployments/" in key:
                 self.router.stop(self.place(key))
+                shutil.rmtree(self.home(key), ignore_errors=True)
         with self.lock:
             if "/deployments/" not in path:
                 self.router.endpoints.pop(self.resources[path]["name"], None)

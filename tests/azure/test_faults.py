@@ -1,0 +1,153 @@
+"""Whatever call fails, and whenever `apply` is killed: live traffic is untouched, apply mends.
+
+The faults are made from the calls that an undisturbed `apply` was recorded to make.
+"""
+
+import random
+import re
+import subprocess
+import time
+from typing import Any
+
+import pytest
+from conftest import environment
+from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+
+SAMPLE, KILLS, ALL_KILLS = 6, 3, 20
+UNLIKE = [  # what differs from one run to the next
+    (r"/deployments/r[0-9a-f]{10}", r"/deployments/r[0-9a-f]{10}"),
+    (r"/versions/[^/]+", r"/versions/[^/]+"),
+    (r"/codes/[^/]+", r"/codes/[^/]+"),
+    (r"/data/[^/]+", r"/data/[^/]+"),
+    (r"/operations/[^/]+", r"/operations/"),
+]
+
+
+def all_faults(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a fault for each call; of the questions after one operation, for the first."""
+    seen: dict[tuple[str, str], int] = {}
+    operations = set()
+    faults = []
+    for call in calls:
+        path = call["path"]
+        pattern = path
+        for found, general in UNLIKE:
+            pattern = re.sub(found, lambda _, general=general: general, pattern)  # type: ignore[misc]
+        if not pattern.endswith("/"):
+            pattern += "$"
+        key = (call["method"], pattern)
+        skip = seen.get(key, 0)
+        seen[key] = skip + 1
+        if "/operations/" in path:
+            if path in operations:
+                continue
+            operations.add(path)
+        faults.append({"method": key[0], "path": pattern, "skip": skip, "times": 1})
+    return faults
+
+
+def recorded(deployable: Deployable, standin: StandIn) -> list[dict[str, Any]]:
+    """Deploy twice; return the faults of the second deployment."""
+    deployable.commit("first")
+    deployable.deploy("apply")
+    standin.faults()
+    deployable.commit("second")
+    deployable.deploy("apply")
+    faults = all_faults(standin.calls())
+    assert len(faults) > 30
+    return faults
+
+
+def disturb(
+    deployable: Deployable, standin: StandIn, faults: list[dict[str, Any]], kinds: tuple[str, ...]
+) -> None:
+    """With each fault in turn: apply fails and leaves what was live, or succeeds; then it does."""
+    known = deployable.version(standin)
+    number = 0
+    for fault in faults:
+        for kind in kinds:
+            number += 1
+            version = deployable.commit(f"model{number}")[:12]
+            standin.faults(fault | {"do": kind})
+            code, output = deployable.attempt("apply")
+            standin.faults()
+            what = f"{kind} {fault}: {output}"
+            if code:
+                assert deployable.version(standin) == known, what
+                assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+                assert "NOT" not in output, what
+                deployable.deploy("apply")
+            assert deployable.version(standin) == version, what
+            assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+            known = version
+
+
+@pytest.mark.slow
+def test_a_sample_of_calls_that_fail(deployable: Deployable, standin: StandIn) -> None:
+    faults = recorded(deployable, standin)
+    chosen = random.Random(1).sample(faults, SAMPLE)
+    disturb(deployable, standin, chosen[: SAMPLE // 2], ("fail",))
+    disturb(deployable, standin, chosen[SAMPLE // 2 :], ("lose",))
+
+
+@pytest.mark.prove
+def test_every_call_that_fails(deployable: Deployable, standin: StandIn) -> None:
+    disturb(deployable, standin, recorded(deployable, standin), ("fail", "lose"))
+
+
+def kill(deployable: Deployable, standin: StandIn, times: int) -> None:
+    """Kill `apply` at random moments; each time a second one makes the new model live."""
+    moment = random.Random(2)
+    known = deployable.commit("first")[:12]
+    start = time.monotonic()
+    assert deployable.run(*deployable.command("apply"), **deployable.settings())
+    whole = time.monotonic() - start
+    for number in range(times):
+        version = deployable.commit(f"killed{number}")[:12]
+        process = subprocess.Popen(
+            deployable.command("apply"),
+            cwd=deployable.root,
+            env=environment() | deployable.settings(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(moment.uniform(0.3, 1.0) * whole)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert deployable.version(standin) in (known, version)
+        deployable.deploy("apply", "--wait")
+        assert deployable.version(standin) == version
+        assert list(deployable.serving(standin)["traffic"].values()) == [100]
+        known = version
+
+
+@pytest.mark.slow
+def test_a_killed_apply_is_mended_by_the_next(deployable: Deployable, standin: StandIn) -> None:
+    kill(deployable, standin, KILLS)
+
+
+@pytest.mark.prove
+def test_twenty_killed_applies_are_mended(deployable: Deployable, standin: StandIn) -> None:
+    kill(deployable, standin, ALL_KILLS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("quota", "quota is used up"),
+        ("image", "image could not be built"),
+        ("unhealthy", "healthy"),
+    ],
+)
+def test_a_deployment_that_fails_names_its_cause(
+    deployable: Deployable, standin: StandIn, kind: str, said: str
+) -> None:
+    known = deployable.commit("first")[:12]
+    deployable.deploy("apply")
+    deployable.commit("second")
+    standin.faults({"do": kind})
+    assert said in deployable.deploy("apply", code=1)
+    assert deployable.version(standin) == known
