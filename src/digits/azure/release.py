@@ -15,6 +15,7 @@ from pydantic import Field
 from digits import params
 from digits.errors import DigitsError
 from digits.files import sha256
+from digits.inference import CODE
 
 PACKAGE = Path("data/package")
 METRICS = Path("data/evaluation/metrics.json")
@@ -124,11 +125,10 @@ def read(settings: Params) -> Release:
         )
     # The review's gate belongs here: refuse when what is measured fails the section `review`.
     manifest = json.loads((PACKAGE / "data" / "model" / "manifest.json").read_text("utf-8"))
-    code_files = tuple(
-        Path(name) for name in git("ls-files", "-z", settings.code).split("\0") if name
-    )
-    if not code_files:
-        raise DigitsError(f"{params.PATH}: azure.code: git has no file in {settings.code}")
+    tracked = git("ls-files", "-z", settings.code).split("\0")
+    code_files = tuple(Path(name) for name in tracked if Path(name).name in CODE)
+    if Path(settings.code, "score.py") not in code_files:
+        raise DigitsError(f"{params.PATH}: azure.code: git has no {settings.code}/score.py")
     conda = yaml.safe_load((PACKAGE / "conda.yaml").read_text("utf-8"))
     environment = hashlib.sha256(json.dumps([settings.image, conda]).encode()).hexdigest()[:12]
     served = ("instance_type", "instance_count", "request_timeout_seconds", "requests_at_a_time")

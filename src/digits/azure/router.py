@@ -9,9 +9,8 @@ import contextlib
 import http.client
 import os
 import random
-import signal
+import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -21,15 +20,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from digits.errors import DigitsError
+from digits import inference
 
 LOOPBACK = "127.0.0.1"
-# The server's own command binds every address; its `run` takes one.
-LAUNCH = """
-import sys
-from azureml_inference_server_http import amlserver_linux
-amlserver_linux.run("127.0.0.1", int(sys.argv[1]), int(sys.argv[2]))
-"""
 DRAIN_SECONDS = 30  # that requests under way may take when their deployment is deleted
 NO_ROUTE = (
     "No valid deployments to route to. Please check that the endpoint has at least one deployment "
@@ -113,7 +106,7 @@ class Router:
     def start(
         self,
         place: tuple[str, str],
-        entry: Path,
+        code: Path,
         model: Path,
         env: dict[str, str],
         log: Path,
@@ -121,40 +114,24 @@ class Router:
     ) -> None:
         """Start the server of deployment `place`; return once it is healthy.
 
-        It replaces the one that ran. Raises DigitsError when the server dies or is not healthy
-        within `seconds`.
+        It replaces the one that ran. Raises DigitsError as `inference.start` does.
         """
         sink = Server((LOOPBACK, 0), self._sink(*place)).start()
-        with contextlib.closing(http.client.socket.socket()) as free:  # type: ignore[attr-defined]
+        with socket.socket() as free:
             free.bind((LOOPBACK, 0))
             port = free.getsockname()[1]
         settings = {
-            "AML_APP_ROOT": str(entry.parent),
-            "AZUREML_ENTRY_SCRIPT": str(entry),
-            "AZUREML_MODEL_DIR": str(model),
             "AML_APP_INSIGHTS_ENABLED": "false",
             "AZUREML_MDC_HOST": LOOPBACK,
             "AZUREML_MDC_PORT": str(sink.server_address[1]),
             "NO_PROXY": LOOPBACK,
         }
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-c", LAUNCH, str(port), env.get("WORKER_COUNT", "1")],
-                cwd=entry.parent,
-                env=os.environ | env | settings,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the stand-in, which stops its servers
-            )
+        try:
+            process = inference.start(code, model, port, log, os.environ | env | settings, seconds)
+        except BaseException:
+            sink.stop()
+            raise
         fresh = Running(process, port, sink)
-        deadline = time.monotonic() + seconds
-        while not _healthy(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                ended = f"ended with code {process.poll()}" if process.poll() is not None else ""
-                self._end(fresh)
-                raise DigitsError(f"the server {ended or f'was not healthy in {seconds:.0f} s'}")
-            time.sleep(0.05)
         with self.lock:
             before = self.running.get(place)
             self.running[place] = fresh
@@ -178,13 +155,7 @@ class Router:
         deadline = time.monotonic() + DRAIN_SECONDS
         while running.under_way and time.monotonic() < deadline:
             time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.process.pid, signal.SIGTERM)
-        try:
-            running.process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(running.process.pid, signal.SIGKILL)
-            running.process.wait()
+        inference.stop(running.process)
         running.sink.stop()
 
     @contextlib.contextmanager
@@ -273,16 +244,5 @@ def _forward(
     except (OSError, http.client.HTTPException) as error:
         text = f"the deployment's server does not answer: {error}"
         return 502, text.encode(), {"azureml-model-deployment": deployment}
-    finally:
-        connection.close()
-
-
-def _healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=5)
-    try:
-        connection.request("GET", "/")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
     finally:
         connection.close()

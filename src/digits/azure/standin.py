@@ -148,8 +148,8 @@ class StandIn:
         home.mkdir(parents=True, exist_ok=True)
         log = home / "log.txt"
         code, model = self.asset(properties["codeConfiguration"]["codeId"]), properties["model"]
-        entry = home / "code" / properties["codeConfiguration"]["scoringScript"]
-        self.storage["fetch"](code["properties"]["codeUri"], home / "code")
+        code_home = home / "code"
+        self.storage["fetch"](code["properties"]["codeUri"], code_home)
         uri = self.asset(model)["properties"]["modelUri"]
         self.storage["fetch"](uri, home / "model" / uri.rstrip("/").split("/")[-1])
         env = properties.get("environmentVariables") or {}
@@ -161,7 +161,9 @@ class StandIn:
         ):
             env = env | {"AZUREML_MDC_ENABLED": "true"}
         try:
-            self.router.start(self.place(path), entry, home / "model", env, log, HEALTHY_SECONDS)
+            self.router.start(
+                self.place(path), code_home, home / "model", env, log, HEALTHY_SECONDS
+            )
         except DigitsError as error:
             message = f"User container has crashed or terminated: {error}."
             raise RefusedError(400, "ResourceNotReady", message) from None
