@@ -154,7 +154,7 @@ class StandIn:
         self.storage["fetch"](uri, home / "model" / uri.rstrip("/").split("/")[-1])
         env = properties.get("environmentVariables") or {}
         if any(
-            collection.get("dataCollectionMode") == "Enabled"
+            str(collection.get("dataCollectionMode")).lower() == "enabled"
             for collection in (properties.get("dataCollector") or {})
             .get("collections", {})
             .values()
