@@ -84,6 +84,7 @@ class StandIn:
             self.process.send_signal(signal.SIGINT)
             output, _ = self.process.communicate(timeout=60)
             assert self.process.returncode == 0, output
+            assert not output, output
             self.process = None
 
     @property

@@ -87,6 +87,21 @@ def test_the_second_and_its_rollback_under_load(deployable: Deployable, standin:
         assert list(shares.values()) == [100]
 
 
+def test_new_code_alone_is_a_new_revision(deployable: Deployable, standin: StandIn) -> None:
+    version = deployable.commit("one")[:12]
+    deployable.deploy("apply")
+    score = deployable.root / "serving" / "score.py"
+    score.write_text(score.read_text().replace('["version"][:12]', '["version"][:9]'))
+    deployable.commit("one")
+    deployable.deploy("apply")
+    assert deployable.version(standin) == version[:9]
+    deployable.deploy("rollback")
+    assert deployable.version(standin) == version
+    deployable.deploy("pause")
+    deployable.deploy("resume")
+    assert deployable.version(standin) == version
+
+
 def test_a_bad_model_gets_no_traffic(deployable: Deployable, standin: StandIn) -> None:
     good = deployable.commit("good")
     deployable.deploy("apply")

@@ -73,8 +73,8 @@ def secrets(standin: StandIn, path: str, key: str, body: Json) -> Answered:
 
 def upload(standin: StandIn, path: str, key: str, body: Json) -> Answered:
     """Return where code may be uploaded to."""
-    credential = {"credentialType": "SAS", "sasUri": standin.storage["sas"]()}
-    place = f"{standin.storage['url']}/{standin.storage['container']}"
+    place, signed = standin.storage["offer"](str(uuid.uuid5(uuid.NAMESPACE_URL, key)))
+    credential = {"credentialType": "SAS", "sasUri": signed}
     reference = {"blobUri": place, "storageAccountArmId": "/local", "credential": credential}
     kind = {"pendingUploadId": str(uuid.uuid4()), "pendingUploadType": "TemporaryBlobReference"}
     return 200, {"blobReferenceForConsumption": reference} | kind, ""

@@ -94,8 +94,8 @@ class Endpoint:
 class Router:
     """All endpoints and the servers behind them."""
 
-    def __init__(self, port: int, collect: Callable[[str, str, str, bytes], None]) -> None:
-        """Listen on `port` (0: a free one); `collect(endpoint, deployment, event type, rows)`."""
+    def __init__(self, port: int, collect: Callable[[str, str, Any, bytes], None]) -> None:
+        """Listen on `port` (0: a free one); `collect(endpoint, deployment, headers, rows)`."""
         self.endpoints: dict[str, Endpoint] = {}
         self.running: dict[tuple[str, str], Running] = {}
         self.lock = threading.Lock()
@@ -189,7 +189,7 @@ class Router:
 
             def do_POST(self) -> None:
                 """Keep one batch of rows."""
-                collect(endpoint, deployment, self.headers.get("ce-type", ""), self.body())
+                collect(endpoint, deployment, self.headers, self.body())
                 self.answer(200, b"", {})
 
         return Sink

@@ -43,6 +43,7 @@ AZURITE = Path("node_modules/azurite/dist/src/blob/main.js")
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 CONTAINER = "azureml"
+BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
 DAYS = 397  # that a certificate is valid
 
 
@@ -111,30 +112,41 @@ def blob_store(folder: Path, port: int) -> Iterator[dict[str, Any]]:
             "key": KEY,
             "container": CONTAINER,
             "client": container,
-            "sas": lambda: f"{url}/{CONTAINER}?{signature()}",
-            "fetch": lambda uri, target: fetch(container, uri, target),
+            "offer": lambda name: offer(service, name),
+            "fetch": lambda uri, target: fetch(service, uri, target),
         }
     finally:
         process.terminate()
         process.wait()
 
 
-def signature() -> str:
-    """Return the right to write to the container for an hour."""
+def offer(service: BlobServiceClient, name: str) -> tuple[str, str]:
+    """Make a container for one upload; return its address and that with the right to write.
+
+    Each upload has a container of its own, as on Azure: two codes would mix in one.
+    """
+    with contextlib.suppress(ResourceExistsError):
+        service.create_container(name)
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
     may = ContainerSasPermissions(read=True, add=True, create=True, write=True, list=True)
-    return generate_container_sas(ACCOUNT, CONTAINER, KEY, permission=may, expiry=until)
+    signature = generate_container_sas(ACCOUNT, name, KEY, permission=may, expiry=until)
+    address = f"{str(service.url).rstrip('/')}/{name}"
+    return address, f"{address}?{signature}"
 
 
-def fetch(container: ContainerClient, uri: str, target: Path) -> None:
-    """Download what lies below a datastore's path, or below a blob address, into a folder."""
-    marker = "/paths/" if "/paths/" in uri else f"/{CONTAINER}/"
-    prefix = uri.split(marker, 1)[1].rstrip("/") + "/"
+def fetch(service: BlobServiceClient, uri: str, target: Path) -> None:
+    """Download what lies below a datastore's path, or below a blob's address, into a folder."""
+    if "/paths/" in uri:
+        name, path = CONTAINER, uri.split("/paths/", 1)[1]
+    else:
+        name, _, path = uri.split(f"/{ACCOUNT}/", 1)[1].partition("/")
+    prefix = path.rstrip("/") + "/"
+    container = service.get_container_client(name)
     found = False
-    for name in container.list_blob_names(name_starts_with=prefix):
-        file = target / name.removeprefix(prefix)
+    for blob in container.list_blob_names(name_starts_with=prefix):
+        file = target / blob.removeprefix(prefix)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(container.download_blob(name).readall())
+        file.write_bytes(container.download_blob(blob).readall())
         found = True
     if not found:
         raise DigitsError(f"{uri}: is empty")
@@ -149,12 +161,30 @@ class Collector:
         self.rows: queue.Queue[tuple[str, bytes]] = queue.Queue()
         threading.Thread(target=self.work, daemon=True).start()
 
-    def take(self, endpoint: str, deployment: str, event: str, rows: bytes) -> None:
-        """Keep one batch: lines of JSON."""
-        hour = datetime.datetime.now(datetime.UTC).strftime("%Y/%m/%d/%H")
-        name = event.removeprefix("azureml.inference.") or "unnamed"
-        path = f"modelDataCollector/{endpoint}/{deployment}/{name}/{hour}/local.jsonl"
-        self.rows.put((path, rows.strip() + b"\n"))
+    def take(self, endpoint: str, deployment: str, headers: Any, rows: bytes) -> None:
+        """Keep one batch of rows: a line with the envelope that Azure's collector writes."""
+        now = datetime.datetime.now(datetime.UTC)
+        event = headers.get("ce-type", "azureml.inference.unnamed")
+        request = headers.get("ce-x-request-id", "")
+        line = {
+            "specversion": "1.0",
+            "id": headers.get("trace-id", ""),
+            "source": f"/onlineEndpoints/{endpoint}/deployments/{deployment}",
+            "type": event,
+            "datacontenttype": headers.get("Content-Type", ""),
+            "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "data": json.loads(rows),
+            "correlationid": request,
+            "xrequestid": request,
+            "modelversion": headers.get("ce-model-version", "default"),
+            "collectdatatype": headers.get("ce-collect-data-type", ""),
+            "agent": headers.get("ce-agent", ""),
+            "contentrange": f"bytes 0-{len(rows) - 1}/{len(rows)}",
+        }
+        name = event.removeprefix("azureml.inference.")
+        path = f"modelDataCollector/{endpoint}/{deployment}/{name}/{now:%Y/%m/%d/%H}/local.jsonl"
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+        self.rows.put((path, text.encode() + b"\n"))
 
     def work(self) -> None:
         """Write what comes, batches for one file at once."""
@@ -167,10 +197,13 @@ class Collector:
                     item = self.rows.get_nowait()
             for path, rows in batches.items():
                 blob = self.container.get_blob_client(path)
-                with contextlib.suppress(Exception):  # a lost row is no reason to stop collecting
+                try:
                     if not blob.exists():
                         blob.create_append_blob()
-                    blob.append_block(rows)
+                    for start in range(0, len(rows), BLOCK_BYTES):
+                        blob.append_block(rows[start : start + BLOCK_BYTES])
+                except Exception as error:  # lost rows are no reason to stop collecting
+                    print(f"{path}: {rows.count(10)} rows lost: {error!r}", flush=True)
 
 
 def main(arguments: list[str]) -> None:

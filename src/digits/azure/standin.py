@@ -51,7 +51,7 @@ class StandIn:
     """Resources by path, operations, deployments' servers."""
 
     def __init__(self, folder: Path, router: Router, storage: Json) -> None:
-        """Read the state in `folder`; storage: url, account, key, container -> `fetch` it."""
+        """Read the state in `folder`; storage is what serve.py's `blob_store` yields."""
         self.folder, self.router, self.storage = folder, router, storage
         self.token = ""
         self.url = ""
@@ -213,7 +213,9 @@ class StandIn:
                     message = f"{path} already exists with another {name}, which cannot change."
                     raise RefusedError(409, "UserError", message)
         stored = self.stored(path, body, known)
-        stored["properties"]["provisioningState"] = "Succeeded"
+        if "/data/" not in key:
+            stored["properties"]["provisioningState"] = "Succeeded"
+        stored["properties"] = {"properties": {}, "tags": {}} | stored["properties"]
         stored["properties"].setdefault("flavors", {}) if "/models/" in key else None
         self.resources[key] = stored
         self.save()
@@ -256,7 +258,7 @@ class StandIn:
             "provisioningState": "Updating" if known else "Creating",
         }
         stored["properties"].pop("keys", None)
-        stored["properties"].setdefault("mirrorTraffic", {})
+        stored["properties"] = {"properties": {}, "mirrorTraffic": {}} | stored["properties"]
         if stored.get("identity", {}).get("type") == "SystemAssigned":
             ids = {
                 name: str(uuid.uuid5(uuid.NAMESPACE_URL, name + key))
@@ -286,7 +288,8 @@ class StandIn:
             raise RefusedError(400, *FAILURES["quota"])
         known = self.resources.get(key)
         stored = self.stored(path, body, known)
-        stored["properties"].setdefault("scaleSettings", {"scaleType": "Default"})
+        given = {"properties": {}, "scaleSettings": {"scaleType": "Default"}}
+        stored["properties"] = given | stored["properties"]
         stored["properties"]["provisioningState"] = "Updating" if known else "Creating"
         self.resources[key] = stored
         answer = copy.deepcopy(stored)
@@ -333,7 +336,4 @@ class StandIn:
         parts = path.split("/providers/")[-1].split("/")
         resource["type"] = "/".join([parts[0], *parts[1::2]])
         resource |= copy.deepcopy(body) | {"systemData": made | changed}
-        resource["properties"].setdefault("properties", {})
-        if "/versions/" in path:
-            resource["properties"].setdefault("tags", {})
         return resource

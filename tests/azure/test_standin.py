@@ -1,0 +1,296 @@
+"""The stand-in: rules, keys, collected rows, a restart, and bodies as the SDK has them."""
+
+import json
+import re
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.storage.blob import BlobServiceClient
+from conftest import environment
+from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+
+with warnings.catch_warnings():  # the SDK's own
+    warnings.simplefilter("ignore")
+    from azure.ai.ml._restclient.arm_ml_service import models
+    from azure.ai.ml._restclient.arm_ml_service._utils.model_base import Model, _deserialize
+
+    from digits.azure.serve import CONTAINER, KEY
+
+pytestmark = pytest.mark.slow
+
+COLLECTING = """
+import pandas
+from azureml.ai.monitoring import Collector
+
+
+def init():
+    global collector
+    collector = Collector(name="model_inputs", on_error=print)
+
+
+def run(body):
+    collector.collect(pandas.DataFrame({"asked": [len(body)]}))
+    return {"model_version": "5ee", "predictions": [{"digit": "3"}]}
+"""
+OBJECTS: list[
+    tuple[str, dict[str, Any], dict[str, Any]]
+] = [  # the path's end, what is asked by method, what is answered by method
+    (r"/workspaces/[^/]+", {}, {"GET": models.Workspace}),
+    (r"/datastores/[^/]+", {}, {"GET": models.Datastore}),
+    (r"/listSecrets", {}, {"POST": models.DatastoreSecrets}),
+    (
+        r"/startPendingUpload",
+        {"POST": models.PendingUploadRequestDto},
+        {"POST": models.PendingUploadResponseDto},
+    ),
+    (r"/models/[^/]+", {}, {"GET": models.ModelContainer}),
+    *(
+        (rf"/{kind}/[^/]+/versions/[^/]+", {"PUT": made}, {"GET": made, "PUT": made})
+        for kind, made in (
+            ("models", models.ModelVersion),
+            ("codes", models.CodeVersion),
+            ("environments", models.EnvironmentVersion),
+            ("data", models.DataVersionBase),
+        )
+    ),
+    *(
+        (rf"/{kind}/[^/]+", {"PUT": made}, {"GET": made, "PUT": made})
+        for kind, made in (
+            ("onlineEndpoints", models.OnlineEndpoint),
+            ("deployments", models.OnlineDeployment),
+        )
+    ),
+    (r"/listkeys", {}, {"POST": models.EndpointAuthKeys}),
+    (r"/getLogs", {"POST": models.DeploymentLogsRequest}, {"POST": models.DeploymentLogs}),
+    (r"/usages", {}, {"GET": models.Usage}),
+    (r"/vmSizes", {}, {"GET": models.VirtualMachineSizeListResult}),
+]
+
+
+def faults_of(value: Any, place: str) -> Iterator[str]:
+    """Yield what of a deserialised body its model does not know or could not read."""
+    if isinstance(value, Model):
+        known = {field._rest_name: name for name, field in value._attr_to_rest_field.items()}
+        for key in value:
+            if key not in known:
+                yield f"{place}.{key} is not in {type(value).__name__}"
+            else:
+                yield from faults_of(getattr(value, known[key]), f"{place}.{key}")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from faults_of(inner, f"{place}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from faults_of(inner, f"{place}[]")
+
+
+def unlike(calls: list[dict[str, Any]]) -> tuple[list[str], int]:
+    """Return how recorded bodies differ from the SDK's models, and how many were compared."""
+    found, compared = [], 0
+    for call in calls:
+        kinds = [kind for kind in OBJECTS if re.search(f"{kind[0]}$", call["path"], re.I)]
+        bodies = [(call["request"], kinds[-1][1] if kinds else {}, "request")]
+        answer, status = call["response"], call["status"]
+        if status >= 400:
+            found += list(faults_of(_deserialize(models.ErrorResponse, answer), call["path"]))
+        elif answer:
+            bodies.append((answer, kinds[-1][2] if kinds else {}, "response"))
+        for body, methods, which in bodies:
+            if body is None or call["method"] not in methods:
+                continue
+            one = methods[call["method"]]
+            listed = body["value"] if "value" in body and one is not models.Workspace else [body]
+            if one is models.VirtualMachineSizeListResult:
+                listed = [body]
+            for part in listed:
+                compared += 1
+                place = f"{call['method']} {call['path']} {which}"
+                found += list(faults_of(_deserialize(one, part), place))
+    return found, compared
+
+
+def test_bodies_are_those_of_the_sdk(deployable: Deployable, standin: StandIn) -> None:
+    standin.faults()
+    deployable.commit("one")
+    deployable.deploy("plan")
+    deployable.deploy("apply")
+    deployable.commit("bad", right=False)
+    deployable.deploy("apply", code=1)
+    deployable.deploy("pause")
+    deployable.deploy("resume")
+    deployable.deploy("destroy")
+    calls = standin.calls()
+    assert {call["method"] for call in calls} == {"GET", "PUT", "POST", "DELETE"}
+    found, compared = unlike(calls)
+    assert found == [], "\n".join(found)
+    assert compared > 60
+    calls[0]["response"] = {"id": "x", "colour": "red"}
+    calls[0]["status"], calls[0]["path"] = 200, "/workspaces/w"
+    calls[0]["method"] = "GET"
+    assert unlike(calls[:1])[0], "a body that is not the model's must be seen"
+
+
+def refused(standin: StandIn, method: str, path: str, body: Any = None) -> tuple[str, str]:
+    """Return code and message of a refused call."""
+    error = standin.call(method, path, body)["error"]
+    return error["code"], error["message"]
+
+
+def test_rules_of_names_and_traffic(deployable: Deployable, standin: StandIn) -> None:
+    place = deployable.endpoint
+    new = {"location": "local", "properties": {"authMode": "Key", "traffic": {}}}
+    for name in ("ab", "1abc", "a" * 33, "abc-", "a_b_c"):
+        assert refused(standin, "PUT", f"{place}/{name}", new)[0] == "BadArgument", name
+    assert refused(standin, "GET", f"{place}/absent")[0] == "ResourceNotFound"
+    assert refused(standin, "PUT", f"{place}/absent/deployments/blue", {})[0] == "ResourceNotFound"
+    deployable.commit("one")
+    deployable.deploy("apply")
+    serving = deployable.serving(standin)
+    path, (name,) = f"{place}/{serving['name']}", serving["traffic"]
+    for traffic in ({name: 50}, {"green": 100}):
+        body = new | {"properties": {"authMode": "Key", "traffic": traffic}}
+        assert refused(standin, "PUT", path, body)[0] == "BadArgument", traffic
+    assert "has traffic" in refused(standin, "DELETE", f"{path}/deployments/{name}")[1]
+    assert deployable.serving(standin) == serving
+    other = path.replace(deployable.workspace, "another")
+    assert refused(standin, "PUT", other, new)[0] == "NameNotAvailable"
+
+
+def status(url: str, key: str, **headers: str) -> int:
+    """Ask for one digit; return the status."""
+    sent = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, b'{"data": []}', sent)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_keys_and_the_deployment_header(deployable: Deployable, standin: StandIn) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    place = deployable.serving(standin)
+    assert status(place["url"], place["key"]) == 200
+    assert status(place["url"], "wrong") == 401
+    assert status(place["url"], place["key"], **{"azureml-model-deployment": "none"}) == 404
+    assert status(place["url"].replace(place["name"], "absent"), place["key"]) == 404
+    deployable.deploy("pause")
+    assert status(place["url"], place["key"]) == 404
+
+
+def test_it_listens_on_loopback_only(deployable: Deployable, standin: StandIn) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    listening = []
+    for table, loopback in (("tcp", "0100007F"), ("tcp6", "0" * 24 + "01000000")):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            if state == "0A" and line.split()[9] in sockets(standin):
+                listening.append(local.split(":")[0] == loopback)
+    assert len(listening) >= 4  # API, endpoint, Azurite, one server
+    assert all(listening)
+
+
+def sockets(standin: StandIn) -> set[str]:
+    """Return the sockets of the stand-in and of all that it started."""
+    assert standin.process
+    table = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout
+    parents = [line.split() for line in table.splitlines()[1:]]
+    family = {str(standin.process.pid)}
+    for _ in range(4):
+        family |= {pid for pid, parent in parents if parent in family}
+    found = set()
+    for pid in family:
+        for entry in Path("/proc", pid, "fd").glob("*"):
+            try:
+                found.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
+            except OSError:
+                continue
+    return found
+
+
+def test_collected_rows_lie_where_azure_puts_them(deployable: Deployable, standin: StandIn) -> None:
+    (deployable.root / "serving" / "score.py").write_text(COLLECTING)
+    deployable.set(smoke="{digits: 3, accuracy: 0.0, latency_seconds: 5.0}")
+    deployable.commit("5ee")
+    deployable.deploy("apply")
+    place = deployable.serving(standin)
+    url = f"{standin.address['blobs']}/devstoreaccount1"
+    (name,) = place["traffic"]
+    prefix = f"modelDataCollector/{place['name']}/{name}/model_inputs/"
+    deadline = time.monotonic() + 20
+    rows: list[str] = []
+    with BlobServiceClient(url, credential=KEY) as service:
+        container = service.get_container_client(CONTAINER)
+        while len(rows) < 6 and time.monotonic() < deadline:  # 3 by name, 3 by weight
+            blobs = [
+                container.download_blob(blob)
+                for blob in container.list_blob_names(name_starts_with=prefix)
+            ]
+            rows = [line for blob in blobs for line in blob.readall().decode().splitlines()]
+            time.sleep(0.1)
+    assert len(rows) == 6
+    first = json.loads(rows[0])
+    assert first["data"] == [{"asked": first["data"][0]["asked"]}]
+    assert first["type"] == "azureml.inference.model_inputs"
+    assert first["xrequestid"]
+
+
+def test_it_comes_up_again_as_it_was(deployable: Deployable, tmp_path: Path) -> None:
+    own = StandIn(tmp_path / "own")
+    own.start()
+    try:
+        link = deployable.root / ".standin"
+        shared = link.readlink()
+        link.unlink()
+        link.symlink_to(own.folder)
+        version = deployable.commit("one")[:12]
+        deployable.deploy("apply")
+        before = deployable.serving(own)
+        own.stop()
+        own.start()
+        deadline = time.monotonic() + 60
+        while status(before["url"], before["key"]) != 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert deployable.serving(own) == before
+        assert deployable.version(own) == version
+        assert "nothing to change" in deployable.deploy("apply")
+        link.unlink()
+        link.symlink_to(shared)
+    finally:
+        own.stop()
+
+
+def test_two_at_once_one_stops_or_waits(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(step_seconds="4.0")
+    deployable.commit("one")
+    deployable.deploy("apply")
+    version = deployable.commit("two")[:12]
+    first = subprocess.Popen(
+        deployable.command("apply"),
+        cwd=deployable.root,
+        env=environment() | deployable.settings(),
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert first.stdout
+    try:
+        while "10 %" not in (line := first.stdout.readline()):
+            assert line, "the first deployment ended early"
+        assert "another deployment works on" in deployable.deploy("apply", code=1)
+        waited = deployable.deploy("apply", "--wait")
+        assert "Waiting" in waited
+        assert "nothing to change" in waited
+        assert deployable.version(standin) == version
+    finally:
+        first.wait(120)
+        first.stdout.close()
