@@ -147,7 +147,7 @@ def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     if python is None:
         pytest.skip("no Python beside the environment's")
-    for script in ("comment", "commit", "publish", "upkeep"):
+    for script in ("comment", "commit", "upkeep"):
         done = subprocess.run(
             [
                 python,
@@ -164,7 +164,7 @@ def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
             timeout=60,
         )
         assert "Traceback" not in done.stderr
-        assert ("::error::" in done.stdout) == (script != "publish")
+        assert "::error::" in done.stdout
 
 
 def test_uncached_outs_are_what_may_be_committed() -> None:
