@@ -13,6 +13,8 @@ COMMANDS = {
     "bench": "digits.bench",
     "bench-serve": "digits.bench_serve",
     "realism": "digits.realism",
+    "review": "digits.review.command",  # what a change does to the metrics
+    "relock": "digits.review.relock",  # rebuild a conflicted dvc.lock
 }
 
 
