@@ -15,6 +15,8 @@ COMMANDS = {
     "realism": "digits.realism",
     "serve": "digits.azure.serve",  # production on this machine
     "deploy": "digits.azure.deploy",
+    "review": "digits.review.command",  # what a change does to the metrics
+    "relock": "digits.review.relock",  # rebuild a conflicted dvc.lock
 }
 
 

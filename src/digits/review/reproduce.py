@@ -1,0 +1,110 @@
+"""`dvc repro` and `dvc status`, and what they say of each stage."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+EVENTS = {
+    re.compile(r"Running stage '(.+)':\s*"): "ran",
+    re.compile(r"Stage '(.+)' is cached - skipping run, checking out outputs\s*"): "restored",
+    re.compile(r"Stage '(.+)' didn't change, skipping\s*"): "unchanged",
+}
+LAST_LINES = 30
+ABSENT = {"deleted", "not in cache"}  # as `dvc status` says it
+
+
+@dataclass
+class Run:
+    """How `dvc repro` went."""
+
+    stages: dict[str, tuple[str, float]] = field(default_factory=dict)  # what happened, seconds
+    failed: str = ""  # the stage, or "the pipeline"; empty when all went well
+    last_lines: list[str] = field(default_factory=list)
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line of the DVC that is installed beside this Python."""
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which stages find this Python."""
+    folder = str(Path(sys.executable).parent)
+    return os.environ | {"PATH": folder + os.pathsep + os.environ.get("PATH", "")}
+
+
+def repro() -> Run:
+    """Run `dvc repro`, printing what it prints."""
+    run, last = Run(), deque[str](maxlen=LAST_LINES)
+    name, what, since = "", "", time.monotonic()
+    process = subprocess.Popen(
+        command("repro"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert process.stdout
+    with process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last.append(line.rstrip())
+            found = [(match[1], kind) for e, kind in EVENTS.items() if (match := e.fullmatch(line))]
+            if found:
+                if name:
+                    run.stages[name] = (what, time.monotonic() - since)
+                (name, what), since = found[0], time.monotonic()
+    if name:
+        run.stages[name] = (what, time.monotonic() - since)
+    if process.returncode:
+        told = re.search(r"failed to reproduce '([^'\n]+)'", "\n".join(last))
+        run.failed = f"stage {told[1]}" if told else "the pipeline"
+        run.last_lines = [line for line in last if line.strip()]
+    return run
+
+
+def status() -> tuple[list[str], list[str]]:
+    """Return what DVC says is not as dvc.lock has it: stale stages, and missing files."""
+    done = subprocess.run(command("status", "--json"), capture_output=True, encoding="utf-8")
+    try:
+        told = json.loads(done.stdout)
+    except ValueError:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        return [f"'dvc status' failed: {lines[-1]}"], []
+    stale: list[str] = []
+    missing: list[str] = []
+    for stage, entries in told.items():
+        for entry in entries:
+            if not isinstance(entry, dict):
+                stale.append(stage)  # "changed command"
+                continue
+            for kind in ("changed deps", "changed outs"):
+                changed = entry.get(kind) or {}
+                absent = [path for path, how in changed.items() if str(how) in ABSENT]
+                missing += absent  # params are a mapping of their own
+                stale += [stage] if len(absent) < len(changed) else []
+    names, files = ", ".join(dict.fromkeys(stale)), ", ".join(dict.fromkeys(missing))
+    mend = "run 'dvc repro', then commit dvc.lock and data"
+    return (
+        [f"dvc.lock is not what the pipeline would make ({names}): {mend}"] if stale else [],
+        [f"missing here: {files}; run 'dvc pull', or 'dvc repro'"] if missing else [],
+    )
+
+
+def plots(base: str | None, folder: Path) -> str:
+    """Write DVC's plots page into a folder; return what went wrong, empty when nothing did."""
+    arguments = ["plots", "diff", base] if base else ["plots", "show"]
+    done = subprocess.run(
+        command(*arguments, "--out", str(folder)), capture_output=True, encoding="utf-8"
+    )
+    if done.returncode == 0:
+        return ""
+    lines = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+    return f"DVC's page of plots was not made: {lines[-1]}"

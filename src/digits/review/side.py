@@ -1,0 +1,124 @@
+"""One side of a comparison: what stands in git or in the working tree, read without trust.
+
+A file that is absent or damaged is a problem to tell, never an end: the other files still say
+something.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruamel.yaml import YAML
+
+METRICS, CLASSES = "data/evaluation/metrics.json", "data/evaluation/per_class.csv"
+CURVES = "data/model/curves.csv"
+MARKERS = re.compile(r"^(<{7}|>{7}) ", re.M)  # of a merge that git could not finish
+
+
+@dataclass
+class Side:
+    """What is compared; empty where it could not be read, which `problems` then tells."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)  # of dvc.lock
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # source, metric
+    classes: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)  # column, epoch
+    noise: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def read(file: Callable[[str], bytes | None], where: str) -> Side:
+    """Return a side; `file` gives a file's bytes by its path, `where` names the side."""
+    side = Side()
+
+    def parsed(path: str, parse: Callable[[str], Any], needed: bool = True) -> Any:
+        content = file(path)
+        if content is None:
+            if needed:
+                side.problems.append(f"{path} is absent {where}")
+            return {}
+        try:
+            return parse(content.decode("utf-8"))
+        except Exception as error:  # hostile or damaged in any way: told, never an end
+            told = " ".join(str(error).split())[:300]
+            side.problems.append(f"{path} is damaged {where}: {told}")
+            return {}
+
+    side.params = parsed("params.yaml", mapping)
+    side.stages = parsed("dvc.lock", lambda text: stages(mapping(text)))
+    side.metrics = parsed(METRICS, metrics)
+    side.classes = parsed(CLASSES, classes)
+    side.curves = parsed(CURVES, curves)
+    side.noise = parsed("data/noise.json", noise, needed=False)
+    return side
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """Return YAML's mapping; raise ValueError for conflict markers and for anything else."""
+    if MARKERS.search(text):
+        raise ValueError("it has the conflict markers of an unfinished merge")
+    values = YAML(typ="safe").load(text)
+    if not isinstance(values, dict):
+        raise ValueError("it is no mapping of keys to values")
+    return values
+
+
+def stages(lock: dict[str, Any]) -> dict[str, Any]:
+    """Return dvc.lock's stages; raise ValueError when it has none or they are no mappings."""
+    found = lock.get("stages")
+    if not isinstance(found, dict) or not all(isinstance(row, dict) for row in found.values()):
+        raise ValueError("it has no stages")
+    for row in found.values():
+        for entry in [*row.get("deps", []), *row.get("outs", [])]:
+            if not isinstance(entry["path"], str):
+                raise ValueError("a path is no text")
+    return found
+
+
+def metrics(text: str) -> dict[str, dict[str, float]]:
+    """Return metrics.json's numbers by source and metric; NaN stays NaN."""
+    return {
+        source: {name: number(value) for name, value in row.items()}
+        for source, row in json.loads(text).items()
+        if isinstance(row, dict) or _refuse(source, row)
+    }
+
+
+def noise(text: str) -> dict[str, Any]:
+    """Return data/noise.json; raise KeyError or ValueError when it lacks what is used."""
+    values = json.loads(text)
+    for row in values["metrics"].values():
+        for figures in row.values():
+            if not 0 <= number(figures["deviation"]) < 1e9:
+                _refuse("a deviation", figures["deviation"])
+    if len(values["seeds"]) < 2:
+        raise ValueError("it has fewer than two seeds")
+    return values
+
+
+def number(value: Any) -> float:
+    """Return a number as float; raise ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _refuse("a value", value)
+    return float(value)
+
+
+def _refuse(name: str, value: Any) -> bool:
+    raise ValueError(f"{name} is {str(value)[:40]!r}")
+
+
+def classes(text: str) -> dict[tuple[str, str], tuple[float, int]]:
+    """Return accuracy and count by source and class."""
+    rows = csv.DictReader(io.StringIO(text))
+    return {(r["source"], r["class"]): (float(r["accuracy"]), int(r["count"])) for r in rows}
+
+
+def curves(text: str) -> dict[str, list[float]]:
+    """Return the columns of the training curves, a number an epoch."""
+    rows = list(csv.DictReader(io.StringIO(text)))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}

