@@ -26,6 +26,15 @@ serving.digit_model the loader that travels in that folder
 serving.request     what a client sends, decoded
 serving.score       the endpoint: a request in, an answer out
 inference           Azure's inference server on this machine
+azure.release       what of this commit is to be deployed, or why not
+azure.workspace     the real workspace or the stand-in's, one code path
+azure.endpoint      one endpoint: traffic, deployments, asking it
+azure.lease         one deployment at a time
+azure.deploy        `digits deploy`
+azure.standin       the stand-in's resources and operations
+azure.management    Azure's API before them
+azure.router        the endpoint: keys, weights, one server a deployment
+azure.serve         `digits serve`, which starts it all
 cli                 `digits COMMAND`, for people and workflows
 noise               how much the metrics differ between seeds alone
 bench               how fast it trains, against the Keras documentation's convnet

@@ -73,9 +73,9 @@ def explained(error: BaseException) -> str:
 class Deployer:
     """The commands on one endpoint."""
 
-    def __init__(self, target: Target, settings: Params, digits: Digits, wait: bool) -> None:
-        """Take real digits to ask; `wait` for another deployment instead of stopping."""
-        self.target, self.settings, self.digits, self.wait = target, settings, digits, wait
+    def __init__(self, target: Target, settings: Params, wait: bool) -> None:
+        """Take an endpoint; `wait` for another deployment instead of stopping."""
+        self.target, self.settings, self.wait = target, settings, wait
         self.lost = Event()
 
     @contextlib.contextmanager
@@ -91,6 +91,13 @@ class Deployer:
         if self.lost.is_set():
             raise DigitsError("the lease was lost, so another deployment may be at work; run again")
 
+    def some_digits(self) -> Digits:
+        """Return the first digits of the test set."""
+        class_count = len(self.target.classes)
+        known = read_pool(TEST, class_count)[0]
+        count = min(self.settings.smoke.digits, len(known.images))
+        return Digits(known.images[:count], known.labels[:count], known.name, False, class_count)
+
     # apply ----------------------------------------------------------------------------------------
 
     def apply(self, new: Release) -> None:
@@ -103,7 +110,7 @@ class Deployer:
             live, _ = self.mended(endpoint)
             states = self.target.deployments()
             if live == new.name and states.get(live) == "succeeded":
-                self.target.smoke(live, self.digits, new.model_version)
+                self.target.smoke(live, self.some_digits(), new.model_version)
                 print(f"{live} is live already: nothing to change.")
                 return
             for name in states:
@@ -139,6 +146,7 @@ class Deployer:
         self, new: str, live: str | None, create: Callable[[], Recipe], version: str | None
     ) -> None:
         """Create a deployment, try it, give it the traffic; on any failure go back."""
+        digits = self.some_digits()
         in_place = self.settings.strategy == "in_place" and live not in (None, new)
         endpoint = self.target.settled()
         tags: dict[str, str | None] = {
@@ -156,34 +164,34 @@ class Deployer:
                 self.target.remove(live)
             recipe = create()
             self.still_alone()
-            self.target.smoke(new, self.digits, version)
+            self.target.smoke(new, digits, version)
             print(f"{new} is healthy and passed the smoke test.", flush=True)
             if live and not in_place:
-                self.step(new, live, version)
+                self.step(new, live, version, digits)
             self.still_alone()
             endpoint = self.target.settled()
             kept = None if live in (None, new) else live
             made = self.target.revision_tags(endpoint, new, recipe)
             self.target.put({new: 100}, live=new, previous=kept, paused=None, **made)
-            self.watch(new, 100, version)
+            self.watch(new, 100, version, digits)
         except BaseException as error:
             notes = self.undo(new, live, tags, old if in_place else None)
             raise DigitsError(explained(error) + notes) from error
         print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
 
-    def step(self, new: str, live: str, version: str | None) -> None:
+    def step(self, new: str, live: str, version: str | None, digits: Digits) -> None:
         """Give the new deployment its traffic bit by bit."""
         for percent in self.settings.traffic_percent[:-1]:
             self.still_alone()
             self.target.put({new: percent, live: 100 - percent})
-            self.watch(new, percent, version)
+            self.watch(new, percent, version, digits)
 
-    def watch(self, new: str, percent: int, version: str | None) -> None:
+    def watch(self, new: str, percent: int, version: str | None, digits: Digits) -> None:
         """Ask the endpoint as its clients do, for as long as a step takes, at least once."""
         print(f"{percent} % of the traffic goes to {new}.", flush=True)
         deadline = time.monotonic() + self.settings.step_seconds
         answers, labels = [], []
-        for image, label in zip(self.digits.images, self.digits.labels, strict=True):
+        for image, label in zip(digits.images, digits.labels, strict=True):
             answer = self.target.ask(image)
             if answer.deployment == new:
                 answers.append(answer)
@@ -192,7 +200,7 @@ class Deployer:
             self.target.judge(answers, labels, version)  # type: ignore[arg-type]
         number = 0
         while time.monotonic() < deadline:
-            self.target.ask(self.digits.images[number % len(self.digits.images)])
+            self.target.ask(digits.images[number % len(digits.images)])
             number += 1
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
@@ -366,9 +374,6 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     settings, classes = release.load()
     new = release.read(settings) if asked.command in ("plan", "apply") else None
-    known = read_pool(TEST, len(classes))[0]
-    count = min(settings.smoke.digits, len(known.images))
-    digits = Digits(known.images[:count], known.labels[:count], known.name, False, len(classes))
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -376,7 +381,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         target = Target(connect(asked.workspace), settings, classes)
-        deployer = Deployer(target, settings, digits, asked.wait)
+        deployer = Deployer(target, settings, asked.wait)
         action = getattr(deployer, asked.command)
         if new:
             action(new)
