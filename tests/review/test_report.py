@@ -63,7 +63,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(project.root)
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(reproduce, "status", lambda: ([], []))
+    monkeypatch.setattr(reproduce, "status", lambda cached: ([], []))
     return project
 
 
@@ -146,7 +146,8 @@ def test_charts_pass_through_the_comment(small: Project) -> None:
         ("dvc.lock", "<<<<<<< ours\na: 1\n>>>>>>> theirs\n", "digits relock"),
         ("dvc.lock", "stages: {train: {deps: [{path: 3}]}}", "dvc.lock is damaged"),
         ("dvc.lock", "stages: {train: {deps: 3}}", "dvc.lock is damaged"),
-        ("dvc.lock", "stages: {train: {outs: [x], params: 4}}", "dvc.lock is damaged"),
+        ("dvc.lock", "stages: {train: {params: 4}}", "dvc.lock is damaged"),
+        ("dvc.lock", "stages: {train: {params: {params.yaml: 4}}}", "dvc.lock is damaged"),
         ("data/model/curves.csv", "epoch\n1,2,3\nx\n", "curves.csv is damaged"),
         ("data/noise.json", '{"metrics": 3}', "noise.json is damaged"),
     ],
@@ -209,7 +210,7 @@ def test_bases(small: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_an_empty_history_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Project(tmp_path).git("init", "--quiet")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "status", lambda: ([], []))
+    monkeypatch.setattr(reproduce, "status", lambda cached: ([], []))
     assert "nothing is committed yet" in told()[1]
 
 

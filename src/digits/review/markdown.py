@@ -93,7 +93,8 @@ def metrics(review: Review) -> str:
     for row in review.rows:
         rule = review.gate.get(row.source, {}).get(row.metric)
         name = f"{named(row.source)} {plain(row.metric.replace('_', ' '))}"
-        noise = "" if row.noise is None or row.verdict == "same" else f" (±{figure(row.noise)})"
+        known = row.noise is not None and row.difference
+        noise = f" (±{figure(row.noise)})" if known else ""
         line = [
             f"**{name}**" if rule else name,
             *(figure(row.before), figure(row.after), figure(row.difference, "+")),

@@ -70,8 +70,11 @@ def repro() -> Run:
     return run
 
 
-def status() -> tuple[list[str], list[str]]:
-    """Return what DVC says is not as dvc.lock has it: stale stages, and missing files."""
+def status(cached: set[str]) -> tuple[list[str], list[str]]:
+    """Return what makes dvc.lock stale, and which files are not here as it has them.
+
+    `cached` are the outputs that DVC keeps: another one here says nothing against dvc.lock.
+    """
     done = subprocess.run(command("status", "--json"), capture_output=True, encoding="utf-8")
     try:
         told = json.loads(done.stdout)
@@ -87,14 +90,16 @@ def status() -> tuple[list[str], list[str]]:
                 continue
             for kind in ("changed deps", "changed outs"):
                 changed = entry.get(kind) or {}
-                absent = [path for path, how in changed.items() if str(how) in ABSENT]
-                missing += absent  # params are a mapping of their own
-                stale += [stage] if len(absent) < len(changed) else []
+                other = [p for p, how in changed.items() if str(how) in ABSENT or p in cached]
+                missing += other  # params are a mapping of their own
+                stale += [stage] if len(other) < len(changed) else []
     names, files = ", ".join(dict.fromkeys(stale)), ", ".join(dict.fromkeys(missing))
     mend = "run 'dvc repro', then commit dvc.lock and data"
     return (
         [f"dvc.lock is not what the pipeline would make ({names}): {mend}"] if stale else [],
-        [f"missing here: {files}; run 'dvc pull', or 'dvc repro'"] if missing else [],
+        [f"missing or of another version here: {files}; run 'dvc pull', or 'dvc repro'"]
+        if missing
+        else [],
     )
 
 

@@ -77,6 +77,9 @@ def stages(lock: dict[str, Any]) -> dict[str, Any]:
         for entry in [*row.get("deps", []), *row.get("outs", [])]:
             if not isinstance(entry["path"], str):
                 raise ValueError("a path is no text")
+        params = row.get("params") or {}
+        if not all(isinstance(values, dict | type(None)) for values in params.values()):
+            raise ValueError("params are no mapping")
     return found
 
 
@@ -96,8 +99,8 @@ def noise(text: str) -> dict[str, Any]:
         for figures in row.values():
             if not 0 <= number(figures["deviation"]) < 1e9:
                 _refuse("a deviation", figures["deviation"])
-    if len(values["seeds"]) < 2:
-        raise ValueError("it has fewer than two seeds")
+    if len(values["seeds"]) < 2 or not isinstance(values.get("trained", {}), dict):
+        raise ValueError("it has fewer than two seeds, or does not say what was trained")
     return values
 
 
