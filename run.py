@@ -168,7 +168,8 @@ def show_metrics() -> None:
     for source, row in figures.items():
         interval = f"{row['accuracy_low']:.4f} - {row['accuracy_high']:.4f}"
         print(f"{source:22}{row['accuracy']:>10.4f}{interval:>20}{row['calibration_error']:>20.4f}")
-    print("(rendered: drawn from fonts by this project, not written by hand; see data/README.md)")
+    if any(source.endswith("_rendered") for source in figures):
+        print("(rendered: drawn from fonts by this project, not by hand; see data/README.md)")
 
 
 def bench() -> None:

@@ -70,7 +70,7 @@ def shorter() -> Subject:
 @pytest.fixture(scope="module")
 def production() -> Subject:
     return Subject(
-        model.load(ROOT / "data/model/model.keras"), mnist_part("t10k", 10_000), *PRODUCTION
+        model.load(ROOT / "data/model/model.keras", 28, 10), mnist_part("t10k", 10_000), *PRODUCTION
     )
 
 

@@ -1,5 +1,6 @@
 """CSV files, pools and `Digits`: what goes in comes out, and bad files are told exactly."""
 
+import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_pool_round_trip_and_same_bytes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:  # what Python's releases do differently
         marks = {(entry.create_version, entry.extract_version) for entry in archive.infolist()}
     assert marks == {(20, 20)}
-    again = read_pool(tmp_path / "a.npz", 10)
+    again = read_pool(tmp_path / "a.npz", 10, 28)
     assert [(part.name, part.script, part.rendered) for part in again] == [
         ("mnist", "mnist", False),
         ("japanese_rendered", "japanese", True),
@@ -139,13 +140,35 @@ def other(data: bytes) -> bytes:
     return b"no pool"
 
 
-@pytest.mark.parametrize("damage", [cut, other])
+def no_archive(data: bytes) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+def test_a_pool_of_another_size_is_told(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool.npz", [random_digits(20, size=20)])
+    with pytest.raises(DigitsError, match=r"20 pixels a side, image_size in params\.yaml is 28"):
+        read_pool(tmp_path / "pool.npz", 10, 28)
+
+
+def test_a_row_that_ends_otherwise_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, random_digits(3))
+    rows = path.read_bytes().split(b"\n")
+    rows[2] += b"\r"
+    path.write_bytes(b"\n".join(rows))
+    with pytest.raises(DigitsError, match="row 3 ends its line otherwise"):
+        read(path)
+
+
+@pytest.mark.parametrize("damage", [cut, other, no_archive])
 def test_a_damaged_pool_is_told(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "pool.npz"
     write_pool(path, [random_digits(20)])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DigitsError, match=r"pool\.npz: is damaged"):
-        read_pool(path, 10)
+        read_pool(path, 10, 28)
 
 
 def test_digits_check_themselves() -> None:
@@ -173,4 +196,4 @@ def test_a_pool_of_another_version_is_told(tmp_path: Path, entries: dict[str, np
     arrays = {"mnist.images": digits.images, "mnist.labels": digits.labels} | entries
     np.savez(path, **arrays)  # type: ignore[arg-type]
     with pytest.raises(DigitsError, match=r"pool\.npz: was written by another version"):
-        read_pool(path, 10)
+        read_pool(path, 10, 28)

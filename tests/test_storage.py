@@ -29,7 +29,7 @@ def blob(project: Project, azurite: Azurite, path: str) -> BlobClient:
 
 def pool_sizes(project: Project) -> int:
     folder = project.root / "data" / "prepared"
-    pools = [read_pool(folder / f"{name}.npz", 10) for name in ("training", "validation")]
+    pools = [read_pool(folder / f"{name}.npz", 10, 28) for name in ("training", "validation")]
     return sum(len(part) for pool in pools for part in pool)
 
 

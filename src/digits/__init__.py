@@ -35,6 +35,20 @@ azure.standin       the stand-in's resources and operations
 azure.management    Azure's API before them
 azure.router        the endpoint: keys, weights, one server a deployment
 azure.serve         `digits serve`, which starts it all
+review.history      the commit to compare with, and files as git has them
+review.side         one side of a comparison, read without trust
+review.reproduce    `dvc repro`, and what it says of each stage
+review.compare      what differs: metrics against noise, classes, params, data
+review.gate         what a change may do to the metrics
+review.report       all that a review tells
+review.markdown     the same as Markdown
+review.command      `digits review`
+review.relock       `digits relock`
+review.github       GitHub's API, for the jobs that may write:
+review.comment      the report as one comment
+review.commit       dvc.lock and metrics as a commit
+review.publish      what was computed, into the container `review`
+review.upkeep       how the weekly run ended
 cli                 `digits COMMAND`, for people and workflows
 noise               how much the metrics differ between seeds alone
 bench               how fast it trains, against the Keras documentation's convnet

@@ -71,9 +71,11 @@ class Clock:
         self.start += time.perf_counter() - now
 
 
-def load(names: list[str], class_count: int) -> Any:
+def load(names: list[str], task: params.Task) -> Any:
     """Return images and classes of the known digits in some pools."""
-    pools = [read_pool(PREPARED / f"{name}.npz", class_count) for name in names]
+    pools = [
+        read_pool(PREPARED / f"{name}.npz", len(task.classes), task.image_size) for name in names
+    ]
     known = [part for pool in pools for part in pool if part.script == MNIST]
     return targets(known, [MNIST])
 
@@ -87,7 +89,7 @@ def ours(fast: bool) -> dict[str, Any]:
         still = Distortion(0.0, 0.0, 0.0, 0.0)
         recipe = dataclasses.replace(recipe, full_epochs=0, hard_share=0.7, distortion=still)
     class_count = len(task.classes)
-    training, (images, labels) = load(["training"], class_count), load(["test"], class_count)
+    training, (images, labels) = load(["training"], task), load(["test"], task)
     model.make_exact(task.seed)
     network = model.build(task.image_size, class_count)
     clock = Clock(lambda: measure(model.predict(network, images), labels)[1])
@@ -101,8 +103,8 @@ def ours(fast: bool) -> dict[str, Any]:
 
 def convnet() -> dict[str, Any]:
     """Train the rival as its documentation does; return its epochs."""
-    class_count = len(params.task(params.load()).classes)
-    training, test = load(["training", "validation"], class_count), load(["test"], class_count)
+    task = params.task(params.load())
+    training, test = load(["training", "validation"], task), load(["test"], task)
     images, tested = (
         part[0][..., np.newaxis].astype(np.float32) / 255 for part in (training, test)
     )
@@ -115,7 +117,7 @@ def convnet() -> dict[str, Any]:
             layers.MaxPooling2D(2),
             layers.Flatten(),
             layers.Dropout(0.5),
-            layers.Dense(class_count, activation="softmax"),
+            layers.Dense(len(task.classes), activation="softmax"),
         ]
     )
     network.compile("adam", "sparse_categorical_crossentropy")

@@ -214,8 +214,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--requests", type=int, default=5000, help="for memory; 200000: the claim")
     given = parser.parse_args(arguments)
     package = given.package.resolve()
-    classes = json.loads((package / "data/model/manifest.json").read_text("utf-8"))["classes"]
-    images = read_pool(VALIDATION, len(classes))[0].images[:BATCH]
+    manifest = json.loads((package / "data/model/manifest.json").read_text("utf-8"))
+    classes, size = manifest["classes"], manifest["params"]["image_size"]
+    images = read_pool(VALIDATION, len(classes), size)[0].images[:BATCH]
     single = http(json.dumps({"data": images[:1].tolist()}).encode(), "/score")
     batch = http(json.dumps({"data": images.tolist()}).encode(), "/score")
     invocation = http(json.dumps({"inputs": images[:1].tolist()}).encode(), "/invocations")

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,10 @@ def run(name: str, module: str, arguments: list[str]) -> int:
     except DigitsError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
+    except shutil.Error as error:  # of a folder's copy: that of the first file
+        _, target, reason = error.args[0][0]
+        print(f"{name}: {target}: {reason}; mend this and run again", file=sys.stderr)
+        return 1
     except OSError as error:
         mend = MENDS.get(error.errno or 0, "mend this and run again")
         reason = os.strerror(error.errno) if error.errno else error
@@ -59,6 +64,6 @@ def run(name: str, module: str, arguments: list[str]) -> int:
         print(f"{name}: {error}; run `make repro`, or activate .venv first", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{name}: stopped", file=sys.stderr)
-        return 130
+        print(f"{name}: stopped", file=sys.stderr, flush=True)
+        os._exit(130)  # all is tidied up; TensorFlow's own end would take seconds more
     return 0

@@ -188,8 +188,10 @@ def _first_fault(path: Path, image_size: int, class_count: int) -> str | None:
     pixels = {str(value) for value in range(256)}
     labels = {str(value) for value in range(class_count)}
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        next(file)
+        ending = "\r\n" if next(file).endswith("\r\n") else "\n"
         for number, line in enumerate(file, start=2):
+            if line.endswith("\r\n") != (ending == "\r\n") and line.endswith("\n"):
+                return f"row {number} ends its line otherwise than the header; mend that row"
             row = line.rstrip("\r\n").split(",")
             if len(row) != len(names):
                 return f"row {number} has {len(row):,} columns instead of {len(names):,}"
@@ -225,10 +227,11 @@ def write_pool(path: Path, parts: Iterable[Digits]) -> None:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def read_pool(path: Path, class_count: int) -> list[Digits]:
+def read_pool(path: Path, class_count: int, image_size: int) -> list[Digits]:
     """Return the sources of a pool in the order in which they were written.
 
-    Raises DigitsError when the file is absent, damaged, not a pool or one of another version.
+    Raises DigitsError when the file is absent, damaged, not a pool, or one of another version or
+    of images of another size.
     """
     try:
         with path.open("rb") as file, np.load(file) as arrays:
@@ -238,7 +241,7 @@ def read_pool(path: Path, class_count: int) -> list[Digits]:
                     "run `dvc repro -f prepare`"
                 )
             names = [key.removesuffix(".images") for key in arrays.files if ".images" in key]
-            return [
+            parts = [
                 Digits(
                     arrays[f"{name}.images"],
                     arrays[f"{name}.labels"],
@@ -250,5 +253,12 @@ def read_pool(path: Path, class_count: int) -> list[Digits]:
             ]
     except FileNotFoundError:
         raise DigitsError(f"{path}: not found; run `dvc repro` first") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DigitsError(f"{path}: is damaged ({error}); run `dvc repro -f prepare`") from None
+    for part in parts:
+        if part.images.shape[1:] != (image_size, image_size):
+            raise DigitsError(
+                f"{path}: holds images of {part.images.shape[1]} pixels a side, image_size in "
+                f"params.yaml is {image_size}; run `dvc repro`"
+            )
+    return parts

@@ -179,17 +179,25 @@ def _number_shared_objects(config: str) -> str:
     )
 
 
-def load(path: Path) -> keras.Model:
+def load(path: Path, image_size: int, class_count: int) -> keras.Model:
     """Read a model that `save` wrote.
 
-    Raises DigitsError when the file is absent, damaged or from a Keras that this one cannot read.
+    Raises DigitsError when the file is absent, damaged, from a Keras that this one cannot read,
+    or made for images of another size or other classes.
     """
     if not path.exists():
         raise DigitsError(f"{path}: not found; run `dvc repro` first")
     try:
-        return keras.saving.load_model(path, compile=False)
+        model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds here
         reason = " ".join(str(error).split())[:200]
         raise DigitsError(
             f"{path}: is damaged or from another version ({reason}); run `dvc repro -f train`"
         ) from None
+    made_for = model.input_shape[1], model.get_layer("scripts").output.shape[2]
+    if made_for != (image_size, class_count):
+        raise DigitsError(
+            f"{path}: is made for images of {made_for[0]} pixels a side and {made_for[1]} classes, "
+            f"params.yaml says {image_size} and {class_count}; run `dvc repro`"
+        )
+    return model

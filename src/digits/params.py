@@ -71,7 +71,7 @@ def load(path: Path = PATH) -> dict[str, Any]:
         raise DigitsError(f"{path}: is not a mapping of keys to values; see the one in git")
     needed = [field.name for field in dataclasses.fields(Task)]
     needed += sorted(stage.stem for stage in SOURCE.glob("pipeline/[!_]*.py"))
-    packages = {file.parent.name for file in SOURCE.glob("*/__init__.py")} - {"pipeline"}
+    packages = {file.parent.name for file in SOURCE.glob("*/__init__.py")} - {"pipeline", "serving"}
     known = needed + sorted(packages)
     for key in values:
         if key not in known:
@@ -130,8 +130,12 @@ def _parse(kind: type[Section], values: Any, name: str) -> Section:
         first = error.errors()[0]
         key = ".".join([name, *_keys(values, first["loc"])]).removeprefix(".")
         wrong = "" if first["type"] == "missing" else f" is {first['input']!r}"
-        mend = f"{first['msg']}; correct the value" if wrong else f"{first['msg']}; add it"
-        raise DigitsError(f"{PATH}: {key}{wrong}: {mend}") from None
+        mend = "correct the value" if wrong else "add it"
+        if first["type"] == "unexpected_keyword_argument":
+            mend = "remove it or correct its name"
+        raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}; {mend}") from None
+    except (ValueError, RecursionError) as error:
+        raise DigitsError(f"{PATH}: {name}: {error}; write the values out") from None
 
 
 def _keys(values: Any, place: tuple[int | str, ...]) -> list[str]:

@@ -83,7 +83,7 @@ def test_an_answer_is_what_the_model_says(endpoint: Endpoint, reproduced: Projec
     status, answer, headers = endpoint.post(BODY)
     assert status == 200
     assert headers["Content-Type"] == "application/json"
-    expected = model.predict(model.load(reproduced.root / "data/model/model.keras"), DIGITS)
+    expected = model.predict(model.load(reproduced.root / "data/model/model.keras", 28, 10), DIGITS)
     manifest = json.loads((endpoint.model / "data/model/manifest.json").read_text("utf-8"))
     assert answer["model_version"] == manifest["model_sha256"][:12]
     assert answer["script"] is None

@@ -93,8 +93,9 @@ class Deployer:
 
     def some_digits(self) -> Digits:
         """Return the first digits of the test set."""
-        class_count = len(self.target.classes)
-        known = read_pool(TEST, class_count)[0]
+        task = self.target.task
+        class_count = len(task.classes)
+        known = read_pool(TEST, class_count, task.image_size)[0]
         count = min(self.settings.smoke.digits, len(known.images))
         return Digits(known.images[:count], known.labels[:count], known.name, False, class_count)
 
@@ -372,7 +373,7 @@ def main(arguments: list[str]) -> None:
         if name == "rollback":
             command.add_argument("revision", nargs="?", help="as `status` names it")
     asked = parser.parse_args(arguments)
-    settings, classes = release.load()
+    settings, task = release.load()
     new = release.read(settings) if asked.command in ("plan", "apply") else None
 
     def stop(*_: object) -> None:
@@ -380,7 +381,7 @@ def main(arguments: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        target = Target(connect(asked.workspace), settings, classes)
+        target = Target(connect(asked.workspace), settings, task)
         deployer = Deployer(target, settings, asked.wait)
         action = getattr(deployer, asked.command)
         if new:

@@ -35,6 +35,7 @@ from digits.azure.release import PACKAGE, Params, Release, stage_code
 from digits.azure.workspace import Workspace
 from digits.dataset import Digits
 from digits.errors import DigitsError
+from digits.params import Task
 
 MODEL = ENVIRONMENT = "digits"
 KEPT_REVISIONS = 10  # whose recipes stay; a resource has at most 50 tags
@@ -80,9 +81,9 @@ def quiet() -> Iterator[None]:
 class Target:
     """An endpoint that may not exist yet."""
 
-    def __init__(self, workspace: Workspace, settings: Params, classes: tuple[str, ...]) -> None:
+    def __init__(self, workspace: Workspace, settings: Params, task: Task) -> None:
         """Derive the endpoint's name from the workspace's id, so that no two collide."""
-        self.workspace, self.settings, self.classes = workspace, settings, classes
+        self.workspace, self.settings, self.task = workspace, settings, task
         self.client = client = workspace.client
         self.scope = (
             f"/subscriptions/{client.subscription_id}/resourceGroups/{client.resource_group_name}"
@@ -321,7 +322,7 @@ class Target:
                     f"smoke test: model {answer.version or 'unnamed'} answered, not {version[:12]}"
                 )
         pairs = zip(answers, labels, strict=True)
-        right = sum(answer.digit == self.classes[label] for answer, label in pairs)
+        right = sum(answer.digit == self.task.classes[label] for answer, label in pairs)
         if right < self.settings.smoke.accuracy * len(answers):
             raise DigitsError(
                 f"smoke test: {right} of {len(answers)} digits right, "

@@ -169,7 +169,7 @@ def stage_code(release: Release, target: Path) -> Path:
     return folder
 
 
-def load() -> tuple[Params, tuple[str, ...]]:
-    """Return params.yaml's section `azure` and the names of the classes."""
+def load() -> tuple[Params, params.Task]:
+    """Return params.yaml's section `azure` and its top-level values."""
     values = params.load()
-    return params.section(Params, values, "azure"), params.task(values).classes
+    return params.section(Params, values, "azure"), params.task(values)

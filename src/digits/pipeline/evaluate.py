@@ -166,9 +166,9 @@ def main(arguments: list[str]) -> None:
     task, own = params.task(values), params.section(Params, values, "evaluate")
     matplotlib.use("agg")
 
-    digits_model = model.load(paths.model)
+    digits_model = model.load(paths.model, task.image_size, len(task.classes))
     everything = []
-    for digits in read_pool(paths.test, len(task.classes)):
+    for digits in read_pool(paths.test, len(task.classes), task.image_size):
         outputs = model.predict(digits_model, digits.images)
         everything.append(Scored(digits, outputs["digits"], outputs["foreign"]))
     known, foreign = everything[0], everything[1:]

@@ -104,39 +104,44 @@ def main(arguments: list[str]) -> None:
     task, own = params.task(values), params.section(Params, values, "package")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
 
-    digits_model = model.load(paths.model / "model.keras")
+    digits_model = model.load(paths.model / "model.keras", task.image_size, len(task.classes))
     weights = sha256(paths.model / "model.keras")
     manifest: dict[str, Any] = {"format": FORMAT, "model_sha256": weights}
     manifest |= read_lineage(paths.model / "lineage.json")
+    validation = read_pool(paths.validation, len(task.classes), task.image_size)
     partial = paths.out.with_name(f"{paths.out.name}.partial")
     for left_over in (partial, paths.out):
         shutil.rmtree(left_over, ignore_errors=True)
     data = partial / "model"
-    data.mkdir(parents=True)
-    shutil.copyfile(paths.model / "model.keras", data / "model.keras")
-    write_text(data / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    try:
+        data.mkdir(parents=True)
+        shutil.copyfile(paths.model / "model.keras", data / "model.keras")
+        write_text(
+            data / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        )
 
-    requirements = pinned(paths.lock)
-    folder = partial / "package"
-    packaged = Model(
-        utc_time_created=EPOCH,
-        model_uuid=weights[:32],
-        metadata={"scripts": manifest["scripts"], "classes": list(task.classes)},
-    )
-    mlflow.pyfunc.save_model(
-        folder,
-        loader_module=paths.code[0].stem,
-        data_path=str(data),
-        code_paths=[str(path) for path in paths.code],
-        conda_env={"dependencies": [f"python={own.python}", "pip", {"pip": requirements}]},
-        mlflow_model=packaged,
-        signature=signature(digits_model),
-        input_example=read_pool(paths.validation, len(task.classes))[0].images[:EXAMPLES],
-    )
-    packaged.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.PY_VERSION] = own.python
-    packaged.save(folder / "MLmodel")
-    write_environment(folder, own.python, requirements)
-    with (folder / "_summary.txt").open("w", encoding="utf-8", newline="\n") as file:
-        digits_model.summary(print_fn=lambda line: file.write(line + "\n"), line_length=80)
-    folder.replace(paths.out)
-    shutil.rmtree(partial)
+        requirements = pinned(paths.lock)
+        folder = partial / "package"
+        packaged = Model(
+            utc_time_created=EPOCH,
+            model_uuid=weights[:32],
+            metadata={"scripts": manifest["scripts"], "classes": list(task.classes)},
+        )
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module=paths.code[0].stem,
+            data_path=str(data),
+            code_paths=[str(path) for path in paths.code],
+            conda_env={"dependencies": [f"python={own.python}", "pip", {"pip": requirements}]},
+            mlflow_model=packaged,
+            signature=signature(digits_model),
+            input_example=validation[0].images[:EXAMPLES],
+        )
+        packaged.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.PY_VERSION] = own.python
+        packaged.save(folder / "MLmodel")
+        write_environment(folder, own.python, requirements)
+        with (folder / "_summary.txt").open("w", encoding="utf-8", newline="\n") as file:
+            digits_model.summary(print_fn=lambda line: file.write(line + "\n"), line_length=80)
+        folder.replace(paths.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -109,7 +109,10 @@ def main(arguments: list[str]) -> None:
     values = params.load()
     task, own = params.task(values), params.section(Params, values, "train")
 
-    pools = [read_pool(path, len(task.classes)) for path in (paths.training, paths.validation)]
+    pools = [
+        read_pool(path, len(task.classes), task.image_size)
+        for path in (paths.training, paths.validation)
+    ]
     scripts = list(dict.fromkeys(part.script for part in pools[0]))
     training, validation = (targets(pool, scripts) for pool in pools)
 
