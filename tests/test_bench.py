@@ -8,13 +8,14 @@ from digits.bench import Clock, step_operations, until_goal
 
 
 def test_the_operations_are_those_of_the_convolutions() -> None:
-    first, second, third = (
-        2 * 13**2 * 4**2 * 32,
-        2 * 5**2 * 4**2 * 32 * 64,
-        2 * 3**2 * 3**2 * 64 * 128,
-    )
-    dense = 2 * 3**2 * 128 * 10
-    expected = 3 * (first + second + third + dense) - first
+    convolutions = [
+        2 * 13**2 * 4**2 * 24,
+        2 * 11**2 * 3**2 * 24 * 48,
+        2 * 5**2 * 3**2 * 48 * 64,
+        2 * 3**2 * 3**2 * 64 * 96,
+    ]
+    dense = 2 * 3**2 * 96 * 10
+    expected = 3 * (sum(convolutions) + dense) - convolutions[0]
     assert step_operations(model.build(28, 10)) == expected
 
 
