@@ -154,6 +154,7 @@ def test_a_worse_model_is_not_mergeable(hub: Hub) -> None:
     assert not hub.github.mergeable(pull)
 
 
+@pytest.mark.prove
 def test_a_change_of_code_is_left_to_its_author(hub: Hub) -> None:
     """Metric code alone: nothing trains; the author takes the files of the run."""
     work, pull = hub.branch(2, "metrics")
@@ -178,6 +179,7 @@ def test_a_change_of_code_is_left_to_its_author(hub: Hub) -> None:
     assert f"of {second.sha[:10]} ended with **success**" in pull.comments[0]["body"]
 
 
+@pytest.mark.prove
 def test_a_fork_gets_everything_without_an_identity(hub: Hub) -> None:
     work, pull = hub.branch(3, "patch-1")
     pull.source, pull.author = "mallory/digits", "mallory"
@@ -225,6 +227,7 @@ def test_a_storage_that_is_down_is_told_and_all_is_made_anew(hub: Hub) -> None:
     assert comment.jobs == {"comment": "success"}, comment.log
 
 
+@pytest.mark.prove
 def test_who_reads_cannot_write_and_review_forges_nothing_of_main(hub: Hub) -> None:
     """A forged entry of the run cache reaches `review` at most; main makes its own bytes."""
     forger = hub.main.clone(hub.folder / "forger")
