@@ -92,7 +92,7 @@ def log_curves(settings: dict[str, Any], curves: pd.DataFrame) -> None:
     """Log one run under the name of the DVC experiment that it is, if it is one."""
     mlflow.set_experiment("digits")
     with mlflow.start_run(run_name=os.environ.get("DVC_EXP_NAME")):
-        mlflow.log_params(pd.json_normalize(settings).iloc[0].to_dict())
+        mlflow.log_params(pd.json_normalize(settings).to_dict("records")[0])
         for row in curves.to_dict("records"):
             step = int(row.pop("epoch"))
             mlflow.log_metrics({str(key): value for key, value in row.items()}, step=step)
