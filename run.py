@@ -33,6 +33,8 @@ AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 REMOTES = ("main", "review")  # DVC's remotes, and the containers that they are
+# A test module at a time on each of two processes: modules share what they have set up.
+PARALLEL = ("--numprocesses", "2", "--dist", "loadfile")
 MAKE_CONTAINERS = """
 import sys
 from azure.core.exceptions import ResourceExistsError
@@ -234,14 +236,14 @@ def check() -> None:
 def test() -> None:
     """Lint, types and all tests but the longest: under 15 minutes."""
     lint()
-    run(BIN / "pytest", "-m", "not prove")
+    run(BIN / "pytest", *PARALLEL, "-m", "not prove")
 
 
 def prove() -> None:
     """All tests, every fault and the production model too: under an hour."""
     lint()
     repro()
-    run(BIN / "pytest")
+    run(BIN / "pytest", *PARALLEL)
 
 
 def connection_string(port: int) -> str:

@@ -69,7 +69,7 @@ def epochs(
     training that is done. AdamW with a one-cycle rate on cross-entropy with smoothed labels
     (Szegedy et al., arXiv:1512.00567). An epoch takes whole batches from a new seeded order, so
     that up to a batch of digits sits out, other ones each time; after the full epochs it shows
-    hard digits rather than easy ones (`choose`), which halves its time and costs no accuracy.
+    hard digits rather than easy ones (`choose`), which halves its time.
     Digits stay uint8 until they are in the graph.
 
     Raises DigitsError for a batch larger than the data, and for a loss that is not finite.
