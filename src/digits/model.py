@@ -188,13 +188,15 @@ def load(path: Path, image_size: int, class_count: int) -> keras.Model:
     if not path.exists():
         raise DigitsError(f"{path}: not found; run `dvc repro` first")
     try:
+        if not zipfile.is_zipfile(path):  # Keras would say that it does not find the file
+            raise ValueError("it is cut short or no model")
         model = keras.saving.load_model(path, compile=False)
+        made_for = model.input_shape[1], model.get_layer("scripts").output.shape[2]
     except Exception as error:  # Keras raises many kinds here
         reason = " ".join(str(error).split())[:200]
         raise DigitsError(
             f"{path}: is damaged or from another version ({reason}); run `dvc repro -f train`"
         ) from None
-    made_for = model.input_shape[1], model.get_layer("scripts").output.shape[2]
     if made_for != (image_size, class_count):
         raise DigitsError(
             f"{path}: is made for images of {made_for[0]} pixels a side and {made_for[1]} classes, "
