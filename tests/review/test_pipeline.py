@@ -77,6 +77,19 @@ def test_a_conflict_is_rebuilt_without_training(project: Project) -> None:
     assert "is in no conflict" in digits(project, "relock")
 
 
+def test_git_never_mixes_two_locks(project: Project) -> None:
+    """Each side changes a stage that the other leaves alone: a mixture that nobody computed."""
+    whole = (project.root / "dvc.lock").read_text("utf-8")
+    sides = {"mistakes": ("mistakes: 60", "mistakes: 30"), "python": ("'3.11'", "'3.12'")}
+    for branch, (old, new) in sides.items():
+        project.git("switch", "--quiet", "--create", branch, "main")
+        assert old in whole
+        (project.root / "dvc.lock").write_text(whole.replace(old, new), "utf-8", newline="\n")
+        project.git("commit", "--quiet", "--all", "--message", branch)
+    project.run("git", "merge", "--quiet", "mistakes", code=1)
+    assert project.git("diff", "--name-only", "--diff-filter=U") == "dvc.lock\n"
+
+
 def test_markers_alone_are_rebuilt_and_other_conflicts_come_first(project: Project) -> None:
     lock = project.root / "dvc.lock"
     whole = lock.read_text("utf-8")

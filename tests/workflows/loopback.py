@@ -43,6 +43,11 @@ NEEDED = [
 ]
 
 
+def owner_of(repository: str) -> dict[str, str]:
+    """Return who owns OWNER/NAME."""
+    return {"login": repository.partition("/")[0]}
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of the API: which job of which workflow made it, and what was answered."""
@@ -95,10 +100,7 @@ class Run:
             "run_attempt": self.attempt,
             "head_branch": self.branch,
             "head_sha": self.sha,
-            "head_repository": {
-                "full_name": self.source,
-                "owner": {"login": self.source.partition("/")[0]},
-            },
+            "head_repository": {"full_name": self.source, "owner": owner_of(self.source)},
             "conclusion": self.conclusion,
             "html_url": f"https://github.com/{FULL_NAME}/actions/runs/{self.id}",
         }
@@ -152,7 +154,7 @@ class GitHub:
         self.thread.join()
 
     def git(self, *arguments: str, data: bytes | None = None) -> str:
-        """Run git in the repository."""
+        """Run git in the bare repository, whose index makes the commits of the API."""
         command = ["git", "--git-dir", str(self.origin), *arguments]
         done = subprocess.run(command, input=data, capture_output=True, env=environment())
         assert done.returncode == 0, done.stderr.decode()
@@ -194,9 +196,8 @@ class GitHub:
                 self.runs.append(Run(len(self.runs) + 1, workflow, event, "", sha))
                 self.runs[-1].jobs = {"required": "success"}
                 continue
-            run = self.act(workflow, event, sha, payload)
+            done = {"workflow_run": self.act(workflow, event, sha, payload).facts()}
             if workflow == "pull-request.yml":
-                done = {"workflow_run": run.facts(), "action": "completed"}
                 self.waiting.append(("workflow_run", "comment.yml", self.head("main"), done))
         return self.runs[before:]
 
@@ -234,14 +235,8 @@ class GitHub:
             ["git", "remote", "add", "origin", f"https://github.com/{FULL_NAME}"],
         ):
             subprocess.run(command, cwd=source, check=True, env=environment())
-        payload = payload | {
-            "repository": {
-                "full_name": FULL_NAME,
-                "name": NAME,
-                "default_branch": "main",
-                "owner": {"login": OWNER},
-            }
-        }
+        whole = {"full_name": FULL_NAME, "name": NAME, "owner": owner_of(FULL_NAME)}
+        payload = payload | {"repository": whole | {"default_branch": "main"}}
         (place / "event.json").write_text(json.dumps(payload), "utf-8")
         given = {
             "GITHUB_API_URL": self.url,
@@ -263,7 +258,8 @@ class GitHub:
             command += ["--env", f"{name}={value}"]
         for name, value in self.variables.items():
             command += ["--var", f"{name}={value}"]
-        for use in sorted(set(re.findall(r"uses: (\S+)", self.workflow_text(source, workflow)))):
+        file = source / ".github" / "workflows" / workflow
+        for use in sorted(set(re.findall(r"uses: (\S+)", file.read_text("utf-8")))):
             stand_in = ACTIONS / use.partition("@")[0].replace("/", "-")
             command += ["--local-repository", f"{use}={stand_in}"]
         env = environment() | {"HOME": str(place)}
@@ -276,10 +272,6 @@ class GitHub:
                 run.jobs[line["jobID"]] = line["jobResult"]
         shutil.rmtree(place / "cache", ignore_errors=True)
         return run
-
-    def workflow_text(self, source: Path, workflow: str) -> str:
-        """Return a workflow file of a commit."""
-        return (source / ".github" / "workflows" / workflow).read_text("utf-8")
 
     # The API
 
@@ -332,15 +324,12 @@ class GitHub:
 
     def pull_facts(self, pull: Pull) -> dict[str, Any]:
         """Return a pull request as the API and its events give it."""
+        head = self.head(self.ref(pull))
         return {
             "number": pull.number,
             "state": "open",
             "user": {"login": pull.author},
-            "head": {
-                "ref": pull.branch,
-                "sha": self.head(self.ref(pull)),
-                "repo": {"full_name": pull.source},
-            },
+            "head": {"ref": pull.branch, "sha": head, "repo": {"full_name": pull.source}},
             "base": {"ref": "main", "sha": self.head("main")},
         }
 
@@ -399,20 +388,13 @@ class GitHub:
         head = self.head(branch)
         if head != given["expectedHeadOid"]:
             return {"errors": [{"message": f"Expected branch to point to {head}"}]}
-        index = {"GIT_INDEX_FILE": str(self.folder / "index")}
-        command = ["git", "--git-dir", str(self.origin)]
-        env = environment() | index
-        subprocess.run([*command, "read-tree", head], check=True, env=env)
+        self.git("read-tree", head)
         for addition in given["fileChanges"]["additions"]:
             data = base64.b64decode(addition["contents"])
             blob = self.git("hash-object", "-w", "--stdin", data=data)
-            info = f"100644,{blob},{addition['path']}"
-            subprocess.run(
-                [*command, "update-index", "--add", "--cacheinfo", info], check=True, env=env
-            )
-        tree = subprocess.run(
-            [*command, "write-tree"], check=True, env=env, capture_output=True, text=True
-        ).stdout.strip()
+            entry = f"100644,{blob},{addition['path']}"
+            self.git("update-index", "--add", "--cacheinfo", entry)
+        tree = self.git("write-tree")
         made = self.git("commit-tree", tree, "-p", head, "-m", given["message"]["headline"])
         self.git("update-ref", f"refs/heads/{branch}", made)
         return {"data": {"createCommitOnBranch": {"commit": {"oid": made}}}}

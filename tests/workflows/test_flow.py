@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -83,11 +82,6 @@ def hub(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (main.root / "data" / "small.dvc").unlink()  # so that a fork has the digits too
     ignore = main.root / "data" / ".gitignore"
     ignore.write_text(ignore.read_text("utf-8").replace("/small\n", ""), "utf-8")
-    if "digits.review" not in (main.root / "src" / "digits" / "cli.py").read_text("utf-8"):
-        stand_in = Path(__file__).with_name("stand_in_review.py")
-        shutil.copy(stand_in, main.root / "src" / "digits" / "review" / "stand_in.py")
-        command = 'COMMANDS = {\n    "review": "digits.review.stand_in",'
-        main.edit("src/digits/cli.py", "COMMANDS = {", command)
     params = main.root / "params.yaml"
     text = re.sub(
         r"^review:.*?(?=^\w|\Z)", SMALL_REVIEW, params.read_text("utf-8"), flags=re.M | re.S

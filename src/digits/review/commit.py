@@ -33,24 +33,14 @@ def main(arguments: list[str]) -> str:
             f"Left to the author, whose change is more than params.yaml ({others[0]}): "
             "the report says how to take the files."
         )
-    answer = github.api(
-        "POST",
-        "/graphql",
-        {
-            "query": MUTATION,
-            "variables": {
-                "input": {
-                    "branch": {
-                        "repositoryNameWithOwner": github.repository(),
-                        "branchName": branch,
-                    },
-                    "message": {"headline": "dvc.lock and metrics as the pipeline makes them"},
-                    "expectedHeadOid": head,
-                    "fileChanges": {"additions": additions},
-                }
-            },
-        },
-    )
+    commit = {
+        "branch": {"repositoryNameWithOwner": github.repository(), "branchName": branch},
+        "message": {"headline": "dvc.lock and metrics as the pipeline makes them"},
+        "expectedHeadOid": head,
+        "fileChanges": {"additions": additions},
+    }
+    query = {"query": MUTATION, "variables": {"input": commit}}
+    answer = github.api("POST", "/graphql", query)
     if answer.get("errors"):
         reason = answer["errors"][0].get("message", "")
         raise DigitsError(f"no commit: {reason}; if the branch has moved on, its newer run does it")

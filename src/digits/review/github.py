@@ -74,7 +74,8 @@ def _send(method: str, url: str, body: object, limit: int = 50_000_000) -> bytes
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read(limit + 1)
     except urllib.error.HTTPError as error:
-        told = error.read(500).decode(errors="replace")
+        with error:
+            told = error.read(500).decode(errors="replace")
         raise DigitsError(f"GitHub refused {method} {url}: {error.code} {told}") from None
     except OSError as error:
         raise DigitsError(f"GitHub did not answer {method} {url}: {error}; run it again") from None

@@ -46,6 +46,12 @@ def changed(*paths: str) -> list[str]:
     return [entry[3:].decode(errors="replace") for entry in listing.split(b"\0") if entry]
 
 
+def unmerged() -> list[str]:
+    """Return the files that a merge left in conflict."""
+    listing = git("diff", "--name-only", "-z", "--diff-filter=U") or b""
+    return [name.decode(errors="replace") for name in listing.split(b"\0") if name]
+
+
 def find_base(revision: str | None) -> Base:
     """Return the merge base of HEAD with `revision`, or else with main; on main its first parent.
 

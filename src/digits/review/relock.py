@@ -68,8 +68,7 @@ def main(arguments: list[str]) -> None:
     Raises DigitsError when other files are in conflict, or when `dvc repro` fails.
     """
     argparse.ArgumentParser(prog="digits relock", description=__doc__).parse_args(arguments)
-    listing = history.git("diff", "--name-only", "-z", "--diff-filter=U") or b""
-    unmerged = [name.decode(errors="replace") for name in listing.split(b"\0") if name]
+    unmerged = history.unmerged()
     text = Path(LOCK).read_text("utf-8", errors="replace") if Path(LOCK).exists() else ""
     if LOCK not in unmerged and not MARKERS.search(text):
         print(f"{LOCK} is in no conflict; if it is stale, run `dvc repro`")

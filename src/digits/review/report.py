@@ -62,7 +62,7 @@ def review(revision: str | None, repro: bool, link: str) -> Review:
     problems: list[str] = []
     reasons: list[str] = []
     run = None
-    if any("conflict markers" in problem for problem in after.problems):
+    if history.unmerged() or any("conflict markers" in problem for problem in after.problems):
         reasons.append(
             "a merge is unfinished: mend params.yaml if it is in conflict, then run 'digits relock'"
         )
