@@ -307,6 +307,8 @@ def lock() -> None:
     """Resolve pyproject.toml and package.json anew into the lock files."""
     env()
     resolve: list[str | Path] = [BIN / "uv", "pip", "compile", "--quiet", "--universal"]
+    # One version of a package for every Python, where there is one.
+    resolve += ["--fork-strategy", "fewest"]
     resolve += ["--generate-hashes", "--no-header", "--no-annotate", "pyproject.toml"]
     resolve += sys.argv[2:]  # for instance --upgrade, or --upgrade-package NAME
     run(*resolve, "--group", "dev", "--output-file", LOCK.name)
