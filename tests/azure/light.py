@@ -138,8 +138,12 @@ class Deployable(Project):
     workspace: str = ""
     folder: Path = Path()
 
-    def commit(self, model: str, right: bool = True) -> str:
+    def commit(self, model: str, right: bool = True, accuracy: float = 0.995) -> str:
         """Put a model into the package, with dvc.lock as DVC would write it; commit."""
+        measured = {"mnist": {"accuracy": accuracy, "calibration_error": 0.001}}
+        metrics = self.root / "data" / "evaluation" / "metrics.json"
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        metrics.write_text(json.dumps(measured))
         version = hashlib.sha256(model.encode()).hexdigest()
         version = model + version[len(model) :]
         known = known_digits()
@@ -252,7 +256,7 @@ def a_deployable(standin: StandIn, tmp_path: Path) -> Iterator[Deployable]:
     (root / "serving").mkdir(parents=True)
     project = Deployable(root, f"w{uuid.uuid4().hex[:8]}", standin.folder)
     (root / "serving" / "score.py").write_text(LIGHT_SCORE)
-    (root / ".gitignore").write_text("/data\n/.standin\n/.deploy\n*.partial\n")
+    (root / ".gitignore").write_text("/data/*\n!/data/evaluation\n/.standin\n/.deploy\n*.partial\n")
     (root / ".standin").symlink_to(standin.folder)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
     write_pool(root / "data" / "prepared" / "test.npz", [known_digits()])

@@ -375,6 +375,8 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     settings, task = release.load()
     new = release.read(settings) if asked.command in ("plan", "apply") else None
+    if asked.command == "apply":
+        release.pass_gate()
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -16,6 +16,7 @@ from digits import params
 from digits.errors import DigitsError
 from digits.files import sha256
 from digits.inference import CODE
+from digits.review import compare, gate, history, side
 
 PACKAGE = Path("data/package")
 METRICS = Path("data/evaluation/metrics.json")
@@ -55,6 +56,7 @@ class Params:
     request_timeout_seconds: Annotated[float, Field(ge=0.5, le=180)]
     requests_at_a_time: Annotated[int, Field(ge=1, le=1000)]
     image: Annotated[str, Field(pattern=r"^[^ ]+(:|@sha256:)[^:/ ]+$")]
+    verify: Literal["reproduce", "restore"]
     code: str
     collections: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...]
     lease_seconds: Annotated[int, Field(ge=15, le=60)]  # what a blob's lease may last
@@ -123,7 +125,6 @@ def read(settings: Params) -> Release:
             f"{PACKAGE}: its bytes are not those of {LOCK} at this commit; run `dvc repro`, or "
             f"`dvc checkout --force {PACKAGE.as_posix()}`"
         )
-    # The review's gate belongs here: refuse when what is measured fails the section `review`.
     manifest = json.loads((PACKAGE / "data" / "model" / "manifest.json").read_text("utf-8"))
     tracked = git("ls-files", "-z", settings.code).split("\0")
     code_files = tuple(Path(name) for name in tracked if Path(name).name in CODE)
@@ -157,6 +158,28 @@ def read(settings: Params) -> Release:
         environment_hash=environment,
         tags={name: value[:TAG_LENGTH] for name, value in tags.items()},
     )
+
+
+def pass_gate() -> None:
+    """Raise DigitsError when the metrics of this commit fail the gate of the review.
+
+    They are compared with those where this branch began, on main with the first parent's.
+    """
+    base = history.find_base(None)
+    if base.commit == history.commit("HEAD"):  # main has gone on since
+        base = history.find_base("HEAD^")
+    after = side.read(lambda name: history.show("HEAD", name), "at this commit")
+    before, commit = side.Side(), base.commit
+    if commit:
+        before = side.read(lambda name: history.show(commit, name), f"at {commit[:10]}")
+    rules = params.section(gate.Params, after.params, "review").gate
+    reasons = [base.said] if base.broken else []
+    reasons += gate.judge(compare.metrics(before, after), rules)
+    if reasons:
+        raise DigitsError(
+            f"the gate failed: {'; '.join(reasons)}; `digits review` shows the comparison, "
+            f"section `review` of {params.PATH} holds the bounds"
+        )
 
 
 def stage_code(release: Release, target: Path) -> Path:
