@@ -131,6 +131,24 @@ def known_digits() -> Digits:
     return Digits(images, (np.arange(20) % 10).astype(np.uint8), "mnist", False, 10)
 
 
+def write_package(package: Path, model: str, right: bool = True) -> str:
+    """Write the folder of a model that is a table of answers; return its version."""
+    version = hashlib.sha256(model.encode()).hexdigest()
+    version = model + version[len(model) :]
+    known = known_digits()
+    answers = {
+        hashlib.sha256(image.tobytes()).hexdigest(): str(label if right else (label + 1) % 10)
+        for image, label in zip(known.images, known.labels, strict=True)
+    }
+    (package / "data" / "model").mkdir(parents=True, exist_ok=True)
+    (package / "answers.json").write_text(json.dumps({"version": version, "digits": answers}))
+    manifest = {"model_sha256": version, "data": {"training.npz": "0" * 32}}
+    (package / "data" / "model" / "manifest.json").write_text(json.dumps(manifest))
+    conda = {"name": "digits", "dependencies": ["python=3.11"]}
+    (package / "conda.yaml").write_text(yaml.safe_dump(conda))
+    return version
+
+
 @dataclass(frozen=True)
 class Deployable(Project):
     """A project whose package is a table of answers."""
@@ -144,20 +162,8 @@ class Deployable(Project):
         metrics = self.root / "data" / "evaluation" / "metrics.json"
         metrics.parent.mkdir(parents=True, exist_ok=True)
         metrics.write_text(json.dumps(measured))
-        version = hashlib.sha256(model.encode()).hexdigest()
-        version = model + version[len(model) :]
-        known = known_digits()
-        answers = {
-            hashlib.sha256(image.tobytes()).hexdigest(): str(label if right else (label + 1) % 10)
-            for image, label in zip(known.images, known.labels, strict=True)
-        }
         package = self.root / "data" / "package"
-        (package / "data" / "model").mkdir(parents=True, exist_ok=True)
-        (package / "answers.json").write_text(json.dumps({"version": version, "digits": answers}))
-        manifest = {"model_sha256": version, "data": {"training.npz": "0" * 32}}
-        (package / "data" / "model" / "manifest.json").write_text(json.dumps(manifest))
-        conda = {"name": "digits", "dependencies": ["python=3.11"]}
-        (package / "conda.yaml").write_text(yaml.safe_dump(conda))
+        version = write_package(package, model, right)
         outs = [{"path": "data/package", "md5": folder_hash(package)}]
         (self.root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"package": {"outs": outs}}}))
         self.git("add", "--all")

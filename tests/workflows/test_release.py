@@ -1,0 +1,212 @@
+"""A merge's way into production through the real workflow files: act, stand-in, the real SDK."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import run as targets
+import yaml
+from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+from conftest import ROOT, Azurite, free_port
+from light import LIGHT_SCORE, Deployable, StandIn, a_standin, known_digits, write_package  # noqa: F401
+from loopback import GitHub, Run, needs_bash
+
+from digits.dataset import write_pool
+
+pytestmark = [pytest.mark.slow, needs_bash]
+ACCOUNT = "devstoreaccount1"
+DEPLOYED = {"reproduce": "success", "apply": "success"}
+COPY = "python -c 'import shutil, sys; shutil.copytree(*sys.argv[1:], dirs_exist_ok=True)'"
+
+
+def identity(port: int, write: bool) -> str:
+    """Return what the stand-in of azure/login gives: the container `main` and no other."""
+    may = ContainerSasPermissions(read=True, list=True, write=write, create=write)
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    key = targets.AZURITE_KEY
+    signature = generate_container_sas(ACCOUNT, "main", key, permission=may, expiry=soon)
+    return f"BlobEndpoint=http://127.0.0.1:{port}/{ACCOUNT};SharedAccessSignature={signature}"
+
+
+@dataclass
+class Production:
+    """A repository on GitHub whose pipeline copies a model, and a workspace to deploy it to."""
+
+    github: GitHub
+    work: Deployable
+    standin: StandIn
+
+    def model(self, name: str, reproduced: bool = True) -> str:
+        """Commit another model; return its version."""
+        version = write_package(self.work.root / "model", name)
+        if reproduced:
+            self.work.dvc("repro", "--quiet")
+        self.work.git("add", "--all")
+        self.work.git("commit", "--quiet", "--message", f"Model {name} (#12)")
+        return version[:12]
+
+    def push(self) -> Run:
+        """Push to main, and let deploy.yml run."""
+        self.work.git("push", "--quiet", str(self.github.origin), "main")
+        payload = {"ref": "refs/heads/main"}
+        return self.github.act("deploy.yml", "push", self.github.head("main"), payload)
+
+    def dispatch(self, workflow: str, inputs: dict[str, str]) -> Run:
+        """Start a workflow on main by hand."""
+        payload = {"ref": "refs/heads/main", "inputs": inputs}
+        return self.github.act(workflow, "workflow_dispatch", self.github.head("main"), payload)
+
+    @property
+    def live(self) -> str:
+        """The model version that answers."""
+        return self.work.version(self.standin)
+
+
+def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
+    """Return a repository with the real workflows and source, and a pipeline that copies."""
+    work = Deployable(root, workspace, folder)
+    for name in (".github", "src", ".dvc"):
+        ignored = shutil.ignore_patterns(
+            "__pycache__", "cache", "tmp", "config.local", "*.egg-info"
+        )
+        shutil.copytree(ROOT / name, root / name, ignore=ignored)
+    for name in ("params.yaml", ".dvcignore"):
+        shutil.copyfile(ROOT / name, root / name)
+    (root / "serving").mkdir()
+    (root / "serving" / "score.py").write_text(LIGHT_SCORE)
+    (root / "run.py").write_text("")
+    (root / ".gitignore").write_text(".venv\nnode_modules\n__pycache__/\n/.deploy/\n*.partial\n")
+    write_pool(root / "digits" / "test.npz", [known_digits()])
+    evaluation = root / "data" / "evaluation"
+    evaluation.mkdir(parents=True)
+    measured = '{"mnist": {"accuracy": 0.995, "calibration_error": 0.001}}'
+    (evaluation / "metrics.json").write_text(measured)
+    stages = {
+        "prepare": {
+            "cmd": f"{COPY} digits data/prepared",
+            "deps": ["digits"],
+            "outs": ["data/prepared/test.npz"],
+        },
+        "package": {
+            "cmd": f"{COPY} model data/package",
+            "deps": ["model"],
+            "outs": ["data/package"],
+        },
+    }
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    write_package(root / "model", "none")
+    work.git("init", "--quiet", "--initial-branch", "main")
+    smoke = "{digits: 10, accuracy: 0.9, latency_seconds: 5.0}"
+    work.set(code="serving", step_seconds="0.0", smoke=smoke, lease_seconds="15")
+    return work
+
+
+@pytest.fixture(scope="module")
+def production(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
+    folder = tmp_path_factory.mktemp("production")
+    (folder / "work").mkdir()
+    work = make_project(folder / "work", "merged", standin.folder)
+    (work.root / ".standin").symlink_to(standin.folder)
+    (work.root / ".git" / "info" / "exclude").write_text(".standin\n")
+    azurite = Azurite(free_port(), folder / "azurite")
+    azurite.start()
+    try:
+        with GitHub(folder / "github") as github:
+            github.variables = {
+                "AZURE_STORAGE_ACCOUNT": ACCOUNT,
+                "AZURE_ML_WORKSPACE": "merged",
+                "AZURE_TENANT_ID": "tenant",
+                "AZURE_MAIN_CLIENT_ID": "main",
+                "AZURE_DEPLOYER_CLIENT_ID": "deployer",
+                "DEPLOY_TO": "local",
+            }
+            github.environment = {
+                "IDENTITY_main": identity(azurite.port, write=True),
+                "IDENTITY_deployer": identity(azurite.port, write=False),
+                "STANDIN": str(standin.folder),
+                "DIGITS_LOCAL_WORKSPACE": "merged",
+            }
+            yield Production(github, work, standin)
+            work.deploy("destroy", "--wait")
+    finally:
+        azurite.stop()
+
+
+def test_the_first_deployment_and_a_stale_lock(production: Production) -> None:
+    version = production.model("one")
+    run = production.push()
+    assert run.jobs == DEPLOYED, run.log
+    assert "to be created" in run.log
+    assert "Running stage 'package'" in run.log  # nothing of anybody's was taken over
+    assert production.live == version
+    production.model("two", reproduced=False)
+    run = production.push()
+    assert run.jobs == {"reproduce": "failure"}, run.log
+    assert "main's dvc.lock is not what its pipeline makes" in run.log
+    assert production.live == version
+    production.work.git("revert", "--no-edit", "HEAD")
+
+
+@pytest.mark.prove
+def test_a_merged_fork_is_deployed_like_any_other_and_rolled_back(production: Production) -> None:
+    before = production.live
+    fork = production.work.clone(production.work.root.parent / "fork")
+    write_package(fork.root / "model", "fork")
+    fork.dvc("repro", "--quiet")
+    fork.git("commit", "--quiet", "--all", "--message", "A fork's model")
+    production.work.git("pull", "--quiet", "--no-rebase", "--no-ff", str(fork.root), "main")
+    run = production.push()
+    assert run.jobs == DEPLOYED, run.log
+    assert "Running stage 'package'" in run.log
+    assert "Running stage 'prepare'" not in run.log  # main's own, restored
+    assert production.live.startswith("fork")
+    run = production.dispatch("rollback.yml", {"revision": ""})
+    assert run.jobs == {"rollback": "success"}, run.log
+    assert production.live == before
+
+
+@pytest.mark.prove
+def test_a_model_too_dear_to_train_twice_is_restored(production: Production) -> None:
+    production.work.set(verify="restore")
+    run = production.push()
+    assert run.jobs == DEPLOYED, run.log
+    assert "nothing is trained again" in run.log
+    assert "Running stage" not in run.log
+    production.model("never pushed")
+    run = production.push()
+    assert run.jobs == {"reproduce": "failure"}, run.log
+    production.work.git("revert", "--no-edit", "HEAD~2..HEAD")
+
+
+@pytest.mark.prove
+def test_without_protected_environments_a_person_applies(production: Production) -> None:
+    production.github.variables["DEPLOY_BY_HAND"] = "true"
+    try:
+        assert production.push().jobs == {"reproduce": "success"}
+        run = production.dispatch("deploy.yml", {})
+    finally:
+        del production.github.variables["DEPLOY_BY_HAND"]
+    assert run.jobs == DEPLOYED, run.log
+
+
+@pytest.mark.prove
+def test_the_trial_in_ones_own_subscription_leaves_nothing(production: Production) -> None:
+    before = production.live
+    run = production.dispatch("live.yml", {})
+    assert run.jobs == {"live": "success"}, run.log
+    assert run.log.count("is live with all traffic") == 3
+    assert "/live-" in run.log
+    assert production.live == before  # and `serving` sees one endpoint alone
+
+
+def test_without_azure_it_says_so(production: Production) -> None:
+    variables, production.github.variables = production.github.variables, {}
+    try:
+        run = production.push()
+    finally:
+        production.github.variables = variables
+    assert run.jobs == {"unconfigured": "success"}, run.log
+    assert "Nothing is deployed" in run.log
