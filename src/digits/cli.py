@@ -15,6 +15,7 @@ COMMANDS = {
     "realism": "digits.realism",
     "serve": "digits.azure.serve",  # production on this machine
     "deploy": "digits.azure.deploy",
+    "doctor": "digits.azure.doctor",  # what stands in the way, with its mend
     "review": "digits.review.command",  # what a change does to the metrics
     "relock": "digits.review.relock",  # rebuild a conflicted dvc.lock
 }

@@ -25,14 +25,13 @@ from azure.core.exceptions import (
 from digits.azure import lease, release
 from digits.azure.endpoint import Recipe, Target
 from digits.azure.release import TEST, Params, Release
-from digits.azure.workspace import connect
+from digits.azure.workspace import connect, cores
 from digits.dataset import Digits, read_pool
 from digits.errors import DigitsError
 from digits.files import write_text
 
 LOGS = Path(".deploy")  # where the logs of deployments that failed are saved
 HOURS_A_DAY = 24
-RESERVE = 1.2  # Azure reserves a fifth more cores, to upgrade instances
 CAUSES = [  # what an error's text holds, the cause, the mend
     (
         "OutOfQuota",
@@ -337,17 +336,13 @@ class Deployer:
         removed = [name for name in states if name not in (live, new.name)]
         if removed:
             print(f"removed      {', '.join(removed)}")
-        sizes = {vars(size)["name"]: vars(size) for size in client.compute.list_sizes()}
-        size = sizes.get(settings.instance_type)
-        if size:
-            needed = size["vCPUs"] * settings.instance_count * RESERVE
-            free = "unknown"
-            for usage in client.compute.list_usage():
-                if vars(usage)["name"]["value"].lower() == size["family"].lower():
-                    free = str(vars(usage)["limit"] - vars(usage)["currentValue"])
-            print(f"quota        {needed:g} cores of {size['family']} needed, {free} free")
-        else:
-            print(f"quota        unknown: the region has no size {settings.instance_type}")
+        try:
+            each, family, free = cores(client, settings.instance_type)
+            needed = release.reserved(each, settings)
+            known = "unknown" if free is None else free
+            print(f"quota        {needed:g} cores of {family} needed, {known} free")
+        except DigitsError as error:
+            print(f"quota        unknown: {error}")
         steps = [f"{percent} %" for percent in settings.traffic_percent]
         if not live:
             steps = ["100 %"]

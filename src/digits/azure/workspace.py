@@ -81,3 +81,18 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
     logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     client = MLClient(credential, *names, polling_interval=poll, **options)
     return Workspace(client, credential, kind, poll, blobs)
+
+
+def cores(client: MLClient, size_name: str) -> tuple[int, str, int | None]:
+    """Return a size's cores, the family that has its quota, and what of that is free.
+
+    Raises DigitsError when the workspace's region has no such size.
+    """
+    sizes = {vars(size)["name"]: vars(size) for size in client.compute.list_sizes()}
+    if size_name not in sizes:
+        raise DigitsError(f"the region has no size {size_name}: change azure.instance_type")
+    size = sizes[size_name]
+    for usage in map(vars, client.compute.list_usage()):
+        if usage["name"]["value"].lower() == size["family"].lower():
+            return size["vCPUs"], size["family"], usage["limit"] - usage["currentValue"]
+    return size["vCPUs"], size["family"], None
