@@ -107,6 +107,18 @@ def test_a_damaged_folder_is_told(reproduced: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
+    lineage = project.root / "data" / "model" / "lineage.json"
+    lineage.unlink()
+    lineage.write_text('{"classes": ["a"], "scripts": ["mnist"], "temperature": 1}')
+    files = ("--lock", "requirements.txt", "--validation", "data/prepared/validation.npz")
+    files += ("--code", "src/digits/serving/digit_model.py", "--out", "data/package")
+    output = project.run("python", "src", "package", "--model", "data/model", *files, code=1)
+    assert "lineage.json: is damaged" in output
+    assert (project.root / "data" / "package" / "MLmodel").exists()
+
+
+@pytest.mark.slow
 def test_evaluate_tells_of_a_damaged_model(project: Project) -> None:
     path = project.root / "data" / "model" / "model.keras"
     whole = path.read_bytes()

@@ -91,6 +91,7 @@ CHANGES = {
     "share below zero": ("nothing_share: 0.02", "nothing_share: -0.1", "train.nothing_share"),
     "smoothing": ("label_smoothing: 0.1", "label_smoothing: 1.0", "train.label_smoothing is 1"),
     "distortion": ("shear: 0.2\n", "shear: -0.2\n", "train.distortion.shear is -0.2"),
+    "misspelt": ("shear: 0.2\n", "shears: 0.2\n", "train.distortion.shears is 0.2: Unexpected"),
     "image too small": ("image_size: 28", "image_size: 8", "greater than or equal to 20"),
     "duplicate key": ("seed: 1", "seed: 1\nseed: 2", 'duplicate key "seed"'),
     "one class twice": ('"0", "1"', '"1", "1"', "must differ"),
@@ -110,6 +111,13 @@ def test_a_bad_file_is_told(tmp_path: Path, old: str, new: str, message: str) ->
         check(path)
     assert "params.yaml" in str(caught.value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["%YAML 1.3\n---\na", "{" * 3000, "a: 2001-99-99"])
+def test_what_the_parser_trips_over_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(DigitsError, match="not valid YAML"):
+        check(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- a list"])

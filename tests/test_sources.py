@@ -1,5 +1,6 @@
 """Real digits on disk: IDX files and archives in the layouts that params.yaml shows."""
 
+import dataclasses
 import gzip
 import io
 import lzma
@@ -7,6 +8,7 @@ import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -144,6 +146,28 @@ def test_classes_in_file_names_and_black_ink(tmp_path: Path) -> None:
     assert train.labels.tolist() == [0, 1, 2]
     assert train.images[0, 14, 14] == 255
     assert train.images[0, 0, 0] == 0
+
+
+@pytest.mark.parametrize("kind", ["grey", "transparent", "16 bits"])
+@pytest.mark.parametrize("ink", ["white", "black"])
+def test_every_kind_of_png_is_read_alike(
+    tmp_path: Path, kind: str, ink: Literal["white", "black"]
+) -> None:
+    shape = np.zeros((32, 32), np.uint8)
+    shape[4:28, 6:10] = shape[24:28, 6:20] = 255  # an L
+    grey = shape if ink == "white" else 255 - shape
+    picture = Image.fromarray(grey)
+    if kind == "transparent":
+        picture = Image.new("L", (32, 32), ink)  # what is not to be seen has the ink's colour too
+        picture.putalpha(Image.fromarray(shape))
+    if kind == "16 bits":
+        picture = Image.fromarray(grey.astype(np.uint16) * 200 + 3000)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    write_zip(tmp_path / "a.zip", {f"x/Train/digit_{n}/0.png": out.getvalue() for n in range(3)})
+    archive = dataclasses.replace(DHCD, ink=ink)
+    found = read_archive(archive, tmp_path / "a.zip", "train", 28, 3, "devanagari").images[0]
+    assert 40 < np.count_nonzero(found > 128) < 200  # of 400 where it would be a filled square
 
 
 @pytest.mark.parametrize("data", [b"no image", png(0, 32)[:60]], ids=["broken", "cut"])

@@ -17,7 +17,7 @@ from digits.errors import DigitsError
 
 MENDS = {
     errno.ENOSPC: "free some space on that disk and run again",
-    errno.ENOENT: "run `dvc repro`, which makes it, or correct the name",
+    errno.ENOENT: "correct the name, or bring the file; `dvc repro` makes those of the pipeline",
     errno.EACCES: "give yourself the right to it and run again",
 }
 

@@ -241,6 +241,8 @@ def read_pool(path: Path, class_count: int, image_size: int) -> list[Digits]:
                     "run `dvc repro -f prepare`"
                 )
             names = [key.removesuffix(".images") for key in arrays.files if ".images" in key]
+            if not names:
+                raise ValueError("it holds no digits")
             parts = [
                 Digits(
                     arrays[f"{name}.images"],

@@ -65,7 +65,7 @@ def load(path: Path = PATH) -> dict[str, Any]:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DigitsError(f"{path}: not found; run from the project's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, AssertionError, RecursionError) as error:  # what ruamel raises
         raise DigitsError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise DigitsError(f"{path}: is not a mapping of keys to values; see the one in git")
@@ -127,11 +127,15 @@ def _parse(kind: type[Section], values: Any, name: str) -> Section:
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        first = error.errors()[0]
+        unknown = "unexpected_keyword_argument"  # told first: a misspelt key is missing as well
+        first = min(error.errors(), key=lambda found: found["type"] != unknown)
+        if first["type"] == "value_error" and not first["loc"]:  # of several values together
+            where = f"{PATH}: {name}" if name else str(PATH)
+            raise DigitsError(f"{where}: {first['msg']}; correct the values") from None
         key = ".".join([name, *_keys(values, first["loc"])]).removeprefix(".")
         wrong = "" if first["type"] == "missing" else f" is {first['input']!r}"
         mend = "correct the value" if wrong else "add it"
-        if first["type"] == "unexpected_keyword_argument":
+        if first["type"] == unknown:
             mend = "remove it or correct its name"
         raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}; {mend}") from None
     except (ValueError, RecursionError) as error:

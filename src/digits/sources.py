@@ -82,6 +82,8 @@ def read(
         return read_csv(source / name, image_size, class_count, script)
     images = read_idx(source / f"{name}-images-idx3-ubyte", dimensions=3)
     labels = read_idx(source / f"{name}-labels-idx1-ubyte", dimensions=1)
+    if not len(images):
+        raise DigitsError(f"{source / name}-images-idx3-ubyte: holds no image; restore the file")
     if images.shape[1:] != (image_size, image_size):
         raise DigitsError(
             f"{source / name}-images-idx3-ubyte: images are {images.shape[1]} x {images.shape[2]} "
@@ -106,8 +108,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     magic = bytes((0, 0, 8, dimensions))  # 8: unsigned bytes
     if data[:4] != magic:
         raise DigitsError(
-            f"{path}: begins with {data[:4].hex()} instead of {magic.hex()}, so it is not an IDX "
-            f"file of bytes in {dimensions} dimensions; restore the original file"
+            f"{path}: begins with {data[:4].hex() or 'nothing'} instead of {magic.hex()}, so it is "
+            f"not an IDX file of bytes in {dimensions} dimensions; restore the original file"
         )
     if len(data) < header:
         raise DigitsError(f"{path}: is cut short in its header; restore the original file")
@@ -141,7 +143,7 @@ def read_archive(
         label = next((k for k, pattern in patterns if fnmatch.fnmatchcase(member, pattern)), None)
         if label is not None:
             try:
-                image = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+                image = _grey(Image.open(io.BytesIO(data)), archive.ink)
             except (OSError, ValueError, Image.DecompressionBombError) as error:
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = "unknown format" if unknown else error
@@ -166,6 +168,16 @@ def read_archive(
             "params.yaml"
         )
     return Digits(images, labels, script, False, class_count)
+
+
+def _grey(image: Image.Image, ink: str) -> np.ndarray:
+    """Return uint8 (height, width) of an image of any mode; where it is transparent, paper."""
+    if image.mode.startswith("I"):  # 16 bits
+        return (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
+    if image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, "black" if ink == "white" else "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    return np.asarray(image.convert("L"))
 
 
 def _members(source: Path) -> Iterator[tuple[str, bytes]]:

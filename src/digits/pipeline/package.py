@@ -51,10 +51,16 @@ def pinned(lock: Path) -> list[str]:
     return lines
 
 
-def read_lineage(path: Path) -> dict[str, Any]:
-    """Return what stage train wrote about its weights; raise DigitsError when it is damaged."""
+def read_lineage(path: Path, digits_model: keras.Model, task: params.Task) -> dict[str, Any]:
+    """Return what stage train wrote about its weights.
+
+    Raises DigitsError when it is damaged, or tells of other scripts or classes than the model has.
+    """
     try:
         lineage = json.loads(path.read_text("utf-8"))
+        known = digits_model.get_layer("scripts").output.shape[1]
+        if lineage["classes"] != list(task.classes) or len(lineage["scripts"]) != known:
+            raise ValueError("its scripts or classes are not those of the model")
         return {key: lineage[key] for key in LINEAGE}
     except (ValueError, KeyError, TypeError) as error:
         raise DigitsError(f"{path}: is damaged ({error!r}); run `dvc repro -f train`") from None
@@ -107,7 +113,7 @@ def main(arguments: list[str]) -> None:
     digits_model = model.load(paths.model / "model.keras", task.image_size, len(task.classes))
     weights = sha256(paths.model / "model.keras")
     manifest: dict[str, Any] = {"format": FORMAT, "model_sha256": weights}
-    manifest |= read_lineage(paths.model / "lineage.json")
+    manifest |= read_lineage(paths.model / "lineage.json", digits_model, task)
     validation = read_pool(paths.validation, len(task.classes), task.image_size)
     partial = paths.out.with_name(f"{paths.out.name}.partial")
     for left_over in (partial, paths.out):

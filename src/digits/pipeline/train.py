@@ -25,6 +25,7 @@ from scipy.optimize import minimize_scalar
 
 from digits import distance, model, params
 from digits.dataset import Digits, read_pool
+from digits.errors import DigitsError
 from digits.files import replacing, sha256, write_text
 from digits.training import Recipe as Params
 from digits.training import fit, measure
@@ -114,6 +115,11 @@ def main(arguments: list[str]) -> None:
         for path in (paths.training, paths.validation)
     ]
     scripts = list(dict.fromkeys(part.script for part in pools[0]))
+    if unknown := {part.script for part in pools[1]} - set(scripts):
+        raise DigitsError(
+            f"{paths.validation}: has digits of {', '.join(sorted(unknown))}, of which "
+            f"{paths.training} has none; bring more of them, or run `dvc repro -f prepare`"
+        )
     training, validation = (targets(pool, scripts) for pool in pools)
 
     model.make_exact(task.seed)
