@@ -18,9 +18,16 @@ from digits.errors import DigitsError
 
 SERVING = Path(__file__).parent / "serving"
 CODE = ("score.py", "request.py")  # what is uploaded; the rest travels in the model folder
-# The server's own main, which binds every address, told to bind loopback.
+# The server's own main, which binds every address, told to bind loopback, and to end when its
+# standard input does: with the process that started it, however that ends.
 LAUNCH = """
+import os, signal, threading
 from azureml_inference_server_http import amlserver
+def end():
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=end, daemon=True).start()
 amlserver.DEFAULT_HOST = "127.0.0.1"
 amlserver.run()
 """
@@ -59,7 +66,7 @@ def start(
             command,
             cwd=code,
             env={**env, "AML_APP_ROOT": str(code.resolve()), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -91,6 +98,8 @@ def healthy(port: int, path: str = "/") -> bool:
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
     """End a server and its workers; kill it when it does not go within seconds."""
+    if process.stdin:
+        process.stdin.close()
     process.terminate()
     try:
         process.wait(timeout=10)

@@ -10,6 +10,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 import urllib.request
 import uuid
 import warnings
@@ -86,6 +87,22 @@ class StandIn:
             assert self.process.returncode == 0, output
             assert not output, output
             self.process = None
+
+    def kill(self) -> None:
+        """Kill it; return when what it had started has ended too."""
+        assert self.process
+        self.process.kill()
+        self.process.communicate(timeout=60)
+        deadline = time.monotonic() + 30
+        while (running := self.running()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not running, running
+        self.process = None
+
+    def running(self) -> list[str]:
+        """Return the processes that have its folder on their command line."""
+        listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+        return [line for line in listed.splitlines() if str(self.folder) in line]
 
     @property
     def address(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_pause_resume_destroy(deployable: Deployable, standin: StandIn) -> None:
     deployable.deploy("destroy")
     assert standin.call("GET", deployable.endpoint)["value"] == []
     assert not list((standin.folder / "deployments").glob(f"*{deployable.workspace}*"))
-    servers = subprocess.run(["ps", "ax", "-o", "args"], capture_output=True, text=True).stdout
+    servers = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
     assert deployable.workspace not in servers
     assert "absent" in deployable.deploy("status")
 

@@ -42,6 +42,10 @@ AZURITE = Path("node_modules/azurite/dist/src/blob/main.js")
 # Azurite's published account, the same on every machine: a name, not a secret.
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+# Node gets SIGTERM when its standard input ends: with this process, however that ends.
+WITH_US = (
+    "data:text/javascript,process.stdin.on('end',()=>process.kill(process.pid)).resume().unref()"
+)
 CONTAINER = "azureml"
 BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
 DAYS = 397  # that a certificate is valid
@@ -85,7 +89,8 @@ def blob_store(folder: Path, port: int) -> Iterator[dict[str, Any]]:
     # Azurite knows the service's versions up to its own release; the current SDK is ahead of it.
     options = ["--skipApiVersionCheck", "--disableTelemetry"]
     process = subprocess.Popen(
-        ["node", str(AZURITE), *place, *options],
+        ["node", "--import", WITH_US, str(AZURITE), *place, *options],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
