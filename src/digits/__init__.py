@@ -31,6 +31,7 @@ azure.workspace     the real workspace or the stand-in's, one code path
 azure.endpoint      one endpoint: traffic, deployments, asking it
 azure.lease         one deployment at a time
 azure.deploy        `digits deploy`
+azure.doctor        `digits doctor`: what stands in the way, each with its mend
 azure.standin       the stand-in's resources and operations
 azure.management    Azure's API before them
 azure.router        the endpoint: keys, weights, one server a deployment

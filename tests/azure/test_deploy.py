@@ -174,6 +174,7 @@ def test_what_is_refused(deployable: Deployable) -> None:
     assert "the tree is dirty (?? new.txt)" in deployable.deploy("apply", code=1)
     (deployable.root / "new.txt").unlink()
     deployable.commit("low", accuracy=0.9)
+    assert "gate         failed: mnist accuracy 0.9 is below" in deployable.deploy("plan")
     assert "mnist accuracy 0.9 is below its floor 0.99" in deployable.deploy("apply", code=1)
     deployable.commit("high", accuracy=0.998)
     deployable.commit("one", accuracy=0.995)

@@ -330,6 +330,8 @@ class Deployer:
             return
         print(f"revision     {live or 'none'} -> {new.name}, strategy {settings.strategy}")
         print(f"model        package {new.package_hash}, commit {new.tags['commit'][:12]}")
+        reasons = release.gate_reasons()
+        print(f"gate         {'failed: ' + '; '.join(reasons) if reasons else 'passed'}")
         print(f"environment  {settings.image}, version {new.environment_hash}")
         print(f"instances    {settings.instance_count} x {settings.instance_type}")
         beside = 1 if live and settings.strategy == "blue_green" else 0
@@ -371,7 +373,7 @@ def main(arguments: list[str]) -> None:
     settings, task = release.load()
     new = release.read(settings) if asked.command in ("plan", "apply") else None
     if asked.command == "apply":
-        release.pass_gate()
+        release.refuse_bad_metrics()
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

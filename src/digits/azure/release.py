@@ -161,8 +161,8 @@ def read(settings: Params) -> Release:
     )
 
 
-def pass_gate() -> None:
-    """Raise DigitsError when the metrics of this commit fail the gate of the review.
+def gate_reasons() -> list[str]:
+    """Return why the metrics of this commit fail the gate of the review; nothing if they pass.
 
     They are compared with those where this branch began, on main with the first parent's.
     """
@@ -175,7 +175,12 @@ def pass_gate() -> None:
         before = side.read(lambda name: history.show(commit, name), f"at {commit[:10]}")
     rules = params.section(gate.Params, after.params, "review").gate
     reasons = [base.said] if base.broken else []
-    reasons += gate.judge(compare.metrics(before, after), rules)
+    return reasons + gate.judge(compare.metrics(before, after), rules)
+
+
+def refuse_bad_metrics() -> None:
+    """Raise DigitsError when this commit fails the gate."""
+    reasons = gate_reasons()
     if reasons:
         raise DigitsError(
             f"the gate failed: {'; '.join(reasons)}; `digits review` shows the comparison, "
