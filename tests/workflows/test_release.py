@@ -135,19 +135,23 @@ def production(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> It
         azurite.stop()
 
 
-def test_the_first_deployment_and_a_stale_lock(production: Production) -> None:
+def test_a_stale_lock_on_main_deploys_nothing(production: Production) -> None:
+    production.model("lock")
+    production.model("stale", reproduced=False)
+    run = production.push()
+    assert run.jobs == {"reproduce": "failure"}, run.log
+    assert "main's dvc.lock is not what its pipeline makes (M dvc.lock)" in run.log
+    assert production.standin.call("GET", production.work.endpoint)["value"] == []
+
+
+@pytest.mark.prove
+def test_the_first_deployment(production: Production) -> None:
     version = production.model("one")
     run = production.push()
     assert run.jobs == DEPLOYED, run.log
     assert "to be created" in run.log
     assert "Running stage 'package'" in run.log  # nothing of anybody's was taken over
     assert production.live == version
-    production.model("two", reproduced=False)
-    run = production.push()
-    assert run.jobs == {"reproduce": "failure"}, run.log
-    assert "main's dvc.lock is not what its pipeline makes" in run.log
-    assert production.live == version
-    production.work.git("revert", "--no-edit", "HEAD")
 
 
 @pytest.mark.prove
@@ -200,6 +204,15 @@ def test_the_trial_in_ones_own_subscription_leaves_nothing(production: Productio
     assert run.log.count("is live with all traffic") == 3
     assert "/live-" in run.log
     assert production.live == before  # and `serving` sees one endpoint alone
+
+
+@pytest.mark.parametrize("workflow", ["deploy.yml", "rollback.yml", "live.yml"])
+def test_another_branch_than_main_deploys_nothing(production: Production, workflow: str) -> None:
+    production.work.git("push", "--quiet", str(production.github.origin), "main")
+    payload = {"ref": "refs/heads/other", "inputs": {}}
+    sha = production.github.head("main")
+    run = production.github.act(workflow, "workflow_dispatch", sha, payload)
+    assert run.jobs == {}, run.log
 
 
 def test_without_azure_it_says_so(production: Production) -> None:
