@@ -113,6 +113,8 @@ def test_what_runs_the_authors_code_writes_nothing() -> None:
         level for name, level in review["permissions"].items() if name != "id-token"
     }
     assert "secrets." not in yaml.safe_dump(review)
+    # What the author's code can set (GITHUB_ENV) decides nothing in the jobs that may write.
+    assert review["outputs"]["trusted"] == review["env"]["TRUSTED"]
 
 
 @pytest.mark.parametrize("job", ["publish", "commit"])

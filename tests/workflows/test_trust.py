@@ -9,9 +9,11 @@ from loopback import GitHub, Pull, Run, needs_bash
 
 pytestmark = [pytest.mark.slow, needs_bash]
 WORK = """#!/usr/bin/env bash
-# Stands in for digits, dvc and python: a review that makes a new lock and something for the cache.
+# Stands in for digits, dvc and python: a review that makes a new lock and something for the cache,
+# and sets what later steps of its job see, as an author's code can.
 case "$1" in
-  review) mkdir -p review .dvc/cache/files; echo "## better" > review/report.md
+  review) echo TRUSTED=true >> "$GITHUB_ENV"
+    mkdir -p review .dvc/cache/files; echo "## better" > review/report.md
     echo new > dvc.lock; echo x > .dvc/cache/files/x; touch -d '+1 hour' .dvc/cache/files/x;;
   fetch) echo "FETCHED $5 as $AZURE_STORAGE_CONNECTION_STRING";;
   -m) echo "PUBLISHED as $AZURE_STORAGE_CONNECTION_STRING";;
@@ -122,6 +124,17 @@ def test_main_is_never_committed_to(github: GitHub) -> None:
     before = github.head("main")
     assert "commit" not in dispatch(github, "main", "true").jobs
     assert github.head("main") == before
+    run = push(github, Pull(1, "main"))  # from main into another branch
+    assert run.jobs == {"review": "failure", "publish": "success"}, run.log
+
+
+def test_the_push_of_an_app_is_not_committed_upon(github: GitHub) -> None:
+    """A pipeline that gives other bytes each time would go round for ever."""
+    work = github.folder.parent / "work"
+    github.push(work, Pull(1, "epochs"))
+    event, workflow, sha, payload = github.waiting.popleft()
+    run = github.act(workflow, event, sha, payload | {"sender": {"type": "Bot"}})
+    assert run.jobs == {"review": "failure", "publish": "success"}, run.log
 
 
 def test_an_app_commits_without_starting_anything(github: GitHub) -> None:
