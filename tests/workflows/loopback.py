@@ -100,7 +100,9 @@ class Run:
             "run_attempt": self.attempt,
             "head_branch": self.branch,
             "head_sha": self.sha,
-            "head_repository": {"full_name": self.source, "owner": owner_of(self.source)},
+            "head_repository": {"full_name": self.source, "owner": owner_of(self.source)}
+            if self.source
+            else None,
             "conclusion": self.conclusion,
             "html_url": f"https://github.com/{FULL_NAME}/actions/runs/{self.id}",
         }

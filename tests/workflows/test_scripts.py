@@ -69,12 +69,12 @@ def test_a_second_push_updates_the_comment(github: GitHub, monkeypatch: pytest.M
     for number in range(150):  # more than a page of others' comments
         body = {"id": 7000 + number, "user": {"login": "student"}, "body": "Hm."}
         github.pulls[7].comments.append(body)
-    show(report(github, archive(**{"report.md": "**Better**: first"}), 1), monkeypatch)
-    show(report(github, archive(**{"report.md": "**Worse**: second"}), 2), monkeypatch)
+    show(report(github, archive(**{"report.md": "## Better: first"}), 1), monkeypatch)
+    show(report(github, archive(**{"report.md": "## Worse: second"}), 2), monkeypatch)
     assert len(texts(github)) == 151
     assert "Worse" in texts(github)[-1]
     assert "Better" not in texts(github)[-1]
-    assert texts(github)[-1].splitlines()[1].startswith("**Worse**")  # the verdict comes first
+    assert texts(github)[-1].splitlines()[1].startswith("## Worse")  # the verdict comes first
     assert github.leaks == []  # the token stayed with GitHub
 
 
@@ -106,6 +106,8 @@ def test_a_fork_with_the_same_branch_and_commit_is_another(
 ) -> None:
     run = report(github, archive(**{"report.md": "from the fork"}))
     run.source = "mallory/digits"
+    assert "nothing to comment" in show(run, monkeypatch)
+    run.source = ""  # and one that has been deleted
     assert "nothing to comment" in show(run, monkeypatch)
 
 
@@ -140,6 +142,18 @@ def test_fifty_megabytes_are_cut(github: GitHub, monkeypatch: pytest.MonkeyPatch
     assert "(cut; the artifact has all of it)" in texts(github)[0]
     show(report(github, bytes(comment.ARTIFACT_BYTES + 1), 3), monkeypatch)
     assert "too large to be shown" in texts(github)[0]
+
+
+@pytest.mark.parametrize(
+    "start", ["```\n", "~~~~\n", "<details>\n", "## <details>\n", "## `\n", "- x\n  ```\n"]
+)
+def test_no_report_hides_how_the_run_ended(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    show(report(github, archive(**{"report.md": f"{start}all is well"})), monkeypatch)
+    said, _, rest = texts(github)[0].partition("all is well")
+    assert "ended with **success**" in said.partition(start.strip())[0]
+    assert "ended with" not in rest
 
 
 @pytest.mark.parametrize("content", [b"", b"PK no zip", archive(other="x")])

@@ -19,6 +19,7 @@ ARTIFACT_BYTES = 1_000_000
 TEXT_CHARACTERS = 55_000  # GitHub takes 65,536, and what is made harmless grows
 MARKER = re.compile(r"<!-- digits-review run=(\d+) attempt=(\d+) -->")
 TAGS = ("<details>", "</details>", "<summary>", "</summary>", "<br>")
+VERDICT = re.compile(r"## [^<`]*")  # a heading, which ends with its line
 # A chart passes whole when each of its lines is one of these, in characters that can do no harm.
 CHART = re.compile(
     r"^```mermaid\n((?:(?:xychart-beta|xychart|[ ]*(?:title|x-axis|y-axis|line|bar)\b"
@@ -45,6 +46,8 @@ def main(arguments: list[str]) -> str:
 def pull_requests(run: dict[str, Any]) -> list[int]:
     """Return the open pull requests whose head is the run's commit, branch and repository."""
     source = run["head_repository"]
+    if source is None:  # a fork that is no more
+        return []
     head = f"{source['owner']['login']}:{run['head_branch']}"
     query = urllib.parse.urlencode({"state": "open", "head": head})
     return [
@@ -101,7 +104,10 @@ def _plain(text: str) -> str:
 
 
 def comment(run: dict[str, Any], text: str) -> str:
-    """Return the comment's body: the marker, the report, and what GitHub itself says of the run."""
+    """Return the comment's body: the marker, the verdict, what GitHub itself says, the report.
+
+    GitHub's own word stands where no open block of code or <details> of the report can hide it.
+    """
     marker = f"<!-- digits-review run={run['run_number']} attempt={run['run_attempt']} -->"
     link = run["html_url"]
     trusted = (
@@ -109,7 +115,10 @@ def comment(run: dict[str, Any], text: str) -> str:
         f"**{run['conclusion']}**. Plots, confusion matrices and the sheet of mistakes: "
         f"[artifacts]({link}#artifacts)."
     )
-    body = f"{marker}\n{harmless(text).strip()}\n\n---\n{trusted}\n"
+    verdict, _, rest = harmless(text).strip().partition("\n")
+    if not VERDICT.fullmatch(verdict):
+        verdict, rest = "", f"{verdict}\n{rest}"
+    body = f"{marker}\n{verdict}\n\n{trusted}\n\n{rest.strip()}\n"
     return body if len(body) < 65_000 else f"{marker}\nThe report is too long.\n\n{trusted}\n"
 
 
