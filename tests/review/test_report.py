@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Project, environment
 
-from digits.review import markdown, report, reproduce
+from digits.errors import DigitsError
+from digits.review import command, markdown, relock, report, reproduce
 from digits.review.gate import Rule, judge
 from digits.review.report import Review
 
@@ -158,6 +160,9 @@ def test_damage_is_told_on_either_side(small: Project, name: str, text: str, mes
     assert message in told()[1]
     if name in ("params.yaml", "data/evaluation/metrics.json"):
         assert told()[0].reasons
+    if name == "params.yaml":
+        assert told()[0].reasons[0].startswith("params.yaml is damaged")
+        assert told()[0].problems == []  # nothing is said of what could not be read
     commit(small, "damaged")
     small.git("branch", "--force", "main")
     if whole is None:
@@ -259,3 +264,12 @@ def test_no_repository_is_told_in_one_line(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("review: this folder is in no git repository")
+
+
+@pytest.mark.parametrize("main", [command.main, relock.main])
+def test_a_folder_below_the_root_is_told(
+    small: Project, monkeypatch: pytest.MonkeyPatch, main: Callable[[list[str]], None]
+) -> None:
+    monkeypatch.chdir(small.root / "data")
+    with pytest.raises(DigitsError, match="this is the folder data/ of a git repository"):
+        main([])

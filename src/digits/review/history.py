@@ -6,6 +6,8 @@ Nothing is checked out and no blob is needed: metrics, curves, params.yaml and d
 import subprocess
 from dataclasses import dataclass
 
+from digits.errors import DigitsError
+
 MAIN = "main"
 
 
@@ -28,6 +30,18 @@ def git(*arguments: str) -> bytes | None:
 def line(*arguments: str) -> str:
     """Return the first line that git prints, empty when it ends with an error."""
     return (git(*arguments) or b"").decode(errors="replace").partition("\n")[0].strip()
+
+
+def require_root() -> None:
+    """Raise DigitsError unless this is the root of a git repository: all paths start there."""
+    below = git("rev-parse", "--show-prefix")
+    if below is None:
+        raise DigitsError("this folder is in no git repository; run from the project's root")
+    if below.strip():
+        raise DigitsError(
+            f"this is the folder {below.decode(errors='replace').strip()} of a git repository; "
+            "run from the project's root"
+        )
 
 
 def commit(revision: str) -> str | None:

@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> None:
     Raises DigitsError when other files are in conflict, or when `dvc repro` fails.
     """
     argparse.ArgumentParser(prog="digits relock", description=__doc__).parse_args(arguments)
+    history.require_root()
     unmerged = history.unmerged()
     text = Path(LOCK).read_text("utf-8", errors="replace") if Path(LOCK).exists() else ""
     if LOCK not in unmerged and not MARKERS.search(text):

@@ -53,9 +53,8 @@ def tree(path: str) -> bytes | None:
 
 
 def review(revision: str | None, repro: bool, link: str) -> Review:
-    """Compare, after `dvc repro` if `repro`; raise DigitsError only outside a git repository."""
-    if history.git("rev-parse", "--git-dir") is None:
-        raise DigitsError("this folder is in no git repository; run from the project's root")
+    """Compare, after `dvc repro` if `repro`; raise DigitsError outside the repository's root."""
+    history.require_root()
     base = history.find_base(revision)
     dirty = bool(history.changed(".", ":!review"))
     after = read(tree, "in the working tree")
@@ -92,11 +91,12 @@ def review(revision: str | None, repro: bool, link: str) -> Review:
         settings = params.section(Params, after.params, "review")
         rules, stage_seconds = settings.gate, settings.stage_seconds
     except DigitsError as error:
-        reasons.append(next((p for p in after.problems if p.startswith("params")), str(error)))
-    if before.params and before.params.get("review") != after.params.get("review"):
+        why = next((p for p in after.problems if p.startswith("params")), str(error))
+        reasons.insert(0, why)  # whatever else failed, this is why
+    if before.params and after.params and before.params.get("review") != after.params.get("review"):
         problems.append("this change moves the gate itself: section review of params.yaml")
     measured = (after.noise or before.noise).get("trained", {})
-    if measured and measured.get("train") != after.params.get("train"):
+    if measured and after.params and measured.get("train") != after.params.get("train"):
         problems.append("data/noise.json is of another training: 'make noise' measures it anew")
     rows = compare.metrics(before, after)
     reasons += gate.judge(rows, rules)
@@ -112,7 +112,7 @@ def review(revision: str | None, repro: bool, link: str) -> Review:
         gate=rules,
         reasons=reasons,
         stage_seconds=stage_seconds,
-        problems=problems + after.problems + before.problems,
+        problems=[p for p in problems + after.problems + before.problems if p not in reasons],
         run=run,
         link=link,
     )
