@@ -1,6 +1,7 @@
 """`digits review` and `digits relock` with DVC, on the small project."""
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import Project
@@ -54,6 +55,13 @@ def test_missing_files_are_told(project: Project) -> None:
     (project.root / "data" / "model" / "model.keras").unlink()
     told = digits(project, "review")
     assert "here: data/model/model.keras; run 'dvc pull'" in told
+    assert "dvc.lock is not what" not in told
+
+
+def test_a_fresh_clone_is_not_stale(project: Project, tmp_path: Path) -> None:
+    """Nothing is pulled: of a folder that stages depend on there is its .gitignore alone."""
+    told = digits(project.clone(tmp_path / "fresh"), "review")
+    assert "run 'dvc pull'" in told
     assert "dvc.lock is not what" not in told
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 EVENTS = {
     re.compile(r"Running stage '(.+)':\s*"): "ran",
@@ -73,8 +73,10 @@ def repro() -> Run:
 def status(cached: set[str]) -> tuple[list[str], list[str]]:
     """Return what makes dvc.lock stale, and which files are not here as it has them.
 
-    `cached` are the outputs that DVC keeps: another one here says nothing against dvc.lock.
+    `cached` are the outputs that DVC keeps: another one here, or a folder of them, says nothing
+    against dvc.lock.
     """
+    kept = {*cached, *(str(folder) for path in cached for folder in PurePosixPath(path).parents)}
     done = subprocess.run(command("status", "--json"), capture_output=True, encoding="utf-8")
     try:
         told = json.loads(done.stdout)
@@ -90,14 +92,15 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
                 continue
             for kind in ("changed deps", "changed outs"):
                 changed = entry.get(kind) or {}
-                other = [p for p, how in changed.items() if str(how) in ABSENT or p in cached]
+                other = [p for p, how in changed.items() if str(how) in ABSENT or p in kept]
                 missing += other  # params are a mapping of their own
                 stale += [stage] if len(other) < len(changed) else []
-    names, files = ", ".join(dict.fromkeys(stale)), ", ".join(dict.fromkeys(missing))
+    names, files = ", ".join(dict.fromkeys(stale)), list(dict.fromkeys(missing))
+    few = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     mend = "run 'dvc repro', then commit dvc.lock and data"
     return (
         [f"dvc.lock is not what the pipeline would make ({names}): {mend}"] if stale else [],
-        [f"missing or of another version here: {files}; run 'dvc pull', or 'dvc repro'"]
+        [f"missing or of another version here: {few}; run 'dvc pull', or 'dvc repro'"]
         if missing
         else [],
     )
