@@ -138,6 +138,13 @@ def test_the_ruleset_waits_for_jobs_that_always_run() -> None:
         assert {"pull_request", "merge_group", "workflow_dispatch"} <= set(events)
 
 
+def test_each_environment_is_told_to_who_sets_it_up() -> None:
+    named = {job.get("environment") for path in FILES for job in jobs(path).values()} - {None}
+    told = (ROOT / ".github" / "SETUP.md").read_text("utf-8")
+    assert {"review-read", "review-write", "review-lock"} <= named
+    assert [name for name in sorted(named) if f"`{name}`" not in told] == []
+
+
 def test_ci_covers_systems_and_pythons() -> None:
     matrix = jobs(FOLDER / "ci.yml")["test"]["strategy"]["matrix"]
     assert {name.partition("-")[0] for name in matrix["system"]} == {"ubuntu", "windows"}
