@@ -111,9 +111,10 @@ def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
     lineage = project.root / "data" / "model" / "lineage.json"
     lineage.unlink()
     lineage.write_text('{"classes": ["a"], "scripts": ["mnist"], "temperature": 1}')
-    files = ("--lock", "requirements.txt", "--validation", "data/prepared/validation.npz")
-    files += ("--code", "src/digits/serving/digit_model.py", "--out", "data/package")
-    output = project.run("python", "src", "package", "--model", "data/model", *files, code=1)
+    inputs = ("--lock", "requirements.txt", "--validation", "data/prepared/validation.npz")
+    code = ("--code", "src/digits/serving/digit_model.py", "--out", "data/package")
+    command = ("python", "src", "package", "--model", "data/model", *inputs, *code)
+    output = project.run(*command, code=1)
     assert "lineage.json: is damaged" in output
     assert (project.root / "data" / "package" / "MLmodel").exists()
 
