@@ -108,7 +108,7 @@ def test_what_a_stage_cannot_work_with_is_told(tree: Project) -> None:
         ("edge_pixels: [0.09, 0.36]", "edge_pixels: [0.0001, 0.0001]", "hand: draws"),
         ("[[12.0, 3.0], [5.2, 0.8]]", "[[0.01, 3.0]]", "bends_pixels.0.0 is 0.01"),
         ("seed: 1", "seed: 2026-11-23", "seed is '2026-11-23'"),
-        ("reader:\n      format: fonts", "reader:\n      format: csv", "devanagari.reader.train"),
+        ("format: fonts", "format: csv", "devanagari.reader.characters is"),
     ):
         assert old in text
         (tree.root / "params.yaml").write_text(text.replace(old, new, 1), "utf-8")

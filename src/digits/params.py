@@ -35,8 +35,9 @@ class Task:
 
     def __post_init__(self) -> None:
         """Labels are stored in one byte and told apart by name."""
-        if len(set(self.classes)) != len(self.classes) or len(self.classes) > 256:
-            raise ValueError("the names of the classes must differ, and be 256 at most")
+        twice = [name for name in self.classes if self.classes.count(name) > 1]
+        if twice or len(self.classes) > 256:
+            raise ValueError(f"classes must differ, and be 256 at most; twice: {twice[:1]}")
 
 
 @dataclasses.dataclass(frozen=True)
