@@ -152,6 +152,12 @@ def test_a_pool_of_another_size_is_told(tmp_path: Path) -> None:
         read_pool(tmp_path / "pool.npz", 10, 28)
 
 
+def test_a_pool_without_digits_is_told(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool.npz", [])
+    with pytest.raises(DigitsError, match="holds no digits"):
+        read_pool(tmp_path / "pool.npz", 10, 28)
+
+
 def test_a_row_that_ends_otherwise_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     write_csv(path, random_digits(3))

@@ -109,13 +109,15 @@ def test_a_damaged_folder_is_told(reproduced: Project, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
     lineage = project.root / "data" / "model" / "lineage.json"
+    text = lineage.read_text("utf-8")
+    assert '"scripts": [' in text
     lineage.unlink()
-    lineage.write_text('{"classes": ["a"], "scripts": ["mnist"], "temperature": 1}')
+    lineage.write_text(text.replace('"scripts": [', '"scripts": ["another",'), "utf-8")
     inputs = ("--lock", "requirements.txt", "--validation", "data/prepared/validation.npz")
     code = ("--code", "src/digits/serving/digit_model.py", "--out", "data/package")
     command = ("python", "src", "package", "--model", "data/model", *inputs, *code)
     output = project.run(*command, code=1)
-    assert "lineage.json: is damaged" in output
+    assert "its scripts or classes are not those of the model" in output
     assert (project.root / "data" / "package" / "MLmodel").exists()
 
 
