@@ -148,6 +148,13 @@ def test_classes_in_file_names_and_black_ink(tmp_path: Path) -> None:
     assert train.images[0, 0, 0] == 0
 
 
+def test_idx_files_without_images_are_told(tmp_path: Path) -> None:
+    write_idx(tmp_path / "mine-images-idx3-ubyte", np.empty((0, 28, 28), np.uint8))
+    write_idx(tmp_path / "mine-labels-idx1-ubyte", np.empty(0, np.uint8))
+    with pytest.raises(DigitsError, match="mine-images-idx3-ubyte: holds no image"):
+        read(Files("idx", train="mine", test="mine"), tmp_path, "train", 28, 10, "mnist")
+
+
 @pytest.mark.parametrize("kind", ["grey", "transparent", "16 bits"])
 @pytest.mark.parametrize("ink", ["white", "black"])
 def test_every_kind_of_png_is_read_alike(

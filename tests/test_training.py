@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, Project, environment, mnist_part
+from conftest import ROOT, Project, environment, mnist_part, random_digits
 
 from digits import model, params, training
+from digits.dataset import Digits, write_pool
 from digits.errors import DigitsError
 from digits.training import Recipe, fit, one_cycle
 
@@ -174,3 +175,15 @@ def test_an_interrupt_stops_and_keeps_nothing(project: Project, command: list[st
         project.git("checkout", "--quiet", "params.yaml")
         assert project.stages_run(project.dvc("repro")) == []  # what there was is there again
         assert project.git("status", "--porcelain") == ""
+
+
+@pytest.mark.slow
+def test_a_script_that_training_lacks_is_told(project: Project) -> None:
+    pools = project.root / "data" / "prepared"
+    known = random_digits(20)
+    write_pool(pools / "other.npz", [Digits(known.images, known.labels, "klingon", False, 10)])
+    command = ("python", "src", "train", "--training", "data/prepared/training.npz")
+    rest = ("--validation", "data/prepared/other.npz", "--out", "out", "--curves", "out/curves.csv")
+    output = project.run(*command, *rest, code=1)
+    assert "other.npz: has digits of klingon" in output
+    assert not (project.root / "out").exists()
