@@ -14,6 +14,7 @@ distance    how foreign an image looks
 augmentation digits turned and moved, images of nothing
 training    the loop that trains it
 metrics     what is measured
+production  requests that were answered, and labels that came later
 
 pipeline.mnist      the digits that the model is for     -> data/mnist/*.csv
 pipeline.foreign    digits in scripts it does not know   -> data/foreign/*.csv
