@@ -1,0 +1,366 @@
+"""Drift without labels: windows of requests as small counts, judged against a reference.
+
+    summary = Summary.of(images, labels, confidence, foreign, class_count)   # of any requests
+    both = summary + other                                  # in any order, on any machine
+    reference = Reference.fit(summary, model_version)       # of digits that the model knows
+    verdict = reference.judge(window, settings, evidence)   # of the next window, in time order
+    evidence = verdict.evidence
+
+A summary counts in fixed bins: how foreign an image looks by how sure the answer is, six simple
+statistics of the image, and the answers. A signal weighs each bin by how rare it and those more
+extreme are in the reference, so that all signals are one-sided: only what the reference hardly
+shows counts, not a change in the mix of what it does.
+
+- One window: the sum of the weights is compared with its distribution over all ways to draw the
+  window from the reference and the window together, by its three exact moments and a Pearson
+  type III tail (Mielke and Berry, "Permutation Methods", 2001). The reference's finite size is
+  part of that. Signals share the false alarms (Genovese et al., Biometrika 93, 2006).
+- Looking again and again: the p-values become e-values (Vovk and Wang, Annals of Statistics 49,
+  2021), whose product since the best start is the evidence (the CUSUM e-detector of Shin, Ramdas
+  and Rinaldo, New England Journal of Statistics in Data Science 2, 2024). Without drift it reaches
+  `windows_between_false_alarms` once in that many windows on average, or more seldom.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from scipy.special import chdtrc, gammainc, gammaincc, ndtr
+
+from digits.errors import DigitsError
+from digits.files import write_text
+from digits.params import STRICT
+
+FORMAT = 1  # of reference.json; another number needs other code
+SMALLEST = 1e-6  # as score.py rounds
+FOREIGN_EDGES = np.arange(-7.5, 12.0, 0.5)  # of log(foreign / (1 - foreign)): 40 bins
+DOUBT_EDGES = np.arange(-13.3, 2.8, 0.7)  # of log((1 - confidence) / confidence): 24 bins
+LOOKS = (len(FOREIGN_EDGES) + 1, len(DOUBT_EDGES) + 1)
+IMAGE_SIGNALS = ("brightness", "ink", "width", "height", "row", "column")
+IMAGE_BINS = 64  # of each, from 0 to 1
+SIGNALS = ("looks", "foreign", "confidence", *IMAGE_SIGNALS, "classes")
+IMAGES_START = LOOKS[0] * LOOKS[1]
+CLASSES_START = IMAGES_START + len(IMAGE_SIGNALS) * IMAGE_BINS
+# The weight of a bin is the log-likelihood ratio of a few strangers among known digits: their
+# rarities p have the density STEEP * p^(STEEP - 1), one of Vovk and Wang's calibrators.
+FEW, STEEP = 0.05, 0.2
+RAREST = 1e-3  # rarities below are not told apart: in the reference they are a handful of digits
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How windows are judged; a block of params.yaml's section `monitor`."""
+
+    __pydantic_config__ = STRICT
+
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of one window looked at by itself
+    windows_between_false_alarms: Annotated[int, Field(ge=2)]  # on average, looked at in a row
+    tolerated_share: Annotated[float, Field(ge=0, lt=0.5)]  # of requests that may look strange
+    shares: dict[str, Share]  # of the false alarms, by signal; 0: shown, but never alarms
+
+    def __post_init__(self) -> None:
+        """The shares must name the signals and sum to one."""
+        if set(self.shares) != set(SIGNALS):
+            raise ValueError(f"shares must name {', '.join(SIGNALS)}")
+        if not math.isclose(sum(self.shares.values()), 1):
+            raise ValueError("shares must sum to 1")
+
+
+def statistics(images: np.ndarray) -> np.ndarray:
+    """Return IMAGE_SIGNALS of uint8 (n, size, size) as float64 (n, 6) from 0 to 1.
+
+    Brightness is the strongest pixel, ink the mean one (four times, at most 1); width and height
+    are four standard deviations of the ink's place, row and column its centre of mass, in shares
+    of the image's side. An image without ink has zeros.
+    """
+    size = images.shape[1]
+    place = (np.arange(size) + 0.5) / size
+    rows = images.sum(axis=2, dtype=np.uint32).astype(np.float64)  # (n, size)
+    columns = images.sum(axis=1, dtype=np.uint32).astype(np.float64)
+    ink = rows.sum(axis=1)
+    total = np.maximum(ink, 1)
+    centres, spreads = [], []
+    for mass in (columns, rows):
+        centre = (mass * place).sum(axis=1) / total
+        spread = (mass * place**2).sum(axis=1) / total - centre**2
+        centres.append(centre)
+        spreads.append(np.minimum(4 * np.sqrt(np.maximum(spread, 0)), 1))
+    brightness = images.reshape(len(images), -1).max(axis=1, initial=0) / 255
+    inked = np.minimum(4 * ink / (255 * size * size), 1)
+    return np.column_stack([brightness, inked, *spreads, centres[1], centres[0]])
+
+
+def bins(
+    images: np.ndarray, labels: np.ndarray, confidence: np.ndarray, foreign: np.ndarray
+) -> np.ndarray:
+    """Return the places at which each of n requests counts in a summary, int32 (n, 8).
+
+    `images` uint8 (n, size, size), `labels` int (n,): the answers, as indices of classes,
+    `confidence` and `foreign` float (n,) from 0 to 1.
+    """
+    how_foreign = np.clip(np.asarray(foreign, np.float64), SMALLEST, 1 - SMALLEST)
+    sure = np.clip(np.asarray(confidence, np.float64), SMALLEST, 1 - SMALLEST)
+    looks = np.searchsorted(FOREIGN_EDGES, np.log(how_foreign / (1 - how_foreign)))
+    doubt = np.searchsorted(DOUBT_EDGES, np.log((1 - sure) / sure))
+    places = np.empty((len(labels), 2 + len(IMAGE_SIGNALS)), np.int32)
+    places[:, 0] = looks * LOOKS[1] + doubt
+    image = np.minimum((statistics(images) * IMAGE_BINS).astype(np.int32), IMAGE_BINS - 1)
+    places[:, 1:-1] = IMAGES_START + IMAGE_BINS * np.arange(len(IMAGE_SIGNALS)) + image
+    places[:, -1] = CLASSES_START + labels
+    return places
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts of requests in fixed bins, int64 (CLASSES_START + classes,); about 6 kB."""
+
+    counts: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        images: np.ndarray,
+        labels: np.ndarray,
+        confidence: np.ndarray,
+        foreign: np.ndarray,
+        class_count: int,
+    ) -> "Summary":
+        """Return the summary of n requests; arguments as of `bins`."""
+        places = bins(images, labels, confidence, foreign)
+        return cls(np.bincount(places.ravel(), minlength=CLASSES_START + class_count))
+
+    def __add__(self, other: "Summary") -> "Summary":
+        """Return the summary of both sets of requests."""
+        return Summary(self.counts + other.counts)
+
+    def __len__(self) -> int:
+        """Return the number of requests."""
+        return int(self.counts[CLASSES_START:].sum())
+
+    @property
+    def looks(self) -> np.ndarray:
+        """How foreign by how unsure, (40, 24)."""
+        return self.counts[:IMAGES_START].reshape(LOOKS)
+
+    @property
+    def image(self) -> np.ndarray:
+        """The image's statistics, (6, IMAGE_BINS)."""
+        return self.counts[IMAGES_START:CLASSES_START].reshape(-1, IMAGE_BINS)
+
+    @property
+    def classes(self) -> np.ndarray:
+        """How often each class was the answer, (classes,)."""
+        return self.counts[CLASSES_START:]
+
+
+def rarity(counts: np.ndarray) -> np.ndarray:
+    """Return for each bin (b,) of a reference the share of it in this bin and those above."""
+    above = np.cumsum(counts[::-1])[::-1]
+    return (above + 0.5) / (counts.sum() + 1)
+
+
+def weigh(rarities: np.ndarray) -> np.ndarray:
+    """Return the weight of bins by their rarity."""
+    rarities = np.maximum(rarities, RAREST)
+    return np.log1p(FEW * (STEEP * rarities ** (STEEP - 1) - 1))
+
+
+def permutation_p(
+    weights: np.ndarray, reference: np.ndarray, window: np.ndarray, tolerated_share: float = 0.0
+) -> float:
+    """Return the p-value of a window's mean weight being as large as it is.
+
+    `weights` (b,) of the bins, `reference` and `window` their counts. The sum over the window is
+    that of n draws without replacement from N: its mean, variance and skewness are exact. No
+    p-value is below one over the number of ways to draw. `tolerated_share` of the window may
+    have the largest weight for nothing.
+    """
+    n, total = int(window.sum()), int(reference.sum() + window.sum())
+    both = reference + window
+    mean = float((both * weights).sum()) / total
+    centred = weights - mean
+    variance = float((both * centred**2).sum()) / total
+    if n == 0 or n == total or total < 3 or variance <= 1e-12:
+        return 1.0
+    third = float((both * centred**3).sum()) / total
+    deviation = math.sqrt(n * variance * (total - n) / (total - 1))
+    skewness = third / variance**1.5 * (total - 2 * n) / (total - 2)
+    skewness *= math.sqrt((total - 1) / (n * (total - n)))
+    excess = float((window * centred).sum()) - n * tolerated_share * float(centred.max())
+    z = excess / deviation
+    ways = math.lgamma(total + 1) - math.lgamma(n + 1) - math.lgamma(total - n + 1)
+    p = pearson_tail(z, skewness)
+    return min(1.0, max(p, math.exp(-ways), 1e-300))
+
+
+def pearson_tail(z: float, skewness: float) -> float:
+    """Return the share of a Pearson type III distribution above z; mean 0, variance 1."""
+    if abs(skewness) < 1e-4:
+        return float(ndtr(-z))
+    shape = 4 / skewness**2
+    if skewness > 0:
+        return float(gammaincc(shape, max(shape + z * math.sqrt(shape), 0.0)))
+    return float(gammainc(shape, max(shape - z * math.sqrt(shape), 0.0)))
+
+
+def log_e_value(p: float) -> float:
+    """Return the logarithm of Vovk and Wang's mixture of calibrators, which needs no setting."""
+    if p > 1 - 1e-6:
+        return math.log(0.5)
+    log_p = math.log(p)
+    return math.log((1 - p + p * log_p) / (p * log_p**2))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a window says.
+
+    p: p-value of each signal
+    p_value: of the window, all signals together
+    unusual: whether it is at most the false alarm rate: a glance at this window alone
+    evidence: for drift, of this window and those before it; from 1 to the limit of an alarm
+    drift: whether the alarm is on: since the evidence reached the limit, until it is 1 again
+    began: whether the evidence starts anew with this window
+    """
+
+    p: dict[str, float]
+    p_value: float
+    unusual: bool
+    evidence: float
+    drift: bool
+    began: bool
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the model knows: the summary of its validation pool."""
+
+    summary: Summary
+    model_version: str
+
+    @classmethod
+    def fit(cls, summary: Summary, model_version: str) -> "Reference":
+        """Return the reference; raise DigitsError when it has too few digits to judge by."""
+        if len(summary) < 10:
+            raise DigitsError(f"the reference has {len(summary)} digits; validate on more")
+        return cls(summary, model_version)
+
+    @cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights of each signal's bins: (40, 24) for looks, otherwise (b,)."""
+        return {signal: self._weights(signal) for signal in SIGNALS if signal != "classes"}
+
+    def _weights(self, signal: str) -> np.ndarray:
+        looks = self.summary.looks
+        foreign, doubt = rarity(looks.sum(axis=1)), rarity(looks.sum(axis=0))
+        if signal == "foreign":
+            return weigh(foreign)
+        if signal == "confidence":
+            return weigh(doubt)
+        if signal == "looks":  # both together, as Fisher combines p-values
+            product = np.multiply.outer(foreign, doubt).ravel()
+            order = np.argsort(-product, kind="stable")
+            both = np.empty(len(order))
+            both[order] = rarity(looks.ravel()[order])
+            return weigh(both).reshape(LOOKS)
+        counts = self.summary.image[IMAGE_SIGNALS.index(signal)]
+        sides = np.minimum(rarity(counts), rarity(counts[::-1])[::-1])
+        return weigh(np.minimum(2 * sides, 1))
+
+    def counts(self, signal: str, summary: Summary) -> np.ndarray:
+        """Return a summary's counts in a signal's bins, of the shape of its weights."""
+        if signal in ("looks", "foreign", "confidence"):
+            axis = {"looks": (), "foreign": (1,), "confidence": (0,)}[signal]
+            return summary.looks.sum(axis=axis)
+        return summary.image[IMAGE_SIGNALS.index(signal)]
+
+    def p_values(self, window: Summary, tolerated_share: float) -> dict[str, float]:
+        """Return the p-value of each signal."""
+        found = {}
+        for signal in SIGNALS:
+            if signal == "classes":
+                found[signal] = _same_classes(self.summary.classes, window.classes)
+            else:
+                found[signal] = permutation_p(
+                    self.weights[signal],
+                    self.counts(signal, self.summary),
+                    self.counts(signal, window),
+                    tolerated_share,
+                )
+        return found
+
+    def judge(self, window: Summary, settings: Settings, before: Verdict | None = None) -> Verdict:
+        """Return the verdict on a window, given that on the window before it."""
+        p = self.p_values(window, settings.tolerated_share)
+        used = {name: share for name, share in settings.shares.items() if share > 0}
+        p_value = min(1.0, min(p[name] / share for name, share in used.items()))
+        log_e = [math.log(share) + log_e_value(p[name]) for name, share in used.items()]
+        step = float(np.logaddexp.reduce(log_e)) if len(window) else 0.0
+        evidence, drift = (before.evidence, before.drift) if before else (1.0, False)
+        limit = math.log(settings.windows_between_false_alarms)
+        level = min(max(math.log(evidence) + step, 0.0), limit)
+        return Verdict(
+            p=p,
+            p_value=p_value,
+            unusual=p_value <= settings.false_alarm_rate,
+            evidence=math.exp(level),
+            drift=level >= limit or (drift and level > 0),
+            began=evidence <= 1 and level > 0,
+        )
+
+    def strangeness(self, places: np.ndarray) -> np.ndarray:
+        """Return how much each request adds to its strongest signal, float (n,).
+
+        `places` as `bins` returns them; the largest are examples of what caused an alarm.
+        """
+        image = [self.weights[signal] for signal in IMAGE_SIGNALS]
+        rows = [self.weights["looks"].ravel()[places[:, 0]]]
+        for number, weights in enumerate(image):
+            rows.append(weights[places[:, 1 + number] - IMAGES_START - number * IMAGE_BINS])
+        return np.max(rows, axis=0)
+
+    def write(self, path: Path) -> None:
+        """Write the counts that are not zero, by place."""
+        counts = self.summary.counts
+        content: dict[str, Any] = {"format": FORMAT, "model_version": self.model_version}
+        content["classes"] = len(self.summary.classes)
+        content["digits"] = len(self.summary)
+        content["counts"] = {str(place): int(counts[place]) for place in np.flatnonzero(counts)}
+        write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Reference":
+        """Return the reference; raise DigitsError when it is absent, damaged or another format."""
+        mend = "run `dvc repro` first, or `dvc pull`"
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            if content["format"] != FORMAT:
+                raise ValueError(f"it has format {content['format']}, this code reads {FORMAT}")
+            counts = np.zeros(CLASSES_START + int(content["classes"]), np.int64)
+            for place, count in content["counts"].items():
+                counts[int(place)] = int(count)
+            summary = Summary(counts)
+            if counts.min() < 0 or len(summary) != content["digits"]:
+                raise ValueError("its counts do not add up")
+            return cls.fit(summary, str(content["model_version"]))
+        except FileNotFoundError:
+            raise DigitsError(f"{path}: not found: no reference to judge by; {mend}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DigitsError(f"{path}: is damaged ({error!r}); {mend}") from None
+
+
+def _same_classes(reference: np.ndarray, window: np.ndarray) -> float:
+    """Return the p-value of Pearson's chi-squared test that both have the same mix of answers."""
+    table = np.stack([reference, window])[:, reference + window > 0]
+    if window.sum() == 0 or table.shape[1] < 2:
+        return 1.0
+    expected = np.multiply.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    statistic = float(((table - expected) ** 2 / expected).sum())
+    return max(float(chdtrc(table.shape[1] - 1, statistic)), 1e-300)
