@@ -2,9 +2,26 @@
 
 Parquet files of two schemas: stage simulate writes them, and what a data collector keeps is
 brought to the first. A row's identity is `request_id` and `position`, the image's place in it.
+What enters may be damaged, doubled or in any order: `Rows` says which rows count, and how many
+do not, and why. Memory holds one batch of images, and 40 bytes for each row.
 """
 
+import base64
+import datetime
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from digits.errors import DigitsError
+from digits.files import replacing
 
 REQUESTS = pa.schema(
     [
@@ -28,3 +45,223 @@ LABELS = pa.schema(
         ("script", pa.string()),  # what it is written in: mnist or a key of params.yaml's `foreign`
     ]
 )
+ROWS_A_BATCH = 16384  # 13 MB of images of 28 x 28
+FAULTS = ("damaged", "doubled", "future", "other_version", "late", "out_of_order")
+LATE_MS = 3_600_000  # behind a row that came before it: later than a request can take
+POSITION_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplier
+
+
+def read(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield a Parquet file in batches; raise DigitsError when it is absent, damaged or another."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(schema):
+                raise ValueError(f"its columns are not {', '.join(schema.names)}")
+            yield from file.iter_batches(ROWS_A_BATCH)
+    except FileNotFoundError:
+        raise DigitsError(f"{path}: not found; run `dvc repro` first") from None
+    except (OSError, ValueError) as error:  # Arrow's errors are among them
+        raise DigitsError(f"{path}: is damaged ({error}); run `dvc repro -f simulate`") from None
+
+
+def write(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    """Write a Parquet file in batches; it is whole or absent."""
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def batches(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield rows as batches of a schema."""
+    waiting: list[dict[str, Any]] = []
+    for row in rows:
+        waiting.append(row)
+        if len(waiting) == ROWS_A_BATCH:
+            yield pa.RecordBatch.from_pylist(waiting, schema)
+            waiting = []
+    if waiting:
+        yield pa.RecordBatch.from_pylist(waiting, schema)
+
+
+def collected(line: bytes) -> list[dict[str, Any]]:
+    """Return the rows of REQUESTS in one line of a data collector; raise ValueError if damaged."""
+    try:
+        event = json.loads(line)
+        common = {
+            "time": _time(event["time"]),
+            "request_id": _text(event.get("xrequestid") or event["correlationid"]),
+            "deployment": _text(event["source"]).rsplit("/", 1)[-1],
+        }
+        return [
+            common
+            | {
+                "position": position,
+                "model_version": _text(row["model_version"]),
+                "digit": _text(row["digit"]),
+                "confidence": float(row["confidence"]),
+                "foreign": float(row["foreign"]),
+                "image": base64.b64decode(row["image"], validate=True),
+            }
+            for position, row in enumerate(event["data"])
+        ]
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(repr(error)) from None
+
+
+def labelled(line: bytes) -> dict[str, Any]:
+    """Return the row of LABELS in one line of JSON; raise ValueError if it is damaged."""
+    try:
+        row = json.loads(line)
+        found: dict[str, Any] = {name: _text(row[name]) for name in LABELS.names if name in row}
+        position = row["position"]
+        if not isinstance(position, int) or not 0 <= position < 2**16:
+            raise ValueError(f"position {position!r}")
+        return found | {"position": position, "time": _time(row["time"])}
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(repr(error)) from None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _time(value: Any) -> datetime.datetime:
+    time = datetime.datetime.fromisoformat(value)
+    if time.tzinfo is None:
+        raise ValueError(f"time {value!r} has no zone")
+    return time.astimezone(datetime.UTC)
+
+
+def identities(batch: pa.RecordBatch) -> np.ndarray:
+    """Return a number for each row's request id and position, uint64 (n,).
+
+    64 bits of a hash: among a million rows two share one with a chance of one in 30 million.
+    """
+    ids = batch["request_id"].fill_null("").to_numpy(zero_copy_only=False).astype(object)
+    positions = batch["position"].fill_null(0).to_numpy(zero_copy_only=False)
+    hashes: np.ndarray = pd.util.hash_array(ids, categorize=False)
+    return hashes + POSITION_STEP * positions.astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of each row of a stream without its image, all (n,) in the stream's order.
+
+    identity: uint64; time: int64, ms since 1970; label: int16, the answer as an index of classes;
+    version, deployment: int16, indices of `versions` and `deployments`; confidence, foreign:
+    float32; counts: bool, whether the row is to be counted; faults: how many rows have which.
+    """
+
+    identity: np.ndarray
+    time: np.ndarray
+    label: np.ndarray
+    version: np.ndarray
+    deployment: np.ndarray
+    confidence: np.ndarray
+    foreign: np.ndarray
+    counts: np.ndarray
+    versions: list[str]
+    deployments: list[str]
+    faults: dict[str, int]
+
+
+def look(
+    stream: Iterable[pa.RecordBatch],
+    classes: tuple[str, ...],
+    image_size: int,
+    known_versions: set[str],
+    now_ms: int | None = None,
+) -> Rows:
+    """Read a stream once and say which of its rows count.
+
+    Rows are not counted when they are damaged, come from a model that is not in `known_versions`,
+    lie after `now_ms` or repeat one before them. Late ones and those out of order are counted.
+    """
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("identity", "time", "label", "confidence", "foreign", "whole")
+    }
+    names: dict[str, dict[str, int]] = {"model_version": {}, "deployment": {}}
+    codes: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for batch in stream:
+        label = pc.index_in(batch["digit"], pa.array(classes))
+        confidence, foreign = _floats(batch["confidence"]), _floats(batch["foreign"])
+        whole = _floats(pc.equal(pc.binary_length(batch["image"]), image_size**2)) == 1
+        for number in (confidence, foreign):
+            whole &= (number >= 0) & (number <= 1)
+        for column in (*batch.columns, label):
+            whole &= column.is_valid().to_numpy(zero_copy_only=False)
+        columns["identity"].append(identities(batch))
+        time = batch["time"].cast(pa.int64()).fill_null(0)
+        columns["time"].append(time.to_numpy(zero_copy_only=False))
+        columns["label"].append(label.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int16))
+        columns["confidence"].append(confidence)
+        columns["foreign"].append(foreign)
+        columns["whole"].append(whole)
+        for name, known in names.items():
+            coded = batch[name].fill_null("").dictionary_encode()
+            table = [known.setdefault(text, len(known)) for text in coded.dictionary.to_pylist()]
+            indices = coded.indices.to_numpy(zero_copy_only=False)
+            codes[name].append(np.array(table, np.int16)[indices])
+    joined = {name: _join(parts) for name, parts in columns.items()}
+    versions = list(names["model_version"])
+    version = _join(codes["model_version"]).astype(np.int16)
+    return _judge(
+        joined,
+        version,
+        _join(codes["deployment"]).astype(np.int16),
+        versions,
+        list(names["deployment"]),
+        np.isin(version, [versions.index(name) for name in known_versions if name in versions]),
+        now_ms,
+    )
+
+
+def _judge(
+    joined: dict[str, np.ndarray],
+    version: np.ndarray,
+    deployment: np.ndarray,
+    versions: list[str],
+    deployments: list[str],
+    known: np.ndarray,
+    now_ms: int | None,
+) -> Rows:
+    whole, time = joined["whole"].astype(bool), joined["time"]
+    future = whole & (time > now_ms) if now_ms is not None else np.zeros(len(time), bool)
+    counts = whole & ~future
+    other = counts & ~known
+    counts &= known
+    doubled = np.zeros(len(time), bool)
+    doubled[counts] = pd.Series(joined["identity"][counts]).duplicated().to_numpy()
+    counts &= ~doubled
+    latest = np.maximum.accumulate(np.where(counts, time, np.iinfo(np.int64).min))
+    behind = np.where(counts, latest - time, 0)
+    faults = (~whole, doubled, future, other, behind > LATE_MS, (behind > 0) & (behind <= LATE_MS))
+    return Rows(
+        identity=joined["identity"],
+        time=time,
+        label=joined["label"],
+        version=version,
+        deployment=deployment,
+        confidence=joined["confidence"],
+        foreign=joined["foreign"],
+        counts=counts,
+        versions=versions,
+        deployments=deployments,
+        faults={name: int(fault.sum()) for name, fault in zip(FAULTS, faults, strict=True)},
+    )
+
+
+def _floats(column: pa.Array) -> np.ndarray:
+    return column.cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def images(batch: pa.RecordBatch, image_size: int) -> np.ndarray:
+    """Return the images of whole rows, uint8 (n, size, size), without a copy."""
+    column = batch["image"]
+    ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :][: len(column) + 1]
+    pixels = np.frombuffer(column.buffers()[2], np.uint8)[ends[0] : ends[-1]]
+    return pixels.reshape(len(column), image_size, image_size)

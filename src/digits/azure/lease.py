@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from azure.core.exceptions import HttpResponseError, ResourceExistsError
 from azure.storage.blob import BlobClient, BlobLeaseClient
 
-from digits.azure.workspace import Workspace
+from digits.azure.workspace import Workspace, store
 from digits.errors import DigitsError
 
 ASK_SECONDS = 0.5  # between two attempts
@@ -20,11 +20,7 @@ ASK_SECONDS = 0.5  # between two attempts
 
 def blob(workspace: Workspace, endpoint: str) -> BlobClient:
     """Return the blob that stands for an endpoint, in the workspace's own store."""
-    store = workspace.client.datastores.get("workspaceblobstore", include_secrets=True)
-    secret = getattr(store.credentials, "account_key", None)
-    secret = secret or getattr(store.credentials, "sas_token", None) or workspace.credential
-    url = workspace.blobs.format(store.account_name)
-    return BlobClient(url, store.container_name, f"digits-leases/{endpoint}", credential=secret)
+    return store(workspace).get_blob_client(f"digits-leases/{endpoint}")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from azure.ai.ml import MLClient
 from azure.ai.ml.constants import _common
 from azure.core.credentials import AccessToken
 from azure.identity import DefaultAzureCredential
+from azure.storage.blob import ContainerClient
 
 from digits.azure.serve import FOLDER
 from digits.errors import DigitsError
@@ -81,6 +82,15 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
     logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     client = MLClient(credential, *names, polling_interval=poll, **options)
     return Workspace(client, credential, kind, poll, blobs)
+
+
+def store(workspace: Workspace) -> ContainerClient:
+    """Return the container of the workspace's own blob store."""
+    datastore = workspace.client.datastores.get("workspaceblobstore", include_secrets=True)
+    secret = getattr(datastore.credentials, "account_key", None)
+    secret = secret or getattr(datastore.credentials, "sas_token", None) or workspace.credential
+    url = workspace.blobs.format(datastore.account_name)
+    return ContainerClient(url, datastore.container_name, credential=secret)
 
 
 def cores(client: MLClient, size_name: str) -> tuple[int, str, int | None]:
