@@ -43,12 +43,13 @@ def test_four_letters_of_20_by_20_pixels(tmp_path: Path) -> None:
     write_csv(project.root / "letters" / "test.csv", letters(80, 2))
     production = (project.root / "params.yaml").read_text("utf-8")
     kept = production[production.index("\ntrain:") :]
+    kept = kept.replace("requests_an_hour: 100.0", "requests_an_hour: 1.0")
     (project.root / "params.yaml").write_text(LETTERS + kept, "utf-8")
     assert set(load(project.root / "params.yaml")) >= {"train", "evaluate", "package"}
 
     project.git("init", "--quiet")
     ran = project.stages_run(project.dvc("repro"))
-    assert ran == ["mnist", "prepare", "train", "evaluate", "package"]
+    assert ran == ["mnist", "prepare", "train", "evaluate", "package", "simulate"]
 
     metrics = json.loads((project.root / "data/evaluation/metrics.json").read_text("utf-8"))
     assert list(metrics) == ["mnist"]

@@ -15,6 +15,8 @@ augmentation digits turned and moved, images of nothing
 training    the loop that trains it
 metrics     what is measured
 production  requests that were answered, and labels that came later
+traffic     what production is asked: a schedule to a stream of requests
+scoring     score.py in a process of its own
 
 pipeline.mnist      the digits that the model is for     -> data/mnist/*.csv
 pipeline.foreign    digits in scripts it does not know   -> data/foreign/*.csv
@@ -22,6 +24,7 @@ pipeline.prepare    CSVs to arrays in separate pools     -> data/prepared/*.npz
 pipeline.train      pools to a calibrated model          -> data/model
 pipeline.evaluate   the model on digits it never saw     -> data/evaluation
 pipeline.package    the model as an MLflow model folder  -> data/package
+pipeline.simulate   production traffic, answered         -> data/production
 
 serving.digit_model the loader that travels in that folder
 serving.request     what a client sends, decoded

@@ -1,0 +1,142 @@
+"""Stage simulate: production traffic, answered by the packaged model as the endpoint would.
+
+Enters: the production pool, whose digits that training uses by now are left out (data/labelled),
+the model folder and the endpoint's code. Leaves requests.parquet, labels.parquet, and
+reference.parquet: the validation pool, answered the same way, which is what normal looks like.
+"""
+
+import argparse
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+from tqdm import tqdm
+
+from digits import params
+from digits.dataset import MNIST, Digits, read_csv, read_pool
+from digits.files import replacing
+from digits.params import Task
+from digits.production import LABELS, REQUESTS
+from digits.scoring import BATCH, Answers, Scorer
+from digits.traffic import HOUR_MS, Pool, Stream
+from digits.traffic import Schedule as Params
+
+ROWS = 10_000  # in a row group of a file, and in memory at a time
+
+
+def labelled_images(folder: Path, task: Task) -> list[np.ndarray]:
+    """Return the images of all files of labelled production digits."""
+    return [
+        read_csv(path, task.image_size, len(task.classes), MNIST).images
+        for path in sorted(folder.rglob("*.csv"))
+    ]
+
+
+def stream(pool: Path, labelled: Path, schedule: Params, task: Task) -> Stream:
+    """Return the schedule's requests; print what is left out of the pool, or missing there."""
+    parts = read_pool(pool, len(task.classes), task.image_size)
+    digits = Pool(parts, schedule, task.seed)
+    if out := digits.without(labelled_images(labelled, task)):
+        print(f"{out:,} digits of production are in {labelled} and are not drawn")
+    requests = Stream(digits, schedule, task.seed)
+    if requests.missing:
+        print(f"no {', '.join(requests.missing)} in {pool}: digits of MNIST come instead")
+    return requests
+
+
+def score(scorer: Scorer, images: np.ndarray, progress: tqdm) -> list[Answers]:
+    """Return the answers to images, a batch each."""
+    answers = []
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        answers.append(scorer.score(batch))
+        progress.update(len(batch))
+    return answers
+
+
+def rows(
+    times: np.ndarray, ids: list[str], images: np.ndarray, answers: list[Answers], deployment: str
+) -> pa.Table:
+    """Return n answered requests as a table of the schema REQUESTS."""
+    columns = [
+        times,
+        ids,
+        np.zeros(len(ids), np.uint16),
+        [deployment] * len(ids),
+        [batch.model_version for batch in answers for _ in batch.digits],
+        [digit for batch in answers for digit in batch.digits],
+        np.concatenate([batch.confidence for batch in answers]),
+        np.concatenate([batch.foreign for batch in answers]),
+        [image.tobytes() for image in images],
+    ]
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, REQUESTS.types, strict=True)]
+    return pa.table(arrays, schema=REQUESTS)
+
+
+def label_rows(requests: Stream, classes: tuple[str, ...]) -> Iterable[pa.Table]:
+    """Yield the labels that become known, in the order of that, as tables of the schema LABELS."""
+    order = requests.known_labels()
+    for start in range(0, len(order), ROWS):
+        index = order[start : start + ROWS]
+        labels, scripts = requests.truth(index)
+        columns = [
+            requests.label_times[index],
+            requests.ids_of(index),
+            np.zeros(len(index), np.uint16),
+            [classes[label] for label in labels],
+            scripts,
+        ]
+        arrays = [
+            pa.array(column, kind) for column, kind in zip(columns, LABELS.types, strict=True)
+        ]
+        yield pa.table(arrays, schema=LABELS)
+
+
+def reference_rows(scorer: Scorer, parts: list[Digits], start: int, progress: tqdm) -> pa.Table:
+    """Return the validation pool, answered, as if it had come in the hour before the traffic."""
+    images = np.concatenate([part.images for part in parts])
+    times = start - HOUR_MS + HOUR_MS * np.arange(len(images)) // len(images)
+    ids = [f"reference-{number:07}" for number in range(len(images))]
+    return rows(times, ids, images, score(scorer, images, progress), "reference")
+
+
+def main(arguments: list[str]) -> None:
+    """Write three Parquet files, all of them or none."""
+    parser = argparse.ArgumentParser(prog="simulate", description=__doc__)
+    for name in ("--pool", "--validation", "--labelled", "--package", "--code", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    paths = parser.parse_args(arguments)
+    values = params.load()
+    task, own = params.task(values), params.section(Params, values, "simulate")
+    requests = stream(paths.pool, paths.labelled, own, task)
+    validation = read_pool(paths.validation, len(task.classes), task.image_size)
+    total = len(requests) + sum(len(part) for part in validation)
+
+    with ExitStack() as stack:
+
+        def writer(name: str, schema: pa.Schema) -> parquet.ParquetWriter:
+            partial = stack.enter_context(replacing(paths.out / name))
+            repeating = ["deployment", "model_version", "digit", "label", "script"]
+            kept = [column for column in repeating if column in schema.names]
+            options = {"compression": "zstd", "use_dictionary": kept, "store_schema": False}
+            return stack.enter_context(parquet.ParquetWriter(partial, schema, **options))
+
+        progress = stack.enter_context(
+            tqdm(total=total, unit="request", mininterval=1, disable=None)
+        )
+        scorer = stack.enter_context(Scorer(paths.code, paths.package))
+        reference = writer("reference.parquet", REQUESTS)
+        reference.write_table(
+            reference_rows(scorer, validation, own.start_ms, progress), row_group_size=ROWS
+        )
+        answered = writer("requests.parquet", REQUESTS)
+        for part in requests.parts(ROWS):
+            answers = score(scorer, part.images, progress)
+            answered.write_table(rows(part.times, part.ids, part.images, answers, "simulated"))
+        labels = writer("labels.parquet", LABELS)
+        for table in label_rows(requests, task.classes):
+            labels.write_table(table)
+    print(f"{len(requests):,} requests in {len(own.phases)} phases")
