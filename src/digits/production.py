@@ -54,7 +54,7 @@ POSITION_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's mu
 def read(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yield a Parquet file in batches; raise DigitsError when it is absent, damaged or another."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             if not file.schema_arrow.equals(schema):
                 raise ValueError(f"its columns are not {', '.join(schema.names)}")
             yield from file.iter_batches(ROWS_A_BATCH)
