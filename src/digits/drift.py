@@ -49,6 +49,7 @@ CLASSES_START = IMAGES_START + len(IMAGE_SIGNALS) * IMAGE_BINS
 # The weight of a bin is the log-likelihood ratio of a few strangers among known digits: their
 # rarities p have the density STEEP * p^(STEEP - 1), one of Vovk and Wang's calibrators.
 FEW, STEEP = 0.05, 0.2
+TAIL = 0.05  # of the reference: what looks rarer shows the share of strangers
 RAREST = 1e-3  # rarities below are not told apart: in the reference they are a handful of digits
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -314,6 +315,31 @@ class Reference:
             drift=level >= limit or (drift and level > 0),
             began=evidence <= 1 and level > 0,
         )
+
+    def strangers(self, window: Summary) -> float:
+        """Return an estimate of the share of requests that are nothing the model knows.
+
+        It is what the window has beyond the reference in the reference's rare tail, as if all
+        strangers fell there: on average too low rather than too high (Blanchard, Lee and Scott,
+        "Semi-Supervised Novelty Detection", JMLR 11, 2010).
+        """
+        tail = self.weights["looks"] >= weigh(np.array(TAIL))
+        known = self.summary.looks[tail].sum() / len(self.summary)
+        found = window.looks[tail].sum() / max(len(window), 1)
+        return max(0.0, float((found - known) / (1 - known)))
+
+    def accuracy(self, window: Summary) -> float:
+        """Return an estimate of a window's accuracy before its labels come.
+
+        Strangers are right by chance, the rest as often as the confidence in the reference says.
+        The mean confidence of the window itself would be far too high: a model that has never
+        seen a script is sure of its mistakes.
+        """
+        strangers = self.strangers(window)
+        doubt = np.append(DOUBT_EDGES, np.inf)
+        sure = 1 / (1 + np.exp(np.append(doubt[0] - 0.35, doubt[:-1] + 0.35)))
+        known = float((self.summary.looks.sum(axis=0) * sure).sum()) / len(self.summary)
+        return (1 - strangers) * known + strangers / len(self.summary.classes)
 
     def strangeness(self, places: np.ndarray) -> np.ndarray:
         """Return how much each request adds to its strongest signal, float (n,).

@@ -1,0 +1,369 @@
+"""What happened in production: requests and late labels enter, windows with verdicts leave.
+
+Requests are put in the order of their times and cut into windows; each is summarised (drift.py)
+and judged against the reference in turn. The stream is read twice, in batches, so that memory
+does not grow with the images.
+"""
+
+import csv
+import datetime
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+from scipy.stats import binomtest
+
+from digits import drift, production
+from digits.drift import Reference, Summary, Verdict
+from digits.errors import DigitsError
+from digits.files import replacing
+from digits.params import STRICT
+
+Stream = Callable[[], Iterable[pa.RecordBatch]]
+EXAMPLES_A_WINDOW = 3
+GAP_CHANCE = 0.01  # that steady traffic has one gap as long as what is told
+GAP_SECONDS = 30.0  # shorter ones are not told
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml's section `monitor`."""
+
+    __pydantic_config__ = STRICT
+
+    window: Annotated[int, Field(ge=50, le=100_000)]  # requests
+    examples: Annotated[int, Field(ge=1, le=100)]  # digits shown in the report
+    alarm: drift.Settings
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some requests in a row: when, how many, what was found.
+
+    first_ms, last_ms: of its requests, ms since 1970
+    strangers, estimated: shares; see drift.Reference
+    labelled, right: how many have a label, and how many answers of those are right
+    """
+
+    first_ms: int
+    last_ms: int
+    summary: Summary
+    verdict: Verdict
+    strangers: float
+    estimated: float
+    labelled: int
+    right: int
+
+    @property
+    def requests(self) -> int:
+        """The number of requests."""
+        return len(self.summary)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A request that looks strange: its window, image uint8 (size, size), answer and label."""
+
+    window: int
+    image: np.ndarray
+    answer: str
+    truth: str | None  # `script digit`, where its label has come
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An alarm: the windows in which the drift began, the alarm rose, and it ended."""
+
+    began: int
+    alarm: int
+    ended: int | None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All that a report tells."""
+
+    reference: Reference
+    windows: list[Window]
+    episodes: list[Episode]
+    examples: list[Example]
+    gaps: list[tuple[int, int]]  # from, to; ms since 1970
+    faults: dict[str, int]  # of requests (production.FAULTS) and of labels
+    first_foreign_ms: int | None  # time of the first request known to be in a foreign script
+
+    @property
+    def drift(self) -> bool:
+        """Whether the alarm is on in the last window."""
+        return bool(self.windows) and self.windows[-1].verdict.drift
+
+    @property
+    def since_ms(self) -> int | None:
+        """When the drift began that the alarm tells of; None when it is off."""
+        return self.windows[self.episodes[-1].began].first_ms if self.drift else None
+
+    def accuracy(self, first: int = 0) -> tuple[float, float, float] | None:
+        """Return accuracy and its 95 % interval from a window on, None without labels."""
+        return wilson(*(sum(getattr(w, name) for w in self.windows[first:]) for name in COUNTED))
+
+    def estimated(self, first: int = 0) -> float | None:
+        """Return the estimate of accuracy from a window on, None without requests."""
+        chosen = self.windows[first:]
+        total = sum(window.requests for window in chosen)
+        return sum(w.requests * w.estimated for w in chosen) / total if total else None
+
+    def causes(self) -> list[str]:
+        """Return the signals that spoke in the last alarm, the loudest first."""
+        if not self.episodes:
+            return []
+        last = self.episodes[-1]
+        alarmed = [window.verdict.p for window in self.windows[last.began : last.ended]]
+        loud = {
+            name: sum(drift.log_e_value(p[name]) for p in alarmed)
+            for name in drift.SIGNALS
+            if name not in ("foreign", "confidence")  # parts of `looks`
+        }
+        limit = max(max(loud.values()) / 20, np.log(20))
+        return sorted((name for name in loud if loud[name] > limit), key=lambda name: -loud[name])
+
+
+COUNTED = ("right", "labelled")
+
+
+def wilson(right: int, labelled: int) -> tuple[float, float, float] | None:
+    """Return the share and Wilson's 95 % interval, None when nothing is labelled."""
+    if not labelled:
+        return None
+    interval = binomtest(right, labelled).proportion_ci(0.95, method="wilson")
+    return right / labelled, float(interval.low), float(interval.high)
+
+
+def analyse(
+    stream: Stream,
+    labels: Iterable[pa.RecordBatch],
+    reference: Reference,
+    own: Params,
+    classes: tuple[str, ...],
+    image_size: int,
+    now_ms: int | None = None,
+) -> Analysis:
+    """Return what happened; `stream` gives the same batches of REQUESTS each time it is called.
+
+    Raises DigitsError when the requests were answered by other models than the reference's.
+    """
+    if len(reference.summary.classes) != len(classes):
+        raise DigitsError("the reference has other classes than params.yaml; run `dvc repro`")
+    rows = production.look(stream(), classes, image_size, {reference.model_version}, now_ms)
+    if not rows.counts.any() and rows.faults["other_version"]:
+        raise DigitsError(
+            f"the reference is of model {reference.model_version}, but the requests were answered "
+            f"by {', '.join(sorted(rows.versions))}; check out the commit that is deployed and run "
+            "`dvc repro`, or deploy this one"
+        )
+    counted = np.flatnonzero(rows.counts)
+    ordered = counted[np.argsort(rows.time[counted], kind="stable")]
+    window_of = np.full(len(rows.time), -1, np.int32)  # of each row in the stream's order
+    window_of[ordered] = np.arange(len(ordered)) // own.window
+    truth, scripts, label_faults = match(labels, rows, classes)
+    counts, candidates = summarise(stream(), rows, window_of, reference, image_size)
+
+    windows: list[Window] = []
+    for number, count in enumerate(counts):
+        inside = ordered[number * own.window : (number + 1) * own.window]
+        known = inside[truth[inside] >= 0]
+        summary = Summary(count)
+        before = windows[-1].verdict if windows else None
+        windows.append(
+            Window(
+                first_ms=int(rows.time[inside[0]]),
+                last_ms=int(rows.time[inside[-1]]),
+                summary=summary,
+                verdict=reference.judge(summary, own.alarm, before),
+                strangers=reference.strangers(summary),
+                estimated=reference.accuracy(summary),
+                labelled=len(known),
+                right=int((truth[known] == rows.label[known]).sum()),
+            )
+        )
+    episodes = alarms(windows)
+    last = episodes[-1] if episodes else None
+    shown = spread(candidates, window_of, last, len(windows), own.examples)
+    foreign = [row for row, script in scripts.items() if script != "mnist"]
+    return Analysis(
+        reference=reference,
+        windows=windows,
+        episodes=episodes,
+        examples=[
+            Example(
+                int(window_of[row]),
+                image,
+                classes[rows.label[row]],
+                f"{scripts[row]} {classes[truth[row]]}" if row in scripts else None,
+            )
+            for row, image in shown
+        ],
+        gaps=gaps(rows.time[ordered], own.window),
+        faults=rows.faults | label_faults,
+        first_foreign_ms=min((int(rows.time[row]) for row in foreign), default=None),
+    )
+
+
+def match(
+    labels: Iterable[pa.RecordBatch], rows: production.Rows, classes: tuple[str, ...]
+) -> tuple[np.ndarray, dict[int, str], dict[str, int]]:
+    """Return the true class of each row, int16 (n,), -1 where not known; its script; faults."""
+    counted = np.flatnonzero(rows.counts)
+    order = counted[np.argsort(rows.identity[counted])]
+    sorted_ids = rows.identity[order]
+    truth = np.full(len(rows.time), -1, np.int16)
+    scripts: dict[int, str] = {}
+    faults = dict.fromkeys(("labels_damaged", "labels_doubled", "labels_unmatched"), 0)
+    number = {name: index for index, name in enumerate(classes)}
+    for batch in labels:
+        places = np.searchsorted(sorted_ids, production.identities(batch))
+        ids = production.identities(batch)
+        names, written = batch["label"].to_pylist(), batch["script"].to_pylist()
+        for place, identity, name, script in zip(places, ids, names, written, strict=True):
+            if name not in number or script is None:
+                faults["labels_damaged"] += 1
+            elif place == len(order) or sorted_ids[place] != identity:
+                faults["labels_unmatched"] += 1
+            elif truth[row := int(order[place])] >= 0:
+                faults["labels_doubled"] += 1
+            else:
+                truth[row] = number[name]
+                scripts[row] = script
+    return truth, scripts, faults
+
+
+def summarise(
+    stream: Iterable[pa.RecordBatch],
+    rows: production.Rows,
+    window_of: np.ndarray,
+    reference: Reference,
+    image_size: int,
+) -> tuple[np.ndarray, list[tuple[float, int, np.ndarray]]]:
+    """Return the counts of all windows (windows, bins), and strange requests of each.
+
+    Those are strangeness, row and image; up to EXAMPLES_A_WINDOW of a window in a batch.
+    """
+    width = len(reference.summary.counts)
+    counts = np.zeros((int(window_of.max(initial=-1)) + 1, width), np.int64)
+    candidates: list[tuple[float, int, np.ndarray]] = []
+    start = 0
+    for batch in stream:
+        inside = np.flatnonzero(window_of[start : start + len(batch)] >= 0)
+        if len(inside):
+            images = production.images(batch.take(pa.array(inside)), image_size)
+            chosen = start + inside
+            window = window_of[chosen]
+            places = drift.bins(
+                images, rows.label[chosen], rows.confidence[chosen], rows.foreign[chosen]
+            )
+            first = int(window.min())
+            flat = ((window - first)[:, None] * width + places).ravel()
+            found = np.bincount(flat, minlength=(int(window.max()) - first + 1) * width)
+            counts[first : int(window.max()) + 1] += found.reshape(-1, width)
+            strange = reference.strangeness(places)
+            order = np.lexsort((-strange, window))
+            edges = np.searchsorted(window[order], window[order])  # where each window starts
+            for place in order[np.arange(len(order)) - edges < EXAMPLES_A_WINDOW]:
+                candidates.append((float(strange[place]), int(chosen[place]), images[place].copy()))
+        start += len(batch)
+    return counts, candidates
+
+
+def alarms(windows: list[Window]) -> list[Episode]:
+    """Return the alarms in order."""
+    found: list[Episode] = []
+    began, on = 0, False
+    for number, window in enumerate(windows):
+        if window.verdict.began:
+            began = number
+        if window.verdict.drift and not on:
+            found.append(Episode(began, number, None))
+        if on and not window.verdict.drift:
+            found[-1] = Episode(found[-1].began, found[-1].alarm, number)
+        on = window.verdict.drift
+    return found
+
+
+def spread(
+    candidates: list[tuple[float, int, np.ndarray]],
+    window_of: np.ndarray,
+    episode: Episode | None,
+    window_count: int,
+    count: int,
+) -> list[tuple[int, np.ndarray]]:
+    """Return rows and images of the strangest requests of an alarm, spread over its windows."""
+    if episode is None:
+        return []
+    end = episode.ended or window_count
+    chosen = np.unique(np.linspace(episode.began, end - 1, count).astype(int)).tolist()
+    best: dict[int, list[tuple[int, np.ndarray]]] = {number: [] for number in chosen}
+    for _, row, image in sorted(candidates, key=lambda found: (-found[0], found[1])):
+        if (number := int(window_of[row])) in best and len(best[number]) * len(best) < count:
+            best[number].append((row, image))
+    return [example for number in chosen for example in best[number]][:count]
+
+
+def gaps(times_ms: np.ndarray, window: int) -> list[tuple[int, int]]:
+    """Return the gaps in sorted times (n,) that traffic as steady as around them would not have.
+
+    For requests at random moments the longest of n gaps exceeds m * log(n / GAP_CHANCE) with the
+    chance GAP_CHANCE, m being the mean gap; it is taken from the median of those around.
+    """
+    found = []
+    for start in range(0, len(times_ms) - 1, window):
+        times = times_ms[start : start + window + 1]
+        between = np.diff(times)
+        usual = float(np.median(between)) / np.log(2)
+        limit = max(usual * np.log(len(times_ms) / GAP_CHANCE), GAP_SECONDS * 1000)
+        found += [(int(times[i]), int(times[i + 1])) for i in np.flatnonzero(between > limit)]
+    return found
+
+
+def iso(time_ms: int) -> str:
+    """Return a time as ISO 8601 in UTC, to the second."""
+    time = datetime.datetime.fromtimestamp(time_ms / 1000, datetime.UTC)
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def figures(analysis: Analysis) -> dict[str, float]:
+    """Return the headline figures; those that are not known are left out."""
+    windows, found = analysis.windows, {}
+    if accuracy := analysis.accuracy():
+        found |= dict(zip(("accuracy", "accuracy_low", "accuracy_high"), accuracy, strict=True))
+    if (estimated := analysis.estimated()) is not None:
+        found["estimated_accuracy"] = estimated
+    labelled = [w for w in windows if w.labelled]
+    if labelled:
+        missed = sum(w.labelled * abs(w.estimated - w.right / w.labelled) for w in labelled)
+        found["estimation_error"] = missed / sum(w.labelled for w in labelled)
+    found |= {"windows": len(windows), "alarms": len(analysis.episodes)}
+    first = analysis.first_foreign_ms
+    if first is not None:
+        raised = [windows[episode.alarm].last_ms for episode in analysis.episodes]
+        found["false_alarms"] = sum(time < first for time in raised)
+        if late := [time for time in raised if time >= first]:
+            between = [w for w in windows if first <= w.last_ms <= late[0]]
+            found["requests_until_alarm"] = sum(w.requests for w in between)
+    return {name: round(value, 6) for name, value in found.items()}
+
+
+def write_windows(path: Path, windows: list[Window]) -> None:
+    """Write one row a window, as `dvc plots` reads it."""
+    header = ["window", "time", "requests", "accuracy", "accuracy_low", "accuracy_high"]
+    header += ["estimated_accuracy", "strangers", "evidence", "drift", *drift.SIGNALS]
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for number, window in enumerate(windows):
+            row: list[Any] = [number, iso(window.first_ms), window.requests]
+            row += [f"{x:.4f}" for x in wilson(window.right, window.labelled) or ()] or [""] * 3
+            row += [f"{window.estimated:.4f}", f"{window.strangers:.4f}"]
+            row += [f"{window.verdict.evidence:.3g}", int(window.verdict.drift)]
+            writer.writerow([*row, *(f"{window.verdict.p[name]:.2g}" for name in drift.SIGNALS)])
