@@ -16,6 +16,9 @@ training    the loop that trains it
 metrics     what is measured
 production  requests that were answered, and labels that came later
 traffic     what production is asked: a schedule to a stream of requests
+drift       requests without labels, judged against what the model knows
+monitoring  windows of requests with verdicts, alarms and accuracy
+story       the same as a page for people
 scoring     score.py in a process of its own
 
 pipeline.mnist      the digits that the model is for     -> data/mnist/*.csv
@@ -25,6 +28,7 @@ pipeline.train      pools to a calibrated model          -> data/model
 pipeline.evaluate   the model on digits it never saw     -> data/evaluation
 pipeline.package    the model as an MLflow model folder  -> data/package
 pipeline.simulate   production traffic, answered         -> data/production
+pipeline.monitor    what monitoring makes of it          -> data/monitoring
 
 serving.digit_model the loader that travels in that folder
 serving.request     what a client sends, decoded
@@ -34,6 +38,8 @@ azure.release       what of this commit is to be deployed, or why not
 azure.workspace     the real workspace or the stand-in's, one code path
 azure.endpoint      one endpoint: traffic, deployments, asking it
 azure.lease         one deployment at a time
+azure.collected     what production kept: requests and labels
+azure.monitor       `digits monitor`
 azure.deploy        `digits deploy`
 azure.doctor        `digits doctor`: what stands in the way, each with its mend
 azure.standin       the stand-in's resources and operations

@@ -13,6 +13,8 @@ COMMANDS = {
     "bench": "digits.bench",
     "bench-serve": "digits.bench_serve",
     "realism": "digits.realism",
+    "power": "digits.power",
+    "monitor": "digits.azure.monitor",
     "serve": "digits.azure.serve",  # production on this machine
     "deploy": "digits.azure.deploy",
     "doctor": "digits.azure.doctor",  # what stands in the way, with its mend

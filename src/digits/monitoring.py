@@ -334,7 +334,8 @@ def iso(time_ms: int) -> str:
 
 def figures(analysis: Analysis) -> dict[str, float]:
     """Return the headline figures; those that are not known are left out."""
-    windows, found = analysis.windows, {}
+    windows = analysis.windows
+    found: dict[str, float] = {}
     if accuracy := analysis.accuracy():
         found |= dict(zip(("accuracy", "accuracy_low", "accuracy_high"), accuracy, strict=True))
     if (estimated := analysis.estimated()) is not None:

@@ -22,9 +22,14 @@ from digits.review import compare, gate, history, reproduce
 from digits.review.compare import Row
 from digits.review.gate import Params, Rule
 from digits.review.history import Base
-from digits.review.side import CLASSES, CURVES, METRICS, Side, read
+from digits.review.side import CLASSES, CURVES, METRICS, PRODUCTION, WINDOWS, Side, read
 
-KEPT = ("dvc.lock", "data/evaluation", "data/model")  # what a run writes and git keeps
+KEPT = (
+    "dvc.lock",
+    "data/evaluation",
+    "data/model",
+    "data/monitoring",
+)  # what a run writes and git keeps
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def review(revision: str | None, repro: bool, link: str) -> Review:
             )
     else:
         outs = {path for row in after.stages.values() for path in compare.hashes(row, "outs")}
-        told, missing = reproduce.status(outs - {METRICS, CLASSES, CURVES})
+        told, missing = reproduce.status(outs - {METRICS, CLASSES, CURVES, PRODUCTION, WINDOWS})
         reasons += told
         problems += missing
     at = base.commit

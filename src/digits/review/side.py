@@ -15,6 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 METRICS, CLASSES = "data/evaluation/metrics.json", "data/evaluation/per_class.csv"
+PRODUCTION, WINDOWS = "data/monitoring/metrics.json", "data/monitoring/windows.csv"
 CURVES = "data/model/curves.csv"
 MARKERS = re.compile(r"^(<{7}|>{7}) ", re.M)  # of a merge that git could not finish
 
@@ -51,7 +52,7 @@ def read(file: Callable[[str], bytes | None], where: str) -> Side:
 
     side.params = parsed("params.yaml", mapping)
     side.stages = parsed("dvc.lock", lambda text: stages(mapping(text)))
-    side.metrics = parsed(METRICS, metrics)
+    side.metrics = parsed(METRICS, metrics) | parsed(PRODUCTION, metrics, needed=False)
     side.classes = parsed(CLASSES, classes)
     side.curves = parsed(CURVES, curves)
     side.noise = parsed("data/noise.json", noise, needed=False)
