@@ -316,30 +316,30 @@ class Reference:
             began=evidence <= 1 and level > 0,
         )
 
-    def strangers(self, window: Summary) -> float:
-        """Return an estimate of the share of requests that are nothing the model knows.
+    def beyond(self, window: Summary, signal: str) -> float:
+        """Return an estimate of the share of requests that only this signal's tail can hold.
 
         It is what the window has beyond the reference in the reference's rare tail, as if all
-        strangers fell there: on average too low rather than too high (Blanchard, Lee and Scott,
+        that is new fell there: on average too low rather than too high (Blanchard, Lee and Scott,
         "Semi-Supervised Novelty Detection", JMLR 11, 2010).
         """
-        tail = self.weights["looks"] >= weigh(np.array(TAIL))
-        known = self.summary.looks[tail].sum() / len(self.summary)
-        found = window.looks[tail].sum() / max(len(window), 1)
+        tail = self.weights[signal] >= weigh(np.array(TAIL))
+        known = self.counts(signal, self.summary)[tail].sum() / len(self.summary)
+        found = self.counts(signal, window)[tail].sum() / max(len(window), 1)
         return max(0.0, float((found - known) / (1 - known)))
 
     def accuracy(self, window: Summary) -> float:
         """Return an estimate of a window's accuracy before its labels come.
 
-        Strangers are right by chance, the rest as often as the confidence in the reference says.
-        The mean confidence of the window itself would be far too high: a model that has never
-        seen a script is sure of its mistakes.
+        What the model knows it reads as well as its confidence in the reference says; strangers
+        it reads by chance, since it is sure of its mistakes in a script that it has never seen:
+        the mean confidence of the window would be far too high. Where the images themselves are
+        altered (dimmed or moved), they may still be digits that it knows, and confidence counts.
         """
-        strangers = self.strangers(window)
-        doubt = np.append(DOUBT_EDGES, np.inf)
-        sure = 1 / (1 + np.exp(np.append(doubt[0] - 0.35, doubt[:-1] + 0.35)))
-        known = float((self.summary.looks.sum(axis=0) * sure).sum()) / len(self.summary)
-        return (1 - strangers) * known + strangers / len(self.summary.classes)
+        strangers = self.beyond(window, "looks")
+        altered = max(self.beyond(window, name) for name in ("brightness", "row", "column"))
+        strange = altered * _sureness(window) + (1 - altered) / len(window.classes)
+        return (1 - strangers) * _sureness(self.summary) + strangers * strange
 
     def strangeness(self, places: np.ndarray) -> np.ndarray:
         """Return how much each request adds to its strongest signal, float (n,).
@@ -380,6 +380,13 @@ class Reference:
             raise DigitsError(f"{path}: not found: no reference to judge by; {mend}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DigitsError(f"{path}: is damaged ({error!r}); {mend}") from None
+
+
+def _sureness(summary: Summary) -> float:
+    """Return the mean confidence, from the middle of each bin."""
+    middles = np.append(DOUBT_EDGES, DOUBT_EDGES[-1] + 0.7) - 0.35
+    doubt = summary.looks.sum(axis=0)
+    return float((doubt / (1 + np.exp(middles))).sum() / max(doubt.sum(), 1))
 
 
 def _same_classes(reference: np.ndarray, window: np.ndarray) -> float:

@@ -45,7 +45,7 @@ class Window:
     """Some requests in a row: when, how many, what was found.
 
     first_ms, last_ms: of its requests, ms since 1970
-    strangers, estimated: shares; see drift.Reference
+    strangers, estimated: shares; see drift.Reference.beyond and accuracy
     labelled, right: how many have a label, and how many answers of those are right
     """
 
@@ -182,7 +182,7 @@ def analyse(
                 last_ms=int(rows.time[inside[-1]]),
                 summary=summary,
                 verdict=reference.judge(summary, own.alarm, before),
-                strangers=reference.strangers(summary),
+                strangers=reference.beyond(summary, "looks"),
                 estimated=reference.accuracy(summary),
                 labelled=len(known),
                 right=int((truth[known] == rows.label[known]).sum()),

@@ -169,13 +169,13 @@ def look(
     stream: Iterable[pa.RecordBatch],
     classes: tuple[str, ...],
     image_size: int,
-    known_versions: set[str],
+    known_versions: set[str] | None,
     now_ms: int | None = None,
 ) -> Rows:
     """Read a stream once and say which of its rows count.
 
-    Rows are not counted when they are damaged, come from a model that is not in `known_versions`,
-    lie after `now_ms` or repeat one before them. Late ones and those out of order are counted.
+    Rows are not counted when they are damaged, come from a model that is not in `known_versions`
+    (None: any), lie after `now_ms` or repeat one before them. Late ones and those out of order are counted.
     """
     columns: dict[str, list[np.ndarray]] = {
         name: [] for name in ("identity", "time", "label", "confidence", "foreign", "whole")
@@ -211,7 +211,7 @@ def look(
         _join(codes["deployment"]).astype(np.int16),
         versions,
         list(names["deployment"]),
-        np.isin(version, [versions.index(name) for name in known_versions if name in versions]),
+        np.array([known_versions is None or name in known_versions for name in versions], bool),
         now_ms,
     )
 
@@ -228,8 +228,9 @@ def _judge(
     whole, time = joined["whole"].astype(bool), joined["time"]
     future = whole & (time > now_ms) if now_ms is not None else np.zeros(len(time), bool)
     counts = whole & ~future
-    other = counts & ~known
-    counts &= known
+    other = counts.copy()
+    other[counts] = ~known[version[counts]]
+    counts &= ~other
     doubled = np.zeros(len(time), bool)
     doubled[counts] = pd.Series(joined["identity"][counts]).duplicated().to_numpy()
     counts &= ~doubled
