@@ -16,6 +16,7 @@ training    the loop that trains it
 metrics     what is measured
 production  requests that were answered, and labels that came later
 traffic     what production is asked: a schedule to a stream of requests
+summary     requests as small counts that sum in any order
 drift       requests without labels, judged against what the model knows
 monitoring  windows of requests with verdicts, alarms and accuracy
 story       the same as a page for people

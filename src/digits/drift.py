@@ -30,26 +30,29 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from scipy.special import chdtrc, gammainc, gammaincc, ndtr
+from scipy.special import chdtrc, gammainc, gammaincc, gammaln, ndtr
 
 from digits.errors import DigitsError
 from digits.files import write_text
 from digits.params import STRICT
+from digits.summary import (
+    CLASSES_START,
+    DOUBT_EDGES,
+    IMAGE_BINS,
+    IMAGE_SIGNALS,
+    IMAGES_START,
+    LOOKS,
+    SIGNALS,
+    Summary,
+    of_signal,
+)
 
 FORMAT = 1  # of reference.json; another number needs other code
-SMALLEST = 1e-6  # as score.py rounds
-FOREIGN_EDGES = np.arange(-7.5, 12.0, 0.5)  # of log(foreign / (1 - foreign)): 40 bins
-DOUBT_EDGES = np.arange(-13.3, 2.8, 0.7)  # of log((1 - confidence) / confidence): 24 bins
-LOOKS = (len(FOREIGN_EDGES) + 1, len(DOUBT_EDGES) + 1)
-IMAGE_SIGNALS = ("brightness", "ink", "width", "height", "row", "column")
-IMAGE_BINS = 64  # of each, from 0 to 1
-SIGNALS = ("looks", "foreign", "confidence", *IMAGE_SIGNALS, "classes")
-IMAGES_START = LOOKS[0] * LOOKS[1]
-CLASSES_START = IMAGES_START + len(IMAGE_SIGNALS) * IMAGE_BINS
 # The weight of a bin is the log-likelihood ratio of a few strangers among known digits: their
 # rarities p have the density STEEP * p^(STEEP - 1), one of Vovk and Wang's calibrators.
 FEW, STEEP = 0.05, 0.2
 TAIL = 0.05  # of the reference: what looks rarer shows the share of strangers
+SMALLEST_P = 1e-300
 RAREST = 1e-3  # rarities below are not told apart: in the reference they are a handful of digits
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -74,93 +77,6 @@ class Settings:
             raise ValueError("shares must sum to 1")
 
 
-def statistics(images: np.ndarray) -> np.ndarray:
-    """Return IMAGE_SIGNALS of uint8 (n, size, size) as float64 (n, 6) from 0 to 1.
-
-    Brightness is the strongest pixel, ink the mean one (four times, at most 1); width and height
-    are four standard deviations of the ink's place, row and column its centre of mass, in shares
-    of the image's side. An image without ink has zeros.
-    """
-    size = images.shape[1]
-    place = (np.arange(size) + 0.5) / size
-    rows = images.sum(axis=2, dtype=np.uint32).astype(np.float64)  # (n, size)
-    columns = images.sum(axis=1, dtype=np.uint32).astype(np.float64)
-    ink = rows.sum(axis=1)
-    total = np.maximum(ink, 1)
-    centres, spreads = [], []
-    for mass in (columns, rows):
-        centre = (mass * place).sum(axis=1) / total
-        spread = (mass * place**2).sum(axis=1) / total - centre**2
-        centres.append(centre)
-        spreads.append(np.minimum(4 * np.sqrt(np.maximum(spread, 0)), 1))
-    brightness = images.reshape(len(images), -1).max(axis=1, initial=0) / 255
-    inked = np.minimum(4 * ink / (255 * size * size), 1)
-    return np.column_stack([brightness, inked, *spreads, centres[1], centres[0]])
-
-
-def bins(
-    images: np.ndarray, labels: np.ndarray, confidence: np.ndarray, foreign: np.ndarray
-) -> np.ndarray:
-    """Return the places at which each of n requests counts in a summary, int32 (n, 8).
-
-    `images` uint8 (n, size, size), `labels` int (n,): the answers, as indices of classes,
-    `confidence` and `foreign` float (n,) from 0 to 1.
-    """
-    how_foreign = np.clip(np.asarray(foreign, np.float64), SMALLEST, 1 - SMALLEST)
-    sure = np.clip(np.asarray(confidence, np.float64), SMALLEST, 1 - SMALLEST)
-    looks = np.searchsorted(FOREIGN_EDGES, np.log(how_foreign / (1 - how_foreign)))
-    doubt = np.searchsorted(DOUBT_EDGES, np.log((1 - sure) / sure))
-    places = np.empty((len(labels), 2 + len(IMAGE_SIGNALS)), np.int32)
-    places[:, 0] = looks * LOOKS[1] + doubt
-    image = np.minimum((statistics(images) * IMAGE_BINS).astype(np.int32), IMAGE_BINS - 1)
-    places[:, 1:-1] = IMAGES_START + IMAGE_BINS * np.arange(len(IMAGE_SIGNALS)) + image
-    places[:, -1] = CLASSES_START + labels
-    return places
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Counts of requests in fixed bins, int64 (CLASSES_START + classes,); about 6 kB."""
-
-    counts: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        images: np.ndarray,
-        labels: np.ndarray,
-        confidence: np.ndarray,
-        foreign: np.ndarray,
-        class_count: int,
-    ) -> "Summary":
-        """Return the summary of n requests; arguments as of `bins`."""
-        places = bins(images, labels, confidence, foreign)
-        return cls(np.bincount(places.ravel(), minlength=CLASSES_START + class_count))
-
-    def __add__(self, other: "Summary") -> "Summary":
-        """Return the summary of both sets of requests."""
-        return Summary(self.counts + other.counts)
-
-    def __len__(self) -> int:
-        """Return the number of requests."""
-        return int(self.counts[CLASSES_START:].sum())
-
-    @property
-    def looks(self) -> np.ndarray:
-        """How foreign by how unsure, (40, 24)."""
-        return self.counts[:IMAGES_START].reshape(LOOKS)
-
-    @property
-    def image(self) -> np.ndarray:
-        """The image's statistics, (6, IMAGE_BINS)."""
-        return self.counts[IMAGES_START:CLASSES_START].reshape(-1, IMAGE_BINS)
-
-    @property
-    def classes(self) -> np.ndarray:
-        """How often each class was the answer, (classes,)."""
-        return self.counts[CLASSES_START:]
-
-
 def rarity(counts: np.ndarray) -> np.ndarray:
     """Return for each bin (b,) of a reference the share of it in this bin and those above."""
     above = np.cumsum(counts[::-1])[::-1]
@@ -174,41 +90,43 @@ def weigh(rarities: np.ndarray) -> np.ndarray:
 
 
 def permutation_p(
-    weights: np.ndarray, reference: np.ndarray, window: np.ndarray, tolerated_share: float = 0.0
-) -> float:
-    """Return the p-value of a window's mean weight being as large as it is.
+    weights: np.ndarray, reference: np.ndarray, windows: np.ndarray, tolerated_share: float
+) -> np.ndarray:
+    """Return the p-value of each window's mean weight being as large as it is, (...).
 
-    `weights` (b,) of the bins, `reference` and `window` their counts. The sum over the window is
-    that of n draws without replacement from N: its mean, variance and skewness are exact. No
-    p-value is below one over the number of ways to draw. `tolerated_share` of the window may
-    have the largest weight for nothing.
+    `weights` and `reference` (b,): of the bins, and its counts; `windows` (..., b): theirs. The
+    sum over a window is that of n draws without replacement from N: its mean, variance and
+    skewness are exact. No p-value is below one over the number of ways to draw.
+    `tolerated_share` of a window may have the largest weight for nothing.
     """
-    n, total = int(window.sum()), int(reference.sum() + window.sum())
-    both = reference + window
-    mean = float((both * weights).sum()) / total
-    centred = weights - mean
-    variance = float((both * centred**2).sum()) / total
-    if n == 0 or n == total or total < 3 or variance <= 1e-12:
-        return 1.0
-    third = float((both * centred**3).sum()) / total
-    deviation = math.sqrt(n * variance * (total - n) / (total - 1))
-    skewness = third / variance**1.5 * (total - 2 * n) / (total - 2)
-    skewness *= math.sqrt((total - 1) / (n * (total - n)))
-    excess = float((window * centred).sum()) - n * tolerated_share * float(centred.max())
-    z = excess / deviation
-    ways = math.lgamma(total + 1) - math.lgamma(n + 1) - math.lgamma(total - n + 1)
-    p = pearson_tail(z, skewness)
-    return min(1.0, max(p, math.exp(-ways), 1e-300))
+    n = windows.sum(axis=-1).astype(np.float64)
+    total = n + reference.sum()
+    centred = weights - float(reference @ weights) / max(float(reference.sum()), 1)
+    within = [windows @ centred**power for power in (1, 2, 3)]
+    first, second, third = (
+        (inside + float(reference @ centred**power)) / total
+        for power, inside in enumerate(within, start=1)
+    )
+    variance = second - first**2
+    third = third - 3 * first * second + 2 * first**3
+    with np.errstate(all="ignore"):  # where nothing varies, or a side is empty: p is 1
+        deviation = np.sqrt(n * variance * (total - n) / (total - 1))
+        tolerated = n * tolerated_share * (centred.max() - first)
+        z = (within[0] - n * first - tolerated) / deviation
+        skewness = third / variance**1.5 * (total - 2 * n) / (total - 2)
+        skewness = skewness * np.sqrt((total - 1) / (n * (total - n)))
+        p = pearson_tail(z, skewness)
+        ways = gammaln(total + 1) - gammaln(n + 1) - gammaln(total - n + 1)
+        p = np.clip(p, np.maximum(np.exp(-ways), SMALLEST_P), 1)
+    return np.where((variance > 1e-12) & (n > 0) & (n < total), p, 1.0)
 
 
-def pearson_tail(z: float, skewness: float) -> float:
+def pearson_tail(z: np.ndarray, skewness: np.ndarray) -> np.ndarray:
     """Return the share of a Pearson type III distribution above z; mean 0, variance 1."""
-    if abs(skewness) < 1e-4:
-        return float(ndtr(-z))
-    shape = 4 / skewness**2
-    if skewness > 0:
-        return float(gammaincc(shape, max(shape + z * math.sqrt(shape), 0.0)))
-    return float(gammainc(shape, max(shape - z * math.sqrt(shape), 0.0)))
+    shape = 4 / np.maximum(skewness**2, 1e-8)
+    above = gammaincc(shape, np.maximum(shape + z * np.sqrt(shape), 0))
+    below = gammainc(shape, np.maximum(shape - z * np.sqrt(shape), 0))
+    return np.where(np.abs(skewness) < 1e-4, ndtr(-z), np.where(skewness > 0, above, below))
 
 
 def log_e_value(p: float) -> float:
@@ -275,31 +193,25 @@ class Reference:
         sides = np.minimum(rarity(counts), rarity(counts[::-1])[::-1])
         return weigh(np.minimum(2 * sides, 1))
 
-    def counts(self, signal: str, summary: Summary) -> np.ndarray:
-        """Return a summary's counts in a signal's bins, of the shape of its weights."""
-        if signal in ("looks", "foreign", "confidence"):
-            axis = {"looks": (), "foreign": (1,), "confidence": (0,)}[signal]
-            return summary.looks.sum(axis=axis)
-        return summary.image[IMAGE_SIGNALS.index(signal)]
-
-    def p_values(self, window: Summary, tolerated_share: float) -> dict[str, float]:
-        """Return the p-value of each signal."""
-        found = {}
-        for signal in SIGNALS:
-            if signal == "classes":
-                found[signal] = _same_classes(self.summary.classes, window.classes)
-            else:
-                found[signal] = permutation_p(
-                    self.weights[signal],
-                    self.counts(signal, self.summary),
-                    self.counts(signal, window),
-                    tolerated_share,
-                )
+    def p_values(self, windows: np.ndarray, tolerated_share: float) -> dict[str, np.ndarray]:
+        """Return the p-value (...) of each signal for the counts of windows (..., bins)."""
+        found = {
+            signal: permutation_p(
+                self.weights[signal].ravel(),
+                of_signal(self.summary.counts, signal),
+                of_signal(windows, signal),
+                tolerated_share,
+            )
+            for signal in SIGNALS
+            if signal != "classes"
+        }
+        found["classes"] = _same_classes(self.summary.classes, windows[..., CLASSES_START:])
         return found
 
     def judge(self, window: Summary, settings: Settings, before: Verdict | None = None) -> Verdict:
         """Return the verdict on a window, given that on the window before it."""
-        p = self.p_values(window, settings.tolerated_share)
+        found = self.p_values(window.counts, settings.tolerated_share)
+        p = {signal: float(value) for signal, value in found.items()}
         used = {name: share for name, share in settings.shares.items() if share > 0}
         p_value = min(1.0, min(p[name] / share for name, share in used.items()))
         log_e = [math.log(share) + log_e_value(p[name]) for name, share in used.items()]
@@ -323,10 +235,14 @@ class Reference:
         that is new fell there: on average too low rather than too high (Blanchard, Lee and Scott,
         "Semi-Supervised Novelty Detection", JMLR 11, 2010).
         """
-        tail = self.weights[signal] >= weigh(np.array(TAIL))
-        known = self.counts(signal, self.summary)[tail].sum() / len(self.summary)
-        found = self.counts(signal, window)[tail].sum() / max(len(window), 1)
+        tail = self.weights[signal].ravel() >= weigh(np.array(TAIL))
+        known = of_signal(self.summary.counts, signal)[tail].sum() / len(self.summary)
+        found = of_signal(window.counts, signal)[tail].sum() / max(len(window), 1)
         return max(0.0, float((found - known) / (1 - known)))
+
+    def strangers(self, window: Summary) -> float:
+        """Return an estimate of the share of requests that look like nothing the model knows."""
+        return self.beyond(window, "looks")
 
     def accuracy(self, window: Summary) -> float:
         """Return an estimate of a window's accuracy before its labels come.
@@ -336,7 +252,7 @@ class Reference:
         the mean confidence of the window would be far too high. Where the images themselves are
         altered (dimmed or moved), they may still be digits that it knows, and confidence counts.
         """
-        strangers = self.beyond(window, "looks")
+        strangers = self.strangers(window)
         altered = max(self.beyond(window, name) for name in ("brightness", "row", "column"))
         strange = altered * _sureness(window) + (1 - altered) / len(window.classes)
         return (1 - strangers) * _sureness(self.summary) + strangers * strange
@@ -389,11 +305,14 @@ def _sureness(summary: Summary) -> float:
     return float((doubt / (1 + np.exp(middles))).sum() / max(doubt.sum(), 1))
 
 
-def _same_classes(reference: np.ndarray, window: np.ndarray) -> float:
-    """Return the p-value of Pearson's chi-squared test that both have the same mix of answers."""
-    table = np.stack([reference, window])[:, reference + window > 0]
-    if window.sum() == 0 or table.shape[1] < 2:
-        return 1.0
-    expected = np.multiply.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
-    statistic = float(((table - expected) ** 2 / expected).sum())
-    return max(float(chdtrc(table.shape[1] - 1, statistic)), 1e-300)
+def _same_classes(reference: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Return the p-value of Pearson's chi-squared test that both have the same mix, (...)."""
+    table = np.stack([np.broadcast_to(reference, windows.shape), windows], axis=-2)
+    both = table.sum(axis=-2, keepdims=True)
+    total = np.maximum(both.sum(axis=-1, keepdims=True), 1)
+    expected = table.sum(axis=-1, keepdims=True) * both / total
+    with np.errstate(all="ignore"):  # a class that neither has
+        terms = np.where(expected > 0, (table - expected) ** 2 / expected, 0.0)
+    freedom = (both > 0).sum(axis=(-2, -1)) - 1
+    p = chdtrc(np.maximum(freedom, 1), terms.sum(axis=(-2, -1)))
+    return np.where((freedom > 0) & (windows.sum(axis=-1) > 0), np.maximum(p, SMALLEST_P), 1.0)

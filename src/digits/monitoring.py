@@ -18,10 +18,11 @@ from pydantic import Field
 from scipy.stats import binomtest
 
 from digits import drift, production
-from digits.drift import Reference, Summary, Verdict
+from digits.drift import Reference, Verdict
 from digits.errors import DigitsError
 from digits.files import replacing
 from digits.params import STRICT
+from digits.summary import SIGNALS, Summary, bins
 
 Stream = Callable[[], Iterable[pa.RecordBatch]]
 EXAMPLES_A_WINDOW = 3
@@ -123,7 +124,7 @@ class Analysis:
         alarmed = [window.verdict.p for window in self.windows[last.began : last.ended]]
         loud = {
             name: sum(drift.log_e_value(p[name]) for p in alarmed)
-            for name in drift.SIGNALS
+            for name in SIGNALS
             if name not in ("foreign", "confidence")  # parts of `looks`
         }
         limit = max(max(loud.values()) / 20, np.log(20))
@@ -182,7 +183,7 @@ def analyse(
                 last_ms=int(rows.time[inside[-1]]),
                 summary=summary,
                 verdict=reference.judge(summary, own.alarm, before),
-                strangers=reference.beyond(summary, "looks"),
+                strangers=reference.strangers(summary),
                 estimated=reference.accuracy(summary),
                 labelled=len(known),
                 right=int((truth[known] == rows.label[known]).sum()),
@@ -260,9 +261,7 @@ def summarise(
             images = production.images(batch.take(pa.array(inside)), image_size)
             chosen = start + inside
             window = window_of[chosen]
-            places = drift.bins(
-                images, rows.label[chosen], rows.confidence[chosen], rows.foreign[chosen]
-            )
+            places = bins(images, rows.label[chosen], rows.confidence[chosen], rows.foreign[chosen])
             first = int(window.min())
             flat = ((window - first)[:, None] * width + places).ravel()
             found = np.bincount(flat, minlength=(int(window.max()) - first + 1) * width)
@@ -358,7 +357,7 @@ def figures(analysis: Analysis) -> dict[str, float]:
 def write_windows(path: Path, windows: list[Window]) -> None:
     """Write one row a window, as `dvc plots` reads it."""
     header = ["window", "time", "requests", "accuracy", "accuracy_low", "accuracy_high"]
-    header += ["estimated_accuracy", "strangers", "evidence", "drift", *drift.SIGNALS]
+    header += ["estimated_accuracy", "strangers", "evidence", "drift", *SIGNALS]
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -367,4 +366,4 @@ def write_windows(path: Path, windows: list[Window]) -> None:
             row += [f"{x:.4f}" for x in wilson(window.right, window.labelled) or ()] or [""] * 3
             row += [f"{window.estimated:.4f}", f"{window.strangers:.4f}"]
             row += [f"{window.verdict.evidence:.3g}", int(window.verdict.drift)]
-            writer.writerow([*row, *(f"{window.verdict.p[name]:.2g}" for name in drift.SIGNALS)])
+            writer.writerow([*row, *(f"{window.verdict.p[name]:.2g}" for name in SIGNALS)])

@@ -175,7 +175,7 @@ def look(
     """Read a stream once and say which of its rows count.
 
     Rows are not counted when they are damaged, come from a model that is not in `known_versions`
-    (None: any), lie after `now_ms` or repeat one before them. Late ones and those out of order are counted.
+    (None: any), lie after `now_ms` or repeat one before them; late ones and those out of order are.
     """
     columns: dict[str, list[np.ndarray]] = {
         name: [] for name in ("identity", "time", "label", "confidence", "foreign", "whole")

@@ -11,8 +11,8 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from digits import drift
 from digits.monitoring import Analysis, Params, Window, iso, wilson
+from digits.summary import IMAGE_BINS, IMAGE_SIGNALS
 
 WIDTH, HEIGHT, MARGIN, LEFT = 860, 190, 24, 50  # of a chart, in pixels
 NAMES = {
@@ -138,13 +138,13 @@ def causes(analysis: Analysis) -> str:
     """Return what caused the last alarm, and what to do about it."""
     last, windows = analysis.episodes[-1], analysis.windows
     alarmed = windows[last.began : last.ended]
-    total = sum((window.summary.image for window in alarmed), np.zeros((6, drift.IMAGE_BINS)))
+    total = sum((window.summary.image for window in alarmed), np.zeros((6, IMAGE_BINS)))
     lines = []
     found = analysis.causes()
     for name in found:
         text = NAMES[name]
-        if name in drift.IMAGE_SIGNALS:
-            row = drift.IMAGE_SIGNALS.index(name)
+        if name in IMAGE_SIGNALS:
+            row = IMAGE_SIGNALS.index(name)
             usual, now = (mean(counts[row]) for counts in (analysis.reference.summary.image, total))
             text += f": {now:.0%} on average instead of {usual:.0%}, or spread more widely"
         lines.append(f"<li>{escape(text)}</li>")

@@ -10,7 +10,7 @@ deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
     accuracy            by labels, since `since` if there is drift; null without labels
     estimated_accuracy  without labels, the same; null without requests
     strangers           share of requests in the last window that look like nothing known
-    causes              signals of the last alarm (drift.SIGNALS), the loudest first
+    causes              signals of the last alarm (summary.SIGNALS), the loudest first
     faults              rows and labels by what was wrong with them
     gaps                [from, to] without requests, ISO 8601
     endpoint, model_version
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
     parser.add_argument("--endpoint", help="its name; the one that is deployed, if left out")
     parser.add_argument(
-        "--since", type=moment, help="ISO 8601; all that was collected, if left out"
+        "--since", type=moment, help="ISO 8601; from the first request, if left out"
     )
     parser.add_argument("--reference", type=Path, default=REFERENCE)
     parser.add_argument("--out", type=Path)

@@ -15,6 +15,7 @@ from digits import drift, monitoring, params, production, story
 from digits.errors import DigitsError
 from digits.files import write_text
 from digits.monitoring import Params
+from digits.summary import CLASSES_START, Summary
 
 
 def fit(path: Path, classes: tuple[str, ...], image_size: int) -> drift.Reference:
@@ -23,14 +24,14 @@ def fit(path: Path, classes: tuple[str, ...], image_size: int) -> drift.Referenc
     versions = {name for batch in batches for name in batch["model_version"].to_pylist()}
     if len(versions) != 1:
         raise DigitsError(f"{path}: has {len(versions)} models; run `dvc repro -f simulate`")
-    summary = drift.Summary(np.zeros(drift.CLASSES_START + len(classes), np.int64))
+    summary = Summary(np.zeros(CLASSES_START + len(classes), np.int64))
     rows = production.look(batches, classes, image_size, versions)
     start = 0
     for batch in batches:
         part = slice(start, start + len(batch))
         images = production.images(batch, image_size)
         columns = (rows.label[part], rows.confidence[part], rows.foreign[part])
-        summary += drift.Summary.of(images, *columns, len(classes))
+        summary += Summary.of(images, *columns, len(classes))
         start += len(batch)
     return drift.Reference.fit(summary, versions.pop())
 
