@@ -97,6 +97,16 @@ def test_a_clone_in_order_and_one_without(
     assert "AZURE_MAIN_CLIENT_ID: lacks" in said
     assert f"gh variable set {doctor.VARIABLES[0]} --body VALUE" in said
     assert "unset AZURE_STORAGE_KEY" in said
+    credentials = answers.pop("federated-credential <AZURE_DEPLOYER_CLIENT_ID>")
+    managed = "identity federated-credential list --identity-name deployer --resource-group digits"
+    answers["identity list <AZURE_DEPLOYER_CLIENT_ID>"] = [
+        {"name": "deployer", "resourceGroup": "digits"}
+    ]
+    answers[managed] = credentials
+    say(clone, answers)
+    said = findings(capsys, 4)
+    assert f"subject {PREFIX}:environment:production is not among repo:octo/digits" in said
+    assert "az identity federated-credential create --identity-name deployer" in said
     say(clone, {})
     monkeypatch.delenv("AZURE_STORAGE_KEY")
     said = findings(capsys, 0)

@@ -206,6 +206,21 @@ def test_the_trial_in_ones_own_subscription_leaves_nothing(production: Productio
     assert production.live == before  # and `serving` sees one endpoint alone
 
 
+@pytest.mark.prove
+def test_a_model_that_never_serves_changes_nothing_nor_does_its_trial(
+    production: Production,
+) -> None:
+    before = production.live
+    production.model("dead")  # its score.py cannot load it
+    assert production.push().jobs == {"reproduce": "success", "apply": "failure"}
+    assert production.live == before
+    run = production.dispatch("live.yml", {})
+    production.work.git("revert", "--no-edit", "HEAD")
+    assert run.jobs == {"live": "failure"}, run.log
+    assert "/live-" in run.log
+    assert production.live == before  # and `serving` sees one endpoint alone
+
+
 @pytest.mark.parametrize("workflow", ["deploy.yml", "rollback.yml", "live.yml"])
 def test_another_branch_than_main_deploys_nothing(production: Production, workflow: str) -> None:
     production.work.git("push", "--quiet", str(production.github.origin), "main")

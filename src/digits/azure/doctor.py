@@ -145,17 +145,37 @@ def github() -> Iterator[Finding]:
         yield from identity(values.get(variable), variable, subject, roles)
 
 
+def credentials(client: str) -> tuple[list[Any] | None, str]:
+    """Return an identity's federated credentials, None when unknown, and what makes another.
+
+    An app registration is known by its client id; a user-assigned identity is to be found first.
+    """
+    make, parameters = "az ad app federated-credential create", f"--id {client}"
+    found = asked("az", "ad", "app", "federated-credential", "list", "--id", client)
+    if found is None:
+        ours = f"[?clientId=='{client}']"
+        for row in asked("az", "identity", "list", "--query", ours, "--output", "json") or ():
+            place = ["--identity-name", row["name"], "--resource-group", row["resourceGroup"]]
+            found = asked("az", "identity", "federated-credential", "list", *place)
+            make, parameters = "az identity federated-credential create", " ".join(place)
+    return found, f"{make} {parameters}"
+
+
 def identity(client: str | None, variable: str, subject: str, roles: set[str]) -> Iterator[Finding]:
     """Compare one identity's federated credentials and roles with what its jobs need."""
-    mend = (
-        "az ad app federated-credential create --id CLIENT_ID --parameters "
-        f'\'{{"name": "digits", "issuer": "{ISSUER}", "subject": "{subject}", '
-        '"audiences": ["api://AzureADTokenExchange"]}\''
-    )
+    make = "az ad app federated-credential create --id CLIENT_ID"
+    found = None
+    if client is not None:
+        found, make = credentials(client)
+    if "--identity-name" in make:
+        mend = f"{make} --name digits --issuer {ISSUER} --subject {subject}"
+        mend += " --audiences api://AzureADTokenExchange"
+    else:
+        mend = f'{make} --parameters \'{{"name": "digits", "issuer": "{ISSUER}", '
+        mend += f'"subject": "{subject}", "audiences": ["api://AzureADTokenExchange"]}}\''
     if client is None:
         yield Finding("unknown", f"{variable}: not known; subject {subject}", mend)
         return
-    found = asked("az", "ad", "app", "federated-credential", "list", "--id", client)
     if found is None:
         yield Finding("unknown", f"{variable}: Azure not asked; subject {subject}", "`az login`")
         return
