@@ -7,13 +7,14 @@ a request. Labels become known late, and for some digits alone.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import AwareDatetime, Field
 
 from digits import params
-from digits.dataset import MNIST, Digits
+from digits.dataset import MNIST, Digits, read_csv, read_pool
 from digits.errors import DigitsError
 
 ID_BYTES = 8  # of a request's id: two of a million are alike once in 37 million schedules
@@ -161,13 +162,27 @@ class Pool:
         return padded[np.arange(len(images))[:, None, None], rows, columns]
 
 
+def read(path: Path, labelled: Path, schedule: Schedule, task: params.Task) -> "Stream":
+    """Return a schedule's requests, drawn from a pool without what lies in folder `labelled`."""
+    classes, size = len(task.classes), task.image_size
+    pool = Pool(read_pool(path, classes, size), schedule, task.seed)
+    files = sorted(labelled.rglob("*.csv"))
+    left_out = pool.without(read_csv(file, size, classes, MNIST).images for file in files)
+    stream = Stream(pool, schedule, task.seed)
+    if left_out:
+        stream.notes.append(
+            f"{left_out:,} digits of {path} are in {labelled} and do not come again"
+        )
+    return stream
+
+
 class Stream:
     """All requests of a schedule; any part of them can be had, in any order."""
 
     def __init__(self, pool: Pool, schedule: Schedule, seed: int) -> None:
         """Draw all but the images, phase by phase; a million requests take 50 MB.
 
-        A script of which the pool has no digit is replaced by MNIST; `missing` names it.
+        A script of which the pool has no digit is replaced by MNIST, which `notes` tell.
         Raises DigitsError when the pool has no digit of MNIST.
         """
         self.pool, self.schedule, self.seed = pool, schedule, seed
@@ -179,6 +194,10 @@ class Stream:
             )
         asked = dict.fromkeys(script for phase in schedule.phases for script in phase.share)
         self.missing = [script for script in asked if not len(known.get(script, ()))]
+        self.notes = [
+            f"no digits of {script} are kept for production: MNIST's come instead"
+            for script in self.missing
+        ]
         self.times, self.digit, self.phase = self._draw(known)
         rng = np.random.default_rng([seed, 1])
         told = np.zeros(len(pool.labels), bool)

@@ -130,6 +130,16 @@ def test_requests_and_answers_are_collected_together(endpoint: Endpoint, sinks: 
     assert rows == answer["predictions"]
 
 
+def test_a_request_is_collected_under_its_clients_id(endpoint: Endpoint, sinks: list[Sink]) -> None:
+    endpoint.post(BODY, x_request_id="server's", x_ms_client_request_id="client's")
+
+    def ids() -> set[str]:
+        return {headers["ce-x-request-id"] for headers, _ in list(sinks[0].received)}
+
+    wait_until(lambda: "client's" in ids())
+    assert "server's" not in ids()
+
+
 @pytest.mark.parametrize("trouble", ["off", "nobody listens", "sink fails"])
 def test_a_collection_that_fails_is_counted_and_fails_no_request(
     serve: Serve, sinks: list[Sink], trouble: str

@@ -265,7 +265,7 @@ class Target:
 
         Raises DigitsError when it is refused or none comes in time.
         """
-        endpoint = self._headers or self._authorise()
+        endpoint = self._headers or self.authorise()
         headers = {name: value for name, value in endpoint.items() if name != "url"}
         if deployment:
             headers["azureml-model-deployment"] = deployment
@@ -289,7 +289,8 @@ class Target:
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise DigitsError(f"the endpoint gave no answer: {error!r}") from None
 
-    def _authorise(self) -> dict[str, str]:
+    def authorise(self) -> dict[str, str]:
+        """Return the headers of a request, key or token included, and the address as `url`."""
         if self.settings.auth_mode == "aad_token":
             secret = self.workspace.credential.get_token(TOKEN_SCOPE).token
         else:

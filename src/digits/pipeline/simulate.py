@@ -16,35 +16,14 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from digits import params
-from digits.dataset import MNIST, Digits, read_csv, read_pool
+from digits.dataset import Digits, read_pool
 from digits.files import replacing
-from digits.params import Task
 from digits.production import LABELS, REQUESTS
 from digits.scoring import BATCH, Answers, Scorer
-from digits.traffic import HOUR_MS, Pool, Stream
+from digits.traffic import HOUR_MS, Stream, read
 from digits.traffic import Schedule as Params
 
 ROWS = 10_000  # in a row group of a file, and in memory at a time
-
-
-def labelled_images(folder: Path, task: Task) -> list[np.ndarray]:
-    """Return the images of all files of labelled production digits."""
-    return [
-        read_csv(path, task.image_size, len(task.classes), MNIST).images
-        for path in sorted(folder.rglob("*.csv"))
-    ]
-
-
-def stream(pool: Path, labelled: Path, schedule: Params, task: Task) -> Stream:
-    """Return the schedule's requests; print what is left out of the pool, or missing there."""
-    parts = read_pool(pool, len(task.classes), task.image_size)
-    digits = Pool(parts, schedule, task.seed)
-    if out := digits.without(labelled_images(labelled, task)):
-        print(f"{out:,} digits of production are in {labelled} and are not drawn")
-    requests = Stream(digits, schedule, task.seed)
-    if requests.missing:
-        print(f"no {', '.join(requests.missing)} in {pool}: digits of MNIST come instead")
-    return requests
 
 
 def score(scorer: Scorer, images: np.ndarray, progress: tqdm) -> list[Answers]:
@@ -111,7 +90,9 @@ def main(arguments: list[str]) -> None:
     paths = parser.parse_args(arguments)
     values = params.load()
     task, own = params.task(values), params.section(Params, values, "simulate")
-    requests = stream(paths.pool, paths.labelled, own, task)
+    requests = read(paths.pool, paths.labelled, own, task)
+    for note in requests.notes:
+        print(note)
     validation = read_pool(paths.validation, len(task.classes), task.image_size)
     total = len(requests) + sum(len(part) for part in validation)
 

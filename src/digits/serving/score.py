@@ -4,8 +4,9 @@ Enters: a request as request.py decodes it, with `?script=` for an image. Leaves
 model's version and, for each image, digit, confidence, probabilities and how foreign it looks.
 All that it knows of the model comes from the model folder below AZUREML_MODEL_DIR, the code
 that travels there included. Each request is collected with its answer (azureml-ai-monitoring,
-as model_inputs_outputs); the header x-digits-uncollected counts those that were not, since the
-start of the worker.
+as model_inputs_outputs) under the id that the client gave it in x-ms-client-request-id, so that a
+request sent again is known as such, or else under the server's own. The header
+x-digits-uncollected counts those that were not collected, since the start of the worker.
 """
 
 import base64
@@ -95,7 +96,7 @@ class Service:
         except RefusedError as refusal:
             return AMLResponse({"message": str(refusal)}, refusal.status, json_str=True)
         answer = self.predict(images, script or request.args.get("script"))
-        lost = self.collection.collect(g.request_id, images, answer)
+        lost = self.collection.collect(g.client_request_id or g.request_id, images, answer)
         return AMLResponse(to_json(answer), 200, JSON | {"x-digits-uncollected": str(lost)})
 
 
