@@ -5,6 +5,7 @@ decoding and answers. What it collects goes nowhere.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,13 +18,14 @@ from pydantic_core import from_json, to_json
 from digits.errors import DigitsError
 
 BATCH = 100  # images in a body: another number may change the last bit of an answer
+RECORD = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ([A-Z] \[\d+\] \S+) - "  # how the server begins one
+ERROR = r"E \[\d+\] azmlinfsrv"  # of score.py; what lies beside it has loggers of other names
 # Requests come and answers go as a length in eight bytes and as many bytes. What score.py prints
 # goes with standard error.
 CHILD = """
-import logging, os, sys
+import os
 requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
-logging.disable(logging.WARNING)
 from azureml_inference_server_http.server.create_app import create
 client = create().test_client()
 while length := requests.read(8):
@@ -121,9 +123,15 @@ class Scorer:
         return int.from_bytes(header[:8], "big"), answers.read(int.from_bytes(header[8:], "big"))
 
     def _said(self) -> str:
-        """Return the last line that it printed."""
+        """Return the last error that was logged, or else the last line.
+
+        Of exceptions in a chain it is the one that began it.
+        """
         self.log.seek(0)
-        lines = self.log.read().decode(errors="replace").splitlines()
-        return next(
-            (line.strip() for line in reversed(lines) if line.strip()), "it printed nothing"
-        )
+        text = self.log.read().decode(errors="replace")
+        _, *records = re.split(RECORD, text, flags=re.M)  # whose, and what, in turn
+        pairs = zip(records[::2], records[1::2], strict=True)
+        errors = [said for who, said in pairs if re.fullmatch(ERROR, who)]
+        first = (errors or [text])[-1].split("\nThe above exception was")[0]
+        lines = first.strip().splitlines()
+        return lines[-1].strip() if lines else "it printed nothing"
