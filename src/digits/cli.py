@@ -17,6 +17,7 @@ COMMANDS = {
     "monitor": "digits.azure.monitor",
     "serve": "digits.azure.serve",  # production on this machine
     "deploy": "digits.azure.deploy",
+    "simulate": "digits.azure.simulate",  # traffic for what is deployed
     "doctor": "digits.azure.doctor",  # what stands in the way, with its mend
     "review": "digits.review.command",  # what a change does to the metrics
     "relock": "digits.review.relock",  # rebuild a conflicted dvc.lock
