@@ -42,14 +42,7 @@ def metrics_of(values: dict[str, Any], seed: int) -> dict[str, dict[str, float]]
             pools["validation"],
         ]
         train += ["--out", model, "--curves", model / "curves.csv"]
-        evaluate: list[str | Path] = [
-            "--model",
-            model / "model.keras",
-            "--test",
-            pools["test"],
-            "--out",
-            out,
-        ]
+        evaluate = ["--model", model, "--test", pools["test"], "--out", out]
         for stage, arguments in (("train", train), ("evaluate", evaluate)):
             command = [sys.executable, str(SOURCE), stage, *map(str, arguments)]
             env = os.environ | {"DVC_ROOT": str(Path.cwd()), "DVC_EXP_NAME": f"noise-seed-{seed}"}

@@ -1,6 +1,7 @@
 """Stage evaluate: the model on the test pool, which nothing else touches.
 
-Enters: the model and the pool test. Leaves metrics.json (headline figures of each source),
+Enters: data/model and the pool test. Leaves metrics.json (headline figures of each source; of a
+model that knows several scripts also the accuracy when it is told in which a digit is written),
 per_class.csv, reliability.csv and roc.csv as small files for git, and a folder of images: a
 confusion matrix of each source and a sheet of the worst mistakes on MNIST.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from pydantic import Field
 from sklearn.metrics import ConfusionMatrixDisplay, roc_curve
 
-from digits import metrics, model, params
+from digits import lineage, metrics, model, params
 from digits.dataset import Digits, read_pool
 from digits.files import replacing, write_text
 
@@ -38,11 +39,16 @@ class Params:
 
 @dataclass(frozen=True)
 class Scored:
-    """The digits of one source, and the model's probabilities (n, classes) and foreign (n,)."""
+    """The digits of one source, and the model's probabilities (n, classes) and foreign (n,).
+
+    `told` are the digits (n,) that it reads when it is told the script, None where it knows that
+    script alone or not at all.
+    """
 
     digits: Digits
     probabilities: np.ndarray
     foreign: np.ndarray
+    told: np.ndarray | None
 
     @property
     def predicted(self) -> np.ndarray:
@@ -74,6 +80,9 @@ def headline(scored: Scored, known: Scored, bins: int) -> dict[str, float]:
     if scored is not known:
         figures["confidence_auroc"] = metrics.separation(known.confidence, scored.confidence)
         figures["distance_auroc"] = metrics.separation(-known.foreign, -scored.foreign)
+    if scored.told is not None:
+        told, low, high = metrics.accuracy(scored.told == scored.digits.labels)
+        figures |= {"accuracy_told": told, "accuracy_told_low": low, "accuracy_told_high": high}
     return {name: round(value, 6) for name, value in figures.items()}
 
 
@@ -166,11 +175,15 @@ def main(arguments: list[str]) -> None:
     task, own = params.task(values), params.section(Params, values, "evaluate")
     matplotlib.use("agg")
 
-    digits_model = model.load(paths.model, task.image_size, len(task.classes))
+    digits_model = model.load(paths.model / "model.keras", task.image_size, len(task.classes))
+    scripts = lineage.read(paths.model / "lineage.json", digits_model, task.classes)["scripts"]
     everything = []
     for digits in read_pool(paths.test, len(task.classes), task.image_size):
         outputs = model.predict(digits_model, digits.images)
-        everything.append(Scored(digits, outputs["digits"], outputs["foreign"]))
+        told = None
+        if len(scripts) > 1 and digits.script in scripts:
+            told = outputs["scripts"][:, scripts.index(digits.script)].argmax(axis=1)
+        everything.append(Scored(digits, outputs["digits"], outputs["foreign"], told))
     known, foreign = everything[0], everything[1:]
 
     for scored in everything:

@@ -22,7 +22,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from pydantic import Field
 
-from digits import model, params
+from digits import lineage, model, params
 from digits.dataset import read_pool
 from digits.errors import DigitsError
 from digits.files import sha256, write_text
@@ -30,7 +30,6 @@ from digits.files import sha256, write_text
 FORMAT = 1  # as digit_model.py's
 EPOCH = "1970-01-01 00:00:00"  # in place of the time of packaging
 BUILD_TOOLS = ["pip", "setuptools", "wheel"]
-LINEAGE = ("scripts", "classes", "temperature", "data", "params")  # as stage train writes it
 EXAMPLES = 4  # images in the input example
 
 
@@ -49,21 +48,6 @@ def pinned(lock: Path) -> list[str]:
     if not lines:
         raise DigitsError(f"{lock}: pins no package; run `make lock`")
     return lines
-
-
-def read_lineage(path: Path, digits_model: keras.Model, task: params.Task) -> dict[str, Any]:
-    """Return what stage train wrote about its weights.
-
-    Raises DigitsError when it is damaged, or tells of other scripts or classes than the model has.
-    """
-    try:
-        lineage = json.loads(path.read_text("utf-8"))
-        known = digits_model.get_layer("scripts").output.shape[1]
-        if lineage["classes"] != list(task.classes) or len(lineage["scripts"]) != known:
-            raise ValueError("its scripts or classes are not those of the model")
-        return {key: lineage[key] for key in LINEAGE}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DigitsError(f"{path}: is damaged ({error!r}); run `dvc repro -f train`") from None
 
 
 def signature(digits_model: keras.Model) -> ModelSignature:
@@ -113,7 +97,7 @@ def main(arguments: list[str]) -> None:
     digits_model = model.load(paths.model / "model.keras", task.image_size, len(task.classes))
     weights = sha256(paths.model / "model.keras")
     manifest: dict[str, Any] = {"format": FORMAT, "model_sha256": weights}
-    manifest |= read_lineage(paths.model / "lineage.json", digits_model, task)
+    manifest |= lineage.read(paths.model / "lineage.json", digits_model, task.classes)
     validation = read_pool(paths.validation, len(task.classes), task.image_size)
     partial = paths.out.with_name(f"{paths.out.name}.partial")
     for left_over in (partial, paths.out):
