@@ -13,7 +13,7 @@ from pathlib import Path
 from digits.errors import DigitsError
 from digits.review import github
 
-ALLOWED = re.compile(r"dvc\.lock|data/(evaluation|model|production)/[a-z_]+\.(json|csv)")
+ALLOWED = re.compile(r"dvc\.lock|data/(evaluation|model|monitoring|production)/[a-z_]+\.(json|csv)")
 FILE_BYTES, FILES = 1_000_000, 50
 CHECKS = ("ci.yml", "pull-request.yml")  # the ruleset waits for their jobs
 MUTATION = """

@@ -22,7 +22,7 @@ from digits.review.side import MARKERS, mapping, stages
 
 LOCK = "dvc.lock"
 # What stages write and git keeps: made anew, so either side of a conflict will do.
-MADE = re.compile(r"data/(evaluation|model|production)/[a-z_]+\.(json|csv)")
+MADE = re.compile(r"data/(evaluation|model|monitoring|production)/[a-z_]+\.(json|csv)")
 CONFLICT = re.compile(
     r"^<{7} [^\n]*\n(.*?)(?:^\|{7}[^\n]*\n(.*?))?^={7}\n(.*?)^>{7} [^\n]*\n", re.M | re.S
 )
