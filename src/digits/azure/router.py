@@ -94,12 +94,21 @@ class Endpoint:
 class Router:
     """All endpoints and the servers behind them."""
 
-    def __init__(self, port: int, collect: Callable[[str, str, Any, bytes], None]) -> None:
-        """Listen on `port` (0: a free one); `collect(endpoint, deployment, headers, rows)`."""
+    def __init__(
+        self,
+        port: int,
+        collect: Callable[[str, str, Any, bytes], None],
+        record: Callable[[str, str, int, float], None],
+    ) -> None:
+        """Listen on `port` (0: a free one).
+
+        `collect(endpoint, deployment, headers, rows)` gets what is collected,
+        `record(endpoint, deployment, status, seconds)` each request once it is answered.
+        """
         self.endpoints: dict[str, Endpoint] = {}
         self.running: dict[tuple[str, str], Running] = {}
         self.lock = threading.Lock()
-        self.collect = collect
+        self.collect, self.record = collect, record
         self.server = Server((LOOPBACK, port), self._scoring())
         self.url = f"http://{LOOPBACK}:{self.server.server_address[1]}"
 
@@ -212,10 +221,14 @@ class Router:
                     not in endpoint.keys
                 ):
                     return self.answer(401, b"The key or token is missing or wrong.", {})
+                began = time.monotonic()
                 with router.route(name, self.headers.get("azureml-model-deployment")) as target:
-                    if target is None:
-                        return self.answer(404, NO_ROUTE.encode(), {})
-                    return self.answer(*_forward(target, "/" + rest, body, self.headers))
+                    answer: tuple[int, bytes, dict[str, str]] = (404, NO_ROUTE.encode(), {})
+                    if target:
+                        answer = _forward(target, "/" + rest, body, self.headers)
+                    seconds = time.monotonic() - began
+                    router.record(name, target[0] if target else "", answer[0], seconds)
+                    return self.answer(*answer)
 
         return Scoring
 

@@ -1,8 +1,8 @@
 """`digits serve`: production on this machine, on loopback alone, until Ctrl-C.
 
 It starts the stand-in of Azure ML's API (TLS with a certificate made here), Azurite for its blob
-store and an endpoint; what was deployed when it last ran comes up again. Everything lies in one
-folder, `address.json` among it: where `--workspace local` finds it.
+store, an endpoint, and a page that shows it; what was deployed when it last ran comes up again.
+Everything lies in one folder, `address.json` among it: where `--workspace local` finds it.
 """
 
 import argparse
@@ -31,9 +31,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from digits.azure import page
+from digits.azure.detector import Detector
 from digits.azure.management import handler
 from digits.azure.router import LOOPBACK, Router, Server
 from digits.azure.standin import StandIn
+from digits.azure.watch import Labels, Watch
 from digits.errors import DigitsError
 from digits.files import write_text
 
@@ -47,7 +50,9 @@ WITH_US = (
     "data:text/javascript,process.stdin.on('end',()=>process.kill(process.pid)).resume().unref()"
 )
 CONTAINER = "azureml"
+COLLECTION = "model_inputs_outputs"  # what score.py collects
 BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
+WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
 DAYS = 397  # that a certificate is valid
 
 
@@ -158,12 +163,18 @@ def fetch(service: BlobServiceClient, uri: str, target: Path) -> None:
 
 
 class Collector:
-    """Puts collected rows where Azure's collector does, from a thread of its own."""
+    """Puts collected rows where Azure's collector does, from a thread of its own.
 
-    def __init__(self, container: ContainerClient) -> None:
-        """Write to `container`."""
-        self.container = container
+    Where they cannot be written, or not as fast as they come, they are lost and counted: no
+    request waits for them.
+    """
+
+    def __init__(self, container: ContainerClient, watch: Watch) -> None:
+        """Write to `container`; tell `watch`."""
+        self.container, self.watch = container, watch
         self.rows: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.lock = threading.Lock()
+        self.waiting = 0  # bytes
         threading.Thread(target=self.work, daemon=True).start()
 
     def take(self, endpoint: str, deployment: str, headers: Any, rows: bytes) -> None:
@@ -171,6 +182,11 @@ class Collector:
         now = datetime.datetime.now(datetime.UTC)
         event = headers.get("ce-type", "azureml.inference.unnamed")
         request = headers.get("ce-x-request-id", "")
+        try:
+            data = json.loads(rows)
+        except ValueError as error:
+            self.watch.lose(1, f"{deployment} sent no JSON to collect ({error}).")
+            return
         line = {
             "specversion": "1.0",
             "id": headers.get("trace-id", ""),
@@ -178,7 +194,7 @@ class Collector:
             "type": event,
             "datacontenttype": headers.get("Content-Type", ""),
             "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "data": json.loads(rows),
+            "data": data,
             "correlationid": request,
             "xrequestid": request,
             "modelversion": headers.get("ce-model-version", "default"),
@@ -188,8 +204,16 @@ class Collector:
         }
         name = event.removeprefix("azureml.inference.")
         path = f"modelDataCollector/{endpoint}/{deployment}/{name}/{now:%Y/%m/%d/%H}/local.jsonl"
-        text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
-        self.rows.put((path, text.encode() + b"\n"))
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        with self.lock:
+            fits = self.waiting + len(text) <= WAITING_BYTES
+            self.waiting += len(text) if fits else 0
+        if fits:
+            self.rows.put((path, text))
+        else:
+            self.watch.lose(1, "The blob store is slower than requests come.")
+        if name == COLLECTION and isinstance(data, list):
+            self.watch.rows(endpoint, deployment, request, data)
 
     def work(self) -> None:
         """Write what comes, batches for one file at once."""
@@ -202,13 +226,19 @@ class Collector:
                     item = self.rows.get_nowait()
             for path, rows in batches.items():
                 blob = self.container.get_blob_client(path)
+                size = len(rows)
                 try:
                     if not blob.exists():
                         blob.create_append_blob()
-                    for start in range(0, len(rows), BLOCK_BYTES):
-                        blob.append_block(rows[start : start + BLOCK_BYTES])
+                    while rows:
+                        end = rows.rfind(b"\n", 0, BLOCK_BYTES) + 1 or rows.index(b"\n") + 1
+                        blob.append_block(rows[:end], retry_total=1)
+                        rows = rows[end:]
                 except Exception as error:  # lost rows are no reason to stop collecting
-                    print(f"{path}: {rows.count(10)} rows lost: {error!r}", flush=True)
+                    reason = str(error).splitlines()[0] if str(error) else repr(error)
+                    self.watch.lose(rows.count(10), f"The blob store refuses them: {reason}")
+                with self.lock:
+                    self.waiting -= size
 
 
 def main(arguments: list[str]) -> None:
@@ -228,9 +258,13 @@ def main(arguments: list[str]) -> None:
         signal.signal(name, lambda *_: stop.set())
     with blob_store(folder / "blobs", address.get("blob_port", 0)) as storage:
         try:
-            router = Router(address.get("router_port", 0), Collector(storage["client"]).take)
+            watch = Watch(Detector(Path.cwd()))
+            collector = Collector(storage["client"], watch)
+            router = Router(address.get("router_port", 0), collector.take, watch.request)
             standin = StandIn(folder, router, storage)
             server = Server((LOOPBACK, address.get("port", 0)), handler(standin))
+            shown = page.handler(router, watch, Labels(storage["client"]))
+            page_server = Server((LOOPBACK, address.get("page_port", 0)), shown)
         except OSError as error:
             raise DigitsError(f"{address_file}: {error}; is `digits serve` running?") from None
         # Each connection's handshake is its thread's own affair.
@@ -244,7 +278,9 @@ def main(arguments: list[str]) -> None:
             "token": standin.token,
             "certificate": str(certificate),
             "blobs": storage["url"].removesuffix(f"/{ACCOUNT}"),
+            "page": f"http://{LOOPBACK}:{page_server.server_address[1]}",
             "port": server.server_address[1],
+            "page_port": page_server.server_address[1],
             "router_port": router.server.server_address[1],
             "blob_port": int(storage["url"].split(":")[2].split("/")[0]),
         }
@@ -253,13 +289,16 @@ def main(arguments: list[str]) -> None:
         try:
             router.server.start()
             server.start()
+            page_server.start()
             standin.restore()
             print(
-                f"Serving at {router.url}; deploy with `digits deploy apply`. Ctrl-C stops it.",
+                f"Serving at {router.url}, to be watched at {address['page']}; deploy with "
+                "`digits deploy apply`. Ctrl-C stops it.",
                 flush=True,
             )
             stop.wait()
         finally:
             server.stop()
+            page_server.stop()
             standin.workers.shutdown(wait=True, cancel_futures=True)
             router.close()

@@ -1,0 +1,88 @@
+"""The detector of drift, as the page uses it: the reference and the settings of this project.
+
+Both are read again when their files change, so that `dvc repro` is seen without a restart. What
+is missing is no error: production is shown, and the reason why it is not judged.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digits import params
+from digits.drift import Reference, Settings, Summary, Verdict
+from digits.errors import DigitsError
+
+REFERENCE = Path("data/monitoring/reference.json")
+Json = dict[str, Any]
+
+
+class Detector:
+    """Judges windows of answers against data/monitoring/reference.json."""
+
+    def __init__(self, root: Path) -> None:
+        """Look for the files below `root`, the project's folder."""
+        self.files = (root / REFERENCE, root / params.PATH)
+        self.stamp: list[int] = []
+        self.reference: Reference | None = None
+        self.settings: Settings | None = None
+        self.classes: tuple[str, ...] = ()
+        self.scripts: list[str] = []
+        self.missing = ""  # why there is no judging
+
+    def refresh(self) -> None:
+        """Read both files again if one of them changed."""
+        stamp = [file.stat().st_mtime_ns if file.exists() else 0 for file in self.files]
+        if stamp == self.stamp:
+            return
+        self.stamp, self.reference, self.settings = stamp, None, None
+        self.missing = ""
+        try:
+            values = params.load(self.files[1])
+            self.classes = params.task(values).classes
+            self.scripts = ["mnist", *params.foreign_scripts(values)]
+            self.settings = params.section(Settings, values, "monitor.judging")
+            self.reference = Reference.read(self.files[0])
+        except DigitsError as error:
+            self.missing = f"Not judged: {error}"
+
+    def judge(self, rows: list[Json], version: str, before: Verdict | None) -> Verdict | None:
+        """Return the verdict on a window, given that on the one before it; None: cannot tell.
+
+        Each row has image uint8 (size * size,), digit, confidence and foreign.
+        """
+        self.refresh()
+        if self.why_not(version) or self.reference is None or self.settings is None:
+            return None
+        try:
+            images = np.stack([row["image"] for row in rows])
+            size = round(images.shape[1] ** 0.5)
+            summary = Summary.of(
+                images.reshape(-1, size, size),
+                np.array([self.classes.index(row["digit"]) for row in rows]),
+                np.array([row["confidence"] for row in rows]),
+                np.array([row["foreign"] for row in rows]),
+                len(self.classes),
+            )
+        except ValueError:  # a class that params.yaml does not name, images of two sizes
+            return None
+        return self.reference.judge(summary, self.settings, before)
+
+    def why_not(self, version: str) -> str:
+        """Return why answers of a model version cannot be judged, or nothing."""
+        if self.reference is None:
+            return self.missing
+        known = self.reference.model_version
+        if version and not (known.startswith(version) or version.startswith(known)):
+            return (
+                f"Not judged: the reference is of model {known[:12]}, production runs "
+                f"{version[:12]}; run `dvc repro` on the commit that was deployed."
+            )
+        return ""
+
+    def expected(self) -> dict[str, float] | None:
+        """Return the share of each class among the answers of the reference."""
+        if self.reference is None:
+            return None
+        counts = self.reference.summary.classes
+        return dict(zip(self.classes, (counts / counts.sum()).tolist(), strict=True))

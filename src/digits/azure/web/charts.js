@@ -1,0 +1,108 @@
+// Charts as inline SVG: a few lines a kind. Colours stand in style.css, by class.
+
+const LEFT = 40, RIGHT = 12, TOP = 10, BOTTOM = 20, HEIGHT = 150; // pixels
+
+/** Return an SVG element with attributes and children. */
+function element(name, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+/** Return a round number at or above the largest value. */
+export function roundUp(value) {
+  const power = 10 ** Math.floor(Math.log10(value || 1));
+  return [1, 2, 5, 10].map((step) => step * power).find((top) => top >= value);
+}
+
+/** A frame with an axis of values; x and y give the place of a share of the width and a value. */
+function frame(width, { bottom = 0, top, ticks, format = String, scale = (value) => value }) {
+  const span = scale(top) - scale(bottom) || 1;
+  const x = (share) => LEFT + share * (width - LEFT - RIGHT);
+  const y = (value) => HEIGHT - BOTTOM
+    - ((scale(Math.min(Math.max(value, bottom), top)) - scale(bottom)) / span) * (HEIGHT - TOP - BOTTOM);
+  const svg = element("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" });
+  for (const value of ticks ?? [bottom, (bottom + top) / 2, top]) {
+    svg.append(
+      element("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }),
+      element("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, format(value)),
+    );
+  }
+  return { svg, x, y };
+}
+
+/** Words below the axis: at the left, and at the right. */
+function ends({ svg, x }, words) {
+  const y = HEIGHT - 4;
+  svg.append(element("text", { x: x(0), y }, words[0]));
+  svg.append(element("text", { x: x(1), y, "text-anchor": "end" }, words[1]));
+}
+
+/** Stacked bars. `columns`: [{name, parts: [{value, kind, name}]}], of equal width; marks: a value
+ * a column that is shown as a line across it. */
+export function bars(width, columns, { words, marks, named, ...axis }) {
+  const place = frame(width, axis);
+  const step = 1 / Math.max(columns.length, 1);
+  const gap = named ? 4 : 1;
+  columns.forEach(({ name, parts }, number) => {
+    const [left, right] = [place.x(number * step) + gap / 2, place.x((number + 1) * step) - gap / 2];
+    let below = 0;
+    for (const part of parts) {
+      const [from, to] = [place.y(below), place.y((below += part.value))];
+      if (from - to <= 0) continue;
+      const box = { class: `fill ${part.kind}`, x: left, y: to, width: right - left, height: from - to, rx: 1.5 };
+      place.svg.append(element("rect", box, element("title", {}, `${part.name} ${name}: ${axis.format(part.value)}`)));
+    }
+    const middle = (left + right) / 2;
+    if (marks) {
+      const y = place.y(marks[number]);
+      place.svg.append(element("line", { class: "mark", x1: left - 1, x2: right + 1, y1: y, y2: y }));
+    }
+    if (named) place.svg.append(element("text", { x: middle, y: HEIGHT - 4, "text-anchor": "middle" }, name));
+  });
+  if (words) ends(place, words);
+  return place.svg;
+}
+
+/** Lines over time. `series`: [{kind, points: [{at: 0 to 1, value, low, high, alarm, name}]}]; a point
+ * without a value breaks its line; low and high draw an interval; `limit` a line across. */
+export function lines(width, series, { words, dots, limit, ...axis }) {
+  const place = frame(width, axis);
+  if (limit) {
+    const y = place.y(limit.value);
+    place.svg.append(
+      element("line", { class: "limit", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }),
+      element("text", { class: "alarm", x: LEFT + 4, y: y + 13 }, limit.name),
+    );
+  }
+  for (const { kind, points } of series) {
+    let path = "";
+    let open = false;
+    for (const { at, value } of points) {
+      if (value !== null) path += `${open ? "L" : "M"}${place.x(at).toFixed(1)} ${place.y(value).toFixed(1)}`;
+      open = value !== null;
+    }
+    place.svg.append(element("path", { class: `line ${kind}`, d: path }));
+    for (const point of points) {
+      if (!dots || point.value === null) continue;
+      const [x, y] = [place.x(point.at), place.y(point.value)];
+      if (point.low !== undefined) {
+        const whisker = { class: `line thin ${kind}`, x1: x, x2: x, y1: place.y(point.low), y2: place.y(point.high) };
+        place.svg.append(element("line", whisker));
+      }
+      const dot = { class: `fill ${point.alarm ? "alarm" : kind} dot`, cx: x, cy: y, r: point.alarm ? 4.5 : 3.5 };
+      place.svg.append(element("circle", dot, element("title", {}, `${point.name}: ${axis.format(point.value)}`)));
+    }
+  }
+  ends(place, words);
+  return place.svg;
+}
+
+/** A sentence in the place of a chart that has nothing to show yet. */
+export function nothing(sentence) {
+  const words = document.createElement("p");
+  words.className = "nothing";
+  words.textContent = sentence;
+  return words;
+}
