@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from digits import params
-from digits.drift import Reference, Settings, Summary, Verdict
+from digits.drift import Reference, Summary, Verdict
 from digits.errors import DigitsError
+from digits.monitoring import Params
 
 REFERENCE = Path("data/monitoring/reference.json")
+WINDOW = 500  # requests, where params.yaml cannot be read
 Json = dict[str, Any]
 
 
@@ -25,7 +27,7 @@ class Detector:
         self.files = (root / REFERENCE, root / params.PATH)
         self.stamp: list[int] = []
         self.reference: Reference | None = None
-        self.settings: Settings | None = None
+        self.settings: Params | None = None
         self.classes: tuple[str, ...] = ()
         self.scripts: list[str] = []
         self.missing = ""  # why there is no judging
@@ -41,23 +43,36 @@ class Detector:
             values = params.load(self.files[1])
             self.classes = params.task(values).classes
             self.scripts = ["mnist", *params.foreign_scripts(values)]
-            self.settings = params.section(Settings, values, "monitor.judging")
+            self.settings = params.section(Params, values, "monitor")
             self.reference = Reference.read(self.files[0])
         except DigitsError as error:
             self.missing = f"Not judged: {error}"
 
-    def judge(self, rows: list[Json], version: str, before: Verdict | None) -> Verdict | None:
-        """Return the verdict on a window, given that on the one before it; None: cannot tell.
+    @property
+    def window(self) -> int:
+        """How many digits are judged together."""
+        return self.settings.window if self.settings else WINDOW
 
-        Each row has image uint8 (size * size,), digit, confidence and foreign.
+    @property
+    def limit(self) -> int | None:
+        """How much evidence there is when an alarm begins."""
+        return self.settings.alarm.windows_between_false_alarms if self.settings else None
+
+    def judge(
+        self, rows: list[Json], version: str, before: Verdict | None
+    ) -> tuple[Verdict | None, float | None, float | None]:
+        """Return the verdict on a window, the share of strangers in it and its accuracy, estimated.
+
+        `before` is the verdict on the window before it. Each row has image uint8 (size * size,),
+        digit, confidence and foreign. None where it cannot be told.
         """
         self.refresh()
         if self.why_not(version) or self.reference is None or self.settings is None:
-            return None
+            return None, None, None
         try:
             images = np.stack([row["image"] for row in rows])
             size = round(images.shape[1] ** 0.5)
-            summary = Summary.of(
+            window = Summary.of(
                 images.reshape(-1, size, size),
                 np.array([self.classes.index(row["digit"]) for row in rows]),
                 np.array([row["confidence"] for row in rows]),
@@ -65,8 +80,9 @@ class Detector:
                 len(self.classes),
             )
         except ValueError:  # a class that params.yaml does not name, images of two sizes
-            return None
-        return self.reference.judge(summary, self.settings, before)
+            return None, None, None
+        verdict = self.reference.judge(window, self.settings.alarm, before)
+        return verdict, self.reference.strangers(window), self.reference.accuracy(window)
 
     def why_not(self, version: str) -> str:
         """Return why answers of a model version cannot be judged, or nothing."""

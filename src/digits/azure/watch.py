@@ -25,12 +25,10 @@ MINUTE = 60  # seconds that are looked back on
 REQUESTS = 60_000  # an endpoint, of the last minute
 AWAITED = 100_000  # answers an endpoint whose labels may still come
 WINDOWS = 120  # an endpoint
-WINDOW_DIGITS = 500  # that are judged together
 SHOWN = 24  # digits
 LOOK_SECONDS = 1.0  # between two looks for labels
 LABEL_BYTES = 16_000_000  # of a blob that are read at one look
 ENDPOINTS = 8  # those asked last
-FOREIGN = 0.5  # what looks more foreign than this: 1 % of the digits that the model knows
 Json = dict[str, Any]
 Request = tuple[float, str, int, float]  # time, deployment ("": none), status, seconds it took
 
@@ -44,9 +42,10 @@ class Window:
     began: float
     ended: float = 0.0
     digits: int = 0
-    foreign: int = 0  # digits that look so
     classes: Counter[str] = field(default_factory=Counter)  # predicted
     verdict: Verdict | None = None  # what the detector says, where it knows the model
+    strangers: float | None = None  # share of digits that the model does not know, estimated
+    estimated: float | None = None  # accuracy, before labels come
     since: float = 0.0  # when the drift of an alarm began
     right: int = 0
     labelled: int = 0
@@ -150,14 +149,14 @@ class Watch:
         window, rows = seen.filling[place]
         rows.append(row)
         window.digits += 1
-        window.foreign += row["foreign"] > FOREIGN
         window.classes[row["digit"]] += 1
-        if window.digits >= WINDOW_DIGITS:
+        if window.digits >= self.detector.window:
             del seen.filling[place]
             window.ended = time.time()
             before = next((one for one in reversed(seen.windows) if one.place == place), None)
             last = before.verdict if before else None
-            window.verdict = self.detector.judge(rows, window.version, last)
+            found = self.detector.judge(rows, window.version, last)
+            window.verdict, window.strangers, window.estimated = found
             window.since = window.began
             if before and not (window.verdict and window.verdict.began):
                 window.since = before.since
@@ -203,7 +202,6 @@ class Watch:
         """
         now = time.time()
         self.detector.refresh()
-        settings = self.detector.settings
         with self.lock:
             seen = self.endpoints.get(endpoint) or Seen()
             requests = [row for row in seen.requests if row[0] > now - MINUTE]
@@ -226,12 +224,12 @@ class Watch:
         named = {name: [*(interval(*count) or ()), count[1]] for name, count in scripts.items()}
         return known | {
             "now": now,
-            "window_digits": WINDOW_DIGITS,
+            "window_digits": self.detector.window,
             "minute": last_minute(requests, now),
             "windows": windows,
             "expected": self.detector.expected(),
             "known_scripts": self.detector.scripts,
-            "limit": settings.windows_between_false_alarms if settings else None,
+            "limit": self.detector.limit,
             "classes": dict(sum(counts, Counter())),
             "versions": versions,
             "accuracy": interval(right, labelled),

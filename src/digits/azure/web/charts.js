@@ -65,9 +65,9 @@ export function bars(width, columns, { words, marks, named, ...axis }) {
   return place.svg;
 }
 
-/** Lines over time. `series`: [{kind, points: [{at: 0 to 1, value, low, high, alarm, name}]}]; a point
- * without a value breaks its line; low and high draw an interval; `limit` a line across. */
-export function lines(width, series, { words, dots, limit, ...axis }) {
+/** Lines over time. `series`: [{kind, dots, points: [{at: 0 to 1, value, low, high, alarm, name}]}]; a
+ * point without a value breaks its line; low and high draw an interval; `limit` a line across. */
+export function lines(width, series, { words, limit, ...axis }) {
   const place = frame(width, axis);
   if (limit) {
     const y = place.y(limit.value);
@@ -76,7 +76,7 @@ export function lines(width, series, { words, dots, limit, ...axis }) {
       element("text", { class: "alarm", x: LEFT + 4, y: y + 13 }, limit.name),
     );
   }
-  for (const { kind, points } of series) {
+  for (const { kind, points, dots } of series) {
     let path = "";
     let open = false;
     for (const { at, value } of points) {

@@ -196,26 +196,30 @@ function showWindows(state) {
   const ticks = [1, 10, 100, 1000, 10000].filter((tick) => tick <= top);
   const cause = ({ verdict }) => (verdict ? verdict.cause : "–");
   chart("evidence", judged ? `Evidence for drift by window; ${words2(state)}` : "No window was judged yet",
-    judged ? (width) => lines(width, [{ kind: "kind0", points }],
-      { bottom: 1, top, ticks, scale: Math.log10, words, dots: true, limit, format: (value) => `${+value.toPrecision(3)}` })
+    judged ? (width) => lines(width, [{ kind: "kind0", points, dots: true }],
+      { bottom: 1, top, ticks, scale: Math.log10, words, limit, format: (value) => `${+value.toPrecision(3)}` })
       : empty(state.reason || "No window is full yet."),
-    { head: ["Window ended", "Deployment", "Evidence", "Alarm", "Most unusual", "Look foreign"],
+    { head: ["Window ended", "Deployment", "Evidence", "Alarm", "Most unusual", "Strangers, estimated"],
       rows: () => windows.map((window) => [clock(window.ended), window.deployment,
         window.verdict ? window.verdict.evidence.toPrecision(3) : "–", window.verdict?.drift ? "yes" : "no",
-        cause(window), percent(window.foreign / window.digits)]) });
+        cause(window), percent(window.strangers)]) });
 
-  const labelled = windows.map((window, i) => {
+  const measured = windows.map((window, i) => {
     const [value, low, high] = window.accuracy ?? [null];
     return { at: place(i), name: name(window), value, low, high };
   });
-  const lowest = Math.min(0.9, ...labelled.map(({ low }) => low ?? 1));
-  chart("accuracies", state.accuracy ? `Accuracy by window, ${percent(state.accuracy[0])} of all labels` : "No labels yet",
-    state.labelled && windows.length ? (width) => lines(width, [{ kind: "kind0", points: labelled }],
-      { bottom: Math.floor(lowest * 10) / 10, top: 1, words, dots: true, format: (value) => percent(value, 0) })
-      : empty("No true labels have come for a window yet."),
-    { head: ["Window ended", "Accuracy", "95 % interval", "Labels"],
+  const estimated = windows.map((window, i) => ({ at: place(i), name: name(window), value: window.estimated }));
+  const known = [...measured.map(({ low, value }) => low ?? value), ...estimated.map(({ value }) => value)].filter((value) => value !== null);
+  const bottom = Math.floor(Math.min(0.9, ...known) * 10) / 10;
+  const series = [{ kind: "kind1", points: estimated }, { kind: "kind0", points: measured, dots: true }];
+  chart("accuracies", state.accuracy ? `Accuracy by window; ${percent(state.accuracy[0])} of all labels` : "Accuracy by window; no labels yet",
+    known.length ? (width) => lines(width, series, { bottom, top: 1, words, format: (value) => percent(value, 0) })
+      : empty("No window has labels or an estimate yet."),
+    { legend: known.length ? [["kind0", "by true labels, with 95 % interval"], ["kind1", "estimated before they come"]] : [],
+      head: ["Window ended", "Accuracy", "95 % interval", "Labels", "Estimated"],
       rows: () => windows.map((window) => [clock(window.ended), percent(window.accuracy?.[0] ?? null),
-        window.accuracy ? `${percent(window.accuracy[1])} to ${percent(window.accuracy[2])}` : "–", window.labelled]) });
+        window.accuracy ? `${percent(window.accuracy[1])} to ${percent(window.accuracy[2])}` : "–", window.labelled,
+        percent(window.estimated)]) });
 
   const classes = [...new Set([...Object.keys(state.expected ?? {}), ...Object.keys(state.classes)])].sort();
   const of = Object.values(state.classes).reduce((sum, value) => sum + value, 0);
