@@ -64,12 +64,13 @@ class StandIn:
 
     folder: Path
     process: subprocess.Popen[str] | None = None
+    project: Path = ROOT  # that it is started in
 
     def start(self) -> None:
         """Start it; return when it serves."""
         self.process = subprocess.Popen(
             [*DIGITS, "serve", "--folder", str(self.folder)],
-            cwd=ROOT,
+            cwd=self.project,
             env=environment() | {"PYTHONPATH": str(ROOT / "src")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -272,13 +273,11 @@ class Deployable(Project):
         self.git("commit", "--quiet", "--allow-empty", "--message", "Other settings")
 
 
-@pytest.fixture(name="deployable")
-def a_deployable(standin: StandIn, tmp_path: Path) -> Iterator[Deployable]:
-    """A project of one's own with a workspace of its own; nothing of it runs afterwards."""
-    root = tmp_path / "project"
+def a_project(root: Path, standin: StandIn, score: str = LIGHT_SCORE) -> Deployable:
+    """Make a project with a workspace of its own, whose code is `score`."""
     (root / "serving").mkdir(parents=True)
     project = Deployable(root, f"w{uuid.uuid4().hex[:8]}", standin.folder)
-    (root / "serving" / "score.py").write_text(LIGHT_SCORE)
+    (root / "serving" / "score.py").write_text(score)
     (root / ".gitignore").write_text("/data/*\n!/data/evaluation\n/.standin\n/.deploy\n*.partial\n")
     (root / ".standin").symlink_to(standin.folder)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
@@ -286,6 +285,13 @@ def a_deployable(standin: StandIn, tmp_path: Path) -> Iterator[Deployable]:
     project.git("init", "--quiet", "--initial-branch", "main")
     smoke = "{digits: 10, accuracy: 0.9, latency_seconds: 5.0}"
     project.set(code="serving", step_seconds="0.0", smoke=smoke, lease_seconds="15")
+    return project
+
+
+@pytest.fixture(name="deployable")
+def a_deployable(standin: StandIn, tmp_path: Path) -> Iterator[Deployable]:
+    """A project of one's own with a workspace of its own; nothing of it runs afterwards."""
+    project = a_project(tmp_path / "project", standin)
     try:
         yield project
     finally:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
+from heapq import nlargest
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ MINUTE = 60  # seconds that are looked back on
 REQUESTS = 60_000  # an endpoint, of the last minute
 AWAITED = 100_000  # answers an endpoint whose labels may still come
 WINDOWS = 120  # an endpoint
-SHOWN = 24  # digits
+RECENT, SHOWN = 500, 12  # digits: an endpoint, and of those the latest and the most foreign
 LOOK_SECONDS = 1.0  # between two looks for labels
 LABEL_BYTES = 16_000_000  # of a blob that are read at one look
 ENDPOINTS = 8  # those asked last
@@ -72,7 +73,7 @@ class Seen:
     answers: OrderedDict[tuple[str, int], list[Any]] = field(default_factory=OrderedDict)
     filling: dict[tuple[str, str], tuple[Window, list[Json]]] = field(default_factory=dict)
     windows: deque[Window] = field(default_factory=lambda: deque(maxlen=WINDOWS))
-    recent: deque[Json] = field(default_factory=lambda: deque(maxlen=SHOWN))
+    recent: deque[Json] = field(default_factory=lambda: deque(maxlen=RECENT))
     digits: int = 0
     doubled: int = 0
     scripts: dict[str, list[int]] = field(default_factory=dict)  # [right, labelled]
@@ -216,7 +217,8 @@ class Watch:
                 "lost_reason": self.lost_reason,
                 "doubled": seen.doubled,
                 "damaged": seen.damaged,
-                "recent": list(seen.recent)[::-1],
+                "recent": list(seen.recent)[: -SHOWN - 1 : -1],
+                "strangest": nlargest(SHOWN, seen.recent, key=lambda row: row["foreign"]),
                 "filling": [window.shown() for window in filling],
             }
         versions = {one.deployment: one.version for one in latest[::-1]}

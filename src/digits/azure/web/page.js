@@ -167,14 +167,14 @@ function showTraffic(state) {
     (width) => bars(width, columns, { top, words, format }),
     { legend, head: ["Seconds ago", ...names], rows: () => columns.map(({ parts }, i) => [seconds[i].ago, ...parts.map(({ value }) => value)]) });
 
-  const series = [["p99_ms", "kind1"], ["median_ms", "kind0"]].map(([key, kind]) => ({
+  const series = [["p99_ms", "kind3"], ["median_ms", "kind2"]].map(([key, kind]) => ({
     kind,
     points: seconds.map((second, i) => ({ at: i / (seconds.length - 1), value: second[key] })),
   }));
   const slowest = Math.max(...seconds.map((second) => second.p99_ms ?? 0));
   chart("latency", `Latency over the last minute: median ${milliseconds(state.minute.median_ms)}, 99th percentile ${milliseconds(state.minute.p99_ms)}`,
     (width) => lines(width, series, { top: roundUp(slowest || 10), words, format }),
-    { legend: [["kind0", "median"], ["kind1", "99th percentile"]], head: ["Seconds ago", "Median ms", "p99 ms"],
+    { legend: [["kind2", "median"], ["kind3", "99th percentile"]], head: ["Seconds ago", "Median ms", "p99 ms"],
       rows: () => seconds.map((second) => [second.ago, second.median_ms ?? "–", second.p99_ms ?? "–"]) });
 }
 
@@ -211,11 +211,11 @@ function showWindows(state) {
   const estimated = windows.map((window, i) => ({ at: place(i), name: name(window), value: window.estimated }));
   const known = [...measured.map(({ low, value }) => low ?? value), ...estimated.map(({ value }) => value)].filter((value) => value !== null);
   const bottom = Math.floor(Math.min(0.9, ...known) * 10) / 10;
-  const series = [{ kind: "kind1", points: estimated }, { kind: "kind0", points: measured, dots: true }];
+  const series = [{ kind: "estimate", points: estimated }, { kind: "kind0", points: measured, dots: true }];
   chart("accuracies", state.accuracy ? `Accuracy by window; ${percent(state.accuracy[0])} of all labels` : "Accuracy by window; no labels yet",
     known.length ? (width) => lines(width, series, { bottom, top: 1, words, format: (value) => percent(value, 0) })
       : empty("No window has labels or an estimate yet."),
-    { legend: known.length ? [["kind0", "by true labels, with 95 % interval"], ["kind1", "estimated before they come"]] : [],
+    { legend: known.length ? [["kind0", "by true labels, with 95 % interval"], ["estimate", "estimated before they come"]] : [],
       head: ["Window ended", "Accuracy", "95 % interval", "Labels", "Estimated"],
       rows: () => windows.map((window) => [clock(window.ended), percent(window.accuracy?.[0] ?? null),
         window.accuracy ? `${percent(window.accuracy[1])} to ${percent(window.accuracy[2])}` : "–", window.labelled,
@@ -258,30 +258,30 @@ function showDeployments(state) {
   fill($("scripts"), scripts.map(([name, [share, low, high, of]]) => [name, percent(share), `${percent(low)} to ${percent(high)}`, of]));
 }
 
-const pictures = new Map(); // of the digits shown, by their pixels
-
 /** Return a canvas with one collected image: base64 of size * size bytes, white on black. */
 function picture(base64) {
-  if (pictures.has(base64)) return pictures.get(base64);
-  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  const size = Math.sqrt(bytes.length);
+  const size = Math.sqrt(atob(base64).length);
   const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
   const pixels = canvas.getContext("2d").createImageData(size, size);
-  bytes.forEach((ink, i) => pixels.data.set([255 - ink, 255 - ink, 255 - ink, 255], 4 * i));
+  [...atob(base64)].forEach((letter, i) => {
+    const paper = 255 - letter.charCodeAt(0);
+    pixels.data.set([paper, paper, paper, 255], 4 * i);
+  });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
-  pictures.set(base64, canvas);
   return canvas;
 }
 
-function showRecent(state) {
-  const items = state.recent.map(({ image, digit, confidence, foreign }) => {
-    const item = make("li", foreign > 0.5 ? "strange" : "", picture(image).cloneNode(), make("b", "", digit), make("small", "", percent(confidence, 0)));
-    item.querySelector("canvas").getContext("2d").drawImage(picture(image), 0, 0);
-    item.append(make("span", "hidden", foreign > 0.5 ? " looks foreign" : ""));
+function showDigits(list, digits) {
+  const key = JSON.stringify(digits);
+  if (list.digits === key) return; // the same as a second ago
+  list.digits = key;
+  const items = digits.map(({ image, digit, confidence, foreign }) => {
+    const strange = foreign > 0.5;
+    const item = make("li", strange ? "strange" : "", picture(image), make("b", "", digit), make("small", "", `${Math.round(confidence * 100)}%`));
+    if (strange) item.append(make("span", "hidden", " looks foreign"));
     return item;
   });
-  for (const known of pictures.keys()) if (!state.recent.some(({ image }) => image === known)) pictures.delete(known);
-  $("recent").replaceChildren(...(items.length ? items : [nothing("No digits have been collected yet.")]));
+  list.replaceChildren(...(items.length ? items : [make("li", "nothing", "No digits have been collected yet.")]));
 }
 
 // State -------------------------------------------------------------------------------------------
@@ -347,7 +347,8 @@ async function poll() {
       showTraffic(state);
       showWindows(state);
       showDeployments(state);
-      showRecent(state);
+      showDigits($("recent"), state.recent);
+      showDigits($("strangest"), state.strangest);
       health(state.drift ? "alarm" : state.endpoint ? "good" : "", state.drift ? "drift" : state.endpoint ? "live" : "nothing deployed");
     } catch (error) {
       if (error instanceof TypeError && error.message.includes("fetch")) health("alarm", "digits serve has stopped");

@@ -1,0 +1,137 @@
+"""What the page remembers: within bounds, each answer and each label once."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import ROOT
+
+from digits.azure import watch as module
+from digits.azure.detector import Detector
+from digits.azure.watch import Watch, last_minute
+from digits.drift import Reference, Summary
+
+VERSION = "0123456789ab"
+
+
+def row(digit: str = "3", foreign: float = 0.1, version: str = VERSION) -> dict[str, Any]:
+    """Return one collected row."""
+    image = np.random.default_rng(int(foreign * 1e6)).integers(0, 256, (28, 28), np.uint8)
+    answer = {"digit": digit, "confidence": 0.99, "foreign": foreign}
+    return {"image": base64.b64encode(image.tobytes()).decode(), "model_version": version} | answer
+
+
+def label(request: str, digit: str = "3", position: int = 0) -> bytes:
+    """Return one line of labels."""
+    place = {"time": "2026-01-05T00:00:00Z", "request_id": request, "position": position}
+    return json.dumps(place | {"label": digit, "script": "mnist"}).encode()
+
+
+def watch(folder: Path) -> Watch:
+    """Return a watch whose project has a reference."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2000, 28, 28), np.uint8)
+    sure, foreign = np.full(2000, 0.99), rng.uniform(0, 0.5, 2000)
+    known = Summary.of(images, rng.integers(0, 10, 2000), sure, foreign, 10)
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
+    Reference.fit(known, VERSION).write(folder / "data" / "monitoring" / "reference.json")
+    return Watch(Detector(folder))
+
+
+def test_a_request_sent_again_counts_once(tmp_path: Path) -> None:
+    seen = watch(tmp_path)
+    for _ in range(2):
+        seen.rows("e", "blue", "one", [row(), row("4")])
+    state = seen.state("e")
+    assert (state["digits"], state["doubled"]) == (2, 2)
+    assert state["classes"] == {"3": 1, "4": 1}
+
+
+def test_a_label_counts_once_and_late_ones_reach_their_window(tmp_path: Path) -> None:
+    seen = watch(tmp_path)
+    for number in range(500):
+        seen.rows("e", "blue", str(number), [row()])
+    seen.rows("e", "blue", "500", [row()])
+    seen.labels("e", [label("0"), label("0"), label("1", "4"), label("unknown"), label("500")])
+    state = seen.state("e")
+    (window,) = state["windows"]
+    assert (window["labelled"], window["right"]) == (2, 1)
+    assert (state["labelled"], state["accuracy"][0]) == (3, 2 / 3)
+    assert state["scripts"]["mnist"][3] == 3
+
+
+def test_damaged_rows_and_labels_are_counted(tmp_path: Path) -> None:
+    seen = watch(tmp_path)
+    broken: list[Any] = [row() | {"confidence": "much"}, {"image": "%"}, None, row()]
+    seen.rows("e", "blue", "one", broken)
+    seen.labels("e", [b"{", b"[]", label("one", position=3)])
+    state = seen.state("e")
+    assert (state["digits"], state["damaged"], state["labelled"]) == (1, 5, 1)
+
+
+def test_drift_is_seen_and_ends_with_the_model(tmp_path: Path) -> None:
+    seen = watch(tmp_path)
+    rng = np.random.default_rng(1)
+    for number in range(1000):
+        foreign = 0.99 if number % 5 == 0 and number >= 500 else float(rng.uniform(0, 0.5))
+        digit = str(rng.integers(0, 10))
+        seen.rows("e", "blue", str(number), [row(digit, foreign)])
+    quiet, drift = seen.state("e")["windows"]
+    assert not quiet["verdict"]["drift"]
+    assert drift["verdict"]["drift"]
+    assert drift["strangers"] > 0.1
+    assert drift["estimated"] < quiet["estimated"] - 0.1
+    assert drift["since"] >= quiet["ended"] - 1e-3
+    for number in range(500):
+        seen.rows("e", "blue", f"new{number}", [row(version="another")])
+    assert seen.state("e")["windows"][-1]["verdict"] is None
+    assert "the reference is of model 0123" in seen.detector.why_not("another")
+
+
+def test_rows_that_cannot_be_judged_are_no_end(tmp_path: Path) -> None:
+    seen = watch(tmp_path)
+    for number in range(500):
+        seen.rows("e", "blue", str(number), [row("no class of ours")])
+    assert seen.state("e")["windows"][0]["verdict"] is None
+
+
+def test_what_is_missing_is_said_and_read_when_it_comes(tmp_path: Path) -> None:
+    seen = Watch(Detector(tmp_path))
+    seen.state("e")
+    assert "params.yaml: not found" in seen.detector.why_not("")
+    watch(tmp_path)
+    assert seen.state("e")["limit"] == 1000
+    assert seen.detector.why_not(VERSION) == ""
+
+
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: Any) -> None:
+    for name in ("REQUESTS", "AWAITED", "RECENT"):
+        monkeypatch.setattr(module, name, 10)
+    monkeypatch.setattr(module, "ENDPOINTS", 2)
+    seen = watch(tmp_path)
+    for endpoint in ("e", "f", "g"):
+        for number in range(30):
+            seen.request(endpoint, "blue", 200, 0.01)
+            seen.rows(endpoint, "blue", str(number), [row()])
+    assert list(seen.endpoints) == ["f", "g"]
+    last = seen.endpoints["g"]
+    assert (len(last.requests), len(last.answers), len(last.recent)) == (10, 10, 10)
+    assert last.digits == 30
+
+
+def test_the_last_minute() -> None:
+    now = 1000.5
+    requests = [(now - 2, "blue", 200, 0.01), (now - 2, "green", 502, 0.03), (now - 1, "", 404, 0)]
+    told = last_minute([(float(t), name, code, s) for t, name, code, s in requests], now)
+    assert told["statuses"] == {"200": 1, "404": 1, "502": 1}
+    assert told["deployments"]["green"] == {
+        "requests": 1,
+        "failed": 1,
+        "median_ms": 30.0,
+        "p99_ms": 30.0,
+    }
+    assert told["seconds"][-2]["deployments"] == {"blue": 1, "green": 1}
+    assert len(told["seconds"]) == 60
+    assert last_minute([], now)["median_ms"] is None
