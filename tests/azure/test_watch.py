@@ -11,7 +11,8 @@ from conftest import ROOT
 from digits.azure import watch as module
 from digits.azure.detector import Detector
 from digits.azure.watch import Watch, last_minute
-from digits.drift import Reference, Summary
+from digits.drift import Reference
+from digits.summary import Summary
 
 VERSION = "0123456789ab"
 

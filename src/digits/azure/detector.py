@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from digits import params
-from digits.drift import Reference, Summary, Verdict
+from digits.drift import Reference, Verdict
 from digits.errors import DigitsError
 from digits.monitoring import Params
+from digits.summary import Summary
 
 REFERENCE = Path("data/monitoring/reference.json")
 WINDOW = 500  # requests, where params.yaml cannot be read
