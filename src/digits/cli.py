@@ -20,6 +20,7 @@ COMMANDS = {
     "simulate": "digits.azure.simulate",  # traffic for what is deployed
     "doctor": "digits.azure.doctor",  # what stands in the way, with its mend
     "review": "digits.review.command",  # what a change does to the metrics
+    "retrain": "digits.review.retrain",  # an experiment with the labelled digits of production
     "relock": "digits.review.relock",  # rebuild a conflicted dvc.lock
 }
 

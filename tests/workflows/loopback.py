@@ -26,6 +26,7 @@ OWNER, NAME = "octo", "digits"
 FULL_NAME = f"{OWNER}/{NAME}"
 BOT = {"login": "github-actions[bot]"}
 ACTIONS = Path(__file__).parent / "actions"
+FIRST_ISSUE = 101  # pull requests, which GitHub counts with them, have two digits here
 needs_bash = pytest.mark.skipif(sys.platform == "win32", reason="the jobs' shell is bash")
 # What GitHub asks for: method, path, permission, level.
 NEEDED = [
@@ -33,8 +34,12 @@ NEEDED = [
     ("POST", r"/actions/workflows/.*/dispatches", "actions", "write"),
     ("GET", r"/compare/.*", "contents", "read"),
     ("POST", r"/graphql", "contents", "write"),
+    ("POST", r"/git/refs", "contents", "write"),
+    ("DELETE", r"/git/refs/heads/.*", "contents", "write"),
     ("GET", r"/pulls", "pull-requests", "read"),
+    ("POST", r"/pulls", "pull-requests", "write"),
     ("GET", r"/issues/\d+/comments", "pull-requests", "read"),
+    ("POST", r"/issues/\d\d\d/comments", "issues", "write"),
     ("POST", r"/issues/\d+/comments", "pull-requests", "write"),
     ("PATCH", r"/issues/comments/\d+", "pull-requests", "write"),
     ("GET", r"/issues", "issues", "read"),
@@ -61,12 +66,15 @@ class Call:
 
 @dataclass
 class Pull:
-    """An open pull request."""
+    """A pull request."""
 
     number: int
     branch: str
     source: str = FULL_NAME  # a fork has another owner
     author: str = "student"
+    state: str = "open"
+    created_at: str = "2026-01-01T00:00:00Z"
+    body: str = ""
     comments: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -124,6 +132,7 @@ class GitHub:
         self.leaks: list[str] = []
         self.waiting: deque[tuple[str, str, str, dict[str, Any]]] = deque()
         self.running = ""  # the workflow whose jobs call now
+        self.may_open = True  # the setting: Actions may create pull requests
         self.variables: dict[str, str] = {}
         self.environment: dict[str, str] = {}
         subprocess.run(["git", "init", "-q", "--bare", "-b", "main", self.origin], check=True)
@@ -138,7 +147,7 @@ class GitHub:
             def do_GET(self) -> None:
                 github.answer(self)
 
-            do_POST = do_PATCH = do_GET  # noqa: N815
+            do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
             def log_message(self, *arguments: Any) -> None:
                 """Say nothing."""
@@ -329,7 +338,8 @@ class GitHub:
         head = self.head(self.ref(pull))
         return {
             "number": pull.number,
-            "state": "open",
+            "state": pull.state,
+            "created_at": pull.created_at,
             "user": {"login": pull.author},
             "head": {"ref": pull.branch, "sha": head, "repo": {"full_name": pull.source}},
             "base": {"ref": "main", "sha": self.head("main")},
@@ -359,18 +369,25 @@ class GitHub:
             return 200, {"files": [{"filename": name} for name in names[:300]]}
         if parts == ["graphql"]:
             return 200, self.commit(body["variables"]["input"])
+        if parts[:2] == ["git", "refs"]:
+            return self.change_ref(method, path, body)
+        if parts == ["pulls"] and method == "POST":
+            return self.open(body)
         if parts == ["pulls"]:
-            owner, _, branch = query["head"].partition(":")
+            owner, _, branch = query.get("head", "").partition(":")
             return 200, [
                 self.pull_facts(pull)
-                for pull in self.pulls.values()
-                if (pull.source.partition("/")[0], pull.branch) == (owner, branch)
+                for pull in reversed(self.pulls.values())
+                if query["state"] in ("all", pull.state)
+                and (not owner or (pull.source.partition("/")[0], pull.branch) == (owner, branch))
             ][page]
         if parts[-1] == "comments" and method == "GET":
             return 200, self.pulls[int(parts[1])].comments[page]
         if parts[-1] == "comments":
-            comments = self.pulls[int(parts[1])].comments
-            comments.append({"id": 1000 * int(parts[1]) + len(comments), "user": BOT, **body})
+            number = int(parts[1])
+            issue = number >= FIRST_ISSUE
+            comments = self.issue(number)["remarks"] if issue else self.pulls[number].comments
+            comments.append({"id": 1000 * number + len(comments), "user": BOT, **body})
             return 201, comments[-1]
         if parts[:2] == ["issues", "comments"]:
             number, place = divmod(int(parts[2]), 1000)
@@ -379,10 +396,36 @@ class GitHub:
         if method == "GET":
             return 200, [issue for issue in self.issues if issue["state"] == "open"][page]
         if method == "POST":
-            self.issues.append({"number": len(self.issues) + 1, "state": "open", **body})
+            number, made = FIRST_ISSUE + len(self.issues), "2026-01-02T00:00:00Z"
+            start = {"number": number, "state": "open", "created_at": made, "remarks": []}
+            self.issues.append(start | body)
             return 201, self.issues[-1]
-        self.issues[int(parts[1]) - 1] |= body
-        return 200, self.issues[int(parts[1]) - 1]
+        self.issue(int(parts[1])).update(body)
+        return 200, self.issue(int(parts[1]))
+
+    def issue(self, number: int) -> dict[str, Any]:
+        """Return an issue by its number."""
+        return self.issues[number - FIRST_ISSUE]
+
+    def change_ref(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        """Make a branch, or delete one."""
+        if method == "DELETE":
+            self.git("update-ref", "-d", urllib.parse.unquote(path.removeprefix("/git/")))
+            return 204, None
+        if self.git("for-each-ref", body["ref"]):
+            return 422, {"message": "Reference already exists"}
+        self.git("update-ref", body["ref"], body["sha"])
+        return 201, {"ref": body["ref"]}
+
+    def open(self, body: Any) -> tuple[int, Any]:
+        """Open a pull request; with a job's own token that starts nothing."""
+        if not self.may_open:
+            text = "GitHub Actions is not permitted to create or approve pull requests."
+            return 403, {"message": text}
+        number = 1 + max(self.pulls, default=0)
+        made = {"author": BOT["login"], "created_at": "2026-01-02T00:05:00Z", "body": body["body"]}
+        self.pulls[number] = Pull(number, body["head"], **made)
+        return 201, self.pull_facts(self.pulls[number])
 
     def commit(self, given: dict[str, Any]) -> dict[str, Any]:
         """Do createCommitOnBranch; a token's commit starts nothing."""

@@ -363,7 +363,12 @@ def test_one_issue_is_opened_updated_and_closed(
     for result in ("success", "failure", "failure", "success"):
         monkeypatch.setenv("RESULT", result)
         told.append(upkeep.main([]))
-    assert told == ["All is well; no issue is open.", "#1: opened.", "#1: updated.", "#1: closed."]
+    assert told == [
+        "All is well; no issue is open.",
+        "#101: opened.",
+        "#101: updated.",
+        "#101: closed.",
+    ]
     assert len(github.issues) == 1
     assert "+numpy==2.1" in github.issues[0]["body"]
 

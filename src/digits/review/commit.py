@@ -13,7 +13,8 @@ from pathlib import Path
 from digits.errors import DigitsError
 from digits.review import github
 
-ALLOWED = re.compile(r"dvc\.lock|data/(evaluation|model|monitoring|production)/[a-z_]+\.(json|csv)")
+SMALL = r"data/(evaluation|model|monitoring|production)/[a-z_]+\.(json|csv)"
+ALLOWED = re.compile(rf"dvc\.lock|{SMALL}")
 FILE_BYTES, FILES = 1_000_000, 50
 CHECKS = ("ci.yml", "pull-request.yml")  # the ruleset waits for their jobs
 MUTATION = """
@@ -26,34 +27,44 @@ mutation ($input: CreateCommitOnBranchInput!) {
 def main(arguments: list[str]) -> str:
     """Commit the files in a folder to BRANCH, whose head must still be HEAD; say what was done."""
     base, branch, head = map(github.setting, ("BASE", "BRANCH", "HEAD"))
-    additions = files(Path(arguments[0]))
+    additions = files(Path(arguments[0]), ALLOWED)
     others = [] if github.setting("ANY_CHANGE") == "true" else authors_files(base, head)
     if others:
         return (
             f"Left to the author, whose change is more than params.yaml ({others[0]}): "
             "the report says how to take the files."
         )
-    commit = {
+    made = commit(branch, head, "dvc.lock and metrics as the pipeline makes them", additions)
+    if github.setting("START_CHECKS") == "true":
+        start_checks(branch)
+    return f"{branch} is now at {made}."
+
+
+def commit(branch: str, head: str, headline: str, additions: list[dict[str, str]]) -> str:
+    """Commit to a branch whose head must still be `head`; return the new commit's id."""
+    given = {
         "branch": {"repositoryNameWithOwner": github.repository(), "branchName": branch},
-        "message": {"headline": "dvc.lock and metrics as the pipeline makes them"},
+        "message": {"headline": headline},
         "expectedHeadOid": head,
         "fileChanges": {"additions": additions},
     }
-    query = {"query": MUTATION, "variables": {"input": commit}}
+    query = {"query": MUTATION, "variables": {"input": given}}
     answer = github.api("POST", "/graphql", query)
     if answer.get("errors"):
         reason = answer["errors"][0].get("message", "")
         raise DigitsError(f"no commit: {reason}; if the branch has moved on, its newer run does it")
-    told = f"{branch} is now at {answer['data']['createCommitOnBranch']['commit']['oid']}."
-    if github.setting("START_CHECKS") == "true":
-        for workflow in CHECKS:
-            inputs = {"relock": "false"} if workflow == "pull-request.yml" else {}
-            path = f"/actions/workflows/{workflow}/dispatches"
-            github.api("POST", path, {"ref": branch, "inputs": inputs})
-    return told
+    return str(answer["data"]["createCommitOnBranch"]["commit"]["oid"])
 
 
-def files(folder: Path) -> list[dict[str, str]]:
+def start_checks(branch: str) -> None:
+    """Start on a branch what the ruleset waits for."""
+    for workflow in CHECKS:
+        inputs = {"relock": "false"} if workflow == "pull-request.yml" else {}
+        path = f"/actions/workflows/{workflow}/dispatches"
+        github.api("POST", path, {"ref": branch, "inputs": inputs})
+
+
+def files(folder: Path, allowed: re.Pattern[str]) -> list[dict[str, str]]:
     """Return the additions of a commit; raise DigitsError for any file that is not allowed."""
     found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     if len(found) > FILES:
@@ -61,7 +72,7 @@ def files(folder: Path) -> list[dict[str, str]]:
     additions = []
     for path in found:
         name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not path.is_file() or not ALLOWED.fullmatch(name):
+        if path.is_symlink() or not path.is_file() or not allowed.fullmatch(name):
             raise DigitsError(f"{name}: only dvc.lock and small metrics in data/ are committed")
         if path.stat().st_size > FILE_BYTES:
             raise DigitsError(f"{name}: more than {FILE_BYTES} bytes; give it to DVC instead")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from digits import params
 from digits.params import STRICT
 from digits.review.compare import Row
 
@@ -24,13 +25,30 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Retrain:
+    """What is proposed when production drifts."""
+
+    __pydantic_config__ = STRICT
+
+    propose: bool  # by monitor.yml, as a pull request
+    # What the experiment changes in params.yaml, beside the labelled digits that it takes in.
+    set: dict[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")], bool | int | float | str]
+
+
+@dataclass(frozen=True)
 class Params:
     """Section `review` of params.yaml."""
 
     __pydantic_config__ = STRICT
 
+    retrain: Retrain
     stage_seconds: dict[str, NotNegative]  # what a stage takes, for the time that is saved
     gate: dict[str, dict[str, Rule]]  # by source and metric
+
+
+def load() -> Params:
+    """Return the section as it stands in params.yaml; raises DigitsError as params.py does."""
+    return params.section(Params, params.load(), "review")
 
 
 def judge(rows: list[Row], gate: dict[str, dict[str, Rule]]) -> list[str]:

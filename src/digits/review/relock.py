@@ -18,11 +18,12 @@ from ruamel.yaml import YAML
 from digits.errors import DigitsError
 from digits.files import write_text
 from digits.review import history, reproduce
+from digits.review.commit import SMALL
 from digits.review.side import MARKERS, mapping, stages
 
 LOCK = "dvc.lock"
 # What stages write and git keeps: made anew, so either side of a conflict will do.
-MADE = re.compile(r"data/(evaluation|model|monitoring|production)/[a-z_]+\.(json|csv)")
+MADE = re.compile(SMALL)
 CONFLICT = re.compile(
     r"^<{7} [^\n]*\n(.*?)(?:^\|{7}[^\n]*\n(.*?))?^={7}\n(.*?)^>{7} [^\n]*\n", re.M | re.S
 )

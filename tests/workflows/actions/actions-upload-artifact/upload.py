@@ -11,5 +11,6 @@ root = source if source.is_dir() else source.parent
 with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
     for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
         name = path.relative_to(root)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and (os.environ["HIDDEN"] == "true" or not hidden):
             archive.write(path, name.as_posix())

@@ -1,0 +1,97 @@
+"""`digits retrain`: an experiment that takes the labelled digits of production in.
+
+Enters: new CSVs in data/labelled, as `digits monitor --labelled data/labelled` writes them, and
+review.retrain of params.yaml. Leaves them under DVC, the experiment in the working tree, for a
+person or monitor.yml to commit, and with --out its report, old against new. What fails leaves
+everything as it was, the new CSVs too.
+"""
+
+import argparse
+import subprocess
+from pathlib import Path
+
+from digits import params
+from digits.dataset import MNIST, read_csv
+from digits.errors import DigitsError
+from digits.files import write_text
+from digits.review import gate, history, markdown, reproduce
+from digits.review.report import review
+
+LABELLED = Path("data/labelled")
+MEND = "`digits monitor --labelled data/labelled` writes them once labels have come"
+
+
+def check(folder: Path) -> dict[Path, int]:
+    """Return the CSVs with labelled digits and how many each has.
+
+    Raises DigitsError for a script that params.yaml does not know, and as `read_csv` does.
+    """
+    values = params.load()
+    task = params.task(values)
+    scripts = [MNIST, *params.foreign_scripts(values)]
+    found = {}
+    for path in sorted(folder.glob("*.csv")):
+        script = path.stem.split("_")[0]
+        if script not in scripts:
+            raise DigitsError(
+                f"{path}: {script} is no script of params.yaml, which has {', '.join(scripts)}; "
+                "name it there, or move the file away"
+            )
+        found[path] = len(read_csv(path, task.image_size, len(task.classes), script))
+    return found
+
+
+def dvc(*arguments: str) -> None:
+    """Run DVC; raise DigitsError when it fails."""
+    if subprocess.run(reproduce.command(*arguments), env=reproduce.environment()).returncode:
+        raise DigitsError(f"dvc {arguments[0]} failed, see above; everything is as it was")
+
+
+def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | str]) -> list[str]:
+    """Version the CSVs and run the experiment; return a line about each that is new."""
+    dvc("add", "--quiet", *map(str, found))
+    changed = history.changed(str(LABELLED))
+    new = {path: count for path, count in found.items() if f"{path.as_posix()}.dvc" in changed}
+    if not new:
+        raise DigitsError(f"{LABELLED}: has no new labelled digits; {MEND}")
+    history.git("add", "--", str(LABELLED))  # the experiment would not see what git does not know
+    changes = (f"--set-param={key}={value}" for key, value in settings.items())
+    dvc("exp", "run", *changes)
+    return [
+        f"- {path.stem}: {count:,} labelled digits of production" for path, count in new.items()
+    ]
+
+
+def undo(known: set[Path]) -> None:
+    """Take back what an experiment left in the working tree; the CSVs stay."""
+    history.git("reset", "--quiet")
+    for path in set(LABELLED.glob("*.dvc")) - known:
+        path.unlink()
+    history.git("checkout", "--", "params.yaml", "dvc.lock", "data")
+
+
+def main(arguments: list[str]) -> None:
+    """Check, run, tell; raise DigitsError when something stands in the way."""
+    parser = argparse.ArgumentParser(prog="digits retrain", description=__doc__)
+    parser.add_argument("--out", type=Path, help="a folder for report.md")
+    parser.add_argument("--link", default="", help="the address of the run, for the report")
+    options = parser.parse_args(arguments)
+    history.require_root()
+    settings = gate.load().retrain.set
+    found = check(LABELLED)
+    if not found:
+        raise DigitsError(f"{LABELLED}: has no labelled digits; {MEND}")
+    csvs = [path.as_posix() for path in found]
+    if dirty := [name for name in history.changed(".", ":!review") if name not in csvs]:
+        raise DigitsError(f"{dirty[0]}: is not committed; commit or stash your own changes first")
+    known = set(LABELLED.glob("*.dvc"))
+    try:
+        lines = experiment(found, settings)
+        text = markdown.write(review("HEAD", repro=False, link=options.link))
+    except BaseException:  # Ctrl-C too
+        undo(known)
+        raise
+    if options.out:
+        write_text(options.out / "report.md", "\n".join([*lines, "", text]))
+    print("\n".join([*lines, text.partition("\n")[0].removeprefix("## ")]))
+    print("The experiment stands in the working tree: look at it, then commit or `dvc exp remove`.")

@@ -1,0 +1,279 @@
+"""From drift to an issue and a pull request: scripts on loopback, then the real workflow file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Project
+from loopback import FULL_NAME, GitHub, Pull, Run, needs_bash
+
+from digits.errors import DigitsError
+from digits.review import alarm, propose
+
+CALM: dict[str, Any] = {
+    "drift": False,
+    "since": None,
+    "windows": 8,
+    "requests": 4000,
+    "accuracy": None,
+    "estimated_accuracy": 0.99,
+    "causes": [],
+}
+DRIFT = CALM | {
+    "drift": True,
+    "since": "2026-11-20T07:00:00Z",
+    "accuracy": 0.714,
+    "strangers": 0.31,
+    "causes": ["looks", "<img src=x>"],
+}
+WORK = """#!/usr/bin/env bash
+# Stands in for digits, dvc and python: production as the test says, an experiment of text.
+case "$(basename "$0") $1 $2 $4" in
+  "python -c "*) echo "$SAYS_PROPOSE";;
+  "digits monitor --workspace --out") mkdir -p monitoring
+    echo "$FOUND" > monitoring/monitoring.json;;
+  "digits monitor --workspace --labelled") mkdir -p data/labelled
+    echo digits > data/labelled/devanagari_20261124.csv;;
+  "digits retrain"*) test "$LABELS" = some || { echo "has no labelled digits"; exit 1; }
+    echo /devanagari_20261124.csv > data/labelled/.gitignore
+    echo outs > data/labelled/devanagari_20261124.csv.dvc
+    echo "epochs: 2" > params.yaml; echo new > dvc.lock
+    mkdir -p review; echo "## Better" > review/report.md;;
+  "dvc push"*) echo "PUSHED $* as $AZURE_STORAGE_CONNECTION_STRING";;
+  "dvc pull"*) echo "PULLED ${*: -1} as $AZURE_STORAGE_CONNECTION_STRING";;
+esac
+"""
+ALL = {"look": "success", "issue": "success", "retrain": "success", "propose": "success"}
+BRANCH = "refs/heads/retrain-*"
+
+
+@pytest.fixture
+def github(tmp_path: Path) -> Iterator[GitHub]:
+    project = Project(tmp_path / "work")
+    commands = tmp_path / "installed" / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    for name in ("digits", "dvc", "python"):
+        (commands / name).write_text(WORK)
+        (commands / name).chmod(0o755)
+    files = [ROOT / "src/digits" / name for name in ("__init__.py", "errors.py")]
+    for path in [*files, *ROOT.glob(".github/**/*.yml"), *ROOT.glob("src/digits/review/*.py")]:
+        copy = project.root / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (project.root / "data" / "labelled").mkdir(parents=True)
+    texts = {"run.py": "", "params.yaml": "epochs: 1\n", "dvc.lock": "old\n"}
+    texts |= {"data/labelled/.gitignore": "", ".gitignore": "/.venv\n/node_modules\n"}
+    for name, text in texts.items():
+        (project.root / name).write_text(text)
+    project.git("init", "--quiet", "--initial-branch", "main")
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "main")
+    with GitHub(tmp_path / "github") as github:
+        project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
+        github.variables = {
+            "AZURE_STORAGE_ACCOUNT": "account",
+            "AZURE_ML_WORKSPACE": "workspace",
+            "AZURE_TENANT_ID": "tenant",
+            "AZURE_MAIN_CLIENT_ID": "main",
+        }
+        github.environment = {
+            "PROJECT": str(commands.parent.parent),
+            "IDENTITY_main": "main",
+            "SAYS_PROPOSE": "True",
+            "LABELS": "some",
+        }
+        yield github
+
+
+def monitor(github: GitHub, found: dict[str, Any], event: str = "schedule") -> Run:
+    """Let monitor.yml run on main."""
+    github.environment["FOUND"] = json.dumps(found)
+    payload = {"ref": "refs/heads/main"}
+    return github.act("monitor.yml", event, github.head("main"), payload)
+
+
+# The scripts
+
+
+@pytest.fixture
+def setting(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GitHub:
+    """What the workflow sets for both scripts."""
+    for name, value in {
+        "GITHUB_API_URL": github.url,
+        "GITHUB_REPOSITORY": FULL_NAME,
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+        "TOKEN": "the-token-of-a-job",
+        "LINK": "https://github.com/octo/digits/actions/runs/1",
+        "PROPOSE": "true",
+        "START_CHECKS": "true",
+        "BASE": "main",
+        "HEAD": github.head("main"),
+        "ISSUE": "101",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("GITHUB_JOB", raising=False)
+    return github
+
+
+def tell(github: GitHub, found: dict[str, Any]) -> tuple[str, str]:
+    """Return what the alarm says, and what it tells later jobs."""
+    path, output = github.folder / "monitoring.json", github.folder.parent / "output"
+    path.write_text(json.dumps(found))
+    output.write_text("")
+    return alarm.main([str(path)]), output.read_text()
+
+
+def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
+    assert tell(setting, CALM) == ("No drift; no issue is open.", "")
+    assert tell(setting, DRIFT) == ("#101: opened.", "issue=101\nretrain=true\n")
+    assert tell(setting, DRIFT | {"requests": 5000})[0] == "#101: updated."
+    (issue,) = setting.issues
+    assert "| judged | 5,000 requests in 8 windows |" in issue["body"]
+    assert "| right, by the labels that have come | 71.4% |" in issue["body"]
+    assert "<img" not in issue["body"]
+    assert tell(setting, CALM | {"windows": 0})[0].startswith("#101: left as it is")
+    assert tell(setting, CALM) == ("#101: closed.", "")
+    assert (issue["state"], len(issue["remarks"])) == ("closed", 1)
+    assert "The alarm has ended" in issue["remarks"][0]["body"]
+    assert tell(setting, DRIFT)[0] == "#102: opened."
+
+
+def test_params_that_say_no_propose_nothing(
+    setting: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROPOSE", "false")
+    assert tell(setting, DRIFT) == ("#101: opened.", "issue=101\nretrain=false\n")
+
+
+@pytest.mark.parametrize(
+    ("pull", "again"),
+    [
+        (Pull(5, "retrain-2026-11-24"), False),
+        (Pull(5, "retrain-2026-11-24", state="closed"), True),  # of an alarm before this one
+        (Pull(5, "retrain-2026-11-24", state="closed", created_at="2026-01-03T00:00:00Z"), False),
+        (Pull(5, "retrain-2026-11-24", source="mallory/digits"), True),
+        (Pull(5, "other"), True),
+    ],
+    ids=["open", "older", "closed", "fork", "other"],
+)
+def test_an_alarm_has_one_retraining(setting: GitHub, pull: Pull, again: bool) -> None:
+    setting.git("update-ref", setting.ref(pull), "main")
+    setting.pulls[5] = pull
+    told, output = tell(setting, DRIFT)
+    assert output == f"issue=101\nretrain={str(again).lower()}\n"
+    assert ("Its retraining is #5" in told) != again
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"drift": true}'])
+def test_what_is_no_monitoring_touches_no_issue(setting: GitHub, text: str) -> None:
+    path = setting.folder / "monitoring.json"
+    path.write_text(text)
+    with pytest.raises(DigitsError, match=r"monitoring\.json: is no monitoring\.json"):
+        alarm.main([str(path)])
+    assert setting.calls == []
+
+
+def handed(github: GitHub, **files: str) -> list[str]:
+    """Return the arguments of the proposal of some files."""
+    folder = github.folder / "handed"
+    for name, text in files.items():
+        path = folder / "files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (folder / "report.md").write_text("## Better\n\ncloses #1 <script>\n")
+    return [str(folder / "files"), str(folder / "report.md")]
+
+
+def test_a_setting_that_lacks_is_told_and_no_branch_is_left(setting: GitHub) -> None:
+    setting.may_open = False
+    with pytest.raises(DigitsError, match=r"Allow GitHub Actions to create and approve"):
+        propose.main(handed(setting, **{"params.yaml": "epochs: 2\n"}))
+    assert setting.git("for-each-ref", BRANCH) == ""
+    assert not setting.waiting
+
+
+def test_a_branch_that_is_there_is_left_as_it_is(setting: GitHub) -> None:
+    arguments = handed(setting, **{"params.yaml": "epochs: 2\n"})
+    propose.main(arguments)
+    before = setting.git("for-each-ref", BRANCH)
+    with pytest.raises(DigitsError, match="is there already, delete it first"):
+        propose.main(arguments)
+    assert setting.git("for-each-ref", BRANCH) == before
+    assert len(setting.pulls) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["src/digits/model.py", ".github/workflows/ci.yml", "data/labelled/a.csv", "dvc.yaml"]
+)
+def test_no_other_path_is_proposed(setting: GitHub, name: str) -> None:
+    with pytest.raises(DigitsError, match=f"{name}: "):
+        propose.main(handed(setting, **{name: "x"}))
+    assert setting.calls == []
+
+
+# The workflow
+
+
+@needs_bash
+@pytest.mark.slow
+def test_drift_opens_an_issue_and_a_pull_request_whose_checks_run(github: GitHub) -> None:
+    main = github.head("main")
+    run = monitor(github, DRIFT)
+    assert run.jobs == ALL, run.log
+    assert all(call.status < 300 for call in github.calls)
+    assert "PULLED monitor as main" in run.log
+    assert "PUSHED push --quiet --remote main data/labelled/devanagari_20261124.csv.dvc" in run.log
+    (issue,), (pull,) = github.issues, github.pulls.values()
+    assert "2026-11-20T07:00:00Z" in issue["body"]
+    assert pull.branch.startswith("retrain-20")
+    assert "Production drifts: #101" in pull.body
+    assert "## Better" in pull.body
+    assert github.git("rev-parse", f"{pull.branch}^") == main
+    changed = github.git("diff", "--name-only", main, pull.branch).splitlines()
+    labelled = ["data/labelled/.gitignore", "data/labelled/devanagari_20261124.csv.dvc"]
+    assert changed == [*labelled, "dvc.lock", "params.yaml"]
+    assert [waiting[1] for waiting in github.waiting] == ["ci.yml", "pull-request.yml"]
+    github.waiting.clear()
+
+    run = monitor(github, DRIFT, "workflow_dispatch")
+    assert run.jobs == {"look": "success", "issue": "success"}, run.log
+    assert (len(github.issues), len(github.pulls)) == (1, 1)
+    run = monitor(github, CALM)
+    assert run.jobs == {"look": "success", "issue": "success"}, run.log
+    assert issue["state"] == "closed"
+
+
+@needs_bash
+@pytest.mark.slow
+def test_without_labels_nothing_is_half_done(github: GitHub) -> None:
+    github.environment["LABELS"] = "none"
+    run = monitor(github, DRIFT)
+    assert run.jobs == {"look": "success", "issue": "success", "retrain": "failure"}, run.log
+    assert len(github.issues) == 1
+    assert (github.pulls, github.git("for-each-ref", BRANCH)) == ({}, "")
+    assert "PUSHED" not in run.log
+
+
+@needs_bash
+@pytest.mark.slow
+def test_an_app_opens_it_without_starting_anything(github: GitHub) -> None:
+    github.variables["REVIEW_APP_CLIENT_ID"] = "app"
+    run = monitor(github, DRIFT)
+    assert run.jobs == ALL, run.log
+    assert len(github.pulls) == 1
+    assert not github.waiting  # the pull request of an app starts them on GitHub itself
+
+
+@needs_bash
+@pytest.mark.slow
+def test_without_azure_or_on_another_branch_nothing_is_looked_at(github: GitHub) -> None:
+    sha = github.head("main")
+    other = {"ref": "refs/heads/other", "inputs": {}}
+    assert github.act("monitor.yml", "workflow_dispatch", sha, other).jobs == {}
+    github.variables = {}
+    run = monitor(github, DRIFT)
+    assert run.jobs == {"unconfigured": "success"}, run.log
+    assert "Nothing is monitored" in run.log
+    assert github.calls == []
