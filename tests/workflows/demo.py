@@ -1,0 +1,264 @@
+"""`make demo`: the whole life of the digit recogniser on this machine, told as it happens.
+
+A copy of what is committed goes the whole way: trained, reviewed, deployed, asked, watched,
+retrained, reviewed and deployed again. Nothing in it is played but the addresses: GitHub is the
+one of loopback.py, where act runs the real workflow files, Azure ML is `digits serve`, Azure Blob
+is Azurite. To take minutes it trains two epochs, and its traffic comes as fast as it is answered.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+for place in (HERE.parents[1], HERE.parent, HERE.parent / "azure", HERE):
+    sys.path.insert(0, str(place))
+
+from conftest import ROOT, Azurite, Project, free_port  # noqa: E402
+from light import StandIn  # noqa: E402
+from loopback import GitHub, Pull, Run  # noqa: E402
+from test_flow import ACCOUNT, identities  # noqa: E402
+from test_release import identity  # noqa: E402
+
+WORKSPACE = "demo"
+SHORTER = (  # in params.yaml
+    (r"^epochs: \d+", "epochs: 2"),
+    (r"step_seconds: [\d.]+", "step_seconds: 1.0"),
+    (r"requests_an_hour: [\d.]+", "requests_an_hour: 20.0"),
+)
+DEPLOYED = {"reproduce": "success", "apply": "success"}
+WATCHED = {"look": "success", "issue": "success"}
+
+
+@dataclass
+class Story:
+    """A person's clone, the repository on GitHub, and the services."""
+
+    work: Project
+    github: GitHub
+    standin: StandIn
+    began: float
+
+    def chapter(self, title: str, text: str) -> None:
+        """Print a heading with the time that has passed, and what is going to happen."""
+        seconds = int(time.monotonic() - self.began)
+        print(f"\n[{seconds // 60}:{seconds % 60:02}] {title}\n{text}\n", flush=True)
+
+    def shell(self, *command: str, show: str = "") -> str:
+        """Run a command as a person would; print it and the lines that `show` is found in."""
+        print(f"  $ {' '.join(command)}", flush=True)
+        output = self.work.run(*command, DIGITS_LOCAL_WORKSPACE=WORKSPACE)
+        for line in output.splitlines():
+            if line.strip() and re.search(show, line):
+                print(f"    {line}", flush=True)
+        return output
+
+    def told(self, run: Run, jobs: dict[str, str], show: str) -> None:
+        """Print how a workflow ended and lines of its log; fail unless its jobs ended so."""
+        ended = ", ".join(f"{job}: {result}" for job, result in run.jobs.items())
+        print(f"  {run.workflow}, started by {run.event}: {ended}", flush=True)
+        for line in dict.fromkeys(run.log.splitlines()):
+            if re.search(show, line):
+                print(f"    {line.strip()}", flush=True)
+        assert run.jobs == jobs, run.log
+
+    def commit(self, message: str) -> None:
+        """Commit everything."""
+        self.work.git("add", "--all")
+        self.work.git("commit", "--quiet", "--allow-empty", "--message", message)
+
+    def merge(self) -> Run:
+        """Push the clone's main to GitHub, as a merge does, and let deploy.yml run."""
+        self.work.git("push", "--quiet", str(self.github.origin), "main")
+        head = self.github.head("main")
+        return self.github.act("deploy.yml", "push", head, {"ref": "refs/heads/main"})
+
+    def look(self) -> Run:
+        """Let monitor.yml run, as it does each morning."""
+        return self.github.act(
+            "monitor.yml", "schedule", self.github.head("main"), {"schedule": "41 5 * * *"}
+        )
+
+    # The chapters -------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Data science: the pipeline."""
+        self.chapter(
+            "Data science",
+            "Data, model and every figure come out of one command; DVC runs what changed.",
+        )
+        self.shell("dvc", "repro", show="Running stage|up to date")
+        self.commit("A model that knows MNIST")
+        self.shell("dvc", "metrics", "show", show="accuracy|evaluation")
+        self.shell("dvc", "push", "--quiet", "--run-cache", "--remote", "main")
+        self.work.git("push", "--quiet", str(self.github.origin), "main")
+
+    def review(self) -> None:
+        """Review: a change that makes the model worse is not merged."""
+        self.chapter(
+            "Review",
+            "A student wants to train in larger batches. GitHub's actions make the pipeline anew "
+            "and say what that does.",
+        )
+        self.work.git("checkout", "--quiet", "-b", "faster")
+        self.work.edit("params.yaml", "batch_size: 64\n", "batch_size: 4096\n")
+        self.commit("Faster: larger batches")
+        self.github.push(self.work.root, Pull(7, "faster"))
+        self.work.git("checkout", "--quiet", "main")
+        self.github.settle()
+        pull = self.github.pulls[7]
+        for line in pull.comments[0]["body"].splitlines()[:14]:
+            print(f"    {line}", flush=True)
+        mergeable = self.github.mergeable(pull)
+        print(f"  may it be merged? {'yes' if mergeable else 'no'}", flush=True)
+        assert not mergeable
+        pull.state = "closed"
+
+    def deploy(self) -> None:
+        """Cloud: main is deployed."""
+        self.chapter(
+            "Cloud",
+            "Main is deployed: its own code makes the bytes anew and goes on only if dvc.lock "
+            "does not change by a byte.",
+        )
+        self.told(self.merge(), DEPLOYED, "is live with all traffic|smoke test")
+
+    def produce(self) -> None:
+        """Production: traffic comes, drift is seen."""
+        self.chapter(
+            "Production",
+            "A quiet week of MNIST; then Devanagari arrives slowly, then Japanese.",
+        )
+        self.shell("digits", "simulate", "--workspace", "local", "--speed", "max", show="right|sent")
+        self.chapter("Monitoring", "Each morning monitor.yml looks at what was collected.")
+        run = self.look()
+        self.told(
+            run,
+            WATCHED | {"retrain": "success", "propose": "success"},
+            r"drift|#\d+: (opened|updated)",
+        )
+        (issue,) = self.github.issues
+        print(f"  the issue that it opened: {issue['title']}", flush=True)
+        for line in issue["body"].splitlines():
+            if line.startswith("| "):
+                print(f"    {line}", flush=True)
+
+    def retrain(self) -> None:
+        """The circle: the retraining is reviewed and merged."""
+        (pull,) = (pull for pull in self.github.pulls.values() if "retrain" in pull.branch)
+        self.chapter(
+            "Retraining",
+            f"It also made the pull request {pull.branch}: a model that has learnt the labelled "
+            "digits of production and some of each script. Its checks run like anybody's.",
+        )
+        self.github.settle()
+        for line in pull.comments[0]["body"].splitlines()[:24]:
+            print(f"    {line}", flush=True)
+        assert self.github.mergeable(pull)
+        self.chapter("Merge", "A person merges. The new model goes live beside the old one.")
+        self.work.git("pull", "--quiet", "--no-rebase", str(self.github.origin), pull.branch)
+        pull.state = "closed"
+        self.told(self.merge(), DEPLOYED, "is live with all traffic|traffic")
+
+    def end(self) -> None:
+        """Production again: the alarm ends."""
+        self.chapter("Production again", "The same traffic, from where Devanagari came.")
+        self.shell("dvc", "pull", "--quiet", "--remote", "main", "prepare", "labelled")
+        told = self.shell(
+            *("digits", "simulate", "--workspace", "local", "--speed", "max"),
+            *("--from", "devanagari_arrives"),
+            show="right|sent",
+        )
+        assert "devanagari" in told
+        self.told(self.look(), WATCHED, r"drift|#\d+: closed")
+        assert self.github.issues[0]["state"] == "closed"
+
+
+def copy(target: Path) -> Project:
+    """Return a copy of what is committed, with the environment and what DVC has cached."""
+    work = Project(ROOT).clone(target)
+    (target / "node_modules").symlink_to(ROOT / "node_modules")
+    cache = ROOT / ".dvc" / "cache"
+    if cache.exists():
+        shutil.copytree(cache, target / ".dvc" / "cache", copy_function=link)
+    for pattern, value in SHORTER:
+        path = target / "params.yaml"
+        text, count = re.subn(pattern, value, path.read_text("utf-8"), flags=re.M)
+        assert count, pattern
+        path.write_text(text, "utf-8", newline="\n")
+    work.git("remote", "remove", "origin")
+    work.git("checkout", "--quiet", "-B", "main")
+    return work
+
+
+def link(source: str, target: str) -> None:
+    """Give a file, which nobody changes, a second name; copy it to another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def main() -> None:
+    """Tell the story in a temporary folder; nothing of it stays."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--stay", action="store_true", help="with the page open, until Ctrl-C")
+    asked = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="digits-demo-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        azurite = Azurite(free_port(), folder / "azurite")
+        standin = StandIn(folder / "standin")
+        standin.folder.mkdir()
+        azurite.start()
+        try:
+            standin.start()
+            with GitHub(folder / "github") as github:
+                work = copy(folder / "clone")
+                (work.root / ".standin").symlink_to(standin.folder)
+                setting = ("connection_string", azurite.connection_string)
+                work.dvc("remote", "modify", "--local", "--quiet", "main", *setting)
+                github.variables = {
+                    "AZURE_STORAGE_ACCOUNT": ACCOUNT,
+                    "AZURE_ML_WORKSPACE": WORKSPACE,
+                    "AZURE_TENANT_ID": "tenant",
+                    "DEPLOY_TO": "local",
+                } | {
+                    f"AZURE_{name.upper()}_CLIENT_ID": name
+                    for name in ("reader", "reviewer", "main", "deployer")
+                }
+                github.environment = identities(azurite.port) | {
+                    "IDENTITY_main": identity(azurite.port, write=True),
+                    "IDENTITY_deployer": identity(azurite.port, write=False),
+                    "STANDIN": str(standin.folder),
+                    "DIGITS_LOCAL_WORKSPACE": WORKSPACE,
+                }
+                page = json.loads((standin.folder / "address.json").read_text("utf-8"))["page"]
+                print(f"The page of production, live all the time: {page}", flush=True)
+                if sys.stdout.isatty():
+                    webbrowser.open(page)
+                story = Story(work, github, standin, began)
+                story.train()
+                story.review()
+                story.deploy()
+                story.produce()
+                story.retrain()
+                story.end()
+                story.chapter("The end", "Everything above was made and is removed again.")
+                if asked.stay:
+                    input("The page stays until you press Enter. ")
+        finally:
+            standin.stop()
+            azurite.stop()
+
+
+if __name__ == "__main__":
+    main()
