@@ -1,12 +1,13 @@
 # One line a target: the work is in run.py, so that `python run.py TARGET` does the same on Windows.
 PYTHON ?= python3
 
-.PHONY: repro test check prove lint bench bench-serve noise mlflow storage env lock help
+.PHONY: repro test check prove demo lint bench bench-serve noise mlflow storage env lock help
 help:    ; @$(PYTHON) run.py help
 repro:   ; @$(PYTHON) run.py repro
 test:    ; @$(PYTHON) run.py test
 check:   ; @$(PYTHON) run.py check
 prove:   ; @$(PYTHON) run.py prove
+demo:    ; @$(PYTHON) run.py demo
 lint:    ; @$(PYTHON) run.py lint
 bench:   ; @$(PYTHON) run.py bench
 bench-serve: ; @$(PYTHON) run.py bench-serve

@@ -162,9 +162,9 @@ def repro() -> None:
     show_metrics()
 
 
-def show_metrics() -> None:
+def show_metrics(root: Path = ROOT) -> None:
     """Print the headline figures of each source, one a row."""
-    path = ROOT / "data" / "evaluation" / "metrics.json"
+    path = root / "data" / "evaluation" / "metrics.json"
     figures = json.loads(path.read_text("utf-8"))
     print(f"\n{'test digits':22}{'accuracy':>10}{'95 % interval':>20}{'calibration error':>20}")
     for source, row in figures.items():
@@ -244,6 +244,12 @@ def prove() -> None:
     lint()
     repro()
     run(BIN / "pytest", *PARALLEL)
+
+
+def demo() -> None:
+    """Show the whole life cycle, from training to retraining by drift: under ten minutes."""
+    env()
+    run(PYTHON, Path("tests", "workflows", "demo.py"), *sys.argv[2:])
 
 
 def connection_string(port: int) -> str:
@@ -327,6 +333,7 @@ TARGETS = {
     "test": test,
     "check": check,
     "prove": prove,
+    "demo": demo,
     "lint": lint,
     "bench": bench,
     "bench-serve": bench_serve,

@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 for place in (HERE.parents[1], HERE.parent, HERE.parent / "azure", HERE):
     sys.path.insert(0, str(place))
 
+import run as targets  # noqa: E402
 from conftest import ROOT, Azurite, Project, free_port  # noqa: E402
 from light import StandIn  # noqa: E402
 from loopback import GitHub, Pull, Run  # noqa: E402
@@ -70,6 +71,14 @@ class Story:
                 print(f"    {line.strip()}", flush=True)
         assert run.jobs == jobs, run.log
 
+    def comment(self, pull: Pull, lines: int) -> None:
+        """Let the checks of a pull request run; print how its comment begins."""
+        for run in self.github.settle():
+            self.told(run, run.jobs, "gate failed|^.*::error::")
+        assert pull.comments, "\n".join(run.log for run in self.github.runs[-2:])
+        for line in pull.comments[0]["body"].splitlines()[:lines]:
+            print(f"    {line}", flush=True)
+
     def commit(self, message: str) -> None:
         """Commit everything."""
         self.work.git("add", "--all")
@@ -97,7 +106,7 @@ class Story:
         )
         self.shell("dvc", "repro", show="Running stage|up to date")
         self.commit("A model that knows MNIST")
-        self.shell("dvc", "metrics", "show", show="accuracy|evaluation")
+        targets.show_metrics(self.work.root)
         self.shell("dvc", "push", "--quiet", "--run-cache", "--remote", "main")
         self.work.git("push", "--quiet", str(self.github.origin), "main")
 
@@ -113,10 +122,8 @@ class Story:
         self.commit("Faster: larger batches")
         self.github.push(self.work.root, Pull(7, "faster"))
         self.work.git("checkout", "--quiet", "main")
-        self.github.settle()
         pull = self.github.pulls[7]
-        for line in pull.comments[0]["body"].splitlines()[:14]:
-            print(f"    {line}", flush=True)
+        self.comment(pull, 14)
         mergeable = self.github.mergeable(pull)
         print(f"  may it be merged? {'yes' if mergeable else 'no'}", flush=True)
         assert not mergeable
@@ -159,9 +166,7 @@ class Story:
             f"It also made the pull request {pull.branch}: a model that has learnt the labelled "
             "digits of production and some of each script. Its checks run like anybody's.",
         )
-        self.github.settle()
-        for line in pull.comments[0]["body"].splitlines()[:24]:
-            print(f"    {line}", flush=True)
+        self.comment(pull, 24)
         assert self.github.mergeable(pull)
         self.chapter("Merge", "A person merges. The new model goes live beside the old one.")
         self.work.git("pull", "--quiet", "--no-rebase", str(self.github.origin), pull.branch)
@@ -210,7 +215,7 @@ def link(source: str, target: str) -> None:
 def main() -> None:
     """Tell the story in a temporary folder; nothing of it stays."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--stay", action="store_true", help="with the page open, until Ctrl-C")
+    parser.add_argument("--stay", action="store_true", help="at the end, with the page, until Enter")
     asked = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="digits-demo-", ignore_cleanup_errors=True) as name:
@@ -261,4 +266,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("demo: stopped; nothing of it is left")
+    except AssertionError as failure:
+        sys.exit(f"{failure}\ndemo: a step did not end as it should; see above")
