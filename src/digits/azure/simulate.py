@@ -95,8 +95,12 @@ class Link:
             seconds = answer.headers.get("Retry-After", "")
             return answer.status, answer.read(), float(seconds) if seconds.isdigit() else 0.0
         except (OSError, http.client.HTTPException) as error:
-            self.connection.close()  # the next request opens it again
-            return 0, str(error or repr(error)).encode(), 0.0
+            self.close()  # the next request opens it again
+            return 0, (str(error) or repr(error)).encode(), 0.0
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
 
 
 class Run:
@@ -129,20 +133,20 @@ class Run:
 
     def work(self) -> None:
         """Send requests, one after another, until none is left."""
+        timeout = self.target.settings.request_timeout_seconds + 5
         try:
-            link = Link(self.headers["url"], self.target.settings.request_timeout_seconds + 5)
-            while not self.stopping.is_set():
-                with self.lock:
-                    job = next(self.jobs, None)
-                if job is None:
-                    break
-                number, story_time, name, body = job
-                if self.speed:
-                    due = self.began + (story_time - self.origin) / 1000 / self.speed
-                    self.stopping.wait(due - time.monotonic())
-                self.clock = max(self.clock, story_time)
-                self.ask(link, number, name, body)
-            link.connection.close()
+            with contextlib.closing(Link(self.headers["url"], timeout)) as link:
+                while not self.stopping.is_set():
+                    with self.lock:
+                        job = next(self.jobs, None)
+                    if job is None:
+                        break
+                    number, story_time, name, body = job
+                    if self.speed:
+                        due = self.began + (story_time - self.origin) / 1000 / self.speed
+                        self.stopping.wait(due - time.monotonic())
+                    self.clock = max(self.clock, story_time)
+                    self.ask(link, number, name, body)
         except BaseException as error:
             self.failure = self.failure or error
             self.stopping.set()
