@@ -23,22 +23,26 @@ def answers(count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
     return images, rng.integers(0, 10, count), rng.random(count), rng.random(count)
 
 
+def counted(columns: tuple[np.ndarray, ...], part: np.ndarray | slice = slice(None)) -> Summary:
+    """Return the summary of some of the requests."""
+    images, labels, confidence, foreign = (column[part] for column in columns)
+    return Summary.of(images, labels, confidence, foreign, 10)
+
+
 def test_parts_sum_to_the_whole_in_any_order() -> None:
     columns = answers(300)
-    whole = Summary.of(*columns, 10)
+    whole = counted(columns)
     rng = np.random.default_rng(1)
     for _ in range(5):
         parts = np.split(rng.permutation(300), np.sort(rng.integers(0, 300, 4)))
-        one, two, three, four, five = (
-            Summary.of(*(column[part] for column in columns), 10) for part in parts
-        )
+        one, two, three, four, five = (counted(columns, part) for part in parts)
         for total in (one + two + three + four + five, (five + (three + one)) + (four + two)):
             assert (total.counts == whole.counts).all()
     assert len(whole) == 300
 
 
 def test_a_summary_is_a_few_kilobytes_whatever_its_requests() -> None:
-    counts = Summary.of(*answers(500), 10).counts
+    counts = counted(answers(500)).counts
     assert counts.astype(np.uint32).nbytes < 6000
 
 
@@ -68,7 +72,7 @@ def test_statistics_of_known_images() -> None:
 
 
 def test_each_signal_counts_every_request() -> None:
-    counts = Summary.of(*answers(70), 10).counts
+    counts = counted(answers(70)).counts
     for signal in SIGNALS[:-1]:
         assert of_signal(counts, signal).sum() == 70
         assert of_signal(np.stack([counts, counts]), signal).shape[0] == 2

@@ -1,0 +1,292 @@
+"""Windows, alarms, accuracy, gaps and the report of a production that is made up."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from digits import monitoring, params, production, story
+from digits.drift import Reference
+from digits.errors import DigitsError
+from digits.monitoring import Analysis, Params
+from digits.summary import Summary
+
+CLASSES = tuple("0123456789")
+OWN = params.section(Params, params.load(), "monitor")
+START = 1_767_571_200_000  # 2026-01-05
+SECOND = 1000
+
+
+def answered(count: int, rng: np.random.Generator, foreign: float = 0.0) -> dict[str, Any]:
+    """Return columns of requests, a second each; a share of them foreign and read by chance."""
+    strange = rng.random(count) < foreign
+    images = np.zeros((count, 28, 28), np.uint8)
+    images[:, 10:18, 10:18] = 255
+    images[:, 0, 0] = rng.integers(0, 3, count)
+    truth = rng.integers(0, 10, count)
+    guessed = rng.integers(0, 10, count)
+    return {
+        "time": START + SECOND * np.arange(count),
+        "digit": np.where(strange, guessed, truth).astype(str),
+        "truth": truth.astype(str),
+        "script": np.where(strange, "devanagari", "mnist"),
+        "confidence": np.where(strange, rng.beta(5, 2, count), 1 - rng.beta(0.3, 60, count)),
+        "foreign": np.where(strange, rng.beta(6, 3, count), rng.beta(2, 20, count)),
+        "image": np.array([*(image.tobytes() for image in images), None], object)[:-1],
+    }
+
+
+def joined(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of parts one after another in time."""
+    whole = {name: np.concatenate([np.array(p[name]) for p in parts]) for name in parts[0]}
+    return whole | {"time": START + SECOND * np.arange(len(whole["time"]))}
+
+
+def batches(columns: dict[str, Any], version: str = "v1") -> list[pa.RecordBatch]:
+    """Return requests as batches of 700."""
+    count = len(columns["time"])
+    table = pa.table(
+        {
+            "time": pa.array(columns["time"], pa.timestamp("ms", tz="UTC")),
+            "request_id": [f"id-{number}" for number in range(count)],
+            "position": pa.array(np.zeros(count, np.uint16)),
+            "deployment": ["blue"] * count,
+            "model_version": [version] * count,
+            "digit": columns["digit"],
+            "confidence": pa.array(columns["confidence"], pa.float32()),
+            "foreign": pa.array(columns["foreign"], pa.float32()),
+            "image": pa.array(list(columns["image"]), pa.binary()),
+        },
+        schema=production.REQUESTS,
+    )
+    return table.to_batches(700)
+
+
+def labels(columns: dict[str, Any], which: np.ndarray) -> list[pa.RecordBatch]:
+    """Return labels of some of the requests, an hour late."""
+    rows = [
+        {
+            "time": int(columns["time"][number]) + 3_600_000,
+            "request_id": f"id-{number}",
+            "position": 0,
+            "label": str(columns["truth"][number]),
+            "script": str(columns["script"][number]),
+        }
+        for number in which.tolist()
+    ]
+    return list(production.batches(rows, production.LABELS))
+
+
+@pytest.fixture(scope="module", name="reference")
+def a_reference() -> Reference:
+    """A reference of 4,000 requests of model v1."""
+    columns = answered(4000, np.random.default_rng(0))
+    images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
+    numbers = columns["digit"].astype(int)
+    counts = Summary.of(images, numbers, columns["confidence"], columns["foreign"], 10)
+    return Reference.fit(counts, "v1")
+
+
+def analyse(
+    reference: Reference, stream: list[pa.RecordBatch], known: list[pa.RecordBatch], **more: Any
+) -> Analysis:
+    """Analyse batches as the stage does."""
+    return monitoring.analyse(lambda: stream, known, reference, OWN, CLASSES, 28, **more)
+
+
+@pytest.fixture(scope="module", name="story_of_drift")
+def a_story_of_drift(reference: Reference) -> Analysis:
+    """Ten windows as known, ten with a tenth foreign, a last one that is not full."""
+    rng = np.random.default_rng(1)
+    columns = joined(answered(5000, rng), answered(5123, rng, foreign=0.1))
+    return analyse(reference, batches(columns), labels(columns, np.arange(0, 10_123, 3)))
+
+
+def test_the_alarm_tells_since_when(story_of_drift: Analysis) -> None:
+    assert len(story_of_drift.windows) == 21
+    assert story_of_drift.windows[-1].requests == 123
+    assert story_of_drift.drift
+    assert story_of_drift.since_ms == START + 5000 * SECOND
+    figures = monitoring.figures(story_of_drift)
+    assert (figures["alarms"], figures["false_alarms"]) == (1, 0)
+    assert 0 < figures["requests_until_alarm"] <= 1000
+    assert story_of_drift.causes()[0] == "looks"
+    assert {example.window for example in story_of_drift.examples} <= set(range(10, 21))
+    assert len(story_of_drift.examples) <= OWN.examples
+
+
+def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:
+    for first, truth in ((0, 0.955), (10, 0.91)):
+        found = story_of_drift.accuracy(first)
+        assert found
+        assert found[1] < truth < found[2]
+        assert story_of_drift.estimated(first) == pytest.approx(truth, abs=0.02)
+
+
+def test_the_order_of_rows_changes_nothing(reference: Reference) -> None:
+    rng = np.random.default_rng(2)
+    columns = joined(answered(1500, rng), answered(1500, rng, foreign=0.2))
+    known = labels(columns, np.arange(0, 3000, 5))
+    stream = pa.Table.from_batches(batches(columns))
+    shuffled = stream.take(rng.permutation(3000)).to_batches(700)
+    one, two = (analyse(reference, rows, known) for rows in (stream.to_batches(), shuffled))
+    assert two.faults["late"] + two.faults["out_of_order"] > 2000
+    for left, right in zip(one.windows, two.windows, strict=True):
+        assert (left.summary.counts == right.summary.counts).all()
+        assert (left.verdict, left.right) == (right.verdict, right.right)
+
+
+def test_doubled_requests_and_labels_count_once(reference: Reference) -> None:
+    columns = answered(1000, np.random.default_rng(3))
+    stream, known = batches(columns), labels(columns, np.arange(100))
+    stranger = {"time": START, "request_id": "id-x", "position": 0, "label": "1", "script": "mnist"}
+    wrong = [stranger, stranger | {"request_id": "id-1", "label": "eleven"}]
+    others = list(production.batches(wrong, production.LABELS))
+    found = analyse(reference, stream + stream, known + known + others)
+    assert [window.requests for window in found.windows] == [500, 500]
+    assert found.faults["doubled"] == 1000
+    assert [found.faults[f"labels_{what}"] for what in ("doubled", "unmatched", "damaged")] == [
+        *(100, 1, 1)
+    ]
+    assert sum(window.labelled for window in found.windows) == 100
+
+
+def test_a_gap_is_shown_and_nothing_is_lost(reference: Reference) -> None:
+    columns = answered(1000, np.random.default_rng(4))
+    columns["time"][700:] += 60 * SECOND
+    found = analyse(reference, batches(columns), [])
+    assert found.gaps == [(START + 699 * SECOND, START + 760 * SECOND)]
+    assert sum(window.requests for window in found.windows) == 1000
+    assert "no requests from 2026-01-05 00:11 UTC to 2026-01-05 00:12" in story.page(found, OWN)
+
+
+def test_steady_traffic_has_no_gaps() -> None:
+    rng = np.random.default_rng(5)
+    times = np.cumsum(rng.exponential(60_000, 20_000)).astype(np.int64)
+    assert len(monitoring.gaps(times, 500)) <= 1
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_and_one_request(reference: Reference, count: int) -> None:
+    columns = answered(count, np.random.default_rng(6), foreign=1.0)
+    found = analyse(reference, batches(columns) if count else [], [])
+    assert len(found.windows) == count
+    assert not found.drift
+    assert found.since_ms is None
+    assert monitoring.figures(found)["alarms"] == 0
+    assert ("Nothing was asked" in story.page(found, OWN)) == (count == 0)
+
+
+def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
+    columns = answered(1000, np.random.default_rng(7), foreign=1.0)
+    found = analyse(reference, batches(columns), labels(columns, np.arange(1000)))
+    assert found.since_ms == START
+    assert found.episodes == [monitoring.Episode(0, 0, None)]
+    assert "Drift since 2026-01-05 00:00 UTC" in story.page(found, OWN)
+
+
+def test_a_reference_of_another_model_is_told(reference: Reference) -> None:
+    columns = answered(600, np.random.default_rng(8))
+    with pytest.raises(DigitsError, match="of model v1, but the requests were answered by v2"):
+        analyse(reference, batches(columns, "v2"), [])
+    both = batches(columns, "v2")[:1] + batches(columns)[:1]
+    mixed = [batch for batch in both if batch.num_rows]
+    renamed = mixed[0].set_column(1, "request_id", pa.array([f"o{n}" for n in range(600)]))
+    found = analyse(reference, [renamed, mixed[1]], [])
+    assert found.faults["other_version"] == 600
+    assert found.windows[0].requests == 500
+
+
+def test_other_classes_are_told(reference: Reference) -> None:
+    with pytest.raises(DigitsError, match="other classes"):
+        monitoring.analyse(lambda: [], [], reference, OWN, ("a", "b"), 28)
+
+
+class Tags(HTMLParser):
+    """Collects what a page would fetch, and whether its tags are closed."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note addresses; tags that enclose something stay open."""
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close the innermost tag."""
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_whole_and_fetches_nothing(story_of_drift: Analysis) -> None:
+    page = story.page(story_of_drift, OWN)
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.open
+    assert tags.fetched
+    assert all(address.startswith("data:image/png;base64,") for address in tags.fetched)
+    assert not re.search(r"https?://|<script|@import|url\(", page)
+    for heading in ("What caused it", "What to do", "Digits that caused it", "All windows"):
+        assert heading in page
+    assert "foreign_share" in page
+    assert page == story.page(story_of_drift, OWN)
+
+
+def test_names_in_the_report_are_escaped(reference: Reference) -> None:
+    columns = answered(500, np.random.default_rng(9), foreign=1.0)
+    columns["script"][:] = "<b>&"
+    page = story.page(analyse(reference, batches(columns), labels(columns, np.arange(500))), OWN)
+    assert "<b>&" not in page
+    assert "&lt;b&gt;&amp;" in page
+
+
+def test_windows_csv_has_a_row_a_window(story_of_drift: Analysis, tmp_path: Path) -> None:
+    path = tmp_path / "windows.csv"
+    monitoring.write_windows(path, story_of_drift.windows)
+    head, *rows = path.read_text().splitlines()
+    assert len(rows) == 21
+    assert {row.count(",") for row in rows} == {head.count(",")}
+
+
+@pytest.mark.prove
+def test_a_million_requests_in_ten_seconds_and_500_megabytes(
+    reference: Reference, tmp_path: Path
+) -> None:
+    """The stage itself, in a process of its own, on two quiet cores."""
+    import json
+    import resource
+    import subprocess
+    import sys
+    import time
+
+    from conftest import ROOT
+
+    columns = answered(20_000, np.random.default_rng(10))
+    part = pa.Table.from_batches(batches(columns))
+
+    def stream() -> Iterator[pa.RecordBatch]:
+        for number in range(50):
+            ids = pa.array([f"{number}-{row}" for row in range(20_000)])
+            yield from part.set_column(1, "request_id", ids).to_batches()
+
+    folder = tmp_path / "production"
+    production.write(folder / "requests.parquet", stream(), production.REQUESTS)
+    production.write(folder / "reference.parquet", part.to_batches()[:8], production.REQUESTS)
+    production.write(folder / "labels.parquet", labels(columns, np.arange(9)), production.LABELS)
+    start = time.monotonic()
+    command = [sys.executable, "src", "monitor", "--production", str(folder), "--out"]
+    subprocess.run([*command, str(tmp_path / "out")], cwd=ROOT, check=True, timeout=100)
+    seconds = time.monotonic() - start
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["production"]["windows"] == 2000
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 500_000
+    assert seconds < 10
