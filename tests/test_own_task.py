@@ -49,7 +49,7 @@ def test_four_letters_of_20_by_20_pixels(tmp_path: Path) -> None:
 
     project.git("init", "--quiet")
     ran = project.stages_run(project.dvc("repro"))
-    assert ran == ["mnist", "prepare", "train", "evaluate", "package", "simulate"]
+    assert ran == ["mnist", "prepare", "train", "evaluate", "package", "simulate", "monitor"]
 
     metrics = json.loads((project.root / "data/evaluation/metrics.json").read_text("utf-8"))
     assert list(metrics) == ["mnist"]
