@@ -264,14 +264,16 @@ def test_what_is_refused_is_counted_and_gets_no_label(
     endpoint: Endpoint,
     labels: list[dict[str, Any]],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(simulate, "FAILED_SECONDS", 0.1)  # of the last ones, which are alone
     whole = stream()
     ids = [f"run-{name}" for name in whole.part(0, 200).ids]
     bad = {name: 400 if place % 20 else 500 for place, name in enumerate(ids) if place % 10 == 0}
     endpoint.fault = lambda name, time: bad.get(name, 0)
     ran = run(endpoint, whole)
-    ran.go(tmp_path / "reached.json", 4)
+    ran.go(tmp_path / "reached.json", 1)
     assert ran.reached.answered == {"mnist": 180}
     assert sorted(ran.reached.refused) == list(range(0, 200, 10))
     assert {name for name in ids if endpoint.came[name] > 1} <= {

@@ -45,6 +45,7 @@ LABELS_AT_ONCE = 10_000
 UNSURE = {0, 404, 408, 424, 425, 429}  # no answer yet, as 5xx: the same request may get one later
 OF_THE_MODEL = {424, 500}  # what the same request may get for ever
 TRIES = 5  # of such a request, while others are answered
+FAILED_SECONDS = 90.0  # that such a request is tried when no other shows whether it is to blame
 REFUSED_FIRST = 100  # refused requests, none having been answered, after which it stops
 PATIENCE_SECONDS = 600.0  # without any answer, until it stops
 TOLD_SECONDS = 2.0  # without any answer, until that is told
@@ -125,8 +126,9 @@ class Run:
         self.clock = self.origin = int(stream.times[min(reached.following, len(stream) - 1)])
         self.began = self.answered_at = time.monotonic()
         self.already = reached.count
-        self.reason = ""  # why the last try got no answer
-        self.gap: float | None = None  # since when there is none, once that was told
+        self.failing_since: float | None = None  # when the first try failed since an answer
+        self.reason = ""  # of the last try that failed
+        self.gap: float | None = None  # since when there is no answer, once that was told
         self.labels = stream.known_labels()
 
     # What each thread does ------------------------------------------------------------------------
@@ -163,7 +165,7 @@ class Run:
 
     def ask(self, link: Link, number: int, name: str, body: bytes) -> None:
         """Send one request until it is answered or refused, or the run is to stop."""
-        pause, tries = FIRST_PAUSE_SECONDS, 0
+        pause, tries, began = FIRST_PAUSE_SECONDS, 0, time.monotonic()
         while not self.stopping.is_set():
             sent_at, headers = time.monotonic(), self.headers
             status, answer, seconds = link.post(body, headers | {"x-ms-client-request-id": name})
@@ -174,12 +176,13 @@ class Run:
             if status in (401, 403):
                 self.authorise_again(headers, text)
             elif status in UNSURE or status >= 500:
-                self.reason = text
-                tries += status in OF_THE_MODEL and self.answered_at > sent_at
-                if tries == TRIES:
+                since = self.failing(sent_at, text)
+                tries += self.answered_at > sent_at
+                hopeless = tries >= TRIES or sent_at - began > FAILED_SECONDS
+                if status in OF_THE_MODEL and hopeless:
                     self.refused(number, text)
                     return
-                if time.monotonic() - self.answered_at > PATIENCE_SECONDS:
+                if time.monotonic() - since > PATIENCE_SECONDS:
                     raise DigitsError(
                         f"{self.target.name} gave no answer for {PATIENCE_SECONDS:.0f} s ({text}); "
                         "see to it, then go on with --resume"
@@ -191,6 +194,13 @@ class Run:
                 self.reached.retried += 1
             self.stopping.wait(max(seconds, pause * random.uniform(0.5, 1)))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def failing(self, sent_at: float, text: str) -> float:
+        """Note that a request got no answer and why; return since when none got one."""
+        with self.lock:
+            self.reason = text
+            self.failing_since = min(self.failing_since or sent_at, sent_at)
+            return self.failing_since
 
     def answered(self, number: int, answer: bytes) -> None:
         """Count an answer."""
@@ -206,7 +216,7 @@ class Run:
             right = digit == self.classes[label]
             known.right[script] = known.right.get(script, 0) + int(right)
             self._finish(number)
-            self.answered_at, self.reason = time.monotonic(), ""
+            self.answered_at, self.failing_since = time.monotonic(), None
 
     def refused(self, number: int, text: str) -> None:
         """Count a request that no answer is to be had for."""
@@ -264,14 +274,17 @@ class Run:
 
     def tell_of_gaps(self) -> None:
         """Print once that answers have stopped, and once that they are back."""
-        silent = time.monotonic() - self.answered_at
         now = f"{datetime.datetime.now(datetime.UTC):%H:%M:%S} UTC"
-        if self.gap is None and self.reason and silent > TOLD_SECONDS:
-            tqdm.write(f"{now}: no answer for {silent:.0f} s ({self.reason}); waiting")
-            self.gap = self.answered_at
-        elif self.gap is not None and self.answered_at > self.gap:
-            tqdm.write(f"{now}: answers are back after {self.answered_at - self.gap:.0f} s")
+        with self.lock:
+            since, reason, answered_at = self.failing_since, self.reason, self.answered_at
+        if since is None and self.gap is not None:
+            tqdm.write(f"{now}: answers are back after {answered_at - self.gap:.0f} s")
             self.gap = None
+        elif since is not None and self.gap is None:
+            silent = time.monotonic() - since
+            if silent > TOLD_SECONDS:
+                tqdm.write(f"{now}: no answer for {silent:.0f} s ({reason}); waiting")
+                self.gap = since
 
     def write_labels(self, until: int | None) -> bool:
         """Write the labels that became known until a time of the story; all, when it is None.
