@@ -168,7 +168,7 @@ class Watch:
         """Count collected requests that could not be kept."""
         with self.lock:
             if not self.lost:
-                print(f"{reason}: collected requests are lost from now on", flush=True)
+                print(f"Collected requests are lost; scoring goes on. {reason}", flush=True)
             self.lost += requests
             self.lost_reason = reason
 
