@@ -48,6 +48,9 @@ azure.doctor        `digits doctor`: what stands in the way, each with its mend
 azure.standin       the stand-in's resources and operations
 azure.management    Azure's API before them
 azure.router        the endpoint: keys, weights, one server a deployment
+azure.detector      the reference and the settings by which windows are judged live
+azure.watch         what production does now: requests, windows, labels, within bounds
+azure.page          the page of it, and of one's own digits: web/
 azure.serve         `digits serve`, which starts it all
 review.history      the commit to compare with, and files as git has them
 review.side         one side of a comparison, read without trust

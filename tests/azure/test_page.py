@@ -14,17 +14,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from azure.storage.blob import BlobServiceClient
 from browser import chromium
-from conftest import ROOT
+from conftest import ROOT, Project, mnist_part
 from light import Deployable, StandIn, a_project
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
-    from digits.azure import collected
+    from digits.azure import collected, page
+    from digits.azure.serve import CONTAINER, KEY, Collector
     from digits.azure.workspace import connect
-from digits.drift import Reference, Summary
+from digits import inference
+from digits.azure.detector import Detector
+from digits.azure.router import Endpoint, Router, Server
+from digits.azure.watch import Labels, Watch
+from digits.drift import Reference
+from digits.summary import Summary
 
 pytestmark = pytest.mark.slow
 
@@ -408,3 +415,41 @@ def test_a_full_disk_stops_no_scoring(
     expect(page.locator("#counts")).to_contain_text(
         re.compile("[1-9]\\d* collected requests? lost")
     )
+
+
+def test_the_real_model(
+    reproduced: Project, home: StandIn, browser: Browser, tmp_path: Path
+) -> None:
+    watch = Watch(Detector(reproduced.root))
+    url = f"{home.address['blobs']}/devstoreaccount1"
+    with BlobServiceClient(url, credential=KEY) as service:
+        container = service.get_container_client(CONTAINER)
+        router = Router(0, Collector(container, watch).take, watch.request)
+        router.endpoints["real"] = Endpoint(["key"], {"blue": 100})
+        shown = Server(("127.0.0.1", 0), page.handler(router, watch, Labels(container))).start()
+        router.server.start()
+        model = reproduced.root / "data" / "package"
+        code = inference.serving_code(tmp_path / "code")
+        collecting = {"AZUREML_MDC_ENABLED": "true"}
+        context = browser.new_context()
+        try:
+            router.start(("real", "blue"), code, model, collecting, tmp_path / "log", 60.0)
+            opened = context.new_page()
+            opened.goto(f"http://127.0.0.1:{shown.server_address[1]}")
+            expect(opened.locator("#health")).to_have_text("live")
+            stroke(opened, (140, 40), (140, 240))
+            expect(opened.locator("#digit")).to_have_text(re.compile("[0-9]"), timeout=20_000)
+            table = opened.get_by_role("table", name="Probabilities")
+            expect(table.get_by_role("row")).to_have_count(10 + 1)  # and the head
+            connection = http.client.HTTPConnection("127.0.0.1", router.server.server_address[1])
+            for images in (mnist_part("t10k", 600).images, 255 - mnist_part("t10k", 500).images):
+                body = json.dumps({"data": images.tolist()})
+                headers = {"Authorization": "Bearer key", "Content-Type": "application/json"}
+                connection.request("POST", "/real/score", body, headers)
+                assert connection.getresponse().read()
+            connection.close()
+            expect(opened.locator("#drift")).to_have_text("yes")
+        finally:
+            context.close()
+            router.close()
+            shown.stop()
