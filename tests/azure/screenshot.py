@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[number]) for number in (1, 2)]  # conftest.py, run.py
 
 from browser import chromium
 from playwright.sync_api import sync_playwright
