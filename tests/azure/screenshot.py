@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[number]) for number in (1, 2)]  # conftest.py, run.py
 
-from browser import chromium
-from playwright.sync_api import sync_playwright
+from browser import chromium  # noqa: E402
+from playwright.sync_api import sync_playwright  # noqa: E402
 
 THREE = [(90, 70), (130, 50), (180, 70), (175, 110), (140, 130), (185, 160), (185, 210), (130, 235)]
 
@@ -31,6 +31,7 @@ def main() -> None:
         scheme = "dark" if asked.dark else "light"
         page = browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
         page.goto(url)
+        page.locator("#pill.good, #pill.alarm").wait_for()
         box = page.locator("#paper").bounding_box() or {"x": 0, "y": 0, "width": 280}
         scale = box["width"] / 280
         for number, (x, y) in enumerate([*THREE, (85, 210)]):

@@ -5,7 +5,6 @@ import http.client
 import io
 import json
 import re
-import resource
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -226,7 +225,8 @@ def faults(page: Page) -> list[str]:
 
 def test_without_a_deployment_it_says_what_to_run(open_page: Callable[..., Page]) -> None:
     page = open_page()
-    expect(page.get_by_role("status").first).to_contain_text("digits deploy apply")
+    notices = page.get_by_role("status", name="Notices")
+    expect(notices).to_contain_text("digits deploy apply")
     stroke(page, *ROUND)
     expect(page.locator("#answer")).to_contain_text("404: nothing is deployed yet")
     assert faults(page) == []
@@ -395,6 +395,7 @@ def test_only_its_own_page_may_use_it(home: StandIn) -> None:
 def test_a_full_disk_stops_no_scoring(
     live: Deployable, home: StandIn, open_page: Callable[..., Page]
 ) -> None:
+    resource = pytest.importorskip("resource", reason="limits of processes, which Windows lacks")
     page = open_page()
     blobs = str(home.folder / "blobs")
     (emulator,) = [

@@ -93,13 +93,11 @@ def handler(router: Router, watch: Watch, labels: Labels) -> type[Handler]:
                 answer = connection.getresponse()
                 told = answer.read()
                 try:
-                    found = json.loads(told)
-                except ValueError:
+                    found = dict(json.loads(told))
+                except (ValueError, TypeError):
                     found = {"message": told.decode(errors="replace")[:300]}
-                found |= {
-                    "deployment": answer.headers.get("azureml-model-deployment", ""),
-                    "milliseconds": (time.monotonic() - began) * 1000,
-                }
+                found["deployment"] = answer.headers.get("azureml-model-deployment", "")
+                found["milliseconds"] = (time.monotonic() - began) * 1000
                 return self.say(answer.status, found)
             except (OSError, http.client.HTTPException) as error:
                 return self.say(502, {"message": f"the endpoint does not answer: {error}"})

@@ -80,7 +80,7 @@ export function lines(width, series, { words, limit, ...axis }) {
     let path = "";
     let open = false;
     for (const { at, value } of points) {
-      if (value !== null) path += `${open ? "L" : "M"}${place.x(at).toFixed(1)} ${place.y(value).toFixed(1)}`;
+      if (value !== null) path += `${open ? "L" : "M"}${place.x(at).toFixed(1)} ${place.y(value).toFixed(1)}h0`;
       open = value !== null;
     }
     place.svg.append(element("path", { class: `line ${kind}`, d: path }));

@@ -5,6 +5,7 @@ import { paper } from "./draw.js";
 
 const POLL_MILLISECONDS = 1000;
 const PAUSE_MILLISECONDS = 500; // after a stroke, before the digit is read
+const FEW_LABELS = 30; // the interval of fewer may run out of the chart
 const $ = (id) => document.getElementById(id);
 const percent = (share, digits = 1) => (share === null ? "–" : `${(share * 100).toFixed(digits)} %`);
 const milliseconds = (value) => (value === null ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
@@ -209,7 +210,8 @@ function showWindows(state) {
     return { at: place(i), name: name(window), value, low, high };
   });
   const estimated = windows.map((window, i) => ({ at: place(i), name: name(window), value: window.estimated }));
-  const known = [...measured.map(({ low, value }) => low ?? value), ...estimated.map(({ value }) => value)].filter((value) => value !== null);
+  const lowest = measured.map(({ low, value }, i) => (windows[i].labelled < FEW_LABELS ? value : low));
+  const known = [...lowest, ...estimated.map(({ value }) => value)].filter((value) => value !== null);
   const bottom = Math.floor(Math.min(0.9, ...known) * 10) / 10;
   const series = [{ kind: "estimate", points: estimated }, { kind: "kind0", points: measured, dots: true }];
   chart("accuracies", state.accuracy ? `Accuracy by window; ${percent(state.accuracy[0])} of all labels` : "Accuracy by window; no labels yet",
@@ -295,9 +297,11 @@ function showFigures(state) {
   const failed = Object.entries(minute.statuses).filter(([status]) => status >= 500).reduce((sum, [, of]) => sum + of, 0);
   tell($("failed"), `${failed}`);
   tell($("statuses"), Object.entries(minute.statuses).map(([status, of]) => `${of} × ${status}`).join(", ") || "no requests");
+  const latest = state.windows.at(-1)?.estimated ?? null;
+  const estimate = latest === null ? "" : `; ${percent(latest)} now, by estimate`;
   tell($("accuracy"), percent(state.accuracy?.[0] ?? null));
   tell($("labelled"), state.accuracy
-    ? `${percent(state.accuracy[1])} to ${percent(state.accuracy[2])}, ${count(state.labelled, "label")}` : "no true labels yet");
+    ? `${percent(state.accuracy[1])} to ${percent(state.accuracy[2])}, ${count(state.labelled, "label")}${estimate}` : `no true labels yet${estimate}`);
   tell($("drift"), state.drift === null ? "unknown" : state.drift ? "yes" : "no");
   tell($("since"), state.drift === null ? state.reason : state.drift ? `since ${clock(state.drift_since)}` : "in the latest window");
   $("drifttile").classList.toggle("alarm", state.drift === true);
