@@ -61,11 +61,14 @@ review.report       all that a review tells
 review.markdown     the same as Markdown
 review.command      `digits review`
 review.relock       `digits relock`
+review.retrain      `digits retrain`: an experiment with the labelled digits of production
 review.github       GitHub's API, for the jobs that may write:
 review.comment      the report as one comment
 review.commit       dvc.lock and metrics as a commit
 review.publish      what was computed, into the container `review`
 review.upkeep       how the weekly run ended
+review.alarm        drift as one issue
+review.propose      a retraining as a pull request
 cli                 `digits COMMAND`, for people and workflows
 noise               how much the metrics differ between seeds alone
 bench               how fast it trains, against the Keras documentation's convnet

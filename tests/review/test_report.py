@@ -19,6 +19,7 @@ PARAMS = """
 epochs: 3
 review:
   stage_seconds: {train: 100}
+  retrain: {propose: true, set: {}}
   gate:
     mnist:
       accuracy: {direction: higher, floor: 0.99, tolerance: 0.0015}

@@ -17,13 +17,15 @@ from azure.storage.blob import (
     generate_container_sas,
 )
 from conftest import ROOT, Azurite, Project, free_port
-from loopback import FULL_NAME, GitHub, Pull, Run, needs_bash
+from loopback import GitHub, needs_bash
+from records import FULL_NAME, Pull, Run
 
 pytestmark = [pytest.mark.slow, needs_bash]
 ACCOUNT = "devstoreaccount1"
 SMALL_REVIEW = """\
 review:
   stage_seconds: {train: 10}
+  retrain: {propose: true, set: {prepare.foreign_share: 0.05}}
   gate:
     mnist:
       accuracy: {direction: higher, floor: 0.3, tolerance: 0.2}
@@ -49,6 +51,29 @@ def identities(port: int) -> dict[str, str]:
     )
     place = f"BlobEndpoint=http://127.0.0.1:{port}/{ACCOUNT};SharedAccessSignature="
     return {"IDENTITY_reader": place + reader, "IDENTITY_reviewer": place + writer}
+
+
+MONITOR = """\
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from digits.dataset import Digits, write_csv
+from digits.files import write_text
+
+
+def main(arguments):
+    _, _, option, folder = arguments
+    if option == "--out":
+        text = '{"drift": true, "since": null, "windows": 1, "requests": 500, "accuracy": null, '
+        write_text(Path(folder, "monitoring.json"), text + '"estimated_accuracy": 1, "causes": []}')
+    else:
+        images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+        labels = (np.arange(40) % 10).astype(np.uint8)
+        digits = Digits(images, labels, "devanagari", False, 10)
+        write_csv(Path(folder, "devanagari_20261124.csv"), digits)
+"""
 
 
 @dataclass
@@ -255,6 +280,41 @@ def test_who_reads_cannot_write_and_review_forges_nothing_of_main(hub: Hub) -> N
     assert main.stages_run(main.dvc("repro")) == []
     assert main.git("status", "--porcelain") == ""
     assert (main.root / "data" / "model" / "model.keras").read_bytes() != b"forged"
+
+
+@pytest.mark.prove
+def test_drift_becomes_a_retraining_that_can_be_merged(hub: Hub) -> None:
+    """The experiment is real; what `digits monitor` finds is the test's."""
+    work = hub.main.clone(hub.folder / "drifting")
+    (work.root / "src" / "digits" / "azure" / "monitor.py").write_text(MONITOR)
+    work.git("commit", "--quiet", "--all", "--message", "Production drifts")
+    before = hub.github.head("main")
+    work.git("push", "--quiet", str(hub.github.origin), "HEAD:refs/heads/main")
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    may = ContainerSasPermissions(read=True, list=True, write=True, create=True)
+    key = targets.AZURITE_KEY
+    signature = generate_container_sas(ACCOUNT, "main", key, permission=may, expiry=soon)
+    place = f"BlobEndpoint=http://127.0.0.1:{hub.azurite.port}/{ACCOUNT}"
+    github = hub.github
+    github.environment["IDENTITY_main"] = f"{place};SharedAccessSignature={signature}"
+    github.variables |= {"AZURE_ML_WORKSPACE": "digits", "AZURE_MAIN_CLIENT_ID": "main"}
+    try:
+        run = github.act("monitor.yml", "schedule", github.head("main"), {})
+        assert set(run.jobs.values()) == {"success"}, run.log
+        assert "Running stage 'train'" in run.log
+        pull = max(github.pulls.values(), key=lambda pull: pull.number)
+        assert "| prepare.foreign_share | 0.0 | 0.05 |" in pull.body
+        assert "accuracy told" in pull.body
+        span = f"main..{pull.branch}"
+        assert github.git("diff", "--numstat", span, "--", "params.yaml").split()[:2] == ["1", "1"]
+        runs = github.settle()
+    finally:
+        github.git("update-ref", "refs/heads/main", before)
+        del github.variables["AZURE_ML_WORKSPACE"]
+    log = "\n".join(run.log for run in runs)
+    assert runs[1].jobs["review"] == "success", log  # the labelled digits came from `main`
+    assert github.mergeable(pull)
+    assert f"of {github.head(pull.branch)[:10]} ended with **success**" in pull.comments[0]["body"]
 
 
 def test_only_a_pull_request_reads_review() -> None:

@@ -156,7 +156,7 @@ def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     if python is None:
         pytest.skip("no Python beside the environment's")
-    for script in ("comment", "commit", "upkeep"):
+    for script in ("comment", "commit", "upkeep", "alarm", "propose"):
         done = subprocess.run(
             [
                 python,

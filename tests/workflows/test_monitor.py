@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Project
-from loopback import FULL_NAME, GitHub, Pull, Run, needs_bash
+from loopback import GitHub, needs_bash
+from records import FULL_NAME, Pull, Run
 
 from digits.errors import DigitsError
 from digits.review import alarm, propose

@@ -12,7 +12,8 @@ import yaml
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from conftest import ROOT, Azurite, free_port
 from light import LIGHT_SCORE, Deployable, StandIn, a_standin, known_digits, write_package  # noqa: F401
-from loopback import GitHub, Run, needs_bash
+from loopback import GitHub, needs_bash
+from records import Run
 
 from digits.dataset import write_pool
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Project
-from loopback import FULL_NAME, GitHub, Pull, Run
+from loopback import GitHub
+from records import FULL_NAME, Pull, Run
 
 from digits.errors import DigitsError
 from digits.review import comment, commit, publish, upkeep

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Project
-from loopback import GitHub, Pull, Run, needs_bash
+from loopback import GitHub, needs_bash
+from records import Pull, Run
 
 pytestmark = [pytest.mark.slow, needs_bash]
 WORK = """#!/usr/bin/env bash

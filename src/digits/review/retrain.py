@@ -7,6 +7,8 @@ everything as it was, the new CSVs too.
 """
 
 import argparse
+import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from digits.errors import DigitsError
 from digits.files import write_text
 from digits.review import gate, history, markdown, reproduce
 from digits.review.report import review
+from digits.review.side import mapping
 
 LABELLED = Path("data/labelled")
 MEND = "`digits monitor --labelled data/labelled` writes them once labels have come"
@@ -47,6 +50,18 @@ def dvc(*arguments: str) -> None:
         raise DigitsError(f"dvc {arguments[0]} failed, see above; everything is as it was")
 
 
+def rewrite(text: str, settings: dict[str, bool | int | float | str]) -> str:
+    """Return params.yaml with other values in their place, so that its layout stays."""
+    lines, place = text.splitlines(keepends=True), list[str]()
+    for number, line in enumerate(lines):
+        if match := re.fullmatch(r"( *)(\w+):(?: [^#\n]*?)?( *(?:#[^\n]*)?\n)", line):
+            place[len(match[1]) // 2 :] = [match[2]]
+            key = ".".join(place)
+            if key in settings:
+                lines[number] = f"{match[1]}{match[2]}: {json.dumps(settings[key])}{match[3]}"
+    return "".join(lines)
+
+
 def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | str]) -> list[str]:
     """Version the CSVs and run the experiment; return a line about each that is new."""
     dvc("add", "--quiet", *map(str, found))
@@ -55,8 +70,10 @@ def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | 
     if not new:
         raise DigitsError(f"{LABELLED}: has no new labelled digits; {MEND}")
     history.git("add", "--", str(LABELLED))  # the experiment would not see what git does not know
-    changes = (f"--set-param={key}={value}" for key, value in settings.items())
-    dvc("exp", "run", *changes)
+    text = rewrite(params.PATH.read_text("utf-8"), settings)
+    dvc("exp", "run", *(f"--set-param={key}={value}" for key, value in settings.items()))
+    if mapping(text) == params.load():  # DVC's own has the same values in another layout
+        write_text(params.PATH, text)
     return [
         f"- {path.stem}: {count:,} labelled digits of production" for path, count in new.items()
     ]

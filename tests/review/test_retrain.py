@@ -1,0 +1,115 @@
+"""A retraining: what stops it leaves everything as it was; what it changes is what it says."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Project, environment, random_digits
+
+from digits.dataset import write_csv
+from digits.errors import DigitsError
+from digits.review import retrain
+from digits.review.side import mapping
+
+TEXT = (ROOT / "params.yaml").read_text("utf-8")
+LABELLED = Path("data/labelled")
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A repository with params.yaml and no labels yet; what DVC is told is written down."""
+    project = Project(tmp_path / "work")
+    (project.root / LABELLED).mkdir(parents=True)
+    for name, text in (("params.yaml", TEXT), ("dvc.lock", "stages: {}\n")):
+        (project.root / name).write_text(text, "utf-8")
+    monkeypatch.chdir(project.root)
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    (project.root / LABELLED / ".gitignore").touch()
+    project.git("init", "--quiet", "--initial-branch", "main")
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "main")
+    return project
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
+    """Let a stand-in of DVC do what `dvc add` and `dvc exp run` leave, or fail at one of them."""
+
+    def dvc(*arguments: str) -> None:
+        if arguments[0] == "add":
+            for path in arguments[2:]:
+                Path(f"{path}.dvc").write_text("outs")
+            (LABELLED / ".gitignore").write_text("/*.csv\n")
+        else:
+            Path("params.yaml").write_text("half: done\n")
+            Path("dvc.lock").write_text("half: done\n")
+        if arguments[0] == fail:
+            raise DigitsError(f"dvc {fail} failed")
+
+    monkeypatch.setattr(retrain, "dvc", dvc)
+
+
+@pytest.mark.parametrize("fail", ["add", "exp"])
+def test_what_fails_leaves_everything_as_it_was(
+    work: Project, monkeypatch: pytest.MonkeyPatch, fail: str
+) -> None:
+    write_csv(LABELLED / "devanagari_20261124.csv", random_digits(20))
+    ask(monkeypatch, fail)
+    with pytest.raises(DigitsError, match=f"dvc {fail} failed"):
+        retrain.main([])
+    assert work.git("status", "--porcelain") == "?? data/labelled/devanagari_20261124.csv\n"
+    assert Path("params.yaml").read_text("utf-8") == TEXT
+
+
+def test_without_labels_there_is_nothing_to_retrain_on(work: Project) -> None:
+    with pytest.raises(DigitsError, match="has no labelled digits; `digits monitor --labelled"):
+        retrain.main([])
+
+
+def test_labels_that_are_known_already_are_told(
+    work: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(LABELLED / "mnist_20261124.csv", random_digits(20))
+    ask(monkeypatch, "")
+    retrain.dvc("add", "--quiet", "data/labelled/mnist_20261124.csv")
+    work.git("add", "--all")
+    work.git("commit", "--quiet", "--message", "Labels")
+    with pytest.raises(DigitsError, match="has no new labelled digits"):
+        retrain.main([])
+    assert work.git("status", "--porcelain") == ""
+
+
+def test_a_script_that_params_lack_stops_it(work: Project) -> None:
+    write_csv(LABELLED / "klingon_20261124.csv", random_digits(20))
+    with pytest.raises(DigitsError, match=r"klingon_20261124\.csv: klingon is no script"):
+        retrain.main([])
+    assert work.git("status", "--porcelain") == "?? data/labelled/klingon_20261124.csv\n"
+
+
+def test_damaged_labels_stop_it(work: Project) -> None:
+    path = LABELLED / "japanese_20261124.csv"
+    write_csv(path, random_digits(20))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DigitsError, match=r"japanese_20261124\.csv: the last row has no line end"):
+        retrain.main([])
+
+
+def test_ones_own_changes_are_not_mixed_in(work: Project) -> None:
+    write_csv(LABELLED / "japanese_20261124.csv", random_digits(20))
+    (work.root / "dvc.lock").write_text("mine\n")
+    with pytest.raises(DigitsError, match=r"dvc\.lock: is not committed"):
+        retrain.main([])
+
+
+def test_values_change_in_their_place() -> None:
+    settings: dict[str, bool | int | float | str]
+    settings = {"prepare.foreign_share": 0.125, "epochs": 3, "azure.strategy": "in_place"}
+    text = retrain.rewrite(TEXT, settings)
+    expected = mapping(TEXT)
+    expected["prepare"]["foreign_share"] = 0.125
+    expected["epochs"] = 3
+    expected["azure"]["strategy"] = "in_place"
+    assert mapping(text) == expected
+    changed = list(zip(TEXT.splitlines(), text.splitlines(), strict=True))
+    changed = [pair for pair in changed if pair[0] != pair[1]]
+    assert len(changed) == 3
+    assert changed[1][1].partition("#")[2] == changed[1][0].partition("#")[2]  # its comment
