@@ -25,7 +25,8 @@ for place in (HERE.parents[1], HERE.parent, HERE.parent / "azure", HERE):
 import run as targets  # noqa: E402
 from conftest import ROOT, Azurite, Project, free_port  # noqa: E402
 from light import StandIn  # noqa: E402
-from loopback import GitHub, Pull, Run  # noqa: E402
+from loopback import GitHub  # noqa: E402
+from records import Pull, Run  # noqa: E402
 from test_flow import ACCOUNT, identities  # noqa: E402
 from test_release import identity  # noqa: E402
 
@@ -35,6 +36,7 @@ SHORTER = (  # in params.yaml
     (r"step_seconds: [\d.]+", "step_seconds: 1.0"),
     (r"requests_an_hour: [\d.]+", "requests_an_hour: 20.0"),
 )
+SIMULATE = ("digits", "simulate", "--workspace", "local", "--speed", "max")
 DEPLOYED = {"reproduce": "success", "apply": "success"}
 WATCHED = {"look": "success", "issue": "success"}
 
@@ -144,7 +146,9 @@ class Story:
             "Production",
             "A quiet week of MNIST; then Devanagari arrives slowly, then Japanese.",
         )
-        self.shell("digits", "simulate", "--workspace", "local", "--speed", "max", show="right|sent")
+        self.shell(
+            "digits", "simulate", "--workspace", "local", "--speed", "max", show="right|sent"
+        )
         self.chapter("Monitoring", "Each morning monitor.yml looks at what was collected.")
         run = self.look()
         self.told(
@@ -177,11 +181,7 @@ class Story:
         """Production again: the alarm ends."""
         self.chapter("Production again", "The same traffic, from where Devanagari came.")
         self.shell("dvc", "pull", "--quiet", "--remote", "main", "prepare", "labelled")
-        told = self.shell(
-            *("digits", "simulate", "--workspace", "local", "--speed", "max"),
-            *("--from", "devanagari_arrives"),
-            show="right|sent",
-        )
+        told = self.shell(*SIMULATE, "--from", "devanagari_arrives", show="right|sent")
         assert "devanagari" in told
         self.told(self.look(), WATCHED, r"drift|#\d+: closed")
         assert self.github.issues[0]["state"] == "closed"
@@ -215,7 +215,7 @@ def link(source: str, target: str) -> None:
 def main() -> None:
     """Tell the story in a temporary folder; nothing of it stays."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--stay", action="store_true", help="at the end, with the page, until Enter")
+    parser.add_argument("--stay", action="store_true", help="until Enter, with the page")
     asked = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="digits-demo-", ignore_cleanup_errors=True) as name:
