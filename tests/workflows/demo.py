@@ -38,6 +38,7 @@ SHORTER = (  # in params.yaml
 )
 SIMULATE = ("digits", "simulate", "--workspace", "local", "--speed", "max")
 DEPLOYED = {"reproduce": "success", "apply": "success"}
+LOG_CHARACTERS = 4000  # of a workflow that went wrong
 WATCHED = {"look": "success", "issue": "success"}
 
 
@@ -71,13 +72,13 @@ class Story:
         for line in dict.fromkeys(run.log.splitlines()):
             if re.search(show, line):
                 print(f"    {line.strip()}", flush=True)
-        assert run.jobs == jobs, run.log
+        assert run.jobs == jobs, run.log[-LOG_CHARACTERS:]
 
     def comment(self, pull: Pull, lines: int) -> None:
         """Let the checks of a pull request run; print how its comment begins."""
         for run in self.github.settle():
             self.told(run, run.jobs, "gate failed|^.*::error::")
-        assert pull.comments, "\n".join(run.log for run in self.github.runs[-2:])
+        assert pull.comments, self.github.runs[-1].log[-LOG_CHARACTERS:]
         for line in pull.comments[0]["body"].splitlines()[:lines]:
             print(f"    {line}", flush=True)
 
@@ -199,6 +200,7 @@ def copy(target: Path) -> Project:
         text, count = re.subn(pattern, value, path.read_text("utf-8"), flags=re.M)
         assert count, pattern
         path.write_text(text, "utf-8", newline="\n")
+    (target / ".git" / "info" / "exclude").write_text("node_modules\n.standin\n")
     work.git("remote", "remove", "origin")
     work.git("checkout", "--quiet", "-B", "main")
     return work
