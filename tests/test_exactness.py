@@ -29,6 +29,7 @@ FOLDERS = {
     "train": "data/model",
     "evaluate": "data/evaluation",
     "package": "data/package",
+    "simulate": "data/production",
 }
 SCRIPTS = dict(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))["foreign"])
 STAGES = [*FOLDERS, *(f"foreign@{script}" for script in SCRIPTS)]
@@ -56,7 +57,8 @@ def test_lock_is_the_same_on_one_core_or_two(
     expected = lock.read_bytes()
     lock.unlink()
     output = project.run(*launcher, *FORCED, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
-    assert {"mnist", "prepare", "train", "evaluate", "package"} <= set(project.stages_run(output))
+    stages = {"mnist", "prepare", "train", "evaluate", "package", "simulate", "monitor"}
+    assert stages <= set(project.stages_run(output))
     assert_same(project, expected)
 
 

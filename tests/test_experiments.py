@@ -19,7 +19,7 @@ def experiment(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) ->
     """A project whose workspace holds an experiment with two epochs instead of one."""
     project = reproduced.copy(tmp_path_factory.mktemp("experiment") / "project")
     output = project.dvc("exp", "run", "--name", "longer", "-S", "epochs=2")
-    assert project.stages_run(output) == ["train", "evaluate", "package"]
+    assert project.stages_run(output) == ["train", "evaluate", "package", "simulate", "monitor"]
     return project
 
 
@@ -140,8 +140,9 @@ def test_a_new_tensorflow_trains_again_and_a_new_ruff_does_nothing(project: Proj
     text, count = re.subn(r"^tensorflow-cpu==\S+", new, path.read_text("utf-8"), flags=re.M)
     assert count == 1
     path.write_text(text, "utf-8", newline="\n")
-    assert changed(project) == {"train", "evaluate", "package"}
-    assert project.stages_run(project.dvc("repro", "--dry")) == ["train", "evaluate", "package"]
+    again = ["train", "evaluate", "package", "simulate"]
+    assert changed(project) == set(again)
+    assert project.stages_run(project.dvc("repro", "--dry")) == again
 
 
 def test_an_edit_of_one_stage_and_a_new_module_touch_no_other(project: Project) -> None:

@@ -1,7 +1,6 @@
 """Stage simulate: the packaged model's own answers, the same bytes each time, whole or absent."""
 
 import datetime
-import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from digits.files import sha256
 from digits.production import LABELS, REQUESTS
 
 pytestmark = pytest.mark.slow
-NAMES = ("requests.parquet", "labels.parquet", "reference.parquet")
 STAGE = [sys.executable, "src", "simulate", "--validation", "data/prepared/validation.npz"]
 STAGE += ["--labelled", "data/labelled", "--package", "data/package"]
 
@@ -86,27 +84,6 @@ def test_labels_are_of_requests_and_come_after_them(reproduced: Project) -> None
     assert {row["script"] for row in rows} <= {"mnist", "devanagari", "japanese"}
     week = datetime.datetime(2026, 1, 12, tzinfo=datetime.UTC)
     assert {row["script"] for row in rows if times[row["request_id"]] < week} == {"mnist"}
-
-
-def test_one_core_gives_the_same_bytes_and_the_package_stays_as_it_was(
-    reproduced: Project, tmp_path: Path
-) -> None:
-    before = {file: sha256(file) for file in package_files(reproduced)}
-    if hasattr(os, "sched_setaffinity"):
-        mine = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(mine)})
-        try:
-            simulate(reproduced, tmp_path)
-        finally:
-            os.sched_setaffinity(0, mine)
-    for name in NAMES:
-        assert sha256(tmp_path / name) == sha256(reproduced.root / "data/production" / name)
-    assert {file: sha256(file) for file in package_files(reproduced)} == before
-
-
-def package_files(project: Project) -> list[Path]:
-    """Return the files of the model folder."""
-    return [file for file in (project.root / "data/package").rglob("*") if file.is_file()]
 
 
 def test_labelled_digits_do_not_come_again(project: Project, tmp_path: Path) -> None:

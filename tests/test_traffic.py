@@ -153,8 +153,7 @@ def test_labels_come_late_and_for_a_share_of_the_digits() -> None:
 def test_what_was_labelled_never_comes_again_whatever_the_scanner_did(tmp_path: Path) -> None:
     plan = schedule({}, {"name": "broken", "noise": BROKEN})
     write_pool(tmp_path / "pool.npz", POOL)
-    task = params.Task(1, 1, 28, tuple("0123456789"))
-    before = read(tmp_path / "pool.npz", tmp_path / "labelled", plan, task)
+    before = read(tmp_path / "pool.npz", tmp_path / "labelled", plan, 10, 28, 1)
     assert before.notes == []
     part = before.part(900, 1100)  # some of both phases
     taken = before.digit[900:1100]
@@ -162,7 +161,7 @@ def test_what_was_labelled_never_comes_again_whatever_the_scanner_did(tmp_path: 
     known = Digits(part.images, labels, "mnist", False, 10)
     write_csv(tmp_path / "labelled" / "sub" / "mnist_20260112.csv", known)
 
-    after = read(tmp_path / "pool.npz", tmp_path / "labelled", plan, task)
+    after = read(tmp_path / "pool.npz", tmp_path / "labelled", plan, 10, 28, 1)
     assert set(after.digit).isdisjoint(taken)
     (note,) = after.notes
     assert note.startswith(f"{len(set(taken))} digits of ")
@@ -213,7 +212,7 @@ from digits import params
 from digits.traffic import Schedule, read
 values = params.load()
 plan = params.section(Schedule, values, "simulate")
-stream = read(Path(sys.argv[1]), Path("none"), plan, params.task(values))
+stream = read(Path(sys.argv[1]), Path("none"), plan, 10, 28, 1)
 seen = 0
 for part in stream.parts(10_000):
     seen += len(part.ids)

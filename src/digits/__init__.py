@@ -43,6 +43,7 @@ azure.lease         one deployment at a time
 azure.collected     what production kept: requests and labels
 azure.monitor       `digits monitor`
 azure.deploy        `digits deploy`
+azure.sending       a stream sent to an endpoint, none of it lost or counted twice
 azure.simulate      `digits simulate`: traffic for a live endpoint
 azure.doctor        `digits doctor`: what stands in the way, each with its mend
 azure.standin       the stand-in's resources and operations

@@ -162,13 +162,14 @@ class Pool:
         return padded[np.arange(len(images))[:, None, None], rows, columns]
 
 
-def read(path: Path, labelled: Path, schedule: Schedule, task: params.Task) -> "Stream":
+def read(
+    path: Path, labelled: Path, schedule: Schedule, class_count: int, image_size: int, seed: int
+) -> "Stream":
     """Return a schedule's requests, drawn from a pool without what lies in folder `labelled`."""
-    classes, size = len(task.classes), task.image_size
-    pool = Pool(read_pool(path, classes, size), schedule, task.seed)
+    pool = Pool(read_pool(path, class_count, image_size), schedule, seed)
     files = sorted(labelled.rglob("*.csv"))
-    left_out = pool.without(read_csv(file, size, classes, MNIST).images for file in files)
-    stream = Stream(pool, schedule, task.seed)
+    left_out = pool.without(read_csv(file, image_size, class_count, MNIST).images for file in files)
+    stream = Stream(pool, schedule, seed)
     if left_out:
         stream.notes.append(
             f"{left_out:,} digits of {path} are in {labelled} and do not come again"

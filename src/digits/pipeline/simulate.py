@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     paths = parser.parse_args(arguments)
     values = params.load()
     task, own = params.task(values), params.section(Params, values, "simulate")
-    requests = read(paths.pool, paths.labelled, own, task)
+    requests = read(paths.pool, paths.labelled, own, len(task.classes), task.image_size, task.seed)
     for note in requests.notes:
         print(note)
     validation = read_pool(paths.validation, len(task.classes), task.image_size)
