@@ -130,7 +130,7 @@ def run(
     target: Any = SimpleNamespace(
         name="digits", workspace=None, settings=settings, authorise=authorise
     )
-    fresh = sending.Reached("run", simulate.digest(requests), len(requests), 0)
+    fresh = sending.Reached("run", simulate.digest(requests), 0, len(requests), 0)
     return sending.Run(requests, CLASSES, target, reached or fresh, more.get("speed"))
 
 
@@ -329,6 +329,19 @@ def test_a_store_that_takes_no_labels_for_a_while_gets_them_all(
     check(whole, endpoint, ran, written)
 
 
+def test_a_part_of_the_stream_gets_the_labels_of_that_part(
+    endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = stream()
+    ran = run(endpoint, whole, sending.Reached("run", "", 50, 120, 50))
+    ran.go(tmp_path / "reached.json", 4)
+    part = whole.part(50, 120)
+    assert set(endpoint.came) == {f"run-{name}" for name in part.ids}
+    told = {f"run-{part.ids[n - 50]}" for n in whole.known_labels() if 50 <= n < 120}
+    assert {row["request_id"] for row in labels} == told
+    assert len(labels) == len(told)
+
+
 def test_the_pace_is_the_storys(
     endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -370,7 +383,7 @@ def test_resume_wants_a_run_of_the_same_stream(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(DigitsError, match="no run to go on with"):
         simulate.reached(path, asked, whole)
-    old = sending.Reached("run", simulate.digest(stream(requests=100)), 100, 0)
+    old = sending.Reached("run", simulate.digest(stream(requests=100)), 0, 100, 0)
     path.write_text(json.dumps(vars(old)))
     with pytest.raises(DigitsError, match=r"params\.yaml or the pool changed"):
         simulate.reached(path, asked, whole)

@@ -46,7 +46,8 @@ class Reached:
 
     run: str  # the beginning of its requests' ids, so that no two runs share one
     stream: str  # a hash of what the stream is made of
-    stop: int  # the number of the request that is not sent any more
+    first: int  # the numbers of its first request and of the one after its last
+    stop: int
     following: int  # every request before this one is done
     done: list[int] = field(default_factory=list)  # those beyond that are done as well
     refused: list[int] = field(default_factory=list)  # done without an answer
@@ -286,13 +287,14 @@ class Run:
         for number in self.labels[place : place + LABELS_AT_ONCE].tolist():
             if until is not None and self.stream.label_times[number] > until:
                 break
+            asked = known.first <= number < known.stop
             here = number < following or number in done
-            if here and number not in refused:
+            if asked and here and number not in refused:
                 (label,), (script,) = self.stream.truth(np.array([number]))
                 (name,) = self.stream.ids_of(np.array([number]))
                 row = {"time": now, "request_id": f"{known.run}-{name}", "position": 0}
                 rows.append(row | {"label": self.classes[label], "script": script})
-            elif not here and number < known.stop:
+            elif asked and not here:
                 break  # on its way
             place += 1
         try:

@@ -55,7 +55,7 @@ def reached(path: Path, asked: Any, stream: Stream) -> Reached:
     stop = min(len(stream), first + asked.requests) if asked.requests else len(stream)
     if first == stop:
         raise DigitsError("params.yaml: simulate.phases: no request comes; raise a rate")
-    return Reached(secrets.token_hex(4), made_of, stop, first)
+    return Reached(secrets.token_hex(4), made_of, first, stop, following=first)
 
 
 def speed(text: str) -> float | None:
