@@ -89,7 +89,7 @@ def a_reference() -> Reference:
     images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
     numbers = columns["digit"].astype(int)
     counts = Summary.of(images, numbers, columns["confidence"], columns["foreign"], 10)
-    return Reference.fit(counts, "v1")
+    return Reference.fit({"mnist": counts}, "v1")
 
 
 def analyse(

@@ -2,7 +2,7 @@
 
     summary = Summary.of(images, labels, confidence, foreign, class_count)   # of any requests
     both = summary + other                                  # in any order, on any machine
-    reference = Reference.fit(summary, model_version)       # of digits that the model knows
+    reference = Reference.fit({script: summary}, version)   # of digits that the model knows
     verdict = reference.judge(window, settings, evidence)   # of the next window, in time order
     evidence = verdict.evidence
 
@@ -52,6 +52,8 @@ FORMAT = 1  # of reference.json; another number needs other code
 # rarities p have the density STEEP * p^(STEEP - 1), one of Vovk and Wang's calibrators.
 FEW, STEEP = 0.05, 0.2
 TAIL = 0.05  # of the reference: what looks rarer shows the share of strangers
+FEWEST = 10  # digits of a script that it can be told by
+MIX_STEPS, FASTER = 50, 4  # of expectation and maximisation, each taken to that power
 SMALLEST_P = 1e-300
 RAREST = 1e-3  # rarities below are not told apart: in the reference they are a handful of digits
 
@@ -94,17 +96,17 @@ def permutation_p(
 ) -> np.ndarray:
     """Return the p-value of each window's mean weight being as large as it is, (...).
 
-    `weights` and `reference` (b,): of the bins, and its counts; `windows` (..., b): theirs. The
-    sum over a window is that of n draws without replacement from N: its mean, variance and
-    skewness are exact. No p-value is below one over the number of ways to draw.
+    `weights` (b,) of the bins; `windows` (..., b): their counts; `reference` (..., b) or (b,): the
+    reference's. The sum over a window is that of n draws without replacement from N: its mean,
+    variance and skewness are exact. No p-value is below one over the number of ways to draw.
     `tolerated_share` of a window may have the largest weight for nothing.
     """
     n = windows.sum(axis=-1).astype(np.float64)
-    total = n + reference.sum()
-    centred = weights - float(reference @ weights) / max(float(reference.sum()), 1)
+    total = n + reference.sum(axis=-1)
+    centred = weights - weights.min()
     within = [windows @ centred**power for power in (1, 2, 3)]
     first, second, third = (
-        (inside + float(reference @ centred**power)) / total
+        (inside + reference @ centred**power) / total
         for power, inside in enumerate(within, start=1)
     )
     variance = second - first**2
@@ -147,6 +149,8 @@ class Verdict:
     evidence: for drift, of this window and those before it; from 1 to the limit of an alarm
     drift: whether the alarm is on: since the evidence reached the limit, until it is 1 again
     began: whether the evidence starts anew with this window
+    strangers: the share of requests that look like nothing the model knows, estimated
+    accuracy: estimated without labels
     """
 
     p: dict[str, float]
@@ -155,21 +159,59 @@ class Verdict:
     evidence: float
     drift: bool
     began: bool
+    strangers: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model knows: the summary of its validation pool."""
+    """What the model knows: the summary of its validation pool, for each script by itself.
 
-    summary: Summary
+    Production may mix the scripts otherwise than the pool does, so a window is compared with the
+    mix of them that is most like it.
+    """
+
+    scripts: dict[str, Summary]
     model_version: str
 
     @classmethod
-    def fit(cls, summary: Summary, model_version: str) -> "Reference":
+    def fit(cls, scripts: dict[str, Summary], model_version: str) -> "Reference":
         """Return the reference; raise DigitsError when it has too few digits to judge by."""
-        if len(summary) < 10:
-            raise DigitsError(f"the reference has {len(summary)} digits; validate on more")
-        return cls(summary, model_version)
+        few = [name for name, summary in scripts.items() if len(summary) < FEWEST]
+        if few or not scripts:
+            raise DigitsError(
+                f"the reference has fewer than {FEWEST} digits ({', '.join(few) or 'none'}); "
+                "validate on more"
+            )
+        return cls(scripts, model_version)
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The scripts together."""
+        return Summary(np.sum([summary.counts for summary in self.scripts.values()], axis=0))
+
+    def like(self, windows: np.ndarray) -> np.ndarray:
+        """Return counts (..., bins) of the scripts, mixed as in windows (..., bins).
+
+        The shares maximise the likelihood of all statistics, each by itself (a composite
+        likelihood), by expectation and maximisation; the counts are as many as have the same
+        variance.
+        """
+        counts = np.stack([summary.counts for summary in self.scripts.values()])
+        digits = np.array([len(summary) for summary in self.scripts.values()])
+        if len(digits) == 1:
+            return counts[0]
+        coarse, seen = _coarse(counts), _coarse(windows)
+        pooled = (coarse.sum(axis=0) + 1e-9) / digits.sum()
+        density = (coarse + pooled) / (digits[:, None] + 1)  # (scripts, bins)
+        shares = np.broadcast_to(digits / digits.sum(), (*windows.shape[:-1], len(digits)))
+        total = np.maximum(seen.sum(axis=-1, keepdims=True), 1)
+        for _ in range(MIX_STEPS):
+            likelier = (seen / (shares @ density)) @ density.T / total
+            found = shares * likelier**FASTER
+            shares = found / np.maximum(found.sum(axis=-1, keepdims=True), 1e-12)
+        as_many = 1 / np.maximum((shares**2 / digits).sum(axis=-1, keepdims=True), 1e-12)
+        return np.asarray((shares * as_many) @ (counts / digits[:, None]))
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
@@ -193,24 +235,26 @@ class Reference:
         sides = np.minimum(rarity(counts), rarity(counts[::-1])[::-1])
         return weigh(np.minimum(2 * sides, 1))
 
-    def p_values(self, windows: np.ndarray, tolerated_share: float) -> dict[str, np.ndarray]:
-        """Return the p-value (...) of each signal for the counts of windows (..., bins)."""
+    def p_values(
+        self, windows: np.ndarray, like: np.ndarray, tolerated_share: float
+    ) -> dict[str, np.ndarray]:
+        """Return the p-value (...) of each signal for counts of windows and those like them."""
         found = {
             signal: permutation_p(
-                self.weights[signal].ravel(),
-                of_signal(self.summary.counts, signal),
+                weights.ravel(),
+                of_signal(like, signal),
                 of_signal(windows, signal),
                 tolerated_share,
             )
-            for signal in SIGNALS
-            if signal != "classes"
+            for signal, weights in self.weights.items()
         }
-        found["classes"] = _same_classes(self.summary.classes, windows[..., CLASSES_START:])
+        found["classes"] = _same_classes(like[..., CLASSES_START:], windows[..., CLASSES_START:])
         return found
 
     def judge(self, window: Summary, settings: Settings, before: Verdict | None = None) -> Verdict:
         """Return the verdict on a window, given that on the window before it."""
-        found = self.p_values(window.counts, settings.tolerated_share)
+        like = self.like(window.counts)
+        found = self.p_values(window.counts, like, settings.tolerated_share)
         p = {signal: float(value) for signal, value in found.items()}
         used = {name: share for name, share in settings.shares.items() if share > 0}
         p_value = min(1.0, min(p[name] / share for name, share in used.items()))
@@ -226,9 +270,15 @@ class Reference:
             evidence=math.exp(level),
             drift=level >= limit or (drift and level > 0),
             began=evidence <= 1 and level > 0,
+            strangers=self.beyond(window, like, "looks"),
+            accuracy=self.accuracy(window, like),
         )
 
-    def beyond(self, window: Summary, signal: str) -> float:
+    def strangers(self, window: Summary) -> float:
+        """Return an estimate of the share of requests that look like nothing the model knows."""
+        return self.beyond(window, self.like(window.counts), "looks")
+
+    def beyond(self, window: Summary, like: np.ndarray, signal: str) -> float:
         """Return an estimate of the share of requests that only this signal's tail can hold.
 
         It is what the window has beyond the reference in the reference's rare tail, as if all
@@ -236,26 +286,24 @@ class Reference:
         "Semi-Supervised Novelty Detection", JMLR 11, 2010).
         """
         tail = self.weights[signal].ravel() >= weigh(np.array(TAIL))
-        known = of_signal(self.summary.counts, signal)[tail].sum() / len(self.summary)
-        found = of_signal(window.counts, signal)[tail].sum() / max(len(window), 1)
-        return max(0.0, float((found - known) / (1 - known)))
+        expected = of_signal(like, signal)
+        known = float(expected[tail].sum() / max(expected.sum(), 1))
+        found = float(of_signal(window.counts, signal)[tail].sum()) / max(len(window), 1)
+        return max(0.0, (found - known) / (1 - known))
 
-    def strangers(self, window: Summary) -> float:
-        """Return an estimate of the share of requests that look like nothing the model knows."""
-        return self.beyond(window, "looks")
-
-    def accuracy(self, window: Summary) -> float:
-        """Return an estimate of a window's accuracy before its labels come.
+    def accuracy(self, window: Summary, like: np.ndarray | None = None) -> float:
+        """Return an estimate of a window's accuracy before its labels come; `like` spares time.
 
         What the model knows it reads as well as its confidence in the reference says; strangers
         it reads by chance, since it is sure of its mistakes in a script that it has never seen:
         the mean confidence of the window would be far too high. Where the images themselves are
         altered (dimmed or moved), they may still be digits that it knows, and confidence counts.
         """
-        strangers = self.strangers(window)
-        altered = max(self.beyond(window, name) for name in ("brightness", "row", "column"))
+        like = self.like(window.counts) if like is None else like
+        strangers = self.beyond(window, like, "looks")
+        altered = max(self.beyond(window, like, name) for name in ("brightness", "row", "column"))
         strange = altered * _sureness(window) + (1 - altered) / len(window.classes)
-        return (1 - strangers) * _sureness(self.summary) + strangers * strange
+        return (1 - strangers) * _sureness(Summary(like)) + strangers * strange
 
     def strangeness(self, places: np.ndarray) -> np.ndarray:
         """Return how much each request adds to its strongest signal, float (n,).
@@ -269,12 +317,16 @@ class Reference:
         return np.max(rows, axis=0)
 
     def write(self, path: Path) -> None:
-        """Write the counts that are not zero, by place."""
-        counts = self.summary.counts
+        """Write the counts that are not zero, by script and place."""
         content: dict[str, Any] = {"format": FORMAT, "model_version": self.model_version}
         content["classes"] = len(self.summary.classes)
-        content["digits"] = len(self.summary)
-        content["counts"] = {str(place): int(counts[place]) for place in np.flatnonzero(counts)}
+        content["scripts"] = {
+            name: {
+                "digits": len(summary),
+                "counts": {str(n): int(summary.counts[n]) for n in np.flatnonzero(summary.counts)},
+            }
+            for name, summary in self.scripts.items()
+        }
         write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
 
     @classmethod
@@ -285,17 +337,25 @@ class Reference:
             content = json.loads(path.read_text("utf-8"))
             if content["format"] != FORMAT:
                 raise ValueError(f"it has format {content['format']}, this code reads {FORMAT}")
-            counts = np.zeros(CLASSES_START + int(content["classes"]), np.int64)
-            for place, count in content["counts"].items():
-                counts[int(place)] = int(count)
-            summary = Summary(counts)
-            if counts.min() < 0 or len(summary) != content["digits"]:
-                raise ValueError("its counts do not add up")
-            return cls.fit(summary, str(content["model_version"]))
+            scripts = {}
+            for name, written in content["scripts"].items():
+                counts = np.zeros(CLASSES_START + int(content["classes"]), np.int64)
+                for place, count in written["counts"].items():
+                    counts[int(place)] = int(count)
+                scripts[name] = Summary(counts)
+                if counts.min() < 0 or len(scripts[name]) != written["digits"]:
+                    raise ValueError("its counts do not add up")
+            return cls.fit(scripts, str(content["model_version"]))
         except FileNotFoundError:
             raise DigitsError(f"{path}: not found: no reference to judge by; {mend}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DigitsError(f"{path}: is damaged ({error!r}); {mend}") from None
+
+
+def _coarse(counts: np.ndarray) -> np.ndarray:
+    """Return counts with how foreign and how unsure beside each other, not one by the other."""
+    apart = [of_signal(counts, name) for name in ("foreign", "confidence")]
+    return np.concatenate([*apart, counts[..., IMAGES_START:]], axis=-1)
 
 
 def _sureness(summary: Summary) -> float:

@@ -46,7 +46,6 @@ class Window:
     """Some requests in a row: when, how many, what was found.
 
     first_ms, last_ms: of its requests, ms since 1970
-    strangers, estimated: shares; see drift.Reference.beyond and accuracy
     labelled, right: how many have a label, and how many answers of those are right
     """
 
@@ -54,8 +53,6 @@ class Window:
     last_ms: int
     summary: Summary
     verdict: Verdict
-    strangers: float
-    estimated: float
     labelled: int
     right: int
 
@@ -114,7 +111,7 @@ class Analysis:
         """Return the estimate of accuracy from a window on, None without requests."""
         chosen = self.windows[first:]
         total = sum(window.requests for window in chosen)
-        return sum(w.requests * w.estimated for w in chosen) / total if total else None
+        return sum(w.requests * w.verdict.accuracy for w in chosen) / total if total else None
 
     def causes(self) -> list[str]:
         """Return the signals that spoke in the last alarm, the loudest first."""
@@ -183,8 +180,6 @@ def analyse(
                 last_ms=int(rows.time[inside[-1]]),
                 summary=summary,
                 verdict=reference.judge(summary, own.alarm, before),
-                strangers=reference.strangers(summary),
-                estimated=reference.accuracy(summary),
                 labelled=len(known),
                 right=int((truth[known] == rows.label[known]).sum()),
             )
@@ -341,7 +336,7 @@ def figures(analysis: Analysis) -> dict[str, float]:
         found["estimated_accuracy"] = estimated
     labelled = [w for w in windows if w.labelled]
     if labelled:
-        missed = sum(w.labelled * abs(w.estimated - w.right / w.labelled) for w in labelled)
+        missed = sum(w.labelled * abs(w.verdict.accuracy - w.right / w.labelled) for w in labelled)
         found["estimation_error"] = missed / sum(w.labelled for w in labelled)
     found |= {"windows": len(windows), "alarms": len(analysis.episodes)}
     first = analysis.first_foreign_ms
@@ -364,6 +359,6 @@ def write_windows(path: Path, windows: list[Window]) -> None:
         for number, window in enumerate(windows):
             row: list[Any] = [number, iso(window.first_ms), window.requests]
             row += [f"{x:.4f}" for x in wilson(window.right, window.labelled) or ()] or [""] * 3
-            row += [f"{window.estimated:.4f}", f"{window.strangers:.4f}"]
+            row += [f"{window.verdict.accuracy:.4f}", f"{window.verdict.strangers:.4f}"]
             row += [f"{window.verdict.evidence:.3g}", int(window.verdict.drift)]
             writer.writerow([*row, *(f"{window.verdict.p[name]:.2g}" for name in SIGNALS)])

@@ -29,7 +29,7 @@ TEST, VALIDATION = Path("data/prepared/test.npz"), Path("data/prepared/validatio
 SHARES = (0.02, 0.05, 0.1)
 WINDOWS, REDRAWS, WINDOWS_A_REDRAW = 5000, 100, 500
 AT_ONCE = 1000  # windows
-EVIDENTLY_WINDOWS = 100
+EVIDENTLY_WINDOWS = 20  # it takes seconds for each
 
 
 def scored(network: Any, digits: Digits) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ def rate(
         if some:
             parts.append(foreign[rng.integers(0, len(foreign), (number, some))])
         found = counts(np.concatenate(parts, axis=1), width)
-        p = reference.p_values(found, own.alarm.tolerated_share)
+        p = reference.p_values(found, reference.like(found), own.alarm.tolerated_share)
         lowest = np.min([p[name] / part for name, part in used.items()], axis=0)
         alarms += int((lowest <= own.alarm.false_alarm_rate).sum())
     return alarms / windows

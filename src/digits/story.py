@@ -114,7 +114,7 @@ def headline(analysis: Analysis) -> str:
     if last and began:
         facts.append(("before", interval(wilson(*counted(windows[:began])))))
     facts.append(("estimated without labels, lately", share(analysis.estimated(-1))))
-    facts.append(("strange digits, lately", share(windows[-1].strangers)))
+    facts.append(("strange digits, lately", share(windows[-1].verdict.strangers)))
     cells = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)
     state_class = "state on" if analysis.drift else "state"
     story = causes(analysis) if last else ""
@@ -217,8 +217,8 @@ def charts(analysis: Analysis) -> str:
                 f'y2="{y(found[2]):.1f}"/><circle class="known" cx="{at}" '
                 f'cy="{y(found[0]):.1f}" r="2.5"/>'
             )
-    accuracy = [*frame, line([window.estimated for window in windows]), *labelled]
-    strange = [*frame, line([window.strangers for window in windows])]
+    accuracy = [*frame, line([window.verdict.accuracy for window in windows]), *labelled]
+    strange = [*frame, line([window.verdict.strangers for window in windows])]
     return (
         "<section><h2>Accuracy</h2>"
         f"{svg(accuracy, 'Accuracy of each window: by labels, and estimated without')}"
@@ -277,7 +277,7 @@ def kept(analysis: Analysis, own: Params) -> str:
     rows = "".join(
         f"<tr><td>{when(w.first_ms)}</td><td>{w.requests}</td>"
         f"<td>{share(w.right / w.labelled) if w.labelled else ''}</td><td>{w.labelled}</td>"
-        f"<td>{share(w.estimated)}</td><td>{share(w.strangers)}</td>"
+        f"<td>{share(w.verdict.accuracy)}</td><td>{share(w.verdict.strangers)}</td>"
         f"<td>{w.verdict.p_value:.2g}</td><td>{'yes' if w.verdict.drift else ''}</td></tr>"
         for w in analysis.windows[-1000:]
     )

@@ -89,7 +89,7 @@ def a_site(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     foreign = RNG.beta(2, 20, 4000)
     numbers = np.arange(4000)
     counts = Summary.of(IMAGES[numbers % 50], numbers % 10, 1 - foreign / 2, foreign, 10)
-    Reference.fit(counts, "v1").write(root / "data" / "monitoring" / "reference.json")
+    Reference.fit({"mnist": counts}, "v1").write(root / "data" / "monitoring" / "reference.json")
     with warnings.catch_warnings(), patch.dict(os.environ):
         warnings.simplefilter("ignore")
         yield Site(root, connect("local", standin.folder))

@@ -60,7 +60,7 @@ def content(analysis: Analysis, endpoint: str) -> dict[str, Any]:
         "alarms": len(analysis.episodes),
         "accuracy": accuracy[0] if accuracy else None,
         "estimated_accuracy": analysis.estimated(first),
-        "strangers": windows[-1].strangers if windows else None,
+        "strangers": windows[-1].verdict.strangers if windows else None,
         "causes": analysis.causes(),
         "faults": analysis.faults,
         "gaps": [[iso(start), iso(end)] for start, end in analysis.gaps],

@@ -1,50 +1,54 @@
 """Stage monitor: what the simulated production was like, and whether anybody would have known.
 
-Enters: data/production (requests, labels, and the reference: validation digits scored the same
-way). Leaves metrics.json (headline figures), windows.csv (one row a window), reference.json (what
-windows are judged by; `digits monitor` reads it) and report.html.
+Enters: data/production (requests, labels, and the reference: the validation pool scored the same
+way) and that pool, which says what is written in which script. Leaves metrics.json (headline
+figures), windows.csv (one row a window), reference.json (what windows are judged by; `digits
+monitor` reads it) and report.html.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
 from digits import drift, monitoring, params, production, story
+from digits.dataset import Digits, read_pool
 from digits.errors import DigitsError
 from digits.files import write_text
 from digits.monitoring import Params
-from digits.summary import CLASSES_START, Summary
+from digits.summary import Summary
 
 
-def fit(path: Path, classes: tuple[str, ...], image_size: int) -> drift.Reference:
-    """Return the reference fitted to requests of one model; raise DigitsError if there are more."""
+def fit(path: Path, pool: list[Digits], classes: tuple[str, ...]) -> drift.Reference:
+    """Return the reference fitted to the validation pool, scored in its order.
+
+    Raises DigitsError when there are other rows, or several models.
+    """
     batches = list(production.read(path, production.REQUESTS))
     versions = {name for batch in batches for name in batch["model_version"].to_pylist()}
-    if len(versions) != 1:
-        raise DigitsError(f"{path}: has {len(versions)} models; run `dvc repro -f simulate`")
-    summary = Summary(np.zeros(CLASSES_START + len(classes), np.int64))
-    rows = production.look(batches, classes, image_size, versions)
-    start = 0
-    for batch in batches:
-        part = slice(start, start + len(batch))
-        images = production.images(batch, image_size)
+    rows = production.look(batches, classes, pool[0].images.shape[1], versions)
+    if len(versions) != 1 or len(rows.counts) != sum(map(len, pool)) or not rows.counts.all():
+        raise DigitsError(f"{path}: is not of the validation pool; run `dvc repro -f simulate`")
+    scripts, start = {}, 0
+    for digits in pool:
+        part = slice(start, start + len(digits))
         columns = (rows.label[part], rows.confidence[part], rows.foreign[part])
-        summary += Summary.of(images, *columns, len(classes))
-        start += len(batch)
-    return drift.Reference.fit(summary, versions.pop())
+        if len(digits) >= drift.FEWEST:
+            scripts[digits.script] = Summary.of(digits.images, *columns, len(classes))
+        start += len(digits)
+    return drift.Reference.fit(scripts, versions.pop())
 
 
 def main(arguments: list[str]) -> None:
     """Fit the reference, judge the windows, write what was found."""
     parser = argparse.ArgumentParser(prog="monitor", description=__doc__)
     parser.add_argument("--production", type=Path, required=True)
+    parser.add_argument("--validation", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
     task, own = params.task(values), params.section(Params, values, "monitor")
-    reference = fit(paths.production / "reference.parquet", task.classes, task.image_size)
+    pool = read_pool(paths.validation, len(task.classes), task.image_size)
+    reference = fit(paths.production / "reference.parquet", pool, task.classes)
     analysis = monitoring.analyse(
         lambda: production.read(paths.production / "requests.parquet", production.REQUESTS),
         production.read(paths.production / "labels.parquet", production.LABELS),
