@@ -253,7 +253,8 @@ def summarise(
     for batch in stream:
         inside = np.flatnonzero(window_of[start : start + len(batch)] >= 0)
         if len(inside):
-            images = production.images(batch.take(pa.array(inside)), image_size)
+            whole = batch if len(inside) == len(batch) else batch.take(pa.array(inside))
+            images = production.images(whole, image_size)
             chosen = start + inside
             window = window_of[chosen]
             places = bins(images, rows.label[chosen], rows.confidence[chosen], rows.foreign[chosen])

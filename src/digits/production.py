@@ -45,7 +45,7 @@ LABELS = pa.schema(
         ("script", pa.string()),  # what it is written in: mnist or a key of params.yaml's `foreign`
     ]
 )
-ROWS_A_BATCH = 16384  # 13 MB of images of 28 x 28
+ROWS_A_BATCH = 8192  # 6 MB of images of 28 x 28
 FAULTS = ("damaged", "doubled", "future", "other_version", "late", "out_of_order")
 LATE_MS = 3_600_000  # behind a row that came before it: later than a request can take
 POSITION_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplier
@@ -57,7 +57,7 @@ def read(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             if not file.schema_arrow.equals(schema):
                 raise ValueError(f"its columns are not {', '.join(schema.names)}")
-            yield from file.iter_batches(ROWS_A_BATCH)
+            yield from file.iter_batches(ROWS_A_BATCH, use_threads=False)
     except FileNotFoundError:
         raise DigitsError(f"{path}: not found; run `dvc repro` first") from None
     except (OSError, ValueError) as error:  # Arrow's errors are among them
