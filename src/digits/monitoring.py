@@ -244,11 +244,12 @@ def summarise(
 ) -> tuple[np.ndarray, list[tuple[float, int, np.ndarray]]]:
     """Return the counts of all windows (windows, bins), and strange requests of each.
 
-    Those are strangeness, row and image; up to EXAMPLES_A_WINDOW of a window in a batch.
+    Those are strangeness, row and image; up to EXAMPLES_A_WINDOW of a window, however the rows
+    of the windows are mixed in the stream.
     """
     width = len(reference.summary.counts)
     counts = np.zeros((int(window_of.max(initial=-1)) + 1, width), np.int64)
-    candidates: list[tuple[float, int, np.ndarray]] = []
+    best: dict[int, list[tuple[float, int, np.ndarray]]] = {}
     start = 0
     for batch in stream:
         inside = np.flatnonzero(window_of[start : start + len(batch)] >= 0)
@@ -266,9 +267,13 @@ def summarise(
             order = np.lexsort((-strange, window))
             edges = np.searchsorted(window[order], window[order])  # where each window starts
             for place in order[np.arange(len(order)) - edges < EXAMPLES_A_WINDOW]:
-                candidates.append((float(strange[place]), int(chosen[place]), images[place].copy()))
+                held = best.setdefault(int(window[place]), [])
+                if len(held) < EXAMPLES_A_WINDOW or strange[place] > held[-1][0]:
+                    held.append((float(strange[place]), int(chosen[place]), images[place].copy()))
+                    held.sort(key=lambda example: (-example[0], example[1]))
+                    del held[EXAMPLES_A_WINDOW:]
         start += len(batch)
-    return counts, candidates
+    return counts, [example for held in best.values() for example in held]
 
 
 def alarms(windows: list[Window]) -> list[Episode]:
