@@ -91,6 +91,19 @@ def test_drift_is_seen_and_ends_with_the_model(tmp_path: Path) -> None:
     assert "the reference is of model 0123" in seen.detector.why_not("another")
 
 
+def test_a_model_that_still_runs_is_judged_by_its_own_reference(tmp_path: Path) -> None:
+    seen = watch(tmp_path)
+    seen.state("e")
+    path = tmp_path / "data" / "monitoring" / "reference.json"
+    old = Reference.read(path)
+    Reference.fit(old.summary + old.summary, "another").write(path)
+    for number in range(500):
+        seen.rows("e", "blue", str(number), [row()])
+        seen.rows("e", "green", str(number), [row(version="another")])
+    assert all(window["verdict"] for window in seen.state("e")["windows"])
+    assert len(seen.state("e")["expected"]) == 10
+
+
 def test_rows_that_cannot_be_judged_are_no_end(tmp_path: Path) -> None:
     seen = watch(tmp_path)
     for number in range(500):

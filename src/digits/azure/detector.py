@@ -1,7 +1,8 @@
 """The detector of drift, as the page uses it: the reference and the settings of this project.
 
-Both are read again when their files change, so that `dvc repro` is seen without a restart. What
-is missing is no error: production is shown, and the reason why it is not judged.
+Both are read again when their files change, so that `dvc repro` is seen without a restart; a
+model that still runs is judged by its own reference then. What is missing is no error: production
+is shown, and the reason why it is not judged.
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from digits.monitoring import Params
 from digits.summary import Summary
 
 REFERENCE = Path("data/monitoring/reference.json")
+REFERENCES = 8  # of models that may still run
 WINDOW = 500  # requests, where params.yaml cannot be read
 Json = dict[str, Any]
 
@@ -27,7 +29,7 @@ class Detector:
         """Look for the files below `root`, the project's folder."""
         self.files = (root / REFERENCE, root / params.PATH)
         self.stamp: list[int] = []
-        self.reference: Reference | None = None
+        self.references: dict[str, Reference] = {}  # by model version, the latest last
         self.settings: Params | None = None
         self.classes: tuple[str, ...] = ()
         self.scripts: list[str] = []
@@ -38,14 +40,17 @@ class Detector:
         stamp = [file.stat().st_mtime_ns if file.exists() else 0 for file in self.files]
         if stamp == self.stamp:
             return
-        self.stamp, self.reference, self.settings = stamp, None, None
-        self.missing = ""
+        self.stamp, self.settings, self.missing = stamp, None, ""
         try:
             values = params.load(self.files[1])
             self.classes = params.task(values).classes
             self.scripts = ["mnist", *params.foreign_scripts(values)]
             self.settings = params.section(Params, values, "monitor")
-            self.reference = Reference.read(self.files[0])
+            reference = Reference.read(self.files[0])
+            self.references.pop(reference.model_version, None)
+            self.references[reference.model_version] = reference
+            while len(self.references) > REFERENCES:
+                del self.references[next(iter(self.references))]
         except DigitsError as error:
             self.missing = f"Not judged: {error}"
 
@@ -68,7 +73,8 @@ class Detector:
         digit, confidence and foreign. None where it cannot be told.
         """
         self.refresh()
-        if self.why_not(version) or self.reference is None or self.settings is None:
+        reference = self.reference(version)
+        if reference is None or self.settings is None:
             return None, None, None
         try:
             images = np.stack([row["image"] for row in rows])
@@ -82,24 +88,31 @@ class Detector:
             )
         except ValueError:  # a class that params.yaml does not name, images of two sizes
             return None, None, None
-        verdict = self.reference.judge(window, self.settings.alarm, before)
-        return verdict, self.reference.strangers(window), self.reference.accuracy(window)
+        verdict = reference.judge(window, self.settings.alarm, before)
+        return verdict, reference.strangers(window), reference.accuracy(window)
+
+    def reference(self, version: str) -> Reference | None:
+        """Return the reference of a model, whose version may be told in short."""
+        for known, reference in self.references.items():
+            if version and (known.startswith(version) or version.startswith(known)):
+                return reference
+        return None
 
     def why_not(self, version: str) -> str:
         """Return why answers of a model version cannot be judged, or nothing."""
-        if self.reference is None:
+        if self.settings is None or not self.references:
             return self.missing
-        known = self.reference.model_version
-        if version and not (known.startswith(version) or version.startswith(known)):
+        if version and self.reference(version) is None:
             return (
-                f"Not judged: the reference is of model {known[:12]}, production runs "
-                f"{version[:12]}; run `dvc repro` on the commit that was deployed."
+                f"Not judged: the reference is of model {list(self.references)[-1][:12]}, "
+                f"production runs {version[:12]}; run `dvc repro` on the commit that was deployed."
             )
         return ""
 
-    def expected(self) -> dict[str, float] | None:
-        """Return the share of each class among the answers of the reference."""
-        if self.reference is None:
+    def expected(self, version: str) -> dict[str, float] | None:
+        """Return the share of each class among the answers of a model's reference."""
+        reference = self.reference(version)
+        if reference is None:
             return None
-        counts = self.reference.summary.classes
-        return dict(zip(self.classes, (counts / counts.sum()).tolist(), strict=True))
+        counts = reference.summary.classes
+        return dict(zip(self.classes, (counts / counts.sum()).tolist(), strict=False))

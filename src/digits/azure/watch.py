@@ -229,7 +229,7 @@ class Watch:
             "window_digits": self.detector.window,
             "minute": last_minute(requests, now),
             "windows": windows,
-            "expected": self.detector.expected(),
+            "expected": self.detector.expected(latest[-1].version if latest else ""),
             "known_scripts": self.detector.scripts,
             "limit": self.detector.limit,
             "classes": dict(sum(counts, Counter())),

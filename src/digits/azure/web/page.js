@@ -279,7 +279,7 @@ function showDigits(list, digits) {
   list.digits = key;
   const items = digits.map(({ image, digit, confidence, foreign }) => {
     const strange = foreign > 0.5;
-    const item = make("li", strange ? "strange" : "", picture(image), make("b", "", digit), make("small", "", `${Math.round(confidence * 100)}%`));
+    const item = make("li", strange ? "strange" : "", picture(image), make("b", "", digit), " ", make("small", "", `${Math.round(confidence * 100)}%`));
     if (strange) item.append(make("span", "hidden", " looks foreign"));
     return item;
   });
@@ -303,7 +303,7 @@ function showFigures(state) {
   tell($("labelled"), state.accuracy
     ? `${percent(state.accuracy[1])} to ${percent(state.accuracy[2])}, ${count(state.labelled, "label")}${estimate}` : `no true labels yet${estimate}`);
   tell($("drift"), state.drift === null ? "unknown" : state.drift ? "yes" : "no");
-  tell($("since"), state.drift === null ? state.reason : state.drift ? `since ${clock(state.drift_since)}` : "in the latest window");
+  tell($("since"), state.drift === null ? state.reason || "no window is full yet" : state.drift ? `since ${clock(state.drift_since)}` : "in the latest window");
   $("drifttile").classList.toggle("alarm", state.drift === true);
   tell($("counts"), `${count(state.digits, "digit")} collected since \`digits serve\` began; ${state.doubled} sent twice and `
     + `${state.damaged} damaged were left out; ${count(state.lost, "collected request")} lost.`);
