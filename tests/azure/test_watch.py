@@ -37,7 +37,9 @@ def watch(folder: Path) -> Watch:
     sure, foreign = np.full(2000, 0.99), rng.uniform(0, 0.5, 2000)
     known = Summary.of(images, rng.integers(0, 10, 2000), sure, foreign, 10)
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
-    Reference.fit(known, VERSION).write(folder / "data" / "monitoring" / "reference.json")
+    Reference.fit({"mnist": known}, VERSION).write(
+        folder / "data" / "monitoring" / "reference.json"
+    )
     return Watch(Detector(folder))
 
 
@@ -96,7 +98,7 @@ def test_a_model_that_still_runs_is_judged_by_its_own_reference(tmp_path: Path) 
     seen.state("e")
     path = tmp_path / "data" / "monitoring" / "reference.json"
     old = Reference.read(path)
-    Reference.fit(old.summary + old.summary, "another").write(path)
+    Reference.fit({"mnist": old.summary + old.summary}, "another").write(path)
     for number in range(500):
         seen.rows("e", "blue", str(number), [row()])
         seen.rows("e", "green", str(number), [row(version="another")])

@@ -111,7 +111,9 @@ def a_live_project(home: StandIn) -> Iterator[Deployable]:
     foreign = images[:, 0, 1] / 600
     sure = np.full(len(images), 0.95)
     summary = Summary.of(images, images[:, 0, 0].astype(int), sure, foreign, 10)
-    Reference.fit(summary, version[:12]).write(root / "data" / "monitoring" / "reference.json")
+    Reference.fit({"mnist": summary}, version[:12]).write(
+        root / "data" / "monitoring" / "reference.json"
+    )
     project.deploy("apply")
     yield project
     project.deploy("destroy", "--wait")
