@@ -11,6 +11,7 @@ sources     real digits on disk: CSV, IDX, archives of images
 glyphs      digits rendered from fonts with the variation of a hand
 model       the network, its output contract, its file
 distance    how foreign an image looks
+hint        what it is worth to be told the script
 lineage     which scripts, data and params a model came from
 augmentation digits turned and moved, images of nothing
 training    the loop that trains it

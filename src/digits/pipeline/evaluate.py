@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 from sklearn.metrics import ConfusionMatrixDisplay, roc_curve
 
-from digits import lineage, metrics, model, params
+from digits import hint, lineage, metrics, model, params
 from digits.dataset import Digits, read_pool
 from digits.files import replacing, write_text
 
@@ -182,7 +182,7 @@ def main(arguments: list[str]) -> None:
         outputs = model.predict(digits_model, digits.images)
         told = None
         if len(scripts) > 1 and digits.script in scripts:
-            told = outputs["scripts"][:, scripts.index(digits.script)].argmax(axis=1)
+            told = hint.told(outputs["scripts"], scripts.index(digits.script)).argmax(axis=1)
         everything.append(Scored(digits, outputs["digits"], outputs["foreign"], told))
     known, foreign = everything[0], everything[1:]
 

@@ -33,7 +33,6 @@ DRAIN_BYTES = 10 * BODY_BYTES  # read of a body too long, so that its sender hea
 CHUNK_BYTES = 1 << 20
 VERSION_LENGTH = 12  # hexadecimal digits of the weights' SHA-256
 DECIMALS = 6  # of probabilities
-TINY = 1e-12  # a script may have no probability at all
 COLLECTION = "model_inputs_outputs"  # one of the data collector's own names
 JSON = {"Content-Type": "application/json"}
 service: "Service"  # made by `init`
@@ -47,10 +46,11 @@ class Service:
         os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")  # a request is a chain of operations
         sys.path.insert(0, str(folder / "code"))
         from digit_model import DigitModel
+        from hint import told
         from normalise import normalise
 
         self.model = DigitModel(folder / "data" / "model")
-        self.normalise = normalise
+        self.normalise, self.told = normalise, told
         self.version = self.model.manifest["model_sha256"][:VERSION_LENGTH]
         self.classes, self.scripts = (self.model.manifest[key] for key in ("classes", "scripts"))
         self.size = self.model.image_size
@@ -60,13 +60,12 @@ class Service:
     def predict(self, images: np.ndarray, script: str | None) -> dict[str, Any]:
         """Return the answer to n images uint8 (n, size, size), ready for JSON.
 
-        With a script that the model knows, probabilities are those of its digits alone.
+        With a script that the model knows, its digits weigh more (hint.py).
         """
         scores = self.model.predict(images)
         known = script in self.scripts
         if known:
-            joint = scores["scripts"][:, self.scripts.index(script)] + TINY
-            probabilities = joint / joint.sum(axis=1, keepdims=True)
+            probabilities = self.told(scores["scripts"], self.scripts.index(script))
         else:
             probabilities = scores["digits"]
         probabilities = probabilities.astype(np.float64).round(DECIMALS)
