@@ -78,7 +78,7 @@ class Story:
     def comment(self, pull: Pull, lines: int) -> None:
         """Let the checks of a pull request run; print how its comment begins."""
         for run in self.github.settle():
-            self.told(run, run.jobs, "gate failed|^.*::error::")
+            self.told(run, run.jobs, "^review: the gate")
         assert pull.comments, self.github.runs[-1].log[-LOG_CHARACTERS:]
         for line in pull.comments[0]["body"].splitlines()[:lines]:
             print(f"    {line}", flush=True)
