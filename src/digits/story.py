@@ -39,8 +39,8 @@ FAULTS = {
 }
 RETRAIN = (
     "Label some of the digits below. If they are a script that you want to read, let the model "
-    "learn it: `digits monitor --labelled data/labelled`, then `dvc exp run -S "
-    "prepare.foreign_share=0.3`, and review the pull request. If not, find out who sends them."
+    "learn it: `digits monitor --labelled data/labelled`, then `digits retrain`, and review what "
+    "that changes. If not, find out who sends them."
 )
 SCANNER = "Look at what takes the pictures: scanner, lamp, cropping. The model need not change."
 STYLE = """

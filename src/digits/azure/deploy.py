@@ -297,7 +297,8 @@ class Deployer:
         endpoint = self.target.settled()
         if endpoint is None:
             raise DigitsError(
-                f"there is no endpoint {self.target.name}; `digits deploy apply` first"
+                f"there is no endpoint {self.target.name}; `digits deploy apply --workspace "
+                f"{self.target.workspace.kind}` first"
             )
         return endpoint
 

@@ -77,7 +77,9 @@ def handler(router: Router, watch: Watch, labels: Labels) -> type[Handler]:
             name = query.get("endpoint", [""])[0]
             endpoint = router.endpoints.get(name)
             if endpoint is None:
-                return self.refuse(404, "nothing is deployed yet: run `digits deploy apply`")
+                return self.refuse(
+                    404, "nothing is deployed yet: run `digits deploy apply --workspace local`"
+                )
             path = f"/{name}/score"
             if script := query.get("script", [""])[0]:
                 path += f"?script={quote(script)}"

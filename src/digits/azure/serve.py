@@ -296,7 +296,7 @@ def main(arguments: list[str]) -> None:
             standin.restore()
             print(
                 f"Serving at {router.url}, to be watched at {address['page']}; deploy with "
-                "`digits deploy apply`. Ctrl-C stops it.",
+                "`digits deploy apply --workspace local`. Ctrl-C stops it.",
                 flush=True,
             )
             stop.wait()

@@ -103,7 +103,8 @@ def main(arguments: list[str]) -> None:
         with FileLock(path.with_suffix(".lock"), 0):
             if target.get() is None:
                 raise DigitsError(
-                    f"there is no endpoint {target.name}; `digits deploy apply` first"
+                    f"there is no endpoint {target.name}; `digits deploy apply --workspace "
+                    f"{asked.workspace}` first"
                 )
             run = Run(stream, task.classes, target, reached(path, asked, stream), asked.speed)
             if asked.speed:
