@@ -35,7 +35,9 @@ SHORTER = (  # in params.yaml
     (r"^epochs: \d+", "epochs: 2"),
     (r"step_seconds: [\d.]+", "step_seconds: 1.0"),
     (r"requests_an_hour: [\d.]+", "requests_an_hour: 12.0"),
-    (r"tolerance: 0.0015", "tolerance: 0.005"),  # against the model of twenty epochs
+    # Two epochs are worse than twenty, which the first commit has.
+    (r"tolerance: 0.003", "tolerance: 0.006"),
+    (r"floor: 0.005", "floor: 0.01"),
 )
 SIMULATE = ("digits", "simulate", "--workspace", "local", "--speed", "max")
 DEPLOYED = {"reproduce": "success", "apply": "success"}
