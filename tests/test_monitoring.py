@@ -238,7 +238,7 @@ def test_the_report_is_whole_and_fetches_nothing(story_of_drift: Analysis) -> No
     assert not re.search(r"https?://|<script|@import|url\(", page)
     for heading in ("What caused it", "What to do", "Digits that caused it", "All windows"):
         assert heading in page
-    assert "foreign_share" in page
+    assert "digits retrain" in page
     assert page == story.page(story_of_drift, OWN)
 
 
