@@ -5,8 +5,8 @@ never seen, and real handwriting (arrays images and labels, as `digits realism` 
 on standard output: the share of windows that raise the 1 % test, of clean digits and with some
 foreign ones. Intervals (95 %) come from drawing the digits of the pools anew, since they are few,
 not the windows alone. Beside it, on fewer windows of the same digits, Evidently's data drift preset
-with its own settings, where that package can be imported. It is not locked, since it needs pandas below 3:
-`uv pip install evidently "pandas<3"` in a copy of .venv.
+with its own settings, where that package can be imported. It is not locked, since it needs pandas
+below 3: `uv pip install evidently "pandas<3"` in a copy of .venv.
 """
 
 import argparse
