@@ -98,7 +98,10 @@ def test_labelled_digits_do_not_come_again(project: Project, tmp_path: Path) -> 
 
 
 SCORES = {
-    "init() fails": ("def init():\n    raise RuntimeError('no model')\n", "no model"),
+    "init() fails": (
+        "def init():\n    raise RuntimeError('no model')\ndef run(data): pass\n",
+        "no model",
+    ),
     "no run()": ("def init():\n    pass\n", "run()"),
     "a syntax error": ("def init(:\n", "SyntaxError"),
     "ends": (

@@ -46,7 +46,7 @@ def test_the_stand_in_is_killed_in_the_middle_and_ctrl_c_comes_too(
     deployable.deploy("apply")
     write_pool(deployable.root / "data" / "prepared" / "production.npz", [known_digits()])
     env = environment() | deployable.settings()
-    command = [*DIGITS, "simulate", "--workspace", "local", "--speed", "max", "--requests", "1200"]
+    command = [*DIGITS, "simulate", "--workspace", "local", "--speed", "max", "--requests", "4000"]
 
     def start(*words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -74,7 +74,7 @@ def test_the_stand_in_is_killed_in_the_middle_and_ctrl_c_comes_too(
         until(100)
         standin.kill()
         standin.start()
-        until(reached() + 200)
+        until(reached() + 1)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
         assert process.returncode == 130, said
@@ -84,10 +84,10 @@ def test_the_stand_in_is_killed_in_the_middle_and_ctrl_c_comes_too(
         said, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     assert process.returncode == 0, said
-    assert "sent 1,200, answered 1,200, " in said
-    assert "mnist: 100.00% of 1,200 right" in said
+    assert "sent 4,000, answered 4,000, " in said
+    assert "mnist: 100.00% of 4,000 right" in said
     assert not list((deployable.root / ".simulate").glob("*.json"))
 
     before = Path.cwd()
