@@ -162,9 +162,9 @@ def repro() -> None:
     show_metrics()
 
 
-def show_metrics(root: Path = ROOT) -> None:
+def show_metrics(root: Path | None = None) -> None:
     """Print the headline figures of each source, one a row."""
-    path = root / "data" / "evaluation" / "metrics.json"
+    path = (root or ROOT) / "data" / "evaluation" / "metrics.json"
     figures = json.loads(path.read_text("utf-8"))
     print(f"\n{'test digits':22}{'accuracy':>10}{'95 % interval':>20}{'calibration error':>20}")
     for source, row in figures.items():

@@ -97,7 +97,7 @@ def test_foreign_share_teaches_the_scripts_and_every_run_is_in_mlflow(project: P
         before = database.execute(count).fetchone()[0]
     metrics = project.root / "data" / "evaluation" / "metrics.json"
     assert "accuracy_told" not in metrics.read_text("utf-8")
-    project.edit("params.yaml", "foreign_share: 0.0", "foreign_share: 0.05")
+    project.edit("params.yaml", "foreign_share: 0.0 #", "foreign_share: 0.05 #")
     ran = project.stages_run(project.dvc("repro"))
     assert ran == ["prepare", "train", "evaluate", "package", "simulate", "monitor"]
     with sqlite3.connect(store) as database:
