@@ -87,7 +87,12 @@ def test_labelled_production_digits_train_and_travel(
     pushed.dvc("add", "data/labelled/mnist_week1.csv")
     assert pushed.stages_run(pushed.dvc("repro", "prepare")) == ["prepare"]
     assert pool_sizes(pushed) == before + 200
-    assert pushed.stages_run(pushed.dvc("repro", "--dry")) == ["train", "package", "simulate", "monitor"]
+    assert pushed.stages_run(pushed.dvc("repro", "--dry")) == [
+        "train",
+        "package",
+        "simulate",
+        "monitor",
+    ]
 
     pushed.git("add", "--all")
     pushed.git("commit", "--quiet", "--message", "A week of labels")

@@ -184,7 +184,8 @@ class Story:
     def end(self) -> None:
         """Production again: the alarm ends."""
         self.chapter("Production again", "The same traffic, from where Devanagari came.")
-        self.shell("dvc", "pull", "--quiet", "--remote", "main", "prepare", "labelled")
+        labelled = [str(path) for path in self.work.root.glob("data/labelled/*.dvc")]
+        self.shell("dvc", "pull", "--quiet", "--remote", "main", "prepare", *labelled)
         told = self.shell(*SIMULATE, "--from", "devanagari_arrives", show="right|sent")
         assert "devanagari" in told
         self.told(self.look(), WATCHED, r"drift|#\d+: closed")

@@ -320,4 +320,6 @@ def test_drift_becomes_a_retraining_that_can_be_merged(hub: Hub) -> None:
 def test_only_a_pull_request_reads_review() -> None:
     for path in (ROOT / ".github" / "workflows").glob("*.yml"):
         text = path.read_text("utf-8")
-        assert path.name == "pull-request.yml" or not re.search(r"remote[= ]review|review-(read|write)", text)
+        assert path.name == "pull-request.yml" or not re.search(
+            r"remote[= ]review|review-(read|write)", text
+        )
