@@ -247,7 +247,7 @@ def prove() -> None:
 
 
 def demo() -> None:
-    """Show the whole life cycle, from training to retraining by drift: under ten minutes."""
+    """Show the whole life cycle, from training to retraining by drift."""
     env()
     run(PYTHON, Path("tests", "workflows", "demo.py"), *sys.argv[2:])
 
