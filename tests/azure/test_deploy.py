@@ -138,7 +138,8 @@ def test_pause_resume_destroy(deployable: Deployable, standin: StandIn) -> None:
 
 
 def test_in_place(deployable: Deployable, standin: StandIn) -> None:
-    deployable.set(strategy="in_place")
+    # All cores of the region but two are taken: nothing fits beside what is live.
+    deployable.set(strategy="in_place", instance_count="7")
     one = deployable.commit("one")
     deployable.deploy("apply")
     two = deployable.commit("two")

@@ -2,7 +2,9 @@
 
 import json
 import re
+import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -294,4 +296,40 @@ def test_two_at_once_one_stops_or_waits(deployable: Deployable, standin: StandIn
         assert deployable.version(standin) == version
     finally:
         first.wait(120)
+        first.stdout.close()
+
+
+@pytest.mark.prove
+@pytest.mark.skipif(sys.platform == "win32", reason="stops a process by a signal")
+def test_who_was_stopped_and_lost_the_lease_takes_nothing_back(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    deployable.set(step_seconds="4.0")
+    deployable.commit("two")
+    first = subprocess.Popen(
+        deployable.command("apply"),
+        cwd=deployable.root,
+        env=environment() | deployable.settings(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+    assert first.stdout
+    try:
+        while "50 %" not in (line := first.stdout.readline()):
+            assert line, "the first deployment ended early"
+        first.send_signal(signal.SIGSTOP)
+        version = deployable.commit("three")[:12]
+        assert "Waiting" in deployable.deploy("apply", "--wait")
+        first.send_signal(signal.SIGCONT)
+        said = first.stdout.read()
+        assert first.wait(120) == 1
+        assert "the lease was lost" in said
+        assert "traffic is back" not in said
+        assert deployable.version(standin) == version
+    finally:
+        first.kill()
+        first.wait()
         first.stdout.close()

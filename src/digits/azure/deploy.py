@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from azure.core.exceptions import (
@@ -75,19 +74,19 @@ class Deployer:
     def __init__(self, target: Target, settings: Params, wait: bool) -> None:
         """Take an endpoint; `wait` for another deployment instead of stopping."""
         self.target, self.settings, self.wait = target, settings, wait
-        self.lost = Event()
+        self.held: Callable[[], bool] = lambda: True  # until `alone` says
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the lease."""
         seconds = self.settings.lease_seconds
         place = (self.target.workspace, self.target.name, seconds, self.wait)
-        with lease.held(*place) as self.lost:
+        with lease.held(*place) as self.held:
             yield
 
     def still_alone(self) -> None:
         """Raise DigitsError when the lease was lost."""
-        if self.lost.is_set():
+        if not self.held():
             raise DigitsError("the lease was lost, so another deployment may be at work; run again")
 
     def some_digits(self) -> Digits:
@@ -208,6 +207,8 @@ class Deployer:
         self, new: str, live: str | None, tags: dict[str, str | None], lost: Recipe | None
     ) -> str:
         """Put the traffic back, save the new deployment's logs, remove it; return what was done."""
+        if not self.held():
+            return "; all is left as it is, for who holds the lease now, or for the next apply"
         notes = []
 
         def attempt(what: str, action: Callable[[], object]) -> None:
@@ -217,19 +218,26 @@ class Deployer:
             except Exception as error:
                 notes.append(f"NOT {what} ({explained(error)}), which the next apply mends")
 
-        if lost and live and self.target.deployments().get(live) != "succeeded":
+        def discard() -> None:
+            if new not in (live, tags.get("previous")):
+                file = LOGS / f"{new}.log"
+                with contextlib.suppress(Exception):  # there may be none
+                    write_text(file, self.target.logs(new) + "\n")
+                    notes.append(f"its logs are in {file}")
+                attempt(f"{new} was removed", lambda: self.target.remove(new))
+
+        gone = lost and live and self.target.deployments().get(live) != "succeeded"
+        if gone and lost and live:
+            attempt("no deployment has traffic", lambda: self.target.put({}))
+            discard()  # first: a small quota has no room for both
             attempt(f"{live} was deployed again", lambda: self.target.redeploy(live, lost))
         wanted = {live: 100} if live and tags.get("paused") is None else {}
         attempt(
             f"traffic is back at {live}" if wanted else "no deployment has traffic",
             lambda: self.target.put(wanted, **tags),
         )
-        if new not in (live, tags.get("previous")):
-            file = LOGS / f"{new}.log"
-            with contextlib.suppress(Exception):  # there may be none
-                write_text(file, self.target.logs(new) + "\n")
-                notes.append(f"its logs are in {file}")
-            attempt(f"{new} was removed", lambda: self.target.remove(new))
+        if not gone:
+            discard()
         return "; ".join(["", *notes])
 
     # The other commands ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ after the process that holds it died.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from azure.core.exceptions import HttpResponseError, ResourceExistsError
 from azure.storage.blob import BlobClient, BlobLeaseClient
@@ -26,10 +26,11 @@ def blob(workspace: Workspace, endpoint: str) -> BlobClient:
 @contextlib.contextmanager
 def held(
     workspace: Workspace, endpoint: str, seconds: int, wait: bool
-) -> Iterator[threading.Event]:
-    """Hold an endpoint's lease; yield an event that is set when it was lost.
+) -> Iterator[Callable[[], bool]]:
+    """Hold an endpoint's lease; yield what asks the store whether it is still held.
 
-    Waits for another's when `wait`; raises DigitsError otherwise.
+    A process that was stopped for a while may have lost it before it could notice. Waits for
+    another's when `wait`; raises DigitsError otherwise.
     """
     client = blob(workspace, endpoint)
     with contextlib.suppress(ResourceExistsError):
@@ -54,8 +55,14 @@ def held(
     done, lost = threading.Event(), threading.Event()
     thread = threading.Thread(target=renew, args=(lease, seconds / 3, done, lost), daemon=True)
     thread.start()
+
+    def still() -> bool:
+        if not lost.is_set():
+            keep(lease, lost)
+        return not lost.is_set()
+
     try:
-        yield lost
+        yield still
     finally:
         done.set()
         thread.join()
@@ -66,10 +73,14 @@ def held(
 def renew(
     lease: BlobLeaseClient, seconds: float, done: threading.Event, lost: threading.Event
 ) -> None:
-    """Renew until done; set `lost` when that fails."""
-    while not done.wait(seconds):
-        try:
-            lease.renew()
-        except Exception:  # whatever it was, another may now hold the lease
-            lost.set()
-            return
+    """Renew until done or lost."""
+    while not (done.wait(seconds) or lost.is_set()):
+        keep(lease, lost)
+
+
+def keep(lease: BlobLeaseClient, lost: threading.Event) -> None:
+    """Renew once; set `lost` when that fails."""
+    try:
+        lease.renew()
+    except Exception:  # whatever it was, another may now hold the lease
+        lost.set()
