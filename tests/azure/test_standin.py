@@ -1,5 +1,6 @@
 """The stand-in: rules, keys, collected rows, a restart, and bodies as the SDK has them."""
 
+import http.client
 import json
 import re
 import signal
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from azure.storage.blob import BlobServiceClient
@@ -187,6 +189,59 @@ def test_keys_and_the_deployment_header(deployable: Deployable, standin: StandIn
     assert status(place["url"].replace(place["name"], "absent"), place["key"]) == 404
     deployable.deploy("pause")
     assert status(place["url"], place["key"]) == 404
+
+
+def test_what_is_no_post_with_a_length_is_refused_and_holds_nobody_up(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    place = urlsplit(deployable.serving(standin)["url"])
+    for method, body, headers, status in (
+        ("POST", iter([b"{}"]), {"Transfer-Encoding": "chunked"}, 411),
+        ("POST", None, {"Content-Length": "-1"}, 411),
+        ("POST", None, {"Content-Length": "abc"}, 411),
+        ("GET", None, {}, 405),
+        ("PUT", b"{}", {}, 405),
+    ):
+        connection = http.client.HTTPConnection(place.netloc, timeout=30)
+        connection.request(method, place.path, body, headers)
+        assert connection.getresponse().status == status
+        connection.close()
+    assert deployable.version(standin)
+
+
+def test_an_endpoint_that_failed_keeps_what_it_serves(
+    deployable: Deployable, tmp_path: Path
+) -> None:
+    """Azure may call an endpoint failed whose deployments serve on."""
+    own = StandIn(tmp_path / "own")
+    own.start()
+    try:
+        link = deployable.root / ".standin"
+        shared = link.readlink()
+        link.unlink()
+        link.symlink_to(own.folder)
+        version = deployable.commit("one")[:12]
+        deployable.deploy("apply")
+        before = deployable.serving(own)
+        own.stop()
+        state = json.loads((own.folder / "state.json").read_text())
+        (path,) = (name for name in state["resources"] if "onlineendpoints" in name.split("/")[-2])
+        state["resources"][path]["properties"]["provisioningState"] = "Failed"
+        (own.folder / "state.json").write_text(json.dumps(state))
+        own.start()
+        deadline = time.monotonic() + 60
+        while status(before["url"], before["key"]) != 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        deployable.commit("two")
+        deployable.deploy("apply")
+        deployable.deploy("rollback")  # so its record was kept, and it was not removed
+        assert deployable.version(own) == version
+        link.unlink()
+        link.symlink_to(shared)
+    finally:
+        own.stop()
 
 
 def test_it_listens_on_loopback_only(deployable: Deployable, standin: StandIn) -> None:

@@ -103,8 +103,11 @@ class Deployer:
         """Make a release live."""
         with self.alone():
             endpoint = self.target.settled()
-            if endpoint is None or str(endpoint.provisioning_state).lower().endswith("failed"):
+            if endpoint is None:
                 self.target.create()
+                endpoint = self.target.settled()
+            elif str(endpoint.provisioning_state).lower().endswith("failed"):
+                self.target.put(dict(endpoint.traffic))  # as it is: it may serve all the same
                 endpoint = self.target.settled()
             live, _ = self.mended(endpoint)
             states = self.target.deployments()

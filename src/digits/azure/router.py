@@ -212,6 +212,9 @@ class Router:
 
             def do_POST(self) -> None:
                 """Check the key, choose a deployment, pass the request on."""
+                if not self.headers.get("Content-Length", "").isdigit():
+                    self.close_connection = True  # what follows cannot be told from a body
+                    return self.answer(411, b"Send the body's length as Content-Length.", {})
                 body = self.body()
                 name, _, rest = self.path.lstrip("/").partition("/")
                 endpoint = router.endpoints.get(name)
@@ -230,6 +233,13 @@ class Router:
                     seconds = time.monotonic() - began
                     router.record(name, target[0] if target else "", answer[0], seconds)
                     return self.answer(*answer)
+
+            def do_GET(self) -> None:
+                """Refuse what is no POST."""
+                self.close_connection = True  # it may have a body
+                self.answer(405, b"Send a POST.", {"Allow": "POST"})
+
+            do_HEAD = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_GET  # noqa: N815
 
         return Scoring
 

@@ -58,7 +58,7 @@ def decode(
     script = content.get("script")
     if not (script is None or isinstance(script, str)):
         raise RefusedError(400, "script must be text or be left out")
-    return _images(content["data"], size, plain=b"true" not in body), script
+    return _images(content["data"], size, b"true" not in body and b"false" not in body), script
 
 
 def _images(data: Any, size: int, plain: bool) -> np.ndarray:
@@ -90,6 +90,9 @@ def _join(rows: list[list[int]]) -> bytes:
 def _pixels(image: Any, number: int, size: int) -> np.ndarray:
     """Return one image uint8 (size, size); raise RefusedError that names it by its number."""
     wanted = f"{size * size} numbers or {size} rows of {size}"
+    for row in image if isinstance(image, list) else ():
+        if any(isinstance(cell, bool) for cell in (row if isinstance(row, list) else (row,))):
+            raise RefusedError(400, f"image {number} holds true or false; send {wanted}")
     try:
         values = np.array(image)
     except ValueError:  # rows of different lengths
