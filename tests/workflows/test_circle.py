@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Project
+from hollow import hollow
 from loopback import GitHub, needs_bash
 from records import FULL_NAME, Pull, Run
 
@@ -52,25 +52,8 @@ BRANCH = "refs/heads/retrain-*"
 
 @pytest.fixture
 def github(tmp_path: Path) -> Iterator[GitHub]:
-    project = Project(tmp_path / "work")
-    commands = tmp_path / "installed" / ".venv" / "bin"
-    commands.mkdir(parents=True)
-    for name in ("digits", "dvc", "python"):
-        (commands / name).write_text(WORK)
-        (commands / name).chmod(0o755)
-    files = [ROOT / "src/digits" / name for name in ("__init__.py", "errors.py")]
-    for path in [*files, *ROOT.glob(".github/**/*.yml"), *ROOT.glob("src/digits/review/*.py")]:
-        copy = project.root / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    (project.root / "data" / "labelled").mkdir(parents=True)
-    texts = {"run.py": "", "params.yaml": "epochs: 1\n", "dvc.lock": "old\n"}
-    texts |= {"data/labelled/.gitignore": "", ".gitignore": "/.venv\n/node_modules\n"}
-    for name, text in texts.items():
-        (project.root / name).write_text(text)
-    project.git("init", "--quiet", "--initial-branch", "main")
-    project.git("add", "--all")
-    project.git("commit", "--quiet", "--message", "main")
+    texts = {"data/labelled/.gitignore": "", ".gitignore": "/.venv\n/node_modules\n"}
+    project, installed = hollow(tmp_path, WORK, texts)
     with GitHub(tmp_path / "github") as github:
         project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
         github.variables = {
@@ -80,7 +63,7 @@ def github(tmp_path: Path) -> Iterator[GitHub]:
             "AZURE_MAIN_CLIENT_ID": "main",
         }
         github.environment = {
-            "PROJECT": str(commands.parent.parent),
+            "PROJECT": str(installed),
             "IDENTITY_main": "main",
             "SAYS_PROPOSE": "True",
             "LABELS": "some",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project
+from hollow import hollow
 from loopback import GitHub, needs_bash
 from records import Pull, Run
 
@@ -24,27 +24,8 @@ esac
 
 @pytest.fixture
 def github(tmp_path: Path) -> Iterator[GitHub]:
-    project = Project(tmp_path / "work")
-    commands = tmp_path / "installed" / ".venv" / "bin"
-    commands.mkdir(parents=True)
-    for name in ("digits", "dvc", "python"):
-        (commands / name).write_text(WORK)
-        (commands / name).chmod(0o755)
-    for path in [*(ROOT / ".github").rglob("*.yml"), *(ROOT / "src/digits/review").glob("*.py")]:
-        copy = project.root / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    for name in ("__init__.py", "errors.py"):
-        (project.root / "src/digits" / name).write_bytes((ROOT / "src/digits" / name).read_bytes())
-    (project.root / "run.py").write_text("")
-    (project.root / ".gitignore").write_text("/.venv\n/node_modules\n/.dvc/\n")
-    (project.root / "dvc.lock").write_text("old\n")
-    (project.root / "data").mkdir()
-    (project.root / "data" / "README.md").write_text("")
-    (project.root / "params.yaml").write_text("epochs: 1\n")
-    project.git("init", "--quiet", "--initial-branch", "main")
-    project.git("add", "--all")
-    project.git("commit", "--quiet", "--message", "main")
+    texts = {"data/README.md": "", ".gitignore": "/.venv\n/node_modules\n/.dvc/\n"}
+    project, installed = hollow(tmp_path, WORK, texts)
     with GitHub(tmp_path / "github") as github:
         project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
         (project.root / "params.yaml").write_text("epochs: 2\n")
@@ -56,7 +37,7 @@ def github(tmp_path: Path) -> Iterator[GitHub]:
             "AZURE_REVIEWER_CLIENT_ID": "reviewer",
         }
         github.environment = {
-            "PROJECT": str(commands.parent.parent),
+            "PROJECT": str(installed),
             "IDENTITY_reader": "reader",
             "IDENTITY_reviewer": "reviewer",
         }
