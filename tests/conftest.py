@@ -88,7 +88,7 @@ def environment() -> dict[str, str]:
     env = {
         name: value
         for name, value in run.environment().items()
-        if not name.startswith(("AZURE_", "DVC_", "GIT_", "MLFLOW_")) and name not in exact.SETTINGS
+        if not name.startswith(("AZURE", "DVC_", "GIT_", "MLFLOW_")) and name not in exact.SETTINGS
     }
     person = {"NAME": "A Student", "EMAIL": "student@example.org"}
     for role in ("AUTHOR", "COMMITTER"):
