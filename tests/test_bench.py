@@ -41,7 +41,7 @@ def test_scoring_takes_no_time_of_training(monkeypatch: pytest.MonkeyPatch) -> N
     assert clock.epochs == [(3.0, 0.5), (6.0, 0.5)]
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_it_runs_and_prints_the_figures(project: Project) -> None:
     output = project.run("digits", "bench", "--repetitions", "1")
     for name, epochs in (("convnet", 15), ("fast", 1), ("default", 1)):

@@ -6,7 +6,7 @@ from conftest import Project
 from digits.bench_serve import GOALS, SERVERS
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_it_runs_and_prints_the_figures(project: Project) -> None:
     short = ("--seconds", "0.3", "--repetitions", "1", "--requests", "20")
     output = project.run("digits", "bench-serve", *short)
