@@ -7,9 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from azure.storage.blob import BlobServiceClient, ContainerClient
 from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+
+from digits.azure.serve import CONTAINER, KEY
 
 RATE = 60  # requests a second of the client; 50 at least must have been answered
 
@@ -162,6 +166,147 @@ def revision(deployable: Deployable, model: str) -> str:
     """Return the name of the revision that `status` lists with a model."""
     (line,) = (line for line in deployable.deploy("status").splitlines() if model in line)
     return line.split()[0]
+
+
+def test_autoscale_goes_with_its_deployment(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(autoscale="{most: 3, cpu_percent: [30, 70], minutes: 5}")
+    deployable.commit("one")
+    plan = deployable.deploy("plan")
+    assert "1 to 3 x Standard_DS2_v2" in plan
+    assert "2.4 cores of standardDSv2Family needed, 7.2 under load" in plan
+    deployable.deploy("apply")
+    (name,) = deployable.serving(standin)["traffic"]
+    setting = standin.call("GET", scaling(deployable, standin, name))["properties"]
+    assert setting["targetResourceUri"].endswith(f"/deployments/{name}")
+    (profile,) = setting["profiles"]
+    assert profile["capacity"] == {"minimum": "1", "default": "1", "maximum": "3"}
+    deployable.deploy("pause")
+    assert "error" in standin.call("GET", scaling(deployable, standin, name))
+    deployable.deploy("resume")
+    assert standin.call("GET", scaling(deployable, standin, name))["properties"] == setting
+    deployable.set(autoscale="null")
+    deployable.deploy("apply")
+    (fixed,) = deployable.serving(standin)["traffic"]
+    assert "error" in standin.call("GET", scaling(deployable, standin, fixed))
+    standin.faults({"do": "fail", "path": "autoscalesettings", "status": 403})
+    deployable.set(autoscale="{most: 4, cpu_percent: [30, 70], minutes: 5}")
+    refused = deployable.deploy("apply", code=1)
+    assert "azure.autoscale cannot be put into force: give the deployer the role" in refused
+    standin.faults()
+    assert list(deployable.serving(standin)["traffic"]) == [fixed]
+
+
+def scaling(deployable: Deployable, standin: StandIn, name: str) -> str:
+    group = deployable.endpoint.split("/providers/")[0]
+    setting = f"{deployable.serving(standin)['name']}-{name}"
+    return f"{group}/providers/Microsoft.Insights/autoscalesettings/{setting}"
+
+
+def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(collection_days="7")
+    deployable.commit("one")
+    assert "model_inputs_outputs, kept 7 days" in deployable.deploy("plan")
+    deployable.deploy("apply")
+    group = deployable.endpoint.split("/providers/")[0]
+    account = f"{group}/providers/Microsoft.Storage/storageAccounts/devstoreaccount1"
+    path = f"{account}/managementPolicies/default"
+    name = deployable.serving(standin)["name"]
+    other: dict[str, Any] = {"name": "other", "enabled": True, "type": "Lifecycle"}
+    other["definition"] = {
+        "actions": {"baseBlob": {"delete": {"daysAfterModificationGreaterThan": 9}}},
+        "filters": {"blobTypes": ["blockBlob"], "prefixMatch": ["azureml/other/"]},
+    }
+
+    def rules() -> dict[str, dict[str, Any]]:
+        body = standin.call("GET", path)
+        return {rule["name"]: rule for rule in body["properties"]["policy"]["rules"]}
+
+    ours = rules()[f"digits-{name}"]["definition"]
+    assert ours["filters"]["prefixMatch"] == [f"azureml/modelDataCollector/{name}/"]
+    policy = {"policy": {"rules": [*rules().values(), other]}}
+    standin.call("PUT", path, {"properties": policy})
+    deployable.set(collection_days="8")
+    assert "nothing to change" in deployable.deploy("apply")
+    assert rules()["other"] == other
+    days = rules()[f"digits-{name}"]["definition"]["actions"]["baseBlob"]["delete"]
+    assert days == {"daysAfterModificationGreaterThan": 8}
+    # What is too old goes, what is another's stays.
+    with blobs(standin) as container:
+        for place in (f"modelDataCollector/{name}/r/rows.jsonl", "other/rows.jsonl"):
+            container.upload_blob(place, b"{}", overwrite=True)
+        for rule in policy["policy"]["rules"]:
+            if rule["name"] != "other":
+                delete = rule["definition"]["actions"]["baseBlob"]["delete"]
+                delete["daysAfterModificationGreaterThan"] = 0
+        standin.call("PUT", path, {"properties": policy})
+        deadline = time.monotonic() + 20
+        while kept(container, name) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not kept(container, name)
+        assert list(container.list_blob_names(name_starts_with="other/"))
+        container.delete_blob("other/rows.jsonl")
+    deployable.deploy("destroy")
+    assert list(rules()) == ["other"]
+    standin.call("DELETE", path)
+
+
+@contextmanager
+def blobs(standin: StandIn) -> Iterator[ContainerClient]:
+    """Yield the container of the workspace's own store."""
+    url = f"{standin.address['blobs']}/devstoreaccount1"
+    with BlobServiceClient(url, credential=KEY) as service:
+        yield service.get_container_client(CONTAINER)
+
+
+def kept(container: ContainerClient, endpoint: str) -> list[str]:
+    prefix = f"modelDataCollector/{endpoint}/"
+    return list(container.list_blob_names(name_starts_with=prefix))
+
+
+def test_who_may_call_it_changes_in_the_open(deployable: Deployable, standin: StandIn) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    path = f"{deployable.endpoint}/{deployable.serving(standin)['name']}"
+    deployable.set(public_access="false")
+    assert "enabled -> public access disabled" in deployable.deploy("plan")
+    assert "disabled from now" in deployable.deploy("apply")
+    properties = standin.call("GET", path)["properties"]
+    assert properties["publicNetworkAccess"].lower() == "disabled"
+    assert list(properties["traffic"].values()) == [100]
+    deployable.set(auth_mode="aml_token")
+    assert "key -> aml_token: apply will refuse" in deployable.deploy("plan")
+    assert "none of them would get in" in deployable.deploy("apply", code=1)
+    deployable.deploy("destroy")
+    deployable.deploy("apply")
+    assert standin.call("GET", path)["properties"]["authMode"] == "AMLToken"
+
+
+def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    deployable.commit("two")
+    deployable.deploy("apply")
+    name = deployable.serving(standin)["name"]
+    workspace = deployable.endpoint.removesuffix("/onlineEndpoints")
+
+    def versions(kind: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = standin.call("GET", f"{workspace}/{kind}/digits/versions")[
+            "value"
+        ]
+        return found
+
+    uploads = [model["properties"]["modelUri"].split("/paths/")[1] for model in versions("models")]
+    assert len(uploads) == 2
+    with blobs(standin) as container:
+        container.upload_blob(f"modelDataCollector/{name}/r/rows.jsonl", b"{}")
+        container.upload_blob(f"labels/{name}/rows.jsonl", b"{}")
+        deployable.deploy("destroy")
+        for prefix in (*uploads, f"modelDataCollector/{name}/", f"labels/{name}/"):
+            assert not list(container.list_blob_names(name_starts_with=prefix)), prefix
+        assert not list(container.list_blob_names(name_starts_with=f"digits-leases/{name}"))
+    assert versions("models") == versions("environments") == []
+    state = json.loads((standin.folder / "state.json").read_text())
+    assert not [path for path in state["resources"] if f"/{deployable.workspace}/" in path]
 
 
 def test_what_is_refused(deployable: Deployable) -> None:

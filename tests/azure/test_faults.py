@@ -95,24 +95,39 @@ def test_every_call_that_fails(deployable: Deployable, standin: StandIn) -> None
     disturb(deployable, standin, recorded(deployable, standin), ("fail", "lose"))
 
 
+def begun(deployable: Deployable, standin: StandIn) -> "subprocess.Popen[bytes]":
+    """Start `apply` in a process of its own; return once it has made its first call."""
+    standin.faults()  # forgets the calls so far
+    process = subprocess.Popen(
+        deployable.command("apply"),
+        cwd=deployable.root,
+        env=environment() | deployable.settings(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not standin.calls() and process.poll() is None:
+        time.sleep(0.02)
+    return process
+
+
 def kill(deployable: Deployable, standin: StandIn, times: int) -> None:
-    """Kill `apply` at random moments; each time a second one makes the new model live."""
+    """Kill `apply` at random moments; each time a second one makes the new model live.
+
+    The moments lie between its first call and its end: before, it has done nothing.
+    """
     moment = random.Random(2)
-    known = deployable.commit("first")[:12]
-    start = time.monotonic()
+    deployable.commit("first")
     deployable.person("apply")
+    known = deployable.commit("second")[:12]
+    process = begun(deployable, standin)
+    start = time.monotonic()
+    assert process.wait(300) == 0
     whole = time.monotonic() - start
     for number in range(times):
         version = deployable.commit(f"killed{number}")[:12]
-        process = subprocess.Popen(
-            deployable.command("apply"),
-            cwd=deployable.root,
-            env=environment() | deployable.settings(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = begun(deployable, standin)
         try:
-            process.wait(moment.uniform(0.3, 1.0) * whole)
+            process.wait(moment.uniform(0.0, 1.0) * whole)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

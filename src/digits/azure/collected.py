@@ -17,7 +17,7 @@ from azure.core.exceptions import ResourceExistsError
 from azure.storage.blob import ContainerClient
 
 from digits import production
-from digits.azure.workspace import Workspace, store
+from digits.azure.workspace import Workspace, empty, store
 from digits.errors import DigitsError
 
 ROWS = "modelDataCollector/{endpoint}/"
@@ -90,6 +90,12 @@ def append_labels(workspace: Workspace, endpoint: str, known: Iterable[dict[str,
                 blob.create_append_blob()
         for part in parts:
             blob.append_block(part)
+
+
+def forget(workspace: Workspace, endpoint: str) -> None:
+    """Delete all that was kept of an endpoint."""
+    for folder in (ROWS, LABELS):
+        empty(store(workspace), folder.format(endpoint=endpoint))
 
 
 def _lines(

@@ -103,6 +103,12 @@ class Deployer:
         """Make a release live."""
         with self.alone():
             endpoint = self.target.settled()
+            if endpoint and endpoint.auth_mode != self.settings.auth_mode:
+                raise DigitsError(
+                    f"azure.auth_mode is {self.settings.auth_mode}, but {self.target.name} has "
+                    f"clients that come with {endpoint.auth_mode}, and none of them would get in; "
+                    "put it back, or `digits deploy destroy` first"
+                )
             if endpoint is None:
                 self.target.create()
                 endpoint = self.target.settled()
@@ -110,6 +116,7 @@ class Deployer:
                 self.target.put(dict(endpoint.traffic))  # as it is: it may serve all the same
                 endpoint = self.target.settled()
             live, _ = self.mended(endpoint)
+            self.settle(endpoint)
             states = self.target.deployments()
             if live == new.name and states.get(live) == "succeeded":
                 self.target.smoke(live, self.some_digits(), new.model_version)
@@ -131,6 +138,14 @@ class Deployer:
                 return self.target.deploy(new, order)
 
             self.switch(new.name, live, create, new.model_version)
+
+    def settle(self, endpoint: Any) -> None:
+        """Put into force what is the endpoint's, not a revision's."""
+        if endpoint.public_network_access.lower() != self.target.access:
+            print(f"Public access is {self.target.access} from now.", flush=True)
+            self.target.put(dict(self.target.settled().traffic))
+        if self.settings.collections and self.settings.collection_days:
+            self.target.keep(self.settings.collection_days)
 
     def mended(self, endpoint: Any) -> tuple[str | None, str | None]:
         """Put traffic where the tags say, should a run have died; return live, previous."""
@@ -298,10 +313,11 @@ class Deployer:
             self.back_to(name, None, self.target.recipes(endpoint)[name])
 
     def destroy(self) -> None:
-        """Delete the endpoint and all deployments; registered models stay as records."""
+        """Delete the endpoint, what runs behind it, what it collected, and its revisions."""
         with self.alone():
             self.target.delete()
-            print(f"{self.target.name} is gone, and nothing runs.")
+        lease.forget(self.target.workspace, self.target.name)
+        print(f"{self.target.name} is gone with all that it had, and nothing runs.")
 
     def existing(self) -> Any:
         """Return the endpoint; raise DigitsError when there is none."""
@@ -337,6 +353,15 @@ class Deployer:
         live = endpoint.tags.get("live") if endpoint else None
         states = self.target.deployments() if endpoint else {}
         print(f"endpoint     {self.target.name}: {'exists' if endpoint else 'to be created'}")
+        access = endpoint.public_network_access.lower() if endpoint else None
+        if access != self.target.access:
+            print(f"access       {access or 'none'} -> public access {self.target.access}")
+        if endpoint and endpoint.auth_mode != settings.auth_mode:
+            print(f"clients      {endpoint.auth_mode} -> {settings.auth_mode}: apply will refuse")
+        days = settings.collection_days
+        kept = f"kept {days} days" if days else "kept until destroy"
+        names = settings.collections
+        print(f"collected    {', '.join((*names, kept)) if names else 'nothing'}")
         if live == new.name and states.get(live) == "succeeded":
             print(f"revision     {live} is live already: nothing to change")
             return
@@ -345,7 +370,9 @@ class Deployer:
         reasons = release.gate_reasons()
         print(f"gate         {'failed: ' + '; '.join(reasons) if reasons else 'passed'}")
         print(f"environment  {settings.image}, version {new.environment_hash}")
-        print(f"instances    {settings.instance_count} x {settings.instance_type}")
+        scale = settings.autoscale
+        most = f" to {scale.most}" if scale else ""
+        print(f"instances    {settings.instance_count}{most} x {settings.instance_type}")
         beside = 1 if live and settings.strategy == "blue_green" else 0
         removed = [name for name in states if name not in (live, new.name)]
         if removed:
@@ -353,8 +380,12 @@ class Deployer:
         try:
             each, family, free = cores(client, settings.instance_type)
             needed = release.reserved(each, settings)
-            known = "unknown" if free is None else free
-            print(f"quota        {needed:g} cores of {family} needed, {known} free")
+            known = "unknown" if free is None else f"{free:g}"
+            more = scale.most / settings.instance_count * needed if scale else 0
+            busy = f", {more:g} under load" if scale else ""
+            gone = removed if beside or not live else [*removed, live]
+            freed = f", those of {' and '.join(gone)} are freed before" if gone else ""
+            print(f"quota        {needed:g} cores of {family} needed{busy}, {known} free{freed}")
         except DigitsError as error:
             print(f"quota        unknown: {error}")
         steps = [f"{percent} %" for percent in settings.traffic_percent]

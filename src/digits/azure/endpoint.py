@@ -31,13 +31,15 @@ from azure.ai.ml.entities import (
 )
 from azure.core.exceptions import ResourceNotFoundError
 
+from digits.azure import collected, manager
 from digits.azure.release import PACKAGE, Params, Release, stage_code
-from digits.azure.workspace import Workspace
+from digits.azure.workspace import Workspace, empty, store
 from digits.dataset import Digits
 from digits.errors import DigitsError
 from digits.params import Task
 
 MODEL = ENVIRONMENT = "digits"
+SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Monitor
 KEPT_REVISIONS = 10  # whose recipes stay; a resource has at most 50 tags
 BUSY = {"creating", "updating", "deleting"}
 SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
@@ -58,6 +60,7 @@ class Recipe:
     at_a_time: int
     collect: tuple[str, ...]
     order: int  # of the revisions on this endpoint
+    scale: tuple[int, int, int, int] | None = None  # as `manager.Scale` has them after `least`
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Target:
         )
         digest = hashlib.sha256(self.scope.lower().encode()).hexdigest()
         self.name = f"{settings.endpoint}-{digest[:8]}"
+        self.access = "enabled" if settings.public_access else "disabled"
         self._headers: dict[str, str] = {}
 
     # The endpoint ---------------------------------------------------------------------------------
@@ -108,9 +112,8 @@ class Target:
 
     def create(self) -> None:
         """Create the endpoint."""
-        access = "enabled" if self.settings.public_access else "disabled"
         endpoint = ManagedOnlineEndpoint(
-            name=self.name, auth_mode=self.settings.auth_mode, public_network_access=access
+            name=self.name, auth_mode=self.settings.auth_mode, public_network_access=self.access
         )
         with quiet():
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
@@ -121,14 +124,60 @@ class Target:
         wanted = {**endpoint.tags, **tags}
         endpoint.tags = {name: value for name, value in wanted.items() if value is not None}
         endpoint.traffic = traffic
+        endpoint.public_network_access = self.access
         with quiet():
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
 
     def delete(self) -> None:
-        """Delete the endpoint and all that runs behind it."""
-        if self.settled() is not None:
+        """Delete the endpoint, all that runs behind it, what it collected, its revisions' assets.
+
+        An asset that another endpoint of the workspace names stays, and so do the few kilobytes
+        of code, which lie in containers of Azure's own.
+        """
+        endpoint = self.settled()
+        if endpoint is not None:
+            for name in self.deployments():
+                self._unscale(name)
+            used = {part for one in self._others() for part in self._assets(one)}
             with quiet():
                 self.client.online_endpoints.begin_delete(self.name).result()
+            for asset in sorted(self._assets(endpoint) - used):
+                self._forget(asset)
+        if self.settings.collection_days:
+            self.keep(None)
+        collected.forget(self.workspace, self.name)
+
+    def _others(self) -> list[Any]:
+        return [one for one in self.client.online_endpoints.list() if one.name != self.name]
+
+    @classmethod
+    def _assets(cls, endpoint: Any) -> set[str]:
+        found = set()
+        for name, recipe in cls.recipes(endpoint).items():
+            for part in recipe.collect:  # what the SDK registers for a collection
+                found.add(f"data/{endpoint.name}-{name}-{part}/versions/1")
+            code, _, version = recipe.code.partition(":")
+            found.add(f"codes/{code}/versions/{version}")
+            found.add(f"models/{MODEL}/versions/{recipe.model}")
+            found.add(f"environments/{ENVIRONMENT}/versions/{recipe.environment}")
+        return found
+
+    def _forget(self, asset: str) -> None:
+        place = f"{self.scope}/{asset}"
+        known = manager.ask(self.workspace, "GET", place, manager.ASSETS)
+        if known is None:
+            return
+        _, _, folder = known["properties"].get("modelUri", "").partition("/paths/")
+        manager.ask(self.workspace, "DELETE", place, manager.ASSETS)
+        if folder:
+            empty(store(self.workspace), folder)
+
+    def keep(self, days: int | None) -> None:
+        """Have what is collected deleted so many days later; None: no longer, as nothing comes."""
+        account = self.client.workspaces.get(self.client.workspace_name).storage_account
+        place = f"{store(self.workspace).container_name}/{collected.ROWS}"
+        prefix = place.format(endpoint=self.name)
+        manager.keep_days(self.workspace, account, f"digits-{self.name}", prefix, days)
 
     # Deployments ----------------------------------------------------------------------------------
 
@@ -141,8 +190,13 @@ class Target:
         """Delete a deployment that has no traffic, if it is there."""
         state = self._wait(lambda: self.deployments().get(name), f"the deployment {name}")
         if state is not None:
+            self._unscale(name)
             with quiet():
                 self.client.online_deployments.begin_delete(name, self.name).result()
+
+    def _unscale(self, name: str) -> None:
+        if SCALED in self.client.online_deployments.get(name, self.name).tags:
+            manager.remove_scale(self.workspace, self.scope, self.name, name)
 
     def register(self, release: Release) -> str:
         """Return the version of the registered model, once registered for its hash."""
@@ -162,7 +216,7 @@ class Target:
 
     def deploy(self, release: Release, order: int) -> Recipe:
         """Create the release's deployment, without traffic; return its recipe."""
-        settings = self.settings
+        settings, scale = self.settings, self.settings.autoscale
         recipe = Recipe(
             model=self.register(release),
             code="",
@@ -173,6 +227,7 @@ class Target:
             at_a_time=settings.requests_at_a_time,
             collect=settings.collections,
             order=order,
+            scale=(scale.most, *scale.cpu_percent, scale.minutes) if scale else None,
         )
         environment = Environment(
             name=ENVIRONMENT,
@@ -213,6 +268,7 @@ class Target:
             instance_type=recipe.type,
             instance_count=recipe.count,
             data_collector=collector,
+            tags={SCALED: "yes"} if recipe.scale else {},  # so that who deletes it knows
             request_settings=OnlineRequestSettings(
                 request_timeout_ms=int(recipe.timeout * 1000),
                 max_concurrent_requests_per_instance=recipe.at_a_time,
@@ -222,6 +278,10 @@ class Target:
             self.client.online_deployments.begin_create_or_update(
                 deployment, skip_script_validation=True
             ).result()
+        if recipe.scale:
+            scale = manager.Scale(recipe.count, *recipe.scale)
+            location = self.get().location
+            manager.set_scale(self.workspace, self.scope, self.name, name, location, scale)
 
     def logs(self, name: str) -> str:
         """Return the last lines that a deployment wrote."""
@@ -248,6 +308,7 @@ class Target:
             if tag.startswith("revision."):
                 made = json.loads(value)
                 made["collect"] = tuple(made["collect"])
+                made["scale"] = made.get("scale") and tuple(made["scale"])
                 found[tag.removeprefix("revision.")] = Recipe(**made)
         return dict(sorted(found.items(), key=lambda item: item[1].order))
 

@@ -70,6 +70,12 @@ def held(
             lease.release()
 
 
+def forget(workspace: Workspace, endpoint: str) -> None:
+    """Delete the blob, unless another holds its lease by now."""
+    with contextlib.suppress(HttpResponseError):
+        blob(workspace, endpoint).delete_blob()
+
+
 def renew(
     lease: BlobLeaseClient, seconds: float, done: threading.Event, lost: threading.Event
 ) -> None:

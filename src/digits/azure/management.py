@@ -6,6 +6,7 @@ then is recorded (`GET /standin/calls`).
 
 import copy
 import json
+import math
 import re
 import time
 import uuid
@@ -14,9 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
-from digits.azure import standin as kinds
 from digits.azure.router import Handler
-from digits.azure.standin import FAILURES, LOCATION, PROVIDER, Answered, Json, RefusedError, StandIn
+from digits.azure.standin import (
+    FAILURES,
+    LOCATION,
+    PROVIDER,
+    QUOTA,
+    SIZES,
+    Answered,
+    Json,
+    RefusedError,
+    StandIn,
+)
 
 RECORDED = 20_000  # calls
 ASSETS = "models|codes|environments|data"
@@ -45,7 +55,9 @@ class Fault:
 def workspace(standin: StandIn, path: str, key: str, body: Json) -> Answered:
     """Return a workspace: any that is named exists."""
     identity = str(uuid.uuid5(uuid.NAMESPACE_URL, key))
-    properties = {"workspaceId": identity, "storageAccount": "/local", "mlFlowTrackingUri": ""}
+    group = path.split("/providers/")[0]
+    account = f"{group}/providers/Microsoft.Storage/storageAccounts/{standin.storage['account']}"
+    properties = {"workspaceId": identity, "storageAccount": account, "mlFlowTrackingUri": ""}
     resource = standin.stored(path, {"properties": properties}, None)
     return 200, resource | {"location": LOCATION}, ""
 
@@ -116,16 +128,19 @@ def operation(standin: StandIn, path: str, key: str, body: Json) -> Answered:
 
 
 def usages(standin: StandIn, path: str, key: str, body: Json) -> Answered:
-    """Return the quota: one family of sizes."""
-    name = {"value": kinds.FAMILY, "localizedValue": kinds.FAMILY}
-    usage = {"id": path, "type": f"{PROVIDER}/vm/dedicatedCores", "unit": "Count", "name": name}
-    return 200, {"value": [usage | {"currentValue": standin.used(), "limit": kinds.CORES}]}, ""
+    """Return the quota of each family of sizes, in whole cores as Azure counts them."""
+    usage = {"id": path, "type": f"{PROVIDER}/vm/dedicatedCores", "unit": "Count"}
+    found = []
+    for family, limit in QUOTA.items():
+        name = {"value": family, "localizedValue": family}
+        used = math.ceil(standin.used(family))
+        found.append(usage | {"name": name, "currentValue": used, "limit": limit})
+    return 200, {"value": found}, ""
 
 
 def sizes(standin: StandIn, path: str, key: str, body: Json) -> Answered:
     """Return the sizes that there are."""
-    rest = {
-        "family": kinds.FAMILY,
+    rest: Json = {
         "gpus": 0,
         "osVhdSizeMB": 1,
         "maxResourceVolumeMB": 1,
@@ -136,13 +151,17 @@ def sizes(standin: StandIn, path: str, key: str, body: Json) -> Answered:
         "premiumIO": True,
         "supportedComputeTypes": ["AmlCompute"],
     }
-    value = [{"name": name, "vCPUs": cores} | rest for name, cores in kinds.SIZES.items()]
+    value = [
+        {"name": name, "vCPUs": cores, "family": family} | rest
+        for name, (cores, family) in SIZES.items()
+    ]
     return 200, {"value": value}, ""
 
 
 W = rf"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/{PROVIDER.lower()}/workspaces/[^/]+"
 P = rf"/subscriptions/[^/]+/providers/{PROVIDER.lower()}/locations/[^/]+"
 E = rf"{W}/onlineendpoints/[^/]+"
+G = r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers"
 Methods = dict[str, Callable[..., Answered]]
 ROUTES: list[tuple[str, Methods]] = [
     (W, {"GET": workspace}),
@@ -153,7 +172,7 @@ ROUTES: list[tuple[str, Methods]] = [
     (rf"{W}/({ASSETS})/[^/]+/versions", {"GET": StandIn.listing}),
     (
         rf"{W}/({ASSETS})/[^/]+/versions/[^/]+",
-        {"GET": StandIn.get, "PUT": StandIn.put_asset},
+        {"GET": StandIn.get, "PUT": StandIn.put_asset, "DELETE": StandIn.delete_plain},
     ),
     (rf"{W}/onlineendpoints", {"GET": StandIn.listing}),
     (E, {"GET": StandIn.get, "PUT": StandIn.put_endpoint, "DELETE": StandIn.delete}),
@@ -165,6 +184,14 @@ ROUTES: list[tuple[str, Methods]] = [
         {"GET": StandIn.get, "PUT": StandIn.put_deployment, "DELETE": StandIn.delete},
     ),
     (rf"{E}/deployments/[^/]+/getlogs", {"POST": logs}),
+    (
+        rf"{G}/microsoft.insights/autoscalesettings/[^/]+",
+        {"GET": StandIn.get, "PUT": StandIn.put_scale, "DELETE": StandIn.delete_plain},
+    ),
+    (
+        rf"{G}/microsoft.storage/storageaccounts/[^/]+/managementpolicies/default",
+        {"GET": StandIn.get, "PUT": StandIn.put_policy, "DELETE": StandIn.delete_plain},
+    ),
     (rf"{P}/operations/[^/]+", {"GET": operation}),
     (rf"{P}/usages", {"GET": usages}),
     (rf"{P}/vmsizes", {"GET": sizes}),

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +39,22 @@ class Smoke:
 
 
 @dataclass(frozen=True)
+class Autoscale:
+    """When instances beyond `instance_count` come and go."""
+
+    __pydantic_config__ = params.STRICT
+
+    most: Annotated[int, Field(ge=2, le=100)]  # instances
+    cpu_percent: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(le=99)]]
+    minutes: Annotated[int, Field(ge=5, le=720)]
+
+    def __post_init__(self) -> None:
+        """Between the bounds nothing happens; without a gap instances come and go for ever."""
+        if self.cpu_percent[0] >= self.cpu_percent[1]:
+            raise ValueError("cpu_percent must be [less, more]")
+
+
+@dataclass(frozen=True)
 class Params:
     """params.yaml's section `azure`."""
 
@@ -53,6 +69,7 @@ class Params:
     public_access: bool
     instance_type: str
     instance_count: Annotated[int, Field(ge=1, le=100)]
+    autoscale: Autoscale | None
     price_an_hour: Positive | None
     request_timeout_seconds: Annotated[float, Field(ge=0.5, le=180)]
     requests_at_a_time: Annotated[int, Field(ge=1, le=1000)]
@@ -60,10 +77,13 @@ class Params:
     verify: Literal["reproduce", "restore"]
     code: str
     collections: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...]
+    collection_days: Annotated[int, Field(ge=1, le=3650)] | None
     lease_seconds: Annotated[int, Field(ge=15, le=60)]  # what a blob's lease may last
 
     def __post_init__(self) -> None:
         """Traffic must grow, and end with all of it; the image must stay what it is."""
+        if self.autoscale and self.autoscale.most <= self.instance_count:
+            raise ValueError("autoscale.most must be more than instance_count")
         if self.image.endswith(":latest"):
             raise ValueError("image must be pinned by a digest or a dated tag, not latest")
         steps = self.traffic_percent
@@ -135,6 +155,8 @@ def read(settings: Params) -> Release:
     environment = hashlib.sha256(json.dumps([settings.image, conda]).encode()).hexdigest()[:12]
     served = ("instance_type", "instance_count", "request_timeout_seconds", "requests_at_a_time")
     shape: list[Any] = [getattr(settings, name) for name in (*served, "collections")]
+    if settings.autoscale:
+        shape.append(asdict(settings.autoscale))
     shape += [package_hash, environment, [(file.as_posix(), sha256(file)) for file in code_files]]
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
     head = git("rev-parse", "HEAD").strip()

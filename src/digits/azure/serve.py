@@ -56,6 +56,7 @@ BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
 WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
 DAYS = 397  # that a certificate is valid
+EXPIRE_SECONDS = 3600.0  # between two looks at what is too old to be kept
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
@@ -126,6 +127,7 @@ def blob_store(folder: Path, port: int) -> Iterator[dict[str, Any]]:
             "client": container,
             "offer": lambda name: offer(service, name),
             "fetch": lambda uri, target: fetch(service, uri, target),
+            "expire": lambda prefix, oldest: expire(service, prefix, oldest),
         }
     finally:
         process.terminate()
@@ -162,6 +164,15 @@ def fetch(service: BlobServiceClient, uri: str, target: Path) -> None:
         found = True
     if not found:
         raise DigitsError(f"{uri}: is empty")
+
+
+def expire(service: BlobServiceClient, prefix: str, oldest: datetime.datetime) -> None:
+    """Delete the blobs below CONTAINER/PREFIX that were last changed before `oldest`."""
+    name, _, start = prefix.partition("/")
+    container = service.get_container_client(name)
+    for blob in container.list_blobs(name_starts_with=start):
+        if blob.last_modified < oldest:
+            container.delete_blob(blob.name)
 
 
 class Collector:
@@ -299,7 +310,8 @@ def main(arguments: list[str]) -> None:
                 "`digits deploy apply --workspace local`. Ctrl-C stops it.",
                 flush=True,
             )
-            stop.wait()
+            while not stop.wait(EXPIRE_SECONDS):
+                standin.workers.submit(standin.expire)
         finally:
             server.stop()
             page_server.stop()

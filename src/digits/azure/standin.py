@@ -5,6 +5,7 @@ names and traffic, 404 and 409. It is no proof of Azure. management.py serves it
 """
 
 import copy
+import datetime
 import json
 import re
 import shutil
@@ -22,10 +23,16 @@ from digits.files import write_text
 
 LOCATION = "local"
 PROVIDER = "Microsoft.MachineLearningServices"
-SIZES = {"Standard_DS2_v2": 2, "Standard_DS3_v2": 4, "Standard_F4s_v2": 4}  # name: cores
-FAMILY, CORES = "standardDSv2Family", 24  # the quota: what it is of, how much
+SIZES = {  # name: cores, and the family whose quota they are taken from
+    "Standard_DS2_v2": (2, "standardDSv2Family"),
+    "Standard_DS3_v2": (4, "standardDSv2Family"),
+    "Standard_F4s_v2": (4, "standardFSv2Family"),
+}
+QUOTA = {"standardDSv2Family": 24, "standardFSv2Family": 24}  # cores
+RESERVE = 1.2  # of which a deployment takes a fifth more than it has, to upgrade instances
 ENDPOINT_NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9-]{1,30}[a-zA-Z0-9]$")
 HEALTHY_SECONDS = 120.0
+TAGS, TAG_LENGTH = 50, 256  # of a resource
 BUSY = {"Creating", "Updating", "Deleting"}
 Json = dict[str, Any]
 Answered = tuple[int, Json | None, str]  # status, body, id of the operation that began
@@ -230,6 +237,47 @@ class StandIn:
         following = {"nextVersion": str(max(numbers, default=0) + 1), "properties": {}, "tags": {}}
         return 200, self.stored(path, {"properties": following}, None), ""
 
+    def delete_plain(self, path: str, key: str, body: Json) -> Answered:
+        """Forget a resource that has nothing running."""
+        found = self.resources.pop(key, None)
+        self.save()
+        return 200 if found else 204, None, ""
+
+    def put_scale(self, path: str, key: str, body: Json) -> Answered:
+        """Keep a deployment's setting of Azure Monitor; nothing here scales by it."""
+        target = body["properties"]["targetResourceUri"]
+        if target.lower() not in self.resources:
+            raise RefusedError(400, "ResourceNotFound", f"The target {target} was not found.")
+        for profile in body["properties"]["profiles"]:
+            bounds = [int(profile["capacity"][name]) for name in ("minimum", "default", "maximum")]
+            if bounds != sorted(bounds):
+                raise RefusedError(400, "InvalidProfile", f"{bounds} are not in order.")
+        return self.put_plain(path, key, body)
+
+    def put_plain(self, path: str, key: str, body: Json) -> Answered:
+        """Keep a resource that has nothing running."""
+        known = self.resources.get(key)
+        self.resources[key] = self.stored(path, body, known)
+        self.save()
+        return 200 if known else 201, copy.deepcopy(self.resources[key]), ""
+
+    def put_policy(self, path: str, key: str, body: Json) -> Answered:
+        """Keep a storage account's rules, and go by them."""
+        answer = self.put_plain(path, key, body)
+        self.workers.submit(self.expire)
+        return answer
+
+    def expire(self) -> None:
+        """Delete blobs that the storage account's rules say are too old."""
+        now = datetime.datetime.now(datetime.UTC)
+        with self.lock:
+            found = [body for key, body in self.resources.items() if "/managementpolicies/" in key]
+        for rule in (rule for one in found for rule in one["properties"]["policy"]["rules"]):
+            days = rule["definition"]["actions"]["baseBlob"]["delete"]
+            oldest = now - datetime.timedelta(days=days["daysAfterModificationGreaterThan"])
+            for prefix in rule["definition"]["filters"]["prefixMatch"]:
+                self.storage["expire"](prefix, oldest)
+
     def put_endpoint(self, path: str, key: str, body: Json) -> Answered:
         """Create an endpoint, or replace its settings, traffic and tags."""
         name = path.rstrip("/").split("/")[-1]
@@ -242,6 +290,10 @@ class StandIn:
             message = f"The endpoint name {name} is already taken in this region."
             raise RefusedError(400, "NameNotAvailable", message)
         self.refuse_busy(key)
+        tags = body.get("tags") or {}
+        if len(tags) > TAGS or any(len(value) > TAG_LENGTH for value in tags.values()):
+            message = f"At most {TAGS} tags of at most {TAG_LENGTH} characters each."
+            raise RefusedError(400, "InvalidTagValueLength", message)
         traffic = body["properties"].setdefault("traffic", {})
         unknown = [
             name for name in traffic if f"{key}/deployments/{name.lower()}" not in self.resources
@@ -284,7 +336,8 @@ class StandIn:
             raise RefusedError(
                 400, "BadArgument", f"The size {size} is not one of {', '.join(SIZES)}."
             )
-        if self.used(but=key) + SIZES[size] * count > CORES:
+        cores, family = SIZES[size]
+        if self.used(family, but=key) + RESERVE * cores * count > QUOTA[family]:
             raise RefusedError(400, *FAILURES["quota"])
         known = self.resources.get(key)
         stored = self.stored(path, body, known)
@@ -317,13 +370,14 @@ class StandIn:
         if state in BUSY:
             raise RefusedError(409, "Conflict", f"{key} is {state}: try again when that is done.")
 
-    def used(self, but: str = "") -> int:
-        """Return the cores in use."""
-        return sum(
-            SIZES[body["properties"]["instanceType"]] * body["sku"]["capacity"]
-            for path, body in self.resources.items()
-            if "/deployments/" in path and path != but
-        )
+    def used(self, family: str, but: str = "") -> float:
+        """Return the cores of a family in use."""
+        taken = 0.0
+        for path, body in self.resources.items():
+            if "/onlineendpoints/" in path and "/deployments/" in path and path != but:
+                cores, its = SIZES[body["properties"]["instanceType"]]
+                taken += RESERVE * cores * body["sku"]["capacity"] * (its == family)
+        return taken
 
     def stored(self, path: str, body: Json, known: Json | None) -> Json:
         """Return a resource as Azure gives it back."""

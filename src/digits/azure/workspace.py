@@ -10,7 +10,9 @@ from typing import Any
 
 from azure.ai.ml import MLClient
 from azure.ai.ml.constants import _common
+from azure.core import PipelineClient
 from azure.core.credentials import AccessToken
+from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolicy
 from azure.identity import DefaultAzureCredential
 from azure.storage.blob import ContainerClient
 
@@ -20,6 +22,7 @@ from digits.errors import DigitsError
 SETTINGS = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE")
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
 POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two questions after an operation
+MANAGER = "https://management.azure.com"
 
 
 class LocalCredential:
@@ -43,6 +46,7 @@ class Workspace:
     kind: str  # local or azure
     poll_seconds: float
     blobs: str  # the form of a blob account's address, {} being the account
+    manager: PipelineClient[Any, Any]  # for what the SDK has no call for; see manager.py
 
 
 def connect(kind: str, folder: Path = FOLDER) -> Workspace:
@@ -58,7 +62,7 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
         names = tuple(os.environ[name] for name in SETTINGS)
         credential: Any = DefaultAzureCredential()
         blobs = "https://{}.blob.core.windows.net"
-        poll = POLL_SECONDS
+        poll, manager = POLL_SECONDS, MANAGER
     else:
         path = folder / "address.json"
         try:
@@ -68,7 +72,7 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
         names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))
         credential = LocalCredential(address["token"])
         blobs = address["blobs"] + "/{}"
-        poll = LOCAL_POLL_SECONDS
+        poll, manager = LOCAL_POLL_SECONDS, address["url"]
         os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
         os.environ["NO_PROXY"] = "127.0.0.1"
         _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = blobs
@@ -81,7 +85,9 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
     _common.LROConfigurations.POLL_INTERVAL = poll  # type: ignore[assignment]
     logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     client = MLClient(credential, *names, polling_interval=poll, **options)
-    return Workspace(client, credential, kind, poll, blobs)
+    bearer = BearerTokenCredentialPolicy(credential, f"{MANAGER}/.default")
+    asking: PipelineClient[Any, Any] = PipelineClient(manager, policies=[RetryPolicy(), bearer])
+    return Workspace(client, credential, kind, poll, blobs, asking)
 
 
 def store(workspace: Workspace) -> ContainerClient:
@@ -91,6 +97,12 @@ def store(workspace: Workspace) -> ContainerClient:
     secret = secret or getattr(datastore.credentials, "sas_token", None) or workspace.credential
     url = workspace.blobs.format(datastore.account_name)
     return ContainerClient(url, datastore.container_name, credential=secret)
+
+
+def empty(container: ContainerClient, folder: str) -> None:
+    """Delete all blobs below a folder."""
+    for name in container.list_blob_names(name_starts_with=folder.rstrip("/") + "/"):
+        container.delete_blob(name)
 
 
 def cores(client: MLClient, size_name: str) -> tuple[int, str, int | None]:

@@ -1,0 +1,132 @@
+"""Whatever call of a command is refused or lost: what is live answers, a second run mends.
+
+The calls are those that an undisturbed run makes; of a run of questions to the endpoint, the
+first and the last.
+"""
+
+from collections.abc import Callable
+
+import pytest
+from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+from wire import Wire, tapped
+
+
+def numbers(calls: list[str]) -> list[int]:
+    """Return which calls are to be broken."""
+    chosen = []
+    for number, kind in enumerate(calls):
+        neighbours = {*calls[max(0, number - 1) : number], *calls[number + 1 : number + 2]}
+        if kind != "scoring" or neighbours != {"scoring"}:
+            chosen.append(number)
+    return chosen
+
+
+def attempt(deployable: Deployable, wire: Wire, *command: str) -> tuple[int, str]:
+    """Run a command over a wire."""
+    with tapped(wire):
+        return deployable.attempt(*command)
+
+
+def disturb(
+    prepare: Callable[[], None],
+    run: Callable[[Wire], tuple[int, str]],
+    check: Callable[[bool, str], None],
+    sample: int | None,
+) -> None:
+    """Break each call of `run` in turn, each in one of both ways, after `prepare`; `check` then."""
+    prepare()
+    whole = Wire()
+    code, output = run(whole)
+    assert code == 0, output
+    check(True, output)
+    assert {"management", "blob"} <= set(whole.calls)
+    chosen = numbers(whole.calls)
+    for place, number in enumerate(chosen[:: len(chosen) // sample] if sample else chosen):
+        wire = Wire(number, ("refuse", "lose")[place % 2])
+        prepare()
+        code, output = run(wire)
+        assert len(wire.calls) > number, "the call was not made"
+        check(code == 0, f"{wire.how} {whole.calls[number]} call {number}: {output}")
+
+
+SOME = pytest.param(3, marks=pytest.mark.slow)
+EVERY = pytest.param(None, marks=pytest.mark.prove)
+
+
+@pytest.mark.parametrize("sample", [SOME, EVERY])
+def test_rollback(deployable: Deployable, standin: StandIn, sample: int | None) -> None:
+    one = deployable.commit("one")[:12]
+    deployable.deploy("apply")
+    (first,) = deployable.serving(standin)["traffic"]
+    two = deployable.commit("two")[:12]
+    deployable.deploy("apply")
+    (second,) = deployable.serving(standin)["traffic"]
+
+    def prepare() -> None:
+        if first in deployable.serving(standin)["traffic"]:
+            deployable.deploy("rollback", second, "--wait")
+
+    def check(done: bool, what: str) -> None:
+        assert deployable.version(standin) == (one if done else two), what
+        assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+        if not done:
+            assert "NOT" not in what
+            deployable.deploy("rollback", first, "--wait")
+            assert deployable.version(standin) == one, what
+
+    disturb(prepare, lambda wire: attempt(deployable, wire, "rollback", first), check, sample)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("strategy", ["blue_green", "in_place"])
+def test_apply(deployable: Deployable, standin: StandIn, strategy: str) -> None:
+    deployable.set(strategy=strategy)
+    known = [deployable.commit("model0")[:12]]
+    deployable.deploy("apply")
+
+    def prepare() -> None:
+        known.append(deployable.commit(f"model{len(known)}")[:12])
+
+    def check(done: bool, what: str) -> None:
+        assert deployable.version(standin) == known[-1 if done else -2], what
+        assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+        if not done:
+            assert "NOT" not in what
+            deployable.deploy("apply", "--wait")
+            assert deployable.version(standin) == known[-1], what
+
+    disturb(prepare, lambda wire: attempt(deployable, wire, "apply"), check, None)
+
+
+@pytest.mark.prove
+def test_pause_and_resume(deployable: Deployable, standin: StandIn) -> None:
+    version = deployable.commit("one")[:12]
+    deployable.deploy("apply")
+
+    def paused() -> bool:
+        return ", paused" in deployable.deploy("status")
+
+    def running() -> None:
+        if paused():
+            deployable.deploy("resume", "--wait")
+        assert deployable.version(standin) == version
+
+    def stopped() -> None:
+        if not paused():
+            deployable.deploy("pause", "--wait")
+
+    def after_pause(done: bool, what: str) -> None:
+        if not done:
+            assert paused() or deployable.version(standin) == version, what
+            deployable.deploy("pause", "--wait")
+        assert "100 %" not in deployable.deploy("status"), what
+        assert "succeeded" not in deployable.deploy("status"), what
+
+    def after_resume(done: bool, what: str) -> None:
+        if not done:
+            assert paused(), what
+            deployable.deploy("resume", "--wait")
+        assert deployable.version(standin) == version, what
+
+    disturb(running, lambda wire: attempt(deployable, wire, "pause"), after_pause, None)
+    disturb(stopped, lambda wire: attempt(deployable, wire, "resume"), after_resume, None)

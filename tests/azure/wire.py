@@ -1,0 +1,69 @@
+"""The wire between a command and the workspace: each call counted, and one of them broken.
+
+It breaks calls of all three kinds, where the stand-in's own faults know the management API alone.
+A refused one goes out with a spoilt signature, so that the real service refuses it; a lost one is
+done, and then its answer does not come.
+"""
+
+import contextlib
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+from azure.core.exceptions import ServiceResponseError
+from azure.core.pipeline.transport import RequestsTransport
+
+SPOILT = "Bearer spoilt"
+
+
+@dataclass
+class Wire:
+    """What went over it."""
+
+    number: int = -1  # of the call that is broken, from 0
+    how: str = "refuse"  # or lose
+    calls: list[str] = field(default_factory=list)  # the kind of each
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def broken(self, kind: str) -> bool:
+        """Count one call; return whether it is the one."""
+        with self.lock:
+            self.calls.append(kind)
+            return len(self.calls) - 1 == self.number
+
+
+@contextlib.contextmanager
+def tapped(wire: Wire) -> Iterator[None]:
+    """Lead all calls of this process over the wire."""
+    send: Callable[..., Any] = RequestsTransport.send
+    scoring: Callable[..., Any] = urllib.request.OpenerDirector.open
+
+    def over(transport: Any, request: Any, **options: Any) -> Any:
+        broken = wire.broken("management" if request.url.startswith("https") else "blob")
+        if broken and wire.how == "refuse":
+            request.url = request.url.replace("sig=", "sig=x")
+            request.headers["Authorization"] = SPOILT
+        answer = send(transport, request, **options)
+        if broken and wire.how == "lose":
+            raise ServiceResponseError("lost for a test")
+        return answer
+
+    def asked(opener: Any, request: Any, *rest: Any, **options: Any) -> Any:
+        broken = wire.broken("scoring")
+        if broken and wire.how == "refuse":
+            request.add_header("Authorization", SPOILT)
+        answer = scoring(opener, request, *rest, **options)
+        if broken and wire.how == "lose":
+            answer.close()
+            raise ConnectionResetError("lost for a test")
+        return answer
+
+    with (
+        patch.object(RequestsTransport, "send", over),
+        patch.object(RequestsTransport, "sleep", lambda *_: None),  # between two tries
+        patch.object(urllib.request.OpenerDirector, "open", asked),
+    ):
+        yield
