@@ -6,6 +6,7 @@ deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
     drift               whether the alarm is on, in the last window
     since               when the drift of that alarm began, ISO 8601, or null
     windows, requests   that were judged
+    window              requests in a full one
     alarms              that rose, ended ones included
     accuracy            by labels, since `since` if there is drift; null without labels
     estimated_accuracy  without labels, the same; null without requests
@@ -47,7 +48,7 @@ REFERENCE = Path("data/monitoring/reference.json")
 SKEW_SECONDS = 300  # that a server's clock may be ahead of this one
 
 
-def content(analysis: Analysis, endpoint: str) -> dict[str, Any]:
+def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
     """Return monitoring.json."""
     since, windows = analysis.since_ms, analysis.windows
     first = analysis.episodes[-1].began if analysis.drift else 0
@@ -55,6 +56,7 @@ def content(analysis: Analysis, endpoint: str) -> dict[str, Any]:
     return {
         "drift": analysis.drift,
         "since": iso(since) if since is not None else None,
+        "window": own.window,
         "windows": len(windows),
         "requests": sum(window.requests for window in windows),
         "alarms": len(analysis.episodes),
@@ -161,7 +163,7 @@ def main(arguments: list[str]) -> None:
                     print(line)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explained(error)) from error
-    told = content(analysis, endpoint)
+    told = content(analysis, own, endpoint)
     if asked.out:
         write_text(asked.out / "monitoring.json", json.dumps(told, indent=2) + "\n")
         write_text(asked.out / "report.html", story.page(analysis, own))
