@@ -34,7 +34,7 @@ WORK = """#!/usr/bin/env bash
 # Stands in for digits, dvc and python: production as the test says, an experiment of text.
 case "$(basename "$0") $1 $2 $4" in
   "python -c "*) echo "$SAYS_PROPOSE";;
-  "digits monitor --workspace --out") mkdir -p monitoring
+  "digits monitor --workspace --out") test "$FOUND" != "{}" || exit 1; mkdir -p monitoring
     echo "$FOUND" > monitoring/monitoring.json;;
   "digits monitor --workspace --labelled") mkdir -p data/labelled
     echo digits > data/labelled/devanagari_20261124.csv;;
@@ -240,6 +240,14 @@ def test_without_labels_nothing_is_half_done(github: GitHub) -> None:
     assert len(github.issues) == 1
     assert (github.pulls, github.git("for-each-ref", BRANCH)) == ({}, "")
     assert "PUSHED" not in run.log
+
+
+@needs_bash
+@pytest.mark.slow
+def test_a_look_that_fails_is_red_itself(github: GitHub) -> None:
+    run = monitor(github, {})
+    assert run.jobs == {"look": "failure"}, run.log
+    assert github.calls == []
 
 
 @needs_bash
