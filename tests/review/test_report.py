@@ -117,6 +117,33 @@ def test_the_noise_of_seeds_is_used(small: Project) -> None:
     assert told()[0].verdict == "noise"  # t(0.975, 4) sqrt(2) s = 2.776 * 1.414 * 0.0001 = 0.00039
 
 
+def test_production_is_compared_but_no_part_of_the_gate(small: Project) -> None:
+    def produced(accuracy: float, alarms: int) -> str:
+        interval = {"accuracy_low": accuracy - 0.01, "accuracy_high": accuracy + 0.01}
+        row = {"accuracy": accuracy, "estimation_error": 0.04, "alarms": alarms} | interval
+        return json.dumps({"production": row})
+
+    figures = {"mean": 0.995, "deviation": 0.0001, "least": 0.994, "most": 0.996}
+    noise = {"seeds": [1, 2], "metrics": {"mnist": {"accuracy": figures}}}
+    (small.root / "data" / "monitoring").mkdir()
+    change(small, "data/monitoring/metrics.json", produced(0.9, 1))
+    change(small, "data/noise.json", json.dumps(noise))
+    _, text = told()
+    assert "| production accuracy | – | 0.9 | – | not known |  |  |" in text
+    commit(small, "production")
+    change(small, "data/monitoring/metrics.json", produced(0.8, 3))
+    found, text = told("HEAD")
+    assert "| production accuracy | 0.9 | 0.8 | -0.1 | 🔴 worse (±0.014142) |  |  |" in text
+    assert "| production alarms | 1 | 3 | +2 | not known |  |  |" in text
+    assert "accuracy low" not in text
+    assert "Where that file lacks a metric, ± comes from the 95 % intervals" in text
+    assert (found.verdict, found.reasons) == ("same", [])
+    change(small, "data/monitoring/metrics.json", "{")
+    found, text = told("HEAD")
+    assert "data/monitoring/metrics.json is damaged in the working tree" in text
+    assert found.verdict == "same"
+
+
 def test_what_explains_it_is_told(small: Project) -> None:
     change(small, "params.yaml", PARAMS.replace("epochs: 3", "epochs: 4"))
     change(small, "dvc.lock", LOCK.replace("epochs: 3", "epochs: 4").replace("aaaa", "cccc"))

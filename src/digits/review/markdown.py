@@ -110,15 +110,18 @@ def metrics(review: Review) -> str:
 
 
 def _rule(rows: list[Row]) -> str:
-    if any(row.basis == "seeds" for row in rows):
-        return (
-            "± is what two runs differ by through their seeds alone, in 95 % of cases "
-            "(data/noise.json; Student's t, two single runs)."
-        )
-    return (
-        "data/noise.json is absent: ± comes from the 95 % intervals, the size of the test set "
-        "alone (Newcombe's method 10), so more than that may be chance."
+    alone = (
+        "± comes from the 95 % intervals, the number of digits alone (Newcombe's method 10), so "
+        "more than that may be chance."
     )
+    bases = {row.basis for row in rows}
+    if "seeds" not in bases:
+        return f"data/noise.json is absent: {alone}"
+    seeds = (
+        "± is what two runs differ by through their seeds alone, in 95 % of cases "
+        "(data/noise.json; Student's t, two single runs)."
+    )
+    return f"{seeds} Where that file lacks a metric, {alone}" if "interval" in bases else seeds
 
 
 def classes(review: Review) -> str:
