@@ -38,6 +38,8 @@ serving.request     what a client sends, decoded
 serving.score       the endpoint: a request in, an answer out
 inference           Azure's inference server on this machine
 azure.release       what of this commit is to be deployed, or why not
+azure.connection    who may do what, and what the repository keeps of Azure
+azure.commands      `az` and `gh`, asked and run
 azure.workspace     the real workspace or the stand-in's, one code path
 azure.endpoint      one endpoint: traffic, deployments, asking it
 azure.lease         one deployment at a time
@@ -46,6 +48,8 @@ azure.monitor       `digits monitor`
 azure.deploy        `digits deploy`
 azure.sending       a stream sent to an endpoint, none of it lost or counted twice
 azure.simulate      `digits simulate`: traffic for a live endpoint
+azure.connect       `digits connect`: a subscription, from nothing to ready
+azure.disconnect    `digits disconnect`: the way back
 azure.doctor        `digits doctor`: what stands in the way, each with its mend
 azure.standin       the stand-in's resources and operations
 azure.management    Azure's API before them

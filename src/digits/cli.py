@@ -18,6 +18,8 @@ COMMANDS = {
     "serve": "digits.azure.serve",  # production on this machine
     "deploy": "digits.azure.deploy",
     "simulate": "digits.azure.simulate",  # traffic for what is deployed
+    "connect": "digits.azure.connect",  # an Azure subscription, from nothing to ready
+    "disconnect": "digits.azure.disconnect",
     "doctor": "digits.azure.doctor",  # what stands in the way, with its mend
     "review": "digits.review.command",  # what a change does to the metrics
     "retrain": "digits.review.retrain",  # an experiment with the labelled digits of production

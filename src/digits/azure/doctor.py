@@ -5,39 +5,24 @@ where one is missing or not logged in, the finding says so and nothing is guesse
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from azure.core.exceptions import AzureError
 
-from digits.azure import release
-from digits.azure.workspace import SETTINGS, connect, cores
+from digits.azure import connection, release
+from digits.azure.commands import asked, origin, subject_prefix, told
+from digits.azure.workspace import connect, cores
 from digits.errors import DigitsError
 
-WORKFLOWS = Path(".github/workflows")
-SECONDS = 60  # for one command
 OLDEST_NODE = 20
 # DVC and the SDK take these before anybody's own login.
 STRAY = ("STORAGE_CONNECTION_STRING", "STORAGE_KEY", "STORAGE_SAS_TOKEN", "CLIENT_SECRET")
-# Each identity: the variable with its client id, the environment whose jobs it serves, its roles.
-READ, WRITE = "Storage Blob Data Reader", "Storage Blob Data Contributor"
-SCIENTIST = "AzureML Data Scientist"
-IDENTITIES = (
-    ("AZURE_READER_CLIENT_ID", "review-read", {READ}),
-    ("AZURE_REVIEWER_CLIENT_ID", "review-write", {WRITE}),
-    ("AZURE_MAIN_CLIENT_ID", "main-write", {WRITE, "Reader"}),
-    ("AZURE_DEPLOYER_CLIENT_ID", "production", {READ, SCIENTIST}),
-)
-VARIABLES = ("AZURE_STORAGE_ACCOUNT", "AZURE_TENANT_ID", *SETTINGS)
 ISSUER = "https://token.actions.githubusercontent.com"
 
 
@@ -53,28 +38,6 @@ class Finding:
 def judged(good: object, what: str, mend: str) -> Finding:
     """Return what was found, ok or wrong."""
     return Finding("ok" if good else "wrong", what, mend)
-
-
-def told(*command: str) -> str | None:
-    """Return what a command prints, None when it is missing, fails or does not answer."""
-    program = shutil.which(command[0])
-    if program is None:
-        return None
-    try:
-        done = subprocess.run(
-            [program, *command[1:]], capture_output=True, encoding="utf-8", timeout=SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def asked(*command: str) -> Any:
-    """Return a command's answer in JSON, None when there is none."""
-    try:
-        return json.loads(told(*command) or "null")
-    except ValueError:
-        return None
 
 
 def here() -> Iterator[Finding]:
@@ -94,7 +57,8 @@ def here() -> Iterator[Finding]:
     for remote in ("main", "review"):
         keys = dict(re.findall(rf"^remote\.{remote}\.(\S+?)=(.*)$", settings, re.M))
         place = keys.get("account_name", "by string" if "connection_string" in keys else None)
-        mend = f"dvc remote modify --local {remote} account_name MYACCOUNT, or `make storage`"
+        mend = f"`digits connect`, `dvc remote modify --local {remote} account_name MYACCOUNT`, or "
+        mend += "`make storage`"
         said = f"remote {remote}: {keys.get('url', 'absent')}, account {place or 'missing'}"
         yield judged(place and "url" in keys, said, mend)
     stray = [f"AZURE_{name}" for name in STRAY if os.environ.get(f"AZURE_{name}")]
@@ -103,49 +67,77 @@ def here() -> Iterator[Finding]:
     yield judged(not stray, said, mend)
 
 
-def subjects(prefix: str) -> dict[str, str]:
-    """Return the subjects of the tokens that the workflows' jobs ask for, by environment.
-
-    Each has an environment, and so that in its subject, whatever the event; without one it would
-    be `PREFIX:pull_request` or a branch.
-    """
-    found = {}
-    for path in sorted(WORKFLOWS.glob("*.yml")):
-        workflow = yaml.safe_load(path.read_text("utf-8"))
-        for job in workflow["jobs"].values():
-            if job["permissions"].get("id-token") == "write":
-                environment = job["environment"]
-                found[environment] = f"{prefix}:environment:{environment}"
-    return found
-
-
-def github() -> Iterator[Finding]:
+def github(repository: str | None) -> Iterator[Finding]:
     """Look at the repository on GitHub, and at what Azure lets in from there."""
-    url = told("git", "remote", "get-url", "origin") or ""
-    slug = re.search(r"github\.com[:/]([^/]+/[^/]+?)(\.git)?/?$", url)
-    if slug is None:
-        yield Finding("unknown", f"origin: {url or 'none'}, not on GitHub", "git remote add origin")
-        return
-    answer = asked("gh", "api", f"repos/{slug[1]}/actions/oidc/customization/sub")
-    prefix = answer.get("sub_claim_prefix") if isinstance(answer, dict) else None
-    expected = subjects(prefix or f"repo:{slug[1]}")
-    if prefix is None:
-        owner, _, name = slug[1].partition("/")
+    prefix = repository and subject_prefix(repository)
+    if repository is None:
+        mend = "git remote add origin, or --repository OWNER/NAME"
+        yield Finding("unknown", "origin: not on GitHub", mend)
+    elif prefix is None:
+        owner, _, name = repository.partition("/")
         mend = "`gh auth login`, so that GitHub can be asked; made or renamed since July 2026 it "
         mend += f"has numeric ids in its subjects: repo:{owner}@OWNER_ID/{name}@REPOSITORY_ID"
         yield Finding("unknown", "whether the subjects carry numeric ids", mend)
-    listed = asked("gh", "variable", "list", "--repo", slug[1], "--json", "name,value")
-    values = {row["name"]: row["value"] for row in listed or ()}
-    if listed is None:
-        yield Finding("unknown", "GitHub's variables", "`gh auth login`")
-    for name in VARIABLES if listed is not None else ():
-        yield judged(name in values, f"variable {name}", f"gh variable set {name} --body VALUE")
-    for variable, environment, roles in IDENTITIES:
-        subject = expected.get(environment, f"no job has the environment {environment}")
-        yield from identity(values.get(variable), variable, subject, roles)
+    expected: dict[str, list[str]] = {}
+    for job in connection.jobs(prefix or f"repo:{repository or 'OWNER/NAME'}"):
+        expected.setdefault(job.subject, []).append(job.name)
+    found = connection.rights()
+    trusted = {subject.rpartition(":")[2]: subject for subject in expected}
+    for subject, names in expected.items():
+        known = subject.rpartition(":environment:")[2] in found.logins.values()
+        mend = f"give the job an environment that {connection.TEMPLATE} has a login for"
+        yield judged(known, f"subject {subject}: of {', '.join(names)}", mend)
+    values: dict[str, str] = {}
+    if repository:
+        yield from environments(repository)
+        rows = asked("gh", "variable", "list", "--repo", repository, "--json", "name,value")
+        values = {row["name"]: row["value"] for row in rows or ()}
+        if rows is None:
+            yield Finding("unknown", "GitHub's variables", "`gh auth login`")
+        for name in connection.variables() if rows is not None else ():
+            mend = f"gh variable set {name} --body VALUE; `digits connect` knows it"
+            yield judged(name in values, f"variable {name}", mend)
+    scopes = places(values)
+    if scopes is None:
+        mend = "`az login`, and `az account set --subscription` that of the workspace"
+        yield Finding("unknown", "what the roles must be on: Azure not asked", mend)
+    for name, environment in found.logins.items():
+        variable = connection.variable(name)
+        subject = trusted.get(environment, f"no job has the environment {environment}")
+        yield from credential(values.get(variable), variable, subject)
+        yield from roles(values.get(variable), variable, name, scopes)
+    if scopes:
+        what = ("--ids", scopes["endpoint"], "--query", "clientId", "--output", "tsv")
+        yield from roles(told("az", "identity", "show", *what), "the endpoint", "endpoint", scopes)
 
 
-def credentials(client: str) -> tuple[list[Any] | None, str]:
+def environments(repository: str) -> Iterator[Finding]:
+    """Look whether the environments that only main may use are limited to a branch."""
+    answer = asked("gh", "api", f"repos/{repository}/environments")
+    if answer is None:
+        yield Finding("unknown", "GitHub's environments", "`gh auth login`")
+        return
+    limited = {row["name"]: row["deployment_branch_policy"] for row in answer["environments"]}
+    for name in connection.protected():
+        mend = "any branch may use it: `digits connect --github`, or Settings, Environments"
+        yield judged(limited.get(name), f"environment {name}: for the default branch alone", mend)
+
+
+def places(values: dict[str, str]) -> dict[str, str] | None:
+    """Return the ids of what roles are given on, None when Azure does not tell them."""
+    if not {"AZURE_STORAGE_ACCOUNT", *connection.SETTINGS} <= set(values):
+        return None
+    workspace = connection.workspace_id(values)
+    query = "properties.{storage: storageAccount, registry: containerRegistry}"
+    of = asked("az", "resource", "show", "--ids", workspace, "--query", query, "--output", "json")
+    named = ("--name", values["AZURE_STORAGE_ACCOUNT"], "--query", "id", "--output", "tsv")
+    account = told("az", "storage", "account", "show", *named)
+    if not account or not of:
+        return None
+    return connection.scopes(account, workspace, of["storage"], of["registry"] or "")
+
+
+def credentials(client: str) -> tuple[list[dict[str, str]] | None, str]:
     """Return an identity's federated credentials, None when unknown, and what makes another.
 
     An app registration is known by its client id; a user-assigned identity is to be found first.
@@ -161,8 +153,8 @@ def credentials(client: str) -> tuple[list[Any] | None, str]:
     return found, f"{make} {parameters}"
 
 
-def identity(client: str | None, variable: str, subject: str, roles: set[str]) -> Iterator[Finding]:
-    """Compare one identity's federated credentials and roles with what its jobs need."""
+def credential(client: str | None, variable: str, subject: str) -> Iterator[Finding]:
+    """Compare whom an identity trusts with the subject that its jobs have."""
     make = "az ad app federated-credential create --id CLIENT_ID"
     found = None
     if client is not None:
@@ -184,11 +176,36 @@ def identity(client: str | None, variable: str, subject: str, roles: set[str]) -
     if subject not in known:
         said += f" is not among {', '.join(sorted(known)) or 'none'}"
     yield judged(subject in known, said, mend)
+    for other in sorted(known - {subject}):
+        mend = f"{make.replace(' create ', ' delete ')}, the credential with that subject"
+        yield Finding("wrong", f"{variable}: lets in {other}, which no job of its needs", mend)
+
+
+def roles(
+    client: str | None, variable: str, name: str, scopes: dict[str, str] | None
+) -> Iterator[Finding]:
+    """Compare the roles that an identity has, and on what, with those of the template."""
+    if client is None or scopes is None:
+        return
     rows = asked("az", "role", "assignment", "list", "--assignee", client, "--all")
-    has = {row["roleDefinitionName"] for row in rows or ()}
-    said = f"{variable}: lacks {', '.join(sorted(roles - has))}" if roles - has else ""
-    mend = f"az role assignment create --assignee {client} --role ROLE --scope RESOURCE"
-    yield judged(not said, said or f"{variable}: has its roles", mend)
+    if rows is None:
+        yield Finding("unknown", f"{variable}: its roles", "`az login`")
+        return
+    needed = {
+        (grant.role, scopes[grant.on].lower()): (grant.role, scopes[grant.on])
+        for grant in connection.rights().grants
+        if grant.to == name
+    }
+    has = {(row["roleDefinitionName"], row["scope"].lower()): row["scope"] for row in rows}
+    for key in sorted(set(needed) - set(has)):
+        role, scope = needed[key]
+        mend = f'az role assignment create --assignee {client} --role "{role}" --scope {scope}'
+        yield Finding("wrong", f"{variable}: lacks {role} on {scope}", mend)
+    for key in sorted(set(has) - set(needed)):
+        mend = f'az role assignment delete --assignee {client} --role "{key[0]}" --scope {has[key]}'
+        yield Finding("wrong", f"{variable}: has {key[0]} on {has[key]} beyond its needs", mend)
+    if set(has) == set(needed):
+        yield Finding("ok", f"{variable}: has its {len(needed)} roles, each on the right thing")
 
 
 def quota(kind: str) -> Iterator[Finding]:
@@ -209,9 +226,12 @@ def main(arguments: list[str]) -> None:
     """Print what was found; raise DigitsError when something is wrong."""
     parser = argparse.ArgumentParser(prog="digits doctor", description=__doc__)
     parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
-    kind = parser.parse_args(arguments).workspace
+    parser.add_argument(
+        "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
+    )
+    given = parser.parse_args(arguments)
     wrong = 0
-    for look in (here(), github(), quota(kind)):
+    for look in (here(), github(given.repository or origin()), quota(given.workspace)):
         for finding in look:
             mend = "" if finding.state == "ok" else f"\n         {finding.mend}"
             print(f"{finding.state:8} {finding.what}{mend}", flush=True)

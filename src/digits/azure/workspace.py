@@ -16,10 +16,11 @@ from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolic
 from azure.identity import DefaultAzureCredential
 from azure.storage.blob import ContainerClient
 
+from digits.azure import connection
 from digits.azure.serve import FOLDER
 from digits.errors import DigitsError
 
-SETTINGS = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZURE_ML_WORKSPACE")
+SETTINGS = tuple(connection.SETTINGS)
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
 POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two questions after an operation
 MANAGER = "https://management.azure.com"
@@ -56,10 +57,14 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
     """
     options: dict[str, Any] = {"show_progress": False, "enable_telemetry": False}
     if kind == "azure":
-        missing = [name for name in SETTINGS if not os.environ.get(name)]
+        known = connection.kept() | {
+            name: os.environ[name] for name in SETTINGS if os.environ.get(name)
+        }
+        missing = [name for name in SETTINGS if name not in known]
         if missing:
-            raise DigitsError(f"{', '.join(missing)}: not set; see README.md, or --workspace local")
-        names = tuple(os.environ[name] for name in SETTINGS)
+            mend = "`digits connect`, or --workspace local"
+            raise DigitsError(f"{', '.join(missing)}: not set; {mend}")
+        names = tuple(known[name] for name in SETTINGS)
         credential: Any = DefaultAzureCredential()
         blobs = "https://{}.blob.core.windows.net"
         poll, manager = POLL_SECONDS, MANAGER

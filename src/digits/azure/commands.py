@@ -1,0 +1,118 @@
+"""`az` and `gh`, Azure's and GitHub's own commands: asked, or run with what failed explained."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from typing import Any
+
+from digits.errors import DigitsError
+
+SECONDS = 60  # for a question; what makes or deletes something takes its time
+LOGIN = {"az": "az login", "gh": "gh auth login"}
+CAUSES = [  # what an error's text holds, the cause, the mend
+    ("az login", "nobody is logged in, or no longer", "az login"),
+    ("AADSTS", "nobody is logged in, or no longer", "az login"),
+    ("gh auth login", "nobody is logged in", "gh auth login"),
+    ("HTTP 40", "GitHub refuses it", "you must be an administrator of the repository"),
+    ("misspelled or not recognized", "this `az` is too old", "az upgrade (2.61 or newer)"),
+    (
+        "MissingSubscriptionRegistration",
+        "the subscription has never used such a service",
+        "az provider register --wait --namespace, with the name below",
+    ),
+    (
+        "AuthorizationFailed",
+        "you may not do that",
+        "be Owner of the group, or Contributor and Role Based Access Control Administrator",
+    ),
+    (
+        "RoleAssignmentExists",
+        "somebody gave one of these roles by hand",
+        "az role assignment delete --ids, with the id below",
+    ),
+    ("ResourceGroupNotFound", "there is no such group", "give --location, to make it"),
+    ("InvalidResourceGroupLocation", "the group is somewhere else", "leave --location out"),
+    ("LocationNotAvailable", "that is not offered there", "another --location"),
+    (
+        "ConflictError",
+        "a deleted key vault keeps its name for a week",
+        "az keyvault purge --name, with the name below",
+    ),
+    (
+        "Soft-deleted workspace",
+        "a deleted workspace keeps its name for two weeks",
+        "recover or purge it in the portal (Azure Machine Learning, Recently deleted)",
+    ),
+    ("RequestDisallowedByPolicy", "a policy of your organisation forbids it", "ask who made it"),
+    ("QuotaExceeded", "a quota is used up", "ask for more, or another --location"),
+    ("Max retries exceeded", "no answer came", "is the network there?"),
+]
+
+
+def _run(command: tuple[str, ...], seconds: int | None) -> subprocess.CompletedProcess[str] | None:
+    program = shutil.which(command[0])
+    if program is None:
+        return None
+    return subprocess.run(
+        [program, *command[1:]],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=seconds,
+    )
+
+
+def told(*command: str) -> str | None:
+    """Return what a command prints, None when it is missing, fails or does not answer."""
+    try:
+        done = _run(command, SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done and done.returncode == 0 else None
+
+
+def asked(*command: str) -> Any:
+    """Return a command's answer in JSON, None when there is none."""
+    return _read(told(*command) or "")
+
+
+def must(*command: str) -> Any:
+    """Run a command to its end; return its answer in JSON, None when it gives none.
+
+    Raises DigitsError with cause and mend when it is missing or fails.
+    """
+    print(f"  {shlex.join(command)}", flush=True)
+    done = _run(command, None)
+    if done is None:
+        raise DigitsError(f"{command[0]}: not found; install it, then `{LOGIN[command[0]]}`")
+    if done.returncode:
+        text = " ".join((done.stderr or done.stdout).split())
+        cause, mend = "it failed", "mend that and run this again: it goes on where it stopped"
+        for mark, *known in CAUSES:
+            if mark in text:
+                cause, mend = known
+                break
+        raise DigitsError(f"`{shlex.join(command[:4])} ...`: {cause}: {mend} ({text[:600]})")
+    return _read(done.stdout)
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text or "null")
+    except ValueError:
+        return None
+
+
+def origin() -> str | None:
+    """Return OWNER/NAME of the clone's origin, None when that is not on GitHub."""
+    url = told("git", "remote", "get-url", "origin") or ""
+    slug = re.search(r"github\.com[:/]([^/]+/[^/]+?)(\.git)?/?$", url)
+    return slug[1] if slug else None
+
+
+def subject_prefix(repository: str) -> str | None:
+    """Return what the subjects of a repository's tokens begin with, None when GitHub is silent."""
+    answer = asked("gh", "api", f"repos/{repository}/actions/oidc/customization/sub")
+    return answer.get("sub_claim_prefix") if isinstance(answer, dict) else None

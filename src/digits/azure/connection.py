@@ -1,0 +1,171 @@
+"""What connects this repository with Azure: rights, logins, and what the repository keeps of it.
+
+Who may do what stands in the ARM template, as whom jobs log in in the workflows. The repository
+keeps the storage account in .dvc/config and the workspace where Azure's SDK looks for it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import configobj
+import yaml
+
+from digits.errors import DigitsError
+from digits.files import write_text
+
+TEMPLATE = Path(".github/azure.json")
+WORKFLOWS = Path(".github/workflows")
+DVC = Path(".dvc/config")
+WORKSPACE = Path(".azureml/config.json")  # what MLClient.from_config reads
+STACK = "digits"  # the deployment stack: Azure's own list of what a template made
+REMOTES = ("main", "review")
+# The variables by which workflows and commands know the workspace, and their names in that file.
+SETTINGS = {
+    "AZURE_SUBSCRIPTION_ID": "subscription_id",
+    "AZURE_RESOURCE_GROUP": "resource_group",
+    "AZURE_ML_WORKSPACE": "workspace_name",
+}
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A role, to an identity or a person, on a key of `scopes`."""
+
+    to: str
+    role: str
+    on: str
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Who may do what."""
+
+    logins: dict[str, str]  # identity: the GitHub environment whose jobs it serves
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that asks GitHub for a token, and how that token is named."""
+
+    name: str  # WORKFLOW: JOB
+    environment: str | None
+    subject: str
+    open: bool  # a pull request can start it
+
+
+def rights() -> Rights:
+    """Return what the template gives; raise DigitsError where it cannot be read."""
+    try:
+        values = json.loads(TEMPLATE.read_text("utf-8"))["variables"]
+        grants = tuple(Grant(**row) for row in (*values["grants"], *values["personal"]))
+        return Rights({row["identity"]: row["environment"] for row in values["logins"]}, grants)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        mend = f"run this from the repository; `git checkout {TEMPLATE}` brings it back"
+        raise DigitsError(f"{TEMPLATE}: {error!r}; {mend}") from None
+
+
+def variable(identity: str) -> str:
+    """Return GitHub's variable with an identity's client id."""
+    return f"AZURE_{identity.upper()}_CLIENT_ID"
+
+
+def variables() -> list[str]:
+    """Return the names of GitHub's variables, which are those of the template's outputs too."""
+    clients = [variable(identity) for identity in rights().logins]
+    return ["AZURE_STORAGE_ACCOUNT", "AZURE_TENANT_ID", *SETTINGS, *clients]
+
+
+def jobs(prefix: str) -> Iterator[Job]:
+    """Yield the jobs that ask for a token, with their subjects.
+
+    With an environment the subject is that, whatever the event; without, it is the event
+    `pull_request`, or the branch.
+    """
+    for path in sorted(WORKFLOWS.glob("*.yml")):
+        workflow = yaml.safe_load(path.read_text("utf-8"))
+        events = set(workflow[True])  # YAML's `on`
+        for name, job in workflow["jobs"].items():
+            if job["permissions"].get("id-token") != "write":
+                continue
+            label, opened = f"{path.name}: {name}", "pull_request" in events
+            environment = job.get("environment")
+            if environment:
+                yield Job(label, environment, f"{prefix}:environment:{environment}", opened)
+                continue
+            if opened:
+                yield Job(label, None, f"{prefix}:pull_request", True)
+            if events - {"pull_request"}:
+                yield Job(label, None, f"{prefix}:ref:refs/heads/main", False)
+
+
+def protected() -> list[str]:
+    """Return the environments that only main's jobs may use: no pull request's job needs them."""
+    known = list(jobs(""))
+    opened = {job.environment for job in known if job.open}
+    return sorted({str(job.environment) for job in known if job.environment} - opened)
+
+
+def scopes(account: str, workspace: str, storage: str, registry: str) -> dict[str, str]:
+    """Return the resource id of all that roles are given on."""
+    group = workspace.partition("/providers/")[0]
+    identity = "Microsoft.ManagedIdentity/userAssignedIdentities/digits-endpoint"
+    containers = {name: f"{account}/blobServices/default/containers/{name}" for name in REMOTES}
+    return containers | {
+        "storage": storage,
+        "workspace": workspace,
+        "registry": registry,
+        "endpoint": f"{group}/providers/{identity}",
+    }
+
+
+def workspace_id(values: dict[str, str]) -> str:
+    """Return the workspace's resource id, from the variables in SETTINGS."""
+    subscription, group, name = (values[key] for key in SETTINGS)
+    provider = "Microsoft.MachineLearningServices/workspaces"
+    return f"/subscriptions/{subscription}/resourceGroups/{group}/providers/{provider}/{name}"
+
+
+def kept() -> dict[str, str]:
+    """Return the variables in SETTINGS that the repository has; raise DigitsError for nonsense."""
+    if not WORKSPACE.exists():
+        return {}
+    try:
+        values = json.loads(WORKSPACE.read_text("utf-8"))
+        return {name: str(values[key]) for name, key in SETTINGS.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DigitsError(f"{WORKSPACE}: {error!r}; `digits connect` writes it anew") from None
+
+
+def keep(values: dict[str, str] | None) -> list[Path]:
+    """Write what the repository has of the connection, or with None nothing; return what changed.
+
+    Needs AZURE_STORAGE_ACCOUNT and the variables in SETTINGS.
+    """
+    try:
+        config = configobj.ConfigObj(str(DVC), encoding="utf-8", file_error=True)
+        for remote in REMOTES:
+            section = config[f'remote "{remote}"']
+            if values:
+                section["account_name"] = values["AZURE_STORAGE_ACCOUNT"]
+            else:
+                section.pop("account_name", None)
+    except (OSError, KeyError, configobj.ConfigObjError) as error:
+        mend = f"git checkout {DVC}, in the repository's folder"
+        raise DigitsError(f"{DVC}: {error}; {mend}") from None
+    wanted = {DVC: "\n".join([*config.write(), ""]), WORKSPACE: ""}
+    if values:
+        found = {key: values[name] for name, key in SETTINGS.items()}
+        wanted[WORKSPACE] = json.dumps(found, indent=2) + "\n"
+    changed = []
+    for path, text in wanted.items():
+        if text == (path.read_text("utf-8") if path.exists() else ""):
+            continue
+        changed.append(path)
+        if text:
+            write_text(path, text)
+        else:
+            path.unlink()
+    return changed

@@ -1,0 +1,90 @@
+"""`digits disconnect`: list what `digits connect` made, in Azure and elsewhere, and remove it."""
+
+import argparse
+import shlex
+
+from digits.azure import commands, connection
+from digits.errors import DigitsError
+
+MANAGER = "2025-12-01"  # the version of Azure ML's own API
+
+
+def listed(group: str) -> list[str]:
+    """Return the ids of what the stack made, none when there is no stack any more."""
+    commands.must("az", "account", "show", "--output", "json")
+    where = ("--name", connection.STACK, "--resource-group", group, "--output", "json")
+    stack = commands.asked("az", "stack", "group", "show", *where) or {}
+    resources = stack.get("properties", stack).get("resources") or ()
+    return [row["id"] for row in resources]
+
+
+def refuse_endpoints(workspace: str) -> None:
+    """Raise DigitsError while endpoints run in the workspace: they would be left in between."""
+    url = f"{workspace}/onlineEndpoints?api-version={MANAGER}"
+    answer = commands.must("az", "rest", "--method", "get", "--url", url, "--output", "json")
+    names = [row["name"] for row in (answer or {}).get("value", ())]
+    if names:
+        mend = "`digits deploy destroy --workspace azure` removes that of this repository"
+        raise DigitsError(f"the workspace has endpoints ({', '.join(names)}): {mend}")
+
+
+def remove(group: str, ids: list[str], workspace: str | None) -> None:
+    """Delete what a stack made, for good: names of deleted vaults and workspaces are free again."""
+    if workspace:
+        url = f"{workspace}?api-version={MANAGER}&forceToPurge=true"
+        commands.must("az", "rest", "--method", "delete", "--url", url)
+        commands.must("az", "resource", "wait", "--deleted", "--ids", workspace)
+    where = ("--name", connection.STACK, "--resource-group", group)
+    commands.must(
+        *("az", "stack", "group", "delete", *where, "--action-on-unmanage", "deleteResources"),
+        "--yes",
+    )
+    for vault in (one for one in ids if "/Microsoft.KeyVault/vaults/" in one):
+        commands.must("az", "keyvault", "purge", "--name", vault.rsplit("/", 1)[1])
+    rest = commands.asked("az", "resource", "list", "--resource-group", group, "--output", "json")
+    found = commands.asked("az", "group", "show", "--name", group, "--output", "json") or {}
+    made = (found.get("tags") or {}).get("made-by") == "digits"
+    if made and rest == []:
+        commands.must("az", "group", "delete", "--name", group, "--yes")
+        return
+    names = ", ".join(f"{row['type']} {row['name']}" for row in rest or ()) or "nothing else"
+    print(f"The group {group} stays; in it: {names}.")
+
+
+def main(arguments: list[str]) -> None:
+    """Disconnect."""
+    parser = argparse.ArgumentParser(prog="digits disconnect", description=__doc__)
+    parser.add_argument("--resource-group", required=True, metavar="NAME")
+    parser.add_argument(
+        "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
+    )
+    parser.add_argument("--yes", action="store_true", help="remove it without asking")
+    parser.add_argument("--github", action="store_true", help="delete its variables too, with `gh`")
+    given = parser.parse_args(arguments)
+    group, repository = given.resource_group, given.repository or commands.origin()
+    ids = listed(group)
+    print("\n".join(["Made by `digits connect`:", *(f"  {one}" for one in ids or ["nothing"])]))
+    kind = "/Microsoft.MachineLearningServices/workspaces/"
+    workspace = next((one for one in ids if kind in one), None)
+    if workspace:
+        refuse_endpoints(workspace)
+    if not given.yes:
+        print("With it go all blobs in main and review, models, and what production collected.")
+        try:
+            answer = input(f"Type the group's name ({group}) to remove it: ")
+        except EOFError:
+            answer = ""
+        if answer != group:
+            raise DigitsError("nothing is removed; --yes does it without asking")
+    if ids:
+        remove(group, ids, workspace)
+    changed = connection.keep(None)
+    print(f"Taken out of {', '.join(path.as_posix() for path in changed) or 'no file'}; commit it.")
+    print("GitHub's variables:")
+    for name in connection.variables():
+        step = ("gh", "variable", "delete", name, "--repo", repository or "OWNER/NAME")
+        if given.github:
+            commands.must(*step)
+        else:
+            print(f"  {shlex.join(step)}")
+    print("GitHub's environments stay: they hold no rights without these identities.")
