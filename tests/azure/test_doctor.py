@@ -1,128 +1,173 @@
-"""`digits doctor` on clones with and without flaws; gh and az are played by scripts."""
+"""`digits doctor` on what `digits connect` made, and on flaws in it; gh and az: see cloud.py."""
 
-import json
-import shutil
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Project
+from cloud import PREFIX, Cloud, assignments, credentials
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
-    from digits.azure import doctor
+    from digits.azure import connect, connection, doctor
 from digits.errors import DigitsError
 
-PREFIX = "repo:octo@12/digits@34"
-SCRIPT = """#!{python}
-import json, sys
-answers = json.load(open({answers!r}))
-for words, answer in answers.items():
-    if all(word in " ".join(sys.argv) for word in words.split()):
-        print(json.dumps(answer))
-        sys.exit(0)
-sys.exit(1)
-"""
+needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
 
 
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A repository that is set up as it should be, and is the current folder."""
-    project = Project(tmp_path / "clone")
-    shutil.copytree(ROOT / ".github", project.root / ".github")
-    (project.root / ".dvc").mkdir()
-    for name in ("params.yaml", ".dvc/config"):
-        shutil.copyfile(ROOT / name, project.root / name)
-    project.git("init", "--quiet")
-    project.git("remote", "add", "origin", "git@github.com:octo/digits.git")
-    for remote in ("main", "review"):
-        project.dvc("remote", "modify", "--local", "--quiet", remote, "account_name", "account")
-    variables = [*doctor.VARIABLES, *(row[0] for row in doctor.IDENTITIES)]
-    answers: dict[str, Any] = {
-        "oidc/customization": {"sub_claim_prefix": PREFIX},
-        "variable list": [{"name": name, "value": f"<{name}>"} for name in variables],
-    }
-    for variable, environment, roles in doctor.IDENTITIES:
-        subject = f"{PREFIX}:environment:{environment}"
-        answers[f"federated-credential <{variable}>"] = [
-            {"subject": subject, "issuer": doctor.ISSUER}
-        ]
-        answers[f"role <{variable}>"] = [{"roleDefinitionName": role} for role in roles]
-    say(project, answers)
-    for name in ("gh", "az"):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        script = SCRIPT.format(python=sys.executable, answers=str(tmp_path / "answers.json"))
-        path.write_text(script)
-        path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    monkeypatch.chdir(project.root)
-    return project
+def connected(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> Cloud:
+    """What `digits connect --run --github` leaves."""
+    state = cloud.state
+    cloud.change(groups={"course": {}})
+    connect.commands.must(*connect.stack_command("course", PREFIX, ""))
+    stack = connect.commands.asked(
+        *("az", "stack", "group", "show", "--name", "digits", "--resource-group", "course")
+    )
+    limits = {job.environment: None for job in connection.jobs("")}
+    limits |= {name: ["main"] for name in connection.protected()}
+    cloud.change(variables=connect.variables(stack), environments=limits, calls=state["calls"])
+    capsys.readouterr()
+    return cloud
 
 
-def say(project: Project, answers: dict[str, Any]) -> None:
-    (project.root.parent / "answers.json").write_text(json.dumps(answers))
+def found(state: str = "wrong", repository: str | None = "octo/digits") -> list[str]:
+    """Return what is found on GitHub and in Azure, with its mend."""
+    rows = doctor.github(repository)
+    return [f"{one.what} ({one.mend})" for one in rows if one.state == state]
 
 
-def findings(capsys: pytest.CaptureFixture[str], count: int) -> str:
-    """Run it; return what it says is wrong or unknown; fail unless `count` are wrong."""
-    if count:
-        with pytest.raises(DigitsError, match=f"{count} findings"):
-            doctor.main(["--workspace", "local"])
-    else:
-        doctor.main(["--workspace", "local"])
-    return "\n".join(line for line in capsys.readouterr().out.splitlines() if line[:3] != "ok ")
+@needs_scripts
+def test_what_is_in_order_is_said_with_its_subjects(connected: Cloud) -> None:
+    assert found() == found("unknown") == []
+    said = "\n".join(found("ok"))
+    for name, environment in connection.rights().logins.items():
+        assert f"subject {PREFIX}:environment:{environment}: of " in said
+        assert f"{connection.variable(name)}: subject {PREFIX}:environment:{environment}" in said
+    assert "production: of deploy.yml: apply, live.yml: live, rollback.yml: rollback" in said
+    assert "AZURE_DEPLOYER_CLIENT_ID: has its 4 roles, each on the right thing" in said
+    assert "the endpoint: has its 2 roles" in said
 
 
-needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are shell scripts")
+@needs_scripts
+def test_a_role_counts_only_on_what_it_is_for(connected: Cloud) -> None:
+    rows = assignments(connected.state)
+    values = connected.state["variables"]
+
+    def of(identity: str, role: str, place: str) -> dict[str, Any]:
+        client = values[connection.variable(identity)]
+        (row,) = (
+            one
+            for one in rows
+            if (one["client"], one["roleDefinitionName"]) == (client, role)
+            and one["scope"].endswith(place)
+        )
+        return row
+
+    # The lease and what was collected are in the workspace's own account, not beside `main`.
+    own = of("deployer", "Storage Blob Data Contributor", "")
+    own["scope"] = own["scope"].replace("digitsml", "digits")
+    # The whole account instead of the container `review`: it could write `main`.
+    wide = of("reviewer", "Storage Blob Data Contributor", "/containers/review")
+    wide["scope"] = wide["scope"].partition("/blobServices")[0]
+    rows.remove(of("main", "Reader", "/workspaces/digits"))
+    connected.change(roles=rows)
+    said = found()
+    assert len(said) == 5
+    text = "\n".join(said)
+    for lack in (
+        "AZURE_DEPLOYER_CLIENT_ID: lacks Storage Blob Data Contributor on /",
+        "AZURE_REVIEWER_CLIENT_ID: lacks Storage Blob Data Contributor on /",
+        "AZURE_MAIN_CLIENT_ID: lacks Reader on /",
+    ):
+        assert lack in text
+    assert f"AZURE_REVIEWER_CLIENT_ID: has Storage Blob Data Contributor on {wide['scope']}" in text
+    assert f'--role "Storage Blob Data Contributor" --scope {wide["scope"]}' in text
+    assert f"AZURE_DEPLOYER_CLIENT_ID: has Storage Blob Data Contributor on {own['scope']}" in text
+
+
+@needs_scripts
+def test_whom_an_identity_lets_in_is_compared_both_ways(connected: Cloud) -> None:
+    trusted = credentials(connected.state)
+    deployer = trusted["digits-deployer"]
+    deployer[0]["subject"] = f"{PREFIX}:pull_request"
+    connected.change(credentials=trusted)
+    one, other = found()
+    assert f"subject {PREFIX}:environment:production is not among {PREFIX}:pull_request" in one
+    assert "az identity federated-credential create --identity-name digits-deployer" in one
+    assert f"lets in {PREFIX}:pull_request, which no job of its needs" in other
+    assert "federated-credential delete" in other
+    # The same as app registrations, which are known by their client's id.
+    client = connected.state["variables"]["AZURE_DEPLOYER_CLIENT_ID"]
+    connected.change(apps={client: deployer})
+    assert "az ad app federated-credential create --id" in found()[0]
+
+
+@needs_scripts
+def test_what_github_lacks_is_found(connected: Cloud) -> None:
+    state = connected.state
+    del state["variables"]["AZURE_TENANT_ID"]
+    state["environments"]["production"] = None
+    connected.change(variables=state["variables"], environments=state["environments"])
+    environment, variable = found()
+    assert (
+        "environment production: for the default branch alone (any branch may use it" in environment
+    )
+    assert "gh variable set AZURE_TENANT_ID --body VALUE" in variable
+
+
+@needs_scripts
+def test_subjects_are_told_where_nobody_can_be_asked(cloud: Cloud) -> None:
+    cloud.change(gh=False, login=False)
+    said = "\n".join(found("unknown"))
+    assert "repo:octo@OWNER_ID/digits@REPOSITORY_ID" in said
+    assert "AZURE_DEPLOYER_CLIENT_ID: not known; subject repo:octo/digits:environment" in said
+    assert "subject repo:octo/digits:environment:review-read: of " in "\n".join(found("ok"))
+    said = "\n".join(found("unknown", None) + found("ok", None))
+    assert "origin: not on GitHub (git remote add origin, or --repository OWNER/NAME)" in said
+    assert "subject repo:OWNER/NAME:environment:production: of deploy.yml: apply" in said
+    assert found() == found("wrong", None) == []
+
+
+@needs_scripts
+def test_a_job_without_an_environment_has_its_event_as_subject(connected: Cloud) -> None:
+    path = connection.WORKFLOWS / "pull-request.yml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "environment: review-read" not in line))
+    said = "\n".join(found())
+    assert f"subject {PREFIX}:pull_request: of pull-request.yml: review" in said
+    assert f"subject {PREFIX}:ref:refs/heads/main: of pull-request.yml: review" in said
+    assert "no job has the environment review-read is not among" in said
 
 
 @needs_scripts
 @pytest.mark.slow
-def test_a_clone_in_order_and_one_without(
-    clone: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_this_machine_is_looked_at(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert findings(capsys, 0).count("unknown") == 1  # no stand-in runs, so no quota
-    answers = json.loads((clone.root.parent / "answers.json").read_text())
-    answers["federated-credential <AZURE_DEPLOYER_CLIENT_ID>"][0]["subject"] = "repo:octo/digits"
-    answers["role <AZURE_MAIN_CLIENT_ID>"].pop()
-    answers["variable list"] = answers["variable list"][1:]
-    say(clone, answers)
     monkeypatch.setenv("AZURE_STORAGE_KEY", "x")
-    said = findings(capsys, 4)
-    assert f"subject {PREFIX}:environment:production is not among repo:octo/digits" in said
-    assert "AZURE_MAIN_CLIENT_ID: lacks" in said
-    assert f"gh variable set {doctor.VARIABLES[0]} --body VALUE" in said
+    cloud.change(gh=False, login=False)
+    with pytest.raises(DigitsError, match="3 findings"):
+        doctor.main(["--workspace", "local", "--repository", "a/b"])
+    said = capsys.readouterr().out
     assert "unset AZURE_STORAGE_KEY" in said
-    credentials = answers.pop("federated-credential <AZURE_DEPLOYER_CLIENT_ID>")
-    managed = "identity federated-credential list --identity-name deployer --resource-group digits"
-    answers["identity list <AZURE_DEPLOYER_CLIENT_ID>"] = [
-        {"name": "deployer", "resourceGroup": "digits"}
-    ]
-    answers[managed] = credentials
-    say(clone, answers)
-    said = findings(capsys, 4)
-    assert f"subject {PREFIX}:environment:production is not among repo:octo/digits" in said
-    assert "az identity federated-credential create --identity-name deployer" in said
-    say(clone, {})
-    monkeypatch.delenv("AZURE_STORAGE_KEY")
-    said = findings(capsys, 0)
-    assert "repo:octo@OWNER_ID/digits@REPOSITORY_ID" in said
-    assert "AZURE_DEPLOYER_CLIENT_ID: not known; subject repo:octo/digits:environment" in said
+    assert "remote main: azure://main, account missing" in said
+    assert "subject repo:a/b:environment:production" in said
 
 
 def test_each_identity_has_its_jobs_and_each_such_job_its_identity() -> None:
-    assert set(doctor.subjects("repo:o/r")) == {row[1] for row in doctor.IDENTITIES}
-    used = " ".join(path.read_text("utf-8") for path in (ROOT / doctor.WORKFLOWS).glob("*.yml"))
-    for variable in (*doctor.VARIABLES, *(row[0] for row in doctor.IDENTITIES)):
-        assert f"vars.{variable}" in used
-    for path in (ROOT / doctor.WORKFLOWS).glob("*.yml"):
+    logins = connection.rights().logins
+    assert {job.environment for job in connection.jobs("repo:o/r")} == set(logins.values())
+    used = " ".join(path.read_text("utf-8") for path in connection.WORKFLOWS.glob("*.yml"))
+    for name in connection.variables():
+        assert f"vars.{name}" in used
+    for path in connection.WORKFLOWS.glob("*.yml"):
         for job in yaml.safe_load(path.read_text("utf-8"))["jobs"].values():
             steps = [step for step in job["steps"] if "azure/login" in step.get("uses", "")]
             for step in steps:
                 variable = step["with"]["client-id"].split("vars.")[1].split()[0]
-                environments = {row[1] for row in doctor.IDENTITIES if row[0] == variable}
+                environments = {
+                    place for name, place in logins.items() if connection.variable(name) == variable
+                }
                 assert environments == {job["environment"]}

@@ -107,6 +107,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--github", action="store_true", help="set it up too, with `gh`")
     given = parser.parse_args(arguments)
     group, repository = given.resource_group, given.repository or commands.origin()
+    connection.rights()  # can be read, before anything is made
     if repository is None:
         raise DigitsError("origin is not on GitHub; give --repository OWNER/NAME")
     prefix = given.subject_prefix or commands.subject_prefix(repository)
@@ -136,8 +137,11 @@ def main(arguments: list[str]) -> None:
         values = variables(stack)
     changed = connection.keep(values)
     print(f"Written: {', '.join(path.as_posix() for path in changed) or 'nothing new'}; commit it.")
+    listed = ("gh", "variable", "list", "--repo", repository, "--json", "name,value")
+    known = {row["name"]: row["value"] for row in commands.asked(*listed) or ()}
     where = ("--repo", repository, "--body")
-    steps: list[Command] = [("gh", "variable", "set", key, *where, values[key]) for key in values]
+    new = [key for key in values if known.get(key) != values[key]]
+    steps: list[Command] = [("gh", "variable", "set", key, *where, values[key]) for key in new]
     perform("GitHub's variables:", steps, given.github)
     print(
         f"Left to you: reviewers of the environment production (https://github.com/{repository}"

@@ -145,7 +145,7 @@ def keep(values: dict[str, str] | None) -> list[Path]:
     Needs AZURE_STORAGE_ACCOUNT and the variables in SETTINGS.
     """
     try:
-        config = configobj.ConfigObj(str(DVC), encoding="utf-8", file_error=True)
+        config = configobj.ConfigObj(DVC.read_text("utf-8").splitlines())
         for remote in REMOTES:
             section = config[f'remote "{remote}"']
             if values:

@@ -1,0 +1,202 @@
+"""`digits connect` and `disconnect`, and what `digits doctor` says after each; see cloud.py."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from cloud import PREFIX, Cloud
+from conftest import Project
+
+with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
+    warnings.simplefilter("ignore")
+    from digits.azure import commands, connect, connection, disconnect, doctor, workspace
+from digits.errors import DigitsError
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
+GROUP = ["--resource-group", "course"]
+RUN = [*GROUP, "--location", "westeurope", "--run", "--github"]
+
+
+def kept() -> tuple[str, str | None]:
+    """Return what the repository says of Azure."""
+    path = connection.WORKSPACE
+    return connection.DVC.read_text(), path.read_text() if path.exists() else None
+
+
+def wrong() -> list[str]:
+    """Return what the doctor finds on GitHub and in Azure."""
+    return [one.what for one in doctor.github("octo/digits") if one.state != "ok"]
+
+
+@pytest.mark.slow
+def test_from_nothing_to_ready_and_back(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = kept()
+    assert wrong()
+    cloud.change(calls=[])
+    connect.main(RUN)
+    out = capsys.readouterr().out
+    assert len(cloud.calls("az")) <= 8
+    assert cloud.calls("group", "create", "--location")
+    values = cloud.state["variables"]
+    assert set(values) == set(connection.variables())
+    assert json.loads(connection.WORKSPACE.read_text()) == {
+        "subscription_id": values["AZURE_SUBSCRIPTION_ID"],
+        "resource_group": "course",
+        "workspace_name": "digits",
+    }
+    assert connection.kept() == {name: values[name] for name in workspace.SETTINGS}
+    assert kept()[0].count(f"account_name = {values['AZURE_STORAGE_ACCOUNT']}") == 2
+    assert cloud.state["environments"]["production"] == ["main"]
+    assert cloud.state["environments"]["review-read"] is None
+    limits = [call for call in cloud.state["calls"] if "POST" in call]
+    stack = cloud.state["calls"].index(cloud.calls("stack", "create")[0])
+    assert all(cloud.state["calls"].index(call) < stack for call in limits)
+    assert "reviewers of the environment production" in out
+    capsys.readouterr()
+    doctor.main(["--workspace", "local"])  # raises for what is wrong
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unknown")]
+    assert len(said) == 1 and "quota" in said[0]  # no stand-in runs
+
+    written = kept()
+    connect.main(RUN)  # again: nothing new
+    assert len(cloud.calls("variable", "set", "AZURE_TENANT_ID")) == 1
+    assert "nothing new" in capsys.readouterr().out
+    assert kept() == written and cloud.state["environments"]["production"] == ["main"]
+    assert len(cloud.calls("az", "group", "create", "--tags")) == 1
+
+    monkeypatch.setattr("builtins.input", lambda _: "yes")
+    with pytest.raises(DigitsError, match="nothing is removed"):
+        disconnect.main(GROUP)  # that is not its name
+    assert cloud.state["stack"] and kept() == written
+    cloud.change(endpoints=["digits-1234"])
+    with pytest.raises(DigitsError, match="digits deploy destroy"):
+        disconnect.main([*GROUP, "--yes"])
+    assert cloud.state["stack"]
+    cloud.change(endpoints=[])
+    capsys.readouterr()
+    disconnect.main([*GROUP, "--yes", "--github"])
+    out = capsys.readouterr().out
+    assert "/providers/Microsoft.MachineLearningServices/workspaces/digits\n" in out
+    assert kept() == before
+    assert (cloud.state["groups"], cloud.state["variables"], cloud.state["stack"]) == ({}, {}, None)
+    assert len(cloud.state["purged"]) == 1
+    purge = next(call for call in cloud.calls("rest") if "delete" in call)
+    assert "forceToPurge=true" in purge[-1]
+    disconnect.main([*GROUP, "--yes"])  # again: there is nothing
+    assert "nothing" in capsys.readouterr().out
+
+
+def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = kept()
+    connect.main([*GROUP, "--location", "westeurope"])
+    out = capsys.readouterr().out
+    lines = [line.strip() for line in out.splitlines()]
+    assert 1 <= sum(line.startswith("az ") for line in lines) <= 8
+    assert (
+        f"subjectPrefix={PREFIX} person=$(az ad signed-in-user show --query id --output tsv)" in out
+    )
+    assert kept() == before and cloud.state["stack"] is None
+    assert cloud.state["environments"] == {} and cloud.state["variables"] == {}
+    changing = {"create", "set", "delete", "PUT", "POST"}
+    assert not [call for call in cloud.state["calls"] if changing & set(call)]
+    # A person has run them; now what follows is written and printed.
+    cloud.change(groups={"course": {}})
+    person = "33333333-0000-0000-0000-000000000000"
+    commands.must(*connect.stack_command("course", PREFIX, person))
+    connect.main(GROUP)
+    out = capsys.readouterr().out
+    account = connection.kept() and kept()[0].partition("account_name = ")[2].split()[0]
+    assert f"gh variable set AZURE_STORAGE_ACCOUNT --repo octo/digits --body {account}" in out
+    assert cloud.state["variables"] == {}
+
+
+def test_a_group_that_was_there_stays_with_its_tags(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud.change(groups={"course": {"owner": "somebody"}})
+    connect.main(RUN[:-1])
+    disconnect.main([*GROUP, "--yes"])
+    assert cloud.state["groups"] == {"course": {"owner": "somebody"}}
+    assert "The group course stays; in it: nothing else." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("(AuthorizationFailed) ... roleAssignments/write", "Owner"),
+        ("(RoleAssignmentExists) The role exists, ID 1", "by hand"),
+        ("(ConflictError) A vault with the same name", "keyvault purge"),
+        ("(SomethingNew) nobody knows", "run this again"),
+        ("'stack' is misspelled or not recognized", "az upgrade"),
+        ("(InvalidResourceGroupLocation) ...", "leave --location out"),
+        ("Please run 'az login' to setup account.", "nobody is logged in"),
+    ],
+)
+def test_a_failure_of_az_tells_cause_and_mend(cloud: Cloud, text: str, cause: str) -> None:
+    cloud.change(fail={"account show": text})
+    with pytest.raises(DigitsError, match=cause) as caught:
+        commands.must("az", "account", "show")
+    assert text in str(caught.value)
+
+
+def test_a_connection_that_failed_wrote_nothing_and_goes_on(cloud: Cloud) -> None:
+    before = kept()
+    cloud.change(fail={"stack group create": "(QuotaExceeded) ..."})
+    with pytest.raises(DigitsError, match="a quota is used up"):
+        connect.main(RUN[:-1])
+    assert kept() == before and cloud.state["variables"] == {}
+    cloud.change(fail={})
+    connect.main([*GROUP, "--run"])
+    assert kept() != before
+
+
+def test_what_is_not_known_is_not_guessed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DigitsError, match="give --location"):
+        connect.main([*GROUP, "--run"])
+    cloud.change(gh=False)
+    with pytest.raises(DigitsError, match="--subject-prefix"):
+        connect.main([*GROUP, "--run"])
+    connect.main([*GROUP, "--location", "x", "--run", "--subject-prefix", "repo:octo/digits"])
+    (call,) = cloud.calls("stack", "create")
+    assert "subjectPrefix=repo:octo/digits" in call
+    Project(Path()).git("remote", "set-url", "origin", "https://example.org/digits.git")
+    with pytest.raises(DigitsError, match="--repository"):
+        connect.main(GROUP)
+    (cloud.bin / "az").unlink()
+    monkeypatch.setenv("PATH", str(cloud.bin))
+    given = ("--subject-prefix", "repo:octo/digits", "--repository", "octo/digits")
+    with pytest.raises(DigitsError, match="az: not found; install it"):
+        connect.main([*GROUP, "--run", *given])
+
+
+def test_a_damaged_repository_is_told(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+    connect.main(RUN[:-1])
+    connection.WORKSPACE.write_text("{}")
+    with pytest.raises(DigitsError, match="digits connect"):
+        workspace.connect("azure")
+    connection.DVC.write_text("[core]\n")
+    with pytest.raises(DigitsError, match="git checkout"):
+        connect.main([*GROUP, "--run"])
+    connection.TEMPLATE.write_text("{")
+    made = len(cloud.calls("az"))
+    with pytest.raises(DigitsError, match=r"git checkout .github.azure\.json"):
+        connect.main([*GROUP, "--run"])
+    assert len(cloud.calls("az")) == made
+
+
+def test_the_workspace_is_where_the_repository_says(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DigitsError, match=r"AZURE_ML_WORKSPACE: not set; `digits connect`"):
+        workspace.connect("azure")
+    connect.main(RUN[:-1])
+    assert workspace.connect("azure").client.workspace_name == "digits"
+    monkeypatch.setenv("AZURE_ML_WORKSPACE", "mine")  # goes first, as in a workflow
+    found = workspace.connect("azure").client
+    assert (found.workspace_name, found.resource_group_name) == ("mine", "course")
