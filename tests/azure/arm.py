@@ -1,8 +1,13 @@
 """What Azure would make of an ARM template: its expressions evaluated, its loops unrolled."""
 
+from __future__ import annotations
+
 import hashlib
 import re
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # cloud.py's commands should start fast
+    from typing import Any
 
 GROUP = "/subscriptions/{subscription}/resourceGroups/{name}"
 TOKEN = re.compile(r"\s*('(?:[^']|'')*'|\d+|[A-Za-z_][\w]*|[().,\[\]])")

@@ -4,14 +4,19 @@ They know the commands that the project uses, answer in the form of the real one
 anything else as those do. Options were checked against Azure CLI 2.91.
 """
 
+from __future__ import annotations
+
 import json
+import os
 import sys
-from pathlib import Path
-from typing import Any
 
 from arm import Deployment
 
-HERE = Path(__file__).resolve().parent
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what is started often should start fast
+    from pathlib import Path
+    from typing import Any
+HERE = __file__.rpartition("/")[0]
 PREFIX = "repo:octo@12/digits@34"
 SCRIPT = """#!{python} -IS
 import sys
@@ -32,7 +37,10 @@ class Cloud:
         self.bin.mkdir(parents=True)
         for name in ("az", "gh"):
             text = SCRIPT.format(
-                python=sys.executable, path=[str(HERE)], name=name, state=str(self.path)
+                python=sys.executable,
+                path=[HERE],
+                name=name,
+                state=str(self.path),
             )
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
@@ -55,6 +63,18 @@ class Cloud:
         return [call for call in self.state["calls"] if set(words) <= set(call)]
 
 
+def read(file: str) -> Any:
+    """Return a file's JSON."""
+    with open(file, encoding="utf-8") as stream:  # noqa: PTH123
+        return json.load(stream)
+
+
+def write(file: str, state: dict[str, Any]) -> None:
+    """Write the state."""
+    with open(file, "w", encoding="utf-8") as stream:  # noqa: PTH123
+        json.dump(state, stream)
+
+
 def options(arguments: list[str]) -> tuple[str, dict[str, list[str]]]:
     """Return the command's words and its options with their values."""
     first = next((i for i, part in enumerate(arguments) if part.startswith("-")), len(arguments))
@@ -71,7 +91,7 @@ def options(arguments: list[str]) -> tuple[str, dict[str, list[str]]]:
 def deployed(state: dict[str, Any]) -> tuple[Deployment, dict[str, Any]]:
     """Return what the stack made, and its outputs."""
     stack = state["stack"]
-    template = json.loads(Path(stack["template"]).read_text("utf-8"))
+    template = read(stack["template"])
     made = Deployment(template, stack["parameters"], stack["group"])
     return made, made.run()
 
@@ -113,7 +133,7 @@ def credentials(state: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
 
 def az(arguments: list[str], file: str) -> int:
     """Answer as `az` does; return the exit code."""
-    state = json.loads(Path(file).read_text("utf-8"))
+    state = read(file)
     state["calls"].append(["az", *arguments])
     words, given = options(arguments)
     code, answer = 0, ""
@@ -128,7 +148,7 @@ def az(arguments: list[str], file: str) -> int:
             answer = str(found) if tsv else json.dumps(found)
         except LookupError as error:
             code, answer = 3, f"ERROR: {error.args[0]}"
-    Path(file).write_text(json.dumps(state))
+    write(file, state)
     print(answer, file=sys.stderr if code else sys.stdout)
     return code
 
@@ -159,7 +179,7 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
             raise LookupError(GONE)
         assert given["--deny-settings-mode"] and given["--action-on-unmanage"] and given["--yes"]
         parameters = dict(pair.split("=", 1) for pair in given["--parameters"])
-        template = str(Path(one("--template-file")).resolve())
+        template = f"{os.getcwd()}/{one('--template-file')}"  # noqa: PTH109
         state["stack"] = {"template": template, "parameters": parameters, "group": group}
         return _stack(state)
     if words == "stack group show":
@@ -197,17 +217,14 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
         of = made.resources[one("--ids")]["properties"]
         assert one("--query") == "properties.{storage: storageAccount, registry: containerRegistry}"
         return {"storage": of["storageAccount"], "registry": of["containerRegistry"]}
-    if words == "identity show":
-        place = one("--ids")
-        return made.f_reference(place, made.resources[place]["version"])["clientId"]
     if words == "identity list":
-        client = one("--query").split("'")[1]
-        return [
-            {"name": place.rsplit("/", 1)[1], "resourceGroup": made.name}
+        rows = [
+            {"id": place, "name": row["name"], "resourceGroup": made.name}
+            | made.f_reference(place, row["version"])
             for place, row in made.resources.items()
             if row["type"] == "Microsoft.ManagedIdentity/userAssignedIdentities"
-            and made.f_reference(place, row["version"])["clientId"] == client
         ]
+        return [row for row in rows if row["clientId"] not in state["apps"]]
     if words == "identity federated-credential list":
         return credentials(state)[one("--identity-name")]
     if words == "role assignment list":
@@ -228,7 +245,7 @@ def _stack(state: dict[str, Any]) -> dict[str, Any]:
 
 def gh(arguments: list[str], file: str) -> int:
     """Answer as `gh` does; return the exit code."""
-    state = json.loads(Path(file).read_text("utf-8"))
+    state = read(file)
     state["calls"].append(["gh", *arguments])
     code, answer = 0, ""
     if not state["gh"]:
@@ -242,7 +259,7 @@ def gh(arguments: list[str], file: str) -> int:
     else:
         assert arguments[0] == "api"
         code, answer = _api(arguments[1:], state)
-    Path(file).write_text(json.dumps(state))
+    write(file, state)
     print(answer, file=sys.stderr if code else sys.stdout)
     return code
 

@@ -10,7 +10,7 @@ from cloud import PREFIX, Cloud, assignments, credentials
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
-    from digits.azure import connect, connection, doctor
+    from digits.azure import commands, connect, connection, doctor
 from digits.errors import DigitsError
 
 needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
@@ -19,29 +19,31 @@ needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az ar
 @pytest.fixture
 def connected(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> Cloud:
     """What `digits connect --run --github` leaves."""
-    state = cloud.state
     cloud.change(groups={"course": {}})
-    connect.commands.must(*connect.stack_command("course", PREFIX, ""))
-    stack = connect.commands.asked(
+    commands.must(*connect.stack_command("course", PREFIX, ""))
+    stack = commands.asked(
         *("az", "stack", "group", "show", "--name", "digits", "--resource-group", "course")
     )
-    limits = {job.environment: None for job in connection.jobs("")}
+    limits: dict[Any, Any] = {job.environment: None for job in connection.jobs("")}
     limits |= {name: ["main"] for name in connection.protected()}
-    cloud.change(variables=connect.variables(stack), environments=limits, calls=state["calls"])
+    cloud.change(variables=connect.variables(stack), environments=limits)
     capsys.readouterr()
     return cloud
 
 
-def found(state: str = "wrong", repository: str | None = "octo/digits") -> list[str]:
-    """Return what is found on GitHub and in Azure, with its mend."""
-    rows = doctor.github(repository)
-    return [f"{one.what} ({one.mend})" for one in rows if one.state == state]
+def found(repository: str | None = "octo/digits") -> dict[str, list[str]]:
+    """Return what is found on GitHub and in Azure, with its mend, by state."""
+    rows: dict[str, list[str]] = {"ok": [], "wrong": [], "unknown": []}
+    for one in doctor.github(repository):
+        rows[one.state].append(f"{one.what} ({one.mend})")
+    return rows
 
 
 @needs_scripts
 def test_what_is_in_order_is_said_with_its_subjects(connected: Cloud) -> None:
-    assert found() == found("unknown") == []
-    said = "\n".join(found("ok"))
+    rows = found()
+    assert rows["wrong"] == rows["unknown"] == []
+    said = "\n".join(rows["ok"])
     for name, environment in connection.rights().logins.items():
         assert f"subject {PREFIX}:environment:{environment}: of " in said
         assert f"{connection.variable(name)}: subject {PREFIX}:environment:{environment}" in said
@@ -73,7 +75,7 @@ def test_a_role_counts_only_on_what_it_is_for(connected: Cloud) -> None:
     wide["scope"] = wide["scope"].partition("/blobServices")[0]
     rows.remove(of("main", "Reader", "/workspaces/digits"))
     connected.change(roles=rows)
-    said = found()
+    said = found()["wrong"]
     assert len(said) == 5
     text = "\n".join(said)
     for lack in (
@@ -93,7 +95,7 @@ def test_whom_an_identity_lets_in_is_compared_both_ways(connected: Cloud) -> Non
     deployer = trusted["digits-deployer"]
     deployer[0]["subject"] = f"{PREFIX}:pull_request"
     connected.change(credentials=trusted)
-    one, other = found()
+    one, other = found()["wrong"]
     assert f"subject {PREFIX}:environment:production is not among {PREFIX}:pull_request" in one
     assert "az identity federated-credential create --identity-name digits-deployer" in one
     assert f"lets in {PREFIX}:pull_request, which no job of its needs" in other
@@ -101,7 +103,7 @@ def test_whom_an_identity_lets_in_is_compared_both_ways(connected: Cloud) -> Non
     # The same as app registrations, which are known by their client's id.
     client = connected.state["variables"]["AZURE_DEPLOYER_CLIENT_ID"]
     connected.change(apps={client: deployer})
-    assert "az ad app federated-credential create --id" in found()[0]
+    assert "az ad app federated-credential create --id" in found()["wrong"][0]
 
 
 @needs_scripts
@@ -110,24 +112,24 @@ def test_what_github_lacks_is_found(connected: Cloud) -> None:
     del state["variables"]["AZURE_TENANT_ID"]
     state["environments"]["production"] = None
     connected.change(variables=state["variables"], environments=state["environments"])
-    environment, variable = found()
-    assert (
-        "environment production: for the default branch alone (any branch may use it" in environment
-    )
+    environment, variable = found()["wrong"]
+    assert "environment production: for the default branch alone (any branch" in environment
     assert "gh variable set AZURE_TENANT_ID --body VALUE" in variable
 
 
 @needs_scripts
 def test_subjects_are_told_where_nobody_can_be_asked(cloud: Cloud) -> None:
     cloud.change(gh=False, login=False)
-    said = "\n".join(found("unknown"))
+    rows = found()
+    said = "\n".join(rows["unknown"])
     assert "repo:octo@OWNER_ID/digits@REPOSITORY_ID" in said
     assert "AZURE_DEPLOYER_CLIENT_ID: not known; subject repo:octo/digits:environment" in said
-    assert "subject repo:octo/digits:environment:review-read: of " in "\n".join(found("ok"))
-    said = "\n".join(found("unknown", None) + found("ok", None))
+    assert "subject repo:octo/digits:environment:review-read: of " in "\n".join(rows["ok"])
+    other = found(None)
+    said = "\n".join(other["unknown"] + other["ok"])
     assert "origin: not on GitHub (git remote add origin, or --repository OWNER/NAME)" in said
     assert "subject repo:OWNER/NAME:environment:production: of deploy.yml: apply" in said
-    assert found() == found("wrong", None) == []
+    assert rows["wrong"] == other["wrong"] == []
 
 
 @needs_scripts
@@ -135,7 +137,7 @@ def test_a_job_without_an_environment_has_its_event_as_subject(connected: Cloud)
     path = connection.WORKFLOWS / "pull-request.yml"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if "environment: review-read" not in line))
-    said = "\n".join(found())
+    said = "\n".join(found()["wrong"])
     assert f"subject {PREFIX}:pull_request: of pull-request.yml: review" in said
     assert f"subject {PREFIX}:ref:refs/heads/main: of pull-request.yml: review" in said
     assert "no job has the environment review-read is not among" in said

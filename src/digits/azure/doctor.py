@@ -101,14 +101,19 @@ def github(repository: str | None) -> Iterator[Finding]:
     if scopes is None:
         mend = "`az login`, and `az account set --subscription` that of the workspace"
         yield Finding("unknown", "what the roles must be on: Azure not asked", mend)
+    identities = {row["clientId"]: row for row in asked("az", "identity", "list") or ()}
     for name, environment in found.logins.items():
         variable = connection.variable(name)
         subject = trusted.get(environment, f"no job has the environment {environment}")
-        yield from credential(values.get(variable), variable, subject)
-        yield from roles(values.get(variable), variable, name, scopes)
+        client = values.get(variable)
+        yield from credential(client, identities.get(client or ""), variable, subject)
+        yield from roles(client, variable, name, scopes)
     if scopes:
-        what = ("--ids", scopes["endpoint"], "--query", "clientId", "--output", "tsv")
-        yield from roles(told("az", "identity", "show", *what), "the endpoint", "endpoint", scopes)
+        ids = {row["id"].lower(): client for client, row in identities.items()}
+        endpoint = ids.get(scopes["endpoint"].lower())
+        if endpoint is None:
+            yield Finding("wrong", f"the endpoint: no {scopes['endpoint']}", "digits connect --run")
+        yield from roles(endpoint, "the endpoint", "endpoint", scopes)
 
 
 def environments(repository: str) -> Iterator[Finding]:
@@ -137,37 +142,26 @@ def places(values: dict[str, str]) -> dict[str, str] | None:
     return connection.scopes(account, workspace, of["storage"], of["registry"] or "")
 
 
-def credentials(client: str) -> tuple[list[dict[str, str]] | None, str]:
-    """Return an identity's federated credentials, None when unknown, and what makes another.
+def credential(
+    client: str | None, managed: dict[str, str] | None, variable: str, subject: str
+) -> Iterator[Finding]:
+    """Compare whom an identity trusts with the subject that its jobs have.
 
-    An app registration is known by its client id; a user-assigned identity is to be found first.
+    `managed` is it as a user-assigned identity; else it is an app registration.
     """
-    make, parameters = "az ad app federated-credential create", f"--id {client}"
-    found = asked("az", "ad", "app", "federated-credential", "list", "--id", client)
-    if found is None:
-        ours = f"[?clientId=='{client}']"
-        for row in asked("az", "identity", "list", "--query", ours, "--output", "json") or ():
-            place = ["--identity-name", row["name"], "--resource-group", row["resourceGroup"]]
-            found = asked("az", "identity", "federated-credential", "list", *place)
-            make, parameters = "az identity federated-credential create", " ".join(place)
-    return found, f"{make} {parameters}"
-
-
-def credential(client: str | None, variable: str, subject: str) -> Iterator[Finding]:
-    """Compare whom an identity trusts with the subject that its jobs have."""
-    make = "az ad app federated-credential create --id CLIENT_ID"
-    found = None
-    if client is not None:
-        found, make = credentials(client)
-    if "--identity-name" in make:
-        mend = f"{make} --name digits --issuer {ISSUER} --subject {subject}"
+    kind = "az identity federated-credential" if managed else "az ad app federated-credential"
+    place = ["--id", client or "CLIENT_ID"]
+    mend = f'--parameters \'{{"name": "digits", "issuer": "{ISSUER}", "subject": "{subject}", '
+    mend += '"audiences": ["api://AzureADTokenExchange"]}\''
+    if managed:
+        place = ["--identity-name", managed["name"], "--resource-group", managed["resourceGroup"]]
+        mend = f"--name digits --issuer {ISSUER} --subject {subject}"
         mend += " --audiences api://AzureADTokenExchange"
-    else:
-        mend = f'{make} --parameters \'{{"name": "digits", "issuer": "{ISSUER}", '
-        mend += f'"subject": "{subject}", "audiences": ["api://AzureADTokenExchange"]}}\''
+    mend = f"{kind} create {' '.join(place)} {mend}"
     if client is None:
         yield Finding("unknown", f"{variable}: not known; subject {subject}", mend)
         return
+    found = asked(*kind.split(), "list", *place)
     if found is None:
         yield Finding("unknown", f"{variable}: Azure not asked; subject {subject}", "`az login`")
         return
@@ -177,7 +171,7 @@ def credential(client: str | None, variable: str, subject: str) -> Iterator[Find
         said += f" is not among {', '.join(sorted(known)) or 'none'}"
     yield judged(subject in known, said, mend)
     for other in sorted(known - {subject}):
-        mend = f"{make.replace(' create ', ' delete ')}, the credential with that subject"
+        mend = f"{kind} delete {' '.join(place)}, the one with that subject"
         yield Finding("wrong", f"{variable}: lets in {other}, which no job of its needs", mend)
 
 
