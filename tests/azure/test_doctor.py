@@ -48,7 +48,7 @@ def test_what_is_in_order_is_said_with_its_subjects(connected: Cloud) -> None:
         assert f"subject {PREFIX}:environment:{environment}: of " in said
         assert f"{connection.variable(name)}: subject {PREFIX}:environment:{environment}" in said
     assert "production: of deploy.yml: apply, live.yml: live, rollback.yml: rollback" in said
-    assert "AZURE_DEPLOYER_CLIENT_ID: has its 4 roles, each on the right thing" in said
+    assert "AZURE_DEPLOYER_CLIENT_ID: has its 5 roles, each on the right thing" in said
     assert "the endpoint: has its 2 roles" in said
 
 

@@ -32,6 +32,7 @@ BUILT_IN = {
     "Storage Blob Data Reader": "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1",
     "Storage Blob Data Contributor": "ba92f5b4-2d11-453d-a403-e96b0029c9fe",
     "AzureML Data Scientist": "f6c7c914-8db3-469d-8ca1-694a8f32e121",
+    "Storage Account Contributor": "17d1049b-9a84-46fb-8f53-869881c3d3ab",
     "Managed Identity Operator": "f1a07417-d97a-45cb-824c-7a7467783830",
     "AcrPull": "7f951dda-4ed3-4680-a7ca-43fe172d538d",
 }
@@ -71,7 +72,7 @@ def of(made: Deployment, kind: str) -> dict[str, dict[str, Any]]:
 def test_every_expression_names_something_that_exists(
     template: dict[str, Any], made: Deployment
 ) -> None:
-    assert len(made.resources) == 14 + 4 + 12 + 5
+    assert len(made.resources) == 14 + 4 + 13 + 6
     used = json.dumps(template)
     for kind in ("parameters", "variables"):
         for name in template[kind]:
