@@ -50,8 +50,13 @@ azure.sending       a stream sent to an endpoint, none of it lost or counted twi
 azure.simulate      `digits simulate`: traffic for a live endpoint
 azure.connect       `digits connect`: a subscription, from nothing to ready
 azure.disconnect    `digits disconnect`: the way back
+azure.results       what a job leaves: files by their hash, the run cache, its account
+azure.worker        the pipeline inside a job
+azure.job           a job: what it is made of, its log, what it left
+azure.train         `digits train`: the pipeline as a job
 azure.doctor        `digits doctor`: what stands in the way, each with its mend
 azure.standin       the stand-in's resources and operations
+azure.jobs          its jobs and computes
 azure.management    Azure's API before them
 azure.router        the endpoint: keys, weights, one server a deployment
 azure.detector      the reference and the settings by which windows are judged live

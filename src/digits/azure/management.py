@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
+from digits.azure import jobs
 from digits.azure.router import Handler
 from digits.azure.standin import (
     FAILURES,
@@ -30,6 +31,7 @@ from digits.azure.standin import (
 
 RECORDED = 20_000  # calls
 ASSETS = "models|codes|environments|data"
+STORES = "workspace(blob|artifact)store"
 
 
 @dataclass
@@ -165,8 +167,12 @@ G = r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers"
 Methods = dict[str, Callable[..., Answered]]
 ROUTES: list[tuple[str, Methods]] = [
     (W, {"GET": workspace}),
-    (rf"{W}/datastores(/workspaceblobstore)?", {"GET": datastore}),
-    (rf"{W}/datastores/workspaceblobstore/listsecrets", {"POST": secrets}),
+    (rf"{W}/datastores(/{STORES})?", {"GET": datastore}),
+    (rf"{W}/datastores/{STORES}/listsecrets", {"POST": secrets}),
+    (rf"{W}/jobs", {"GET": StandIn.listing}),
+    (rf"{W}/jobs/[^/]+", {"GET": StandIn.get, "PUT": jobs.put_job}),
+    (rf"{W}/jobs/[^/]+/cancel", {"POST": jobs.cancel}),
+    (rf"{W}/computes/[^/]+", {"GET": StandIn.get, "PUT": jobs.put_compute}),
     (rf"{W}/codes/[^/]+/versions/[^/]+/startpendingupload", {"POST": upload}),
     (rf"{W}/({ASSETS})/[^/]+", {"GET": StandIn.container}),
     (rf"{W}/({ASSETS})/[^/]+/versions", {"GET": StandIn.listing}),
@@ -232,6 +238,9 @@ def handler(standin: StandIn) -> type[Handler]:
                 failures = [fault.do for fault in faults if fault.do in FAILURES]
                 standin.failure = failures[0] if failures else ""
                 calls.clear()
+                return self.say(200, {})
+            if url.path == "/standin/lose":
+                jobs.lose(standin, body["job"])
                 return self.say(200, {})
             fault = self.fault(url.path)
             record: Json = {"method": self.command, "path": url.path, "query": parse_qs(url.query)}

@@ -55,6 +55,19 @@ class Autoscale:
 
 
 @dataclass(frozen=True)
+class Job:
+    """Where `digits train` and `digits sweep` run the pipeline."""
+
+    __pydantic_config__ = params.STRICT
+
+    compute: str | None  # a cluster's name; None is serverless, which costs nothing when idle
+    instance_type: str  # of serverless
+    gpu: bool  # then TensorFlow is installed with CUDA
+    nodes: Annotated[int, Field(ge=1, le=64)]
+    timeout_hours: Annotated[float, Field(gt=0, le=168)]
+
+
+@dataclass(frozen=True)
 class Params:
     """params.yaml's section `azure`."""
 
@@ -79,6 +92,7 @@ class Params:
     collections: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...]
     collection_days: Annotated[int, Field(ge=1, le=3650)] | None
     lease_seconds: Annotated[int, Field(ge=15, le=60)]  # what a blob's lease may last
+    job: Job
 
     def __post_init__(self) -> None:
         """Traffic must grow, and end with all of it; the image must stay what it is."""
@@ -125,17 +139,22 @@ def folder_hash(folder: Path) -> str:
     return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
 
 
+def refuse_dirty() -> None:
+    """Raise DigitsError when the working tree is not what git has at HEAD."""
+    dirty = git("status", "--porcelain").splitlines()
+    if dirty:
+        raise DigitsError(
+            f"the tree is dirty ({dirty[0].strip()}); commit or undo, so that what is made of it "
+            "can be made again"
+        )
+
+
 def read(settings: Params) -> Release:
     """Return the release of this commit.
 
     Raises DigitsError when the tree is dirty, or the model is not that of dvc.lock.
     """
-    dirty = git("status", "--porcelain").splitlines()
-    if dirty:
-        raise DigitsError(
-            f"the tree is dirty ({dirty[0].strip()}); commit or undo, so that what is deployed "
-            "can be made again"
-        )
+    refuse_dirty()
     stages = yaml.safe_load(LOCK.read_text("utf-8"))["stages"]
     outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
     package_hash = outs.get(PACKAGE.as_posix(), "")

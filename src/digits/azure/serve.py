@@ -32,7 +32,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from digits.azure import page
+from digits.azure import jobs, page
 from digits.azure.detector import Detector
 from digits.azure.management import handler
 from digits.azure.router import LOOPBACK, Router, Server
@@ -51,6 +51,7 @@ WITH_US = (
     "data:text/javascript,process.stdin.on('end',()=>process.kill(process.pid)).resume().unref()"
 )
 CONTAINER = "azureml"
+REMOTES = ("main", "review")  # DVC's, for jobs
 COLLECTION = "model_inputs_outputs"  # what score.py collects
 BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
@@ -116,14 +117,17 @@ def blob_store(folder: Path, port: int) -> Iterator[dict[str, Any]]:
             raise DigitsError(f"Azurite did not start: {said.decode(errors='replace').strip()}")
         url = said.decode().split("listens on ")[-1].strip() + f"/{ACCOUNT}"
         service = BlobServiceClient(url, credential=KEY)
-        with contextlib.suppress(ResourceExistsError):
-            service.create_container(CONTAINER)
+        for name in (CONTAINER, *REMOTES):
+            with contextlib.suppress(ResourceExistsError):
+                service.create_container(name)
         container = service.get_container_client(CONTAINER)
         yield {
             "url": url,
             "account": ACCOUNT,
             "key": KEY,
             "container": CONTAINER,
+            "connection_string": f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};"
+            f"AccountKey={KEY};BlobEndpoint={url};",
             "client": container,
             "offer": lambda name: offer(service, name),
             "fetch": lambda uri, target: fetch(service, uri, target),
@@ -305,6 +309,7 @@ def main(arguments: list[str]) -> None:
             server.start()
             page_server.start()
             standin.restore()
+            jobs.restore(standin)
             print(
                 f"Serving at {router.url}, to be watched at {address['page']}; deploy with "
                 "`digits deploy apply --workspace local`. Ctrl-C stops it.",
@@ -315,5 +320,6 @@ def main(arguments: list[str]) -> None:
         finally:
             server.stop()
             page_server.stop()
+            jobs.close(standin)
             standin.workers.shutdown(wait=True, cancel_futures=True)
             router.close()

@@ -9,6 +9,7 @@ import datetime
 import json
 import re
 import shutil
+import subprocess
 import threading
 import time
 import uuid
@@ -64,6 +65,9 @@ class StandIn:
         self.url = ""
         self.lock = threading.RLock()
         self.workers = ThreadPoolExecutor(8)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}  # of jobs, by path
+        self.lost: set[str] = set()  # jobs whose machine is gone
+        self.closed = False
         self.failure = ""  # what deployments end with, for a test: a key of FAILURES
         path = folder / "state.json"
         state = json.loads(path.read_text("utf-8")) if path.exists() else {}

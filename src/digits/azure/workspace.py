@@ -95,9 +95,9 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
     return Workspace(client, credential, kind, poll, blobs, asking)
 
 
-def store(workspace: Workspace) -> ContainerClient:
-    """Return the container of the workspace's own blob store."""
-    datastore = workspace.client.datastores.get("workspaceblobstore", include_secrets=True)
+def store(workspace: Workspace, name: str = "workspaceblobstore") -> ContainerClient:
+    """Return the container of one of the workspace's own blob stores."""
+    datastore = workspace.client.datastores.get(name, include_secrets=True)
     secret = getattr(datastore.credentials, "account_key", None)
     secret = secret or getattr(datastore.credentials, "sas_token", None) or workspace.credential
     url = workspace.blobs.format(datastore.account_name)

