@@ -54,6 +54,7 @@ azure.results       what a job leaves: files by their hash, the run cache, its a
 azure.worker        the pipeline inside a job
 azure.job           a job: what it is made of, its log, what it left
 azure.train         `digits train`: the pipeline as a job
+azure.sweep         `digits sweep`: many values of params.yaml, as DVC experiments
 azure.doctor        `digits doctor`: what stands in the way, each with its mend
 azure.standin       the stand-in's resources and operations
 azure.jobs          its jobs and computes

@@ -21,6 +21,7 @@ COMMANDS = {
     "connect": "digits.azure.connect",  # an Azure subscription, from nothing to ready
     "disconnect": "digits.azure.disconnect",
     "train": "digits.azure.train",  # the pipeline as a job
+    "sweep": "digits.azure.sweep",  # many of them, as experiments
     "doctor": "digits.azure.doctor",  # what stands in the way, with its mend
     "review": "digits.review.command",  # what a change does to the metrics
     "retrain": "digits.review.retrain",  # an experiment with the labelled digits of production

@@ -1,19 +1,229 @@
 """`digits train` on the stand-in, by the real SDK over the wire."""
 
+import contextlib
+import csv
+import io
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
 from light import StandIn, a_standin  # noqa: F401
+from test_standin import unlike
+
+from digits.azure import job
+from digits.errors import DigitsError
 
 pytestmark = pytest.mark.slow
+WINDOWS = pytest.mark.skipif(sys.platform == "win32", reason="stops a process by a signal")
+SECONDS = 180
+JOB = re.compile(r"digits-[0-9a-f]{8}-[0-9a-f]{8}")
 
 
-def test_what_a_job_made_is_restored_here(trainable: Trainable) -> None:
-    trainable.commit(32)
-    said = trainable.digits("train")
-    print(said)
-    assert "training on ten digits" in said
-    assert "New: train" in said
-    output = trainable.dvc("repro")
-    assert trainable.stages_run(output) == []
+def restored(project: Trainable, batch_size: int) -> None:
+    """Assert that `dvc repro` restores what a job made, and runs nothing."""
+    output = project.dvc("repro")
+    assert project.stages_run(output) == []
     assert "Stage 'train' is cached" in output
-    assert "'batch_size': 32" in (trainable.root / "data/model/model.txt").read_text()
+    model = (project.root / "data" / "model" / "model.txt").read_text()
+    assert f"'batch_size': {batch_size}," in model
+
+
+@contextlib.contextmanager
+def under_way(project: Trainable, *arguments: str) -> Iterator[tuple[Any, str]]:
+    """Begin a job that stage train holds up; yield the command's process and the job's name."""
+    project.hold.touch()
+    process = project.begun("train", *arguments)
+    timer = threading.Timer(SECONDS, process.kill)  # so that no wait is for ever
+    timer.start()
+    try:
+        name = JOB.findall(wait_for(process, "is submitted"))[0]
+        wait_for(process, "training on ten digits")
+        yield process, name
+    finally:
+        timer.cancel()
+        project.hold.unlink(missing_ok=True)
+        process.kill()
+        process.communicate()
+
+
+def test_what_a_job_made_is_restored_here(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(32)
+    standin.faults()
+    said = trainable.digits("train")
+    assert "training on ten digits" in said
+    assert "2 stages with the same bytes as dvc.lock here." in said
+    assert "New: train" in said
+    assert "computes differently" not in said
+    found, compared = unlike(standin.calls())
+    assert found == [], "\n".join(found)
+    assert compared > 5
+    restored(trainable, 32)
+
+
+def test_what_others_could_not_get_is_refused(
+    trainable: Trainable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trainable.root)
+    assert job.commit() == trainable.git("rev-parse", "HEAD").strip()
+    Path("notes.txt").write_text("mine")
+    with pytest.raises(DigitsError, match=r"the tree is dirty \(\?\? notes.txt\); commit or undo"):
+        job.commit()
+    Path("notes.txt").unlink()
+    trainable.commit(48, push=False)
+    with pytest.raises(DigitsError, match=r"is not on origin.*`git push origin HEAD` first"):
+        job.commit()
+
+
+@pytest.mark.prove
+def test_stages_that_need_npm_are_refused(trainable: Trainable) -> None:
+    trainable.edit("dvc.yaml", "ten digits", "nine digits")
+    trainable.commit(32)
+    said = trainable.digits("train", code=1)
+    assert "stage mnist is not what dvc.lock has" in said
+    assert "`dvc repro prepare` here" in said
+
+
+@pytest.mark.prove
+def test_a_job_that_fails_tells_why_and_leaves_nothing(
+    trainable: Trainable, standin: StandIn
+) -> None:
+    trainable.commit(13)
+    said = trainable.digits("train", code=1)
+    assert "Traceback" not in said
+    (name,) = set(JOB.findall(said))
+    end = said.partition("ended as Failed")[2]
+    assert "13 is no size of a batch" in end
+    assert "stage train failed: see above" in end
+    assert "13 is no size of a batch" in (trainable.root / ".deploy" / f"{name}.log").read_text()
+    assert trainable.published(standin) == set()
+    trainable.commit(32)
+    trainable.digits("train")
+    restored(trainable, 32)
+
+
+@pytest.mark.prove
+def test_a_job_that_is_canceled_leaves_nothing(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(32)
+    with under_way(trainable) as (process, name):
+        assert f"{name} is canceled" in trainable.digits("train", "--cancel", name)
+        said = process.stdout.read()
+        assert process.wait(60) == 1
+        assert f"{name} was canceled" in said
+        assert not [line for line in standin.running() if "/jobs/" in line]
+    assert trainable.published(standin) == set()
+    said = trainable.digits("train", "--attach", name, code=1)
+    assert "was canceled" in said
+    assert "correct the name" in trainable.digits("train", "--attach", "digits-none", code=1)
+    assert "not found" in trainable.digits("train", "--cancel", "digits-none", code=1)
+
+
+@pytest.mark.prove
+def test_a_job_that_loses_its_machine_starts_from_nothing(
+    trainable: Trainable, standin: StandIn
+) -> None:
+    trainable.commit(32)
+    with under_way(trainable) as (process, name):
+        standin.call("PUT", "/standin/lose", {"job": name})
+        wait_for(process, "training on ten digits")
+        assert trainable.published(standin) == set()
+        trainable.hold.unlink()
+        assert "New: train" in process.stdout.read()
+        assert process.wait(60) == 0
+    assert len(trainable.published(standin)) == 1
+    restored(trainable, 32)
+
+
+@WINDOWS
+@pytest.mark.prove
+def test_ctrl_c_stops_the_command_and_not_the_job(trainable: Trainable) -> None:
+    trainable.commit(32)
+    with under_way(trainable) as (process, name):
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        assert process.wait(60) == 130
+        assert f"`--workspace local --attach {name}` looks again" in said
+    said = trainable.digits("train", "--attach", name)
+    assert "New: train" in said
+    restored(trainable, 32)
+
+
+@pytest.mark.prove
+def test_two_jobs_for_one_commit_end_well(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(32)
+    with under_way(trainable) as (first, _), under_way(trainable) as (second, _):
+        trainable.hold.unlink()
+        for process in (first, second):
+            assert "New: train" in process.stdout.read()
+            assert process.wait(60) == 0
+    assert len(trainable.published(standin)) == 1
+    assert "Stage 'train' is cached" in trainable.digits("train")
+    restored(trainable, 32)
+
+
+@pytest.mark.prove
+def test_a_job_begins_anew_with_the_stand_in(trainable: Trainable, tmp_path: Path) -> None:
+    own = StandIn(tmp_path / "own")
+    own.start()
+    link = trainable.root / ".standin"
+    link.unlink()
+    link.symlink_to(own.folder)
+    try:
+        trainable.commit(32)
+        with under_way(trainable) as (process, name):
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+            own.kill()
+            own.start()
+        said = trainable.digits("train", "--attach", name)
+        assert "New: train" in said
+        restored(trainable, 32)
+    finally:
+        own.stop()
+
+
+@pytest.mark.prove
+def test_a_cluster_must_be_there(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(32)
+    said = trainable.digits("train", "--compute", "cpus", code=1)
+    assert "the workspace has no compute cpus" in said
+    group = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/local"
+    place = f"{group}/providers/Microsoft.MachineLearningServices/workspaces/{trainable.workspace}"
+    scale = {"minNodeCount": 1, "maxNodeCount": 2}
+    size = {"vmSize": "Standard_DS3_v2", "scaleSettings": scale}
+    body = {"properties": {"computeType": "AmlCompute", "properties": size}}
+    standin.call("PUT", f"{place}/computes/cpus", body | {"location": "local"})
+    said = trainable.digits("train", "--compute", "cpus")
+    assert "cpus keeps 1 nodes, which cost while idle" in said
+    assert "New: train" in said
+
+
+@pytest.mark.prove
+def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(64)
+    standin.faults()
+    grid = ("-S", "train.batch_size=32,13", "-S", "train.peak_learning_rate=0.01,0.02")
+    said = trainable.digits("sweep", *grid)
+    found, compared = unlike(standin.calls())
+    # For serverless compute the SDK sends what its own model does not know.
+    found = [fault for fault in found if "properties.resources is not in SweepJob" not in fault]
+    assert found == [], "\n".join(found)
+    assert compared > 5
+    (name,) = set(JOB.findall(said))
+    assert said.count("ended badly; its log is in") == 2
+    assert "(ran " not in said
+    table = list(csv.DictReader(io.StringIO(trainable.dvc("exp", "show", "--csv"))))
+    made = {row["Experiment"]: row for row in table if row["Experiment"].startswith(name)}
+    assert len(made) == 2
+    tried = {
+        (row["train.batch_size"], row["train.peak_learning_rate"]): row["mnist.accuracy"]
+        for row in made.values()
+    }
+    assert tried == {("32", "0.01"): "0.968", ("32", "0.02"): "0.968"}
+    assert trainable.git("status", "--porcelain") == ""
+    assert "no single value" in trainable.digits("sweep", "-S", "train.none=1", code=1)

@@ -69,6 +69,8 @@ OBJECTS: list[
         for kind, made in (
             ("onlineEndpoints", models.OnlineEndpoint),
             ("deployments", models.OnlineDeployment),
+            ("jobs", models.JobBase),
+            ("computes", models.ComputeResource),
         )
     ),
     (r"/listkeys", {}, {"POST": models.EndpointAuthKeys}),

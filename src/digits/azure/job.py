@@ -5,32 +5,41 @@ its data comes from the container `review`. Log and outputs lie in the workspace
 below ExperimentRun/dcid.NAME, as Azure lays them out.
 """
 
+import argparse
+import contextlib
 import hashlib
 import json
 import re
 import secrets
 import time
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from azure.ai.ml import TensorFlowDistribution, command
 from azure.ai.ml.entities import Environment, ManagedIdentityConfiguration
-from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.blob import ContainerClient
+from azure.core.exceptions import (
+    HttpResponseError,
+    ResourceNotFoundError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
 
 from digits import params
 from digits.azure import release, results
+from digits.azure.deploy import LOGS, explained
 from digits.azure.endpoint import quiet
 from digits.azure.release import Params, git
-from digits.azure.workspace import Workspace, store
+from digits.azure.workspace import Workspace, connect, store
 from digits.errors import DigitsError
+from digits.files import write_text
 
 LOCK = Path("requirements-dev.txt")  # what runs DVC, and all that stages import
 EXPERIMENT = "digits"  # as stage train names it, too
+METRIC = "mnist.accuracy"  # that a sweep wants high
 ENDED = {"Completed", "Failed", "Canceled", "NotResponding"}
 STORE = "workspaceartifactstore"
 RAW = ("mnist", "foreign")  # stages that read npm's packages
@@ -70,7 +79,13 @@ def environment(settings: Params, python: str) -> Environment:
     return Environment(name="digits-job", version=digest, image=settings.image, conda_file=conda)
 
 
-def define(workspace: Workspace, settings: Params, folder: Path, arguments: str = "") -> Any:
+def define(
+    workspace: Workspace,
+    settings: Params,
+    folder: Path,
+    words: str = "",
+    inputs: dict[str, str] | None = None,
+) -> Any:
     """Return the job that runs this commit; what it needs lies in `folder` until submitted."""
     wanted, head = settings.job, commit()
     if wanted.compute:
@@ -88,7 +103,8 @@ def define(workspace: Workspace, settings: Params, folder: Path, arguments: str 
         name=f"digits-{head[:8]}-{secrets.token_hex(4)}",
         experiment_name=EXPERIMENT,
         code=str(write_code(folder)),
-        command=f"python -m digits.azure.worker {arguments}".strip(),
+        command=f"python -m digits.azure.worker {words}".strip(),
+        inputs=inputs,
         environment=environment(settings, python),
         environment_variables={
             "PYTHONPATH": "src",
@@ -128,17 +144,18 @@ def remote(workspace: Workspace) -> dict[str, str]:
 class Log:
     """What a job has written, read as it grows."""
 
-    container: ContainerClient
-    prefix: str
+    workspace: Workspace
+    name: str
     read: int = 0  # bytes
     rest: bytes = b""  # of a line that has no end yet
 
     def more(self, ended: bool) -> Iterator[str]:
         """Yield the lines that are new; when the job has ended the unfinished one too."""
-        found = self.container.list_blobs(name_starts_with=f"{self.prefix}/user_logs/")
+        container = store(self.workspace, STORE)
+        found = container.list_blobs(name_starts_with=f"{place(self.name)}/user_logs/")
         first = min(found, key=lambda blob: blob.name, default=None)  # of the first node
         if first is not None and first.size > self.read:
-            new = self.container.download_blob(first.name, offset=self.read).readall()
+            new = container.download_blob(first.name, offset=self.read).readall()
             self.read += len(new)
             self.rest += new
         *lines, self.rest = self.rest.split(b"\n")
@@ -152,25 +169,32 @@ def place(name: str) -> str:
     return f"ExperimentRun/dcid.{name}"
 
 
-def follow(workspace: Workspace, name: str) -> tuple[str, list[str]]:
-    """Print what a job says and how it stands until it ends; return its status and its log."""
-    log, said, last = Log(store(workspace, STORE), place(name)), list[str](), ""
-    start = time.monotonic()
-    while True:
-        try:
+def follow(workspace: Workspace, name: str, more: Callable[[bool], Iterator[str]]) -> str:
+    """Print how a job stands and what `more` tells, until it ends; return its status."""
+    start, last = time.monotonic(), ""
+    try:
+        while True:
             found = workspace.client.jobs.get(name).status
-        except ResourceNotFoundError:
-            raise DigitsError(f"the workspace has no job {name}; correct the name") from None
-        status = str(getattr(found, "value", found))
-        if status != last:
-            print(f"{name}: {status} after {time.monotonic() - start:.0f} s", flush=True)
-            last = status
-        for line in log.more(status in ENDED):
-            said.append(line)
-            print(f"  {line}", flush=True)
-        if status in ENDED:
-            return status, said
-        time.sleep(workspace.poll_seconds)
+            status = str(getattr(found, "value", found))
+            if status != last:
+                print(f"{name}: {status} after {time.monotonic() - start:.0f} s", flush=True)
+                last = status
+            for line in more(status in ENDED):
+                print(f"  {line}", flush=True)
+            if status in ENDED:
+                return status
+            time.sleep(workspace.poll_seconds)
+    except KeyboardInterrupt:
+        again = f"--workspace {workspace.kind} --attach {name}"
+        print(f"{name} goes on: `{again}` looks again, --cancel in its place ends it.", flush=True)
+        raise
+
+
+def save_log(workspace: Workspace, name: str) -> Path:
+    """Save what a job has written; return the file."""
+    file = LOGS / f"{name}.log"
+    write_text(file, "".join(f"{line}\n" for line in Log(workspace, name).more(True)))
+    return file
 
 
 def output(workspace: Workspace, name: str, file: str) -> str | None:
@@ -187,3 +211,37 @@ def left(workspace: Workspace, name: str) -> tuple[str, dict[str, Any]] | None:
     lock = output(workspace, name, results.LOCK)
     account = output(workspace, name, results.ACCOUNT)
     return (lock, json.loads(account)) if lock and account else None
+
+
+def read_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Return the command line with what all commands on jobs take."""
+    parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
+    parser.add_argument("--compute", help="a cluster's name, or serverless, instead of params.yaml")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--attach", metavar="JOB", help="follow a job, fetch what it made")
+    what.add_argument("--cancel", metavar="JOB", help="end a job")
+    return parser.parse_args(arguments)
+
+
+@contextlib.contextmanager
+def session(asked: argparse.Namespace) -> Iterator[tuple[Workspace, Params]]:
+    """Yield the workspace and the settings; what it refuses is told with cause and mend."""
+    settings, _ = release.load()
+    if asked.compute:
+        compute = None if asked.compute == "serverless" else asked.compute
+        settings = replace(settings, job=replace(settings.job, compute=compute))
+    if not (asked.attach or asked.cancel):
+        commit()  # before anything is asked of anybody
+    try:
+        yield connect(asked.workspace), settings
+    except ResourceNotFoundError as error:
+        missing = asked.attach or asked.cancel or "the workspace"
+        raise DigitsError(f"{missing}: not found; correct the name ({error.message})") from None
+    except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
+        raise DigitsError(explained(error)) from error
+
+
+def cancel(workspace: Workspace, name: str) -> None:
+    """End a job."""
+    workspace.client.jobs.begin_cancel(name).result()
+    print(f"{name} is canceled; what it had not finished is not in the cache.")

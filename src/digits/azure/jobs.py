@@ -1,17 +1,21 @@
-"""The stand-in's jobs and computes: a job is a process in a copy of its code.
+"""The stand-in's jobs, sweeps and computes: a job is a process in a copy of its code.
 
 It gets what Azure gives: its environment variables, who it is (here the blob store's connection
 string), a place for log and outputs. A job whose machine is lost, or which the stand-in's end cut
 short, starts again from nothing.
 """
 
+import copy
+import itertools
 import os
+import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from digits.azure.standin import Answered, Json, RefusedError, StandIn
@@ -61,15 +65,47 @@ def put_job(standin: StandIn, path: str, key: str, body: Json) -> Answered:
 
 
 def begin(standin: StandIn, key: str) -> None:
-    """Run a job in the background until it has ended."""
-    threading.Thread(target=run, args=(standin, key), daemon=True).start()
+    """Run a job or a sweep in the background until it has ended."""
+    swept = standin.resources[key]["properties"]["jobType"] == "Sweep"
+    threading.Thread(target=sweep if swept else run, args=(standin, key), daemon=True).start()
 
 
 def restore(standin: StandIn) -> None:
     """Begin anew the jobs that had not ended when the stand-in did."""
     for key, body in list(standin.resources.items()):
-        if "/jobs/" in key and body["properties"]["status"] not in ENDED:
+        properties = body["properties"]
+        if "/jobs/" in key and properties["status"] not in ENDED and not properties.get("sweep"):
             begin(standin, key)
+
+
+def sweep(standin: StandIn, key: str) -> None:
+    """Run a sweep's trials, as many at a time as it says: jobs NAME_0, NAME_1 and so on."""
+    body = standin.resources[key]
+    asked, limits = body["properties"], body["properties"]["limits"]
+    names = list(asked["searchSpace"])
+    drawn = list(itertools.product(*(asked["searchSpace"][name][1][0] for name in names)))
+    if asked["samplingAlgorithm"]["samplingAlgorithmType"] == "Random":
+        random.Random(asked["samplingAlgorithm"].get("seed")).shuffle(drawn)
+    keys = []
+    for number, values in enumerate(drawn[: limits["maxTotalTrials"]]):
+        trial = copy.deepcopy(asked["trial"]) | {"jobType": "Command", "sweep": key}
+        for name, value in zip(names, values, strict=True):
+            mark = f"${{{{search_space.{name}}}}}"
+            trial["command"] = trial["command"].replace(mark, str(value))
+        keys.append(f"{key}_{number}")
+        child = {"properties": trial | {"status": "NotStarted"}}
+        standin.resources.setdefault(
+            keys[-1], standin.stored(f"{body['id']}_{number}", child, None)
+        )
+    if say(standin, key, "Running"):
+        return
+    with ThreadPoolExecutor(limits["maxConcurrentTrials"]) as machines:
+        list(machines.map(lambda trial: run(standin, trial), keys))
+    if not standin.closed:
+        well = any(
+            standin.resources[trial]["properties"]["status"] == "Completed" for trial in keys
+        )
+        say(standin, key, "Completed" if well else "Failed")
 
 
 def say(standin: StandIn, key: str, status: str) -> bool:
@@ -158,8 +194,10 @@ def cancel(standin: StandIn, path: str, key: str, body: Json) -> Answered:
     """End a job."""
     key = key.rsplit("/", 1)[0]
     standin.get(path, key, body)
-    say(standin, key, "Canceled")
-    end(standin, key)
+    for name, found in list(standin.resources.items()):
+        if key in (name, found["properties"].get("sweep")):
+            say(standin, name, "Canceled")
+            end(standin, name)
     return 200, None, ""
 
 

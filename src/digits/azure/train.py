@@ -5,40 +5,37 @@ on when this command is stopped; --attach looks again, --cancel ends it.
 """
 
 import argparse
-import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from azure.core.exceptions import (
-    HttpResponseError,
-    ResourceNotFoundError,
-    ServiceRequestError,
-    ServiceResponseError,
-)
-
 from digits.azure import job, release, results
-from digits.azure.deploy import LOGS, explained
-from digits.azure.workspace import Workspace, connect
+from digits.azure.workspace import Workspace
 from digits.errors import DigitsError
-from digits.files import write_text
 
 LAST_LINES = 12
 
 
-def finish(workspace: Workspace, name: str, status: str, log: list[str]) -> None:
+def finish(workspace: Workspace, name: str, status: str) -> None:
     """Fetch what a job made and say how it compares; raise DigitsError when it did not end well."""
     made = job.left(workspace, name)
     if status != "Completed" or made is None:
-        file = LOGS / f"{name}.log"
-        write_text(file, "\n".join(log) + "\n")
-        last = "\n".join(f"  {line}" for line in log[-LAST_LINES:])
-        how = "was canceled" if status == "Canceled" else f"ended as {status}"
-        mend = "" if status == "Canceled" else "; mend the cause, commit, push and run again"
-        raise DigitsError(f"{name} {how}; its log is in {file}, its end:\n{last}\n{name}{mend}")
+        file = job.save_log(workspace, name)
+        last = file.read_text("utf-8").splitlines()[-LAST_LINES:]
+        how = "was canceled" if status == "Canceled" else f"ended as {status}: {cause(last)}"
+        lines = "\n".join(["", *(f"  {line}" for line in last)])
+        raise DigitsError(f"{name} {how}; its log is in {file} and ends with:{lines}")
     lock, account = made
     results.fetch([lock], job.remote(workspace))
     print("\n".join(compared(lock, account)))
+
+
+def cause(log: list[str]) -> str:
+    """Return what the worker said last, with the mend, or that it said nothing."""
+    told = [line.removeprefix("job: ") for line in log if line.startswith("job: ")]
+    if not told:
+        return "it ended before it could say why, as for want of memory or time; see azure.job"
+    return f"{told[-1]}; mend that, commit, push and run again"
 
 
 def compared(lock: str, account: dict[str, Any]) -> list[str]:
@@ -62,56 +59,15 @@ def compared(lock: str, account: dict[str, Any]) -> list[str]:
     lines += [f"New: {', '.join(new)}; `dvc repro` restores what the job made."] if new else []
     here = results.machine()
     if differ := [
-        f"{key} {account[key]}, here {value}"
+        f"{key} {account['machine'][key]}, here {value}"
         for key, value in here.items()
-        if account[key] != value
+        if account["machine"][key] != value
     ]:
         lines.append(
             f"The job's machine computes differently ({'; '.join(differ)}): what is restored has "
             "its bytes, not those that this machine would make."
         )
     return lines
-
-
-def main(arguments: list[str]) -> None:
-    """Submit a job and follow it, or look at one, or cancel it."""
-    parser = argparse.ArgumentParser(prog="digits train", description=__doc__)
-    parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
-    parser.add_argument(
-        "--compute", help="a cluster's name, or serverless; not as params.yaml says"
-    )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--attach", metavar="JOB", help="follow a job, fetch what it made")
-    what.add_argument("--cancel", metavar="JOB", help="end a job")
-    asked = parser.parse_args(arguments)
-    settings, _ = release.load()
-    if asked.compute:
-        compute = None if asked.compute == "serverless" else asked.compute
-        settings = dataclasses.replace(
-            settings, job=dataclasses.replace(settings.job, compute=compute)
-        )
-    if not (asked.attach or asked.cancel):
-        job.commit()
-    try:
-        workspace = connect(asked.workspace)
-        if asked.cancel:
-            workspace.client.jobs.begin_cancel(asked.cancel).result()
-            print(f"{asked.cancel} is canceled; it left nothing in the cache.")
-            return
-        name = asked.attach or start(workspace, settings)
-        try:
-            status, log = job.follow(workspace, name)
-        except KeyboardInterrupt:
-            again = f"digits train --workspace {asked.workspace}"
-            print(f"{name} goes on: `{again} --attach {name}` looks again, --cancel ends it.")
-            raise
-        finish(workspace, name, status, log)
-    except ResourceNotFoundError as error:
-        raise DigitsError(
-            f"{asked.cancel or asked.workspace}: not found ({error.message})"
-        ) from None
-    except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
-        raise DigitsError(explained(error)) from error
 
 
 def start(workspace: Workspace, settings: release.Params) -> str:
@@ -121,3 +77,16 @@ def start(workspace: Workspace, settings: release.Params) -> str:
         name = job.submit(workspace, job.define(workspace, settings, Path(folder)))
     print(f"{name} is submitted.", flush=True)
     return name
+
+
+def main(arguments: list[str]) -> None:
+    """Submit a job and follow it, or look at one, or cancel it."""
+    asked = job.read_arguments(
+        argparse.ArgumentParser(prog="digits train", description=__doc__), arguments
+    )
+    with job.session(asked) as (workspace, settings):
+        if asked.cancel:
+            job.cancel(workspace, asked.cancel)
+            return
+        name = asked.attach or start(workspace, settings)
+        finish(workspace, name, job.follow(workspace, name, job.Log(workspace, name).more))

@@ -17,6 +17,7 @@ from digits.errors import DigitsError
 from digits.files import write_text
 from digits.review import reproduce
 
+METRICS = Path("data/evaluation/metrics.json")
 CONFIG = """[core]
     analytics = false
     remote = {remote}
@@ -48,11 +49,14 @@ def main(arguments: list[str]) -> None:
         return  # the first node speaks for all
     lock = Path(results.LOCK).read_text("utf-8")
     results.push(lock)
-    account_of = results.machine() | {"set": asked.set}
-    account_of["stages"] = {name: what for name, (what, _) in run.stages.items()}
+    measured = json.loads(METRICS.read_text("utf-8")) if METRICS.exists() else {}
+    metrics = {
+        f"{source}.{name}": value for source, row in measured.items() for name, value in row.items()
+    }
+    made = {"set": asked.set, "metrics": metrics, "machine": results.machine()}
     for name in (results.LOCK, results.PARAMS):
         write_text(results.OUTPUTS / name, Path(name).read_text("utf-8"))
-    write_text(results.OUTPUTS / results.ACCOUNT, json.dumps(account_of, indent=1) + "\n")
+    write_text(results.OUTPUTS / results.ACCOUNT, json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""`digits sweep`: a search over values of params.yaml as one sweep job, a trial each.
+
+Each trial that ended well becomes a DVC experiment, restored from the run cache: `dvc exp show`
+lists them. The sweep goes on when this command is stopped; --attach looks again.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from azure.ai.ml.sweep import Choice, RandomSamplingAlgorithm
+
+from digits import params
+from digits.azure import job, release, results
+from digits.azure.workspace import Workspace, store
+from digits.errors import DigitsError
+from digits.review import reproduce
+
+AT_A_TIME = 4  # trials; a cluster's size and the quota bound them, too
+TRIAL = re.compile(r"dcid\.([^/]+_(\d+))/")
+
+
+def space(settings: list[str], values: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the values to try of each key; raise DigitsError for what params.yaml has not."""
+    found: dict[str, list[Any]] = {}
+    for setting in settings:
+        key, _, listed = setting.partition("=")
+        known: Any = values
+        for part in key.split("."):
+            known = known.get(part) if isinstance(known, dict) else None
+        if known is None or isinstance(known, dict | list) or not listed:
+            raise DigitsError(
+                f"{setting}: {key} is no single value of {params.PATH}; write KEY=VALUE,VALUE"
+            )
+        found[key] = [yaml.safe_load(value) for value in listed.split(",")]
+    return found
+
+
+@dataclass
+class Trials:
+    """The trials of a sweep, as their outputs come."""
+
+    workspace: Workspace
+    sweep: str
+    made: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # dvc.lock, account
+
+    def begun(self) -> list[str]:
+        """Return the names of the trials that have written something, in order."""
+        prefix = job.place(self.sweep) + "_"
+        names = store(self.workspace, job.STORE).list_blob_names(name_starts_with=prefix)
+        found = {match[1]: int(match[2]) for match in map(TRIAL.search, names) if match}
+        return sorted(found, key=lambda name: found[name])
+
+    def more(self, ended: bool) -> Iterator[str]:
+        """Yield a line about each trial that has ended well since."""
+        for name in self.begun():
+            if name not in self.made and (left := job.left(self.workspace, name)):
+                self.made[name] = left
+                yield f"{name}: {' '.join(left[1]['set'])}: {json.dumps(left[1]['metrics'])}"
+
+    def failed(self) -> Iterator[str]:
+        """Save the logs of the trials that left nothing; yield a line about each."""
+        for name in self.begun():
+            if name not in self.made:
+                yield f"{name} ended badly; its log is in {job.save_log(self.workspace, name)}"
+
+
+def experiment(name: str, settings: list[str]) -> str:
+    """Make a DVC experiment of what a trial made; return a line about it."""
+    done = subprocess.run(
+        reproduce.command(
+            "exp", "run", "--temp", "--name", name, *(f"-S{one}" for one in settings)
+        ),
+        env=reproduce.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+    if done.returncode:
+        raise DigitsError(f"dvc exp run {name}: {done.stdout.strip()[-1000:]}; run --attach again")
+    ran = re.findall(r"Running stage '(.+?)'", done.stdout)
+    return f"experiment {name}: {' '.join(settings)}" + (f" (ran {', '.join(ran)})" if ran else "")
+
+
+def start(workspace: Workspace, settings: release.Params, asked: argparse.Namespace) -> str:
+    """Submit the sweep; return its name."""
+    tried = space(asked.set, params.load())
+    count = len(list(itertools.product(*tried.values())))
+    names = {key: key.replace(".", "__") for key in tried}
+    words = " ".join(f"{key}=${{{{inputs.{name}}}}}" for key, name in names.items())
+    results.offer(job.RAW, job.remote(workspace))
+    with tempfile.TemporaryDirectory() as folder:
+        one = job.define(
+            workspace, settings, Path(folder), f"--set {words}", dict.fromkeys(names.values(), "")
+        )
+        node = one(**{names[key]: Choice(values) for key, values in tried.items()})
+        sweep = node.sweep(
+            primary_metric=job.METRIC,
+            goal="maximize",
+            sampling_algorithm="grid",
+            identity=one.identity,
+        )
+        if asked.random:
+            sweep.sampling_algorithm = RandomSamplingAlgorithm(seed=1)
+        seconds = int(settings.job.timeout_hours * job.SECONDS_AN_HOUR)
+        trials = min(asked.random or count, count)
+        sweep.set_limits(
+            max_total_trials=trials,
+            max_concurrent_trials=min(trials, AT_A_TIME),
+            timeout=seconds * trials,
+            trial_timeout=seconds,
+        )
+        sweep.name, sweep.experiment_name, sweep.tags = one.name, job.EXPERIMENT, one.tags
+        name = job.submit(workspace, sweep)
+    print(f"{name} is submitted: {trials} trials.", flush=True)
+    return name
+
+
+def finish(workspace: Workspace, name: str, status: str, trials: Trials) -> None:
+    """Fetch what the trials made and make experiments of it; raise DigitsError when none did."""
+    tags = workspace.client.jobs.get(name).tags
+    head = release.git("rev-parse", "HEAD").strip()
+    if tags.get("commit", head) != head:
+        raise DigitsError(f"{name} ran commit {tags['commit'][:10]}; check that out, then --attach")
+    bad = list(trials.failed())
+    print("\n".join(bad) or "All trials ended well.")
+    if not trials.made:
+        raise DigitsError(f"{name} ended as {status}, and no trial ended well; see the logs")
+    results.fetch([lock for lock, _ in trials.made.values()], job.remote(workspace))
+    for trial, (_, account) in trials.made.items():
+        print(experiment(trial, account["set"]), flush=True)
+    print("`dvc exp show` compares them, `dvc exp apply NAME` takes one.")
+
+
+def main(arguments: list[str]) -> None:
+    """Submit a sweep and follow it, or look at one, or cancel it."""
+    parser = argparse.ArgumentParser(prog="digits sweep", description=__doc__)
+    parser.add_argument(
+        "-S", "--set", action="append", default=[], metavar="KEY=VALUE,...", help="values to try"
+    )
+    parser.add_argument("--random", type=int, metavar="N", help="N of the grid, drawn at random")
+    asked = job.read_arguments(parser, arguments)
+    if not (asked.set or asked.attach or asked.cancel):
+        parser.error("name what to try: -S train.batch_size=32,64")
+    if asked.random is not None and asked.random < 1:
+        parser.error("--random takes a number of trials, 1 or more")
+    space(asked.set, params.load())
+    with job.session(asked) as (workspace, settings):
+        if asked.cancel:
+            job.cancel(workspace, asked.cancel)
+            return
+        name = asked.attach or start(workspace, settings, asked)
+        trials = Trials(workspace, name)
+        finish(workspace, name, job.follow(workspace, name, trials.more), trials)
