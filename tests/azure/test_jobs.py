@@ -5,6 +5,7 @@ import csv
 import io
 import re
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Project
 from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
 from light import StandIn, a_standin  # noqa: F401
 from test_standin import unlike
@@ -32,6 +34,19 @@ def restored(project: Trainable, batch_size: int) -> None:
     assert "Stage 'train' is cached" in output
     model = (project.root / "data" / "model" / "model.txt").read_text()
     assert f"'batch_size': {batch_size}," in model
+
+
+def logged(standin: StandIn, job: str) -> dict[str, Any]:
+    """Return some of what MLflow has of a job, from its store."""
+    with contextlib.closing(sqlite3.connect(standin.folder / "mlflow.db")) as store:
+        query = "select run_uuid from runs where name = ?"
+        (run,) = store.execute(query, (job,)).fetchone()
+        found: dict[str, Any] = {}
+        for table in ("latest_metrics", "params", "tags"):
+            query = f"select key, value from {table} where run_uuid = ?"
+            found |= dict(store.execute(query, (run,)).fetchall())
+    wanted = ("mnist.accuracy", "batch_size", "distortion.shear", "commit")
+    return {name: found[name] for name in wanted}
 
 
 @contextlib.contextmanager
@@ -63,20 +78,36 @@ def test_what_a_job_made_is_restored_here(trainable: Trainable, standin: StandIn
     found, compared = unlike(standin.calls())
     assert found == [], "\n".join(found)
     assert compared > 5
+    assert logged(standin, JOB.findall(said)[0]) == {
+        "mnist.accuracy": 0.968,
+        "batch_size": "32",
+        "distortion.shear": "0.2",
+        "commit": trainable.git("rev-parse", "HEAD").strip(),
+    }
     restored(trainable, 32)
 
 
 def test_what_others_could_not_get_is_refused(
-    trainable: Trainable, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(trainable.root)
-    assert job.commit() == trainable.git("rev-parse", "HEAD").strip()
+    project = Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet", "--initial-branch", "main")
+    project.git("commit", "--quiet", "--allow-empty", "--message", "One")
+    monkeypatch.chdir(project.root)
+    not_pushed = pytest.raises(DigitsError, match=r"is not on origin.*`git push origin HEAD` first")
+    with not_pushed:
+        job.commit()
+    project.git("init", "--quiet", "--bare", str(tmp_path / "origin"))
+    project.git("remote", "add", "origin", str(tmp_path / "origin"))
+    project.git("push", "--quiet", "origin", "main")
+    assert job.commit() == project.git("rev-parse", "HEAD").strip()
     Path("notes.txt").write_text("mine")
     with pytest.raises(DigitsError, match=r"the tree is dirty \(\?\? notes.txt\); commit or undo"):
         job.commit()
-    Path("notes.txt").unlink()
-    trainable.commit(48, push=False)
-    with pytest.raises(DigitsError, match=r"is not on origin.*`git push origin HEAD` first"):
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "Two")
+    with not_pushed:
         job.commit()
 
 
@@ -227,3 +258,24 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> 
     assert tried == {("32", "0.01"): "0.968", ("32", "0.02"): "0.968"}
     assert trainable.git("status", "--porcelain") == ""
     assert "no single value" in trainable.digits("sweep", "-S", "train.none=1", code=1)
+
+
+@pytest.mark.prove
+def test_the_real_stages_give_the_same_bytes_in_a_job(
+    project: Project, standin: StandIn, tmp_path: Path
+) -> None:
+    """The small project: the job trains with another value, and this machine then does, too."""
+    trainable = Trainable(project.root, "real")
+    (trainable.root / ".standin").symlink_to(standin.folder)
+    trainable.git("init", "--quiet", "--bare", str(tmp_path / "origin"))
+    trainable.git("remote", "add", "origin", str(tmp_path / "origin"))
+    trainable.edit("params.yaml", "label_smoothing: 0.1", "label_smoothing: 0.05")
+    trainable.commit(32)
+    said = trainable.digits("train")
+    assert "Running stage 'train'" in said
+    assert "New: train, evaluate, package, simulate, monitor; `dvc repro` restores" in said
+    output = trainable.dvc("repro")
+    assert trainable.stages_run(output) == []
+    trainable.git("commit", "--quiet", "--all", "--message", "What the job made")
+    assert trainable.stages_run(trainable.dvc("repro", "--force", "train")) != []
+    assert trainable.git("status", "--porcelain") == ""

@@ -166,6 +166,7 @@ def process(standin: StandIn, key: str, home: Path, keep: Callable[[bytes], obje
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     env |= {"PYTHONUNBUFFERED": "1", "AZUREML_RUN_ID": body["name"]}
     env |= {"AZURE_STORAGE_CONNECTION_STRING": standin.storage["connection_string"]}
+    env |= {"MLFLOW_TRACKING_URI": f"sqlite:///{standin.folder / 'mlflow.db'}"}
     env |= body["properties"].get("environmentVariables") or {}
     with (home / "log.txt").open("wb") as output:
         ran = subprocess.Popen(

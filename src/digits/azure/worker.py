@@ -6,17 +6,28 @@ it, written last. A stage that fails ends the job with code 1.
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
+import logging
 import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from digits import console
+import mlflow
+import pandas as pd
+from filelock import FileLock
+from mlflow.entities import Metric, Param, RunTag
+
+from digits import console, params
 from digits.azure import results
 from digits.errors import DigitsError
 from digits.files import write_text
 from digits.review import reproduce
 
+EXPERIMENT = "digits"  # of MLflow, as stage train names it, too
 METRICS = Path("data/evaluation/metrics.json")
 CONFIG = """[core]
     analytics = false
@@ -27,11 +38,59 @@ CONFIG = """[core]
 """
 
 
+def find_run() -> None:
+    """Let this and the stages write to the job's own run in MLflow.
+
+    On Azure the plain client speaks to the workspace, whose API is MLflow's: Azure's plug-in
+    allows no MLflow that is as new as the locked one. Where no run is given, as by the stand-in,
+    one is made.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri.startswith("azureml://"):
+        os.environ["MLFLOW_TRACKING_URI"] = uri.replace("azureml://", "https://", 1)
+        os.environ.setdefault("MLFLOW_TRACKING_TOKEN", os.environ.get("AZUREML_RUN_TOKEN", ""))
+    elif uri.startswith("sqlite:///") and "MLFLOW_RUN_ID" not in os.environ:
+        with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):  # two would make it twice
+            run = mlflow.set_experiment(EXPERIMENT) and mlflow.start_run(
+                run_name=os.environ["AZUREML_RUN_ID"]
+            )
+            mlflow.end_run()
+        os.environ["MLFLOW_RUN_ID"] = run.info.run_id
+
+
+def log_run(metrics: dict[str, float], lock: str) -> None:
+    """Log what the job measured, with what, and where it comes from."""
+    values = params.load()
+    settings = {"epochs": values["epochs"], "seed": values["seed"]} | values["train"]
+    flat = pd.json_normalize(settings).to_dict("records")[0]
+    client, run = mlflow.MlflowClient(), os.environ["MLFLOW_RUN_ID"]
+    digest = hashlib.sha256(lock.encode()).hexdigest()
+    tags = {"commit": os.environ.get("DIGITS_COMMIT", ""), "dvc_lock_sha256": digest}
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run,
+        [Metric(name, value, now, 0) for name, value in metrics.items()],
+        [Param(name, str(value)) for name, value in flat.items()],
+        [RunTag(name, value) for name, value in tags.items()],
+    )
+
+
+@contextlib.contextmanager
+def forgiving() -> Iterator[None]:
+    """Tell when MLflow does not take the run; that stops no job."""
+    try:
+        yield
+    except Exception as error:  # those of MLflow, SQLAlchemy, requests ...
+        print(f"job: MLflow did not take the run: {error}", file=sys.stderr)
+
+
 def main(arguments: list[str]) -> None:
     """Reproduce the pipeline, push what it made, write down how."""
     parser = argparse.ArgumentParser(prog="worker", description=__doc__)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     asked = parser.parse_args(arguments)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     account = os.environ.get("DIGITS_ACCOUNT", "")
     if "DEFAULT_IDENTITY_CLIENT_ID" in os.environ:  # Azure's name for the compute's identity
         os.environ.setdefault("AZURE_CLIENT_ID", os.environ["DEFAULT_IDENTITY_CLIENT_ID"])
@@ -41,6 +100,9 @@ def main(arguments: list[str]) -> None:
         from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped] # as `dvc exp run -S`
 
         apply_overrides(results.PARAMS, asked.set)
+    if tracked := "MLFLOW_TRACKING_URI" in os.environ:
+        with forgiving():
+            find_run()
     results.take()
     run = reproduce.repro("--pull", "--allow-missing")
     if run.failed:
@@ -53,6 +115,9 @@ def main(arguments: list[str]) -> None:
     metrics = {
         f"{source}.{name}": value for source, row in measured.items() for name, value in row.items()
     }
+    if tracked:
+        with forgiving():
+            log_run(metrics, lock)
     made = {"set": asked.set, "metrics": metrics, "machine": results.machine()}
     for name in (results.LOCK, results.PARAMS):
         write_text(results.OUTPUTS / name, Path(name).read_text("utf-8"))
