@@ -149,13 +149,10 @@ def test_the_split_between_deployments(
     live: Deployable, home: StandIn, open_page: Callable[..., Page]
 ) -> None:
     page = open_page()
-    name = live.serving(home)["name"]
-    path = f"{live.endpoint}/{name}"
+    path = f"{live.endpoint}/{live.serving(home)['name']}"
     names = [one["name"] for one in home.call("GET", f"{path}/deployments")["value"]]
     assert len(names) == 2
-    body = home.call("GET", path)
-    body["properties"]["traffic"] = dict.fromkeys(names, 50)
-    home.call("PUT", path, body)
+    set_traffic(home, live, dict.fromkeys(names, 50))
     table = page.locator("#deployments")
     for one in names:
         expect(table.get_by_role("row", name=one)).to_contain_text("50 % set")
@@ -165,6 +162,35 @@ def test_the_split_between_deployments(
         expect(table.get_by_role("row", name=one)).to_contain_text(re.compile(r"\d+ % \(\d"))
     rates = page.locator("[data-chart=rates]")
     expect(rates.get_by_role("listitem")).to_have_text(sorted(names))
+
+
+def set_traffic(home: StandIn, live: Deployable, traffic: dict[str, int]) -> dict[str, int]:
+    """Set how the endpoint splits its requests; return how it did before."""
+    path = f"{live.endpoint}/{live.serving(home)['name']}"
+    body = home.call("GET", path)
+    before: dict[str, int] = body["properties"]["traffic"]
+    body["properties"]["traffic"] = traffic
+    home.call("PUT", path, body)
+    return before
+
+
+def test_an_endpoint_without_traffic_says_so(
+    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+) -> None:
+    """As one that is paused, or not ready yet."""
+    before = set_traffic(home, live, {})
+    page = open_page()
+    expect(page.locator("#health")).to_have_text("no deployment")
+    expect(page.locator("#notices")).to_contain_text("It is starting, or paused")
+    expect(page.locator("#drift")).to_have_text("unknown")
+    stroke(page, *ROUND)
+    expect(page.locator("#sentence")).to_contain_text("404: No valid deployments to route to")
+    assert faults(page) == []
+    set_traffic(home, live, before)
+    expect(page.locator("#health")).to_have_text(re.compile("live|drift"))
+    safaris = "new TypeError('Load failed')"
+    page.evaluate(f"() => {{ window.fetch = () => Promise.reject({safaris}) }}")
+    expect(page.locator("#health")).to_have_text("digits serve has stopped")
 
 
 def test_a_telephone_in_the_dark(live: Deployable, open_page: Callable[..., Page]) -> None:

@@ -146,6 +146,9 @@ function fill(table, rows, head) {
   );
 }
 
+/** Return whether a deployment is up that gets traffic. */
+const answers = (state) => state.deployments.some(({ up, weight }) => up && weight);
+
 /** Return the names of all deployments that there is something of; the place gives the colour. */
 function deploymentsOf(state) {
   const named = [...state.deployments.map(({ name }) => name), ...Object.keys(state.minute.deployments)];
@@ -312,7 +315,7 @@ function showFigures(state) {
 function showNotices(state) {
   const notices = [];
   if (!state.endpoint) notices.push(["plain", "Nothing is deployed yet.", "In another terminal: digits deploy apply --workspace local"]);
-  else if (!state.deployments.some(({ up, weight }) => up && weight)) notices.push(["plain", "No deployment has traffic yet.", "It is starting, or paused: digits deploy status --workspace local"]);
+  else if (!answers(state)) notices.push(["plain", "No deployment has traffic yet.", "It is starting, or paused: digits deploy status --workspace local"]);
   if (state.drift) notices.push(["alarm", `Drift since ${clock(state.drift_since)}.`, "Production looks unlike what the model was validated on. Look at the latest digits, then: digits monitor --workspace local"]);
   if (state.lost) notices.push(["alarm", `${count(state.lost, "collected request")} lost.`, `Scoring goes on. ${state.lost_reason}`]);
   const key = JSON.stringify(notices);
@@ -340,11 +343,19 @@ function health(kind, text) {
   tell($("health"), text);
 }
 
+function stateOfHealth(state) {
+  if (state.drift) return ["alarm", "drift"];
+  if (!state.endpoint) return ["", "nothing deployed"];
+  return answers(state) ? ["good", "live"] : ["", "no deployment"];
+}
+
 async function poll() {
   if (!document.hidden) {
-    try {
-      const answer = await fetch(`state?${new URLSearchParams({ endpoint: $("endpoint").value })}`);
-      const state = await answer.json();
+    const asked = fetch(`state?${new URLSearchParams({ endpoint: $("endpoint").value })}`);
+    const state = await asked.then((answer) => answer.json()).catch(() => null);
+    if (!state) {
+      health("alarm", "digits serve has stopped");
+    } else {
       showChoices(state);
       showNotices(state);
       showFigures(state);
@@ -353,10 +364,7 @@ async function poll() {
       showDeployments(state);
       showDigits($("recent"), state.recent);
       showDigits($("strangest"), state.strangest);
-      health(state.drift ? "alarm" : state.endpoint ? "good" : "", state.drift ? "drift" : state.endpoint ? "live" : "nothing deployed");
-    } catch (error) {
-      if (error instanceof TypeError && error.message.includes("fetch")) health("alarm", "digits serve has stopped");
-      else throw error;
+      health(...stateOfHealth(state));
     }
   }
 }
