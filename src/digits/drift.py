@@ -23,6 +23,7 @@ shows counts, not a change in the mix of what it does.
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,7 @@ TAIL = 0.05  # of the reference: what looks rarer shows the share of strangers
 FEWEST = 10  # digits of a script that it can be told by
 MIX_STEPS, FASTER = 50, 4  # of expectation and maximisation, each taken to that power
 SMALLEST_P = 1e-300
+AT_ONCE = 200  # windows: 3 MB
 RAREST = 1e-3  # rarities below are not told apart: in the reference they are a handful of digits
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -253,9 +255,29 @@ class Reference:
 
     def judge(self, window: Summary, settings: Settings, before: Verdict | None = None) -> Verdict:
         """Return the verdict on a window, given that on the window before it."""
-        like = self.like(window.counts)
-        found = self.p_values(window.counts, like, settings.tolerated_share)
-        p = {signal: float(value) for signal, value in found.items()}
+        return next(self.verdicts(window.counts[None], settings, before))
+
+    def verdicts(
+        self, windows: np.ndarray, settings: Settings, before: Verdict | None = None
+    ) -> Iterator[Verdict]:
+        """Yield the verdict on each of the counts (n, b) of windows that follow each other."""
+        for start in range(0, len(windows), AT_ONCE):
+            counts = windows[start : start + AT_ONCE]
+            like = np.broadcast_to(self.like(counts), counts.shape)
+            found = self.p_values(counts, like, settings.tolerated_share)
+            for number, count in enumerate(counts):
+                p = {signal: float(values[number]) for signal, values in found.items()}
+                before = self._verdict(Summary(count), like[number], p, settings, before)
+                yield before
+
+    def _verdict(
+        self,
+        window: Summary,
+        like: np.ndarray,
+        p: dict[str, float],
+        settings: Settings,
+        before: Verdict | None,
+    ) -> Verdict:
         used = {name: share for name, share in settings.shares.items() if share > 0}
         p_value = min(1.0, min(p[name] / share for name, share in used.items()))
         log_e = [math.log(share) + log_e_value(p[name]) for name, share in used.items()]

@@ -169,17 +169,15 @@ def analyse(
     counts, candidates = summarise(stream(), rows, window_of, reference, image_size)
 
     windows: list[Window] = []
-    for number, count in enumerate(counts):
+    for number, verdict in enumerate(reference.verdicts(counts, own.alarm)):
         inside = ordered[number * own.window : (number + 1) * own.window]
         known = inside[truth[inside] >= 0]
-        summary = Summary(count)
-        before = windows[-1].verdict if windows else None
         windows.append(
             Window(
                 first_ms=int(rows.time[inside[0]]),
                 last_ms=int(rows.time[inside[-1]]),
-                summary=summary,
-                verdict=reference.judge(summary, own.alarm, before),
+                summary=Summary(counts[number]),
+                verdict=verdict,
                 labelled=len(known),
                 right=int((truth[known] == rows.label[known]).sum()),
             )
