@@ -141,6 +141,8 @@ def test_a_line_of_the_collector_becomes_rows() -> None:
                 {"time": "2026-01-05T10:00:00"},
                 {"time": 5},
                 {"data": 3},
+                {"data": [line()["data"][0] | {"image": ""}] * 65_537},
+                {"xrequestid": "\ud800"},
                 {"data": [{"image": "AA=="}]},
                 {"data": [{"image": "%%", "model_version": "", "digit": "1"}]},
             )
@@ -153,7 +155,16 @@ def test_a_damaged_line_raises_value_error_alone(damaged: bytes) -> None:
         production.collected(damaged)
 
 
-@pytest.mark.parametrize("change", [{"position": -1}, {"position": "0"}, {"time": ""}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": -1},
+        {"position": "0"},
+        {"position": True},
+        {"label": "\udc00"},
+        {"time": ""},
+    ],
+)
 def test_a_damaged_label_raises_value_error_alone(change: dict[str, Any]) -> None:
     whole = {"time": "2026-01-05T10:00:00.500Z", "request_id": "abc", "position": 1}
     whole |= {"label": "7", "script": "mnist"}

@@ -48,6 +48,7 @@ LABELS = pa.schema(
 ROWS_A_BATCH = 8192  # 6 MB of images of 28 x 28
 FAULTS = ("damaged", "doubled", "future", "other_version", "late", "out_of_order")
 LATE_MS = 3_600_000  # behind a row that came before it: later than a request can take
+POSITIONS = 2**16  # what a uint16 can tell apart
 POSITION_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplier
 
 
@@ -92,6 +93,8 @@ def collected(line: bytes) -> list[dict[str, Any]]:
             "request_id": _text(event.get("xrequestid") or event["correlationid"]),
             "deployment": _text(event["source"]).rsplit("/", 1)[-1],
         }
+        if len(event["data"]) > POSITIONS:
+            raise ValueError(f"{len(event['data']):,} images in one request")
         return [
             common
             | {
@@ -114,7 +117,7 @@ def labelled(line: bytes) -> dict[str, Any]:
         row = json.loads(line)
         found: dict[str, Any] = {name: _text(row[name]) for name in LABELS.names if name in row}
         position = row["position"]
-        if not isinstance(position, int) or not 0 <= position < 2**16:
+        if type(position) is not int or not 0 <= position < POSITIONS:  # true is no number
             raise ValueError(f"position {position!r}")
         return found | {"position": position, "time": _time(row["time"])}
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -122,7 +125,9 @@ def labelled(line: bytes) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
+    text = value if isinstance(value, str) else str(value)
+    text.encode()  # half a character, which JSON can name, is a ValueError
+    return text
 
 
 def _time(value: Any) -> datetime.datetime:
