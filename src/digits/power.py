@@ -29,7 +29,7 @@ TEST, VALIDATION = Path("data/prepared/test.npz"), Path("data/prepared/validatio
 SHARES = (0.02, 0.05, 0.1)
 WINDOWS, REDRAWS, WINDOWS_A_REDRAW = 5000, 100, 500
 AT_ONCE = 1000  # windows
-SIDE_BY_SIDE, HALF = 100, 0.5  # windows that Evidently judges, too; its share of columns
+SIDE_BY_SIDE, HALF = 20, 0.5  # windows that Evidently judges, a second each; its share of columns
 
 
 def scored(network: Any, digits: Digits) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +124,7 @@ def evidently(
 
 def main(arguments: list[str]) -> None:
     """Score the pools, judge many windows, print a table."""
-    parser = argparse.ArgumentParser(prog="power", description=__doc__)
+    parser = argparse.ArgumentParser(prog="digits power", description=__doc__)
     parser.add_argument("handwriting", type=Path, nargs="*", help=".npz files of real digits")
     paths = parser.parse_args(arguments).handwriting
     values = params.load()
