@@ -45,7 +45,7 @@ class Cloud:
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
         self.change(
-            calls=[], fail={}, groups={}, stack=None, purged=[], endpoints=[], extra={}, apps={},
+            calls=[], fail={}, groups={}, stack=None, purged=[], deleted=[], endpoints=[], apps={},
             roles=None, credentials=None, login=True, gh=True, variables={}, environments={},
         )  # fmt: skip
 
@@ -192,9 +192,12 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
         return None
     if words == "rest":
         url = one("--url")
+        if url.partition("/onlineEndpoints")[0] in state["deleted"]:
+            raise LookupError("Not Found(ResourceNotFound)")
         if one("--method") == "get":
             return {"value": [{"name": name} for name in state["endpoints"]]}
         assert url.endswith("&forceToPurge=true")
+        state["deleted"].append(url.partition("?")[0])
         return None
     if words == "resource wait":
         return None
@@ -214,6 +217,10 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
         place = made.f_resourceId("Microsoft.Storage/storageAccounts", one("--name"))
         return made.resources[place] and place
     if words == "resource show":
+        if one("--ids") in state["deleted"]:
+            raise LookupError("(ResourceNotFound) The Resource was not found.")
+        if "--query" not in given:
+            return {"id": made.resources[one("--ids")] and one("--ids")}
         of = made.resources[one("--ids")]["properties"]
         assert one("--query") == "properties.{storage: storageAccount, registry: containerRegistry}"
         return {"storage": of["storageAccount"], "registry": of["containerRegistry"]}
@@ -237,7 +244,7 @@ def _stack(state: dict[str, Any]) -> dict[str, Any]:
     made, outputs = deployed(state)
     # Azure changes the case of the first letters, as if the names were in camel case.
     cased = {f"azurE{name[5:]}": {"type": "String", "value": v} for name, v in outputs.items()}
-    resources = [{"id": place, "status": "managed"} for place in made.resources]
+    resources = [{"id": place, "status": "managed"} for place in reversed(made.resources)]
     return {"name": "digits", "provisioningState": "succeeded"} | {
         "properties": {"outputs": cased, "resources": resources}
     }

@@ -76,7 +76,11 @@ def test_from_nothing_to_ready_and_back(
     with pytest.raises(DigitsError, match="digits deploy destroy"):
         disconnect.main([*GROUP, "--yes"])
     assert cloud.state["stack"]
-    cloud.change(endpoints=[])
+    cloud.change(endpoints=[], fail={"stack group delete": "(Conflict) something else goes on"})
+    with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
+        disconnect.main([*GROUP, "--yes"])
+    assert cloud.state["deleted"] and kept() == written
+    cloud.change(fail={})
     capsys.readouterr()
     disconnect.main([*GROUP, "--yes", "--github"])
     out = capsys.readouterr().out

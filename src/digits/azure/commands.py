@@ -11,44 +11,23 @@ from digits.errors import DigitsError
 
 SECONDS = 60  # for a question; what makes or deletes something takes its time
 LOGIN = {"az": "az login", "gh": "gh auth login"}
-CAUSES = [  # what an error's text holds, the cause, the mend
+CAUSES = (  # what an error's text holds, the cause, the mend
     ("az login", "nobody is logged in, or no longer", "az login"),
     ("AADSTS", "nobody is logged in, or no longer", "az login"),
     ("gh auth login", "nobody is logged in", "gh auth login"),
-    ("HTTP 40", "GitHub refuses it", "you must be an administrator of the repository"),
-    ("misspelled or not recognized", "this `az` is too old", "az upgrade (2.61 or newer)"),
-    (
-        "MissingSubscriptionRegistration",
-        "the subscription has never used such a service",
-        "az provider register --wait --namespace, with the name below",
-    ),
-    (
-        "AuthorizationFailed",
-        "you may not do that",
-        "be Owner of the group, or Contributor and Role Based Access Control Administrator",
-    ),
-    (
-        "RoleAssignmentExists",
-        "somebody gave one of these roles by hand",
-        "az role assignment delete --ids, with the id below",
-    ),
+    ("HTTP 40", "GitHub refuses it", "be an administrator of the repository"),
+    ("misspelled or not recognized", "this `az` is too old", "az upgrade, to 2.61 or newer"),
+    ("MissingSubscriptionRegistration", "never used here", "az provider register --namespace"),
+    ("AuthorizationFailed", "you may not do that", "be Owner of the group, to give roles in it"),
+    ("RoleAssignmentExists", "given by hand before", "az role assignment delete --ids"),
     ("ResourceGroupNotFound", "there is no such group", "give --location, to make it"),
-    ("InvalidResourceGroupLocation", "the group is somewhere else", "leave --location out"),
+    ("InvalidResourceGroupLocation", "the group is elsewhere", "leave --location out"),
     ("LocationNotAvailable", "that is not offered there", "another --location"),
-    (
-        "ConflictError",
-        "a deleted key vault keeps its name for a week",
-        "az keyvault purge --name, with the name below",
-    ),
-    (
-        "Soft-deleted workspace",
-        "a deleted workspace keeps its name for two weeks",
-        "recover or purge it in the portal (Azure Machine Learning, Recently deleted)",
-    ),
-    ("RequestDisallowedByPolicy", "a policy of your organisation forbids it", "ask who made it"),
+    ("ConflictError", "a deleted key vault keeps its name", "az keyvault purge --name"),
+    ("RequestDisallowedByPolicy", "your organisation forbids it", "ask who made that policy"),
     ("QuotaExceeded", "a quota is used up", "ask for more, or another --location"),
     ("Max retries exceeded", "no answer came", "is the network there?"),
-]
+)
 
 
 def _run(command: tuple[str, ...], seconds: int | None) -> subprocess.CompletedProcess[str] | None:
@@ -94,7 +73,7 @@ def must(*command: str) -> Any:
             if mark in text:
                 cause, mend = known
                 break
-        raise DigitsError(f"`{shlex.join(command[:4])} ...`: {cause}: {mend} ({text[:600]})")
+        raise DigitsError(f"`{shlex.join(command[:4])} ...`: {cause}; {mend} ({text[:600]})")
     return _read(done.stdout)
 
 

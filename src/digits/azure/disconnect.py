@@ -1,6 +1,7 @@
 """`digits disconnect`: list what `digits connect` made, in Azure and elsewhere, and remove it."""
 
 import argparse
+import re
 import shlex
 
 from digits.azure import commands, connection
@@ -64,8 +65,10 @@ def main(arguments: list[str]) -> None:
     group, repository = given.resource_group, given.repository or commands.origin()
     ids = listed(group)
     print("\n".join(["Made by `digits connect`:", *(f"  {one}" for one in ids or ["nothing"])]))
-    kind = "/Microsoft.MachineLearningServices/workspaces/"
-    workspace = next((one for one in ids if kind in one), None)
+    kind = re.compile(r"/Microsoft\.MachineLearningServices/workspaces/[^/]+$")
+    workspace = next((one for one in ids if kind.search(one)), None)
+    if workspace and commands.asked("az", "resource", "show", "--ids", workspace) is None:
+        workspace = None  # an earlier run came so far
     if workspace:
         refuse_endpoints(workspace)
     if not given.yes:
