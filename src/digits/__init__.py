@@ -36,6 +36,8 @@ pipeline.monitor    what monitoring makes of it          -> data/monitoring
 serving.digit_model the loader that travels in that folder
 serving.request     what a client sends, decoded
 serving.score       the endpoint: a request in, an answer out
+serving.batch       the batch endpoint: files in, files of answers out
+batch_scoring       the same on all cores of this machine
 inference           Azure's inference server on this machine
 azure.release       what of this commit is to be deployed, or why not
 azure.connection    who may do what, and what the repository keeps of Azure
@@ -55,6 +57,7 @@ azure.worker        the pipeline inside a job
 azure.job           a job: what it is made of, its log, what it left
 azure.train         `digits train`: the pipeline as a job
 azure.sweep         `digits sweep`: many values of params.yaml, as DVC experiments
+azure.score         `digits score`: files of digits, here or by a batch endpoint
 azure.doctor        `digits doctor`: what stands in the way, each with its mend
 azure.standin       the stand-in's resources and operations
 azure.jobs          its jobs and computes

@@ -15,6 +15,7 @@ COMMANDS = {
     "realism": "digits.realism",
     "power": "digits.power",
     "monitor": "digits.azure.monitor",
+    "score": "digits.azure.score",  # files of digits, here or by a batch endpoint
     "serve": "digits.azure.serve",  # production on this machine
     "deploy": "digits.azure.deploy",
     "simulate": "digits.azure.simulate",  # traffic for what is deployed

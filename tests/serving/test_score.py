@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from conftest import Endpoint, Project, environment, free_port, mnist_part
+from conftest import ROOT, Endpoint, Project, environment, free_port, mnist_part, python
 from PIL import Image
+from pyarrow import parquet
 
 from digits import inference, model
 from digits.errors import DigitsError
@@ -24,6 +27,20 @@ Serve = Callable[..., Endpoint]
 DIGITS = mnist_part("t10k", 20).images
 BODY = json.dumps({"data": DIGITS.tolist()}).encode()
 DEADLINE_SECONDS = 20.0
+SCORING = """
+import os
+import sys
+from digits import exact
+
+exact.settle()
+from digits.serving import batch
+
+batch.init()
+for script in ("", "mnist"):
+    out = f"{sys.argv[2]}/told {script}"
+    os.environ |= {"AZUREML_BI_OUTPUT_PATH": out, "DIGITS_SCRIPT": script}
+    print(batch.run(sys.argv[1:2]))
+"""
 
 
 class Sink:
@@ -111,6 +128,36 @@ def test_an_image_is_answered_as_its_numbers_are(endpoint: Endpoint) -> None:
 def test_a_script_that_the_model_does_not_know_changes_nothing(endpoint: Endpoint) -> None:
     told = json.dumps({"data": DIGITS.tolist(), "script": "klingon"}).encode()
     assert endpoint.post(told)[:2] == endpoint.post(BODY)[:2]
+
+
+def test_files_are_answered_as_requests_with_the_same_images_are(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    images = mnist_part("t10k", 1037).images  # a request of the most images, and the rest
+    rows = pa.array([image.tobytes() for image in images], pa.binary(784))
+    parquet.write_table(pa.table({"image": rows}), tmp_path / "digits.parquet")
+    both = python(SCORING, str(tmp_path / "digits.parquet"), str(tmp_path))
+    env = environment() | {"AZUREML_MODEL_DIR": str(endpoint.model)}
+    subprocess.run(both, cwd=ROOT / "src/digits/serving", env=env, check=True, capture_output=True)
+    for script in ("", "mnist"):
+        found = parquet.read_table(tmp_path / f"told {script}" / "digits.parquet").to_pylist()
+        assert [row.pop("row") for row in found] == list(range(1037))
+        for part in (slice(0, 1000), slice(1000, None)):
+            told = {"script": script} if script else {}
+            body = json.dumps({"data": images[part].tolist(), **told}).encode()
+            status, answer, _ = endpoint.post(body)
+            assert status == 200
+            expected = [
+                {**e, "model_version": answer["model_version"]} for e in answer["predictions"]
+            ]
+            assert found[part] == expected
+    # Asked for alone, an image may be answered otherwise in the last decimal, and no more.
+    for image, row in zip(images[:20], found, strict=False):
+        body = json.dumps({"data": [image.tolist()], "script": "mnist"}).encode()
+        (alone,) = endpoint.post(body)[1]["predictions"]
+        assert alone["digit"] == row["digit"]
+        assert abs(alone["confidence"] - row["confidence"]) < 2.1e-6
+        assert abs(alone["foreign"] - row["foreign"]) < 2.1e-6
 
 
 def test_requests_and_answers_are_collected_together(endpoint: Endpoint, sinks: list[Sink]) -> None:

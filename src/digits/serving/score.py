@@ -39,7 +39,9 @@ service: "Service"  # made by `init`
 
 
 class Service:
-    """A model, and where its requests are collected."""
+    """A model, and where its requests are collected: set by `init`."""
+
+    collection: "Collection"
 
     def __init__(self, folder: Path) -> None:
         """Load the model from its folder and answer once, so that no client waits for that."""
@@ -54,28 +56,32 @@ class Service:
         self.version = self.model.manifest["model_sha256"][:VERSION_LENGTH]
         self.classes, self.scripts = (self.model.manifest[key] for key in ("classes", "scripts"))
         self.size = self.model.image_size
-        self.collection = Collection()
         self.predict(np.zeros((1, self.size, self.size), np.uint8), None)
 
-    def predict(self, images: np.ndarray, script: str | None) -> dict[str, Any]:
-        """Return the answer to n images uint8 (n, size, size), ready for JSON.
+    def scores(self, images: np.ndarray, script: str | None) -> tuple[np.ndarray, ...]:
+        """Return the numbers of the answer to n images uint8 (n, size, size), as they are sent.
 
-        With a script that the model knows, its digits weigh more (hint.py).
+        The digit int64 (n,), its index in `classes`; float64, rounded: confidence (n,), foreign
+        (n,), probabilities (n, classes). With a script that the model knows, its digits weigh
+        more (hint.py).
         """
         scores = self.model.predict(images)
-        known = script in self.scripts
-        if known:
+        if script in self.scripts:
             probabilities = self.told(scores["scripts"], self.scripts.index(script))
         else:
             probabilities = scores["digits"]
         probabilities = probabilities.astype(np.float64).round(DECIMALS)
         foreign = scores["foreign"].astype(np.float64).round(DECIMALS)
-        columns = (probabilities.argmax(axis=1), probabilities.max(axis=1), foreign, probabilities)
+        return probabilities.argmax(axis=1), probabilities.max(axis=1), foreign, probabilities
+
+    def predict(self, images: np.ndarray, script: str | None) -> dict[str, Any]:
+        """Return the answer to n images uint8 (n, size, size), ready for JSON."""
+        columns = self.scores(images, script)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return {
             "model_version": self.version,
             "classes": self.classes,
-            "script": script if known else None,
+            "script": script if script in self.scripts else None,
             "predictions": [
                 {
                     "digit": self.classes[digit],
@@ -152,14 +158,20 @@ def read(request: AMLRequest) -> bytes:
     return body
 
 
-def init() -> None:
-    """Load the only model below AZUREML_MODEL_DIR: the folder that holds MLmodel."""
-    global service
+def load() -> Service:
+    """Return the service of the only model below AZUREML_MODEL_DIR: the folder with MLmodel."""
     root = Path(os.environ["AZUREML_MODEL_DIR"])
     found = sorted(root.rglob("MLmodel"))
     if len(found) != 1:
         raise RuntimeError(f"{root}: holds {len(found)} files named MLmodel; deploy one model")
-    service = Service(found[0].parent)
+    return Service(found[0].parent)
+
+
+def init() -> None:
+    """Load the model, and connect to the collector."""
+    global service
+    service = load()
+    service.collection = Collection()
 
 
 @rawhttp

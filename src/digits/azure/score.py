@@ -1,0 +1,48 @@
+"""`digits score FILES --out FOLDER`: files of digits answered as the endpoint would, on all cores.
+
+FILES are Parquet with a column `image`, or CSV; FOLDER gets a folder of Parquet for each. Run the
+same command again after Ctrl-C: it goes on.
+"""
+
+import argparse
+import signal
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from digits import batch_scoring
+
+
+def main(arguments: list[str]) -> None:
+    """Score files, here or in a workspace."""
+    parser = argparse.ArgumentParser(prog="digits score", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the answers")
+    parser.add_argument("--script", help="what the digits are written in, if it is known")
+    parser.add_argument("--package", type=Path, default=batch_scoring.PACKAGE, help="the model")
+    asked = parser.parse_args(arguments)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    print(local(asked.files, asked.out, asked.package, asked.script))
+
+
+def local(files: list[Path], out: Path, package: Path, script: str | None) -> str:
+    """Score with a progress bar; return what it came to."""
+    total = batch_scoring.check(files, batch_scoring.manifest(package, script)[1])
+    began, loaded, first, scored = time.monotonic(), None, 0, 0
+    with tqdm(total=total, unit="image", unit_scale=True, mininterval=1, disable=None) as progress:
+        for count, fresh in batch_scoring.score(files, out, package, script):
+            progress.update(count)
+            scored += count if fresh else 0
+            if fresh and loaded is None:
+                loaded, first = time.monotonic(), count
+    seconds, now = time.monotonic() - began, time.monotonic()
+    told = f"{scored:,} images in {seconds:.1f} s ({progress.n - scored:,} were done before)"
+    if loaded and scored > first:
+        rate = (scored - first) / (now - loaded)
+        told += f", {scored / seconds:,.0f} a second, {rate:,.0f} once the model was loaded"
+    return told

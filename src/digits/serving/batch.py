@@ -1,0 +1,203 @@
+"""Files of digits, scored by the endpoint's own code: as Azure ML calls a batch deployment.
+
+Enters: Parquet files with a column `image` (binary, size x size bytes, white on black) or CSVs with
+the header `[label,]pixel0,...`. Leaves, for each file, a folder of its name below
+AZUREML_BI_OUTPUT_PATH: parts of ROWS rows in Parquet, and _SUCCESS once all are there. A part is
+whole or absent, and says which model and which bytes it comes from: what was stopped goes on.
+
+Each 1,000 images in the order of a file are answered as one request to the endpoint with them: the
+same bytes. In a request of another number the last of the six decimals may differ.
+`digits score` runs the same functions on all cores of this machine.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+from pyarrow import parquet as pq
+
+ROWS = 5000  # of a part: half a second's work of a core
+BLOCK = 1000  # images scored at once
+BUFFER_BYTES = 1 << 22  # of a file, read at a time
+IDENTITIES = ("request_id", "position", "id")  # columns that the answers keep
+SUCCESS = "_SUCCESS"  # the mark of a finished folder, by the convention of Hadoop and Spark
+service: Any  # score.py's, made by `init`
+
+
+def schema(path: Path, size: int) -> pa.Schema:
+    """Return the columns that matter: `image` as fixed-size binary, and identities.
+
+    Raises ValueError when the file is damaged or has no images of that size.
+    """
+    pixels = [f"pixel{number}" for number in range(size * size)]
+    if path.suffix == ".csv":
+        with path.open("rb") as file:
+            header = file.readline(1 << 20).decode("utf-8", "replace").rstrip("\r\n").split(",")
+            if header not in (pixels, ["label", *pixels]):
+                raise ValueError(f"its header is not [label,]pixel0,...,{pixels[-1]}")
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                raise ValueError("the last row has no line end, so it may be cut short")
+        return pa.schema([("image", pa.binary(size * size))])
+    known = pq.read_schema(path)
+    if "image" not in known.names:
+        raise ValueError(f"it has no column image, but {', '.join(known.names)[:200]}")
+    kept = [known.field(name) for name in IDENTITIES if name in known.names]
+    return pa.schema([("image", pa.binary(size * size)), *kept])
+
+
+def parts(path: Path, size: int, first: int = 0) -> Iterator[pa.RecordBatch]:
+    """Yield a file's rows of `schema`, ROWS at a time, from part number `first` on."""
+    wanted = schema(path, size)
+    skipped = first * ROWS
+    source = _of_csv(path, wanted)
+    if path.suffix != ".csv":
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
+            groups = list(range(file.num_row_groups))
+            sizes = [file.metadata.row_group(group).num_rows for group in groups]
+            while groups and sizes[groups[0]] <= skipped:
+                skipped -= sizes[groups.pop(0)]
+        source = _of_parquet(path, wanted, groups)
+    waiting: list[pa.RecordBatch] = []
+    for batch in source:
+        batch, skipped = batch.slice(skipped), max(0, skipped - batch.num_rows)
+        while batch.num_rows:
+            waiting.append(batch.slice(0, ROWS - sum(map(len, waiting))))
+            batch = batch.slice(len(waiting[-1]))
+            if sum(map(len, waiting)) == ROWS:
+                yield _joined(waiting)
+                waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+
+
+def _of_parquet(path: Path, wanted: pa.Schema, groups: list[int]) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
+        for batch in file.iter_batches(ROWS, groups, wanted.names, use_threads=False):
+            image = batch["image"].cast(wanted.field("image").type)
+            if image.null_count:
+                raise ValueError("an image is missing")
+            rest = [batch[name] for name in wanted.names[1:]]
+            yield pa.record_batch([image, *rest], schema=wanted)
+
+
+def _of_csv(path: Path, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
+    kind = wanted.field("image").type
+    names = [f"pixel{number}" for number in range(kind.byte_width)]
+    with csv.open_csv(
+        path,
+        read_options=csv.ReadOptions(block_size=BUFFER_BYTES, use_threads=False),
+        convert_options=csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.uint8()), include_columns=names
+        ),
+    ) as reader:
+        for batch in reader:
+            pixels = pa.py_buffer(np.ascontiguousarray(batch.to_tensor()))  # raises on a gap
+            image = pa.Array.from_buffers(kind, len(batch), [None, pixels])
+            yield pa.record_batch([image], schema=wanted)
+
+
+def origin(path: Path, model: str, script: str | None) -> dict[str, str]:
+    """Return what a part must come from to be taken for done, as it stands in its metadata."""
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"input_sha256": content, "model_sha256": model, "script": script or ""}
+
+
+def place(folder: Path, number: int) -> Path:
+    """Return the path of a part."""
+    return folder / f"part-{number:06}.parquet"
+
+
+def done(folder: Path, wanted: dict[str, str]) -> set[int]:
+    """Return the numbers of the parts that are done; raise ValueError when one is of another run.
+
+    A part that cannot be read is done again.
+    """
+    found = set()
+    for path in sorted(folder.glob("part-*.parquet")):
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+        except (OSError, pa.ArrowException):
+            continue
+        for name, value in wanted.items():
+            if (known := metadata.get(name.encode(), b"").decode()) != value:
+                raise ValueError(f"holds answers of another {name} ({known[:12] or 'none'})")
+        found.add(int(path.stem.split("-")[1]))
+    return found
+
+
+def todo(
+    path: Path, folder: Path, wanted: dict[str, str], size: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield (number, rows) of each part of a file that is not done; raise as `done` and `parts`."""
+    have = done(folder, wanted)
+    if (folder / SUCCESS).exists():
+        return
+    first = next(number for number in range(len(have) + 1) if number not in have)
+    for number, batch in enumerate(parts(path, size, first), start=first):
+        if number not in have:
+            yield number, batch
+
+
+def answer(batch: pa.RecordBatch, number: int, folder: Path, wanted: dict[str, str]) -> int:
+    """Score one part and write its answers; return how many."""
+    size, image = service.size, batch["image"]
+    pixels = np.frombuffer(image.buffers()[1], np.uint8)[image.offset * size * size :]
+    images = pixels[: len(batch) * size * size].reshape(-1, size, size)
+    starts = range(0, len(images), BLOCK)
+    script = wanted["script"] or None
+    blocks = [service.scores(images[start : start + BLOCK], script) for start in starts]
+    digits, confidence, foreign, probabilities = map(np.concatenate, zip(*blocks, strict=True))
+    columns = {"row": pa.array(number * ROWS + np.arange(len(images)))}
+    columns |= {name: batch[name] for name in batch.schema.names[1:]}
+    columns |= {
+        "digit": pa.array(service.classes).take(pa.array(digits)),
+        "confidence": pa.array(confidence),
+        "foreign": pa.array(foreign),
+        "probabilities": pa.FixedSizeListArray.from_arrays(
+            probabilities.ravel(), probabilities.shape[1]
+        ),
+        "model_version": pa.repeat(service.version, len(images)),
+    }
+    table = pa.table(columns).replace_schema_metadata(wanted)
+    partial = place(folder, number).with_suffix(".partial")
+    pq.write_table(table, partial, compression="zstd", use_dictionary=["digit", "model_version"])
+    partial.replace(place(folder, number))
+    return len(images)
+
+
+def init() -> None:
+    """Load the model as the endpoint does."""
+    global service
+    sys.path.insert(0, str(Path(__file__).parent))
+    import score
+
+    service = score.load()
+
+
+def run(mini_batch: Iterable[str]) -> list[str]:
+    """Score some files; return a line for each."""
+    said = []
+    for path in map(Path, mini_batch):
+        folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"]) / path.name
+        folder.mkdir(parents=True, exist_ok=True)
+        model = service.model.manifest["model_sha256"]
+        wanted = origin(path, model, os.environ.get("DIGITS_SCRIPT"))
+        counts = [
+            answer(batch, number, folder, wanted)
+            for number, batch in todo(path, folder, wanted, service.size)
+        ]
+        (folder / SUCCESS).touch()
+        said.append(f"{path.name}: {sum(counts)} images")
+    return said
