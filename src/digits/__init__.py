@@ -57,10 +57,13 @@ azure.worker        the pipeline inside a job
 azure.job           a job: what it is made of, its log, what it left
 azure.train         `digits train`: the pipeline as a job
 azure.sweep         `digits sweep`: many values of params.yaml, as DVC experiments
+azure.batch_endpoint files scored by a batch endpoint of the workspace
 azure.score         `digits score`: files of digits, here or by a batch endpoint
 azure.doctor        `digits doctor`: what stands in the way, each with its mend
+azure.manager       Azure's resource manager, where the SDK has no call
 azure.standin       the stand-in's resources and operations
 azure.jobs          its jobs and computes
+azure.batches       its batch endpoints and their jobs
 azure.management    Azure's API before them
 azure.router        the endpoint: keys, weights, one server a deployment
 azure.detector      the reference and the settings by which windows are judged live

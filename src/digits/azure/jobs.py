@@ -74,7 +74,8 @@ def restore(standin: StandIn) -> None:
     """Begin anew the jobs that had not ended when the stand-in did."""
     for key, body in list(standin.resources.items()):
         properties = body["properties"]
-        if "/jobs/" in key and properties["status"] not in ENDED and not properties.get("sweep"):
+        ours = "/jobs/" in key and properties["jobType"] in ("Command", "Sweep")
+        if ours and properties["status"] not in ENDED and not properties.get("sweep"):
             begin(standin, key)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
-from digits.azure import jobs
+from digits.azure import batches, jobs
 from digits.azure.router import Handler
 from digits.azure.standin import (
     FAILURES,
@@ -201,6 +201,7 @@ ROUTES: list[tuple[str, Methods]] = [
     (rf"{P}/operations/[^/]+", {"GET": operation}),
     (rf"{P}/usages", {"GET": usages}),
     (rf"{P}/vmsizes", {"GET": sizes}),
+    *batches.routes(W),
 ]
 
 

@@ -68,6 +68,19 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Where a batch endpoint scores files."""
+
+    __pydantic_config__ = params.STRICT
+
+    compute: Annotated[str, Field(min_length=1)]
+    instances: Annotated[int, Field(ge=1, le=100)]
+    processes: Annotated[int, Field(ge=1, le=100)]  # of each
+    retries: Annotated[int, Field(ge=0, le=10)]  # of a file
+    timeout_seconds: Annotated[int, Field(ge=1, le=86_400)]  # of a file
+
+
+@dataclass(frozen=True)
 class Params:
     """params.yaml's section `azure`."""
 
@@ -93,6 +106,7 @@ class Params:
     collection_days: Annotated[int, Field(ge=1, le=3650)] | None
     lease_seconds: Annotated[int, Field(ge=15, le=60)]  # what a blob's lease may last
     job: Job
+    batch: Batch
 
     def __post_init__(self) -> None:
         """Traffic must grow, and end with all of it; the image must stay what it is."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from digits import batch_scoring
+from digits.errors import DigitsError
 
 
 def main(arguments: list[str]) -> None:
@@ -21,27 +22,50 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the answers")
     parser.add_argument("--script", help="what the digits are written in, if it is known")
     parser.add_argument("--package", type=Path, default=batch_scoring.PACKAGE, help="the model")
+    parser.add_argument("--workspace", choices=("azure", "local"), help="score there instead")
     asked = parser.parse_args(arguments)
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    print(local(asked.files, asked.out, asked.package, asked.script))
+    if asked.workspace:
+        remote(asked.files, asked.out, asked.workspace, asked.script)
+    else:
+        print(local(asked.files, asked.out, asked.package, asked.script))
+
+
+def remote(files: list[Path], out: Path, kind: str, script: str | None) -> None:
+    """Score with the model of this commit in a workspace."""
+    from azure.core.exceptions import AzureError  # here, since the SDK takes seconds to load
+
+    from digits.azure import batch_endpoint, release
+    from digits.azure.deploy import explained
+    from digits.azure.endpoint import Target
+    from digits.azure.workspace import connect
+
+    batch_scoring.check(files, batch_scoring.manifest(release.PACKAGE, script)[1])
+    settings, task = release.load()
+    new = release.read(settings)
+    try:
+        target = Target(connect(kind), settings, task)
+        batch_endpoint.Batch(target, new, script).score(files, out)
+    except AzureError as error:
+        raise DigitsError(explained(error)) from error
 
 
 def local(files: list[Path], out: Path, package: Path, script: str | None) -> str:
     """Score with a progress bar; return what it came to."""
     total = batch_scoring.check(files, batch_scoring.manifest(package, script)[1])
-    began, loaded, first, scored = time.monotonic(), None, 0, 0
+    began, loaded, first, scored, before = time.monotonic(), None, 0, 0, 0
     with tqdm(total=total, unit="image", unit_scale=True, mininterval=1, disable=None) as progress:
         for count, fresh in batch_scoring.score(files, out, package, script):
             progress.update(count)
-            scored += count if fresh else 0
+            scored, before = scored + count * fresh, before + count * (not fresh)
             if fresh and loaded is None:
                 loaded, first = time.monotonic(), count
     seconds, now = time.monotonic() - began, time.monotonic()
-    told = f"{scored:,} images in {seconds:.1f} s ({progress.n - scored:,} were done before)"
+    told = f"{scored:,} images in {seconds:.1f} s ({before:,} were done before)"
     if loaded and scored > first:
         rate = (scored - first) / (now - loaded)
         told += f", {scored / seconds:,.0f} a second, {rate:,.0f} once the model was loaded"

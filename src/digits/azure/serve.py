@@ -32,7 +32,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from digits.azure import jobs, page
+from digits.azure import batches, jobs, page
 from digits.azure.detector import Detector
 from digits.azure.management import handler
 from digits.azure.router import LOOPBACK, Router, Server
@@ -310,6 +310,7 @@ def main(arguments: list[str]) -> None:
             page_server.start()
             standin.restore()
             jobs.restore(standin)
+            batches.restore(standin)
             print(
                 f"Serving at {router.url}, to be watched at {address['page']}; deploy with "
                 "`digits deploy apply --workspace local`. Ctrl-C stops it.",

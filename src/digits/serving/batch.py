@@ -26,6 +26,8 @@ ROWS = 5000  # of a part: half a second's work of a core
 BLOCK = 1000  # images scored at once
 BUFFER_BYTES = 1 << 22  # of a file, read at a time
 IDENTITIES = ("request_id", "position", "id")  # columns that the answers keep
+ERROR = "_ERROR"  # a file that says why the file of that folder could not be scored
+SCRIPT = "DIGITS_SCRIPT"  # of the environment: what the digits are written in, or nothing
 SUCCESS = "_SUCCESS"  # the mark of a finished folder, by the convention of Hadoop and Spark
 service: Any  # score.py's, made by `init`
 
@@ -193,11 +195,16 @@ def run(mini_batch: Iterable[str]) -> list[str]:
         folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"]) / path.name
         folder.mkdir(parents=True, exist_ok=True)
         model = service.model.manifest["model_sha256"]
-        wanted = origin(path, model, os.environ.get("DIGITS_SCRIPT"))
-        counts = [
-            answer(batch, number, folder, wanted)
-            for number, batch in todo(path, folder, wanted, service.size)
-        ]
+        wanted = origin(path, model, os.environ.get(SCRIPT))
+        try:
+            counts = [
+                answer(batch, number, folder, wanted)
+                for number, batch in todo(path, folder, wanted, service.size)
+            ]
+        except (OSError, ValueError) as error:  # Arrow's errors are among them
+            (folder / ERROR).write_text(f"{path.name}: cannot be scored ({error})", "utf-8")
+            raise
+        (folder / ERROR).unlink(missing_ok=True)
         (folder / SUCCESS).touch()
         said.append(f"{path.name}: {sum(counts)} images")
     return said

@@ -1,0 +1,196 @@
+"""Files scored by a batch endpoint of the workspace: uploaded, scored by its cluster, fetched.
+
+One file is one mini-batch, so cut a large one to use several processes. What was done stands in
+the answers' folder: a run that was stopped goes on with its job.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from azure.ai.ml import Input, Output
+from azure.ai.ml.constants import AssetTypes, BatchDeploymentOutputAction
+from azure.ai.ml.entities import (
+    BatchEndpoint,
+    BatchRetrySettings,
+    CodeConfiguration,
+    Environment,
+    ModelBatchDeployment,
+    ModelBatchDeploymentSettings,
+    ResourceConfiguration,
+)
+from azure.core.exceptions import ResourceNotFoundError
+from azure.storage.blob import ContainerClient
+
+from digits.azure import release
+from digits.azure.endpoint import MODEL, Target, quiet
+from digits.azure.release import Params, Release
+from digits.azure.workspace import store
+from digits.errors import DigitsError
+from digits.files import replacing, sha256, write_text
+from digits.serving import batch
+
+CODE = ("batch.py", "score.py", "request.py")
+FOLDER = "scoring"  # in the workspace's blob store
+URI = "azureml://datastores/workspaceblobstore/paths/{}"
+JOB = "job.json"  # in the answers' folder
+# What batch.py imports, in the model's own versions, and what Azure's batch driver needs beside
+# it: that holds back NumPy and pyarrow, so all of the lock cannot be installed with it.
+PINNED = ["azureml-ai-monitoring", "azureml-inference-server-http", "keras", "pandas", "pillow"]
+PINNED += ["tensorflow", "tensorflow-cpu"]
+DRIVER = ["azureml-core", "azureml-dataset-runtime[fuse]>=1.61"]
+DONE, FAILED = ("Completed",), ("Failed", "Canceled", "NotResponding")
+
+
+class Batch:
+    """The batch endpoint of a workspace, and one deployment for this commit's model."""
+
+    def __init__(self, target: Target, new: Release, script: str | None) -> None:
+        """Name endpoint and deployment by what they are made of."""
+        self.target, self.new, self.script = target, new, script
+        self.settings: Params = target.settings
+        self.client = target.client
+        self.own = self.settings.batch
+        self.name = f"{self.settings.endpoint[:17]}-batch-{target.name[-8:]}"
+        names = release.git("ls-files", "-z", str(new.code)).split("\0")
+        self.code = [Path(name) for name in names if Path(name).name in CODE]
+        if new.code / "batch.py" not in self.code:
+            raise DigitsError(f"params.yaml: azure.code: git has no {new.code}/batch.py")
+        (*_, pip) = new.conda["dependencies"]
+        packages = pip["pip"] if isinstance(pip, dict) else []
+        pinned = [line for line in packages if line.partition("==")[0] in PINNED]
+        self.conda = new.conda | {
+            "dependencies": [*new.conda["dependencies"][:1], "pip", {"pip": pinned + DRIVER}]
+        }
+        made_of = [repr(self.own), self.settings.image, json.dumps(self.conda), new.package_hash]
+        made_of += [script or "", *(f"{path.name} {sha256(path)}" for path in self.code)]
+        self.digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:10]
+        self.deployment = f"b{self.digest}"
+
+    def prepare(self) -> None:
+        """Create what is absent of endpoint and deployment, and make that the default."""
+        endpoints, deployments = self.client.batch_endpoints, self.client.batch_deployments
+        with quiet():
+            try:
+                endpoint: Any = endpoints.get(self.name)
+            except ResourceNotFoundError:
+                endpoints.begin_create_or_update(BatchEndpoint(name=self.name)).result()
+            states = {one.name: str(one.provisioning_state) for one in deployments.list(self.name)}
+            if states.get(self.deployment) != "Succeeded":
+                self._deploy()
+            endpoint = endpoints.get(self.name)
+            defaults = endpoint.defaults
+            if getattr(defaults, "deployment_name", None) != self.deployment:
+                endpoint.defaults = {"deployment_name": self.deployment}
+                endpoints.begin_create_or_update(endpoint).result()
+            for name in set(states) - {self.deployment}:  # there may be 20 at most
+                deployments.begin_delete(name, self.name).result()
+
+    def _deploy(self) -> None:
+        own = self.own
+        version = self.target.register(self.new)
+        environment = Environment(
+            name=f"{MODEL}-batch", version=self.digest, image=self.settings.image
+        )
+        environment.conda_file = self.conda
+        with tempfile.TemporaryDirectory() as folder:
+            for path in self.code:
+                (Path(folder) / path.name).write_bytes(path.read_bytes())
+            deployment = ModelBatchDeployment(
+                name=self.deployment,
+                endpoint_name=self.name,
+                model=f"{self.target.scope}/models/{MODEL}/versions/{version}",
+                code_configuration=CodeConfiguration(code=folder, scoring_script="batch.py"),
+                environment=environment,
+                compute=own.compute,
+                resources=ResourceConfiguration(instance_count=own.instances),
+                settings=ModelBatchDeploymentSettings(
+                    mini_batch_size=1,
+                    max_concurrency_per_instance=own.processes,
+                    output_action=BatchDeploymentOutputAction.SUMMARY_ONLY,
+                    retry_settings=BatchRetrySettings(
+                        max_retries=own.retries, timeout=own.timeout_seconds
+                    ),
+                    error_threshold=0,
+                    logging_level="info",
+                    environment_variables={batch.SCRIPT: self.script or ""},
+                ),
+            )
+            self.client.batch_deployments.begin_create_or_update(
+                deployment, skip_script_validation=True
+            ).result()
+
+    def score(self, files: list[Path], out: Path) -> None:
+        """Upload the files, let them be scored, fetch the answers into `out`."""
+        contents = "\n".join(sorted(f"{path.name} {sha256(path)}" for path in files))
+        run = hashlib.sha256(f"{self.digest}\n{contents}".encode()).hexdigest()[:16]
+        folder, container = f"{FOLDER}/{run}", store(self.target.workspace)
+        out.mkdir(parents=True, exist_ok=True)
+        name = self._known(out / JOB, run)
+        if name is None:
+            self.prepare()
+            for path in files:
+                with path.open("rb") as data:
+                    container.upload_blob(f"{folder}/input/{path.name}", data, overwrite=True)
+            name = self._invoke(folder)
+            write_text(out / JOB, json.dumps({"run": run, "job": name}) + "\n")
+        print(f"job {name} scores {len(files)} files on {self.own.compute}", flush=True)
+        self.wait(name, container, folder)
+        fetch(container, f"{folder}/answers/", out)
+
+    def _known(self, path: Path, run: str) -> str | None:
+        """Return the job in which these files are scored already, if there is one."""
+        if not path.exists():
+            return None
+        known = json.loads(path.read_text("utf-8"))
+        if known["run"] != run:
+            raise DigitsError(f"{path}: is of other files or another model; choose another --out")
+        try:
+            return None if self._status(known["job"]) in FAILED else str(known["job"])
+        except ResourceNotFoundError:
+            return None
+
+    def _status(self, job: str) -> str:
+        status = self.client.jobs.get(job).status
+        return str(getattr(status, "value", status))
+
+    def _invoke(self, folder: str) -> str:
+        with quiet():
+            job = self.client.batch_endpoints.invoke(
+                endpoint_name=self.name,
+                inputs={
+                    "digits": Input(type=AssetTypes.URI_FOLDER, path=URI.format(f"{folder}/input/"))
+                },
+                outputs={
+                    "score": Output(
+                        type=AssetTypes.URI_FOLDER, path=URI.format(f"{folder}/answers/")
+                    )
+                },
+            )
+        return str(job.name)
+
+    def wait(self, name: str, container: ContainerClient, folder: str) -> None:
+        """Return when the job is completed; raise DigitsError with the reason when it fails."""
+        while (status := self._status(name)) not in DONE:
+            if status in FAILED:
+                faults = [
+                    container.download_blob(blob).readall().decode()
+                    for blob in container.list_blob_names(name_starts_with=f"{folder}/answers/")
+                    if blob.endswith("/" + batch.ERROR)
+                ]
+                raise DigitsError(
+                    f"job {name} ended as {status}: {'; '.join(faults) or 'see its log'}"
+                )
+            time.sleep(self.target.workspace.poll_seconds)
+
+
+def fetch(container: ContainerClient, prefix: str, out: Path) -> None:
+    """Download the answers; the marks that say that they are whole come last."""
+    names = sorted(container.list_blob_names(name_starts_with=prefix))
+    for name in sorted(names, key=lambda name: name.endswith(batch.SUCCESS)):
+        path = out / name.removeprefix(prefix)
+        with replacing(path) as partial:
+            partial.write_bytes(container.download_blob(name).readall())

@@ -1,0 +1,197 @@
+"""`digits score --workspace local`: a batch endpoint on the stand-in, with the real SDK."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+import pytest
+from conftest import environment
+from light import DIGITS, Deployable, StandIn, a_deployable, a_standin, known_digits  # noqa: F401
+from pyarrow import parquet
+from test_standin import OBJECTS, unlike
+
+with warnings.catch_warnings():  # the SDK's own
+    warnings.simplefilter("ignore")
+    from azure.ai.ml._restclient.arm_ml_service import models
+
+    from digits.azure import score
+from digits.azure.release import folder_hash
+from digits.errors import DigitsError
+
+pytestmark = pytest.mark.slow
+
+# It answers with the model's name; a file that says so fails the first time, or each time.
+LIGHT_BATCH = """
+import json
+import os
+from pathlib import Path
+
+
+def init():
+    global version
+    (path,) = Path(os.environ["AZUREML_MODEL_DIR"]).rglob("answers.json")
+    version = json.loads(path.read_text())["version"]
+
+
+def run(mini_batch):
+    assert len(mini_batch) == 1
+    path = Path(mini_batch[0])
+    folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], path.name)
+    folder.mkdir(exist_ok=True)
+    if path.name.startswith("bad") or path.name.startswith("odd") and not any(folder.iterdir()):
+        (folder / "_ERROR").write_text(path.name + ": cannot be scored")
+        raise ValueError(path.name)
+    told = [version, os.environ["DIGITS_SCRIPT"], path.stat().st_size]
+    (folder / "part-000000.parquet").write_text(json.dumps(told))
+    (folder / "_SUCCESS").touch()
+    return [path.name]
+"""
+
+
+@pytest.fixture(name="scoring")
+def a_scoring(deployable: Deployable) -> Iterator[Deployable]:
+    """A project whose batch.py needs no TensorFlow, and a model folder that says what it is of."""
+    (deployable.root / "serving" / "batch.py").write_text(LIGHT_BATCH)
+    images = pa.array([image.tobytes() for image in known_digits().images], pa.binary())
+    for name in ("one.parquet", "odd.parquet", "bad.parquet"):
+        parquet.write_table(pa.table({"image": images}), deployable.root.parent / name)
+    yield deployable
+
+
+def commit(project: Deployable, model: str) -> str:
+    """Commit a model with as much of a manifest as is asked for; return its version."""
+    version = project.commit(model)
+    path = project.root / "data/package/data/model/manifest.json"
+    path.write_text(path.read_text()[:-1] + ', "scripts": ["mnist"], "params": {"image_size": 28}}')
+    project.git("add", "--all")
+    lock = project.root / "dvc.lock"
+    (old,) = [line.split()[-1] for line in lock.read_text().splitlines() if "md5:" in line]
+    lock.write_text(lock.read_text().replace(old, folder_hash(project.root / "data/package")))
+    project.git("commit", "--quiet", "--all", "--message", "Model")
+    return version
+
+
+def run(project: Deployable, *words: str) -> None:
+    """Run `digits score` in this process."""
+    old = signal.getsignal(signal.SIGTERM)
+    with (
+        patch.dict(os.environ, project.settings()),
+        chdir(project.root),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # the SDK's own
+        try:
+            score.main([*words, "--workspace", "local"])
+        finally:
+            signal.signal(signal.SIGTERM, old)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Return once it is true; fail after a minute."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_files_are_scored_by_a_batch_endpoint(
+    scoring: Deployable, standin: StandIn, tmp_path: Path
+) -> None:
+    standin.faults()
+    version = commit(scoring, "one")
+    files = [str(scoring.root.parent / f"{name}.parquet") for name in ("one", "odd")]
+    out = tmp_path / "out"
+    run(scoring, *files, "--out", str(out), "--script", "mnist")
+    for file in files:
+        folder = out / Path(file).name
+        names = {path.name for path in folder.iterdir()} - {"_ERROR"}
+        assert names == {"_SUCCESS", "part-000000.parquet"}
+        told = (folder / "part-000000.parquet").read_text()
+        assert told == f'["{version}", "mnist", {Path(file).stat().st_size}]'
+    calls = standin.calls()
+    puts = [call["path"].split("/")[-2] for call in calls if call["method"] == "PUT"]
+    assert puts.count("deployments") == 1
+    standin.faults()
+    run(scoring, *files, "--out", str(out), "--script", "mnist")  # it is done: nothing is
+    assert {call["method"] for call in standin.calls()} <= {"GET", "POST"}
+    assert not [call for call in standin.calls() if call["path"].endswith("/jobs")]
+    version = commit(scoring, "two")
+    with pytest.raises(DigitsError, match="choose another --out"):
+        run(scoring, *files, "--out", str(out))
+    run(scoring, files[0], "--out", str(tmp_path / "two"))
+    assert version in (tmp_path / "two" / "one.parquet" / "part-000000.parquet").read_text()
+    with pytest.raises(DigitsError, match=r"ended as Failed: bad.parquet: cannot be scored"):
+        run(scoring, str(scoring.root.parent / "bad.parquet"), "--out", str(tmp_path / "bad"))
+    assert [path.name for path in (tmp_path / "bad").iterdir()] == ["job.json"]
+    calls += standin.calls()
+    endpoint, deployment = (
+        dict.fromkeys(("GET", "PUT"), made)
+        for made in (models.BatchEndpoint, models.BatchDeployment)
+    )
+    ours: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        (r"/batchEndpoints/[^/]+", endpoint, endpoint),
+        (r"/batchEndpoints/[^/]+/deployments(/[^/]+)?", deployment, deployment),
+        (r"/jobs/[^/]+", {}, {"GET": models.JobBase}),
+        (r"/batchEndpoints/[^/]+/jobs", {}, {}),
+    ]
+    with patch.object(sys.modules["test_standin"], "OBJECTS", [*OBJECTS, *ours]):
+        found, compared = unlike(calls)
+    assert found == [], "\n".join(found)
+    assert compared > 40
+    place = scoring.endpoint.replace("online", "batch")
+    (one,) = standin.call("GET", place)["value"]
+    (default,) = standin.call("GET", f"{place}/{one['name']}/deployments")["value"]
+    assert one["properties"]["defaults"]["deploymentName"] == default["name"]
+    refused = standin.call("DELETE", f"{place}/{one['name']}/deployments/{default['name']}")
+    assert "default" in refused["error"]["message"]
+    standin.call("DELETE", f"{place}/{one['name']}")
+    wait_until(lambda: not standin.call("GET", place)["value"])
+
+
+@pytest.mark.prove
+def test_a_job_whose_machine_is_lost_is_done_again(scoring: Deployable, tmp_path: Path) -> None:
+    standin = StandIn(tmp_path / "standin")
+    (scoring.root / ".standin").unlink()
+    (scoring.root / ".standin").symlink_to(standin.folder)
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    waiting = (
+        f"    import time\n    Path({str(begun)!r}).touch()\n"
+        f"    while not Path({str(gate)!r}).exists():\n        time.sleep(0.05)\n"
+    )
+    code = LIGHT_BATCH.replace("    assert len", f"{waiting}    assert len")
+    (scoring.root / "serving" / "batch.py").write_text(code)
+    version = commit(scoring, "one")
+    command = [*DIGITS, "score", str(scoring.root.parent / "one.parquet"), "--out"]
+    command += [str(tmp_path / "out"), "--workspace", "local"]
+    standin.start()
+    try:
+        env = environment() | scoring.settings()
+        client = subprocess.Popen(command, cwd=scoring.root, env=env)
+        try:
+            wait_until(begun.exists)
+            standin.kill()
+            assert client.wait(120) == 1
+        finally:
+            client.kill()
+            client.wait()
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["job.json"]
+        gate.touch()
+        standin.start()
+        subprocess.run(command, cwd=scoring.root, env=env, check=True, timeout=120)
+        told = (tmp_path / "out" / "one.parquet" / "part-000000.parquet").read_text()
+        assert version in told
+        (job,) = (standin.folder / "jobs").iterdir()
+        assert job.name in (tmp_path / "out" / "job.json").read_text()
+    finally:
+        standin.stop()
+        (scoring.root / ".standin").unlink()
+        (scoring.root / ".standin").symlink_to(scoring.folder)
