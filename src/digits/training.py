@@ -5,7 +5,7 @@ Architecture, length and rates, here and in params.yaml, were chosen by the accu
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from digits.errors import DigitsError
 CURVES = ["epoch", "loss", "accuracy", "validation_loss", "validation_accuracy"]
 STEPS_A_CALL = 50  # in one call of the graph, between two of which the program can be stopped
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-7  # of Adam
+Trainer = Callable[[keras.Model, tf.Variable, tf.Tensor, "Recipe"], Any]
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,21 @@ class Recipe:
 
 
 def fit(
-    network: keras.Model, training: Any, validation: Any, task: params.Task, own: Recipe
+    network: keras.Model,
+    training: Any,
+    validation: Any,
+    task: params.Task,
+    own: Recipe,
+    trainer: Trainer | None = None,
 ) -> pd.DataFrame:
-    """Train in place on (images, classes); return one row an epoch with the columns CURVES."""
+    """Train in place on (images, classes); return one row an epoch with the columns CURVES.
+
+    `trainer` makes the graph that takes steps: without one, that of a single machine.
+    """
     rows = []
     start = time.monotonic()
-    for epoch, (loss, accuracy, done) in enumerate(epochs(network, training, task, own), start=1):
+    trained = epochs(network, training, task, own, trainer)
+    for epoch, (loss, accuracy, done) in enumerate(trained, start=1):
         logits = model.predict(network, validation[0])
         rows.append([epoch, loss, accuracy, *measure(logits, validation[1])])
         left = (time.monotonic() - start) * (1 / done - 1)
@@ -61,7 +71,11 @@ def fit(
 
 
 def epochs(
-    network: keras.Model, training: Any, task: params.Task, own: Recipe
+    network: keras.Model,
+    training: Any,
+    task: params.Task,
+    own: Recipe,
+    trainer: Trainer | None = None,
 ) -> Iterator[tuple[float, float, float]]:
     """Train in place on (images, classes); yield after each epoch what it came to.
 
@@ -91,7 +105,8 @@ def epochs(
     ends = np.cumsum(steps)
     schedule = one_cycle(ends[-1], own)
     latest = np.full(count, np.inf)  # the loss of each digit when it was last shown
-    train = _trainer(network, images, tf.constant(np.append(training[1], no_class)), own)
+    all_classes = tf.constant(np.append(training[1], no_class))
+    train = (trainer or _trainer)(network, images, all_classes, own)
 
     with tqdm(total=len(schedule), unit="step", mininterval=1, disable=None) as progress:
         for epoch, rates in enumerate(np.split(schedule, ends[:-1])):
@@ -151,8 +166,10 @@ def one_cycle(steps: int, own: Recipe) -> np.ndarray:
     return np.stack([rates, *powers], axis=1).astype(np.float32)
 
 
-def _trainer(network: keras.Model, images: tf.Variable, classes: tf.Tensor, own: Recipe) -> Any:
-    """Return the graph that takes steps: see `train` below."""
+def pieces(
+    network: keras.Model, images: tf.Variable, classes: tf.Tensor, own: Recipe
+) -> tuple[Callable[..., list[tf.Tensor]], Callable[..., None]]:
+    """Return what a step is made of: `part` and `update` below."""
     class_count = network.output_shape[1]
     smooth = np.eye(class_count) * (1 - own.label_smoothing) + own.label_smoothing / class_count
     nothing = np.full((1, class_count), 1 / class_count)
@@ -181,8 +198,8 @@ def _trainer(network: keras.Model, images: tf.Variable, classes: tf.Tensor, own:
                 grad=gradient,
             )
 
-    def half(order: tf.Tensor, moves: tf.Tensor) -> list[tf.Tensor]:
-        """Return losses, hits and gradients of half a batch, as its part of the whole one's."""
+    def part(order: tf.Tensor, moves: tf.Tensor) -> list[tf.Tensor]:
+        """Return losses, hits and gradients of a part of a batch, as its part of the whole's."""
         truth = tf.gather(classes, order)
         moved = tf.raw_ops.ImageProjectiveTransformV3(
             images=tf.gather(images, order),
@@ -199,16 +216,26 @@ def _trainer(network: keras.Model, images: tf.Variable, classes: tf.Tensor, own:
         hits = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == truth, tf.int32))
         return [losses, hits, *tape.gradient(loss, weights)]
 
+    return part, update
+
+
+def steps_of(batch_size: int) -> list[tf.TensorSpec]:
+    """Return what `train` takes: orders, moves and rates of some steps."""
+    return [
+        tf.TensorSpec((None, batch_size), tf.int32),
+        tf.TensorSpec((None, batch_size, 8), tf.float32),
+        tf.TensorSpec((None, 3), tf.float32),
+    ]
+
+
+def _trainer(network: keras.Model, images: tf.Variable, classes: tf.Tensor, own: Recipe) -> Any:
+    """Return the graph that takes steps: see `train` below."""
+    half, update = pieces(network, images, classes, own)
+
     def split(batch: tf.Tensor) -> list[tf.Tensor]:
         return tf.split(batch, [own.batch_size // 2, own.batch_size - own.batch_size // 2])
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((None, own.batch_size), tf.int32),
-            tf.TensorSpec((None, own.batch_size, 8), tf.float32),
-            tf.TensorSpec((None, 3), tf.float32),
-        ]
-    )
+    @tf.function(input_signature=steps_of(own.batch_size))
     def train(orders: tf.Tensor, moves: tf.Tensor, rates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Take a step for each row; return losses float32 (steps, batch) and hits int32 ()."""
         steps = tf.shape(orders)[0]

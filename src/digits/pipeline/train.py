@@ -23,7 +23,7 @@ import pandas as pd
 from filelock import FileLock
 from scipy.optimize import minimize_scalar
 
-from digits import distance, model, params
+from digits import distance, distributed, model, params
 from digits.dataset import Digits, read_pool
 from digits.errors import DigitsError
 from digits.files import replacing, sha256, write_text
@@ -122,9 +122,15 @@ def main(arguments: list[str]) -> None:
         )
     training, validation = (targets(pool, scripts) for pool in pools)
 
+    machines = distributed.Machines() if distributed.cluster()[0] > 1 else None
     model.make_exact(task.seed)
     trained = model.build(task.image_size, len(scripts) * len(task.classes))
-    curves = fit(trained, training, validation, task, own)
+    trainer = machines.trainer if machines else None
+    curves = fit(trained, training, validation, task, own, trainer)
+    if machines:
+        print(f"machine {machines.rank + 1} of {machines.count}: {machines.digest(trained)}")
+        if machines.rank:
+            return  # the first one writes
     network = model.fold(trained)
     temperature = find_temperature(model.predict(network, validation[0]), validation[1])
     foreign = find_foreign(network, training, validation[0])
