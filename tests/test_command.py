@@ -37,6 +37,22 @@ def test_a_bad_value_is_told(tree: Project) -> None:
     assert not (tree.root / "data" / "mnist" / "train.csv").exists()
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure_to_tell(tree: Project) -> None:
+    (tree.root / "talk.py").write_text("def main(arguments): print('a line')")
+    program = "import sys; from digits.console import run; sys.exit(run('talk', 'talk', []))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tree.root,
+        env=environment() | {"PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    process.stdout.close()
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 141
+
+
 def test_absent_packages_are_told(tree: Project) -> None:
     output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
     assert "node_modules" in output

@@ -20,6 +20,7 @@ MENDS = {
     errno.ENOENT: "correct the name, or bring the file; `dvc repro` makes those of the pipeline",
     errno.EACCES: "give yourself the right to it and run again",
 }
+READER_GONE = 141  # as a shell has it: 128 and the number of SIGPIPE
 
 
 @contextlib.contextmanager
@@ -48,6 +49,10 @@ def run(name: str, module: str, arguments: list[str]) -> int:
         with hidden_stderr():
             imported = importlib.import_module(module)
         imported.main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough, as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     except DigitsError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1

@@ -382,6 +382,7 @@ class StandIn:
                 cores, its = SIZES[body["properties"]["instanceType"]]
                 taken += RESERVE * cores * body["sku"]["capacity"] * (its == family)
         return taken
+
     def stored(self, path: str, body: Json, known: Json | None) -> Json:
         """Return a resource as Azure gives it back."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
