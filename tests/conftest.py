@@ -27,6 +27,7 @@ import run  # noqa: E402
 from cloud import Cloud  # noqa: E402
 
 from digits import inference  # noqa: E402
+from digits.azure import commands  # noqa: E402
 from digits.dataset import Digits, write_csv  # noqa: E402
 from digits.sources import read_idx  # noqa: E402
 
@@ -260,8 +261,11 @@ def serve(
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """Azure and GitHub with nothing of ours yet; the current folder is a clone with an origin."""
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Cloud:
+    """Azure and GitHub with nothing of ours yet; the current folder is a clone with an origin.
+
+    Slow tests start its executables; in others the same code answers in this process.
+    """
     clone = Project(tmp_path / "clone")
     shutil.copytree(ROOT / ".github", clone.root / ".github")
     (clone.root / ".dvc").mkdir()
@@ -274,5 +278,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
             monkeypatch.delenv(name)
     found = Cloud(tmp_path / "cloud")
     monkeypatch.setenv("PATH", str(found.bin), prepend=os.pathsep)
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(commands, "run", found.run)
     monkeypatch.chdir(clone.root)
     return found

@@ -79,7 +79,7 @@ def test_from_nothing_to_ready_and_back(
     cloud.change(endpoints=[], fail={"stack group delete": "(Conflict) something else goes on"})
     with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
         disconnect.main([*GROUP, "--yes"])
-    assert cloud.state["deleted"] and kept() == written
+    assert cloud.state["deleted"] == [connection.workspace_id(values)] and kept() == written
     cloud.change(fail={})
     capsys.readouterr()
     disconnect.main([*GROUP, "--yes", "--github"])

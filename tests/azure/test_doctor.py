@@ -25,7 +25,7 @@ def connected(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> Cloud:
         *("az", "stack", "group", "show", "--name", "digits", "--resource-group", "course")
     )
     limits: dict[Any, Any] = {job.environment: None for job in connection.jobs("")}
-    limits |= {name: ["main"] for name in connection.protected()}
+    limits |= {name: ["main"] for name in connection.protected(list(connection.jobs("")))}
     cloud.change(variables=connect.variables(stack), environments=limits)
     capsys.readouterr()
     return cloud

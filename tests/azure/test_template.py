@@ -228,7 +228,7 @@ def test_only_main_writes_main_and_no_pull_request_deploys() -> None:
         "reader",
         "reviewer",
     }
-    assert connection.protected() == ["main-write", "production"]
+    assert connection.protected(list(connection.jobs(""))) == ["main-write", "production"]
 
 
 def test_credentials_are_what_the_workflows_ask_for(

@@ -30,7 +30,8 @@ CAUSES = (  # what an error's text holds, the cause, the mend
 )
 
 
-def _run(command: tuple[str, ...], seconds: int | None) -> subprocess.CompletedProcess[str] | None:
+def run(command: tuple[str, ...], seconds: int | None) -> subprocess.CompletedProcess[str] | None:
+    """Run a command, for at most so many seconds; return None when there is no such command."""
     program = shutil.which(command[0])
     if program is None:
         return None
@@ -46,7 +47,7 @@ def _run(command: tuple[str, ...], seconds: int | None) -> subprocess.CompletedP
 def told(*command: str) -> str | None:
     """Return what a command prints, None when it is missing, fails or does not answer."""
     try:
-        done = _run(command, SECONDS)
+        done = run(command, SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done and done.returncode == 0 else None
@@ -63,7 +64,7 @@ def must(*command: str) -> Any:
     Raises DigitsError with cause and mend when it is missing or fails.
     """
     print(f"  {shlex.join(command)}", flush=True)
-    done = _run(command, None)
+    done = run(command, None)
     if done is None:
         raise DigitsError(f"{command[0]}: not found; install it, then `{LOGIN[command[0]]}`")
     if done.returncode:

@@ -66,8 +66,9 @@ def environments(repository: str) -> list[Command]:
     """Return what makes the environments, those of main limited to the default branch."""
     branch = commands.told("gh", "api", f"repos/{repository}", "--jq", ".default_branch") or "main"
     found: list[Command] = []
-    limited = connection.protected()
-    for name in dict.fromkeys(str(job.environment) for job in connection.jobs("")):
+    jobs = list(connection.jobs(""))
+    limited = connection.protected(jobs)
+    for name in dict.fromkeys(str(job.environment) for job in jobs):
         place = f"repos/{repository}/environments/{name}"
         put = ("gh", "api", "--method", "PUT", place)
         if name not in limited:

@@ -101,9 +101,8 @@ def jobs(prefix: str) -> Iterator[Job]:
                 yield Job(label, None, f"{prefix}:ref:refs/heads/main", False)
 
 
-def protected() -> list[str]:
+def protected(known: list[Job]) -> list[str]:
     """Return the environments that only main's jobs may use: no pull request's job needs them."""
-    known = list(jobs(""))
     opened = {job.environment for job in known if job.open}
     return sorted({str(job.environment) for job in known if job.environment} - opened)
 

@@ -79,7 +79,8 @@ def github(repository: str | None) -> Iterator[Finding]:
         mend += f"has numeric ids in its subjects: repo:{owner}@OWNER_ID/{name}@REPOSITORY_ID"
         yield Finding("unknown", "whether the subjects carry numeric ids", mend)
     expected: dict[str, list[str]] = {}
-    for job in connection.jobs(prefix or f"repo:{repository or 'OWNER/NAME'}"):
+    jobs = list(connection.jobs(prefix or f"repo:{repository or 'OWNER/NAME'}"))
+    for job in jobs:
         expected.setdefault(job.subject, []).append(job.name)
     found = connection.rights()
     trusted = {subject.rpartition(":")[2]: subject for subject in expected}
@@ -89,7 +90,7 @@ def github(repository: str | None) -> Iterator[Finding]:
         yield judged(known, f"subject {subject}: of {', '.join(names)}", mend)
     values: dict[str, str] = {}
     if repository:
-        yield from environments(repository)
+        yield from environments(repository, connection.protected(jobs))
         rows = asked("gh", "variable", "list", "--repo", repository, "--json", "name,value")
         values = {row["name"]: row["value"] for row in rows or ()}
         if rows is None:
@@ -116,14 +117,14 @@ def github(repository: str | None) -> Iterator[Finding]:
         yield from roles(endpoint, "the endpoint", "endpoint", scopes)
 
 
-def environments(repository: str) -> Iterator[Finding]:
+def environments(repository: str, names: list[str]) -> Iterator[Finding]:
     """Look whether the environments that only main may use are limited to a branch."""
     answer = asked("gh", "api", f"repos/{repository}/environments")
     if answer is None:
         yield Finding("unknown", "GitHub's environments", "`gh auth login`")
         return
     limited = {row["name"]: row["deployment_branch_policy"] for row in answer["environments"]}
-    for name in connection.protected():
+    for name in names:
         mend = "any branch may use it: `digits connect --github`, or Settings, Environments"
         yield judged(limited.get(name), f"environment {name}: for the default branch alone", mend)
 
