@@ -39,7 +39,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
             for path in arguments[2:]:
                 Path(f"{path}.dvc").write_text("outs")
             (LABELLED / ".gitignore").write_text("/*.csv\n")
-        else:
+        elif arguments[0] == "exp":
             Path("params.yaml").write_text("half: done\n")
             Path("dvc.lock").write_text("half: done\n")
         if arguments[0] == fail:
@@ -58,6 +58,21 @@ def test_what_fails_leaves_everything_as_it_was(
         retrain.main([])
     assert work.git("status", "--porcelain") == "?? data/labelled/devanagari_20261124.csv\n"
     assert Path("params.yaml").read_text("utf-8") == TEXT
+
+
+@pytest.mark.prove
+def test_an_experiment_that_fails_leaves_the_model_too(project: Project) -> None:
+    project.edit("params.yaml", "{prepare.foreign_share: 0.07}", "{train.batch_size: 100000}")
+    project.git("commit", "--quiet", "--all", "--message", "A batch that is too large")
+    production = project.root / "data" / "foreign" / "devanagari_production.csv"
+    labels = project.root / LABELLED / "devanagari_week1.csv"
+    labels.write_bytes(production.read_bytes())
+    told = project.run("digits", "retrain", code=1)
+    assert "everything is as it was" in told
+    assert project.git("status", "--porcelain") == "?? data/labelled/devanagari_week1.csv\n"
+    assert labels.read_bytes() == production.read_bytes()
+    labels.unlink()
+    assert "Data and pipelines are up to date" in project.dvc("status")
 
 
 def test_without_labels_there_is_nothing_to_retrain_on(work: Project) -> None:

@@ -7,6 +7,7 @@ everything as it was, the new CSVs too.
 """
 
 import argparse
+import contextlib
 import json
 import re
 import subprocess
@@ -85,6 +86,8 @@ def undo(known: set[Path]) -> None:
     for path in set(LABELLED.glob("*.dvc")) - known:
         path.unlink()
     history.git("checkout", "--", "params.yaml", "dvc.lock", "data")
+    with contextlib.suppress(DigitsError):  # DVC has said why
+        dvc("checkout", "--quiet", "--force", "dvc.yaml")  # what the stages made, no CSV
 
 
 def main(arguments: list[str]) -> None:
