@@ -22,6 +22,8 @@ from markdown_it import MarkdownIt  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
 THREE = [(90, 70), (130, 50), (180, 70), (175, 110), (140, 130), (185, 160), (185, 210), (130, 235)]
+# GitHub shows pictures; the fonts of a test machine have none.
+SIGNS = str.maketrans({"✅": "✔", "❌": "✘", "🟢": "●", "🔴": "●", "⚠": "!"})
 STYLE = """<meta charset="utf-8"><style>
   body { font: 14px/1.5 sans-serif; max-width: 60rem; margin: 1rem 2rem; color: #1f2328 }
   table { border-collapse: collapse } th, td { border: 1px solid #d1d9e0; padding: .3rem .8rem }
@@ -46,7 +48,7 @@ def draw(page: Page) -> None:
 def show(page: Page, file: Path) -> None:
     """Show a report; of HTML what is folded stays so."""
     if file.suffix == ".md":
-        text = file.read_text("utf-8")
+        text = file.read_text("utf-8").translate(SIGNS)
         page.set_content(STYLE + MarkdownIt("commonmark").enable("table").render(text))
     else:
         page.goto(file.resolve().as_uri())
