@@ -70,7 +70,7 @@ class Trainable(Project):
         url = f"{standin.address['blobs']}/devstoreaccount1"
         with BlobServiceClient(url, credential=KEY) as service:
             container = service.get_container_client("review")
-            runs = container.list_blob_names(name_starts_with="files/md5/runs/")
+            runs = container.list_blob_names(name_starts_with="runs/")
             found = {name: container.download_blob(name).readall() for name in runs}
         stage = hashlib.md5((self.root / "stage.py").read_bytes()).hexdigest().encode()
         return {name for name, run in found.items() if stage in run}

@@ -7,6 +7,7 @@ below ExperimentRun/dcid.NAME, as Azure lays them out.
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -27,6 +28,7 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
+from azure.storage.blob import ContainerClient
 
 from digits import params
 from digits.azure import release, results
@@ -41,7 +43,6 @@ LOCK = Path("requirements-dev.txt")  # what runs DVC, and all that stages import
 EXPERIMENT = "digits"  # as stage train names it, too
 METRIC = "mnist.accuracy"  # that a sweep wants high
 ENDED = {"Completed", "Failed", "Canceled", "NotResponding"}
-STORE = "workspaceartifactstore"
 RAW = ("mnist", "foreign")  # stages that read npm's packages
 SECONDS_AN_HOUR = 3600
 
@@ -140,6 +141,12 @@ def remote(workspace: Workspace) -> dict[str, str]:
     return {"connection_string": f"DefaultEndpointsProtocol=http;{named};BlobEndpoint={url};"}
 
 
+@functools.cache
+def kept(workspace: Workspace) -> ContainerClient:
+    """Return the container that has the jobs' logs and outputs."""
+    return store(workspace, "workspaceartifactstore")
+
+
 @dataclass
 class Log:
     """What a job has written, read as it grows."""
@@ -151,7 +158,7 @@ class Log:
 
     def more(self, ended: bool) -> Iterator[str]:
         """Yield the lines that are new; when the job has ended the unfinished one too."""
-        container = store(self.workspace, STORE)
+        container = kept(self.workspace)
         found = container.list_blobs(name_starts_with=f"{place(self.name)}/user_logs/")
         first = min(found, key=lambda blob: blob.name, default=None)  # of the first node
         if first is not None and first.size > self.read:
@@ -197,20 +204,17 @@ def save_log(workspace: Workspace, name: str) -> Path:
     return file
 
 
-def output(workspace: Workspace, name: str, file: str) -> str | None:
-    """Return the text of one of a job's outputs, None when it has left none."""
-    blob = store(workspace, STORE).get_blob_client(f"{place(name)}/{results.OUTPUTS}/{file}")
+def left(workspace: Workspace, name: str) -> tuple[str, dict[str, Any]] | None:
+    """Return dvc.lock and the account that a job left, None unless it ended well."""
+    folder = f"{place(name)}/{results.OUTPUTS}"
     try:
-        return blob.download_blob().readall().decode()
+        lock, account = (
+            kept(workspace).download_blob(f"{folder}/{file}").readall().decode()
+            for file in (results.LOCK, results.ACCOUNT)
+        )
     except ResourceNotFoundError:
         return None
-
-
-def left(workspace: Workspace, name: str) -> tuple[str, dict[str, Any]] | None:
-    """Return dvc.lock and the account that a job left, None unless it left both."""
-    lock = output(workspace, name, results.LOCK)
-    account = output(workspace, name, results.ACCOUNT)
-    return (lock, json.loads(account)) if lock and account else None
+    return lock, json.loads(account)
 
 
 def read_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:

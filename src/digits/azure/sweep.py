@@ -20,7 +20,7 @@ from azure.ai.ml.sweep import Choice, RandomSamplingAlgorithm
 
 from digits import params
 from digits.azure import job, release, results
-from digits.azure.workspace import Workspace, store
+from digits.azure.workspace import Workspace
 from digits.errors import DigitsError
 from digits.review import reproduce
 
@@ -55,7 +55,7 @@ class Trials:
     def begun(self) -> list[str]:
         """Return the names of the trials that have written something, in order."""
         prefix = job.place(self.sweep) + "_"
-        names = store(self.workspace, job.STORE).list_blob_names(name_starts_with=prefix)
+        names = job.kept(self.workspace).list_blob_names(name_starts_with=prefix)
         found = {match[1]: int(match[2]) for match in map(TRIAL.search, names) if match}
         return sorted(found, key=lambda name: found[name])
 
