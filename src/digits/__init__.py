@@ -91,5 +91,6 @@ cli                 `digits COMMAND`, for people and workflows
 noise               how much the metrics differ between seeds alone
 bench               how fast it trains, against the Keras documentation's convnet
 bench_serve         how fast the endpoint answers
+bench_workers       when more machines pay
 realism             how like real handwriting the rendered digits are
 """

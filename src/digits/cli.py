@@ -12,6 +12,7 @@ COMMANDS = {
     "noise": "digits.noise",
     "bench": "digits.bench",
     "bench-serve": "digits.bench_serve",
+    "bench-workers": "digits.bench_workers",
     "realism": "digits.realism",
     "power": "digits.power",
     "monitor": "digits.azure.monitor",

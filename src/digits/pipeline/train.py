@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> None:
     trainer = machines.trainer if machines else None
     curves = fit(trained, training, validation, task, own, trainer)
     if machines:
-        print(f"machine {machines.rank + 1} of {machines.count}: {machines.digest(trained)}")
+        print(f"machine {machines.rank + 1} of {machines.count}: {distributed.digest(trained)}")
         if machines.rank:
             return  # the first one writes
     network = model.fold(trained)
