@@ -60,18 +60,19 @@ def train(batch_size: int, steps: int) -> None:
 
 
 def step(cores: list[str], batch_size: int, steps: int) -> tuple[float, int]:
-    """Return the seconds of a step on a machine for each set of cores, and the number of weights."""
+    """Return the seconds of a step with a machine for each set of cores, and how many weights."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in cores]
     workers = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
     for one in sockets:
         one.close()
-    processes = []
+    processes, pipe = [], subprocess.PIPE
     for index, some in enumerate(cores):
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         env = os.environ | {"TF_CONFIG": json.dumps(config if len(cores) > 1 else {})}
         command = [sys.executable, "-c", CHILD, some, str(batch_size), str(steps)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, env=env, encoding="utf-8", **pipes))
+        processes.append(
+            subprocess.Popen(command, env=env, encoding="utf-8", stdout=pipe, stderr=pipe)
+        )
     said = [process.communicate() for process in processes]
     for process, (_, told) in zip(processes, said, strict=True):
         if process.returncode:
