@@ -64,6 +64,12 @@ def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
     assert "100 %  succeeded     model 1  live" in deployable.deploy("status")
     assert "nothing to change" in deployable.deploy("plan")
     assert "nothing to change" in deployable.deploy("apply")
+    path = f"{deployable.endpoint}/{deployable.serving(standin)['name']}"
+    (identity,) = standin.call("GET", path)["identity"]["userAssignedIdentities"]
+    assert identity.endswith(
+        "/resourceGroups/local/providers/Microsoft.ManagedIdentity/"
+        "userAssignedIdentities/digits-endpoint"
+    )
     (model,) = standin.call(
         "GET", deployable.endpoint.replace("onlineEndpoints", "models/digits/versions")
     )["value"]
@@ -71,6 +77,10 @@ def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
     assert tags["commit"] == deployable.git("rev-parse", "HEAD").strip()
     assert tags["pull_request"] == "12"
     assert tags["data.training.npz"] == "0" * 32
+    deployable.commit("two")
+    standin.faults({"do": "fail", "path": "/usages$", "status": 403})
+    assert "quota        unknown: " in deployable.deploy("plan")
+    standin.faults()
 
 
 def test_the_second_and_its_rollback_under_load(deployable: Deployable, standin: StandIn) -> None:
@@ -275,7 +285,11 @@ def test_who_may_call_it_changes_in_the_open(deployable: Deployable, standin: St
     assert list(properties["traffic"].values()) == [100]
     deployable.set(auth_mode="aml_token")
     assert "key -> aml_token: apply will refuse" in deployable.deploy("plan")
-    assert "none of them would get in" in deployable.deploy("apply", code=1)
+    assert "was made with key, and its clients rely on it" in deployable.deploy("apply", code=1)
+    deployable.set(auth_mode="key", identity="null")
+    assert "identity     digits-endpoint -> None" in deployable.deploy("plan")
+    assert "azure.identity is None" in deployable.deploy("apply", code=1)
+    deployable.set(auth_mode="aml_token")
     deployable.deploy("destroy")
     deployable.deploy("apply")
     assert standin.call("GET", path)["properties"]["authMode"] == "AMLToken"

@@ -103,11 +103,10 @@ class Deployer:
         """Make a release live."""
         with self.alone():
             endpoint = self.target.settled()
-            if endpoint and endpoint.auth_mode != self.settings.auth_mode:
+            for name, (has, wanted) in self.target.differing(endpoint).items():
                 raise DigitsError(
-                    f"azure.auth_mode is {self.settings.auth_mode}, but {self.target.name} has "
-                    f"clients that come with {endpoint.auth_mode}, and none of them would get in; "
-                    "put it back, or `digits deploy destroy` first"
+                    f"azure.{name} is {wanted}, but {self.target.name} was made with {has}, and "
+                    "its clients rely on it; put it back, or `digits deploy destroy` first"
                 )
             if endpoint is None:
                 self.target.create()
@@ -356,8 +355,8 @@ class Deployer:
         access = endpoint.public_network_access.lower() if endpoint else None
         if access != self.target.access:
             print(f"access       {access or 'none'} -> public access {self.target.access}")
-        if endpoint and endpoint.auth_mode != settings.auth_mode:
-            print(f"clients      {endpoint.auth_mode} -> {settings.auth_mode}: apply will refuse")
+        for name, (has, wanted) in self.target.differing(endpoint).items():
+            print(f"{name:13}{has} -> {wanted}: apply will refuse")
         days = settings.collection_days
         kept = f"kept {days} days" if days else "kept until destroy"
         names = settings.collections
@@ -386,8 +385,8 @@ class Deployer:
             gone = removed if beside or not live else [*removed, live]
             freed = f", those of {' and '.join(gone)} are freed before" if gone else ""
             print(f"quota        {needed:g} cores of {family} needed{busy}, {known} free{freed}")
-        except DigitsError as error:
-            print(f"quota        unknown: {error}")
+        except (DigitsError, HttpResponseError) as error:  # not every role may ask
+            print(f"quota        unknown: {explained(error)[:200]}")
         steps = [f"{percent} %" for percent in settings.traffic_percent]
         if not live:
             steps = ["100 %"]

@@ -24,6 +24,8 @@ from azure.ai.ml.entities import (
     DataCollector,
     DeploymentCollection,
     Environment,
+    IdentityConfiguration,
+    ManagedIdentityConfiguration,
     ManagedOnlineDeployment,
     ManagedOnlineEndpoint,
     Model,
@@ -112,11 +114,32 @@ class Target:
 
     def create(self) -> None:
         """Create the endpoint."""
+        identity = None
+        if self.settings.identity:
+            group = self.scope.split("/providers/")[0]
+            place = f"{group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities"
+            mine = ManagedIdentityConfiguration(resource_id=f"{place}/{self.settings.identity}")
+            identity = IdentityConfiguration(type="user_assigned", user_assigned_identities=[mine])
         endpoint = ManagedOnlineEndpoint(
-            name=self.name, auth_mode=self.settings.auth_mode, public_network_access=self.access
+            name=self.name,
+            auth_mode=self.settings.auth_mode,
+            public_network_access=self.access,
+            identity=identity,
         )
         with quiet():
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
+
+    def differing(self, endpoint: Any) -> dict[str, tuple[str | None, str | None]]:
+        """Return what an endpoint has and what is set of the settings that cannot change later."""
+        if endpoint is None:
+            return {}
+        mine = (endpoint.identity and endpoint.identity.user_assigned_identities) or []
+        has = {
+            "auth_mode": endpoint.auth_mode,
+            "identity": mine[0].resource_id.split("/")[-1] if mine else None,
+        }
+        wanted = {name: getattr(self.settings, name) for name in has}
+        return {name: (has[name], wanted[name]) for name in has if has[name] != wanted[name]}
 
     def put(self, traffic: dict[str, int], **tags: str | None) -> None:
         """Set traffic and tags in one call; None takes a tag away."""

@@ -102,6 +102,7 @@ class Params:
     image: Annotated[str, Field(pattern=r"^[^ ]+(:|@sha256:)[^:/ ]+$")]
     verify: Literal["reproduce", "restore"]
     code: str
+    identity: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]{2,127}$")] | None
     collections: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...]
     collection_days: Annotated[int, Field(ge=1, le=3650)] | None
     lease_seconds: Annotated[int, Field(ge=15, le=60)]  # what a blob's lease may last
