@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 import secrets
 import time
@@ -109,7 +110,7 @@ def define(
         environment=environment(settings, python),
         environment_variables={
             "PYTHONPATH": "src",
-            "DIGITS_ACCOUNT": str(store(workspace).account_name),
+            "DIGITS_ACCOUNT": account(workspace),
             "DIGITS_COMMIT": head,
         },
         tags={"commit": head},
@@ -130,14 +131,19 @@ def submit(workspace: Workspace, job: Any) -> str:
         return str(workspace.client.jobs.create_or_update(job).name)
 
 
+def account(workspace: Workspace) -> str:
+    """Return the account of the container `review`: AZURE_STORAGE_ACCOUNT or the workspace's."""
+    named = os.environ.get("AZURE_STORAGE_ACCOUNT") if workspace.kind == "azure" else None
+    return named or str(store(workspace).account_name)
+
+
 def remote(workspace: Workspace) -> dict[str, str]:
     """Return how DVC reaches the container `review`: as oneself, or by the stand-in's key."""
-    container = store(workspace)
+    name = account(workspace)
     if workspace.kind == "azure":
-        return {"account_name": str(container.account_name)}
-    url = workspace.blobs.format(container.account_name)
-    secret = container.credential.account_key
-    named = f"AccountName={container.account_name};AccountKey={secret}"
+        return {"account_name": name, "connection_string": ""}  # not that of `make storage`
+    url = workspace.blobs.format(name)
+    named = f"AccountName={name};AccountKey={store(workspace).credential.account_key}"
     return {"connection_string": f"DefaultEndpointsProtocol=http;{named};BlobEndpoint={url};"}
 
 

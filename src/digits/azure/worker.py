@@ -28,6 +28,8 @@ from digits.files import write_text
 from digits.review import reproduce
 
 EXPERIMENT = "digits"  # of MLflow, as stage train names it, too
+# MLflow's own 7 tries of 120 s each would hold up a job that is over.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 METRICS = Path("data/evaluation/metrics.json")
 CONFIG = """[core]
     analytics = false
@@ -45,16 +47,16 @@ def find_run() -> None:
     allows no MLflow that is as new as the locked one. Where no run is given, as by the stand-in,
     one is made.
     """
+    os.environ.update(PATIENCE)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("azureml://"):
         os.environ["MLFLOW_TRACKING_URI"] = uri.replace("azureml://", "https://", 1)
         os.environ.setdefault("MLFLOW_TRACKING_TOKEN", os.environ.get("AZUREML_RUN_TOKEN", ""))
     elif uri.startswith("sqlite:///") and "MLFLOW_RUN_ID" not in os.environ:
         with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):  # two would make it twice
-            run = mlflow.set_experiment(EXPERIMENT) and mlflow.start_run(
-                run_name=os.environ["AZUREML_RUN_ID"]
-            )
-            mlflow.end_run()
+            mlflow.set_experiment(EXPERIMENT)
+            run = mlflow.start_run(run_name=os.environ["AZUREML_RUN_ID"])
+            mlflow.end_run()  # which forgets MLFLOW_RUN_ID
         os.environ["MLFLOW_RUN_ID"] = run.info.run_id
 
 
