@@ -267,6 +267,7 @@ def test_the_real_stages_give_the_same_bytes_in_a_job(
     """The small project: the job trains with another value, and this machine then does, too."""
     trainable = Trainable(project.root, "real")
     (trainable.root / ".standin").symlink_to(standin.folder)
+    (trainable.root / ".git" / "info" / "exclude").write_text(".standin\n")  # a link, no folder
     trainable.git("init", "--quiet", "--bare", str(tmp_path / "origin"))
     trainable.git("remote", "add", "origin", str(tmp_path / "origin"))
     trainable.edit("params.yaml", "label_smoothing: 0.1", "label_smoothing: 0.05")

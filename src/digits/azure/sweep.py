@@ -95,7 +95,7 @@ def start(workspace: Workspace, settings: release.Params, asked: argparse.Namesp
     tried = space(asked.set, params.load())
     count = len(list(itertools.product(*tried.values())))
     names = {key: key.replace(".", "__") for key in tried}
-    words = " ".join(f"{key}=${{{{inputs.{name}}}}}" for key, name in names.items())
+    words = " ".join(f'"{key}=${{{{inputs.{name}}}}}"' for key, name in names.items())
     results.offer(job.RAW, job.remote(workspace))
     with tempfile.TemporaryDirectory() as folder:
         one = job.define(
