@@ -25,6 +25,7 @@ from pyarrow import parquet as pq
 ROWS = 5000  # of a part: half a second's work of a core
 BLOCK = 1000  # images scored at once
 BUFFER_BYTES = 1 << 22  # of a file, read at a time
+STREAMED = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}  # no more of it is kept
 IDENTITIES = ("request_id", "position", "id")  # columns that the answers keep
 ERROR = "_ERROR"  # a file that says why the file of that folder could not be scored
 SCRIPT = "DIGITS_SCRIPT"  # of the environment: what the digits are written in, or nothing
@@ -60,7 +61,7 @@ def parts(path: Path, size: int, first: int = 0) -> Iterator[pa.RecordBatch]:
     skipped = first * ROWS
     source = _of_csv(path, wanted)
     if path.suffix != ".csv":
-        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
+        with pq.ParquetFile(path, **STREAMED) as file:
             groups = list(range(file.num_row_groups))
             sizes = [file.metadata.row_group(group).num_rows for group in groups]
             while groups and sizes[groups[0]] <= skipped:
@@ -84,7 +85,7 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _of_parquet(path: Path, wanted: pa.Schema, groups: list[int]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
+    with pq.ParquetFile(path, **STREAMED) as file:
         for batch in file.iter_batches(ROWS, groups, wanted.names, use_threads=False):
             image = batch["image"].cast(wanted.field("image").type)
             if image.null_count:
