@@ -113,13 +113,15 @@ def test_files_are_scored_by_a_batch_endpoint(
     run(scoring, *files, "--out", str(out), "--script", "mnist")
     for file in files:
         folder = out / Path(file).name
-        names = {path.name for path in folder.iterdir()} - {"_ERROR"}
+        names = {path.name for path in folder.iterdir()}
         assert names == {"_SUCCESS", "part-000000.parquet"}
         told = (folder / "part-000000.parquet").read_text()
         assert told == f'["{version}", "mnist", {Path(file).stat().st_size}]'
     calls = standin.calls()
     puts = [call["path"].split("/")[-2] for call in calls if call["method"] == "PUT"]
     assert puts.count("deployments") == 1
+    (made,) = [c for c in calls if c["method"] == "PUT" and "/digits-batch/versions" in c["path"]]
+    assert "azureml-dataset-runtime" in made["request"]["properties"]["condaFile"]
     standin.faults()
     run(scoring, *files, "--out", str(out), "--script", "mnist")  # it is done: nothing is
     assert {call["method"] for call in standin.calls()} <= {"GET", "POST"}

@@ -93,9 +93,11 @@ class Batch:
         own = self.own
         version = self.target.register(self.new)
         environment = Environment(
-            name=f"{MODEL}-batch", version=self.digest, image=self.settings.image
+            name=f"{MODEL}-batch",
+            version=self.digest,
+            image=self.settings.image,
+            conda_file=self.conda,
         )
-        environment.conda_file = self.conda
         with tempfile.TemporaryDirectory() as folder:
             for path in self.code:
                 (Path(folder) / path.name).write_bytes(path.read_bytes())
@@ -190,6 +192,7 @@ class Batch:
 def fetch(container: ContainerClient, prefix: str, out: Path) -> None:
     """Download the answers; the marks that say that they are whole come last."""
     names = sorted(container.list_blob_names(name_starts_with=prefix))
+    names = [name for name in names if not name.endswith(batch.ERROR)]  # of an earlier try
     for name in sorted(names, key=lambda name: name.endswith(batch.SUCCESS)):
         path = out / name.removeprefix(prefix)
         with replacing(path) as partial:

@@ -175,8 +175,13 @@ def answer(batch: pa.RecordBatch, number: int, folder: Path, wanted: dict[str, s
     }
     table = pa.table(columns).replace_schema_metadata(wanted)
     partial = place(folder, number).with_suffix(".partial")
-    pq.write_table(table, partial, compression="zstd", use_dictionary=["digit", "model_version"])
-    partial.replace(place(folder, number))
+    try:
+        pq.write_table(
+            table, partial, compression="zstd", use_dictionary=["digit", "model_version"]
+        )
+        partial.replace(place(folder, number))
+    finally:
+        partial.unlink(missing_ok=True)
     return len(images)
 
 
