@@ -29,6 +29,8 @@ while Path("HOLD").exists():
     time.sleep(0.05)
 Path("data/model").mkdir(parents=True, exist_ok=True)
 Path("data/model/model.txt").write_text(f"weights {params['train']}")
+Path("data/images").mkdir(exist_ok=True)
+Path("data/images/one.txt").write_text(f"an image, {params['train']}")
 accuracy = 1 - params["train"]["batch_size"] / 1000
 Path("data/evaluation").mkdir(parents=True, exist_ok=True)
 Path("data/evaluation/metrics.json").write_text(json.dumps({"mnist": {"accuracy": accuracy}}))
@@ -48,7 +50,7 @@ PIPELINE: dict[str, Any] = {
         "cmd": "python stage.py",
         "deps": ["data/pool.txt", "stage.py"],
         "params": ["train"],
-        "outs": ["data/model/model.txt"],
+        "outs": ["data/model/model.txt", "data/images"],
         "metrics": [{"data/evaluation/metrics.json": {"cache": False}}],
     },
 }

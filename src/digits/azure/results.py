@@ -56,6 +56,14 @@ def _hashes(lock: str) -> set[Any]:
     return {HashInfo("md5", out["md5"]) for out in found}
 
 
+def _with_files(repo: Any, hashes: set[Any]) -> set[Any]:
+    """Return hashes with those of the files in folders, which DVC does not move by itself."""
+    from dvc_data.hashfile.tree import Tree
+
+    trees = [Tree.load(repo.cache.local, one) for one in hashes if one.isdir]
+    return hashes | {file for tree in trees for _, _, file in tree}
+
+
 def _moved(done: Any, how: str) -> None:
     if done.failed:
         raise DigitsError(f"{len(done.failed)} files were not {how}; run this again")
@@ -64,7 +72,8 @@ def _moved(done: Any, how: str) -> None:
 def push(lock: str) -> None:
     """Push the outs of a dvc.lock, small metrics too, then the run cache."""
     with _opened({}) as repo:
-        _moved(repo.cloud.push(_hashes(lock), remote=REMOTE), "pushed")
+        wanted = _with_files(repo, _hashes(lock))
+        _moved(repo.cloud.push(wanted, remote=REMOTE), "pushed")
         repo.stage_cache.push(REMOTE)
 
 
@@ -72,7 +81,10 @@ def fetch(locks: list[str], settings: dict[str, str]) -> None:
     """Fetch the outs of dvc.locks into DVC's cache, then the run cache."""
     with _opened(settings) as repo:
         for lock in locks:
-            _moved(repo.cloud.pull(_hashes(lock), remote=REMOTE), "fetched")
+            hashes = _hashes(lock)
+            folders = {one for one in hashes if one.isdir}
+            _moved(repo.cloud.pull(folders, remote=REMOTE), "fetched")
+            _moved(repo.cloud.pull(_with_files(repo, hashes), remote=REMOTE), "fetched")
         repo.stage_cache.pull(REMOTE)
 
 
