@@ -15,6 +15,8 @@ hint        what it is worth to be told the script
 lineage     which scripts, data and params a model came from
 augmentation digits turned and moved, images of nothing
 training    the loop that trains it
+cluster     which machines train together
+distributed the loop on several machines
 metrics     what is measured
 production  requests that were answered, and labels that came later
 traffic     what production is asked: a schedule to a stream of requests

@@ -22,7 +22,7 @@ import time
 
 import numpy as np
 
-from digits import distributed, model, params, training
+from digits import cluster, distributed, model, params, training
 from digits.errors import DigitsError
 
 BATCH = 64  # digits a machine
@@ -42,7 +42,7 @@ bench_workers.train(*map(int, numbers))
 
 def train(batch_size: int, steps: int) -> None:
     """Train on random digits; print the seconds of a step and the number of weights."""
-    machines = distributed.Machines() if distributed.cluster()[0] > 1 else None
+    machines = distributed.Machines() if cluster.find()[0] > 1 else None
     values = params.load()
     task = dataclasses.replace(params.task(values), epochs=2)
     own = params.section(training.Recipe, values, "train")

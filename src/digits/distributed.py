@@ -1,4 +1,4 @@
-"""The training loop on several machines: TF_CONFIG names them, as Azure ML sets it.
+"""The training loop on several machines.
 
 Each machine takes its share of every batch, in parts of at least PART digits on a thread each;
 gradients are summed over all of them (tf.distribute.MultiWorkerMirroredStrategy, Keras 3's `fit`
@@ -11,14 +11,12 @@ one machine has two: the weights are the same bytes. More machines pay with larg
 """
 
 import hashlib
-import json
-import os
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from digits import params
+from digits import cluster, params
 from digits.errors import DigitsError
 from digits.model import MOMENTUM
 from digits.training import Recipe, pieces, steps_of
@@ -26,34 +24,12 @@ from digits.training import Recipe, pieces, steps_of
 PART = 32  # digits that batch normalisation sees at once on one machine
 
 
-def cluster() -> tuple[int, int]:
-    """Return how many machines train, and which of them this is; (1, 0) without TF_CONFIG.
-
-    Raises DigitsError when TF_CONFIG is damaged.
-    """
-    try:
-        config = json.loads(os.environ.get("TF_CONFIG") or "{}")
-        tasks = [
-            (kind, index)
-            for kind in ("chief", "worker")
-            for index in range(len(config.get("cluster", {}).get(kind, [])))
-        ]
-        if not tasks:
-            return 1, 0
-        return len(tasks), tasks.index((config["task"]["type"], int(config["task"]["index"])))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DigitsError(
-            f"TF_CONFIG: does not name this machine among its workers ({error!r}); "
-            "Azure ML sets it for `distribution: tensorflow`"
-        ) from None
-
-
 class Machines:
     """All machines of this training, once they have found each other."""
 
     def __init__(self) -> None:
         """Wait for the others; it must come before anything is computed."""
-        self.count, self.rank = cluster()
+        self.count, self.rank = cluster.find()
         self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
     def trainer(

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.storage.blob import BlobServiceClient
 from conftest import Project
 from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
 from light import StandIn, a_standin  # noqa: F401
 from test_standin import unlike
 
 from digits.azure import job
+from digits.azure.serve import KEY
 from digits.errors import DigitsError
 
 pytestmark = pytest.mark.slow
@@ -40,13 +42,21 @@ def logged(standin: StandIn, job: str) -> dict[str, Any]:
     """Return some of what MLflow has of a job, from its store."""
     with contextlib.closing(sqlite3.connect(standin.folder / "mlflow.db")) as store:
         query = "select run_uuid from runs where name = ?"
-        (run,) = store.execute(query, (job,)).fetchone()
+        ((run,),) = store.execute(query, (job,)).fetchall()
         found: dict[str, Any] = {}
         for table in ("latest_metrics", "params", "tags"):
             query = f"select key, value from {table} where run_uuid = ?"
             found |= dict(store.execute(query, (run,)).fetchall())
     wanted = ("mnist.accuracy", "batch_size", "distortion.shear", "commit")
     return {name: found[name] for name in wanted}
+
+
+def log_of(standin: StandIn, job: str, node: int) -> str:
+    """Return what one of a job's nodes printed."""
+    url = f"{standin.address['blobs']}/devstoreaccount1"
+    with BlobServiceClient(url, credential=KEY) as service:
+        name = f"ExperimentRun/dcid.{job}/user_logs/std_log_process_{node}.txt"
+        return service.get_blob_client("azureml", name).download_blob().readall().decode()
 
 
 @contextlib.contextmanager
@@ -168,6 +178,36 @@ def test_a_job_that_loses_its_machine_starts_from_nothing(
         assert process.wait(60) == 0
     assert len(trainable.published(standin)) == 1
     restored(trainable, 32)
+
+
+@pytest.mark.prove
+def test_of_two_nodes_the_first_publishes_and_each_may_fail(
+    trainable: Trainable, standin: StandIn
+) -> None:
+    trainable.edit("params.yaml", "    nodes: 1", "    nodes: 2")
+    rank = "import os\nrank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+    trainable.edit("stage.py", "params =", f"{rank}params =")
+    trainable.edit("stage.py", '"training on"', '"node", rank, "is training on"')
+    trainable.edit("stage.py", 'f"weights', 'f"node {rank}, weights')  # tells who published
+    trainable.commit(32)
+    said = trainable.digits("train")
+    name = JOB.findall(said)[0]
+    assert f"{name}: Completed" in said
+    assert "node 0 is training" in said
+    for node in (0, 1):
+        assert f"node {node} is training" in log_of(standin, name, node)
+    assert len(trainable.published(standin)) == 1
+    assert logged(standin, name)["mnist.accuracy"] == 0.968
+    restored(trainable, 32)
+    assert (trainable.root / "data/model/model.txt").read_text().startswith("node 0")
+
+    trainable.edit("stage.py", "while Path", "if rank:\n    sys.exit('node 1 is ill')\nwhile Path")
+    trainable.commit(32)
+    trainable.hold.touch()  # for the other one, which would never end
+    said = trainable.digits("train", code=1)
+    assert "ended as Failed" in said
+    assert "node 1 is ill" in log_of(standin, JOB.findall(said)[0], 1)
+    assert trainable.published(standin) == set()
 
 
 @WINDOWS

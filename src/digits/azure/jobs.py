@@ -1,15 +1,18 @@
-"""The stand-in's jobs, sweeps and computes: a job is a process in a copy of its code.
+"""The stand-in's jobs, sweeps and computes: each node of a job is a process in a copy of its code.
 
 It gets what Azure gives: its environment variables, who it is (here the blob store's connection
 string), a place for log and outputs. A job whose machine is lost, or which the stand-in's end cut
 short, starts again from nothing.
 """
 
+import contextlib
 import copy
 import itertools
+import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -36,9 +39,9 @@ os._exit(code % 256)
 
 def end(standin: StandIn, key: str) -> None:
     """Kill a job's processes, if it has any."""
-    ran = standin.processes.get(key)
-    if ran and ran.stdin:
-        ran.stdin.close()
+    for ran in standin.processes.get(key, ()):
+        if ran.stdin:
+            ran.stdin.close()
 
 
 def close(standin: StandIn) -> None:
@@ -120,13 +123,29 @@ def say(standin: StandIn, key: str, status: str) -> bool:
     return False
 
 
+def nodes(job: Json) -> list[dict[str, str]]:
+    """Return what each node of a job finds in its environment: TF_CONFIG, if it asks for it."""
+    distribution = job.get("distribution") or {}
+    asked = distribution.get("workerCount") or (job.get("resources") or {}).get("instanceCount")
+    ranks = range(asked or 1)
+    if distribution.get("distributionType") != "TensorFlow":
+        return [{} for _ in ranks]
+    with contextlib.ExitStack() as stack:  # together, so that no port is given twice
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in ranks]
+        named = {"worker": [f"127.0.0.1:{one.getsockname()[1]}" for one in free]}
+    tasks = [{"cluster": named, "task": {"type": "worker", "index": rank}} for rank in ranks]
+    return [{"TF_CONFIG": json.dumps(task)} for task in tasks]
+
+
 def run(standin: StandIn, key: str) -> None:
-    """Run a job, again when its machine was lost, and keep its log and outputs."""
+    """Run a job, again when a machine of it was lost, and keep its logs and outputs."""
     body = standin.resources[key]
     name = body["name"]
     home = standin.folder / "jobs" / name
     container, place = standin.storage["client"], f"ExperimentRun/dcid.{name}"
-    log = container.get_blob_client(f"{place}/user_logs/std_log.txt")
+    count = len(nodes(body["properties"]))
+    tails = [f"_process_{rank}" for rank in range(count)] if count > 1 else [""]
+    logs = [container.get_blob_client(f"{place}/user_logs/std_log{tail}.txt") for tail in tails]
     try:
         lost = True
         while lost:
@@ -135,29 +154,31 @@ def run(standin: StandIn, key: str) -> None:
                 return
             shutil.rmtree(home, ignore_errors=True)
             code = standin.asset(body["properties"]["codeId"])["properties"]["codeUri"]
-            standin.storage["fetch"](code, home / "code")
-            if not log.exists():
-                log.create_append_blob()
+            for rank, log in enumerate(logs):
+                standin.storage["fetch"](code, home / str(rank) / "code")
+                if not log.exists():
+                    log.create_append_blob()
             if say(standin, key, "Running"):
                 return
-            ended = process(standin, key, home, log.append_block)
+            ended = process(standin, key, home, [log.append_block for log in logs])
             if standin.closed:
                 return
             lost = key in standin.lost
-        outputs = home / "code" / "outputs"
-        for file in sorted(path for path in outputs.rglob("*") if path.is_file()):
-            target = f"{place}/outputs/{file.relative_to(outputs).as_posix()}"
-            container.upload_blob(target, file.read_bytes(), overwrite=True)
+        for outputs in sorted(home.glob("*/code/outputs")):
+            for file in sorted(path for path in outputs.rglob("*") if path.is_file()):
+                target = f"{place}/outputs/{file.relative_to(outputs).as_posix()}"
+                container.upload_blob(target, file.read_bytes(), overwrite=True)
         say(standin, key, "Failed" if ended else "Completed")
     except Exception as error:
         say(standin, key, "Failed")
-        log.append_block(f"The stand-in could not run it: {error!r}\n".encode())
+        logs[0].append_block(f"The stand-in could not run it: {error!r}\n".encode())
     finally:
+        end(standin, key)
         shutil.rmtree(home, ignore_errors=True)
 
 
-def process(standin: StandIn, key: str, home: Path, keep: Callable[[bytes], object]) -> int:
-    """Run a job's command to its end, keeping what it prints; return its code."""
+def process(standin: StandIn, key: str, home: Path, keeps: list[Callable[[bytes], object]]) -> bool:
+    """Run a job's command on each node to its end, keeping what it prints; return if any failed."""
     body = standin.resources[key]
     env = {
         name: value
@@ -169,26 +190,35 @@ def process(standin: StandIn, key: str, home: Path, keep: Callable[[bytes], obje
     env |= {"AZURE_STORAGE_CONNECTION_STRING": standin.storage["connection_string"]}
     env |= {"MLFLOW_TRACKING_URI": f"sqlite:///{standin.folder / 'mlflow.db'}"}
     env |= body["properties"].get("environmentVariables") or {}
-    with (home / "log.txt").open("wb") as output:
-        ran = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISE, body["properties"]["command"], str(home)],
-            cwd=home / "code",
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    command = [sys.executable, "-c", SUPERVISE, body["properties"]["command"], str(home)]
+    ran: list[subprocess.Popen[bytes]] = []
     standin.processes[key] = ran
-    if body["properties"]["status"] in ENDED:  # canceled meanwhile
-        end(standin, key)
-    with (home / "log.txt").open("rb") as printed:
+    with contextlib.ExitStack() as stack:
+        printed = []
+        for rank, own in enumerate(nodes(body["properties"])):
+            folder = home / str(rank)
+            output = stack.enter_context((folder / "log.txt").open("wb"))
+            printed.append(stack.enter_context((folder / "log.txt").open("rb")))
+            ran.append(
+                subprocess.Popen(
+                    command,
+                    cwd=folder / "code",
+                    env=env | own,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
         while True:
-            over = ran.poll() is not None
-            while new := printed.read(1_000_000):
-                keep(new)
-            if over:
-                return ran.returncode
+            codes = [one.poll() for one in ran]
+            if any(codes) or body["properties"]["status"] in ENDED:
+                end(standin, key)  # a node that fails, or a job that is canceled, takes all along
+            for file, keep in zip(printed, keeps, strict=True):
+                while new := file.read(1_000_000):
+                    keep(new)
+            if None not in codes:
+                return any(codes)
             time.sleep(POLL_SECONDS)
 
 

@@ -65,7 +65,7 @@ class StandIn:
         self.url = ""
         self.lock = threading.RLock()
         self.workers = ThreadPoolExecutor(8)
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}  # of jobs, by path
+        self.processes: dict[str, list[subprocess.Popen[bytes]]] = {}  # of jobs' nodes, by path
         self.lost: set[str] = set()  # jobs whose machine is gone
         self.closed = False
         self.failure = ""  # what deployments end with, for a test: a key of FAILURES

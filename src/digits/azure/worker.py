@@ -3,6 +3,10 @@
 Enters: the account of the container `review`, as DIGITS_ACCOUNT, and values of params.yaml on the
 command line. Data comes from there, results go there; outputs/ has dvc.lock and what machine made
 it, written last. A stage that fails ends the job with code 1.
+
+Each of several nodes runs the whole pipeline on a disk of its own. All take the same path: stages
+are restored by what the container had at their start, and the first node, which alone pushes and
+logs, does so when stage train is over on all.
 """
 
 import argparse
@@ -21,7 +25,7 @@ import pandas as pd
 from filelock import FileLock
 from mlflow.entities import Metric, Param, RunTag
 
-from digits import console, params
+from digits import cluster, console, params
 from digits.azure import results
 from digits.errors import DigitsError
 from digits.files import write_text
@@ -102,14 +106,15 @@ def main(arguments: list[str]) -> None:
         from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped] # as `dvc exp run -S`
 
         apply_overrides(results.PARAMS, asked.set)
-    if tracked := "MLFLOW_TRACKING_URI" in os.environ:
+    _, rank = cluster.find()
+    if tracked := rank == 0 and "MLFLOW_TRACKING_URI" in os.environ:
         with forgiving():
             find_run()
     results.take()
     run = reproduce.repro("--pull", "--allow-missing")
     if run.failed:
         raise DigitsError(f"{run.failed} failed: see above")
-    if json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index"):
+    if rank:
         return  # the first node speaks for all
     lock = Path(results.LOCK).read_text("utf-8")
     results.push(lock)

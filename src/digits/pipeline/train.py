@@ -2,7 +2,8 @@
 
 Enters: the pools training and validation. Leaves data/model/model.keras, the curves of the
 training and a lineage: which data and params the weights came from. The run is also logged to
-MLflow, by default to a local store below data/ that neither git nor DVC keeps.
+MLflow, by default to a local store below data/ that neither git nor DVC keeps. Of several machines
+each writes the same files, for the stages that follow on it; the first alone logs the run.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import pandas as pd
 from filelock import FileLock
 from scipy.optimize import minimize_scalar
 
-from digits import distance, distributed, model, params
+from digits import cluster, distance, distributed, model, params
 from digits.dataset import Digits, read_pool
 from digits.errors import DigitsError
 from digits.files import replacing, sha256, write_text
@@ -122,15 +123,14 @@ def main(arguments: list[str]) -> None:
         )
     training, validation = (targets(pool, scripts) for pool in pools)
 
-    machines = distributed.Machines() if distributed.cluster()[0] > 1 else None
+    count, rank = cluster.find()
+    machines = distributed.Machines() if count > 1 else None
     model.make_exact(task.seed)
     trained = model.build(task.image_size, len(scripts) * len(task.classes))
     trainer = machines.trainer if machines else None
     curves = fit(trained, training, validation, task, own, trainer)
     if machines:
-        print(f"machine {machines.rank + 1} of {machines.count}: {distributed.digest(trained)}")
-        if machines.rank:
-            return  # the first one writes
+        print(f"machine {rank + 1} of {count}: {distributed.digest(trained)}")
     network = model.fold(trained)
     temperature = find_temperature(model.predict(network, validation[0]), validation[1])
     foreign = find_foreign(network, training, validation[0])
@@ -148,4 +148,5 @@ def main(arguments: list[str]) -> None:
     write_text(paths.out / "lineage.json", lineage_text)
     with replacing(paths.curves) as partial:
         curves.round(6).to_csv(partial, index=False, lineterminator="\n")
-    log_run({"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own), curves)
+    if rank == 0:
+        log_run({"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own), curves)
