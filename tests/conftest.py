@@ -24,10 +24,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import run  # noqa: E402
-from cloud import Cloud  # noqa: E402
 
 from digits import inference  # noqa: E402
-from digits.azure import commands  # noqa: E402
 from digits.dataset import Digits, write_csv  # noqa: E402
 from digits.sources import read_idx  # noqa: E402
 
@@ -258,27 +256,3 @@ def serve(
     finally:
         for process in processes:
             inference.stop(process)
-
-
-@pytest.fixture
-def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Cloud:
-    """Azure and GitHub with nothing of ours yet; the current folder is a clone with an origin.
-
-    Slow tests start its executables; in others the same code answers in this process.
-    """
-    clone = Project(tmp_path / "clone")
-    shutil.copytree(ROOT / ".github", clone.root / ".github")
-    (clone.root / ".dvc").mkdir()
-    for name in ("params.yaml", ".dvc/config"):
-        shutil.copyfile(ROOT / name, clone.root / name)
-    clone.git("init", "--quiet")
-    clone.git("remote", "add", "origin", "git@github.com:octo/digits.git")
-    for name in os.environ:
-        if name.startswith("AZURE"):
-            monkeypatch.delenv(name)
-    found = Cloud(tmp_path / "cloud")
-    monkeypatch.setenv("PATH", str(found.bin), prepend=os.pathsep)
-    if request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr(commands, "run", found.run)
-    monkeypatch.chdir(clone.root)
-    return found

@@ -109,7 +109,7 @@ def test_who_trains_is_read_from_tf_config(monkeypatch: pytest.MonkeyPatch) -> N
             cluster.find()
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_two_machines_end_with_the_weights_of_one() -> None:
     with running([child(1, 64)] * 3, machines(2) + machines(1)) as processes:
         said = [process.communicate(timeout=300) for process in processes]

@@ -83,6 +83,7 @@ def test_a_queued_experiment_runs_the_code_it_was_queued_with(project: Project) 
     assert "edited {name}" in (project.root / module).read_text("utf-8")
 
 
+@pytest.mark.prove
 def test_a_grid_runs_two_at_a_time(project: Project) -> None:
     grid = ("-S", "train.batch_size=32,64", "-S", "train.peak_learning_rate=0.005,0.02")
     project.dvc("exp", "run", "--queue", *grid)

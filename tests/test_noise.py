@@ -15,7 +15,7 @@ def test_a_spread_is_that_of_the_textbook() -> None:
     assert figures == {"mean": 0.5, "deviation": 0.360555, "least": 0.2, "most": 0.9}
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_two_seeds_are_trained_and_stored(project: Project) -> None:
     output = project.run("digits", "noise", "--seeds", "2")
     assert "seed 2: mnist" in output

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cloud import PREFIX, Cloud
+from clouded import a_cloud  # noqa: F401
 from conftest import Project
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from cloud import PREFIX, Cloud, assignments, credentials
+from clouded import a_cloud  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
