@@ -4,7 +4,9 @@ import json
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -120,6 +122,18 @@ def test_answers_of_another_run_are_refused_and_what_is_done_is_not_done_again(
     with pytest.raises(DigitsError, match="another script"):
         scored([path], out, model, "mnist")
     assert scored([path], out, model) == 0
+    assert (folder / batch.SUCCESS).exists()
+
+
+def test_a_part_that_is_damaged_is_done_again(tmp_path: Path) -> None:
+    path, folder = write(tmp_path / "some.parquet", IMAGES[:10]), tmp_path / "out"
+    folder.mkdir()
+    batch.place(folder, 0).write_bytes(b"PAR1")
+    (folder / batch.SUCCESS).touch()
+    with ThreadPoolExecutor(1) as pool, patch.object(batch_scoring, "work", lambda *_: 10):
+        wanted = batch.origin(path, "5ee", None)
+        said = list(batch_scoring._score(pool, path, folder, wanted, 28))
+    assert said == [(10, True)]
     assert (folder / batch.SUCCESS).exists()
 
 

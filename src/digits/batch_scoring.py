@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -140,13 +140,15 @@ def score(
 
 
 def _score(
-    pool: ProcessPoolExecutor, path: Path, folder: Path, wanted: dict[str, str], size: int
+    pool: Executor, path: Path, folder: Path, wanted: dict[str, str], size: int
 ) -> Iterator[tuple[int, bool]]:
     folder.mkdir(exist_ok=True)
     try:
         have = batch.done(folder, wanted)
     except ValueError as error:
         raise DigitsError(f"{folder}: {error}; delete it or choose another --out") from None
+    if len(have) < len(list(folder.glob("part-*.parquet"))):  # one is damaged
+        (folder / batch.SUCCESS).unlink(missing_ok=True)
     for number in have:
         yield parquet.read_metadata(batch.place(folder, number)).num_rows, False
     running: set[Future] = set()

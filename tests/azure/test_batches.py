@@ -125,6 +125,10 @@ def test_files_are_scored_by_a_batch_endpoint(
     standin.faults()
     run(scoring, *files, "--out", str(out), "--script", "mnist")  # it is done: nothing is
     assert {call["method"] for call in standin.calls()} <= {"GET", "POST"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "job.json").write_text('{"set": []}')  # as of `digits train`
+    with pytest.raises(DigitsError, match="choose another --out"):
+        run(scoring, *files, "--out", str(tmp_path / "other"))
     assert not [call for call in standin.calls() if call["path"].endswith("/jobs")]
     version = commit(scoring, "two")
     with pytest.raises(DigitsError, match="choose another --out"):

@@ -10,16 +10,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
+from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobServiceClient
 from conftest import Project
 from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
 from light import StandIn, a_standin  # noqa: F401
 from test_standin import unlike
 
-from digits.azure import job
+from digits import params
+from digits.azure import job, release, results, sweep, train
 from digits.azure.serve import KEY
 from digits.errors import DigitsError
 
@@ -119,6 +123,59 @@ def test_what_others_could_not_get_is_refused(
     project.git("commit", "--quiet", "--message", "Two")
     with not_pushed:
         job.commit()
+
+
+def test_a_stage_with_other_outs_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, more = ({"path": name, "md5": "1"} for name in ("model.txt", "curves.csv"))
+    plain = {"cmd": "true"}
+
+    def lock(*outs: dict[str, str]) -> str:
+        stages = {"train": plain | {"outs": list(outs)}, "monitor": plain}
+        return yaml.safe_dump({"stages": stages})
+
+    Path("dvc.lock").write_text(lock(out))
+    account = {"machine": results.machine()}
+    said = train.compared(lock(out, more), account)
+    assert said[0].startswith("1 stages with the same bytes") and said[1].startswith("New: train;")
+    assert len(said) == 2
+    said = train.compared(lock(out | {"md5": "2"}), account)
+    assert said[1:] == ["Not the same bytes as dvc.lock here: model.txt."]
+
+
+def test_what_a_sweep_tries_is_checked() -> None:
+    values = params.load()
+    one, other = "train.batch_size=32", "train.batch_size=64,128"
+    assert sweep.space([one, other], values) == {"train.batch_size": [32, 64, 128]}
+    for listed in ("[32,64]", "32,,64", "{", ""):
+        with pytest.raises(DigitsError, match="write KEY=VALUE,VALUE"):
+            sweep.space([f"train.batch_size={listed}"], values)
+
+
+def test_a_sweep_of_which_nothing_began_praises_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep.Trials, "begun", lambda _: [])
+    jobs = SimpleNamespace(get=lambda _: SimpleNamespace(tags={}))
+    workspace: Any = SimpleNamespace(client=SimpleNamespace(jobs=jobs))
+    with pytest.raises(DigitsError, match="ended as Canceled, and no trial ended well"):
+        sweep.finish(workspace, "s", "Canceled", sweep.Trials(workspace, "s"))
+    assert capsys.readouterr().out == "0 trials ended well.\n"
+
+
+def test_what_has_ended_is_not_canceled() -> None:
+    jobs = SimpleNamespace(get=lambda _: SimpleNamespace(status="Completed"))
+    workspace: Any = SimpleNamespace(client=SimpleNamespace(jobs=jobs))
+    with pytest.raises(DigitsError, match="has ended already, as Completed; --attach"):
+        job.cancel(workspace, "one")
+
+
+def test_a_workspace_that_fails_starts_no_second_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((job, "connect"), (job, "commit"), (release, "load")):
+        monkeypatch.setattr(module, name, lambda *_: (None, None))
+    asked: Any = SimpleNamespace(compute=None, attach=None, cancel=None, workspace="local")
+    with pytest.raises(DigitsError, match="with --attach and its name"), job.session(asked):
+        raise HttpResponseError("502")
 
 
 @pytest.mark.prove
@@ -296,6 +353,8 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> 
         for row in made.values()
     }
     assert tried == {("32", "0.01"): "0.968", ("32", "0.02"): "0.968"}
+    again = trainable.digits("sweep", "--attach", name)
+    assert again.count(": there already") == 2
     assert trainable.git("status", "--porcelain") == ""
     assert "no single value" in trainable.digits("sweep", "-S", "train.none=1", code=1)
 

@@ -147,11 +147,16 @@ class Batch:
         """Return the job in which these files are scored already, if there is one."""
         if not path.exists():
             return None
-        known = json.loads(path.read_text("utf-8"))
-        if known["run"] != run:
+        try:
+            known = json.loads(path.read_text("utf-8"))
+            other, job = known["run"] != run, str(known["job"])
+        except (ValueError, KeyError, TypeError) as error:
+            mend = "choose another --out"
+            raise DigitsError(f"{path}: is not of `digits score` ({error!r}); {mend}") from None
+        if other:
             raise DigitsError(f"{path}: is of other files or another model; choose another --out")
         try:
-            return None if self._status(known["job"]) in FAILED else str(known["job"])
+            return None if self._status(job) in FAILED else job
         except ResourceNotFoundError:
             return None
 

@@ -248,10 +248,14 @@ def session(asked: argparse.Namespace) -> Iterator[tuple[Workspace, Params]]:
         missing = asked.attach or asked.cancel or "the workspace"
         raise DigitsError(f"{missing}: not found; correct the name ({error.message})") from None
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
-        raise DigitsError(explained(error)) from error
+        attach = "where a job is named above, with --attach and its name"  # or it were another
+        raise DigitsError(f"{explained(error)}; {attach}") from error
 
 
 def cancel(workspace: Workspace, name: str) -> None:
-    """End a job."""
+    """End a job; raise DigitsError when it has ended already."""
+    found = workspace.client.jobs.get(name).status
+    if (status := str(getattr(found, "value", found))) in ENDED:
+        raise DigitsError(f"{name} has ended already, as {status}; --attach shows what it left")
     workspace.client.jobs.begin_cancel(name).result()
     print(f"{name} is canceled; what it had not finished is not in the cache.")

@@ -17,6 +17,8 @@ from digits.errors import DigitsError
 
 REMOTE = "review"  # main trusts nothing that a job made
 OUTPUTS = Path("outputs")  # of a job: Azure keeps what is written there
+AGAIN = "run this again"
+ATTACH = f"{AGAIN} with --attach and the job's name"  # or it would be another job
 MAY_LACK = {"deleted", "not in cache"}  # of outs here: the container may have them
 LOCK, ACCOUNT, PARAMS = "dvc.lock", "job.json", "params.yaml"
 
@@ -37,7 +39,7 @@ def machine() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _opened(settings: dict[str, str]) -> Iterator[Any]:
+def _opened(settings: dict[str, str], mend: str = AGAIN) -> Iterator[Any]:
     # mypy: DVC ships no types
     from dvc.exceptions import DvcException  # type: ignore[import-untyped] # a second to load
     from dvc.repo import Repo, lock_repo  # type: ignore[import-untyped]
@@ -46,7 +48,7 @@ def _opened(settings: dict[str, str]) -> Iterator[Any]:
         with Repo(remote=REMOTE, remote_config=settings) as repo, lock_repo(repo):
             yield repo
     except (DvcException, OSError) as error:  # those of the blob store are OSErrors in DVC
-        raise DigitsError(f"the container {REMOTE}: {error}; run this again") from error
+        raise DigitsError(f"the container {REMOTE}: {error}; {mend}") from error
 
 
 def _hashes(lock: str) -> set[Any]:
@@ -64,9 +66,9 @@ def _with_files(repo: Any, hashes: set[Any]) -> set[Any]:
     return hashes | {file for tree in trees for _, _, file in tree}
 
 
-def _moved(done: Any, how: str) -> None:
+def _moved(done: Any, how: str, mend: str = AGAIN) -> None:
     if done.failed:
-        raise DigitsError(f"{len(done.failed)} files were not {how}; run this again")
+        raise DigitsError(f"{len(done.failed)} files were not {how}; {mend}")
 
 
 def push(lock: str) -> None:
@@ -79,12 +81,13 @@ def push(lock: str) -> None:
 
 def fetch(locks: list[str], settings: dict[str, str]) -> None:
     """Fetch the outs of dvc.locks into DVC's cache, then the run cache."""
-    with _opened(settings) as repo:
+    with _opened(settings, ATTACH) as repo:
         for lock in locks:
             hashes = _hashes(lock)
             folders = {one for one in hashes if one.isdir}
-            _moved(repo.cloud.pull(folders, remote=REMOTE), "fetched")
-            _moved(repo.cloud.pull(_with_files(repo, hashes), remote=REMOTE), "fetched")
+            _moved(repo.cloud.pull(folders, remote=REMOTE), "fetched", ATTACH)
+            wanted = _with_files(repo, hashes)
+            _moved(repo.cloud.pull(wanted, remote=REMOTE), "fetched", ATTACH)
         repo.stage_cache.pull(REMOTE)
 
 

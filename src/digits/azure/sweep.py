@@ -36,11 +36,15 @@ def space(settings: list[str], values: dict[str, Any]) -> dict[str, list[Any]]:
         known: Any = values
         for part in key.split("."):
             known = known.get(part) if isinstance(known, dict) else None
-        if known is None or isinstance(known, dict | list) or not listed:
+        try:
+            tried = [yaml.safe_load(value) for value in listed.split(",")]
+        except yaml.YAMLError:  # as of [32, when somebody writes a list
+            tried = [None]
+        if known is None or isinstance(known, dict | list) or None in tried:
             raise DigitsError(
                 f"{setting}: {key} is no single value of {params.PATH}; write KEY=VALUE,VALUE"
             )
-        found[key] = [yaml.safe_load(value) for value in listed.split(",")]
+        found[key] = [*found.get(key, ()), *tried]
     return found
 
 
@@ -74,7 +78,9 @@ class Trials:
 
 
 def experiment(name: str, settings: list[str]) -> str:
-    """Make a DVC experiment of what a trial made; return a line about it."""
+    """Make a DVC experiment of what a trial made, once; return a line about it."""
+    if release.git("for-each-ref", f"refs/exps/*/*/{name}"):
+        return f"experiment {name}: there already"
     done = subprocess.run(
         reproduce.command(
             "exp", "run", "--temp", "--name", name, *(f"-S{one}" for one in settings)
@@ -131,7 +137,7 @@ def finish(workspace: Workspace, name: str, status: str, trials: Trials) -> None
     if tags.get("commit", head) != head:
         raise DigitsError(f"{name} ran commit {tags['commit'][:10]}; check that out, then --attach")
     bad = list(trials.failed())
-    print("\n".join(bad) or "All trials ended well.")
+    print("\n".join([f"{len(trials.made)} trials ended well.", *bad]))
     if not trials.made:
         raise DigitsError(f"{name} ended as {status}, and no trial ended well; see the logs")
     results.fetch([lock for lock, _ in trials.made.values()], job.remote(workspace))

@@ -38,22 +38,24 @@ def cause(log: list[str]) -> str:
     return f"{told[-1]}; mend that, commit, push and run again"
 
 
+def inputs(stage: dict[str, Any]) -> list[Any]:
+    """Return what of a stage in dvc.lock DVC's run cache knows it by."""
+    paths = [out["path"] for out in stage.get("outs", ())]
+    return [paths, *(stage.get(key) for key in ("cmd", "deps", "params"))]
+
+
 def compared(lock: str, account: dict[str, Any]) -> list[str]:
     """Return lines about a job's dvc.lock beside the one here, and about its machine."""
     ours, theirs = results.stages(Path(results.LOCK).read_text("utf-8")), results.stages(lock)
     same, other, new = [], [], []
     for stage, found in theirs.items():
         known = ours.get(stage)
-        inputs = [
-            {key: one.get(key) for key in ("cmd", "deps", "params")} for one in (found, known or {})
-        ]
-        if known is None or inputs[0] != inputs[1]:
+        if known is None or inputs(known) != inputs(found):
             new.append(stage)
-        elif known["outs"] == found["outs"]:
+        elif known.get("outs") == found.get("outs"):
             same.append(stage)
         else:
-            pairs = zip(known["outs"], found["outs"], strict=True)
-            other += [one["path"] for one, made in pairs if one != made]
+            other += [made["path"] for made in found["outs"] if made not in known["outs"]]
     lines = [f"{len(same)} stages with the same bytes as dvc.lock here."] if same else []
     lines += [f"Not the same bytes as dvc.lock here: {', '.join(other)}."] if other else []
     lines += [f"New: {', '.join(new)}; `dvc repro` restores what the job made."] if new else []
