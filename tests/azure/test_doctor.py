@@ -159,6 +159,14 @@ def test_this_machine_is_looked_at(
     assert "subject repo:a/b:environment:production" in said
 
 
+def test_a_stand_in_that_does_not_run_is_no_matter_of_logging_in(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DigitsError, match="are wrong"):
+        doctor.main(["--workspace", "local"])
+    assert "`digits serve` first" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_each_identity_has_its_jobs_and_each_such_job_its_identity() -> None:
     logins = connection.rights().logins
     assert {job.environment for job in connection.jobs("repo:o/r")} == set(logins.values())

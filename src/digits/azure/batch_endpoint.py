@@ -188,9 +188,8 @@ class Batch:
                     for blob in container.list_blob_names(name_starts_with=f"{folder}/answers/")
                     if blob.endswith("/" + batch.ERROR)
                 ]
-                raise DigitsError(
-                    f"job {name} ended as {status}: {'; '.join(faults) or 'see its log'}"
-                )
+                told = "; ".join(faults) or "see its log"
+                raise DigitsError(f"job {name} ended as {status}: {told}; mend that and run again")
             time.sleep(self.target.workspace.poll_seconds)
 
 

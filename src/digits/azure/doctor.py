@@ -209,7 +209,8 @@ def quota(kind: str) -> Iterator[Finding]:
     try:
         each, family, free = cores(connect(kind).client, settings.instance_type)
     except (DigitsError, AzureError) as error:
-        yield Finding("unknown", f"quota: {' '.join(str(error).split())[:200]}", "`az login`")
+        mend = "" if isinstance(error, DigitsError) else "`az login`"  # which tells its own
+        yield Finding("unknown", f"quota: {' '.join(str(error).split())[:200]}", mend)
         return
     needed = release.reserved(each, settings)
     said = f"quota: {needed:g} cores of {family} needed for one more revision, {free} free"
@@ -228,7 +229,8 @@ def main(arguments: list[str]) -> None:
     wrong = 0
     for look in (here(), github(given.repository or origin()), quota(given.workspace)):
         for finding in look:
-            mend = "" if finding.state == "ok" else f"\n         {finding.mend}"
+            shown = finding.mend and finding.state != "ok"
+            mend = f"\n         {finding.mend}" if shown else ""
             print(f"{finding.state:8} {finding.what}{mend}", flush=True)
             wrong += finding.state == "wrong"
     if wrong:
