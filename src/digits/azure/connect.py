@@ -64,7 +64,8 @@ def build(group: str, location: str | None, prefix: str) -> dict[str, str]:
 
 def environments(repository: str) -> list[Command]:
     """Return what makes the environments, those of main limited to the default branch."""
-    branch = commands.told("gh", "api", f"repos/{repository}", "--jq", ".default_branch") or "main"
+    told = commands.told("gh", "api", f"repos/{repository}", "--jq", ".default_branch")
+    branch = told or "DEFAULT_BRANCH"  # for a person to fill in: another would lock main out
     found: list[Command] = []
     jobs = list(connection.jobs(""))
     limited = connection.protected(jobs)
