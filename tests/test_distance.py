@@ -43,19 +43,25 @@ print(hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest())
 """
 
 
+ILLEGAL = -4  # SIGILL, as subprocess tells it
+
+
 @pytest.mark.slow
 def test_the_fit_has_the_same_bytes_with_other_kernels(tmp_path: Path) -> None:
     points, classes = vectors()
     np.savez(tmp_path / "given.npz", vectors=points, classes=classes)
-    found = set()
+    found = []
     for kernel, threads in {"Haswell": "1", "Prescott": "2", "SkylakeX": "2"}.items():
         env = environment() | {"OPENBLAS_CORETYPE": kernel, "OPENBLAS_NUM_THREADS": threads}
         env |= {"PYTHONPATH": str(ROOT / "src")}
         command = python(FIT, str(tmp_path / "given.npz"))
         done = subprocess.run(command, env=env, capture_output=True, text=True)
-        found.add(done.stdout.strip())
-    assert len(found) == 1
-    assert len(found.pop()) == 64
+        if done.returncode == ILLEGAL:  # a processor without AVX512 has not that one
+            continue
+        found.append(done.stdout.strip())
+    assert len(found) >= 2
+    assert len(set(found)) == 1
+    assert len(found[0]) == 64
 
 
 @pytest.mark.slow
