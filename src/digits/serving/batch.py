@@ -207,7 +207,7 @@ def run(mini_batch: Iterable[str]) -> list[str]:
                 answer(batch, number, folder, wanted)
                 for number, batch in todo(path, folder, wanted, service.size)
             ]
-        except (OSError, ValueError) as error:  # Arrow's errors are among them
+        except Exception as error:  # whatever it is, who waits for the job is told
             (folder / ERROR).write_text(f"{path.name}: cannot be scored ({error})", "utf-8")
             raise
         (folder / ERROR).unlink(missing_ok=True)
