@@ -85,8 +85,11 @@ def renew(
 
 
 def keep(lease: BlobLeaseClient, lost: threading.Event) -> None:
-    """Renew once; set `lost` when that fails."""
-    try:
-        lease.renew()
-    except Exception:  # whatever it was, another may now hold the lease
-        lost.set()
+    """Renew; set `lost` when that fails twice, since one refusal does not give it to another."""
+    for last in (False, True):
+        try:
+            lease.renew()
+            return
+        except Exception:  # whatever it was, another may now hold the lease
+            if last:
+                lost.set()
