@@ -45,6 +45,8 @@ azure.release       what of this commit is to be deployed, or why not
 azure.connection    who may do what, and what the repository keeps of Azure
 azure.commands      `az` and `gh`, asked and run
 azure.workspace     the real workspace or the stand-in's, one code path
+azure.failure       what went wrong, with cause and mend
+azure.revisions     what was live, and of what it was made
 azure.endpoint      one endpoint: traffic, deployments, asking it
 azure.lease         one deployment at a time
 azure.collected     what production kept: requests and labels

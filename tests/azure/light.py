@@ -197,6 +197,17 @@ class Deployable(Project):
         env = environment() | self.settings()
         subprocess.run(self.command(*arguments), cwd=self.root, env=env, check=True, timeout=300)
 
+    def begun(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Start `digits deploy` in a process of its own; what it says can be read."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.root,
+            env=environment() | self.settings(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        )
+
     def attempt(self, *arguments: str) -> tuple[int, str]:
         """Run `digits deploy` in this process, which spares 4 s; return code and output."""
         said = io.StringIO()

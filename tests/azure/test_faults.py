@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import pytest
-from conftest import environment
 from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
 
 SAMPLE, KILLS, ALL_KILLS = 4, 2, 20
@@ -95,16 +94,10 @@ def test_every_call_that_fails(deployable: Deployable, standin: StandIn) -> None
     disturb(deployable, standin, recorded(deployable, standin), ("fail", "lose"))
 
 
-def begun(deployable: Deployable, standin: StandIn) -> "subprocess.Popen[bytes]":
+def begun(deployable: Deployable, standin: StandIn) -> "subprocess.Popen[str]":
     """Start `apply` in a process of its own; return once it has made its first call."""
     standin.faults()  # forgets the calls so far
-    process = subprocess.Popen(
-        deployable.command("apply"),
-        cwd=deployable.root,
-        env=environment() | deployable.settings(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = deployable.begun("apply")
     while not standin.calls() and process.poll() is None:
         time.sleep(0.02)
     return process
@@ -121,16 +114,17 @@ def kill(deployable: Deployable, standin: StandIn, times: int) -> None:
     known = deployable.commit("second")[:12]
     process = begun(deployable, standin)
     start = time.monotonic()
-    assert process.wait(300) == 0
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
     whole = time.monotonic() - start
     for number in range(times):
         version = deployable.commit(f"killed{number}")[:12]
         process = begun(deployable, standin)
         try:
-            process.wait(moment.uniform(0.0, 1.0) * whole)
+            process.communicate(timeout=moment.uniform(0.0, 1.0) * whole)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            process.communicate()
         assert deployable.version(standin) in (known, version)
         deployable.deploy("apply", "--wait")
         assert deployable.version(standin) == version

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from azure.storage.blob import BlobServiceClient
-from conftest import environment
 from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own
@@ -25,7 +24,9 @@ with warnings.catch_warnings():  # the SDK's own
     from azure.ai.ml._restclient.arm_ml_service import models
     from azure.ai.ml._restclient.arm_ml_service._utils.model_base import Model, _deserialize
 
+    from digits.azure import lease
     from digits.azure.serve import CONTAINER, KEY
+    from digits.azure.workspace import connect
 
 pytestmark = pytest.mark.slow
 
@@ -335,13 +336,7 @@ def test_two_at_once_one_stops_or_waits(deployable: Deployable, standin: StandIn
     deployable.commit("one")
     deployable.deploy("apply")
     version = deployable.commit("two")[:12]
-    first = subprocess.Popen(
-        deployable.command("apply"),
-        cwd=deployable.root,
-        env=environment() | deployable.settings(),
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-    )
+    first = deployable.begun("apply")
     assert first.stdout
     try:
         while "10 %" not in (line := first.stdout.readline()):
@@ -356,6 +351,24 @@ def test_two_at_once_one_stops_or_waits(deployable: Deployable, standin: StandIn
         first.stdout.close()
 
 
+def test_who_waits_for_a_destroy_goes_on(
+    deployable: Deployable, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = deployable.commit("one")[:12]
+    deployable.deploy("apply")
+    for name, value in deployable.settings().items():
+        monkeypatch.setenv(name, value)
+    workspace, endpoint = connect("local", standin.folder), deployable.serving(standin)["name"]
+    with lease.held(workspace, endpoint, 15, False):
+        waiting = deployable.begun("apply", "--wait")
+        assert waiting.stdout
+        assert "Waiting" in waiting.stdout.readline()
+    lease.forget(workspace, endpoint)  # as destroy does, before the other looks again
+    said, _ = waiting.communicate(timeout=120)
+    assert waiting.returncode == 0, said
+    assert deployable.version(standin) == version
+
+
 @pytest.mark.prove
 @pytest.mark.skipif(sys.platform == "win32", reason="stops a process by a signal")
 def test_who_was_stopped_and_lost_the_lease_takes_nothing_back(
@@ -365,14 +378,7 @@ def test_who_was_stopped_and_lost_the_lease_takes_nothing_back(
     deployable.deploy("apply")
     deployable.set(step_seconds="4.0")
     deployable.commit("two")
-    first = subprocess.Popen(
-        deployable.command("apply"),
-        cwd=deployable.root,
-        env=environment() | deployable.settings(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-    )
+    first = deployable.begun("apply")
     assert first.stdout
     try:
         while "50 %" not in (line := first.stdout.readline()):

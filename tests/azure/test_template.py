@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
         MachineLearningServicesMgmtClientConfiguration as Configuration,
     )
 
-    from digits.azure import connection, disconnect, doctor
+    from digits.azure import connection, doctor
 
 SDK = Path(azure.ai.ml.__file__).parent / "_arm_deployments" / "arm_templates"
 # From Azure's list of built-in roles; the same in every subscription.
@@ -137,7 +137,7 @@ def test_the_workspace_cannot_reach_what_is_reviewed(made: Deployment) -> None:
 def test_the_workspace_is_as_the_sdk_knows_it(made: Deployment) -> None:
     (workspace,) = of(made, "MachineLearningServices/workspaces").values()
     version = Configuration(object(), "subscription").api_version  # type: ignore[arg-type]
-    assert workspace["apiVersion"] == version == disconnect.MANAGER
+    assert workspace["apiVersion"] == version == connection.API
     fields = models.WorkspaceProperties()._attr_to_rest_field
     writable = {one._rest_name for one in fields.values() if one._visibility != ["read"]}
     assert set(workspace["properties"]) <= writable

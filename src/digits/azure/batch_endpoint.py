@@ -26,9 +26,10 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import ContainerClient
 
 from digits.azure import release
-from digits.azure.endpoint import MODEL, Target, quiet
+from digits.azure.endpoint import Target
 from digits.azure.release import Params, Release
-from digits.azure.workspace import store
+from digits.azure.revisions import MODEL
+from digits.azure.workspace import quiet, store
 from digits.errors import DigitsError
 from digits.files import replacing, sha256, write_text
 from digits.serving import batch

@@ -11,61 +11,21 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from azure.core.exceptions import (
-    ClientAuthenticationError,
-    HttpResponseError,
-    ServiceRequestError,
-    ServiceResponseError,
-)
+from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 
-from digits.azure import lease, release
-from digits.azure.endpoint import Recipe, Target
+from digits.azure import lease, release, revisions
+from digits.azure.endpoint import Target
+from digits.azure.failure import LOGS, explained
 from digits.azure.release import TEST, Params, Release
+from digits.azure.revisions import Recipe
 from digits.azure.workspace import connect, cores
 from digits.dataset import Digits, read_pool
 from digits.errors import DigitsError
 from digits.files import write_text
 
-LOGS = Path(".deploy")  # where the logs of deployments that failed are saved
 HOURS_A_DAY = 24
-CAUSES = [  # what an error's text holds, the cause, the mend
-    (
-        "OutOfQuota",
-        "the quota is used up",
-        "ask for more, a smaller azure.instance_type, or in_place",
-    ),
-    ("ImageBuild", "the image could not be built", "see the build's log; is azure.image right?"),
-    ("ResourceNotReady", "the server never became healthy", "read the saved logs: score.py's init"),
-    ("NameNotAvailable", "the endpoint's name is taken", "change azure.endpoint"),
-    ("AuthenticationToken", "the credentials are not accepted", "log in again (`az login`)"),
-    (
-        "AuthorizationFailed",
-        "the role is missing",
-        "AzureML Data Scientist is needed on the workspace",
-    ),
-    ("Conflict", "another operation is under way", "wait for it, then run this again"),
-    ("timed out", "no answer came in time", "run this again: it goes on where it stopped"),
-]
-
-
-def explained(error: BaseException) -> str:
-    """Return an error with its known cause and the mend."""
-    if isinstance(error, DigitsError):
-        return str(error)
-    text = " ".join((str(error) or repr(error)).split())
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped"
-    for mark, cause, mend in CAUSES:
-        if mark in text:
-            return f"{cause}: {mend} ({text[:300]})"
-    if isinstance(error, ClientAuthenticationError):
-        return f"the credentials are not accepted: log in again ({text[:300]})"
-    if isinstance(error, (ServiceRequestError, ServiceResponseError)):
-        return f"the workspace does not answer: is it reachable? ({text[:300]})"
-    return f"{text[:400]}; run this again: it goes on where it stopped"
 
 
 class Deployer:
@@ -126,13 +86,11 @@ class Deployer:
                     name == new.name and states[name] != "succeeded"
                 ):
                     self.target.remove(name)
-            order = 1 + max(
-                (one.order for one in self.target.recipes(endpoint).values()), default=0
-            )
+            order = 1 + max((one.order for one in revisions.known(endpoint).values()), default=0)
 
             def create() -> Recipe:
                 if states.get(new.name) == "succeeded":
-                    base = self.target.recipes(endpoint).get(new.name)
+                    base = revisions.known(endpoint).get(new.name)
                     return base or self.target.deploy(new, order)
                 return self.target.deploy(new, order)
 
@@ -168,7 +126,7 @@ class Deployer:
         tags: dict[str, str | None] = {
             name: endpoint.tags.get(name) for name in ("live", "previous", "paused")
         }
-        old = self.target.recipes(endpoint).get(live or "")
+        old = revisions.known(endpoint).get(live or "")
         if in_place and old is None:
             raise DigitsError(f"{live} has no record to restore it from; use strategy blue_green")
         try:
@@ -187,7 +145,7 @@ class Deployer:
             self.still_alone()
             endpoint = self.target.settled()
             kept = None if live in (None, new) else live
-            made = self.target.revision_tags(endpoint, new, recipe)
+            made = revisions.tags(endpoint, new, recipe)
             self.target.put({new: 100}, live=new, previous=kept, paused=None, **made)
             self.watch(new, 100, version, digits)
         except BaseException as error:
@@ -265,7 +223,7 @@ class Deployer:
             endpoint = self.existing()
             live, previous = self.mended(endpoint)
             name = revision or previous
-            recipes = self.target.recipes(endpoint)
+            recipes = revisions.known(endpoint)
             if name is None:
                 raise DigitsError(
                     "there is no previous revision; `digits deploy status` lists them"
@@ -309,7 +267,7 @@ class Deployer:
             if "paused" not in endpoint.tags:
                 raise DigitsError("it is not paused; `digits deploy status` tells what is live")
             name = endpoint.tags["live"]
-            self.back_to(name, None, self.target.recipes(endpoint)[name])
+            self.back_to(name, None, revisions.known(endpoint)[name])
 
     def destroy(self) -> None:
         """Delete the endpoint, what runs behind it, what it collected, and its revisions."""
@@ -337,7 +295,7 @@ class Deployer:
         paused = ", paused" if "paused" in endpoint.tags else ""
         print(f"endpoint {self.target.name}: {endpoint.scoring_uri}{paused}")
         states = self.target.deployments()
-        recipes = self.target.recipes(endpoint)
+        recipes = revisions.known(endpoint)
         for name in dict.fromkeys([*recipes, *states]):
             share = endpoint.traffic.get(name, 0)
             marks = [mark for mark in ("live", "previous") if endpoint.tags.get(mark) == name]

@@ -7,8 +7,6 @@ import shlex
 from digits.azure import commands, connection
 from digits.errors import DigitsError
 
-MANAGER = "2025-12-01"  # the version of Azure ML's own API
-
 
 def listed(group: str) -> list[str]:
     """Return the ids of what the stack made, none when there is no stack any more."""
@@ -21,7 +19,7 @@ def listed(group: str) -> list[str]:
 
 def refuse_endpoints(workspace: str) -> None:
     """Raise DigitsError while endpoints run in the workspace: they would be left in between."""
-    url = f"{workspace}/onlineEndpoints?api-version={MANAGER}"
+    url = f"{workspace}/onlineEndpoints?api-version={connection.API}"
     answer = commands.must("az", "rest", "--method", "get", "--url", url, "--output", "json")
     names = [row["name"] for row in (answer or {}).get("value", ())]
     if names:
@@ -32,7 +30,7 @@ def refuse_endpoints(workspace: str) -> None:
 def remove(group: str, ids: list[str], workspace: str | None) -> None:
     """Delete what a stack made, for good: names of deleted vaults and workspaces are free again."""
     if workspace:
-        url = f"{workspace}?api-version={MANAGER}&forceToPurge=true"
+        url = f"{workspace}?api-version={connection.API}&forceToPurge=true"
         commands.must("az", "rest", "--method", "delete", "--url", url)
         commands.must("az", "resource", "wait", "--deleted", "--ids", workspace)
     where = ("--name", connection.STACK, "--resource-group", group)

@@ -4,16 +4,13 @@ What the endpoint is to serve stands in its own tags, which change in the same c
 traffic: `live`, `previous`, and for each revision what it was made of.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,36 +30,19 @@ from azure.ai.ml.entities import (
 )
 from azure.core.exceptions import ResourceNotFoundError
 
-from digits.azure import collected, manager
+from digits.azure import collected, connection, manager, revisions
 from digits.azure.release import PACKAGE, Params, Release, stage_code
-from digits.azure.workspace import Workspace, empty, store
+from digits.azure.revisions import ENVIRONMENT, MODEL, Recipe
+from digits.azure.workspace import Workspace, empty, quiet, store
 from digits.dataset import Digits
 from digits.errors import DigitsError
 from digits.params import Task
 
-MODEL = ENVIRONMENT = "digits"
 SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Monitor
-KEPT_REVISIONS = 10  # whose recipes stay; a resource has at most 50 tags
 BUSY = {"creating", "updating", "deleting"}
 SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
 LOG_LINES = 500
 TOKEN_SCOPE = "https://ml.azure.com/.default"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a revision is made of; it fits into one tag."""
-
-    model: str  # version of the registered model
-    code: str  # name:version
-    environment: str  # version
-    type: str
-    count: int
-    timeout: float  # seconds
-    at_a_time: int
-    collect: tuple[str, ...]
-    order: int  # of the revisions on this endpoint
-    scale: tuple[int, int, int, int] | None = None  # as `manager.Scale` has them after `least`
 
 
 @dataclass(frozen=True)
@@ -73,14 +53,6 @@ class Answer:
     version: str
     deployment: str
     seconds: float
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the SDK's dots and colours off the console."""
-    nowhere = io.StringIO()
-    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield
 
 
 class Target:
@@ -161,10 +133,10 @@ class Target:
         if endpoint is not None:
             for name in self.deployments():
                 self._unscale(name)
-            used = {part for one in self._others() for part in self._assets(one)}
+            used = {part for one in self._others() for part in revisions.assets(one)}
             with quiet():
                 self.client.online_endpoints.begin_delete(self.name).result()
-            for asset in sorted(self._assets(endpoint) - used):
+            for asset in sorted(revisions.assets(endpoint) - used):
                 self._forget(asset)
         if self.settings.collection_days:
             self.keep(None)
@@ -173,25 +145,13 @@ class Target:
     def _others(self) -> list[Any]:
         return [one for one in self.client.online_endpoints.list() if one.name != self.name]
 
-    @classmethod
-    def _assets(cls, endpoint: Any) -> set[str]:
-        found = set()
-        for name, recipe in cls.recipes(endpoint).items():
-            for part in recipe.collect:  # what the SDK registers for a collection
-                found.add(f"data/{endpoint.name}-{name}-{part}/versions/1")
-            code, _, version = recipe.code.partition(":")
-            found.add(f"codes/{code}/versions/{version}")
-            found.add(f"models/{MODEL}/versions/{recipe.model}")
-            found.add(f"environments/{ENVIRONMENT}/versions/{recipe.environment}")
-        return found
-
     def _forget(self, asset: str) -> None:
         place = f"{self.scope}/{asset}"
-        known = manager.ask(self.workspace, "GET", place, manager.ASSETS)
+        known = manager.ask(self.workspace, "GET", place, connection.API)
         if known is None:
             return
         _, _, folder = known["properties"].get("modelUri", "").partition("/paths/")
-        manager.ask(self.workspace, "DELETE", place, manager.ASSETS)
+        manager.ask(self.workspace, "DELETE", place, connection.API)
         if folder:
             empty(store(self.workspace), folder)
 
@@ -320,27 +280,6 @@ class Target:
             if time.monotonic() > deadline:
                 raise DigitsError(f"{what} is still {shown}; look at it in the portal")
             time.sleep(self.workspace.poll_seconds)
-
-    # Tags -----------------------------------------------------------------------------------------
-
-    @staticmethod
-    def recipes(endpoint: Any) -> dict[str, Recipe]:
-        """Return the recipes of the endpoint's revisions, oldest first."""
-        found = {}
-        for tag, value in endpoint.tags.items():
-            if tag.startswith("revision."):
-                made = json.loads(value)
-                made["collect"] = tuple(made["collect"])
-                made["scale"] = made.get("scale") and tuple(made["scale"])
-                found[tag.removeprefix("revision.")] = Recipe(**made)
-        return dict(sorted(found.items(), key=lambda item: item[1].order))
-
-    @classmethod
-    def revision_tags(cls, endpoint: Any, name: str, recipe: Recipe) -> dict[str, str | None]:
-        """Return the tags that record a revision and forget the oldest."""
-        text = json.dumps(dataclasses.asdict(recipe), separators=(",", ":"))
-        oldest = [one for one in cls.recipes(endpoint) if one != name][: -(KEPT_REVISIONS - 1)]
-        return {f"revision.{one}": None for one in oldest} | {f"revision.{name}": text}
 
     # Asking ---------------------------------------------------------------------------------------
 

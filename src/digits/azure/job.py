@@ -33,10 +33,9 @@ from azure.storage.blob import ContainerClient
 
 from digits import params
 from digits.azure import release, results
-from digits.azure.deploy import LOGS, explained
-from digits.azure.endpoint import quiet
+from digits.azure.failure import LOGS, explained
 from digits.azure.release import Params, git
-from digits.azure.workspace import Workspace, connect, store
+from digits.azure.workspace import Workspace, connect, quiet, store
 from digits.errors import DigitsError
 from digits.files import write_text
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from azure.core.exceptions import HttpResponseError, ResourceExistsError
+from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
 from azure.storage.blob import BlobClient, BlobLeaseClient
 
 from digits.azure.workspace import Workspace, store
@@ -33,13 +33,15 @@ def held(
     another's when `wait`; raises DigitsError otherwise.
     """
     client = blob(workspace, endpoint)
-    with contextlib.suppress(ResourceExistsError):
-        client.upload_blob(b"", overwrite=False)
     told = False
     while True:
+        with contextlib.suppress(ResourceExistsError):
+            client.upload_blob(b"", overwrite=False)
         try:
             lease = client.acquire_lease(lease_duration=seconds)
             break
+        except ResourceNotFoundError:  # `forget` came in between
+            continue
         except HttpResponseError as error:
             if getattr(error, "error_code", "") != "LeaseAlreadyPresent":
                 raise

@@ -18,7 +18,6 @@ from digits.errors import DigitsError
 AUTOSCALE = "Microsoft.Insights/autoscalesettings"
 POLICY = "managementPolicies/default"
 VERSIONS = {AUTOSCALE: "2022-10-01", POLICY: "2023-01-01"}  # of the API
-ASSETS = "2024-10-01"  # of Microsoft.MachineLearningServices
 
 
 # Setting, role and resource of what a deployer may not be allowed to do.

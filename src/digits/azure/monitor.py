@@ -35,8 +35,8 @@ from azure.core.exceptions import HttpResponseError, ServiceRequestError, Servic
 
 from digits import monitoring, params, production, story
 from digits.azure import collected, release
-from digits.azure.deploy import explained
 from digits.azure.endpoint import Target
+from digits.azure.failure import explained
 from digits.azure.workspace import Workspace, connect
 from digits.dataset import MNIST, Digits, read_csv, write_csv
 from digits.drift import Reference

@@ -40,8 +40,8 @@ def remote(files: list[Path], out: Path, kind: str, script: str | None) -> None:
     from azure.core.exceptions import AzureError  # here, since the SDK takes seconds to load
 
     from digits.azure import batch_endpoint, release
-    from digits.azure.deploy import explained
     from digits.azure.endpoint import Target
+    from digits.azure.failure import explained
     from digits.azure.workspace import connect
 
     batch_scoring.check(files, batch_scoring.manifest(release.PACKAGE, script)[1])

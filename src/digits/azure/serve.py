@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from digits.azure import batches, jobs, page
+from digits.azure.connection import REMOTES
 from digits.azure.detector import Detector
 from digits.azure.management import handler
 from digits.azure.router import LOOPBACK, Router, Server
@@ -51,7 +52,6 @@ WITH_US = (
     "data:text/javascript,process.stdin.on('end',()=>process.kill(process.pid)).resume().unref()"
 )
 CONTAINER = "azureml"
-REMOTES = ("main", "review")  # DVC's, for jobs
 COLLECTION = "model_inputs_outputs"  # what score.py collects
 BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
@@ -117,7 +117,7 @@ def blob_store(folder: Path, port: int) -> Iterator[dict[str, Any]]:
             raise DigitsError(f"Azurite did not start: {said.decode(errors='replace').strip()}")
         url = said.decode().split("listens on ")[-1].strip() + f"/{ACCOUNT}"
         service = BlobServiceClient(url, credential=KEY)
-        for name in (CONTAINER, *REMOTES):
+        for name in (CONTAINER, *REMOTES):  # jobs use DVC's
             with contextlib.suppress(ResourceExistsError):
                 service.create_container(name)
         container = service.get_container_client(CONTAINER)

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from digits import params
 from digits.azure import collected, release
-from digits.azure.deploy import explained
 from digits.azure.endpoint import Target
+from digits.azure.failure import explained
 from digits.azure.sending import Reached, Run
 from digits.azure.workspace import connect
 from digits.errors import DigitsError

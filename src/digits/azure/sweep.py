@@ -96,9 +96,13 @@ def experiment(name: str, settings: list[str]) -> str:
     return f"experiment {name}: {' '.join(settings)}" + (f" (ran {', '.join(ran)})" if ran else "")
 
 
-def start(workspace: Workspace, settings: release.Params, asked: argparse.Namespace) -> str:
-    """Submit the sweep; return its name."""
-    tried = space(asked.set, params.load())
+def start(
+    workspace: Workspace,
+    settings: release.Params,
+    tried: dict[str, list[Any]],
+    drawn: int | None,
+) -> str:
+    """Submit a sweep over `tried`, of which `drawn` at random, if given; return its name."""
     count = len(list(itertools.product(*tried.values())))
     names = {key: key.replace(".", "__") for key in tried}
     words = " ".join(f'"{key}=${{{{inputs.{name}}}}}"' for key, name in names.items())
@@ -114,10 +118,10 @@ def start(workspace: Workspace, settings: release.Params, asked: argparse.Namesp
             sampling_algorithm="grid",
             identity=one.identity,
         )
-        if asked.random:
+        if drawn:
             sweep.sampling_algorithm = RandomSamplingAlgorithm(seed=1)
         seconds = int(settings.job.timeout_hours * job.SECONDS_AN_HOUR)
-        trials = min(asked.random or count, count)
+        trials = min(drawn or count, count)
         sweep.set_limits(
             max_total_trials=trials,
             max_concurrent_trials=min(trials, AT_A_TIME),
@@ -158,11 +162,11 @@ def main(arguments: list[str]) -> None:
         parser.error("name what to try: -S train.batch_size=32,64")
     if asked.random is not None and asked.random < 1:
         parser.error("--random takes a number of trials, 1 or more")
-    space(asked.set, params.load())
+    tried = space(asked.set, params.load())
     with job.session(asked) as (workspace, settings):
         if asked.cancel:
             job.cancel(workspace, asked.cancel)
             return
-        name = asked.attach or start(workspace, settings, asked)
+        name = asked.attach or start(workspace, settings, tried, asked.random)
         trials = Trials(workspace, name)
         finish(workspace, name, job.follow(workspace, name, trials.more), trials)

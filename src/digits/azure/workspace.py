@@ -1,9 +1,12 @@
 """The workspace that is deployed to: a real one, or the stand-in's. One code path for both."""
 
+import contextlib
+import io
 import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,14 @@ class LocalCredential:
     def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         """Return the token."""
         return AccessToken(self.token, int(time.time()) + 3600)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the SDK's dots and colours off the console."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 @dataclass(frozen=True)

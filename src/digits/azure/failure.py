@@ -1,0 +1,48 @@
+"""What went wrong on Azure, in words: the known cause and the mend."""
+
+from pathlib import Path
+
+from azure.core.exceptions import (
+    ClientAuthenticationError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+
+from digits.errors import DigitsError
+
+LOGS = Path(".deploy")  # where the logs of deployments and jobs that failed are saved
+CAUSES = [  # what an error's text holds, the cause, the mend
+    (
+        "OutOfQuota",
+        "the quota is used up",
+        "ask for more, a smaller azure.instance_type, or in_place",
+    ),
+    ("ImageBuild", "the image could not be built", "see the build's log; is azure.image right?"),
+    ("ResourceNotReady", "the server never became healthy", "read the saved logs: score.py's init"),
+    ("NameNotAvailable", "the endpoint's name is taken", "change azure.endpoint"),
+    ("AuthenticationToken", "the credentials are not accepted", "log in again (`az login`)"),
+    (
+        "AuthorizationFailed",
+        "the role is missing",
+        "AzureML Data Scientist is needed on the workspace",
+    ),
+    ("Conflict", "another operation is under way", "wait for it, then run this again"),
+    ("timed out", "no answer came in time", "run this again: it goes on where it stopped"),
+]
+
+
+def explained(error: BaseException) -> str:
+    """Return an error with its known cause and the mend."""
+    if isinstance(error, DigitsError):
+        return str(error)
+    text = " ".join((str(error) or repr(error)).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    for mark, cause, mend in CAUSES:
+        if mark in text:
+            return f"{cause}: {mend} ({text[:300]})"
+    if isinstance(error, ClientAuthenticationError):
+        return f"the credentials are not accepted: log in again ({text[:300]})"
+    if isinstance(error, (ServiceRequestError, ServiceResponseError)):
+        return f"the workspace does not answer: is it reachable? ({text[:300]})"
+    return f"{text[:400]}; run this again: it goes on where it stopped"

@@ -1,0 +1,58 @@
+"""What was live on an endpoint and of what it was made: a recipe each, in the endpoint's tags."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+MODEL = ENVIRONMENT = "digits"  # names of the registered assets
+KEPT = 10  # revisions whose recipes stay; a resource has at most 50 tags
+TAG = "revision."  # what the tags' names begin with
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a revision is made of; it fits into one tag."""
+
+    model: str  # version of the registered model
+    code: str  # name:version
+    environment: str  # version
+    type: str
+    count: int
+    timeout: float  # seconds
+    at_a_time: int
+    collect: tuple[str, ...]
+    order: int  # of the revisions on this endpoint
+    scale: tuple[int, int, int, int] | None = None  # as `manager.Scale` has them after `least`
+
+
+def known(endpoint: Any) -> dict[str, Recipe]:
+    """Return the recipes of an endpoint's revisions, oldest first."""
+    found = {}
+    for tag, value in endpoint.tags.items():
+        if tag.startswith(TAG):
+            made = json.loads(value)
+            made["collect"] = tuple(made["collect"])
+            made["scale"] = made.get("scale") and tuple(made["scale"])
+            found[tag.removeprefix(TAG)] = Recipe(**made)
+    return dict(sorted(found.items(), key=lambda item: item[1].order))
+
+
+def tags(endpoint: Any, name: str, recipe: Recipe) -> dict[str, str | None]:
+    """Return the tags that record a revision and forget the oldest."""
+    text = json.dumps(dataclasses.asdict(recipe), separators=(",", ":"))
+    oldest = [one for one in known(endpoint) if one != name][: -(KEPT - 1)]
+    return {f"{TAG}{one}": None for one in oldest} | {f"{TAG}{name}": text}
+
+
+def assets(endpoint: Any) -> set[str]:
+    """Return the assets of the workspace that an endpoint's revisions were made of."""
+    found = set()
+    for name, recipe in known(endpoint).items():
+        for part in recipe.collect:  # what the SDK registers for a collection
+            found.add(f"data/{endpoint.name}-{name}-{part}/versions/1")
+        code, _, version = recipe.code.partition(":")
+        found.add(f"codes/{code}/versions/{version}")
+        found.add(f"models/{MODEL}/versions/{recipe.model}")
+        found.add(f"environments/{ENVIRONMENT}/versions/{recipe.environment}")
+    return found
