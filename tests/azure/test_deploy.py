@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from azure.storage.blob import BlobServiceClient, ContainerClient
 from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+from wire import Wire, tapped
 
 from digits.azure.serve import CONTAINER, KEY
 
@@ -293,6 +294,23 @@ def test_who_may_call_it_changes_in_the_open(deployable: Deployable, standin: St
     deployable.deploy("destroy")
     deployable.deploy("apply")
     assert standin.call("GET", path)["properties"]["authMode"] == "AMLToken"
+
+
+class FirstFile(Wire):
+    """A wire that refuses the first file of the model alone."""
+
+    def broken(self, kind: str, line: str) -> bool:
+        """Return whether a call is its upload."""
+        return line.startswith("PUT") and line.endswith("/answers.json")
+
+
+def test_a_model_that_came_without_its_first_file(deployable: Deployable) -> None:
+    deployable.commit("one")
+    with tapped(FirstFile()):
+        code, output = deployable.attempt("apply")
+    assert code == 1
+    assert "AuthorizationFailure" in output
+    assert "is live with all traffic" in deployable.deploy("apply")
 
 
 def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> None:

@@ -7,6 +7,7 @@ done, and then its answer does not come.
 
 import contextlib
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from azure.core.exceptions import ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
 
 SPOILT = "Bearer spoilt"
+SLEEP = 0.05  # seconds at most between two tries, or two questions after an operation
 
 
 @dataclass
@@ -25,13 +27,13 @@ class Wire:
 
     number: int = -1  # of the call that is broken, from 0
     how: str = "refuse"  # or lose
-    calls: list[str] = field(default_factory=list)  # the kind of each
+    calls: list[tuple[str, str]] = field(default_factory=list)  # kind and request line of each
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def broken(self, kind: str) -> bool:
+    def broken(self, kind: str, line: str) -> bool:
         """Count one call; return whether it is the one."""
         with self.lock:
-            self.calls.append(kind)
+            self.calls.append((kind, line))
             return len(self.calls) - 1 == self.number
 
 
@@ -42,7 +44,8 @@ def tapped(wire: Wire) -> Iterator[None]:
     scoring: Callable[..., Any] = urllib.request.OpenerDirector.open
 
     def over(transport: Any, request: Any, **options: Any) -> Any:
-        broken = wire.broken("management" if request.url.startswith("https") else "blob")
+        kind = "management" if request.url.startswith("https") else "blob"
+        broken = wire.broken(kind, f"{request.method} {request.url.split('?')[0]}")
         if broken and wire.how == "refuse":
             request.url = request.url.replace("sig=", "sig=x")
             request.headers["Authorization"] = SPOILT
@@ -52,7 +55,7 @@ def tapped(wire: Wire) -> Iterator[None]:
         return answer
 
     def asked(opener: Any, request: Any, *rest: Any, **options: Any) -> Any:
-        broken = wire.broken("scoring")
+        broken = wire.broken("scoring", request.full_url)
         if broken and wire.how == "refuse":
             request.add_header("Authorization", SPOILT)
         answer = scoring(opener, request, *rest, **options)
@@ -63,7 +66,7 @@ def tapped(wire: Wire) -> Iterator[None]:
 
     with (
         patch.object(RequestsTransport, "send", over),
-        patch.object(RequestsTransport, "sleep", lambda *_: None),  # between two tries
+        patch.object(RequestsTransport, "sleep", lambda _, asked: time.sleep(min(asked, SLEEP))),
         patch.object(urllib.request.OpenerDirector, "open", asked),
     ):
         yield

@@ -238,6 +238,7 @@ class Target:
         self._create(name, recipe, place, environment)
 
     def _create(self, name: str, recipe: Recipe, code: str, environment: Any) -> None:
+        self._wait(lambda: self.deployments().get(name), f"the deployment {name}")
         collector = None
         if recipe.collect:
             collections = {name: DeploymentCollection(enabled="true") for name in recipe.collect}

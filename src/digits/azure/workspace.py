@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from azure.ai.ml import MLClient
+from azure.ai.ml._artifacts._blob_storage_helper import BlobStorageClient
 from azure.ai.ml.constants import _common
 from azure.core import PipelineClient
 from azure.core.credentials import AccessToken
@@ -27,6 +28,7 @@ SETTINGS = tuple(connection.SETTINGS)
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
 POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two questions after an operation
 MANAGER = "https://management.azure.com"
+CHECK = BlobStorageClient.check_blob_exists
 
 
 class LocalCredential:
@@ -43,10 +45,20 @@ class LocalCredential:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the SDK's dots and colours off the console."""
+    """Keep the SDK's dots, colours and bars off the console."""
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
+
+
+def unconfirmed(client: BlobStorageClient) -> None:
+    """Let the SDK go on with an upload that was cut short.
+
+    It replaces a folder's files when the first of them is there without the mark of a whole
+    upload; when just the first is missing, it fails at the others, and so for ever.
+    """
+    CHECK(client)  # which raises when the upload was whole
+    client.overwrite = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,8 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
 
     Raises DigitsError when no stand-in runs, or when a setting is missing.
     """
-    options: dict[str, Any] = {"show_progress": False, "enable_telemetry": False}
+    # Without its progress bar the SDK waits for ever for a file whose upload failed; see `quiet`.
+    options: dict[str, Any] = {"show_progress": True, "enable_telemetry": False}
     if kind == "azure":
         known = connection.kept() | {
             name: os.environ[name] for name in SETTINGS if os.environ.get(name)
@@ -98,6 +111,7 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
         metadata |= {"storage_endpoint": address["blobs"].removeprefix("http://")}
         # The SDK keeps clouds by name for the life of the process.
         options |= {"cloud": f"standin{address['port']}", "cloud_metadata": metadata}
+    BlobStorageClient.check_blob_exists = unconfirmed  # type: ignore[method-assign, assignment]
     _common.LROConfigurations.POLL_INTERVAL = poll  # type: ignore[assignment]
     logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     client = MLClient(credential, *names, polling_interval=poll, **options)
