@@ -72,7 +72,7 @@ class Deployment:
     def value(self, raw: Any) -> Any:
         """Return a part of the template with its expressions evaluated."""
         if isinstance(raw, dict):
-            return {key: self.value(part) for key, part in raw.items()}
+            return {self.value(key): self.value(part) for key, part in raw.items()}
         if isinstance(raw, list):
             return [self.value(part) for part in raw]
         if isinstance(raw, str) and raw.startswith("[") and raw.endswith("]"):

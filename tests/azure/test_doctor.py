@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cloud import PREFIX, Cloud, assignments, credentials
+from cloud import PREFIX, Cloud, assignments, credentials, deployed
 from clouded import a_cloud  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
@@ -50,7 +50,20 @@ def test_what_is_in_order_is_said_with_its_subjects(connected: Cloud) -> None:
         assert f"{connection.variable(name)}: subject {PREFIX}:environment:{environment}" in said
     assert "production: of deploy.yml: apply, live.yml: live, rollback.yml: rollback" in said
     assert "AZURE_DEPLOYER_CLIENT_ID: has its 5 roles, each on the right thing" in said
-    assert "the endpoint: has its 2 roles" in said
+    assert "digits-endpoint: has its 2 roles" in said
+    assert "digits-jobs: has its 3 roles" in said
+    assert "cluster cpu-cluster" in said
+
+
+@needs_scripts
+def test_a_cluster_that_is_absent_is_told(connected: Cloud) -> None:
+    made, _ = deployed(connected.state)
+    workspace = connection.workspace_id(connected.state["variables"])
+    place = f"{workspace}/computes/cpu-cluster"
+    assert place in made.resources
+    connected.change(deleted=[place])
+    (said,) = found()["wrong"]
+    assert "cluster cpu-cluster" in said
 
 
 @needs_scripts

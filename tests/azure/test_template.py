@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
         MachineLearningServicesMgmtClientConfiguration as Configuration,
     )
 
-    from digits.azure import connection, doctor
+    from digits.azure import connection, doctor, release
 
 SDK = Path(azure.ai.ml.__file__).parent / "_arm_deployments" / "arm_templates"
 # From Azure's list of built-in roles; the same in every subscription.
@@ -72,7 +72,7 @@ def of(made: Deployment, kind: str) -> dict[str, dict[str, Any]]:
 def test_every_expression_names_something_that_exists(
     template: dict[str, Any], made: Deployment
 ) -> None:
-    assert len(made.resources) == 15 + 4 + 13 + 6
+    assert len(made.resources) == 17 + 4 + 16 + 6
     used = json.dumps(template)
     for kind in ("parameters", "variables"):
         for name in template[kind]:
@@ -131,7 +131,10 @@ def test_the_workspace_cannot_reach_what_is_reviewed(made: Deployment) -> None:
     (place,) = (name for name in of(made, "/containers") if name.endswith("/main"))
     assert properties["storageAccount"].rsplit("/", 1)[1] != place.split("/")[0]
     assert properties["systemDatastoresAuthMode"] == models.SystemDatastoresAuthMode.IDENTITY
-    assert workspace["identity"]["type"] == models.ManagedServiceIdentityType.SYSTEM_ASSIGNED
+    assert (
+        workspace["identity"]["type"]
+        == models.ManagedServiceIdentityType.SYSTEM_ASSIGNED_USER_ASSIGNED
+    )
 
 
 def test_the_workspace_is_as_the_sdk_knows_it(made: Deployment) -> None:
@@ -142,6 +145,27 @@ def test_the_workspace_is_as_the_sdk_knows_it(made: Deployment) -> None:
     writable = {one._rest_name for one in fields.values() if one._visibility != ["read"]}
     assert set(workspace["properties"]) <= writable
     assert "workspaceId" not in writable
+
+
+def names(model: Any) -> list[str]:
+    """Return what one of the SDK's models may be given, as it is named on the wire."""
+    fields = model({})._attr_to_rest_field.values()
+    return [one._rest_name for one in fields if one._visibility != ["read"]]
+
+
+def test_the_cluster_is_as_the_sdk_knows_it(made: Deployment) -> None:
+    (cluster,) = of(made, "/computes").values()
+    (identity,) = cluster["identity"]["userAssignedIdentities"]
+    assert identity.endswith("/digits-jobs")
+    assert identity in made.resources
+    settings = release.load()[0]
+    assert cluster["name"].rsplit("/", 1)[1] == settings.batch.compute
+    size = cluster["properties"]["properties"]
+    assert set(size) <= set(names(models.AmlComputeProperties))
+    assert set(size["scaleSettings"]) <= set(names(models.ScaleSettings))
+    assert size["scaleSettings"]["minNodeCount"] == 0
+    assert size["scaleSettings"]["maxNodeCount"] >= settings.batch.instances
+    assert cluster["apiVersion"] == connection.API
 
 
 def test_types_and_properties_are_those_of_the_sdks_own_templates(made: Deployment) -> None:
@@ -163,6 +187,7 @@ def test_types_and_properties_are_those_of_the_sdks_own_templates(made: Deployme
         "Microsoft.KeyVault/vaults": {"softDeleteRetentionInDays"},
         "Microsoft.OperationalInsights/workspaces": {"sku", "retentionInDays"},
         "Microsoft.ContainerRegistry/registries": {"adminUserEnabled"},
+        "Microsoft.MachineLearningServices/workspaces/computes": set(names(models.AmlCompute)),
         "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials": {
             "issuer",
             "subject",

@@ -46,6 +46,12 @@ class Rights:
     logins: dict[str, str]  # identity: the GitHub environment whose jobs it serves
     grants: tuple[Grant, ...]
 
+    @property
+    def inside(self) -> list[str]:
+        """The identities of what runs in the workspace."""
+        others = {grant.to for grant in self.grants} - set(self.logins) - {"person"}
+        return sorted(others)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -110,15 +116,19 @@ def protected(known: list[Job]) -> list[str]:
 
 def scopes(account: str, workspace: str, storage: str, registry: str) -> dict[str, str]:
     """Return the resource id of all that roles are given on."""
-    group = workspace.partition("/providers/")[0]
-    identity = "Microsoft.ManagedIdentity/userAssignedIdentities/digits-endpoint"
     containers = {name: f"{account}/blobServices/default/containers/{name}" for name in REMOTES}
     return containers | {
         "storage": storage,
         "workspace": workspace,
         "registry": registry,
-        "endpoint": f"{group}/providers/{identity}",
+        "endpoint": identity(workspace, "endpoint"),
     }
+
+
+def identity(workspace: str, name: str) -> str:
+    """Return the resource id of one of the template's identities, beside its workspace."""
+    group = workspace.partition("/providers/")[0]
+    return f"{group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/digits-{name}"
 
 
 def workspace_id(values: dict[str, str]) -> str:

@@ -111,10 +111,12 @@ def github(repository: str | None) -> Iterator[Finding]:
         yield from roles(client, variable, name, scopes)
     if scopes:
         ids = {row["id"].lower(): client for client, row in identities.items()}
-        endpoint = ids.get(scopes["endpoint"].lower())
-        if endpoint is None:
-            yield Finding("wrong", f"the endpoint: no {scopes['endpoint']}", "digits connect --run")
-        yield from roles(endpoint, "the endpoint", "endpoint", scopes)
+        for name in found.inside:
+            place = connection.identity(scopes["workspace"], name)
+            if place.lower() not in ids:
+                yield Finding("wrong", f"{name}: no {place}", "digits connect --run")
+            yield from roles(ids.get(place.lower()), f"digits-{name}", name, scopes)
+        yield from clusters(scopes["workspace"])
 
 
 def environments(repository: str, names: list[str]) -> Iterator[Finding]:
@@ -201,6 +203,16 @@ def roles(
         yield Finding("wrong", f"{variable}: has {key[0]} on {has[key]} beyond its needs", mend)
     if set(has) == set(needed):
         yield Finding("ok", f"{variable}: has its {len(needed)} roles, each on the right thing")
+
+
+def clusters(workspace: str) -> Iterator[Finding]:
+    """Look for the clusters that jobs and batches are to run on."""
+    settings = release.load()[0]
+    for name in sorted({settings.job.compute or "", settings.batch.compute} - {""}):
+        place = f"{workspace}/computes/{name}"
+        there = asked("az", "resource", "show", "--ids", place, "--output", "json")
+        mend = "`digits connect --run` makes cpu-cluster; or name another in params.yaml"
+        yield judged(there, f"cluster {name}", mend)
 
 
 def quota(kind: str) -> Iterator[Finding]:
