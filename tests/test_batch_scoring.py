@@ -59,8 +59,8 @@ def test_parts_are_the_same_rows_however_a_file_is_cut(tmp_path: Path) -> None:
         assert found[2].schema.names == ["image", "id"]
         assert found[2]["id"][2].as_py() == "digit-10002"
         assert [part.equals(found[2]) for part in batch.parts(path, 28, 2)] == [True]
-    write_csv(tmp_path / "digits.csv", mnist_part("train", 5100))
-    _, last = batch.parts(tmp_path / "digits.csv", 28)
+    write_csv(tmp_path / "digits.CSV", mnist_part("train", 5100))
+    _, last = batch.parts(tmp_path / "digits.CSV", 28)
     assert b"".join(last["image"].to_pylist()) == IMAGES[5000:5100].tobytes()
 
 
@@ -95,6 +95,10 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
     parquet.write_table(
         pa.table({"image": pa.array([None], pa.binary())}), tmp_path / "gap.parquet"
     )
+    text = pa.table({"image": pa.array(["x" * 784])})
+    parquet.write_table(text, tmp_path / "letters.parquet")
+    with pytest.raises(DigitsError, match="column image is string, not binary"):
+        scored([tmp_path / "letters.parquet"], out, model)
     with pytest.raises(DigitsError, match="missing"):
         scored([tmp_path / "gap.parquet"], out, model)
     with pytest.raises(DigitsError, match="two files"):

@@ -73,7 +73,7 @@ def check(files: list[Path], size: int) -> int | None:
             raise DigitsError(f"{path}: not found; correct the name") from None
         except (OSError, ValueError) as error:  # Arrow's errors are among them
             raise damaged(path, error) from None
-    if any(path.suffix == ".csv" for path in files):
+    if any(batch.is_csv(path) for path in files):
         return None
     return sum(parquet.read_metadata(path).num_rows for path in files)
 

@@ -5,6 +5,8 @@ lists them. The sweep goes on when this command is stopped; --attach looks again
 """
 
 import argparse
+import copy
+import importlib
 import itertools
 import json
 import re
@@ -21,6 +23,7 @@ from azure.ai.ml.sweep import Choice, RandomSamplingAlgorithm
 from digits import params
 from digits.azure import job, release, results
 from digits.azure.workspace import Workspace
+from digits.console import hidden_stderr
 from digits.errors import DigitsError
 from digits.review import reproduce
 
@@ -45,7 +48,29 @@ def space(settings: list[str], values: dict[str, Any]) -> dict[str, list[Any]]:
                 f"{setting}: {key} is no single value of {params.PATH}; write KEY=VALUE,VALUE"
             )
         found[key] = [*found.get(key, ()), *tried]
+        for value in tried:
+            check(key, value, values)
     return found
+
+
+def check(key: str, value: Any, values: dict[str, Any]) -> None:
+    """Raise DigitsError for a value that the stage would refuse, as each trial then would."""
+    changed = copy.deepcopy(values)
+    *place, last = key.split(".")
+    block = changed
+    for part in place:
+        block = block[part]
+    block[last] = value
+    if not place:
+        params.task(changed)
+        return
+    stage = place[0]
+    try:
+        with hidden_stderr():  # TensorFlow's notes
+            kind = importlib.import_module(f"digits.pipeline.{stage}").Params
+    except ModuleNotFoundError:
+        raise DigitsError(f"{key}: no stage reads it, so every trial would be the same") from None
+    params.section(kind, changed, ".".join(place[: 1 + (stage == "foreign")]))
 
 
 @dataclass

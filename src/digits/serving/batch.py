@@ -33,13 +33,18 @@ SUCCESS = "_SUCCESS"  # the mark of a finished folder, by the convention of Hado
 service: Any  # score.py's, made by `init`
 
 
+def is_csv(path: Path) -> bool:
+    """Return whether a file is CSV by its name; the others are Parquet."""
+    return path.suffix.lower() == ".csv"
+
+
 def schema(path: Path, size: int) -> pa.Schema:
     """Return the columns that matter: `image` as fixed-size binary, and identities.
 
     Raises ValueError when the file is damaged or has no images of that size.
     """
     pixels = [f"pixel{number}" for number in range(size * size)]
-    if path.suffix == ".csv":
+    if is_csv(path):
         with path.open("rb") as file:
             header = file.readline(1 << 20).decode("utf-8", "replace").rstrip("\r\n").split(",")
             if header not in (pixels, ["label", *pixels]):
@@ -51,6 +56,9 @@ def schema(path: Path, size: int) -> pa.Schema:
     known = pq.read_schema(path)
     if "image" not in known.names:
         raise ValueError(f"it has no column image, but {', '.join(known.names)[:200]}")
+    kind = known.field("image").type
+    if not (kind in (pa.binary(), pa.large_binary()) or pa.types.is_fixed_size_binary(kind)):
+        raise ValueError(f"its column image is {kind}, not binary: {size * size} bytes an image")
     kept = [known.field(name) for name in IDENTITIES if name in known.names]
     return pa.schema([("image", pa.binary(size * size)), *kept])
 
@@ -60,7 +68,7 @@ def parts(path: Path, size: int, first: int = 0) -> Iterator[pa.RecordBatch]:
     wanted = schema(path, size)
     skipped = first * ROWS
     source = _of_csv(path, wanted)
-    if path.suffix != ".csv":
+    if not is_csv(path):
         with pq.ParquetFile(path, **STREAMED) as file:
             groups = list(range(file.num_row_groups))
             sizes = [file.metadata.row_group(group).num_rows for group in groups]
