@@ -24,6 +24,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import run  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 from digits import inference  # noqa: E402
 from digits.dataset import Digits, write_csv  # noqa: E402
@@ -137,9 +138,25 @@ def shrink(project: Project) -> None:
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The small project, reproduced and committed; copy it before changing anything."""
-    project = Project(tmp_path_factory.mktemp("small") / "project")
-    project.root.mkdir()
+    """The small project, reproduced and committed; copy it before changing anything.
+
+    The processes of pytest-xdist share it: one makes it, which the others wait for.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    project = Project(shared / "small" / "project")
+    with FileLock(shared / "small.lock"):
+        if not (shared / "small.made").exists():
+            reproduce(project)
+            (shared / "small.made").touch()
+    return project
+
+
+def reproduce(project: Project) -> None:
+    """Make the small project."""
+    shutil.rmtree(project.root, ignore_errors=True)  # of one that failed
+    project.root.mkdir(parents=True)
     copy_tracked(project.root)
     (project.root / "node_modules").symlink_to(ROOT / "node_modules")
     shrink(project)
@@ -149,7 +166,6 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.dvc("repro")
     project.git("add", "--all")
     project.git("commit", "--quiet", "--message", "A small project")
-    return project
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ print(hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest())
 ILLEGAL = -4  # SIGILL, as subprocess tells it
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_the_fit_has_the_same_bytes_with_other_kernels(tmp_path: Path) -> None:
     points, classes = vectors()
     np.savez(tmp_path / "given.npz", vectors=points, classes=classes)

@@ -76,7 +76,7 @@ MACHINES = {
     "NumPy without AVX2": {"NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F AVX512_SKX"},
     "other hashes": {"PYTHONHASHSEED": "7"},
 }
-SAMPLE = ("newer processor", "old C library", "4 threads")
+SAMPLE = ("newer processor",)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def kill_while_it_writes(project: Project, stage: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param(s, marks=() if s == "train" else pytest.mark.prove) for s in STAGES]
+    "stage", [pytest.param(s, marks=() if s == "evaluate" else pytest.mark.prove) for s in STAGES]
 )
 def test_after_a_kill_repro_completes_with_the_same_lock(
     project: Project, tmp_path: Path, stage: str

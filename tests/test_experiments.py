@@ -71,6 +71,7 @@ def test_going_back_to_old_params_takes_all_from_the_run_cache(
     assert project.git("status", "--porcelain") == ""
 
 
+@pytest.mark.prove
 def test_a_queued_experiment_runs_the_code_it_was_queued_with(project: Project) -> None:
     module = "src/digits/pipeline/prepare.py"
     project.edit(module, 'print(f"{name}: "', 'print(f"queued {name}: "')
@@ -111,6 +112,7 @@ def test_a_grid_runs_two_at_a_time(project: Project) -> None:
     assert project.git("status", "--porcelain") == ""
 
 
+@pytest.mark.prove
 def test_a_temporary_folder_needs_neither_npm_nor_environment(project: Project) -> None:
     project.edit("params.yaml", "source: data/small #", "source: package-lock.json #")
     old = "\n  reader: {format: csv, train: train.csv, test: test.csv}\n"

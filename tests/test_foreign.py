@@ -89,7 +89,7 @@ def test_train_and_production_never_share_a_digit() -> None:
         pick(train, test, PerClass(train=6, test=2, production=5), seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_foreign_share_teaches_the_scripts_and_every_run_is_in_mlflow(project: Project) -> None:
     store = project.root / "data" / "mlflow.db"
     count = "select count(*) from runs where status = 'FINISHED'"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -92,18 +93,24 @@ def other_version(model: Path) -> str:
 
 @pytest.mark.slow
 def test_a_damaged_folder_is_told(reproduced: Project, tmp_path: Path) -> None:
+    package, messages, models = reproduced.root / "data" / "package", [], []
     for damage in (damage_weights, cut_manifest, other_version):
-        package = reproduced.copy(tmp_path / damage.__name__).root / "data" / "package"
-        message = damage(package / "data" / "model")
-        code = "import sys; from digit_model import DigitModel; from pathlib import Path\n"
-        code += "try: DigitModel(Path(sys.argv[1]))\nexcept ValueError as error: print(error)"
-        done = subprocess.run(
-            python(code, str(package / "data" / "model")),
-            env=environment() | {"PYTHONPATH": str(package / "code")},
-            capture_output=True,
-            text=True,
-        )
-        assert message in done.stdout, done.stderr
+        model = tmp_path / damage.__name__
+        shutil.copytree(package / "data" / "model", model)
+        messages.append(damage(model))
+        models.append(str(model))
+    code = "import sys; from digit_model import DigitModel; from pathlib import Path\n"
+    code += "for model in sys.argv[1:]:\n"
+    code += "    try: DigitModel(Path(model))\n    except ValueError as error: print(error)"
+    done = subprocess.run(
+        python(code, *models),
+        env=environment() | {"PYTHONPATH": str(package / "code")},
+        capture_output=True,
+        text=True,
+    )
+    told = done.stdout.splitlines()
+    assert len(told) == len(messages), done.stderr
+    assert all(message in line for message, line in zip(messages, told, strict=True)), told
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ sys.exit(run.main())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_the_page_of_runs_opens_and_ends_with_an_interrupt(reproduced: Project) -> None:
     port = free_port()
     process = subprocess.Popen(

@@ -77,6 +77,7 @@ def test_run_cache_restores_what_the_lock_does_not_name(clone: Project) -> None:
     assert "Stage 'prepare' is cached" in output
 
 
+@pytest.mark.prove
 def test_labelled_production_digits_train_and_travel(
     pushed: Project, azurite: Azurite, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_labelled_production_digits_train_and_travel(
     assert pool_sizes(clone) == before + 200
 
 
+@pytest.mark.prove
 def test_a_corrupted_blob_is_named_and_kept_out(
     pushed: Project, clone: Project, azurite: Azurite
 ) -> None:

@@ -144,7 +144,11 @@ def test_a_loss_that_is_no_number_stops_and_keeps_nothing(project: Project) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", [["python", "src", *STAGE], ["dvc", "repro", "train"]], ids=["stage", "repro"]
+    "command",
+    [
+        pytest.param(["python", "src", *STAGE], id="stage"),
+        pytest.param(["dvc", "repro", "train"], id="repro", marks=pytest.mark.prove),
+    ],
 )
 def test_an_interrupt_stops_and_keeps_nothing(project: Project, command: list[str]) -> None:
     path = project.root / "params.yaml"

@@ -69,6 +69,8 @@ def run(name: str, module: str, arguments: list[str]) -> int:
         print(f"{name}: {error}; run `make repro`, or activate .venv first", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        with contextlib.suppress(OSError):  # who read may be gone, too
+            sys.stdout.flush()
         print(f"{name}: stopped", file=sys.stderr, flush=True)
         os._exit(130)  # all is tidied up; TensorFlow's own end would take seconds more
     return 0

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
+from azure.storage.blob import ContainerClient
 from conftest import environment
 from light import DIGITS, Deployable, StandIn, a_deployable, a_standin, known_digits  # noqa: F401
 from pyarrow import parquet
@@ -25,6 +26,7 @@ with warnings.catch_warnings():  # the SDK's own
 
     from digits.azure import score
 from digits.azure.release import folder_hash
+from digits.azure.serve import CONTAINER, KEY
 from digits.errors import DigitsError
 
 pytestmark = pytest.mark.slow
@@ -164,6 +166,34 @@ def test_files_are_scored_by_a_batch_endpoint(
 
 
 @pytest.mark.prove
+def test_a_stored_folder_is_scored_where_it_lies(
+    scoring: Deployable, standin: StandIn, tmp_path: Path
+) -> None:
+    version = commit(scoring, "one")
+    content = (scoring.root.parent / "one.parquet").read_bytes()
+    container = ContainerClient(
+        f"{standin.address['blobs']}/devstoreaccount1", CONTAINER, credential=KEY
+    )
+    folder = f"incoming-{scoring.workspace}"
+    container.upload_blob(f"{folder}/day/one.parquet", content)
+    address = f"azureml://datastores/workspaceblobstore/paths/{folder}"
+    run(scoring, address, "--out", str(tmp_path / "out"))
+    told = (tmp_path / "out" / "one.parquet" / "part-000000.parquet").read_text()
+    assert told == f'["{version}", "", {len(content)}]'
+    scoring.deploy("apply")
+    scoring.deploy("destroy")  # which leaves the model that batches use
+    run(scoring, address, "--out", str(tmp_path / "again"))
+    for bad, said in (
+        (f"{address}-nowhere", "no file lies there"),
+        (f"azureml://{folder}", "write azureml://datastores/NAME/paths/FOLDER"),
+    ):
+        with pytest.raises(DigitsError, match=said):
+            run(scoring, bad, "--out", str(tmp_path / "bad"))
+    with pytest.raises(DigitsError, match="goes alone"):
+        run(scoring, address, "one.parquet", "--out", str(tmp_path / "bad"))
+    assert not (tmp_path / "bad").exists()
+
+
 def test_a_job_whose_machine_is_lost_is_done_again(scoring: Deployable, tmp_path: Path) -> None:
     standin = StandIn(tmp_path / "standin")
     (scoring.root / ".standin").unlink()

@@ -102,6 +102,7 @@ def test_the_second_and_its_rollback_under_load(deployable: Deployable, standin:
         assert list(shares.values()) == [100]
 
 
+@pytest.mark.prove
 def test_new_code_alone_is_a_new_revision(deployable: Deployable, standin: StandIn) -> None:
     version = deployable.commit("one")[:12]
     deployable.deploy("apply")
@@ -179,6 +180,7 @@ def revision(deployable: Deployable, model: str) -> str:
     return line.split()[0]
 
 
+@pytest.mark.prove
 def test_autoscale_goes_with_its_deployment(deployable: Deployable, standin: StandIn) -> None:
     deployable.set(autoscale="{most: 3, cpu_percent: [30, 70], minutes: 5}")
     deployable.commit("one")
@@ -274,6 +276,7 @@ def kept(container: ContainerClient, endpoint: str) -> list[str]:
     return list(container.list_blob_names(name_starts_with=prefix))
 
 
+@pytest.mark.prove
 def test_who_may_call_it_changes_in_the_open(deployable: Deployable, standin: StandIn) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
@@ -294,6 +297,20 @@ def test_who_may_call_it_changes_in_the_open(deployable: Deployable, standin: St
     deployable.deploy("destroy")
     deployable.deploy("apply")
     assert standin.call("GET", path)["properties"]["authMode"] == "AMLToken"
+
+
+def test_apply_ends_a_pause_that_failed(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(auth_mode="aad_token")
+    deployable.commit("one")
+    deployable.deploy("apply")
+    standin.faults({"method": "DELETE", "path": "/deployments/", "do": "fail", "times": 1})
+    deployable.deploy("pause", code=1)
+    assert deployable.serving(standin)["traffic"] == {}
+    standin.faults()
+    assert "10, 50, 100 %" not in deployable.deploy("plan")
+    assert "is live with all traffic" in deployable.deploy("apply")
+    assert list(deployable.serving(standin)["traffic"].values()) == [100]
+    assert "paused" not in deployable.deploy("status")
 
 
 class FirstFile(Wire):

@@ -214,6 +214,7 @@ def test_what_is_no_post_with_a_length_is_refused_and_holds_nobody_up(
     assert deployable.version(standin)
 
 
+@pytest.mark.prove
 def test_an_endpoint_that_failed_keeps_what_it_serves(
     deployable: Deployable, tmp_path: Path
 ) -> None:
@@ -305,6 +306,7 @@ def test_collected_rows_lie_where_azure_puts_them(deployable: Deployable, standi
     assert first["xrequestid"]
 
 
+@pytest.mark.prove
 def test_it_comes_up_again_as_it_was(deployable: Deployable, tmp_path: Path) -> None:
     own = StandIn(tmp_path / "own")
     own.start()

@@ -86,8 +86,10 @@ def test_rollback(deployable: Deployable, standin: StandIn) -> None:
 @pytest.mark.parametrize("strategy", ["blue_green", "in_place"])
 def test_apply(deployable: Deployable, standin: StandIn, strategy: str) -> None:
     deployable.set(strategy=strategy)
-    known = [deployable.commit("model0")[:12]]
-    deployable.deploy("apply")
+    known = []
+    for model in ("first", "second"):  # so that each apply removes what the last one kept
+        known.append(deployable.commit(model)[:12])
+        deployable.deploy("apply")
 
     def prepare() -> None:
         known.append(deployable.commit(f"model{len(known)}")[:12])

@@ -65,6 +65,7 @@ def test_a_fresh_clone_is_not_stale(project: Project, tmp_path: Path) -> None:
     assert "dvc.lock is not what" not in told
 
 
+@pytest.mark.prove
 def test_a_conflict_is_rebuilt_without_training(project: Project) -> None:
     project.edit("params.yaml", "mistakes: 60", "mistakes: 30")
     project.dvc("repro")

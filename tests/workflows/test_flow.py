@@ -162,6 +162,7 @@ def test_an_edit_of_epochs_in_the_web_editor_becomes_mergeable(hub: Hub) -> None
     assert f"of {made[:10]} ended with **success**" in pull.comments[0]["body"]
 
 
+@pytest.mark.prove
 def test_a_worse_model_is_not_mergeable(hub: Hub) -> None:
     edit = ("src/digits/pipeline/evaluate.py", '"accuracy": accuracy,', '"accuracy": accuracy / 2,')
     work, pull = hub.branch(6, "worse", edit)

@@ -1,11 +1,13 @@
 """Files scored by a batch endpoint of the workspace: uploaded, scored by its cluster, fetched.
 
+A folder that lies in one of the workspace's datastores already is scored where it is.
 One file is one mini-batch, so cut a large one to use several processes. What was done stands in
 the answers' folder: a run that was stopped goes on with its job.
 """
 
 import hashlib
 import json
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +45,7 @@ JOB = "job.json"  # in the answers' folder
 PINNED = ["azureml-ai-monitoring", "azureml-inference-server-http", "keras", "pandas", "pillow"]
 PINNED += ["tensorflow", "tensorflow-cpu"]
 DRIVER = ["azureml-core", "azureml-dataset-runtime[fuse]>=1.61"]
+STORED = re.compile("azureml://datastores/([A-Za-z0-9_]+)/paths/(.+?)/?")
 DONE, FAILED = ("Completed",), ("Failed", "Canceled", "NotResponding")
 
 
@@ -126,23 +129,42 @@ class Batch:
                 deployment, skip_script_validation=True
             ).result()
 
-    def score(self, files: list[Path], out: Path) -> None:
-        """Upload the files, let them be scored, fetch the answers into `out`."""
-        contents = "\n".join(sorted(f"{path.name} {sha256(path)}" for path in files))
+    def score(self, source: list[Path] | str, out: Path) -> None:
+        """Let files or the address of a stored folder be scored, fetch the answers into `out`.
+
+        Raises DigitsError when that is no such address, or nothing lies there.
+        """
+        if isinstance(source, str):
+            self._check(source)
+            contents, what = source, source
+        else:
+            contents = "\n".join(sorted(f"{path.name} {sha256(path)}" for path in source))
+            what = f"{len(source)} files"
         run = hashlib.sha256(f"{self.digest}\n{contents}".encode()).hexdigest()[:16]
         folder, container = f"{FOLDER}/{run}", store(self.target.workspace)
         out.mkdir(parents=True, exist_ok=True)
         name = self._known(out / JOB, run)
         if name is None:
             self.prepare()
-            for path in files:
+            uri = source if isinstance(source, str) else URI.format(f"{folder}/input")
+            for path in () if isinstance(source, str) else source:
                 with path.open("rb") as data:
                     container.upload_blob(f"{folder}/input/{path.name}", data, overwrite=True)
-            name = self._invoke(folder)
+            name = self._invoke(f"{uri.rstrip('/')}/", folder)
             write_text(out / JOB, json.dumps({"run": run, "job": name}) + "\n")
-        print(f"job {name} scores {len(files)} files on {self.own.compute}", flush=True)
+        print(f"job {name} scores {what} on {self.own.compute}", flush=True)
         self.wait(name, container, folder)
         fetch(container, f"{folder}/answers/", out)
+
+    def _check(self, uri: str) -> None:
+        match = STORED.fullmatch(uri)
+        if match is None:
+            form = "azureml://datastores/NAME/paths/FOLDER"
+            raise DigitsError(f"{uri}: is no address of a folder in the workspace; write {form}")
+        name, folder = match.groups()
+        blobs = store(self.target.workspace, name).list_blob_names(name_starts_with=f"{folder}/")
+        if next(iter(blobs), None) is None:
+            raise DigitsError(f"{uri}: no file lies there; is it the folder, not a file?")
 
     def _known(self, path: Path, run: str) -> str | None:
         """Return the job in which these files are scored already, if there is one."""
@@ -165,13 +187,11 @@ class Batch:
         status = self.client.jobs.get(job).status
         return str(getattr(status, "value", status))
 
-    def _invoke(self, folder: str) -> str:
+    def _invoke(self, uri: str, folder: str) -> str:
         with quiet():
             job = self.client.batch_endpoints.invoke(
                 endpoint_name=self.name,
-                inputs={
-                    "digits": Input(type=AssetTypes.URI_FOLDER, path=URI.format(f"{folder}/input/"))
-                },
+                inputs={"digits": Input(type=AssetTypes.URI_FOLDER, path=uri)},
                 outputs={
                     "score": Output(
                         type=AssetTypes.URI_FOLDER, path=URI.format(f"{folder}/answers/")

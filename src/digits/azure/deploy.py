@@ -77,7 +77,7 @@ class Deployer:
             live, _ = self.mended(endpoint)
             self.settle(endpoint)
             states = self.target.deployments()
-            if live == new.name and states.get(live) == "succeeded":
+            if live == new.name and "paused" not in endpoint.tags:
                 self.target.smoke(live, self.some_digits(), new.model_version)
                 print(f"{live} is live already: nothing to change.")
                 return
@@ -101,8 +101,7 @@ class Deployer:
         if endpoint.public_network_access.lower() != self.target.access:
             print(f"Public access is {self.target.access} from now.", flush=True)
             self.target.put(dict(self.target.settled().traffic))
-        if self.settings.collections and self.settings.collection_days:
-            self.target.keep(self.settings.collection_days)
+        self.target.keep(self.settings.collection_days if self.settings.collections else None)
 
     def mended(self, endpoint: Any) -> tuple[str | None, str | None]:
         """Put traffic where the tags say, should a run have died; return live, previous."""
@@ -140,7 +139,7 @@ class Deployer:
             self.still_alone()
             self.target.smoke(new, digits, version)
             print(f"{new} is healthy and passed the smoke test.", flush=True)
-            if live and not in_place:
+            if live not in (None, new) and not in_place:
                 self.step(new, live, version, digits)
             self.still_alone()
             endpoint = self.target.settled()
@@ -153,11 +152,11 @@ class Deployer:
             raise DigitsError(explained(error) + notes) from error
         print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
 
-    def step(self, new: str, live: str, version: str | None, digits: Digits) -> None:
+    def step(self, new: str, live: str | None, version: str | None, digits: Digits) -> None:
         """Give the new deployment its traffic bit by bit."""
         for percent in self.settings.traffic_percent[:-1]:
             self.still_alone()
-            self.target.put({new: percent, live: 100 - percent})
+            self.target.put({new: percent, str(live): 100 - percent})
             self.watch(new, percent, version, digits)
 
     def watch(self, new: str, percent: int, version: str | None, digits: Digits) -> None:
@@ -270,7 +269,7 @@ class Deployer:
             self.back_to(name, None, revisions.known(endpoint)[name])
 
     def destroy(self) -> None:
-        """Delete the endpoint, what runs behind it, what it collected, and its revisions."""
+        """Delete the endpoint, what runs behind it, what it collected, and its records."""
         with self.alone():
             self.target.delete()
         lease.forget(self.target.workspace, self.target.name)
@@ -307,8 +306,10 @@ class Deployer:
         """Print what `apply` would change; change nothing."""
         settings, client = self.settings, self.target.client
         endpoint = self.target.get()
-        live = endpoint.tags.get("live") if endpoint else None
         states = self.target.deployments() if endpoint else {}
+        live = endpoint.tags.get("live") if endpoint else None
+        if live not in states or states[live] != "succeeded":  # paused, or gone
+            live = None
         print(f"endpoint     {self.target.name}: {'exists' if endpoint else 'to be created'}")
         access = endpoint.public_network_access.lower() if endpoint else None
         if access != self.target.access:
@@ -319,7 +320,7 @@ class Deployer:
         kept = f"kept {days} days" if days else "kept until destroy"
         names = settings.collections
         print(f"collected    {', '.join((*names, kept)) if names else 'nothing'}")
-        if live == new.name and states.get(live) == "succeeded":
+        if live == new.name and "paused" not in endpoint.tags:
             print(f"revision     {live} is live already: nothing to change")
             return
         print(f"revision     {live or 'none'} -> {new.name}, strategy {settings.strategy}")
@@ -356,6 +357,7 @@ class Deployer:
         if price:
             cost = f"{price * HOURS_A_DAY * settings.instance_count * (1 + beside):.2f}"
             cost += ", the old revision's kept for rollback included" if beside else ""
+            cost += f", up to {scale.most / settings.instance_count:g} times that" if scale else ""
         print(f"cost a day   {cost}")
 
 

@@ -126,24 +126,31 @@ class Target:
     def delete(self) -> None:
         """Delete the endpoint, all that runs behind it, what it collected, its revisions' assets.
 
-        An asset that another endpoint of the workspace names stays, and so do the few kilobytes
-        of code, which lie in containers of Azure's own.
+        The endpoint goes last, since its tags tell what there is: who was interrupted can run it
+        again. An asset that another endpoint of the workspace names stays, that of a revision
+        which never was live, and the few kilobytes of code in containers of Azure's own.
         """
         endpoint = self.settled()
         if endpoint is not None:
+            self.put({})
             for name in self.deployments():
-                self._unscale(name)
-            used = {part for one in self._others() for part in revisions.assets(one)}
+                self.remove(name)
+            for asset in sorted(revisions.assets(endpoint) - self._used()):
+                self._forget(asset)
+        self.keep(None)
+        collected.forget(self.workspace, self.name)
+        if endpoint is not None:
             with quiet():
                 self.client.online_endpoints.begin_delete(self.name).result()
-            for asset in sorted(revisions.assets(endpoint) - used):
-                self._forget(asset)
-        if self.settings.collection_days:
-            self.keep(None)
-        collected.forget(self.workspace, self.name)
 
-    def _others(self) -> list[Any]:
-        return [one for one in self.client.online_endpoints.list() if one.name != self.name]
+    def _used(self) -> set[str]:
+        """Return the assets that other endpoints are made of, batch endpoints too."""
+        others = [one for one in self.client.online_endpoints.list() if one.name != self.name]
+        found = {part for one in others for part in revisions.assets(one)}
+        for batch in self.client.batch_endpoints.list():
+            for deployment in self.client.batch_deployments.list(batch.name):
+                found.add("/".join(str(deployment.model).split("/")[-4:]))
+        return found
 
     def _forget(self, asset: str) -> None:
         place = f"{self.scope}/{asset}"

@@ -29,7 +29,7 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.storage.blob import ContainerClient
+from azure.storage.blob import BlobProperties, ContainerClient
 
 from digits import params
 from digits.azure import release, results
@@ -164,8 +164,7 @@ class Log:
     def more(self, ended: bool) -> Iterator[str]:
         """Yield the lines that are new; when the job has ended the unfinished one too."""
         container = kept(self.workspace)
-        found = container.list_blobs(name_starts_with=f"{place(self.name)}/user_logs/")
-        first = min(found, key=lambda blob: blob.name, default=None)  # of the first node
+        first = next(iter(logs(self.workspace, self.name)), None)
         if first is not None and first.size > self.read:
             new = container.download_blob(first.name, offset=self.read).readall()
             self.read += len(new)
@@ -174,6 +173,12 @@ class Log:
         if ended and self.rest:
             lines, self.rest = [*lines, self.rest], b""
         yield from (line.decode("utf-8", errors="replace").rstrip("\r") for line in lines)
+
+
+def logs(workspace: Workspace, name: str) -> list[BlobProperties]:
+    """Return the logs of a job, one a node, the first node's first."""
+    found = kept(workspace).list_blobs(name_starts_with=f"{place(name)}/user_logs/")
+    return sorted(found, key=lambda blob: blob.name)
 
 
 def place(name: str) -> str:
@@ -203,9 +208,18 @@ def follow(workspace: Workspace, name: str, more: Callable[[bool], Iterator[str]
 
 
 def save_log(workspace: Workspace, name: str) -> Path:
-    """Save what a job has written; return the file."""
+    """Save what a job has written on all its nodes; return the file."""
     file = LOGS / f"{name}.log"
-    write_text(file, "".join(f"{line}\n" for line in Log(workspace, name).more(True)))
+    written = {
+        blob.name: kept(workspace).download_blob(blob.name).readall().decode(errors="replace")
+        for blob in logs(workspace, name)
+    }
+    heads = len(written) > 1
+    parts = [
+        f"--- {blob.rpartition('/')[2]}\n{text}" if heads else text
+        for blob, text in written.items()
+    ]
+    write_text(file, "".join(f"{line}\n" for part in parts for line in part.splitlines()))
     return file
 
 

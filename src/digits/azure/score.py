@@ -1,7 +1,8 @@
 """`digits score FILES --out FOLDER`: files of digits answered as the endpoint would, on all cores.
 
 FILES are Parquet with a column `image`, or CSV; FOLDER gets a folder of Parquet for each. Run the
-same command again after Ctrl-C: it goes on.
+same command again after Ctrl-C: it goes on. With --workspace, a folder that lies in a datastore
+there can be named instead: azureml://datastores/NAME/paths/FOLDER.
 """
 
 import argparse
@@ -14,11 +15,13 @@ from tqdm import tqdm
 from digits import batch_scoring
 from digits.errors import DigitsError
 
+STORED = "azureml://"
+
 
 def main(arguments: list[str]) -> None:
     """Score files, here or in a workspace."""
     parser = argparse.ArgumentParser(prog="digits score", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the answers")
     parser.add_argument("--script", help="what the digits are written in, if it is known")
     parser.add_argument("--package", type=Path, default=batch_scoring.PACKAGE, help="the model")
@@ -29,13 +32,17 @@ def main(arguments: list[str]) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    files = [Path(name) for name in asked.files]
+    stored = [name for name in asked.files if name.startswith(STORED)]
+    if stored and (len(asked.files) > 1 or asked.workspace is None):
+        raise DigitsError(f"{stored[0]}: goes alone, with --workspace")
     if asked.workspace:
-        remote(asked.files, asked.out, asked.workspace, asked.script)
+        remote(stored[0] if stored else files, asked.out, asked.workspace, asked.script)
     else:
-        print(local(asked.files, asked.out, asked.package, asked.script))
+        print(local(files, asked.out, asked.package, asked.script))
 
 
-def remote(files: list[Path], out: Path, kind: str, script: str | None) -> None:
+def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -> None:
     """Score with the model of this commit in a workspace."""
     from azure.core.exceptions import AzureError  # here, since the SDK takes seconds to load
 
@@ -44,12 +51,14 @@ def remote(files: list[Path], out: Path, kind: str, script: str | None) -> None:
     from digits.azure.failure import explained
     from digits.azure.workspace import connect
 
-    batch_scoring.check(files, batch_scoring.manifest(release.PACKAGE, script)[1])
+    size = batch_scoring.manifest(release.PACKAGE, script)[1]
+    if not isinstance(source, str):
+        batch_scoring.check(source, size)
     settings, task = release.load()
     new = release.read(settings)
     try:
         target = Target(connect(kind), settings, task)
-        batch_endpoint.Batch(target, new, script).score(files, out)
+        batch_endpoint.Batch(target, new, script).score(source, out)
     except AzureError as error:
         raise DigitsError(explained(error)) from error
 

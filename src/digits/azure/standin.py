@@ -134,7 +134,10 @@ class StandIn:
         """Give the router an endpoint's keys and weights."""
         body = self.resources[path]
         traffic = body["properties"].get("traffic") or {}
-        self.router.endpoints[body["name"]] = Endpoint(self.keys[path], dict(traffic))
+        keys = self.keys[path]
+        if body["properties"]["authMode"].lower() == "aadtoken":
+            keys = [self.token]  # whoever is logged in
+        self.router.endpoints[body["name"]] = Endpoint(keys, dict(traffic))
 
     def routed(self, path: str) -> None:
         """Let an endpoint's settings come into force."""

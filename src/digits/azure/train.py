@@ -21,9 +21,9 @@ def finish(workspace: Workspace, name: str, status: str) -> None:
     made = job.left(workspace, name)
     if status != "Completed" or made is None:
         file = job.save_log(workspace, name)
-        last = file.read_text("utf-8").splitlines()[-LAST_LINES:]
-        how = "was canceled" if status == "Canceled" else f"ended as {status}: {cause(last)}"
-        lines = "\n".join(["", *(f"  {line}" for line in last)])
+        log = file.read_text("utf-8").splitlines()
+        how = "was canceled" if status == "Canceled" else f"ended as {status}: {cause(log)}"
+        lines = "\n".join(["", *(f"  {line}" for line in log[-LAST_LINES:])])
         raise DigitsError(f"{name} {how}; its log is in {file} and ends with:{lines}")
     lock, account = made
     results.fetch([lock], job.remote(workspace))
@@ -31,7 +31,7 @@ def finish(workspace: Workspace, name: str, status: str) -> None:
 
 
 def cause(log: list[str]) -> str:
-    """Return what the worker said last, with the mend, or that it said nothing."""
+    """Return what the worker of any node said last, with the mend, or that none said anything."""
     told = [line.removeprefix("job: ") for line in log if line.startswith("job: ")]
     if not told:
         return "it ended before it could say why, as for want of memory or time; see azure.job"

@@ -87,7 +87,7 @@ def forgiving() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # those of MLflow, SQLAlchemy, requests ...
-        print(f"job: MLflow did not take the run: {error}", file=sys.stderr)
+        print(f"MLflow did not take the run: {error}", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> None:
