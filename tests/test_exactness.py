@@ -122,9 +122,8 @@ def kill_while_it_writes(project: Project, stage: str) -> None:
         process.communicate()
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(s, marks=() if s == "evaluate" else pytest.mark.prove) for s in STAGES]
-)
+@pytest.mark.prove
+@pytest.mark.parametrize("stage", STAGES)
 def test_after_a_kill_repro_completes_with_the_same_lock(
     project: Project, tmp_path: Path, stage: str
 ) -> None:

@@ -194,6 +194,7 @@ def test_a_stored_folder_is_scored_where_it_lies(
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.prove
 def test_a_job_whose_machine_is_lost_is_done_again(scoring: Deployable, tmp_path: Path) -> None:
     standin = StandIn(tmp_path / "standin")
     (scoring.root / ".standin").unlink()
