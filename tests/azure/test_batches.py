@@ -182,6 +182,8 @@ def test_a_stored_folder_is_scored_where_it_lies(
     assert told == f'["{version}", "", {len(content)}]'
     scoring.deploy("apply")
     scoring.deploy("destroy")  # which leaves the model that batches use
+    workspace = scoring.endpoint.removesuffix("/onlineEndpoints")
+    assert len(standin.call("GET", f"{workspace}/models/digits/versions")["value"]) == 1
     run(scoring, address, "--out", str(tmp_path / "again"))
     for bad, said in (
         (f"{address}-nowhere", "no file lies there"),

@@ -142,6 +142,8 @@ def test_pause_resume_destroy(deployable: Deployable, standin: StandIn) -> None:
     deployable.deploy("pause")
     assert standin.call("GET", f"{deployable.endpoint}/{place['name']}/deployments")["value"] == []
     assert "paused" in deployable.deploy("status")
+    deployable.commit("two")
+    assert "traffic      100 %" in deployable.deploy("plan")
     deployable.deploy("resume")
     assert deployable.version(standin) == version[:12]
     assert deployable.serving(standin) == place
@@ -243,6 +245,9 @@ def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin
     assert rules()["other"] == other
     days = rules()[f"digits-{name}"]["definition"]["actions"]["baseBlob"]["delete"]
     assert days == {"daysAfterModificationGreaterThan": 8}
+    deployable.set(collection_days="null")
+    deployable.deploy("apply")
+    assert list(rules()) == ["other"]
     # What is too old goes, what is another's stays.
     with blobs(standin) as container:
         for place in (f"modelDataCollector/{name}/r/rows.jsonl", "other/rows.jsonl"):
@@ -307,7 +312,7 @@ def test_apply_ends_a_pause_that_failed(deployable: Deployable, standin: StandIn
     deployable.deploy("pause", code=1)
     assert deployable.serving(standin)["traffic"] == {}
     standin.faults()
-    assert "10, 50, 100 %" not in deployable.deploy("plan")
+    assert "nothing to change" not in deployable.deploy("plan")
     assert "is live with all traffic" in deployable.deploy("apply")
     assert list(deployable.serving(standin)["traffic"].values()) == [100]
     assert "paused" not in deployable.deploy("status")

@@ -139,7 +139,7 @@ class Deployer:
             self.still_alone()
             self.target.smoke(new, digits, version)
             print(f"{new} is healthy and passed the smoke test.", flush=True)
-            if live not in (None, new) and not in_place:
+            if live and live != new and not in_place:
                 self.step(new, live, version, digits)
             self.still_alone()
             endpoint = self.target.settled()
@@ -152,11 +152,11 @@ class Deployer:
             raise DigitsError(explained(error) + notes) from error
         print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
 
-    def step(self, new: str, live: str | None, version: str | None, digits: Digits) -> None:
+    def step(self, new: str, live: str, version: str | None, digits: Digits) -> None:
         """Give the new deployment its traffic bit by bit."""
         for percent in self.settings.traffic_percent[:-1]:
             self.still_alone()
-            self.target.put({new: percent, str(live): 100 - percent})
+            self.target.put({new: percent, live: 100 - percent})
             self.watch(new, percent, version, digits)
 
     def watch(self, new: str, percent: int, version: str | None, digits: Digits) -> None:

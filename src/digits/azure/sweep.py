@@ -6,7 +6,7 @@ lists them. The sweep goes on when this command is stopped; --attach looks again
 
 import argparse
 import copy
-import importlib
+import importlib.util
 import itertools
 import json
 import re
@@ -65,11 +65,11 @@ def check(key: str, value: Any, values: dict[str, Any]) -> None:
         params.task(changed)
         return
     stage = place[0]
-    try:
-        with hidden_stderr():  # TensorFlow's notes
-            kind = importlib.import_module(f"digits.pipeline.{stage}").Params
-    except ModuleNotFoundError:
-        raise DigitsError(f"{key}: no stage reads it, so every trial would be the same") from None
+    module = f"digits.pipeline.{stage}"
+    if importlib.util.find_spec(module) is None:
+        raise DigitsError(f"{key}: no stage reads it, so every trial would be the same")
+    with hidden_stderr():  # TensorFlow's notes
+        kind = importlib.import_module(module).Params
     params.section(kind, changed, ".".join(place[: 1 + (stage == "foreign")]))
 
 
