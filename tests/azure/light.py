@@ -130,6 +130,11 @@ class StandIn:
         """Return the calls since `faults`."""
         return self.call("GET", "/standin/calls")["calls"]
 
+    def struck(self) -> bool:
+        """Return whether the one fault that is switched on has come to pass."""
+        (fault,) = self.call("GET", "/standin/calls")["faults"]
+        return fault["times"] == 0
+
 
 @pytest.fixture(scope="session", name="standin")
 def a_standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:

@@ -340,6 +340,10 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
     deployable.deploy("apply")
     deployable.commit("two")
     deployable.deploy("apply")
+    deployable.commit("three")
+    standin.faults({"do": "unhealthy"})  # it is registered, and never live
+    deployable.deploy("apply", code=1)
+    standin.faults()
     name = deployable.serving(standin)["name"]
     workspace = deployable.endpoint.removesuffix("/onlineEndpoints")
 
@@ -350,7 +354,7 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
         return found
 
     uploads = [model["properties"]["modelUri"].split("/paths/")[1] for model in versions("models")]
-    assert len(uploads) == 2
+    assert len(uploads) == 3
     with blobs(standin) as container:
         container.upload_blob(f"modelDataCollector/{name}/r/rows.jsonl", b"{}")
         container.upload_blob(f"labels/{name}/rows.jsonl", b"{}")
@@ -360,7 +364,8 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
         assert not list(container.list_blob_names(name_starts_with=f"digits-leases/{name}"))
     assert versions("models") == versions("environments") == []
     state = json.loads((standin.folder / "state.json").read_text())
-    assert not [path for path in state["resources"] if f"/{deployable.workspace}/" in path]
+    left = [path for path in state["resources"] if f"/{deployable.workspace}/" in path]
+    assert [path.split("/")[-4] for path in left] == ["codes"]  # of what was never live
 
 
 def test_what_is_refused(deployable: Deployable) -> None:
@@ -382,6 +387,10 @@ def test_what_is_refused(deployable: Deployable) -> None:
     deployable.commit("one", accuracy=0.995)
     assert "no endpoint" in deployable.deploy("rollback", code=1)
     deployable.deploy("apply")
+    for model in ("worse", "as bad as its parent, not as what is live"):
+        deployable.commit(model, accuracy=0.991)
+        assert "gate         failed: mnist accuracy is worse by 0.004" in deployable.deploy("plan")
+        assert "mnist accuracy is worse by 0.004" in deployable.deploy("apply", code=1)
     assert "no previous revision" in deployable.deploy("rollback", code=1)
     assert "no such revision" in deployable.deploy("rollback", "r0", code=1)
     assert "not paused" in deployable.deploy("resume", code=1)

@@ -2,7 +2,9 @@
 
 import sys
 import warnings
+from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -11,7 +13,7 @@ from clouded import a_cloud  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
-    from digits.azure import commands, connect, connection, doctor
+    from digits.azure import commands, connect, connection, doctor, release
 from digits.errors import DigitsError
 
 needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
@@ -178,6 +180,20 @@ def test_a_stand_in_that_does_not_run_is_no_matter_of_logging_in(
     with pytest.raises(DigitsError, match="are wrong"):
         doctor.main(["--workspace", "local"])
     assert "`digits serve` first" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("strategy", "state"), [("blue_green", "wrong"), ("in_place", "ok")])
+def test_a_quota_for_one_revision_alone_is_enough_in_place(
+    monkeypatch: pytest.MonkeyPatch, strategy: str, state: str
+) -> None:
+    settings, task = release.load()
+    settings = replace(settings, strategy=strategy)  # type: ignore[arg-type]
+    monkeypatch.setattr(release, "load", lambda: (settings, task))
+    monkeypatch.setattr(doctor, "connect", MagicMock())
+    monkeypatch.setattr(doctor, "cores", lambda *_: (2, "standardDSv2Family", 1))
+    (found,) = doctor.quota("azure")
+    assert found.state == state
+    assert "2.4 cores of standardDSv2Family needed for one more revision, 1 free" in found.what
 
 
 def test_each_identity_has_its_jobs_and_each_such_job_its_identity() -> None:

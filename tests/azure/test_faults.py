@@ -63,13 +63,14 @@ def disturb(
 ) -> None:
     """With each fault in turn: apply fails and leaves what was live, or succeeds; then it does."""
     known = deployable.version(standin)
-    number = 0
+    number = missed = 0
     for fault in faults:
         for kind in kinds:
             number += 1
             version = deployable.commit(f"model{number}")[:12]
             standin.faults(fault | {"do": kind})
             code, output = deployable.attempt("apply")
+            missed += not standin.struck()
             standin.faults()
             what = f"{kind} {fault}: {output}"
             if code:
@@ -80,6 +81,7 @@ def disturb(
             assert deployable.version(standin) == version, what
             assert list(deployable.serving(standin)["traffic"].values()) == [100], what
             known = version
+    assert missed <= number / 10  # questions after an operation, which may end sooner
 
 
 @pytest.mark.slow
@@ -136,6 +138,25 @@ def kill(deployable: Deployable, standin: StandIn, times: int) -> None:
 @pytest.mark.prove
 def test_twenty_killed_applies_are_mended(deployable: Deployable, standin: StandIn) -> None:
     kill(deployable, standin, KILLS)
+
+
+@pytest.mark.prove
+def test_who_waits_for_an_answer_in_vain_can_stop(deployable: Deployable, standin: StandIn) -> None:
+    version = deployable.commit("first")[:12]
+    deployable.deploy("apply")
+    before = deployable.serving(standin)
+    deployable.commit("second")
+    traffic = {"method": "PUT", "path": "/onlineEndpoints/[^/]+$", "times": 1}
+    standin.faults(traffic | {"do": "hang", "seconds": 3600})
+    process = deployable.begun("apply")
+    while not standin.struck() and process.poll() is None:
+        time.sleep(0.02)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert f"traffic is back at {next(iter(before['traffic']))}" in said
+    assert deployable.serving(standin) == before
+    assert deployable.version(standin) == version
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ class Deployer:
         """Make a release live."""
         with self.alone():
             endpoint = self.target.settled()
+            release.refuse_bad_metrics(self.target.commit(endpoint))
             for name, (has, wanted) in self.target.differing(endpoint).items():
                 raise DigitsError(
                     f"azure.{name} is {wanted}, but {self.target.name} was made with {has}, and "
@@ -325,7 +326,7 @@ class Deployer:
             return
         print(f"revision     {live or 'none'} -> {new.name}, strategy {settings.strategy}")
         print(f"model        package {new.package_hash}, commit {new.tags['commit'][:12]}")
-        reasons = release.gate_reasons()
+        reasons = release.gate_reasons(self.target.commit(endpoint))
         print(f"gate         {'failed: ' + '; '.join(reasons) if reasons else 'passed'}")
         print(f"environment  {settings.image}, version {new.environment_hash}")
         scale = settings.autoscale
@@ -374,8 +375,6 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     settings, task = release.load()
     new = release.read(settings) if asked.command in ("plan", "apply") else None
-    if asked.command == "apply":
-        release.refuse_bad_metrics()
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

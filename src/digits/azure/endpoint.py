@@ -127,21 +127,31 @@ class Target:
         """Delete the endpoint, all that runs behind it, what it collected, its revisions' assets.
 
         The endpoint goes last, since its tags tell what there is: who was interrupted can run it
-        again. An asset that another endpoint of the workspace names stays, that of a revision
-        which never was live, and the few kilobytes of code in containers of Azure's own.
+        again. An asset that another endpoint of the workspace names stays, and so do a few
+        kilobytes of code: its containers of Azure's own, and code of revisions never live.
         """
         endpoint = self.settled()
         if endpoint is not None:
             self.put({})
             for name in self.deployments():
                 self.remove(name)
-            for asset in sorted(revisions.assets(endpoint) - self._used()):
+            made = revisions.assets(endpoint) | self._registered()
+            for asset in sorted(made - self._used()):
                 self._forget(asset)
         self.keep(None)
         collected.forget(self.workspace, self.name)
         if endpoint is not None:
             with quiet():
                 self.client.online_endpoints.begin_delete(self.name).result()
+
+    def _registered(self) -> set[str]:
+        """Return what is registered for revisions, also for those that no tag tells of."""
+        client = self.client
+        versions = [("models", one) for one in client.models.list(name=MODEL)]
+        versions += [("environments", one) for one in client.environments.list(name=ENVIRONMENT)]
+        found = {f"{kind}/{one.name}/versions/{one.version}" for kind, one in versions}
+        rows = [one.name for one in client.data.list() if one.name.startswith(f"{self.name}-r")]
+        return found | {f"data/{name}/versions/1" for name in rows}
 
     def _used(self) -> set[str]:
         """Return the assets that other endpoints are made of, batch endpoints too."""
@@ -170,6 +180,17 @@ class Target:
         manager.keep_days(self.workspace, account, f"digits-{self.name}", prefix, days)
 
     # Deployments ----------------------------------------------------------------------------------
+
+    def commit(self, endpoint: Any) -> str | None:
+        """Return the commit that the live model was registered at, if anything is live."""
+        recipe = revisions.known(endpoint).get(endpoint.tags.get("live", "")) if endpoint else None
+        if recipe is None:
+            return None
+        try:
+            model = self.client.models.get(MODEL, version=recipe.model)
+        except ResourceNotFoundError:
+            return None
+        return str(model.tags.get("commit")) if model.tags else None
 
     def deployments(self) -> dict[str, str]:
         """Return the deployments' names and states."""

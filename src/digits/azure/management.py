@@ -1,7 +1,7 @@
 """Azure's management API as the stand-in serves it: routes, small answers, faults, a record.
 
 Faults can be switched on for tests (`PUT /standin/faults`, a list of `Fault`s); every call since
-then is recorded (`GET /standin/calls`).
+then is recorded (`GET /standin/calls`, with what is left of the faults).
 """
 
 import copy
@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from urllib.parse import parse_qs, urlsplit
 
 from digits.azure import batches, jobs
@@ -174,6 +174,7 @@ ROUTES: list[tuple[str, Methods]] = [
     (rf"{W}/jobs/[^/]+/cancel", {"POST": jobs.cancel}),
     (rf"{W}/computes/[^/]+", {"GET": StandIn.get, "PUT": jobs.put_compute}),
     (rf"{W}/codes/[^/]+/versions/[^/]+/startpendingupload", {"POST": upload}),
+    (rf"{W}/({ASSETS})", {"GET": StandIn.containers}),
     (rf"{W}/({ASSETS})/[^/]+", {"GET": StandIn.container}),
     (rf"{W}/({ASSETS})/[^/]+/versions", {"GET": StandIn.listing}),
     (
@@ -233,7 +234,7 @@ def handler(standin: StandIn) -> type[Handler]:
                 )
                 return self.say(401, error.body)
             if url.path == "/standin/calls":
-                return self.say(200, {"calls": list(calls)})
+                return self.say(200, {"calls": list(calls), "faults": list(map(asdict, faults))})
             if url.path == "/standin/faults":
                 faults[:] = [Fault(**fault) for fault in body]
                 failures = [fault.do for fault in faults if fault.do in FAILURES]

@@ -217,29 +217,33 @@ def read(settings: Params) -> Release:
     )
 
 
-def gate_reasons() -> list[str]:
+def gate_reasons(live: str | None) -> list[str]:
     """Return why the metrics of this commit fail the gate of the review; nothing if they pass.
 
-    They are compared with those where this branch began, on main with the first parent's.
+    They are compared with those at the commit of what is live: what one push was refused for, the
+    next one is refused for, too. Where git does not know it, with those where this branch began,
+    on main with the first parent's.
     """
     base = history.find_base(None)
     if base.commit == history.commit("HEAD"):  # main has gone on since
         base = history.find_base("HEAD^")
+    commit = live if live and history.commit(live) else base.commit
     after = side.read(lambda name: history.show("HEAD", name), "at this commit")
-    before, commit = side.Side(), base.commit
+    before = side.Side()
     if commit:
         before = side.read(lambda name: history.show(commit, name), f"at {commit[:10]}")
     rules = params.section(gate.Params, after.params, "review").gate
-    reasons = [base.said] if base.broken else []
+    reasons = [base.said] if base.broken and not commit else []
     return reasons + gate.judge(compare.metrics(before, after), rules)
 
 
-def refuse_bad_metrics() -> None:
+def refuse_bad_metrics(live: str | None) -> None:
     """Raise DigitsError when this commit fails the gate."""
-    reasons = gate_reasons()
+    reasons = gate_reasons(live)
     if reasons:
+        base = f"digits review --base {live}" if live and history.commit(live) else "digits review"
         raise DigitsError(
-            f"the gate failed: {'; '.join(reasons)}; `digits review` shows the comparison, "
+            f"the gate failed: {'; '.join(reasons)}; `{base}` shows the comparison, "
             f"section `review` of {params.PATH} holds the bounds"
         )
 

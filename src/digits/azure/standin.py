@@ -244,6 +244,12 @@ class StandIn:
         following = {"nextVersion": str(max(numbers, default=0) + 1), "properties": {}, "tags": {}}
         return 200, self.stored(path, {"properties": following}, None), ""
 
+    def containers(self, path: str, key: str, body: Json) -> Answered:
+        """Return what the versions of each asset share."""
+        kept = [body["id"] for name, body in self.resources.items() if name.startswith(key + "/")]
+        places = sorted({place.split("/versions/")[0] for place in kept})
+        return 200, {"value": [self.container(one, one.lower(), {})[1] for one in places]}, ""
+
     def delete_plain(self, path: str, key: str, body: Json) -> Answered:
         """Forget a resource that has nothing running."""
         found = self.resources.pop(key, None)
