@@ -161,8 +161,16 @@ def test_files_are_scored_by_a_batch_endpoint(
     assert one["properties"]["defaults"]["deploymentName"] == default["name"]
     refused = standin.call("DELETE", f"{place}/{one['name']}/deployments/{default['name']}")
     assert "default" in refused["error"]["message"]
-    standin.call("DELETE", f"{place}/{one['name']}")
-    wait_until(lambda: not standin.call("GET", place)["value"])
+    container = ContainerClient(
+        f"{standin.address['blobs']}/devstoreaccount1", CONTAINER, credential=KEY
+    )
+    assert list(container.list_blob_names(name_starts_with=f"scoring/{one['name']}/"))
+    scoring.deploy("destroy")
+    assert not standin.call("GET", place)["value"]
+    assert not list(container.list_blob_names(name_starts_with=f"scoring/{one['name']}/"))
+    workspace = scoring.endpoint.removesuffix("/onlineEndpoints")
+    for asset in ("models/digits", "environments/digits-batch"):
+        assert not standin.call("GET", f"{workspace}/{asset}/versions")["value"], asset
 
 
 @pytest.mark.prove
@@ -180,8 +188,17 @@ def test_a_stored_folder_is_scored_where_it_lies(
     run(scoring, address, "--out", str(tmp_path / "out"))
     told = (tmp_path / "out" / "one.parquet" / "part-000000.parquet").read_text()
     assert told == f'["{version}", "", {len(content)}]'
+    place = scoring.endpoint.replace("online", "batch")
+    (endpoint,) = standin.call("GET", place)["value"]
+    (deployment,) = standin.call("GET", f"{place}/{endpoint['name']}/deployments")["value"]
+    for path, like in (("another", endpoint), ("another/deployments/same", deployment)):
+        properties = {
+            key: like["properties"][key] for key in like["properties"] if key != "defaults"
+        }
+        standin.call("PUT", f"{place}/{path}", {"location": "local", "properties": properties})
     scoring.deploy("apply")
-    scoring.deploy("destroy")  # which leaves the model that batches use
+    scoring.deploy("destroy")  # which leaves the model that another endpoint uses
+    assert [one["name"] for one in standin.call("GET", place)["value"]] == ["another"]
     workspace = scoring.endpoint.removesuffix("/onlineEndpoints")
     assert len(standin.call("GET", f"{workspace}/models/digits/versions")["value"]) == 1
     run(scoring, address, "--out", str(tmp_path / "again"))

@@ -28,7 +28,7 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import ContainerClient
 
 from digits.azure import release
-from digits.azure.endpoint import Target
+from digits.azure.endpoint import BATCH_ENVIRONMENT, SCORED, Target
 from digits.azure.release import Params, Release
 from digits.azure.revisions import MODEL
 from digits.azure.workspace import quiet, store
@@ -37,7 +37,6 @@ from digits.files import replacing, sha256, write_text
 from digits.serving import batch
 
 CODE = ("batch.py", "score.py", "request.py")
-FOLDER = "scoring"  # in the workspace's blob store
 URI = "azureml://datastores/workspaceblobstore/paths/{}"
 JOB = "job.json"  # in the answers' folder
 # What batch.py imports, in the model's own versions, and what Azure's batch driver needs beside
@@ -58,7 +57,7 @@ class Batch:
         self.settings: Params = target.settings
         self.client = target.client
         self.own = self.settings.batch
-        self.name = f"{self.settings.endpoint[:17]}-batch-{target.name[-8:]}"
+        self.name = target.batch
         names = release.git("ls-files", "-z", str(new.code)).split("\0")
         self.code = [Path(name) for name in names if Path(name).name in CODE]
         if new.code / "batch.py" not in self.code:
@@ -97,7 +96,7 @@ class Batch:
         own = self.own
         version = self.target.register(self.new)
         environment = Environment(
-            name=f"{MODEL}-batch",
+            name=BATCH_ENVIRONMENT,
             version=self.digest,
             image=self.settings.image,
             conda_file=self.conda,
@@ -141,7 +140,8 @@ class Batch:
             contents = "\n".join(sorted(f"{path.name} {sha256(path)}" for path in source))
             what = f"{len(source)} files"
         run = hashlib.sha256(f"{self.digest}\n{contents}".encode()).hexdigest()[:16]
-        folder, container = f"{FOLDER}/{run}", store(self.target.workspace)
+        folder = f"{SCORED.format(endpoint=self.name)}/{run}"
+        container = store(self.target.workspace)
         out.mkdir(parents=True, exist_ok=True)
         name = self._known(out / JOB, run)
         if name is None:

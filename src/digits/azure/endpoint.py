@@ -38,6 +38,8 @@ from digits.dataset import Digits
 from digits.errors import DigitsError
 from digits.params import Task
 
+BATCH_ENVIRONMENT = f"{ENVIRONMENT}-batch"
+SCORED = "scoring/{endpoint}"  # in the workspace's blob store
 SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Monitor
 BUSY = {"creating", "updating", "deleting"}
 SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
@@ -68,6 +70,7 @@ class Target:
         )
         digest = hashlib.sha256(self.scope.lower().encode()).hexdigest()
         self.name = f"{settings.endpoint}-{digest[:8]}"
+        self.batch = f"{settings.endpoint[:17]}-batch-{digest[:8]}"
         self.access = "enabled" if settings.public_access else "disabled"
         self._headers: dict[str, str] = {}
 
@@ -126,20 +129,27 @@ class Target:
     def delete(self) -> None:
         """Delete the endpoint, all that runs behind it, what it collected, its revisions' assets.
 
-        The endpoint goes last, since its tags tell what there is: who was interrupted can run it
-        again. An asset that another endpoint of the workspace names stays, and so do a few
-        kilobytes of code: its containers of Azure's own, and code of revisions never live.
+        The same for the batch endpoint, with what it scored. The endpoint goes last, since its
+        tags tell what there is: who was interrupted can run it again. An asset that another
+        endpoint of the workspace names stays, and so do a few kilobytes of code: its containers of
+        Azure's own, and code of revisions never live.
         """
         endpoint = self.settled()
+        made = self._registered()
         if endpoint is not None:
+            made |= revisions.assets(endpoint)
             self.put({})
             for name in self.deployments():
                 self.remove(name)
-            made = revisions.assets(endpoint) | self._registered()
-            for asset in sorted(made - self._used()):
-                self._forget(asset)
+        if self.batch in (one.name for one in self.client.batch_endpoints.list()):
+            made |= self._batch_assets(self.batch)
+            with quiet():
+                self.client.batch_endpoints.begin_delete(self.batch).result()
+        for asset in sorted(made - self._used()):
+            self._forget(asset)
         self.keep(None)
         collected.forget(self.workspace, self.name)
+        empty(store(self.workspace), SCORED.format(endpoint=self.batch))
         if endpoint is not None:
             with quiet():
                 self.client.online_endpoints.begin_delete(self.name).result()
@@ -148,7 +158,8 @@ class Target:
         """Return what is registered for revisions, also for those that no tag tells of."""
         client = self.client
         versions = [("models", one) for one in client.models.list(name=MODEL)]
-        versions += [("environments", one) for one in client.environments.list(name=ENVIRONMENT)]
+        for name in (ENVIRONMENT, BATCH_ENVIRONMENT):
+            versions += [("environments", one) for one in client.environments.list(name=name)]
         found = {f"{kind}/{one.name}/versions/{one.version}" for kind, one in versions}
         rows = [one.name for one in client.data.list() if one.name.startswith(f"{self.name}-r")]
         return found | {f"data/{name}/versions/1" for name in rows}
@@ -157,9 +168,15 @@ class Target:
         """Return the assets that other endpoints are made of, batch endpoints too."""
         others = [one for one in self.client.online_endpoints.list() if one.name != self.name]
         found = {part for one in others for part in revisions.assets(one)}
-        for batch in self.client.batch_endpoints.list():
-            for deployment in self.client.batch_deployments.list(batch.name):
-                found.add("/".join(str(deployment.model).split("/")[-4:]))
+        return found.union(
+            *(self._batch_assets(one.name) for one in self.client.batch_endpoints.list())
+        )
+
+    def _batch_assets(self, name: str) -> set[str]:
+        found = set()
+        for one in self.client.batch_deployments.list(name):
+            for part in (one.model, one.environment, one.code_configuration.code):
+                found.add("/".join(str(part).split("/")[-4:]))
         return found
 
     def _forget(self, asset: str) -> None:
