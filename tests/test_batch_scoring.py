@@ -59,6 +59,10 @@ def test_parts_are_the_same_rows_however_a_file_is_cut(tmp_path: Path) -> None:
         assert found[2].schema.names == ["image", "id"]
         assert found[2]["id"][2].as_py() == "digit-10002"
         assert [part.equals(found[2]) for part in batch.parts(path, 28, 2)] == [True]
+    table = parquet.read_table(path)
+    coded = table.set_column(1, "id", table["id"].dictionary_encode())
+    parquet.write_table(coded, path)
+    assert [part.equals(found[2]) for part in batch.parts(path, 28, 2)] == [True]
     write_csv(tmp_path / "digits.CSV", mnist_part("train", 5100))
     _, last = batch.parts(tmp_path / "digits.CSV", 28)
     assert b"".join(last["image"].to_pylist()) == IMAGES[5000:5100].tobytes()
@@ -99,6 +103,10 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
     parquet.write_table(text, tmp_path / "letters.parquet")
     with pytest.raises(DigitsError, match="column image is string, not binary"):
         scored([tmp_path / "letters.parquet"], out, model)
+    twice = parquet.read_table(whole)
+    parquet.write_table(twice.append_column("id", twice["note"]), tmp_path / "twice.parquet")
+    with pytest.raises(DigitsError, match="more than one column id"):
+        scored([tmp_path / "twice.parquet"], out, model)
     with pytest.raises(DigitsError, match="missing"):
         scored([tmp_path / "gap.parquet"], out, model)
     with pytest.raises(DigitsError, match="two files"):
@@ -129,16 +137,34 @@ def test_answers_of_another_run_are_refused_and_what_is_done_is_not_done_again(
     assert (folder / batch.SUCCESS).exists()
 
 
-def test_a_part_that_is_damaged_is_done_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [b"PAR1", None])
+def test_a_part_that_is_damaged_or_gone_is_done_again(tmp_path: Path, left: bytes | None) -> None:
     path, folder = write(tmp_path / "some.parquet", IMAGES[:10]), tmp_path / "out"
     folder.mkdir()
-    batch.place(folder, 0).write_bytes(b"PAR1")
-    (folder / batch.SUCCESS).touch()
+    if left:
+        batch.place(folder, 0).write_bytes(left)
+    (folder / batch.SUCCESS).write_text("1")
     with ThreadPoolExecutor(1) as pool, patch.object(batch_scoring, "work", lambda *_: 10):
         wanted = batch.origin(path, "5ee", None)
         said = list(batch_scoring._score(pool, path, folder, wanted, 28))
     assert said == [(10, True)]
     assert (folder / batch.SUCCESS).exists()
+
+
+def test_a_disk_that_fails_takes_nothing_of_what_is_done(tmp_path: Path) -> None:
+    path, folder = write(tmp_path / "some.parquet", IMAGES[:10]), tmp_path / "out"
+    folder.mkdir()
+    wanted = batch.origin(path, "5ee", None)
+    answers = pa.table({"row": range(10)}).replace_schema_metadata(wanted)
+    parquet.write_table(answers, batch.place(folder, 1))
+    for error in (OSError(5, "Input/output error"), pa.ArrowMemoryError("malloc failed")):
+        with (
+            ThreadPoolExecutor(1) as pool,
+            patch.object(batch, "parts", side_effect=error),
+            pytest.raises(DigitsError, match="run again: it goes on"),
+        ):
+            list(batch_scoring._score(pool, path, folder, wanted, 28))
+        assert batch.place(folder, 1).exists()
 
 
 @pytest.mark.prove

@@ -147,8 +147,6 @@ def _score(
         have = batch.done(folder, wanted)
     except ValueError as error:
         raise DigitsError(f"{folder}: {error}; delete it or choose another --out") from None
-    if len(have) < len(list(folder.glob("part-*.parquet"))):  # one is damaged
-        (folder / batch.SUCCESS).unlink(missing_ok=True)
     for number in have:
         yield parquet.read_metadata(batch.place(folder, number)).num_rows, False
     running: set[Future] = set()
@@ -158,8 +156,12 @@ def _score(
             number, rows = next(following)
         except StopIteration:
             break
-        except (pa.ArrowException, ValueError, OSError) as error:
+        except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
             wait(running)
+            if isinstance(error, MemoryError) or getattr(error, "errno", None):
+                raise DigitsError(
+                    f"{path}: cannot be read ({error}); run again: it goes on"
+                ) from None
             shutil.rmtree(folder)
             raise damaged(path, error) from None
         task = (rows.serialize(), rows.schema, number, folder, wanted)
@@ -168,4 +170,4 @@ def _score(
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             yield from ((future.result(), True) for future in finished)
     yield from ((future.result(), True) for future in running)
-    (folder / batch.SUCCESS).touch()
+    batch.finish(folder)

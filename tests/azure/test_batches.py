@@ -24,7 +24,7 @@ with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from azure.ai.ml._restclient.arm_ml_service import models
 
-    from digits.azure import score
+    from digits.azure import batch_endpoint, score
 from digits.azure.release import folder_hash
 from digits.azure.serve import CONTAINER, KEY
 from digits.errors import DigitsError
@@ -49,6 +49,8 @@ def run(mini_batch):
     path = Path(mini_batch[0])
     folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], path.name)
     folder.mkdir(exist_ok=True)
+    if path.name.startswith("_"):
+        return [path.name]
     if path.name.startswith("bad") or path.name.startswith("odd") and not any(folder.iterdir()):
         (folder / "_ERROR").write_text(path.name + ": cannot be scored")
         raise ValueError(path.name)
@@ -184,10 +186,20 @@ def test_a_stored_folder_is_scored_where_it_lies(
     )
     folder = f"incoming-{scoring.workspace}"
     container.upload_blob(f"{folder}/day/one.parquet", content)
+    container.upload_blob(f"{folder}/day/_SUCCESS", b"")
     address = f"azureml://datastores/workspaceblobstore/paths/{folder}"
     run(scoring, address, "--out", str(tmp_path / "out"))
     told = (tmp_path / "out" / "one.parquet" / "part-000000.parquet").read_text()
     assert told == f'["{version}", "", {len(content)}]'
+    container.upload_blob(f"{folder}/day/new.parquet", content)
+    with pytest.raises(DigitsError, match="choose another --out"):
+        run(scoring, address, "--out", str(tmp_path / "out"))
+    run(scoring, address, "--out", str(tmp_path / "new"))
+    assert len(list((tmp_path / "new").glob("*.parquet"))) == 2
+    container.upload_blob(f"{folder}/night/one.parquet", content)
+    with pytest.raises(DigitsError, match=r"two files are named one\.parquet"):
+        run(scoring, address, "--out", str(tmp_path / "bad"))
+    container.delete_blob(f"{folder}/night/one.parquet")
     place = scoring.endpoint.replace("online", "batch")
     (endpoint,) = standin.call("GET", place)["value"]
     (deployment,) = standin.call("GET", f"{place}/{endpoint['name']}/deployments")["value"]
@@ -211,6 +223,30 @@ def test_a_stored_folder_is_scored_where_it_lies(
     with pytest.raises(DigitsError, match="goes alone"):
         run(scoring, address, "one.parquet", "--out", str(tmp_path / "bad"))
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.prove
+def test_the_model_is_ones_own_though_another_comes_in_between(
+    scoring: Deployable, standin: StandIn, tmp_path: Path
+) -> None:
+    file = str(scoring.root.parent / "one.parquet")
+    commit(scoring, "one")
+    run(scoring, file, "--out", str(tmp_path / "one"))
+    place = scoring.endpoint.replace("online", "batch")
+    (endpoint,) = standin.call("GET", place)["value"]
+    prepare = batch_endpoint.Batch.prepare
+
+    def and_the_other_after(batch: batch_endpoint.Batch) -> None:
+        prepare(batch)
+        standin.call("PUT", f"{place}/{endpoint['name']}", endpoint)  # with its default
+
+    version = commit(scoring, "two")
+    with patch.object(batch_endpoint.Batch, "prepare", and_the_other_after):
+        run(scoring, file, "--out", str(tmp_path / "two"))
+    (now,) = standin.call("GET", place)["value"]
+    assert now["properties"]["defaults"] == endpoint["properties"]["defaults"]
+    assert version in (tmp_path / "two" / "one.parquet" / "part-000000.parquet").read_text()
+    scoring.deploy("destroy")
 
 
 @pytest.mark.prove

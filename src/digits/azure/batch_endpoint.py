@@ -38,6 +38,7 @@ from digits.serving import batch
 
 CODE = ("batch.py", "score.py", "request.py")
 URI = "azureml://datastores/workspaceblobstore/paths/{}"
+OTHERS = 10  # deployments that stay, for their jobs may run; an endpoint has 20 at most
 JOB = "job.json"  # in the answers' folder
 # What batch.py imports, in the model's own versions, and what Azure's batch driver needs beside
 # it: that holds back NumPy and pyarrow, so all of the lock cannot be installed with it.
@@ -81,7 +82,8 @@ class Batch:
                 endpoint: Any = endpoints.get(self.name)
             except ResourceNotFoundError:
                 endpoints.begin_create_or_update(BatchEndpoint(name=self.name)).result()
-            states = {one.name: str(one.provisioning_state) for one in deployments.list(self.name)}
+            known = list(deployments.list(self.name))
+            states = {one.name: str(one.provisioning_state) for one in known}
             if states.get(self.deployment) != "Succeeded":
                 self._deploy()
             endpoint = endpoints.get(self.name)
@@ -89,8 +91,10 @@ class Batch:
             if getattr(defaults, "deployment_name", None) != self.deployment:
                 endpoint.defaults = {"deployment_name": self.deployment}
                 endpoints.begin_create_or_update(endpoint).result()
-            for name in set(states) - {self.deployment}:  # there may be 20 at most
-                deployments.begin_delete(name, self.name).result()
+            others = [one for one in known if one.name != self.deployment]
+            others.sort(key=lambda one: one.creation_context.created_at)
+            for one in others[:-OTHERS]:
+                deployments.begin_delete(one.name, self.name).result()
 
     def _deploy(self) -> None:
         own = self.own
@@ -134,8 +138,7 @@ class Batch:
         Raises DigitsError when that is no such address, or nothing lies there.
         """
         if isinstance(source, str):
-            self._check(source)
-            contents, what = source, source
+            contents, what = self._listed(source), source
         else:
             contents = "\n".join(sorted(f"{path.name} {sha256(path)}" for path in source))
             what = f"{len(source)} files"
@@ -156,15 +159,20 @@ class Batch:
         self.wait(name, container, folder)
         fetch(container, f"{folder}/answers/", out)
 
-    def _check(self, uri: str) -> None:
+    def _listed(self, uri: str) -> str:
+        """Return what tells a stored folder's contents from others."""
         match = STORED.fullmatch(uri)
         if match is None:
             form = "azureml://datastores/NAME/paths/FOLDER"
             raise DigitsError(f"{uri}: is no address of a folder in the workspace; write {form}")
         name, folder = match.groups()
-        blobs = store(self.target.workspace, name).list_blob_names(name_starts_with=f"{folder}/")
-        if next(iter(blobs), None) is None:
+        found = list(store(self.target.workspace, name).list_blobs(name_starts_with=f"{folder}/"))
+        names = [place.name for blob in found if not batch.ignored(place := Path(blob.name))]
+        if not names:
             raise DigitsError(f"{uri}: no file lies there; is it the folder, not a file?")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise DigitsError(f"{uri}: two files are named {min(twice)}; score their folders alone")
+        return "\n".join([uri, *sorted(f"{one.name} {one.size} {one.etag}" for one in found)])
 
     def _known(self, path: Path, run: str) -> str | None:
         """Return the job in which these files are scored already, if there is one."""
@@ -191,6 +199,7 @@ class Batch:
         with quiet():
             job = self.client.batch_endpoints.invoke(
                 endpoint_name=self.name,
+                deployment_name=self.deployment,  # the default may be another's by now
                 inputs={"digits": Input(type=AssetTypes.URI_FOLDER, path=uri)},
                 outputs={
                     "score": Output(

@@ -99,13 +99,14 @@ def delete(standin: StandIn, path: str, key: str, body: Json) -> Answered:
 
 
 def invoke(standin: StandIn, path: str, key: str, body: Json) -> Answered:
-    """Begin a job of the endpoint's default deployment."""
+    """Begin a job of the deployment that is asked for, or of the endpoint's default."""
     endpoint, asked = key.rsplit("/", 1)[0], body["properties"]
     standin.get(path, endpoint, body)
     defaults = standin.resources[endpoint]["properties"].get("defaults") or {}
-    deployment = f"{endpoint}/deployments/{(defaults.get('deploymentName') or '').lower()}"
+    chosen = asked.get("deploymentName") or defaults.get("deploymentName") or ""
+    deployment = f"{endpoint}/deployments/{chosen.lower()}"
     if deployment not in standin.resources:
-        raise RefusedError(400, "BadArgument", f"{path}: the endpoint has no default deployment.")
+        raise RefusedError(400, "BadArgument", f"{path}: there is no deployment {chosen}.")
     workspace = path[: key.index("/batchendpoints/")]
     name = asked.get("name") or f"batchjob-{uuid.uuid4()}"
     place = f"{workspace}/jobs/{name}"

@@ -248,6 +248,8 @@ def handler(standin: StandIn) -> type[Handler]:
             record: Json = {"method": self.command, "path": url.path, "query": parse_qs(url.query)}
             record |= {"request": copy.deepcopy(body) if raw else None}
             calls.append(record)
+            if chosen := self.headers.get("azureml-model-deployment"):
+                body["properties"]["deploymentName"] = chosen  # that a batch endpoint is to use
             if fault and fault.do in ("fail", "hang"):
                 time.sleep(fault.seconds)
                 error = RefusedError(fault.status, fault.code, f"Refused for a test: {url.path}")

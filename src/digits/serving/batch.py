@@ -29,13 +29,18 @@ STREAMED = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}  # no more of it i
 IDENTITIES = ("request_id", "position", "id")  # columns that the answers keep
 ERROR = "_ERROR"  # a file that says why the file of that folder could not be scored
 SCRIPT = "DIGITS_SCRIPT"  # of the environment: what the digits are written in, or nothing
-SUCCESS = "_SUCCESS"  # the mark of a finished folder, by the convention of Hadoop and Spark
+SUCCESS = "_SUCCESS"  # the mark of a finished folder, as of Hadoop; it holds the number of parts
 service: Any  # score.py's, made by `init`
 
 
 def is_csv(path: Path) -> bool:
     """Return whether a file is CSV by its name; the others are Parquet."""
     return path.suffix.lower() == ".csv"
+
+
+def ignored(path: Path) -> bool:
+    """Return whether a file is a mark beside the data, by the convention of Hadoop and Spark."""
+    return path.name.startswith(("_", "."))
 
 
 def schema(path: Path, size: int) -> pa.Schema:
@@ -54,13 +59,18 @@ def schema(path: Path, size: int) -> pa.Schema:
                 raise ValueError("the last row has no line end, so it may be cut short")
         return pa.schema([("image", pa.binary(size * size))])
     known = pq.read_schema(path)
+    if twice := [name for name in ("image", *IDENTITIES) if known.names.count(name) > 1]:
+        raise ValueError(f"it has more than one column {twice[0]}")
     if "image" not in known.names:
         raise ValueError(f"it has no column image, but {', '.join(known.names)[:200]}")
     kind = known.field("image").type
     if not (kind in (pa.binary(), pa.large_binary()) or pa.types.is_fixed_size_binary(kind)):
         raise ValueError(f"its column image is {kind}, not binary: {size * size} bytes an image")
-    kept = [known.field(name) for name in IDENTITIES if name in known.names]
-    return pa.schema([("image", pa.binary(size * size)), *kept])
+    kept = [(name, known.field(name).type) for name in IDENTITIES if name in known.names]
+    plain = [
+        (name, kind.value_type if pa.types.is_dictionary(kind) else kind) for name, kind in kept
+    ]
+    return pa.schema([("image", pa.binary(size * size)), *plain])
 
 
 def parts(path: Path, size: int, first: int = 0) -> Iterator[pa.RecordBatch]:
@@ -98,7 +108,7 @@ def _of_parquet(path: Path, wanted: pa.Schema, groups: list[int]) -> Iterator[pa
             image = batch["image"].cast(wanted.field("image").type)
             if image.null_count:
                 raise ValueError("an image is missing")
-            rest = [batch[name] for name in wanted.names[1:]]
+            rest = [batch[field.name].cast(field.type) for field in list(wanted)[1:]]
             yield pa.record_batch([image, *rest], schema=wanted)
 
 
@@ -153,8 +163,9 @@ def todo(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield (number, rows) of each part of a file that is not done; raise as `done` and `parts`."""
     have = done(folder, wanted)
-    if (folder / SUCCESS).exists():
+    if (folder / SUCCESS).exists() and (folder / SUCCESS).read_text() == str(len(have)):
         return
+    (folder / SUCCESS).unlink(missing_ok=True)
     first = next(number for number in range(len(have) + 1) if number not in have)
     for number, batch in enumerate(parts(path, size, first), start=first):
         if number not in have:
@@ -193,6 +204,11 @@ def answer(batch: pa.RecordBatch, number: int, folder: Path, wanted: dict[str, s
     return len(images)
 
 
+def finish(folder: Path) -> None:
+    """Mark a folder as finished, with the number of its parts."""
+    (folder / SUCCESS).write_text(str(len(list(folder.glob("part-*.parquet")))))
+
+
 def init() -> None:
     """Load the model as the endpoint does."""
     global service
@@ -206,6 +222,9 @@ def run(mini_batch: Iterable[str]) -> list[str]:
     """Score some files; return a line for each."""
     said = []
     for path in map(Path, mini_batch):
+        if ignored(path):
+            said.append(f"{path.name}: no digits")
+            continue
         folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"]) / path.name
         folder.mkdir(parents=True, exist_ok=True)
         model = service.model.manifest["model_sha256"]
@@ -219,6 +238,6 @@ def run(mini_batch: Iterable[str]) -> list[str]:
             (folder / ERROR).write_text(f"{path.name}: cannot be scored ({error})", "utf-8")
             raise
         (folder / ERROR).unlink(missing_ok=True)
-        (folder / SUCCESS).touch()
+        finish(folder)
         said.append(f"{path.name}: {sum(counts)} images")
     return said
