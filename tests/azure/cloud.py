@@ -48,8 +48,9 @@ class Cloud:
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
         self.change(
-            calls=[], fail={}, groups={}, stack=None, purged=[], deleted=[], endpoints=[], apps={},
-            roles=None, credentials=None, login=True, gh=True, variables={}, environments={},
+            calls=[], fail={}, groups={}, stack=None, purged=[], vaults=[], deleted=[],
+            endpoints=[], apps={}, roles=None, credentials=None, login=True, gh=True,
+            variables={}, environments={},
         )  # fmt: skip
 
     @property
@@ -211,14 +212,18 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
         return _stack(state)
     if words == "stack group delete":
         assert given["--action-on-unmanage"] == ["deleteResources"] and given["--yes"]
+        made, _ = deployed(state)
+        state["vaults"] += [one for one in made.resources if "/Microsoft.KeyVault/vaults/" in one]
         state["stack"] = None
         return None
     if words == "rest":
         url = one("--url")
-        if url.partition("/onlineEndpoints")[0] in state["deleted"]:
+        if url.partition("Endpoints?")[0].rpartition("/")[0] in state["deleted"]:
             raise LookupError("Not Found(ResourceNotFound)")
         if one("--method") == "get":
-            return {"value": [{"name": name} for name in state["endpoints"]]}
+            kind = "batch" if "/batchEndpoints?" in url else "digits"
+            names = [name for name in state["endpoints"] if name.startswith(kind)]
+            return {"value": [{"name": name} for name in names]}
         assert url.endswith("&forceToPurge=true")
         state["deleted"].append(url.partition("?")[0])
         return None
@@ -226,6 +231,12 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
         return None
     if words == "resource list":
         return [] if stack is None else [{"type": "?", "name": "?"}]
+    if words == "keyvault list-deleted":
+        return [
+            {"name": place.split("/")[-1], "properties": {"vaultId": place}}
+            for place in state["vaults"]
+            if place.split("/")[-1] not in state["purged"]
+        ]
     if words == "keyvault purge":
         state["purged"].append(one("--name"))
         return None

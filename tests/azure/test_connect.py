@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from arm import Deployment
 from cloud import PREFIX, Cloud
 from clouded import a_cloud  # noqa: F401
 from conftest import Project
@@ -73,19 +74,30 @@ def test_from_nothing_to_ready_and_back(
     with pytest.raises(DigitsError, match="nothing is removed"):
         disconnect.main(GROUP)  # that is not its name
     assert cloud.state["stack"] and kept() == written
-    cloud.change(endpoints=["digits-1234"])
-    with pytest.raises(DigitsError, match="digits deploy destroy"):
-        disconnect.main([*GROUP, "--yes"])
+    for endpoint in ("digits-1234", "batch-1234"):
+        cloud.change(endpoints=[endpoint])
+        with pytest.raises(DigitsError, match="digits deploy destroy"):
+            disconnect.main([*GROUP, "--yes"])
     assert cloud.state["stack"]
+    for question in ("stack group show", "resource show"):
+        cloud.change(endpoints=[], fail={question: "Max retries exceeded"})
+        with pytest.raises(DigitsError, match="is the network there"):
+            disconnect.main([*GROUP, "--yes"])
+        assert cloud.state["stack"] and kept() == written
     cloud.change(endpoints=[], fail={"stack group delete": "(Conflict) something else goes on"})
     with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
         disconnect.main([*GROUP, "--yes"])
     assert cloud.state["deleted"] == [connection.workspace_id(values)] and kept() == written
-    cloud.change(fail={})
-    capsys.readouterr()
-    disconnect.main([*GROUP, "--yes", "--github"])
+    cloud.change(fail={"keyvault purge": "(VaultBusy) later"})
+    with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
+        disconnect.main([*GROUP, "--yes"])
+    assert cloud.state["stack"] is None and kept() == written and cloud.state["groups"]
+    others = ["/subscriptions/s/resourceGroups/other/providers/p/vaults/digits-1"]
+    others += ["/subscriptions/s/resourceGroups/course/providers/p/vaults/mine"]
+    cloud.change(fail={}, vaults=cloud.state["vaults"] + others)
     out = capsys.readouterr().out
     assert "/providers/Microsoft.MachineLearningServices/workspaces/digits\n" in out
+    disconnect.main([*GROUP, "--yes", "--github"])
     assert kept() == before
     assert (cloud.state["groups"], cloud.state["variables"], cloud.state["stack"]) == ({}, {}, None)
     assert len(cloud.state["purged"]) == 1
@@ -129,6 +141,32 @@ def test_a_group_that_was_there_stays_with_its_tags(
     disconnect.main([*GROUP, "--yes"])
     assert cloud.state["groups"] == {"course": {"owner": "somebody"}}
     assert "The group course stays; in it: nothing else." in capsys.readouterr().out
+
+
+def test_the_tags_of_a_group_are_not_replaced_by_what_is_printed(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*GROUP, "--location", "westeurope"]
+    connect.main(command)
+    assert "az group create" in capsys.readouterr().out
+    cloud.change(groups={"course": {"owner": "somebody"}})
+    connect.main(command)
+    assert "az group create" not in capsys.readouterr().out
+
+
+def test_who_looks_elsewhere_or_may_not_purge_is_told(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect.main(RUN[:-1])
+    written = connection.WORKSPACE.read_text()
+    connection.WORKSPACE.write_text(written.replace(Deployment.subscription, "another"))
+    with pytest.raises(DigitsError, match="az account set --subscription another"):
+        disconnect.main([*GROUP, "--yes"])
+    connection.WORKSPACE.write_text(written)
+    cloud.change(fail={"keyvault purge": "(AuthorizationFailed) not you"})
+    disconnect.main([*GROUP, "--yes"])
+    assert "keeps its name for a while, for you may not purge it" in capsys.readouterr().out
+    assert cloud.state["groups"] == {} and not connection.WORKSPACE.exists()
 
 
 @pytest.mark.parametrize(

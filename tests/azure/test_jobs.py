@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import re
+import shutil
 import signal
 import sqlite3
 import sys
@@ -166,11 +167,54 @@ def test_a_sweep_of_which_nothing_began_praises_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sweep.Trials, "begun", lambda _: [])
-    jobs = SimpleNamespace(get=lambda _: SimpleNamespace(tags={}))
+    tags = {"commit": release.git("rev-parse", "HEAD").strip()}
+    jobs = SimpleNamespace(get=lambda _: SimpleNamespace(tags=tags))
     workspace: Any = SimpleNamespace(client=SimpleNamespace(jobs=jobs))
+    monkeypatch.setattr(release, "refuse_dirty", lambda: None)
     with pytest.raises(DigitsError, match="ended as Canceled, and no trial ended well"):
         sweep.finish(workspace, "s", "Canceled", sweep.Trials(workspace, "s"))
     assert capsys.readouterr().out == "0 trials ended well.\n"
+    tags["commit"] = "f" * 40
+    with pytest.raises(DigitsError, match="s ran commit ffffffffff; check that out, then --attach"):
+        sweep.finish(workspace, "s", "Completed", sweep.Trials(workspace, "s"))
+
+
+def test_experiments_are_made_of_what_the_sweep_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dirty() -> None:
+        raise DigitsError("the tree is dirty")
+
+    monkeypatch.setattr(release, "refuse_dirty", dirty)
+    monkeypatch.setattr(job, "commit_of", lambda *_: release.git("rev-parse", "HEAD").strip())
+    workspace: Any = None
+    with pytest.raises(DigitsError, match="the tree is dirty; then --attach s"):
+        sweep.finish(workspace, "s", "Completed", sweep.Trials(workspace, "s"))
+
+
+def test_of_the_run_cache_only_the_stages_of_the_job_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, project = tmp_path / "remote", Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    (project.root / "pool.txt").write_text("ten digits")
+    stage = ("--name", "train", "--deps", "pool.txt", "--outs", "model.txt")
+    project.dvc("stage", "add", "--run", *stage, "cp pool.txt model.txt")
+    project.dvc("remote", "add", results.REMOTE, str(remote))
+    lock = (project.root / "dvc.lock").read_text()
+    monkeypatch.chdir(project.root)
+    results.push(lock)
+    (run,) = (path for path in (remote / "runs").rglob("*") if path.is_file())
+    (remote / "runs" / "00" / "planted").mkdir(parents=True)
+    (remote / "runs" / "00" / "planted" / "entry").write_text("cmd: another's")
+    run.write_text("cmd: another's")  # what the job says counts
+    shutil.rmtree(project.root / ".dvc" / "cache")
+    for name in ("dvc.lock", "model.txt"):
+        (project.root / name).unlink()
+    results.fetch([lock], {})
+    assert len([path for path in Path(".dvc/cache/runs").rglob("*") if path.is_file()]) == 1
+    assert "Stage 'train' is cached" in project.dvc("repro")
+    assert Path("model.txt").read_text() == "ten digits"
 
 
 def test_what_has_ended_is_not_canceled() -> None:
@@ -267,6 +311,10 @@ def test_of_two_nodes_the_first_publishes_and_each_may_fail(
     assert logged(standin, name)["mnist.accuracy"] == 0.968
     restored(trainable, 32)
     assert (trainable.root / "data/model/model.txt").read_text().startswith("node 0")
+    trainable.git("checkout", "--quiet", ".")
+    again = JOB.findall(trainable.digits("train"))[0]  # no node restores what another may not see
+    for node in (0, 1):
+        assert f"node {node} is training" in log_of(standin, again, node)
 
     trainable.edit("stage.py", "while Path", "if rank:\n    sys.exit('node 1 is ill')\nwhile Path")
     trainable.commit(32)

@@ -11,6 +11,7 @@ from digits.errors import DigitsError
 
 SECONDS = 60  # for a question; what makes or deletes something takes its time
 LOGIN = {"az": "az login", "gh": "gh auth login"}
+ABSENT = ("ResourceGroupNotFound", "DeploymentStackNotFound", "ResourceNotFound")
 CAUSES = (  # what an error's text holds, the cause, the mend
     ("az login", "nobody is logged in, or no longer", "az login"),
     ("AADSTS", "nobody is logged in, or no longer", "az login"),
@@ -64,11 +65,30 @@ def must(*command: str) -> Any:
     Raises DigitsError with cause and mend when it is missing or fails.
     """
     print(f"  {shlex.join(command)}", flush=True)
-    done = run(command, None)
+    return _explained(command, None)
+
+
+def found(*command: str) -> Any:
+    """Ask for something; return the answer in JSON, None when it says that there is no such thing.
+
+    Raises DigitsError, as `must`, when it cannot tell.
+    """
+    return _explained(command, SECONDS, ABSENT)
+
+
+def _explained(command: tuple[str, ...], seconds: int | None, nothing: tuple[str, ...] = ()) -> Any:
+    try:
+        done = run(command, seconds)
+    except subprocess.TimeoutExpired:
+        raise DigitsError(
+            f"`{shlex.join(command[:4])} ...`: no answer came; run it again"
+        ) from None
     if done is None:
         raise DigitsError(f"{command[0]}: not found; install it, then `{LOGIN[command[0]]}`")
     if done.returncode:
         text = " ".join((done.stderr or done.stdout).split())
+        if any(mark in text for mark in nothing):
+            return None
         cause, mend = "it failed", "mend that and run this again: it goes on where it stopped"
         for mark, *known in CAUSES:
             if mark in text:

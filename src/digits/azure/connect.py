@@ -49,7 +49,7 @@ def variables(stack: Any) -> dict[str, str]:
 def build(group: str, location: str | None, prefix: str) -> dict[str, str]:
     """Make what is missing in Azure; return GitHub's variables."""
     commands.must("az", "account", "show", "--output", "json")
-    if commands.asked("az", "group", "show", "--name", group, "--output", "json") is None:
+    if commands.found("az", "group", "show", "--name", group, "--output", "json") is None:
         if location is None:
             raise DigitsError(f"there is no group {group}; give --location, to make it")
         commands.must(*group_command(group, location))
@@ -127,7 +127,9 @@ def main(arguments: list[str]) -> None:
         values = build(group, given.location, prefix)
     else:
         person = "$(az ad signed-in-user show --query id --output tsv)"
-        first = [group_command(group, given.location)] if given.location else []
+        there = commands.asked("az", "group", "show", "--name", group, "--output", "json")
+        make = given.location and there is None  # it would replace the tags of one that is there
+        first = [group_command(group, given.location)] if make else []
         perform(f"Azure, resource group {group}:", first, False)
         print("  " + shlex.join(stack_command(group, prefix, "PERSON")).replace("PERSON", person))
         show = ("az", "stack", "group", "show", "--name", connection.STACK)

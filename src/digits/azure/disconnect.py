@@ -7,28 +7,41 @@ import shlex
 from digits.azure import commands, connection
 from digits.errors import DigitsError
 
+VAULT = "digits-"  # what the names of the template's key vaults begin with
+
 
 def listed(group: str) -> list[str]:
-    """Return the ids of what the stack made, none when there is no stack any more."""
-    commands.must("az", "account", "show", "--output", "json")
+    """Return the ids of what the stack made, none when there is no stack any more.
+
+    Raises DigitsError when `az` cannot tell, or looks at another subscription.
+    """
+    account = commands.must("az", "account", "show", "--output", "json") or {}
+    mine = connection.kept().get("AZURE_SUBSCRIPTION_ID")
+    if mine and account.get("id") != mine:
+        raise DigitsError(
+            f"`az` looks at subscription {account.get('id')}, this repository is connected with "
+            f"{mine}: `az account set --subscription {mine}`"
+        )
     where = ("--name", connection.STACK, "--resource-group", group, "--output", "json")
-    stack = commands.asked("az", "stack", "group", "show", *where) or {}
+    stack = commands.found("az", "stack", "group", "show", *where) or {}
     resources = stack.get("properties", stack).get("resources") or ()
     return [row["id"] for row in resources]
 
 
 def refuse_endpoints(workspace: str) -> None:
     """Raise DigitsError while endpoints run in the workspace: they would be left in between."""
-    url = f"{workspace}/onlineEndpoints?api-version={connection.API}"
-    answer = commands.must("az", "rest", "--method", "get", "--url", url, "--output", "json")
-    names = [row["name"] for row in (answer or {}).get("value", ())]
+    names = []
+    for kind in ("onlineEndpoints", "batchEndpoints"):
+        url = f"{workspace}/{kind}?api-version={connection.API}"
+        answer = commands.must("az", "rest", "--method", "get", "--url", url, "--output", "json")
+        names += [row["name"] for row in (answer or {}).get("value", ())]
     if names:
         mend = "`digits deploy destroy --workspace azure` removes that of this repository"
         raise DigitsError(f"the workspace has endpoints ({', '.join(names)}): {mend}")
 
 
-def remove(group: str, ids: list[str], workspace: str | None) -> None:
-    """Delete what a stack made, for good: names of deleted vaults and workspaces are free again."""
+def remove(group: str, workspace: str | None) -> None:
+    """Delete what a stack made; a deleted workspace's name is free again."""
     if workspace:
         url = f"{workspace}?api-version={connection.API}&forceToPurge=true"
         commands.must("az", "rest", "--method", "delete", "--url", url)
@@ -38,10 +51,28 @@ def remove(group: str, ids: list[str], workspace: str | None) -> None:
         *("az", "stack", "group", "delete", *where, "--action-on-unmanage", "deleteResources"),
         "--yes",
     )
-    for vault in (one for one in ids if "/Microsoft.KeyVault/vaults/" in one):
-        commands.must("az", "keyvault", "purge", "--name", vault.rsplit("/", 1)[1])
+
+
+def purge(group: str) -> None:
+    """Free the names of deleted key vaults, or tell of one that somebody else has to free."""
+    told = ("--resource-type", "vault", "--output", "json")
+    try:
+        for vault in commands.must("az", "keyvault", "list-deleted", *told) or ():
+            place = vault["properties"]["vaultId"].lower()
+            if f"/resourcegroups/{group.lower()}/" in place and vault["name"].startswith(VAULT):
+                commands.must("az", "keyvault", "purge", "--name", vault["name"])
+    except DigitsError as error:
+        if "AuthorizationFailed" not in str(error):
+            raise
+        print(f"A deleted key vault keeps its name for a while, for you may not purge it: {error}")
+
+
+def remove_group(group: str) -> None:
+    """Delete the resource group, if `digits connect` made it and nothing is left there."""
+    found = commands.found("az", "group", "show", "--name", group, "--output", "json")
+    if found is None:
+        return
     rest = commands.asked("az", "resource", "list", "--resource-group", group, "--output", "json")
-    found = commands.asked("az", "group", "show", "--name", group, "--output", "json") or {}
     made = (found.get("tags") or {}).get("made-by") == "digits"
     if made and rest == []:
         commands.must("az", "group", "delete", "--name", group, "--yes")
@@ -65,7 +96,7 @@ def main(arguments: list[str]) -> None:
     print("\n".join(["Made by `digits connect`:", *(f"  {one}" for one in ids or ["nothing"])]))
     kind = re.compile(r"/Microsoft\.MachineLearningServices/workspaces/[^/]+$")
     workspace = next((one for one in ids if kind.search(one)), None)
-    if workspace and commands.asked("az", "resource", "show", "--ids", workspace) is None:
+    if workspace and commands.found("az", "resource", "show", "--ids", workspace) is None:
         workspace = None  # an earlier run came so far
     if workspace:
         refuse_endpoints(workspace)
@@ -78,7 +109,9 @@ def main(arguments: list[str]) -> None:
         if answer != group:
             raise DigitsError("nothing is removed; --yes does it without asking")
     if ids:
-        remove(group, ids, workspace)
+        remove(group, workspace)
+    purge(group)
+    remove_group(group)
     changed = connection.keep(None)
     print(f"Taken out of {', '.join(path.as_posix() for path in changed) or 'no file'}; commit it.")
     print("GitHub's variables:")

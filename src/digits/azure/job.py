@@ -130,10 +130,23 @@ def submit(workspace: Workspace, job: Any) -> str:
         return str(workspace.client.jobs.create_or_update(job).name)
 
 
+def commit_of(workspace: Workspace, name: str) -> str:
+    """Return the commit that a job runs, as its tag tells."""
+    return str((workspace.client.jobs.get(name).tags or {}).get("commit", "unknown"))
+
+
 def account(workspace: Workspace) -> str:
-    """Return the account of the container `review`: AZURE_STORAGE_ACCOUNT or the workspace's."""
-    named = os.environ.get("AZURE_STORAGE_ACCOUNT") if workspace.kind == "azure" else None
-    return named or str(store(workspace).account_name)
+    """Return the account of the container `review`: the workspace's, or AZURE_STORAGE_ACCOUNT."""
+    own = store(workspace)
+    other = os.environ.get("AZURE_STORAGE_ACCOUNT") if workspace.kind == "azure" else None
+    if other and other != own.account_name:
+        url = workspace.blobs.format(own.account_name)
+        with (
+            contextlib.suppress(HttpResponseError),
+            ContainerClient(url, results.REMOTE, credential=own.credential) as container,
+        ):
+            other = None if container.exists() else other
+    return other or str(own.account_name)
 
 
 def remote(workspace: Workspace) -> dict[str, str]:

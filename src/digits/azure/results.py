@@ -1,7 +1,9 @@
 """What a job leaves: files by their hash and the run cache in a container, and its own account.
 
 Contents go before the run cache, and the account last, so that what was cut short names nothing
-that is absent. Imported by the job itself, too: it needs no workspace.
+that is absent. Of the run cache a job leaves, and its client takes, the stages of its own dvc.lock
+alone: no other run that somebody left in the container comes along. Imported by the job itself,
+too: it needs no workspace.
 """
 
 import contextlib
@@ -14,11 +16,13 @@ from typing import Any
 import yaml
 
 from digits.errors import DigitsError
+from digits.files import write_text
 
 REMOTE = "review"  # main trusts nothing that a job made
 OUTPUTS = Path("outputs")  # of a job: Azure keeps what is written there
 AGAIN = "run this again"
 ATTACH = f"{AGAIN} with --attach and the job's name"  # or it would be another job
+UNHASHED = ["size", "nfiles"]  # of an entry's files; as DVC itself does
 MAY_LACK = {"deleted", "not in cache"}  # of outs here: the container may have them
 LOCK, ACCOUNT, PARAMS = "dvc.lock", "job.json", "params.yaml"
 
@@ -66,21 +70,39 @@ def _with_files(repo: Any, hashes: set[Any]) -> set[Any]:
     return hashes | {file for tree in trees for _, _, file in tree}
 
 
+def _runs(lock: str) -> dict[str, str]:
+    """Return what DVC's run cache has for the stages of a dvc.lock, by its place there."""
+    from dvc.utils import dict_sha256  # type: ignore[import-untyped]
+
+    found = {}
+    for entry in stages(lock).values():
+        outs = [out["path"] for out in entry.get("outs", ())]
+        key = dict_sha256(entry | {"outs": outs}, exclude=UNHASHED)
+        place = f"runs/{key[:2]}/{key}/{dict_sha256(entry, exclude=UNHASHED)}"
+        if outs and entry.get("deps"):
+            found[place] = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True)
+    return found
+
+
 def _moved(done: Any, how: str, mend: str = AGAIN) -> None:
     if done.failed:
         raise DigitsError(f"{len(done.failed)} files were not {how}; {mend}")
 
 
 def push(lock: str) -> None:
-    """Push the outs of a dvc.lock, small metrics too, then the run cache."""
+    """Push the outs of a dvc.lock, small metrics too, then its stages' run cache."""
     with _opened({}) as repo:
         wanted = _with_files(repo, _hashes(lock))
         _moved(repo.cloud.push(wanted, remote=REMOTE), "pushed")
-        repo.stage_cache.push(REMOTE)
+        odb = repo.cloud.get_remote_odb(REMOTE, "push --run-cache", hash_name="md5-dos2unix")
+        for place, entry in _runs(lock).items():
+            path = odb.fs.join(odb.path, place)
+            odb.fs.makedirs(odb.fs.parent(path), exist_ok=True)
+            odb.fs.pipe_file(path, entry.encode())
 
 
 def fetch(locks: list[str], settings: dict[str, str]) -> None:
-    """Fetch the outs of dvc.locks into DVC's cache, then the run cache."""
+    """Fetch the outs of dvc.locks into DVC's cache; put their stages into its run cache."""
     with _opened(settings, ATTACH) as repo:
         for lock in locks:
             hashes = _hashes(lock)
@@ -88,13 +110,14 @@ def fetch(locks: list[str], settings: dict[str, str]) -> None:
             _moved(repo.cloud.pull(folders, remote=REMOTE), "fetched", ATTACH)
             wanted = _with_files(repo, hashes)
             _moved(repo.cloud.pull(wanted, remote=REMOTE), "fetched", ATTACH)
-        repo.stage_cache.pull(REMOTE)
+            for place, entry in _runs(lock).items():
+                write_text(Path(repo.cache.legacy.path, place), entry)
 
 
-def take() -> None:
-    """Fetch what dvc.lock and .dvc files name, and the run cache; put the files in place."""
+def take(run_cache: bool) -> None:
+    """Fetch what dvc.lock and .dvc files name; put the files in place. The run cache, if asked."""
     with _opened({}) as repo:
-        repo.pull(remote=REMOTE, run_cache=True, allow_missing=True)
+        repo.pull(remote=REMOTE, run_cache=run_cache, allow_missing=True)
 
 
 def offer(stages_first: tuple[str, ...], settings: dict[str, str]) -> None:

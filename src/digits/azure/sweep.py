@@ -161,10 +161,13 @@ def start(
 
 def finish(workspace: Workspace, name: str, status: str, trials: Trials) -> None:
     """Fetch what the trials made and make experiments of it; raise DigitsError when none did."""
-    tags = workspace.client.jobs.get(name).tags
-    head = release.git("rev-parse", "HEAD").strip()
-    if tags.get("commit", head) != head:
-        raise DigitsError(f"{name} ran commit {tags['commit'][:10]}; check that out, then --attach")
+    ran = job.commit_of(workspace, name)
+    if ran != release.git("rev-parse", "HEAD").strip():
+        raise DigitsError(f"{name} ran commit {ran[:10]}; check that out, then --attach {name}")
+    try:
+        release.refuse_dirty()  # for experiments take along what is not committed
+    except DigitsError as error:
+        raise DigitsError(f"{error}; then --attach {name}") from None
     bad = list(trials.failed())
     print("\n".join([f"{len(trials.made)} trials ended well.", *bad]))
     if not trials.made:

@@ -28,6 +28,9 @@ def finish(workspace: Workspace, name: str, status: str) -> None:
     lock, account = made
     results.fetch([lock], job.remote(workspace))
     print("\n".join(compared(lock, account)))
+    ran, head = job.commit_of(workspace, name), release.git("rev-parse", "HEAD").strip()
+    if ran != head:
+        print(f"That was commit {ran[:10]}; check it out first: here is {head[:10]}.")
 
 
 def cause(log: list[str]) -> str:
