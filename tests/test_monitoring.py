@@ -15,6 +15,7 @@ from digits.dataset import Digits, write_pool
 from digits.drift import Reference
 from digits.errors import DigitsError
 from digits.monitoring import Analysis, Params
+from digits.pipeline import monitor
 from digits.summary import Summary
 
 CLASSES = tuple("0123456789")
@@ -91,6 +92,22 @@ def a_reference() -> Reference:
     numbers = columns["digit"].astype(int)
     counts = Summary.of(images, numbers, columns["confidence"], columns["foreign"], 10)
     return Reference.fit({"mnist": counts}, "v1")
+
+
+def test_a_script_in_two_parts_of_the_pool_is_one(tmp_path: Path) -> None:
+    columns = answered(28, np.random.default_rng(12))
+    path = tmp_path / "reference.parquet"
+    production.write(path, batches(columns), production.REQUESTS)
+    images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
+    truth = columns["truth"].astype(np.uint8)
+    parts = {"mnist": (0, 12), "devanagari": (12, 23)}
+    pool = [Digits(images[a:b], truth[a:b], name, True, 10) for name, (a, b) in parts.items()]
+    pool.append(Digits(images[23:], truth[23:], "devanagari", False, 10))
+    found = monitor.fit(path, pool, CLASSES).scripts
+    assert {name: len(summary) for name, summary in found.items()} == {
+        "mnist": 12,
+        "devanagari": 16,
+    }
 
 
 def analyse(
