@@ -210,7 +210,7 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
 
 def test_a_reference_of_another_model_is_told(reference: Reference) -> None:
     columns = answered(600, np.random.default_rng(8))
-    with pytest.raises(DigitsError, match="of model v1, but the requests were answered by v2"):
+    with pytest.raises(DigitsError, match=r"of model v1, but the newest .* by v2"):
         analyse(reference, batches(columns, "v2"), [])
     both = batches(columns, "v2")[:1] + batches(columns)[:1]
     mixed = [batch for batch in both if batch.num_rows]
@@ -218,6 +218,23 @@ def test_a_reference_of_another_model_is_told(reference: Reference) -> None:
     found = analyse(reference, [renamed, mixed[1]], [])
     assert found.faults["other_version"] == 600
     assert found.windows[0].requests == 500
+
+
+def two_models(first: str, second: str) -> list[pa.RecordBatch]:
+    """Return 900 requests: 640 answered by one model, then 260 by another."""
+    columns = answered(900, np.random.default_rng(13))
+    table = pa.Table.from_batches(batches(columns))
+    place = table.schema.get_field_index("model_version")
+    return table.set_column(
+        place, "model_version", pa.array([first] * 640 + [second] * 260)
+    ).to_batches(700)
+
+
+def test_a_model_that_went_live_again_is_not_passed_over(reference: Reference) -> None:
+    rolled_back = two_models("v1", "v2")[::-1]  # its order is that of the times
+    with pytest.raises(DigitsError, match="the newest requests were answered by v2"):
+        analyse(reference, rolled_back, [])
+    assert analyse(reference, two_models("v2", "v1"), []).windows[0].requests == 260
 
 
 def test_other_classes_are_told(reference: Reference) -> None:

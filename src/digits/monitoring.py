@@ -150,15 +150,15 @@ def analyse(
 ) -> Analysis:
     """Return what happened; `stream` gives the same batches of REQUESTS each time it is called.
 
-    Raises DigitsError when the requests were answered by other models than the reference's.
+    Raises DigitsError when the newest requests were answered by other models than the reference's.
     """
     if len(reference.summary.classes) != len(classes):
         raise DigitsError("the reference has other classes than params.yaml; run `dvc repro`")
     rows = production.look(stream(), classes, image_size, {reference.model_version}, now_ms)
-    if not rows.counts.any() and rows.faults["other_version"]:
+    if others := passed_over(rows, own.window):
         raise DigitsError(
-            f"the reference is of model {reference.model_version}, but the requests were answered "
-            f"by {', '.join(sorted(rows.versions))}; check out the commit that is deployed and run "
+            f"the reference is of model {reference.model_version}, but the newest requests were "
+            f"answered by {', '.join(others)}; check out the commit that is deployed and run "
             "`dvc repro`, or deploy this one"
         )
     counted = np.flatnonzero(rows.counts)
@@ -203,6 +203,20 @@ def analyse(
         faults=rows.faults | label_faults,
         first_foreign_ms=min((int(rows.time[row]) for row in foreign), default=None),
     )
+
+
+def passed_over(rows: production.Rows, window: int) -> list[str]:
+    """Return the other models that answered most of the newest window, none when they did not.
+
+    What came before the reference's model first answered is left out: it has just been deployed.
+    """
+    order = np.argsort(rows.time, kind="stable")
+    order = order[(rows.counts | rows.other)[order]]
+    newest = order[int(rows.counts[order].argmax()) if rows.counts.any() else 0 :][-window:]
+    others = newest[rows.other[newest]]
+    if 2 * len(others) <= len(newest):
+        return []
+    return sorted({rows.versions[number] for number in rows.version[others].tolist()})
 
 
 def match(

@@ -154,7 +154,8 @@ class Rows:
 
     identity: uint64; time: int64, ms since 1970; label: int16, the answer as an index of classes;
     version, deployment: int16, indices of `versions` and `deployments`; confidence, foreign:
-    float32; counts: bool, whether the row is to be counted; faults: how many rows have which.
+    float32; counts: bool, whether the row is to be counted; other: bool, whether it is not because
+    another model answered; faults: how many rows have which.
     """
 
     identity: np.ndarray
@@ -165,6 +166,7 @@ class Rows:
     confidence: np.ndarray
     foreign: np.ndarray
     counts: np.ndarray
+    other: np.ndarray
     versions: list[str]
     deployments: list[str]
     faults: dict[str, int]
@@ -251,6 +253,7 @@ def _judge(
         confidence=joined["confidence"],
         foreign=joined["foreign"],
         counts=counts,
+        other=other,
         versions=versions,
         deployments=deployments,
         faults={name: int(fault.sum()) for name, fault in zip(FAULTS, faults, strict=True)},
