@@ -174,6 +174,16 @@ def test_doubled_requests_and_labels_count_once(reference: Reference) -> None:
     assert sum(window.labelled for window in found.windows) == 100
 
 
+def test_a_label_of_an_id_that_images_share_is_of_none(reference: Reference) -> None:
+    columns = answered(500, np.random.default_rng(14))
+    rows = pa.Table.from_batches(batches(columns)).to_pylist()
+    rows[0]["image"], rows[1]["request_id"] = bytes(784), "id-0"
+    stream = list(production.batches(rows, production.REQUESTS))
+    found = analyse(reference, stream, labels(columns, np.array([0, 2])))
+    assert [window.requests for window in found.windows] == [500]
+    assert (found.faults["labels_unmatched"], found.windows[0].labelled) == (1, 1)
+
+
 def test_a_gap_is_shown_and_nothing_is_lost(reference: Reference) -> None:
     columns = answered(1000, np.random.default_rng(4))
     columns["time"][700:] += 60 * SECOND

@@ -231,13 +231,13 @@ def match(
     faults = dict.fromkeys(("labels_damaged", "labels_doubled", "labels_unmatched"), 0)
     number = {name: index for index, name in enumerate(classes)}
     for batch in labels:
-        places = np.searchsorted(sorted_ids, production.identities(batch))
         ids = production.identities(batch)
+        places, ends = (np.searchsorted(sorted_ids, ids, side) for side in ("left", "right"))
         names, written = batch["label"].to_pylist(), batch["script"].to_pylist()
-        for place, identity, name, script in zip(places, ids, names, written, strict=True):
+        for place, end, name, script in zip(places, ends, names, written, strict=True):
             if name not in number or script is None:
                 faults["labels_damaged"] += 1
-            elif place == len(order) or sorted_ids[place] != identity:
+            elif end - place != 1:  # none, or images that share an id: which of them is not known
                 faults["labels_unmatched"] += 1
             elif truth[row := int(order[place])] >= 0:
                 faults["labels_doubled"] += 1

@@ -35,7 +35,7 @@ FAULTS = {
     "lines_damaged": "lines that could not be read, not counted",
     "labels_damaged": "labels that could not be read",
     "labels_doubled": "labels that came more than once, counted once",
-    "labels_unmatched": "labels of requests that are not here",
+    "labels_unmatched": "labels of requests that are not here, or share an id",
 }
 RETRAIN = (
     "Label some of the digits below. If they are a script that you want to read, let the model "

@@ -24,10 +24,12 @@ def a_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerClien
     """A container whose client takes small parts, as it takes large ones of large blobs."""
     server = Azurite(free_port(), tmp_path_factory.mktemp("azurite"))
     server.start()
-    parts = {"max_single_get_size": PART, "max_chunk_get_size": PART}
     try:
         with ContainerClient.from_connection_string(
-            server.connection_string, "main", **parts
+            server.connection_string,
+            "main",
+            max_single_get_size=PART,
+            max_chunk_get_size=PART,
         ) as container:
             yield container
     finally:
