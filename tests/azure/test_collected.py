@@ -4,6 +4,7 @@ import datetime
 import json
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from conftest import Azurite, free_port
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
-    from digits.azure import collected
-from digits import production
+    from digits.azure import collected, monitor
+from digits import params, production
+from digits.dataset import read_csv
 
 START = datetime.datetime(2026, 1, 5, 10, tzinfo=datetime.UTC)
 PART = 2000  # bytes of a download
@@ -106,3 +108,24 @@ def test_a_cut_line_waits_until_its_hour_is_over(store: ContainerClient) -> None
 def test_since_a_time_within_an_hour(store: ContainerClient) -> None:
     kept(store, "since", "2026/01/05/10", b"".join(map(line, range(6))))
     assert ids("since", START + datetime.timedelta(seconds=4)) == ["4", "5"]
+
+
+def test_labelled_digits_that_are_no_longer_collected_stay(tmp_path: Path) -> None:
+    task = params.task(params.load())
+    requests, labels = tmp_path / "requests.parquet", tmp_path / "labels.parquet"
+    for numbers in (range(6), range(4, 8)):
+        rows, known = [], []
+        for number in numbers:
+            place = {"time": START, "request_id": f"id-{number}", "position": 0}
+            answer = {"deployment": "blue", "model_version": "v1", "digit": "1", "confidence": 1.0}
+            rows.append(place | answer | {"foreign": 0.0, "image": bytes([number]) * 784})
+            known.append(place | {"label": str(number), "script": "mnist"})
+        for path, content, schema in (
+            (requests, rows, production.REQUESTS),
+            (labels, known, production.LABELS),
+        ):
+            production.write(path, production.batches(content, schema), schema)
+        monitor.write_labelled(tmp_path / "labelled", requests, labels, task)
+    found = read_csv(tmp_path / "labelled" / "mnist_20260105.csv", 28, 10, "mnist")
+    assert sorted(found.labels.tolist()) == list(range(8))
+    assert (found.images[:, 0, 0] == found.labels).all()
