@@ -197,6 +197,7 @@ def test_steady_traffic_has_no_gaps() -> None:
     rng = np.random.default_rng(5)
     times = np.cumsum(rng.exponential(60_000, 20_000)).astype(np.int64)
     assert len(monitoring.gaps(times, 500)) <= 1
+    assert len(monitoring.gaps(times.repeat(100), 500)) <= 1  # so many images a request
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -325,10 +325,11 @@ def spread(
 def gaps(times_ms: np.ndarray, window: int) -> list[tuple[int, int]]:
     """Return the gaps in sorted times (n,) that traffic as steady as around them would not have.
 
-    For requests at random moments the longest of n gaps exceeds m * log(n / GAP_CHANCE) with the
-    chance GAP_CHANCE, m being the mean gap; it is taken from the median of those around.
+    Images of one time count as one request. For requests at random moments the longest of n gaps
+    exceeds m * log(n / GAP_CHANCE) with the chance GAP_CHANCE, m being the mean gap; it is taken
+    from the median of those around.
     """
-    found = []
+    found, times_ms = [], np.unique(times_ms)
     for start in range(0, len(times_ms) - 1, window):
         times = times_ms[start : start + window + 1]
         between = np.diff(times)
