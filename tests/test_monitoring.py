@@ -138,6 +138,15 @@ def test_the_alarm_tells_since_when(story_of_drift: Analysis) -> None:
     assert len(story_of_drift.examples) <= OWN.examples
 
 
+def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> None:
+    columns = answered(1000, np.random.default_rng(15))
+    columns["script"][:] = "devanagari"
+    both = Reference.fit({"mnist": reference.summary, "devanagari": reference.summary}, "v1")
+    known = labels(columns, np.arange(1000))
+    assert analyse(reference, batches(columns), known).first_foreign_ms == START
+    assert analyse(both, batches(columns), known).first_foreign_ms is None
+
+
 def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:
     for first, truth in ((0, 0.955), (10, 0.91)):
         found = story_of_drift.accuracy(first)

@@ -91,7 +91,7 @@ class Analysis:
     examples: list[Example]
     gaps: list[tuple[int, int]]  # from, to; ms since 1970
     faults: dict[str, int]  # of requests (production.FAULTS) and of labels
-    first_foreign_ms: int | None  # time of the first request known to be in a foreign script
+    first_foreign_ms: int | None  # of the first labelled request in a script the reference lacks
 
     @property
     def drift(self) -> bool:
@@ -185,7 +185,7 @@ def analyse(
     episodes = alarms(windows)
     last = episodes[-1] if episodes else None
     shown = spread(candidates, window_of, last, len(windows), own.examples)
-    foreign = [row for row, script in scripts.items() if script != "mnist"]
+    foreign = [row for row, script in scripts.items() if script not in reference.scripts]
     return Analysis(
         reference=reference,
         windows=windows,
@@ -346,7 +346,11 @@ def iso(time_ms: int) -> str:
 
 
 def figures(analysis: Analysis) -> dict[str, float]:
-    """Return the headline figures; those that are not known are left out."""
+    """Return the headline figures; those that are not known are left out.
+
+    false_alarms rose before the first labelled request in a script that the reference lacks;
+    requests_until_alarm came from it on until the first alarm after it.
+    """
     windows = analysis.windows
     found: dict[str, float] = {}
     if accuracy := analysis.accuracy():
