@@ -1,5 +1,6 @@
 """Windows, alarms, accuracy, gaps and the report of a production that is made up."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ from digits.drift import Reference
 from digits.errors import DigitsError
 from digits.monitoring import Analysis, Params
 from digits.pipeline import monitor
-from digits.summary import Summary
+from digits.summary import SIGNALS, Summary
 
 CLASSES = tuple("0123456789")
 OWN = params.section(Params, params.load(), "monitor")
@@ -145,6 +146,20 @@ def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> 
     known = labels(columns, np.arange(1000))
     assert analyse(reference, batches(columns), known).first_foreign_ms == START
     assert analyse(both, batches(columns), known).first_foreign_ms is None
+
+
+@pytest.mark.parametrize(("signal", "p"), [("looks", 1e-4), ("width", 0.02)])
+def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
+    story_of_drift: Analysis, signal: str, p: float
+) -> None:
+    window = story_of_drift.windows[-1]
+    calm = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0))
+    loud = dataclasses.replace(calm, p=calm.p | {signal: p})
+    windows = [dataclasses.replace(window, verdict=verdict) for verdict in [loud, *[calm] * 12]]
+    episodes = [monitoring.Episode(0, 0, None)]
+    found = dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
+    assert found.causes() == [signal]
+    assert "<h2>What to do</h2><p>" in story.page(found, OWN)
 
 
 def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:

@@ -114,18 +114,23 @@ class Analysis:
         return sum(w.requests * w.verdict.accuracy for w in chosen) / total if total else None
 
     def causes(self) -> list[str]:
-        """Return the signals that spoke in the last alarm, the loudest first."""
+        """Return the signals that spoke in the last alarm, the loudest first.
+
+        What counts is the most that one has said since the drift began: windows that are as known
+        do not take it back, an alarm may last over many. One signal at least is named.
+        """
         if not self.episodes:
             return []
         last = self.episodes[-1]
         alarmed = [window.verdict.p for window in self.windows[last.began : last.ended]]
         loud = {
-            name: sum(drift.log_e_value(p[name]) for p in alarmed)
+            name: float(np.cumsum([drift.log_e_value(p[name]) for p in alarmed]).max())
             for name in SIGNALS
             if name not in ("foreign", "confidence")  # parts of `looks`
         }
-        limit = max(max(loud.values()) / 20, np.log(20))
-        return sorted((name for name in loud if loud[name] > limit), key=lambda name: -loud[name])
+        loudest = max(loud.values())
+        limit = min(max(loudest / 20, np.log(20)), loudest)
+        return sorted((name for name in loud if loud[name] >= limit), key=lambda name: -loud[name])
 
 
 COUNTED = ("right", "labelled")

@@ -149,8 +149,9 @@ def causes(analysis: Analysis) -> str:
             text += f": {now:.0%} on average instead of {usual:.0%}, or spread more widely"
         lines.append(f"<li>{escape(text)}</li>")
     asked = sum(w.requests for w in windows[last.began : last.alarm + 1])
-    todo = [RETRAIN] if "looks" in found else []
-    todo += [SCANNER] if {"brightness", "ink", "row", "column"} & set(found) else []
+    spoilt = {"brightness", "ink", "row", "column"} & set(found)
+    todo = [RETRAIN] if "looks" in found or not spoilt else []
+    todo += [SCANNER] if spoilt else []
     return (
         f"<h2>What caused it</h2><ul>{''.join(lines)}</ul>"
         f"<p>The alarm rose {asked:,} requests after the drift began, without any label.</p>"
