@@ -137,7 +137,11 @@ COUNTED = ("right", "labelled")
 
 
 def wilson(right: int, labelled: int) -> tuple[float, float, float] | None:
-    """Return the share and Wilson's 95 % interval, None when nothing is labelled."""
+    """Return the share and Wilson's 95 % interval, None when nothing is labelled.
+
+    It takes each request for another digit; simulated production repeats those of a pool, and
+    there it is too narrow.
+    """
     if not labelled:
         return None
     interval = binomtest(right, labelled).proportion_ci(0.95, method="wilson")
