@@ -1,5 +1,6 @@
 """Windows, alarms, accuracy, gaps and the report of a production that is made up."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -15,7 +16,8 @@ from digits.dataset import Digits, write_pool
 from digits.drift import Reference
 from digits.errors import DigitsError
 from digits.monitoring import Analysis, Params
-from digits.summary import Summary
+from digits.pipeline import monitor
+from digits.summary import SIGNALS, Summary
 
 CLASSES = tuple("0123456789")
 OWN = params.section(Params, params.load(), "monitor")
@@ -93,6 +95,22 @@ def a_reference() -> Reference:
     return Reference.fit({"mnist": counts}, "v1")
 
 
+def test_a_script_in_two_parts_of_the_pool_is_one(tmp_path: Path) -> None:
+    columns = answered(28, np.random.default_rng(12))
+    path = tmp_path / "reference.parquet"
+    production.write(path, batches(columns), production.REQUESTS)
+    images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
+    truth = columns["truth"].astype(np.uint8)
+    parts = {"mnist": (0, 12), "devanagari": (12, 23)}
+    pool = [Digits(images[a:b], truth[a:b], name, True, 10) for name, (a, b) in parts.items()]
+    pool.append(Digits(images[23:], truth[23:], "devanagari", False, 10))
+    found = monitor.fit(path, pool, CLASSES).scripts
+    assert {name: len(summary) for name, summary in found.items()} == {
+        "mnist": 12,
+        "devanagari": 16,
+    }
+
+
 def analyse(
     reference: Reference, stream: list[pa.RecordBatch], known: list[pa.RecordBatch], **more: Any
 ) -> Analysis:
@@ -119,6 +137,29 @@ def test_the_alarm_tells_since_when(story_of_drift: Analysis) -> None:
     assert story_of_drift.causes()[0] == "looks"
     assert {example.window for example in story_of_drift.examples} <= set(range(10, 21))
     assert len(story_of_drift.examples) <= OWN.examples
+
+
+def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> None:
+    columns = answered(1000, np.random.default_rng(15))
+    columns["script"][:] = "devanagari"
+    both = Reference.fit({"mnist": reference.summary, "devanagari": reference.summary}, "v1")
+    known = labels(columns, np.arange(1000))
+    assert analyse(reference, batches(columns), known).first_foreign_ms == START
+    assert analyse(both, batches(columns), known).first_foreign_ms is None
+
+
+@pytest.mark.parametrize(("signal", "p"), [("looks", 1e-4), ("width", 0.02)])
+def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
+    story_of_drift: Analysis, signal: str, p: float
+) -> None:
+    window = story_of_drift.windows[-1]
+    calm = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0))
+    loud = dataclasses.replace(calm, p=calm.p | {signal: p})
+    windows = [dataclasses.replace(window, verdict=verdict) for verdict in [loud, *[calm] * 12]]
+    episodes = [monitoring.Episode(0, 0, None)]
+    found = dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
+    assert found.causes() == [signal]
+    assert "<h2>What to do</h2><p>" in story.page(found, OWN)
 
 
 def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:
@@ -157,6 +198,16 @@ def test_doubled_requests_and_labels_count_once(reference: Reference) -> None:
     assert sum(window.labelled for window in found.windows) == 100
 
 
+def test_a_label_of_an_id_that_images_share_is_of_none(reference: Reference) -> None:
+    columns = answered(500, np.random.default_rng(14))
+    rows = pa.Table.from_batches(batches(columns)).to_pylist()
+    rows[0]["image"], rows[1]["request_id"] = bytes(784), "id-0"
+    stream = list(production.batches(rows, production.REQUESTS))
+    found = analyse(reference, stream, labels(columns, np.array([0, 2])))
+    assert [window.requests for window in found.windows] == [500]
+    assert (found.faults["labels_unmatched"], found.windows[0].labelled) == (1, 1)
+
+
 def test_a_gap_is_shown_and_nothing_is_lost(reference: Reference) -> None:
     columns = answered(1000, np.random.default_rng(4))
     columns["time"][700:] += 60 * SECOND
@@ -170,6 +221,7 @@ def test_steady_traffic_has_no_gaps() -> None:
     rng = np.random.default_rng(5)
     times = np.cumsum(rng.exponential(60_000, 20_000)).astype(np.int64)
     assert len(monitoring.gaps(times, 500)) <= 1
+    assert len(monitoring.gaps(times.repeat(100), 500)) <= 1  # so many images a request
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -193,7 +245,7 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
 
 def test_a_reference_of_another_model_is_told(reference: Reference) -> None:
     columns = answered(600, np.random.default_rng(8))
-    with pytest.raises(DigitsError, match="of model v1, but the requests were answered by v2"):
+    with pytest.raises(DigitsError, match=r"of model v1, but the newest .* by v2"):
         analyse(reference, batches(columns, "v2"), [])
     both = batches(columns, "v2")[:1] + batches(columns)[:1]
     mixed = [batch for batch in both if batch.num_rows]
@@ -201,6 +253,23 @@ def test_a_reference_of_another_model_is_told(reference: Reference) -> None:
     found = analyse(reference, [renamed, mixed[1]], [])
     assert found.faults["other_version"] == 600
     assert found.windows[0].requests == 500
+
+
+def two_models(first: str, second: str) -> list[pa.RecordBatch]:
+    """Return 900 requests: 640 answered by one model, then 260 by another."""
+    columns = answered(900, np.random.default_rng(13))
+    table = pa.Table.from_batches(batches(columns))
+    place = table.schema.get_field_index("model_version")
+    return table.set_column(
+        place, "model_version", pa.array([first] * 640 + [second] * 260)
+    ).to_batches(700)
+
+
+def test_a_model_that_went_live_again_is_not_passed_over(reference: Reference) -> None:
+    rolled_back = two_models("v1", "v2")[::-1]  # its order is that of the times
+    with pytest.raises(DigitsError, match="the newest requests were answered by v2"):
+        analyse(reference, rolled_back, [])
+    assert analyse(reference, two_models("v2", "v1"), []).windows[0].requests == 260
 
 
 def test_other_classes_are_told(reference: Reference) -> None:

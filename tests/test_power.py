@@ -121,3 +121,17 @@ def test_a_reference_of_another_pool_is_told(
     monkeypatch.setattr(power, "read_pool", lambda *_: [few])
     with pytest.raises(DigitsError, match="another validation pool"):
         power.main([])
+
+
+def test_a_script_in_two_parts_is_one(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(power, "REFERENCE", tmp_path / "reference.json")
+    monkeypatch.setattr(power, "MODEL", tmp_path / "absent.keras")
+    reference.write(tmp_path / "reference.json")
+    images, labels = np.zeros((4000, 28, 28), np.uint8), np.zeros(4000, np.uint8)
+    parts = [Digits(images[:5], labels[:5], "mnist", True, 10)]
+    parts.append(Digits(images[5:], labels[5:], "mnist", False, 10))
+    monkeypatch.setattr(power, "read_pool", lambda *_: parts)
+    with pytest.raises(DigitsError, match=r"absent\.keras"):
+        power.main([])

@@ -69,6 +69,12 @@ def test_a_retry_counts_once_and_a_second_image_is_no_retry() -> None:
     assert found.counts.tolist() == [True, True, False, True, False]
 
 
+def test_another_image_under_the_same_id_is_a_request_of_its_own() -> None:
+    found = look(row(0), row(0, image=bytes([7]) * 784), row(0))
+    assert found.counts.tolist() == [True, True, False]
+    assert found.faults["doubled"] == 1
+
+
 def test_a_damaged_row_does_not_hide_its_retry() -> None:
     found = look(row(0, image=b""), row(0))
     assert found.counts.tolist() == [False, True]
@@ -143,6 +149,9 @@ def test_a_line_of_the_collector_becomes_rows() -> None:
                 {"data": 3},
                 {"data": [line()["data"][0] | {"image": ""}] * 65_537},
                 {"xrequestid": "\ud800"},
+                {"xrequestid": None, "correlationid": None},
+                {"xrequestid": "", "correlationid": ""},
+                {"data": [line()["data"][0] | {"model_version": None}]},
                 {"data": [{"image": "AA=="}]},
                 {"data": [{"image": "%%", "model_version": "", "digit": "1"}]},
             )
@@ -162,6 +171,7 @@ def test_a_damaged_line_raises_value_error_alone(damaged: bytes) -> None:
         {"position": "0"},
         {"position": True},
         {"label": "\udc00"},
+        {"request_id": None},
         {"time": ""},
     ],
 )

@@ -91,7 +91,7 @@ class Analysis:
     examples: list[Example]
     gaps: list[tuple[int, int]]  # from, to; ms since 1970
     faults: dict[str, int]  # of requests (production.FAULTS) and of labels
-    first_foreign_ms: int | None  # time of the first request known to be in a foreign script
+    first_foreign_ms: int | None  # of the first labelled request in a script the reference lacks
 
     @property
     def drift(self) -> bool:
@@ -114,25 +114,34 @@ class Analysis:
         return sum(w.requests * w.verdict.accuracy for w in chosen) / total if total else None
 
     def causes(self) -> list[str]:
-        """Return the signals that spoke in the last alarm, the loudest first."""
+        """Return the signals that spoke in the last alarm, the loudest first.
+
+        What counts is the most that one has said since the drift began: windows that are as known
+        do not take it back, an alarm may last over many. One signal at least is named.
+        """
         if not self.episodes:
             return []
         last = self.episodes[-1]
         alarmed = [window.verdict.p for window in self.windows[last.began : last.ended]]
         loud = {
-            name: sum(drift.log_e_value(p[name]) for p in alarmed)
+            name: float(np.cumsum([drift.log_e_value(p[name]) for p in alarmed]).max())
             for name in SIGNALS
             if name not in ("foreign", "confidence")  # parts of `looks`
         }
-        limit = max(max(loud.values()) / 20, np.log(20))
-        return sorted((name for name in loud if loud[name] > limit), key=lambda name: -loud[name])
+        loudest = max(loud.values())
+        limit = min(max(loudest / 20, np.log(20)), loudest)
+        return sorted((name for name in loud if loud[name] >= limit), key=lambda name: -loud[name])
 
 
 COUNTED = ("right", "labelled")
 
 
 def wilson(right: int, labelled: int) -> tuple[float, float, float] | None:
-    """Return the share and Wilson's 95 % interval, None when nothing is labelled."""
+    """Return the share and Wilson's 95 % interval, None when nothing is labelled.
+
+    It takes each request for another digit; simulated production repeats those of a pool, and
+    there it is too narrow.
+    """
     if not labelled:
         return None
     interval = binomtest(right, labelled).proportion_ci(0.95, method="wilson")
@@ -150,15 +159,15 @@ def analyse(
 ) -> Analysis:
     """Return what happened; `stream` gives the same batches of REQUESTS each time it is called.
 
-    Raises DigitsError when the requests were answered by other models than the reference's.
+    Raises DigitsError when the newest requests were answered by other models than the reference's.
     """
     if len(reference.summary.classes) != len(classes):
         raise DigitsError("the reference has other classes than params.yaml; run `dvc repro`")
     rows = production.look(stream(), classes, image_size, {reference.model_version}, now_ms)
-    if not rows.counts.any() and rows.faults["other_version"]:
+    if others := passed_over(rows, own.window):
         raise DigitsError(
-            f"the reference is of model {reference.model_version}, but the requests were answered "
-            f"by {', '.join(sorted(rows.versions))}; check out the commit that is deployed and run "
+            f"the reference is of model {reference.model_version}, but the newest requests were "
+            f"answered by {', '.join(others)}; check out the commit that is deployed and run "
             "`dvc repro`, or deploy this one"
         )
     counted = np.flatnonzero(rows.counts)
@@ -185,7 +194,7 @@ def analyse(
     episodes = alarms(windows)
     last = episodes[-1] if episodes else None
     shown = spread(candidates, window_of, last, len(windows), own.examples)
-    foreign = [row for row, script in scripts.items() if script != "mnist"]
+    foreign = [row for row, script in scripts.items() if script not in reference.scripts]
     return Analysis(
         reference=reference,
         windows=windows,
@@ -205,6 +214,20 @@ def analyse(
     )
 
 
+def passed_over(rows: production.Rows, window: int) -> list[str]:
+    """Return the other models that answered most of the newest window, none when they did not.
+
+    What came before the reference's model first answered is left out: it has just been deployed.
+    """
+    order = np.argsort(rows.time, kind="stable")
+    order = order[(rows.counts | rows.other)[order]]
+    newest = order[int(rows.counts[order].argmax()) if rows.counts.any() else 0 :][-window:]
+    others = newest[rows.other[newest]]
+    if 2 * len(others) <= len(newest):
+        return []
+    return sorted({rows.versions[number] for number in rows.version[others].tolist()})
+
+
 def match(
     labels: Iterable[pa.RecordBatch], rows: production.Rows, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, dict[int, str], dict[str, int]]:
@@ -217,13 +240,13 @@ def match(
     faults = dict.fromkeys(("labels_damaged", "labels_doubled", "labels_unmatched"), 0)
     number = {name: index for index, name in enumerate(classes)}
     for batch in labels:
-        places = np.searchsorted(sorted_ids, production.identities(batch))
         ids = production.identities(batch)
+        places, ends = (np.searchsorted(sorted_ids, ids, side) for side in ("left", "right"))
         names, written = batch["label"].to_pylist(), batch["script"].to_pylist()
-        for place, identity, name, script in zip(places, ids, names, written, strict=True):
+        for place, end, name, script in zip(places, ends, names, written, strict=True):
             if name not in number or script is None:
                 faults["labels_damaged"] += 1
-            elif place == len(order) or sorted_ids[place] != identity:
+            elif end - place != 1:  # none, or images that share an id: which of them is not known
                 faults["labels_unmatched"] += 1
             elif truth[row := int(order[place])] >= 0:
                 faults["labels_doubled"] += 1
@@ -311,10 +334,11 @@ def spread(
 def gaps(times_ms: np.ndarray, window: int) -> list[tuple[int, int]]:
     """Return the gaps in sorted times (n,) that traffic as steady as around them would not have.
 
-    For requests at random moments the longest of n gaps exceeds m * log(n / GAP_CHANCE) with the
-    chance GAP_CHANCE, m being the mean gap; it is taken from the median of those around.
+    Images of one time count as one request. For requests at random moments the longest of n gaps
+    exceeds m * log(n / GAP_CHANCE) with the chance GAP_CHANCE, m being the mean gap; it is taken
+    from the median of those around.
     """
-    found = []
+    found, times_ms = [], np.unique(times_ms)
     for start in range(0, len(times_ms) - 1, window):
         times = times_ms[start : start + window + 1]
         between = np.diff(times)
@@ -331,7 +355,11 @@ def iso(time_ms: int) -> str:
 
 
 def figures(analysis: Analysis) -> dict[str, float]:
-    """Return the headline figures; those that are not known are left out."""
+    """Return the headline figures; those that are not known are left out.
+
+    false_alarms rose before the first labelled request in a script that the reference lacks;
+    requests_until_alarm came from it on until the first alarm after it.
+    """
     windows = analysis.windows
     found: dict[str, float] = {}
     if accuracy := analysis.accuracy():

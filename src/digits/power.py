@@ -10,6 +10,7 @@ below 3: data/README.md says how it was measured.
 """
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,10 @@ def main(arguments: list[str]) -> None:
     sources, validation = (read_pool(path, classes, size) for path in (TEST, VALIDATION))
     real = [read_handwriting(path, size, path.stem, classes) for path in paths]
     fitted = {name: len(summary) for name, summary in reference.scripts.items()}
-    if fitted != {part.script: len(part) for part in validation if len(part) >= FEWEST}:
+    held: Counter[str] = Counter()
+    for part in validation:
+        held[part.script] += len(part)
+    if fitted != {script: count for script, count in held.items() if count >= FEWEST}:
         raise DigitsError(f"{REFERENCE}: is of another validation pool; run `dvc repro`")
     network = model.load(MODEL, size, classes)
     pool = np.concatenate([scored(network, part)[1] for part in validation])

@@ -1,7 +1,8 @@
 """Requests that production answered, one row an image, and the true labels that come later.
 
 Parquet files of two schemas: stage simulate writes them, and what a data collector keeps is
-brought to the first. A row's identity is `request_id` and `position`, the image's place in it.
+brought to the first. A row's identity is `request_id` and `position`, the image's place in it;
+with the same image too it is the same request, sent again: a client may use an id twice.
 What enters may be damaged, doubled or in any order: `Rows` says which rows count, and how many
 do not, and why. Memory holds one batch of images, and 40 bytes for each row.
 """
@@ -90,7 +91,7 @@ def collected(line: bytes) -> list[dict[str, Any]]:
         event = json.loads(line)
         common = {
             "time": _time(event["time"]),
-            "request_id": _text(event.get("xrequestid") or event["correlationid"]),
+            "request_id": _text(event.get("xrequestid") or event["correlationid"] or None),
             "deployment": _text(event["source"]).rsplit("/", 1)[-1],
         }
         if len(event["data"]) > POSITIONS:
@@ -125,6 +126,8 @@ def labelled(line: bytes) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        raise ValueError("null is no text")
     text = value if isinstance(value, str) else str(value)
     text.encode()  # half a character, which JSON can name, is a ValueError
     return text
@@ -154,7 +157,8 @@ class Rows:
 
     identity: uint64; time: int64, ms since 1970; label: int16, the answer as an index of classes;
     version, deployment: int16, indices of `versions` and `deployments`; confidence, foreign:
-    float32; counts: bool, whether the row is to be counted; faults: how many rows have which.
+    float32; counts: bool, whether the row is to be counted; other: bool, whether it is not because
+    another model answered; faults: how many rows have which.
     """
 
     identity: np.ndarray
@@ -165,6 +169,7 @@ class Rows:
     confidence: np.ndarray
     foreign: np.ndarray
     counts: np.ndarray
+    other: np.ndarray
     versions: list[str]
     deployments: list[str]
     faults: dict[str, int]
@@ -183,7 +188,8 @@ def look(
     (None: any), lie after `now_ms` or repeat one before them; late ones and those out of order are.
     """
     columns: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("identity", "time", "label", "confidence", "foreign", "whole")
+        name: []
+        for name in ("identity", "time", "label", "confidence", "foreign", "whole", "image")
     }
     names: dict[str, dict[str, int]] = {"model_version": {}, "deployment": {}}
     codes: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -202,6 +208,7 @@ def look(
         columns["confidence"].append(confidence)
         columns["foreign"].append(foreign)
         columns["whole"].append(whole)
+        columns["image"].append(_fingerprints(batch, whole, image_size))
         for name, known in names.items():
             coded = batch[name].fill_null("").dictionary_encode()
             table = [known.setdefault(text, len(known)) for text in coded.dictionary.to_pylist()]
@@ -237,7 +244,10 @@ def _judge(
     other[counts] = ~known[version[counts]]
     counts &= ~other
     doubled = np.zeros(len(time), bool)
-    doubled[counts] = pd.Series(joined["identity"][counts]).duplicated().to_numpy()
+    shared = pd.Series(joined["identity"][counts]).duplicated(keep=False)
+    rows = np.flatnonzero(counts)[shared]
+    sent = pd.DataFrame({name: joined[name][rows] for name in ("identity", "image")})
+    doubled[rows] = sent.duplicated().to_numpy()
     counts &= ~doubled
     latest = np.maximum.accumulate(np.where(counts, time, np.iinfo(np.int64).min))
     behind = np.where(counts, latest - time, 0)
@@ -251,10 +261,21 @@ def _judge(
         confidence=joined["confidence"],
         foreign=joined["foreign"],
         counts=counts,
+        other=other,
         versions=versions,
         deployments=deployments,
         faults={name: int(fault.sum()) for name, fault in zip(FAULTS, faults, strict=True)},
     )
+
+
+def _fingerprints(batch: pa.RecordBatch, whole: np.ndarray, image_size: int) -> np.ndarray:
+    """Return a number for each row's image, uint64 (n,); zero where the row is not whole."""
+    found = np.zeros(len(batch), np.uint64)
+    pixels = images(batch if whole.all() else batch.filter(pa.array(whole)), image_size)
+    flat = pixels.reshape(len(pixels), image_size**2)
+    words = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8))).view(np.uint64)  # (n, words)
+    found[whole] = words @ np.full(words.shape[1], POSITION_STEP).cumprod()
+    return found
 
 
 def _floats(column: pa.Array) -> np.ndarray:

@@ -35,7 +35,7 @@ FAULTS = {
     "lines_damaged": "lines that could not be read, not counted",
     "labels_damaged": "labels that could not be read",
     "labels_doubled": "labels that came more than once, counted once",
-    "labels_unmatched": "labels of requests that are not here",
+    "labels_unmatched": "labels of requests that are not here, or share an id",
 }
 RETRAIN = (
     "Label some of the digits below. If they are a script that you want to read, let the model "
@@ -149,8 +149,9 @@ def causes(analysis: Analysis) -> str:
             text += f": {now:.0%} on average instead of {usual:.0%}, or spread more widely"
         lines.append(f"<li>{escape(text)}</li>")
     asked = sum(w.requests for w in windows[last.began : last.alarm + 1])
-    todo = [RETRAIN] if "looks" in found else []
-    todo += [SCANNER] if {"brightness", "ink", "row", "column"} & set(found) else []
+    spoilt = {"brightness", "ink", "row", "column"} & set(found)
+    todo = [RETRAIN] if "looks" in found or not spoilt else []
+    todo += [SCANNER] if spoilt else []
     return (
         f"<h2>What caused it</h2><ul>{''.join(lines)}</ul>"
         f"<p>The alarm rose {asked:,} requests after the drift began, without any label.</p>"

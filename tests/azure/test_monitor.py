@@ -62,9 +62,12 @@ class Site:
     root: Path
     workspace: Workspace
 
-    def collect(self, endpoint: str, hour: str, lines: list[bytes]) -> None:
+    def collect(
+        self, endpoint: str, hour: str, lines: list[bytes], day: datetime.datetime = START
+    ) -> None:
         """Put lines where the collector puts them."""
-        path = f"modelDataCollector/{endpoint}/blue/model_inputs_outputs/2026/01/05/{hour}/x.jsonl"
+        hour = f"{day:%Y/%m/%d}/{hour}"
+        path = f"modelDataCollector/{endpoint}/blue/model_inputs_outputs/{hour}/x.jsonl"
         store(self.workspace).upload_blob(path, b"\n".join(lines), overwrite=True)
 
     def monitor(self, endpoint: str, *arguments: str) -> tuple[dict[str, Any], str]:
@@ -144,13 +147,14 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
 def test_requests_since_an_hour(site: Site) -> None:
     endpoint = "digits-since"
     site.collect(endpoint, "09", [line(n, 0.1) for n in range(300)] + [b""])
-    site.collect(endpoint, "11", [line(n, 0.1) for n in range(300, 500)] + [b""])
+    site.collect(endpoint, "11", [line(n, 0.1) for n in range(3600, 3800)] + [b""])
     assert site.monitor(endpoint)[0]["requests"] == 500
     assert site.monitor(endpoint, "--since", "2026-01-05T11:00:00Z")[0]["requests"] == 200
 
 
 def test_a_line_that_is_still_being_written_waits(site: Site) -> None:
-    site.collect("digits-writing", "10", [line(0, 0.1), line(1, 0.1)])
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+    site.collect("digits-writing", f"{now:%H}", [line(0, 0.1), line(1, 0.1)], now)
     told, _ = site.monitor("digits-writing")
     assert told["requests"] == 1
     assert not any(told["faults"].values())
@@ -166,7 +170,7 @@ def test_nothing_collected_is_no_drift(site: Site) -> None:
 def test_a_reference_of_another_model_or_none_is_told(site: Site) -> None:
     endpoint = "digits-newer"
     site.collect(endpoint, "10", [line(0, 0.1, model_version="v2"), b""])
-    with pytest.raises(DigitsError, match="of model v1, but the requests were answered by v2"):
+    with pytest.raises(DigitsError, match=r"of model v1, but the newest .* by v2"):
         site.monitor(endpoint)
     with pytest.raises(DigitsError, match="no reference to judge by"):
         site.monitor(endpoint, "--reference", "nowhere.json")

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import ROOT
 
+from digits import params
+from digits.azure import page
 from digits.azure import watch as module
 from digits.azure.detector import Detector
 from digits.azure.watch import Watch, last_minute
@@ -52,6 +55,15 @@ def test_a_request_sent_again_counts_once(tmp_path: Path) -> None:
     assert state["classes"] == {"3": 1, "4": 1}
 
 
+def test_another_image_under_the_same_id_is_an_answer_of_its_own(tmp_path: Path) -> None:
+    seen = watch(tmp_path)
+    for foreign in (0.1, 0.2, 0.2):
+        seen.rows("e", "blue", "one", [row(foreign=foreign)])
+    seen.labels("e", [label("one")])  # whose image?
+    state = seen.state("e")
+    assert (state["digits"], state["doubled"], state["labelled"]) == (2, 1, 0)
+
+
 def test_a_label_counts_once_and_late_ones_reach_their_window(tmp_path: Path) -> None:
     seen = watch(tmp_path)
     for number in range(500):
@@ -68,10 +80,11 @@ def test_a_label_counts_once_and_late_ones_reach_their_window(tmp_path: Path) ->
 def test_damaged_rows_and_labels_are_counted(tmp_path: Path) -> None:
     seen = watch(tmp_path)
     broken: list[Any] = [row() | {"confidence": "much"}, {"image": "%"}, None, row()]
+    broken += [row() | {"image": "AAAA"}, row("no class of ours"), row(foreign=1.5)]
     seen.rows("e", "blue", "one", broken)
     seen.labels("e", [b"{", b"[]", label("one", position=3)])
     state = seen.state("e")
-    assert (state["digits"], state["damaged"], state["labelled"]) == (1, 5, 1)
+    assert (state["digits"], state["damaged"], state["labelled"]) == (1, 8, 1)
 
 
 def test_drift_is_seen_and_ends_with_the_model(tmp_path: Path) -> None:
@@ -106,11 +119,43 @@ def test_a_model_that_still_runs_is_judged_by_its_own_reference(tmp_path: Path) 
     assert len(seen.state("e")["expected"]) == 10
 
 
-def test_rows_that_cannot_be_judged_are_no_end(tmp_path: Path) -> None:
+def test_a_window_without_a_verdict_does_not_end_an_alarm(tmp_path: Path) -> None:
     seen = watch(tmp_path)
-    for number in range(500):
-        seen.rows("e", "blue", str(number), [row("no class of ours")])
-    assert seen.state("e")["windows"][0]["verdict"] is None
+
+    def fill(name: str, foreign: float) -> list[dict[str, Any]]:
+        for number in range(500):
+            seen.rows("e", "blue", f"{name} {number}", [row(str(number % 10), foreign)])
+        windows: list[dict[str, Any]] = seen.state("e")["windows"]
+        return windows
+
+    drifted = page.latest(fill("drift", 0.99), {"blue"})
+    path = tmp_path / "params.yaml"
+    text = path.read_text("utf-8")
+    path.write_text("", "utf-8")
+    windows = fill("not judged", 0.99)
+    assert windows[-1]["verdict"] is None
+    assert page.latest(windows, {"blue"}) == drifted
+    path.write_text(text, "utf-8")
+    first, _, last = fill("calm", 0.1)
+    assert first["verdict"]["drift"]
+    assert last["verdict"]["drift"]
+    assert last["since"] == first["since"]
+
+
+def test_a_file_that_changed_is_known_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch(tmp_path)
+    load, during = params.load, []
+
+    def slow(path: Path) -> Any:
+        during.append((seen.detector.lock.locked(), seen.detector.stamp))
+        return load(path)
+
+    monkeypatch.setattr(params, "load", slow)
+    seen.detector.refresh()
+    assert during == [(True, [])]  # another thread waits, since the stamp is the last to change
+    assert seen.detector.stamp
 
 
 def test_what_is_missing_is_said_and_read_when_it_comes(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ class GitHub:
         self.waiting: deque[tuple[str, str, str, dict[str, Any]]] = deque()
         self.running = ""  # the workflow whose jobs call now
         self.may_open = True  # the setting: Actions may create pull requests
+        self.may_start = True  # workflows; GitHub fails now and then
         self.variables: dict[str, str] = {}
         self.environment: dict[str, str] = {}
         subprocess.run(["git", "init", "-q", "--bare", "-b", "main", self.origin], check=True)
@@ -290,6 +291,8 @@ class GitHub:
             return 200, {"artifacts": rows}
         if parts[:2] == ["actions", "artifacts"]:
             return 302, f"{self.url}/storage{self.artifacts}/{parts[2]}/report.zip"
+        if parts[-1] == "dispatches" and not self.may_start:
+            return 502, {"message": "Server Error"}
         if parts[-1] == "dispatches":
             self.dispatch(parts[2], body["ref"], body["inputs"])
             return 204, None

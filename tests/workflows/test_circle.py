@@ -180,6 +180,13 @@ def test_a_setting_that_lacks_is_told_and_no_branch_is_left(setting: GitHub) -> 
     assert not setting.waiting
 
 
+def test_checks_that_do_not_start_are_told_with_the_mend(setting: GitHub) -> None:
+    setting.may_start = False
+    with pytest.raises(DigitsError, match=r"#1 has no checks: .*502.*close #1 and open it again"):
+        propose.main(handed(setting, **{"params.yaml": "epochs: 2\n"}))
+    assert list(setting.pulls) == [1]
+
+
 def test_a_branch_that_is_there_is_left_as_it_is(setting: GitHub) -> None:
     arguments = handed(setting, **{"params.yaml": "epochs: 2\n"})
     propose.main(arguments)

@@ -7,14 +7,15 @@ JSON object a line with the keys of production.LABELS. Here, and nowhere else, t
 
 import contextlib
 import datetime
+import heapq
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 from azure.core.exceptions import ResourceExistsError
-from azure.storage.blob import ContainerClient
+from azure.storage.blob import BlobProperties, ContainerClient
 
 from digits import production
 from digits.azure.workspace import Workspace, empty, store
@@ -25,7 +26,8 @@ ROWS_PATH = re.compile(r"/model_inputs_outputs/(\d{4}/\d\d/\d\d/\d\d)/[^/]+\.jso
 LABELS = "labels/{endpoint}/"
 LABELS_PATH = re.compile(r"/(\d{4}/\d\d/\d\d/\d\d)\.jsonl$")
 HOUR = "%Y/%m/%d/%H"
-BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
+BLOCK_BYTES = 4_000_000  # that are appended or read at once; 4 MiB is the most to append
+Row = dict[str, Any]
 
 
 def rows(
@@ -34,19 +36,13 @@ def rows(
     since: datetime.datetime | None = None,
     damaged: list[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield batches of production.REQUESTS that were collected since an hour, hour by hour.
+    """Yield batches of production.REQUESTS that were collected since a time, in its order.
 
     `damaged` gets the place of each line that cannot be read.
     """
-
-    def found() -> Iterator[dict[str, Any]]:
-        for place, line in _lines(store(workspace), ROWS.format(endpoint=endpoint), since):
-            try:
-                yield from production.collected(line)
-            except ValueError as error:
-                _note(damaged, f"{place}: {error}")
-
-    return production.batches(found(), production.REQUESTS)
+    prefix = ROWS.format(endpoint=endpoint)
+    found = _read(store(workspace), prefix, since, damaged, production.collected)
+    return production.batches(found, production.REQUESTS)
 
 
 def labels(
@@ -55,16 +51,12 @@ def labels(
     since: datetime.datetime | None = None,
     damaged: list[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield batches of production.LABELS that came since an hour; as `rows`."""
-
-    def found() -> Iterator[dict[str, Any]]:
-        for place, line in _lines(store(workspace), LABELS.format(endpoint=endpoint), since):
-            try:
-                yield production.labelled(line)
-            except ValueError as error:
-                _note(damaged, f"{place}: {error}")
-
-    return production.batches(found(), production.LABELS)
+    """Yield batches of production.LABELS that came since a time; as `rows`."""
+    prefix = LABELS.format(endpoint=endpoint)
+    found = _read(
+        store(workspace), prefix, since, damaged, lambda line: [production.labelled(line)]
+    )
+    return production.batches(found, production.LABELS)
 
 
 def append_labels(workspace: Workspace, endpoint: str, known: Iterable[dict[str, Any]]) -> None:
@@ -98,29 +90,55 @@ def forget(workspace: Workspace, endpoint: str) -> None:
         empty(store(workspace), folder.format(endpoint=endpoint))
 
 
-def _lines(
-    container: ContainerClient, prefix: str, since: datetime.datetime | None
-) -> Iterator[tuple[str, bytes]]:
-    """Yield blob and line, the oldest hour first; a last line that is still being written waits."""
+def _read(
+    container: ContainerClient,
+    prefix: str,
+    since: datetime.datetime | None,
+    damaged: list[str] | None,
+    parse: Callable[[bytes], list[Row]],
+) -> Iterator[Row]:
+    """Yield rows, the oldest hour first; the blobs of an hour, one an instance, by their times."""
     pattern = ROWS_PATH if prefix.startswith(ROWS.split("{")[0]) else LABELS_PATH
     first = since.astimezone(datetime.UTC).strftime(HOUR) if since else ""
-    found = []
-    for name in container.list_blob_names(name_starts_with=prefix):
-        match = pattern.search(name)
+    hours: dict[str, list[BlobProperties]] = {}
+    for blob in container.list_blobs(name_starts_with=prefix):
+        match = pattern.search(blob.name)
         if match and match[1] >= first:
-            found.append((match[1], name))
-    for _, name in sorted(found):
-        rest = b""
-        for number, chunk in enumerate(container.download_blob(name).chunks()):
-            *whole, rest = (rest + chunk).split(b"\n")
-            for line in whole:
-                if line.strip():
-                    yield f"{name}, part {number + 1}", line
+            hours.setdefault(match[1], []).append(blob)
+
+    def parsed(blob: BlobProperties, over: bool) -> Iterator[Row]:
+        for place, line in _lines(container, blob.name, blob.size, over):
+            try:
+                yield from parse(line)
+            except ValueError as error:
+                if damaged is not None:
+                    damaged.append(f"{place}: {error}"[:300])
+
+    now = datetime.datetime.now(datetime.UTC).strftime(HOUR)
+    for hour, blobs in sorted(hours.items()):
+        streams = [parsed(blob, hour < now) for blob in blobs]
+        for row in heapq.merge(*streams, key=lambda row: row["time"]):
+            if since is None or row["time"] >= since:
+                yield row
 
 
-def _note(damaged: list[str] | None, what: str) -> None:
-    if damaged is not None:
-        damaged.append(what[:300])
+def _lines(
+    container: ContainerClient, name: str, size: int, over: bool
+) -> Iterator[tuple[str, bytes]]:
+    """Yield place and line of a blob of `size` bytes, which may grow meanwhile.
+
+    Each part is a download of its own, since one download refuses a blob that has changed. A last
+    line that is still being written waits, unless the blob's hour is `over`.
+    """
+    rest = b""
+    for start in range(0, size, BLOCK_BYTES):
+        length = min(BLOCK_BYTES, size - start)
+        *whole, rest = (rest + container.download_blob(name, start, length).readall()).split(b"\n")
+        if over and start + length == size:
+            whole.append(rest)
+        for line in whole:
+            if line.strip():
+                yield f"{name}, before byte {start + length:,}", line
 
 
 def endpoint_name(name: str | None, derived: str) -> str:

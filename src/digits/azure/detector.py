@@ -5,6 +5,7 @@ model that still runs is judged by its own reference then. What is missing is no
 is shown, and the reason why it is not judged.
 """
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +29,34 @@ class Detector:
     def __init__(self, root: Path) -> None:
         """Look for the files below `root`, the project's folder."""
         self.files = (root / REFERENCE, root / params.PATH)
+        self.lock = threading.Lock()
         self.stamp: list[int] = []
         self.references: dict[str, Reference] = {}  # by model version, the latest last
         self.settings: Params | None = None
-        self.classes: tuple[str, ...] = ()
+        self.task: params.Task | None = None  # None until params.yaml can be read
         self.scripts: list[str] = []
         self.missing = ""  # why there is no judging
 
     def refresh(self) -> None:
         """Read both files again if one of them changed."""
-        stamp = [file.stat().st_mtime_ns if file.exists() else 0 for file in self.files]
-        if stamp == self.stamp:
-            return
-        self.stamp, self.settings, self.missing = stamp, None, ""
-        try:
-            values = params.load(self.files[1])
-            self.classes = params.task(values).classes
-            self.scripts = ["mnist", *params.foreign_scripts(values)]
-            self.settings = params.section(Params, values, "monitor")
-            reference = Reference.read(self.files[0])
-            self.references.pop(reference.model_version, None)
-            self.references[reference.model_version] = reference
-            while len(self.references) > REFERENCES:
-                del self.references[next(iter(self.references))]
-        except DigitsError as error:
-            self.missing = f"Not judged: {error}"
+        with self.lock:
+            stamp = [file.stat().st_mtime_ns if file.exists() else 0 for file in self.files]
+            if stamp == self.stamp:
+                return
+            settings, references, missing = None, self.references, ""
+            task, scripts = self.task, self.scripts
+            try:
+                values = params.load(self.files[1])
+                task = params.task(values)
+                scripts = ["mnist", *params.foreign_scripts(values)]
+                settings = params.section(Params, values, "monitor")
+                latest = Reference.read(self.files[0])
+                others = [kept for kept in references.items() if kept[0] != latest.model_version]
+                references = dict([*others, (latest.model_version, latest)][-REFERENCES:])
+            except DigitsError as error:
+                missing = f"Not judged: {error}"
+            self.task, self.scripts, self.settings = task, scripts, settings
+            self.references, self.missing, self.stamp = references, missing, stamp
 
     @property
     def window(self) -> int:
@@ -64,6 +68,16 @@ class Detector:
         """How much evidence there is when an alarm begins."""
         return self.settings.alarm.windows_between_false_alarms if self.settings else None
 
+    def reads(self, row: Json) -> bool:
+        """Whether a row (as of `judge`) has the size and a class of params.yaml, and shares."""
+        shares = 0 <= row["confidence"] <= 1 and 0 <= row["foreign"] <= 1
+        if self.task is None:
+            self.refresh()
+        if self.task is None:
+            return shares
+        size = len(row["image"]) == self.task.image_size**2
+        return shares and size and row["digit"] in self.task.classes
+
     def judge(
         self, rows: list[Json], version: str, before: Verdict | None
     ) -> tuple[Verdict | None, float | None, float | None]:
@@ -74,21 +88,22 @@ class Detector:
         """
         self.refresh()
         reference = self.reference(version)
-        if reference is None or self.settings is None:
+        task, settings = self.task, self.settings
+        if reference is None or task is None or settings is None:
             return None, None, None
         try:
             images = np.stack([row["image"] for row in rows])
             size = round(images.shape[1] ** 0.5)
             window = Summary.of(
                 images.reshape(-1, size, size),
-                np.array([self.classes.index(row["digit"]) for row in rows]),
+                np.array([task.classes.index(row["digit"]) for row in rows]),
                 np.array([row["confidence"] for row in rows]),
                 np.array([row["foreign"] for row in rows]),
-                len(self.classes),
+                len(task.classes),
             )
-        except ValueError:  # a class that params.yaml does not name, images of two sizes
+        except ValueError:  # params.yaml has named other classes or another size meanwhile
             return None, None, None
-        verdict = reference.judge(window, self.settings.alarm, before)
+        verdict = reference.judge(window, settings.alarm, before)
         return verdict, reference.strangers(window), reference.accuracy(window)
 
     def reference(self, version: str) -> Reference | None:
@@ -112,7 +127,7 @@ class Detector:
     def expected(self, version: str) -> dict[str, float] | None:
         """Return the share of each class among the answers of a model's reference."""
         reference = self.reference(version)
-        if reference is None:
+        if reference is None or self.task is None:
             return None
         counts = reference.summary.classes
-        return dict(zip(self.classes, (counts / counts.sum()).tolist(), strict=False))
+        return dict(zip(self.task.classes, (counts / counts.sum()).tolist(), strict=False))

@@ -72,7 +72,10 @@ def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
 
 
 def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task) -> list[str]:
-    """Write the digits that have labels, by script; return a line about each file."""
+    """Write the digits that have labels, by script; return a line about each file.
+
+    What the day's file holds stays there, whether it is still collected or not.
+    """
     scripts = [MNIST, *params.foreign_scripts(params.load())]
     rows = production.look(
         production.read(requests, production.REQUESTS), task.classes, task.image_size, None
@@ -92,9 +95,11 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
     for script, found in digits.items():
         path = folder / f"{script}_{newest:%Y%m%d}.csv" if newest else folder
         for other in sorted(folder.glob(f"{script}_*.csv")):
-            if other != path:
-                held = read_csv(other, task.image_size, len(task.classes), script)
-                for image in held.images:
+            held = read_csv(other, task.image_size, len(task.classes), script)
+            for image, label in zip(held.images, held.labels.tolist(), strict=True):
+                if other == path:
+                    found[image.tobytes()] = label
+                else:
                     found.pop(image.tobytes(), None)
         if found:
             pixels = np.frombuffer(b"".join(found), np.uint8)

@@ -37,6 +37,17 @@ SAFE = {
 Json = dict[str, Any]
 
 
+def latest(windows: list[Json], live: set[str]) -> list[Json]:
+    """Return the last window with a verdict of each live deployment and the model it runs now."""
+    runs = {row["deployment"]: row["version"] for row in windows if row["deployment"] in live}
+    found = {
+        row["deployment"]: row
+        for row in windows
+        if row["verdict"] and row["version"] == runs.get(row["deployment"])
+    }
+    return list(found.values())
+
+
 def handler(router: Router, watch: Watch, labels: Labels) -> type[Handler]:
     """Return the class that answers."""
 
@@ -139,10 +150,7 @@ def handler(router: Router, watch: Watch, labels: Labels) -> type[Handler]:
                 for one in sorted({*traffic, *up})
             ]
             live = {one for one, weight in traffic.items() if weight}
-            latest = {
-                row["deployment"]: row for row in known["windows"] if row["deployment"] in live
-            }
-            judged = [row for row in latest.values() if row["verdict"]]
+            judged = latest(known["windows"], live)
             drifted = [row for row in judged if row["verdict"]["drift"]]
             reasons = [watch.detector.why_not(known["versions"].get(one, "")) for one in live]
             return known | {

@@ -1,7 +1,8 @@
 """Sending a stream of requests to an endpoint: nothing is lost and nothing counted twice.
 
-A request without an answer is sent again, under the same id, until it has one, so that whoever
-counts by id counts it once. True labels are written when the story reaches their time.
+A request without an answer is sent again, under the same id, so that whoever counts by id counts
+it once; until it has one, save when it gets 500 or 424 again and again while others are answered:
+then the model refuses it. True labels are written when the story reaches their time.
 """
 
 import contextlib

@@ -8,6 +8,7 @@ Memory is bounded: all that is kept stands in rings of the lengths below, for a 
 import base64
 import threading
 import time
+import zlib
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from heapq import nlargest
@@ -115,14 +116,10 @@ class Watch:
             self.seen(endpoint).requests.append((time.time(), deployment, status, seconds))
 
     def rows(self, endpoint: str, deployment: str, request_id: str, rows: list[Json]) -> None:
-        """Remember the answers of one request; one sent again counts once."""
+        """Remember the answers of one request; one sent again, its images too, counts once."""
         with self.lock:
             seen = self.seen(endpoint)
             for position, row in enumerate(rows):
-                key = (request_id, position)
-                if request_id and key in seen.answers:
-                    seen.doubled += 1
-                    continue
                 try:
                     pixels = np.frombuffer(base64.b64decode(row["image"]), np.uint8)
                     kept = {
@@ -132,13 +129,21 @@ class Watch:
                         "foreign": float(row["foreign"]),
                     }
                     version = str(row["model_version"])
+                    if not self.detector.reads(kept):
+                        raise ValueError("params.yaml names another size or other classes")
                 except (ValueError, KeyError, TypeError):
                     seen.damaged += 1
+                    continue
+                key, image = (request_id, position), zlib.crc32(pixels.tobytes())
+                known = seen.answers.get(key) if request_id else None
+                if known and known[2] == image:
+                    seen.doubled += 1
                     continue
                 seen.digits += 1
                 seen.recent.append(kept | {"image": row["image"]})
                 window = self.add(seen, (deployment, version), kept)
-                seen.answers[key] = [kept["digit"], window]
+                # A label of an id that images share would tell of one of them, nobody knows which.
+                seen.answers[key] = [kept["digit"], None if known else window, image]
                 if len(seen.answers) > AWAITED:
                     seen.answers.popitem(last=False)
 
@@ -154,7 +159,8 @@ class Watch:
         if window.digits >= self.detector.window:
             del seen.filling[place]
             window.ended = time.time()
-            before = next((one for one in reversed(seen.windows) if one.place == place), None)
+            own = (one for one in reversed(seen.windows) if one.place == place)
+            before = next((one for one in own if one.verdict), None)
             last = before.verdict if before else None
             found = self.detector.judge(rows, window.version, last)
             window.verdict, window.strangers, window.estimated = found
@@ -187,7 +193,7 @@ class Watch:
                 answer = seen.answers.get(key)
                 if not answer or answer[1] is None:
                     continue  # of before this began, or told again
-                digit, window = answer
+                digit, window, _ = answer
                 answer[1] = None
                 right = digit == truth
                 window.labelled += 1

@@ -28,14 +28,18 @@ def fit(path: Path, pool: list[Digits], classes: tuple[str, ...]) -> drift.Refer
     rows = production.look(batches, classes, pool[0].images.shape[1], versions)
     if len(versions) != 1 or len(rows.counts) != sum(map(len, pool)) or not rows.counts.all():
         raise DigitsError(f"{path}: is not of the validation pool; run `dvc repro -f simulate`")
-    scripts, start = {}, 0
+    scripts: dict[str, Summary] = {}
+    start = 0
     for digits in pool:
         part = slice(start, start + len(digits))
         columns = (rows.label[part], rows.confidence[part], rows.foreign[part])
-        if len(digits) >= drift.FEWEST:
-            scripts[digits.script] = Summary.of(digits.images, *columns, len(classes))
+        found = Summary.of(digits.images, *columns, len(classes))
+        if known := scripts.get(digits.script):  # rendered digits of a script, and written ones
+            found += known
+        scripts[digits.script] = found
         start += len(digits)
-    return drift.Reference.fit(scripts, versions.pop())
+    enough = {name: found for name, found in scripts.items() if len(found) >= drift.FEWEST}
+    return drift.Reference.fit(enough, versions.pop())
 
 
 def main(arguments: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 The files come from main's own code, in another job without rights here; no other path than an
 experiment's is taken. What a job's token pushes starts no workflow, so the checks are started by
-name, as for the commits of commit.py. Either all of it is there at the end, or nothing.
+name, as for the commits of commit.py. Branch, commit and pull request are all there at the end, or
+none is; where the checks did not start, the error says how a person starts them.
 """
 
 import datetime
@@ -47,7 +48,11 @@ def main(arguments: list[str]) -> str:
         github.api("DELETE", f"/git/{ref}")
         raise DigitsError(f"no pull request is made: {error}; {SETTING}") from None
     if github.setting("START_CHECKS") == "true":
-        commit.start_checks(branch)
+        try:
+            commit.start_checks(branch)
+        except DigitsError as error:
+            mend = f"close #{number} and open it again, which starts them"
+            raise DigitsError(f"#{number} has no checks: {error}; {mend}") from None
     return f"#{number}: opened from {branch}."
 
 

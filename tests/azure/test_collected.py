@@ -1,0 +1,131 @@
+"""What production kept, read from the real blob emulator: blobs that grow, instances, hours."""
+
+import datetime
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.storage.blob import ContainerClient
+from conftest import Azurite, free_port
+
+with warnings.catch_warnings():  # the SDK's own
+    warnings.simplefilter("ignore")
+    from digits.azure import collected, monitor
+from digits import params, production
+from digits.dataset import read_csv
+
+START = datetime.datetime(2026, 1, 5, 10, tzinfo=datetime.UTC)
+PART = 2000  # bytes of a download
+
+
+@pytest.fixture(scope="module", name="store")
+def a_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerClient]:
+    """A container whose client takes small parts, as it takes large ones of large blobs."""
+    server = Azurite(free_port(), tmp_path_factory.mktemp("azurite"))
+    server.start()
+    try:
+        with ContainerClient.from_connection_string(
+            server.connection_string,
+            "main",
+            max_single_get_size=PART,
+            max_chunk_get_size=PART,
+        ) as container:
+            yield container
+    finally:
+        server.stop()
+
+
+@pytest.fixture(autouse=True)
+def in_small_parts(store: ContainerClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the module read that container."""
+    monkeypatch.setattr(collected, "BLOCK_BYTES", PART)
+    monkeypatch.setattr(collected, "store", lambda workspace: store)
+
+
+def line(second: float) -> bytes:
+    """Return what the collector writes for a request."""
+    row = {"image": "AA==", "model_version": "v1", "digit": "1", "confidence": 1, "foreign": 0}
+    time = START + datetime.timedelta(seconds=second)
+    event = {"source": "blue", "time": time.isoformat(), "data": [row], "xrequestid": f"{second}"}
+    return json.dumps(event).encode() + b"\n"
+
+
+def kept(store: ContainerClient, endpoint: str, hour: str, content: bytes, name: str = "a") -> Any:
+    """Put a growing blob where the collector puts it."""
+    path = f"modelDataCollector/{endpoint}/blue/model_inputs_outputs/{hour}/{name}.jsonl"
+    blob = store.get_blob_client(path)
+    blob.create_append_blob()
+    blob.append_block(content)
+    return blob
+
+
+def ids(endpoint: str, since: datetime.datetime | None = None) -> list[str]:
+    """Return the ids of what was collected."""
+    rows: Any = collected.rows(None, endpoint, since)  # type: ignore[arg-type]
+    return [name for batch in rows for name in batch["request_id"].to_pylist()]
+
+
+def test_a_blob_that_grows_while_it_is_read_is_read(
+    store: ContainerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = kept(store, "grows", "2026/01/05/10", b"".join(map(line, range(20))))
+    parse = production.collected
+
+    def slow(content: bytes) -> list[dict[str, Any]]:
+        blob.append_block(line(99))
+        return parse(content)
+
+    monkeypatch.setattr(production, "collected", slow)
+    assert ids("grows") == [str(number) for number in range(20)]
+
+
+def test_instances_are_read_side_by_side(store: ContainerClient) -> None:
+    for name in ("a", "b"):
+        own = [line(2 * number + (name == "b")) for number in range(20)]
+        kept(store, "two", "2026/01/05/10", b"".join(own), name)
+    rows: Any = collected.rows(None, "two")  # type: ignore[arg-type]
+    found = production.look(rows, ("1",), 1, None)
+    assert found.counts.sum() == 40
+    assert found.faults["out_of_order"] == 0
+
+
+def test_a_cut_line_waits_until_its_hour_is_over(store: ContainerClient) -> None:
+    content = line(0) + line(1)[:-1]
+    now = datetime.datetime.now(datetime.UTC)
+    kept(store, "cut", f"{now + datetime.timedelta(hours=1):{collected.HOUR}}", content)
+    assert ids("cut") == ["0"]
+    kept(store, "whole", "2026/01/05/10", content)
+    assert ids("whole") == ["0", "1"]
+    kept(store, "half", "2026/01/05/10", content[:-9])
+    damaged: list[str] = []
+    assert len(list(collected.rows(None, "half", None, damaged))) == 1  # type: ignore[arg-type]
+    assert len(damaged) == 1
+
+
+def test_since_a_time_within_an_hour(store: ContainerClient) -> None:
+    kept(store, "since", "2026/01/05/10", b"".join(map(line, range(6))))
+    assert ids("since", START + datetime.timedelta(seconds=4)) == ["4", "5"]
+
+
+def test_labelled_digits_that_are_no_longer_collected_stay(tmp_path: Path) -> None:
+    task = params.task(params.load())
+    requests, labels = tmp_path / "requests.parquet", tmp_path / "labels.parquet"
+    for numbers in (range(6), range(4, 8)):
+        rows, known = [], []
+        for number in numbers:
+            place = {"time": START, "request_id": f"id-{number}", "position": 0}
+            answer = {"deployment": "blue", "model_version": "v1", "digit": "1", "confidence": 1.0}
+            rows.append(place | answer | {"foreign": 0.0, "image": bytes([number]) * 784})
+            known.append(place | {"label": str(number), "script": "mnist"})
+        for path, content, schema in (
+            (requests, rows, production.REQUESTS),
+            (labels, known, production.LABELS),
+        ):
+            production.write(path, production.batches(content, schema), schema)
+        monitor.write_labelled(tmp_path / "labelled", requests, labels, task)
+    found = read_csv(tmp_path / "labelled" / "mnist_20260105.csv", 28, 10, "mnist")
+    assert sorted(found.labels.tolist()) == list(range(8))
+    assert (found.images[:, 0, 0] == found.labels).all()
