@@ -121,7 +121,7 @@ def test_two_machines_end_with_the_weights_of_one() -> None:
 
 @pytest.mark.prove
 def test_three_machines_end_with_the_same_weights_and_share_evenly() -> None:
-    with running([child(2, 96)] * 3, machines(3)) as processes:
+    with running([child(2, 195)] * 3, machines(3)) as processes:
         said = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
     assert len({output.split()[-1] for output, _ in said}) == 1

@@ -45,7 +45,7 @@ def assert_same(project: Project, expected: bytes) -> None:
 @pytest.mark.parametrize(
     ("launcher", "threads"),
     [
-        pytest.param(ONE_CORE, "2", marks=needs_taskset, id="one core"),
+        pytest.param(ONE_CORE, "2", marks=[needs_taskset, pytest.mark.prove], id="one core"),
         pytest.param((), "1", marks=pytest.mark.prove, id="one thread"),
         pytest.param((), "2", marks=pytest.mark.prove, id="two threads"),
     ],

@@ -34,7 +34,7 @@ def letters(count: int, seed: int) -> Digits:
     return Digits(images, labels, "mnist", False, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_four_letters_of_20_by_20_pixels(tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
     project.root.mkdir()

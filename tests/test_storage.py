@@ -145,6 +145,7 @@ def test_a_missing_blob_is_named_and_pushed_again(
     assert_whole(clone)
 
 
+@pytest.mark.prove
 def test_a_wrong_key_is_told_and_loses_nothing(
     pushed: Project, clone: Project, azurite: Azurite
 ) -> None:

@@ -142,12 +142,12 @@ def test_a_loss_that_is_no_number_stops_and_keeps_nothing(project: Project) -> N
     assert not (project.root / "data" / "again").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.parametrize(
     "command",
     [
         pytest.param(["python", "src", *STAGE], id="stage"),
-        pytest.param(["dvc", "repro", "train"], id="repro", marks=pytest.mark.prove),
+        pytest.param(["dvc", "repro", "train"], id="repro"),
     ],
 )
 def test_an_interrupt_stops_and_keeps_nothing(project: Project, command: list[str]) -> None:

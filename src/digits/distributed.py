@@ -45,7 +45,7 @@ class Machines:
                 f"{params.PATH}: train.batch_size is {own.batch_size}, which {self.count} "
                 "machines cannot share evenly; make it a multiple"
             )
-        count = max(1, min(2, share // PART))  # parts on this machine
+        count = 1 if share % 2 else max(1, min(2, share // PART))  # parts on this machine
         part, update = pieces(network, images, classes, own)
         weights = [variable.value for variable in network.trainable_variables]
         moving = [variable.value for variable in network.non_trainable_variables]

@@ -155,6 +155,7 @@ def test_pause_resume_destroy(deployable: Deployable, standin: StandIn) -> None:
     assert "absent" in deployable.deploy("status")
 
 
+@pytest.mark.prove
 def test_in_place(deployable: Deployable, standin: StandIn) -> None:
     # All cores of the region but two are taken: nothing fits beside what is live.
     deployable.set(strategy="in_place", instance_count="7")

@@ -37,7 +37,7 @@ def test_words_that_cannot_be(
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_the_stand_in_is_killed_in_the_middle_and_ctrl_c_comes_too(
     deployable: Deployable, standin: StandIn
 ) -> None:

@@ -333,6 +333,7 @@ def test_it_comes_up_again_as_it_was(deployable: Deployable, tmp_path: Path) -> 
         own.stop()
 
 
+@pytest.mark.prove
 def test_two_at_once_one_stops_or_waits(deployable: Deployable, standin: StandIn) -> None:
     deployable.set(step_seconds="4.0")
     deployable.commit("one")
