@@ -230,7 +230,7 @@ def lint() -> None:
 def check() -> None:
     """Lint, types and the quick tests: under a minute."""
     lint()
-    run(BIN / "pytest", "-m", "not slow and not prove")
+    run(BIN / "pytest", *PARALLEL, "-m", "not slow and not prove")
 
 
 def test() -> None:

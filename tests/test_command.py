@@ -79,6 +79,7 @@ def test_absent_inputs_are_told(tree: Project) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_told_and_nothing_is_left(tree: Project) -> None:
     (tree.root / "node_modules").symlink_to(ROOT / "node_modules")
@@ -113,6 +114,7 @@ def test_a_console_that_cannot_show_a_digit_crashes_nothing(tree: Project, encod
     assert rb"\u0966\u96f6" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_stage_cannot_work_with_is_told(tree: Project) -> None:
     (tree.root / "node_modules").symlink_to(ROOT / "node_modules")
     stage = ("python", "src", "foreign", "devanagari", "--out", "data/foreign")

@@ -54,6 +54,7 @@ def test_p_values_are_those_of_drawing_again_and_again() -> None:
     assert found == pytest.approx(by_hand, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [50, 500])
 def test_false_alarms_are_as_rare_as_promised(size: int) -> None:
     """Over many references: the promise holds on average over what is drawn."""

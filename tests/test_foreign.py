@@ -50,6 +50,7 @@ def layout(script: str, label: int, number: int, part: str) -> str:
     return f"data/input_{writer}_{number}_{label + 1}.jpg"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["devanagari", "japanese"])
 def test_a_commented_block_reads_its_layout(tmp_path: Path, script: str) -> None:
     project = Project(tmp_path)

@@ -99,6 +99,7 @@ def test_all_characters_of_a_class_are_used() -> None:
     assert labels == {"〇": 0, "零": 0, "一": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -43,6 +43,7 @@ def test_an_old_python_is_told(tree: Path) -> None:
     assert all(isinstance(kind, str) for kind in run.install_python.__annotations__.values())
 
 
+@pytest.mark.slow
 def test_the_environments_own_python_makes_it_anew(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
