@@ -47,6 +47,7 @@ azure.commands      `az` and `gh`, asked and run
 azure.workspace     the real workspace or the stand-in's, one code path
 azure.failure       what went wrong, with cause and mend
 azure.revisions     what was live, and of what it was made
+azure.assets        what is registered for them, what uses it, its removal
 azure.endpoint      one endpoint: traffic, deployments, asking it
 azure.lease         one deployment at a time
 azure.collected     what production kept: requests and labels

@@ -7,13 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from azure.storage.blob import BlobServiceClient, ContainerClient
 from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
 from wire import Wire, tapped
 
+from digits.azure import assets, endpoint, lease
 from digits.azure.serve import CONTAINER, KEY
 
 RATE = 60  # requests a second of the client; 50 at least must have been answered
@@ -246,6 +249,9 @@ def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin
     assert rules()["other"] == other
     days = rules()[f"digits-{name}"]["definition"]["actions"]["baseBlob"]["delete"]
     assert days == {"daysAfterModificationGreaterThan": 8}
+    deployable.set(collections="[]")
+    deployable.deploy("apply")  # what was collected goes all the same
+    assert f"digits-{name}" in rules()
     deployable.set(collection_days="null")
     deployable.deploy("apply")
     assert list(rules()) == ["other"]
@@ -367,6 +373,126 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
     state = json.loads((standin.folder / "state.json").read_text())
     left = [path for path in state["resources"] if f"/{deployable.workspace}/" in path]
     assert [path.split("/")[-4] for path in left] == ["codes"]  # of what was never live
+
+
+@pytest.mark.parametrize("states", [["failed"] * 99, ["scaling"] * 3])
+def test_what_is_live_keeps_its_traffic_in_whatever_state(
+    deployable: Deployable, standin: StandIn, states: list[str]
+) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    (live,) = deployable.serving(standin)["traffic"]
+    found = endpoint.Target.deployments
+
+    def deployments(target: endpoint.Target) -> dict[str, str]:
+        known = found(target)
+        return known | ({live: states.pop()} if live in known and states else {})
+
+    version = deployable.commit("two")
+    standin.faults()
+    with patch.object(endpoint.Target, "deployments", deployments):
+        deployable.deploy("apply")
+    path = f"{deployable.endpoint}/{deployable.serving(standin)['name']}"
+    puts = [call for call in standin.calls() if call["method"] == "PUT" and call["path"] == path]
+    shares = [call["request"]["properties"]["traffic"] for call in puts]
+    assert len(shares) >= 3 and all(sum(some.values()) == 100 for some in shares)
+    assert deployable.version(standin) == version[:12]
+
+
+def test_in_place_goes_back_to_what_a_killed_run_took_down(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    version = deployable.commit("one")
+    deployable.deploy("apply")
+    serving = deployable.serving(standin)
+    path = f"{deployable.endpoint}/{serving['name']}"
+    found = standin.call("GET", path)
+    found["properties"]["traffic"] = {}
+    standin.call("PUT", path, found)
+    (name,) = serving["traffic"]
+    standin.call("DELETE", f"{path}/deployments/{name}")
+    deployable.commit("bad", right=False)
+    deployable.set(strategy="in_place")
+    said = deployable.deploy("apply", "--wait", code=1)
+    assert f"{name} was deployed again" in said
+    assert deployable.version(standin) == version[:12]
+
+
+@pytest.mark.prove
+def test_rollback_to_what_is_not_deployed_needs_no_room_for_three(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    deployable.set(instance_count="4")
+    versions = []
+    for model in ("one", "two", "three"):
+        versions.append(deployable.commit(model))
+        deployable.deploy("apply")
+    deployable.deploy("rollback", revision(deployable, "model 1"))
+    assert deployable.version(standin) == versions[0][:12]
+    deployable.deploy("pause")
+    deployable.deploy("resume")
+    deployable.deploy("rollback")  # a pause forgets nothing
+    assert deployable.version(standin) == versions[2][:12]
+
+
+def test_a_rollback_that_waited_goes_to_no_revision_that_was_not_meant(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    for model in ("one", "two"):
+        deployable.commit(model)
+        deployable.deploy("apply")
+    before = deployable.serving(standin)
+    held = lease.held
+
+    @contextmanager
+    def waits(*given: Any) -> Iterator[Any]:
+        path = f"{deployable.endpoint}/{before['name']}"
+        found = standin.call("GET", path)
+        found["tags"] |= {"live": "another", "previous": found["tags"]["live"]}
+        standin.call("PUT", path, found)
+        with held(*given) as still:
+            yield still
+
+    with patch.object(lease, "held", waits):
+        said = deployable.deploy("rollback", code=1)
+    assert "another came in place of" in said
+    assert deployable.serving(standin)["traffic"] == before["traffic"]
+
+
+def test_what_others_use_is_known_though_it_is_in_no_tag() -> None:
+    place = "/subscriptions/s/x/models/digits/versions/{}"
+    plain = SimpleNamespace(model=place.format(1), environment=None, code_configuration=None)
+    other = SimpleNamespace(model=place.format(2))
+    names: dict[str, list[Any]] = {"digits-1": [], "digits-2": [other]}
+    client: Any = SimpleNamespace(
+        online_endpoints=SimpleNamespace(
+            list=lambda: [SimpleNamespace(name=name, tags={}) for name in names]
+        ),
+        online_deployments=SimpleNamespace(list=lambda name: names[name]),
+        batch_endpoints=SimpleNamespace(list=lambda: [SimpleNamespace(name="batch")]),
+        batch_deployments=SimpleNamespace(list=lambda _: [plain]),
+    )
+    found = assets.used(client, "digits-1")
+    assert {one for one in found if one != "None"} == {
+        "models/digits/versions/1",
+        "models/digits/versions/2",
+    }
+
+
+@pytest.mark.prove
+def test_a_model_of_a_commit_that_git_does_not_know_is_registered_again(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    models = deployable.endpoint.replace("onlineEndpoints", "models/digits/versions")
+    (model,) = standin.call("GET", models)["value"]
+    model["properties"]["tags"]["commit"] = "f" * 40
+    standin.call("PUT", f"{models}/1", model)
+    deployable.set(instance_count="2")
+    deployable.deploy("apply")
+    known = standin.call("GET", models)["value"]
+    assert {one["name"] for one in known} == {"1", "2"}
 
 
 def test_what_is_refused(deployable: Deployable) -> None:

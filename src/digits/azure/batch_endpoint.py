@@ -28,7 +28,8 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import ContainerClient
 
 from digits.azure import release
-from digits.azure.endpoint import BATCH_ENVIRONMENT, SCORED, Target
+from digits.azure.assets import BATCH_ENVIRONMENT
+from digits.azure.endpoint import SCORED, Target
 from digits.azure.release import Params, Release
 from digits.azure.revisions import MODEL
 from digits.azure.workspace import quiet, store

@@ -28,6 +28,14 @@ from digits.files import write_text
 HOURS_A_DAY = 24
 
 
+def serving(endpoint: Any, states: dict[str, str]) -> str | None:
+    """Return the revision that is live and runs; it may be one whose last change went wrong."""
+    name = endpoint.tags.get("live")
+    if states.get(name) == "succeeded" or (name in states and endpoint.traffic.get(name)):
+        return str(name)
+    return None
+
+
 class Deployer:
     """The commands on one endpoint."""
 
@@ -102,14 +110,14 @@ class Deployer:
         if endpoint.public_network_access.lower() != self.target.access:
             print(f"Public access is {self.target.access} from now.", flush=True)
             self.target.put(dict(self.target.settled().traffic))
-        self.target.keep(self.settings.collection_days if self.settings.collections else None)
+        self.target.keep(self.settings.collection_days)  # of what was collected, too
 
     def mended(self, endpoint: Any) -> tuple[str | None, str | None]:
         """Put traffic where the tags say, should a run have died; return live, previous."""
         tags = endpoint.tags
         traffic = {name: share for name, share in endpoint.traffic.items() if share}
-        states = self.target.deployments()
-        live = tags.get("live") if states.get(tags.get("live")) == "succeeded" else None
+        self.target.state(tags.get("live"))  # it may be scaled at this moment
+        live = serving(endpoint, self.target.deployments())
         wanted = {live: 100} if live and "paused" not in tags else {}
         if traffic != wanted:
             print("An earlier run stopped half-way; its traffic goes back first.", flush=True)
@@ -126,7 +134,10 @@ class Deployer:
         tags: dict[str, str | None] = {
             name: endpoint.tags.get(name) for name in ("live", "previous", "paused")
         }
-        old = revisions.known(endpoint).get(live or "")
+        # An in_place apply that was killed took it down; so it is what a failure goes back to.
+        fallen = tags["live"] if live is None and tags["paused"] is None else None
+        old = revisions.known(endpoint).get(live or fallen or "")
+        self.target.authorise()  # now: where one logs in for minutes alone, it would be too late
         if in_place and old is None:
             raise DigitsError(f"{live} has no record to restore it from; use strategy blue_green")
         try:
@@ -144,12 +155,13 @@ class Deployer:
                 self.step(new, live, version, digits)
             self.still_alone()
             endpoint = self.target.settled()
-            kept = None if live in (None, new) else live
+            kept = tags["live"] if tags["live"] != new else tags["previous"]
+            kept = kept if kept != new else None
             made = revisions.tags(endpoint, new, recipe)
             self.target.put({new: 100}, live=new, previous=kept, paused=None, **made)
             self.watch(new, 100, version, digits)
         except BaseException as error:
-            notes = self.undo(new, live, tags, old if in_place else None)
+            notes = self.undo(new, live or fallen, tags, old if in_place or fallen else None)
             raise DigitsError(explained(error) + notes) from error
         print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
 
@@ -201,7 +213,9 @@ class Deployer:
                     notes.append(f"its logs are in {file}")
                 attempt(f"{new} was removed", lambda: self.target.remove(new))
 
-        gone = lost and live and self.target.deployments().get(live) != "succeeded"
+        gone = lost is not None
+        with contextlib.suppress(Exception):  # who does not know takes it for gone
+            gone = gone and self.target.deployments().get(live or "") != "succeeded"
         if gone and lost and live:
             attempt("no deployment has traffic", lambda: self.target.put({}))
             discard()  # first: a small quota has no room for both
@@ -219,8 +233,15 @@ class Deployer:
 
     def rollback(self, revision: str | None) -> None:
         """Give the traffic back to the previous revision, or to a named one."""
+        before = (self.target.get() or self.existing()).tags.get("live")
         with self.alone():
             endpoint = self.existing()
+            now = endpoint.tags.get("live")
+            if revision is None and now != before:
+                raise DigitsError(
+                    f"while this waited for another deployment, {now} came in place of {before}; "
+                    "name the revision to go back to, as `digits deploy status` lists them"
+                )
             live, previous = self.mended(endpoint)
             name = revision or previous
             recipes = revisions.known(endpoint)
@@ -240,12 +261,15 @@ class Deployer:
 
         def create() -> Recipe:
             if states.get(name) != "succeeded":
-                self.target.remove(name)
+                for other in states:  # a quota for two has no room for three
+                    if other != live:
+                        self.target.remove(other)
                 self.target.redeploy(name, recipe)
             return recipe
 
         if states.get(name) == "succeeded":  # it has served before: all at once, within seconds
-            self.settings = replace(self.settings, traffic_percent=(100,), step_seconds=0.0)
+            at_once: dict[str, Any] = {"traffic_percent": (100,), "step_seconds": 0.0}
+            self.settings = replace(self.settings, strategy="blue_green", **at_once)
         self.switch(name, live, create, None)
 
     def pause(self) -> None:
@@ -308,9 +332,7 @@ class Deployer:
         settings, client = self.settings, self.target.client
         endpoint = self.target.get()
         states = self.target.deployments() if endpoint else {}
-        live = endpoint.tags.get("live") if endpoint else None
-        if live not in states or states[live] != "succeeded":  # paused, or gone
-            live = None
+        live = serving(endpoint, states) if endpoint else None
         print(f"endpoint     {self.target.name}: {'exists' if endpoint else 'to be created'}")
         access = endpoint.public_network_access.lower() if endpoint else None
         if access != self.target.access:

@@ -30,18 +30,18 @@ from azure.ai.ml.entities import (
 )
 from azure.core.exceptions import ResourceNotFoundError
 
-from digits.azure import collected, connection, manager, revisions
+from digits.azure import assets, collected, manager, revisions
 from digits.azure.release import PACKAGE, Params, Release, stage_code
 from digits.azure.revisions import ENVIRONMENT, MODEL, Recipe
 from digits.azure.workspace import Workspace, empty, quiet, store
 from digits.dataset import Digits
 from digits.errors import DigitsError
 from digits.params import Task
+from digits.review import history
 
-BATCH_ENVIRONMENT = f"{ENVIRONMENT}-batch"
 SCORED = "scoring/{endpoint}"  # in the workspace's blob store
 SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Monitor
-BUSY = {"creating", "updating", "deleting"}
+BUSY = {"creating", "updating", "deleting", "scaling"}
 SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
 LOG_LINES = 500
 TOKEN_SCOPE = "https://ml.azure.com/.default"
@@ -135,59 +135,24 @@ class Target:
         Azure's own, and code of revisions never live.
         """
         endpoint = self.settled()
-        made = self._registered()
         if endpoint is not None:
-            made |= revisions.assets(endpoint)
             self.put({})
             for name in self.deployments():
                 self.remove(name)
+        made = assets.registered(self.client, self.name)
+        made |= revisions.assets(endpoint) if endpoint else set()
         if self.batch in (one.name for one in self.client.batch_endpoints.list()):
-            made |= self._batch_assets(self.batch)
+            made |= assets.of(self.client.batch_deployments.list(self.batch))
             with quiet():
                 self.client.batch_endpoints.begin_delete(self.batch).result()
-        for asset in sorted(made - self._used()):
-            self._forget(asset)
+        for asset in sorted(made - assets.used(self.client, self.name)):
+            assets.forget(self.workspace, f"{self.scope}/{asset}")
         self.keep(None)
         collected.forget(self.workspace, self.name)
         empty(store(self.workspace), SCORED.format(endpoint=self.batch))
         if endpoint is not None:
             with quiet():
                 self.client.online_endpoints.begin_delete(self.name).result()
-
-    def _registered(self) -> set[str]:
-        """Return what is registered for revisions, also for those that no tag tells of."""
-        client = self.client
-        versions = [("models", one) for one in client.models.list(name=MODEL)]
-        for name in (ENVIRONMENT, BATCH_ENVIRONMENT):
-            versions += [("environments", one) for one in client.environments.list(name=name)]
-        found = {f"{kind}/{one.name}/versions/{one.version}" for kind, one in versions}
-        rows = [one.name for one in client.data.list() if one.name.startswith(f"{self.name}-r")]
-        return found | {f"data/{name}/versions/1" for name in rows}
-
-    def _used(self) -> set[str]:
-        """Return the assets that other endpoints are made of, batch endpoints too."""
-        others = [one for one in self.client.online_endpoints.list() if one.name != self.name]
-        found = {part for one in others for part in revisions.assets(one)}
-        return found.union(
-            *(self._batch_assets(one.name) for one in self.client.batch_endpoints.list())
-        )
-
-    def _batch_assets(self, name: str) -> set[str]:
-        found = set()
-        for one in self.client.batch_deployments.list(name):
-            for part in (one.model, one.environment, one.code_configuration.code):
-                found.add("/".join(str(part).split("/")[-4:]))
-        return found
-
-    def _forget(self, asset: str) -> None:
-        place = f"{self.scope}/{asset}"
-        known = manager.ask(self.workspace, "GET", place, connection.API)
-        if known is None:
-            return
-        _, _, folder = known["properties"].get("modelUri", "").partition("/paths/")
-        manager.ask(self.workspace, "DELETE", place, connection.API)
-        if folder:
-            empty(store(self.workspace), folder)
 
     def keep(self, days: int | None) -> None:
         """Have what is collected deleted so many days later; None: no longer, as nothing comes."""
@@ -214,10 +179,14 @@ class Target:
         found = self.client.online_deployments.list(self.name)
         return {one.name: str(one.provisioning_state).split(".")[-1].lower() for one in found}
 
+    def state(self, name: str | None) -> str | None:
+        """Return a deployment's state once nothing is under way on it; None: it is not there."""
+        state = self._wait(lambda: self.deployments().get(name or ""), f"the deployment {name}")
+        return None if state is None else str(state)
+
     def remove(self, name: str) -> None:
         """Delete a deployment that has no traffic, if it is there."""
-        state = self._wait(lambda: self.deployments().get(name), f"the deployment {name}")
-        if state is not None:
+        if self.state(name) is not None:
             self._unscale(name)
             with quiet():
                 self.client.online_deployments.begin_delete(name, self.name).result()
@@ -233,7 +202,8 @@ class Target:
         except ResourceNotFoundError:
             known = []
         for model in known:
-            if model.tags.get("package") == release.package_hash:
+            commit = model.tags.get("commit", "")  # of live.yml it may be no commit of this history
+            if model.tags.get("package") == release.package_hash and history.commit(commit):
                 return str(model.version)
         version = str(1 + max((int(model.version) for model in known), default=0))
         model = Model(
@@ -283,7 +253,7 @@ class Target:
         self._create(name, recipe, place, environment)
 
     def _create(self, name: str, recipe: Recipe, code: str, environment: Any) -> None:
-        self._wait(lambda: self.deployments().get(name), f"the deployment {name}")
+        self.state(name)
         collector = None
         if recipe.collect:
             collections = {name: DeploymentCollection(enabled="true") for name in recipe.collect}
