@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -23,7 +24,6 @@ METRICS = Path("data/evaluation/metrics.json")
 TEST = Path("data/prepared/test.npz")
 LOCK = Path("dvc.lock")
 TAG_LENGTH = 256  # of a value, as Azure allows
-RESERVE = 1.2  # Azure reserves a fifth more cores, to upgrade instances
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -248,9 +248,13 @@ def refuse_bad_metrics(live: str | None) -> None:
         )
 
 
-def reserved(per_instance: int, settings: Params) -> float:
-    """Return how many cores of quota one deployment takes."""
-    return per_instance * settings.instance_count * RESERVE
+def reserved(per_instance: int, instances: int) -> int:
+    """Return how many cores of quota one deployment takes.
+
+    Azure takes a fifth more instances, rounded up to whole ones, to upgrade them:
+    learn.microsoft.com/azure/machine-learning/how-to-manage-quotas.
+    """
+    return per_instance * math.ceil(instances * 6 / 5)
 
 
 def stage_code(release: Release, target: Path) -> Path:
