@@ -42,14 +42,25 @@ Answered = tuple[int, Json | None, str]  # status, body, id of the operation tha
 class RefusedError(Exception):
     """An answer with an error in Azure's form."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, *details: Json) -> None:
         """Keep status and body."""
         super().__init__(message)
-        self.status, self.body = status, {"error": {"code": code, "message": message}}
+        error = {"code": code, "message": message} | ({"details": list(details)} if details else {})
+        self.status, self.body = status, {"error": error}
 
 
-FAILURES = {
-    "quota": ("OutOfQuota", "Not enough quota available for this size in this subscription."),
+FAILURES: dict[str, tuple[Any, ...]] = {
+    "quota": (  # as github.com/MicrosoftLearning/mslearn-azure-ml/issues/30 shows it
+        "BadRequest",
+        "The request is invalid.",
+        {
+            "code": "InferencingClientCreateDeploymentFailed",
+            "message": "InferencingClient HttpRequest error, error detail: "
+            '{"errors":{"VmSize":["Not enough quota available for this size in SubscriptionId '
+            "local. Please see troubleshooting guide, available here: "
+            'https://aka.ms/oe-tsg#error-outofquota"]},"status":400}',
+        },
+    ),
     "image": ("ImageBuildFailure", "The image build failed: see the build log."),
     "unhealthy": ("ResourceNotReady", "User container has crashed or terminated."),
 }
