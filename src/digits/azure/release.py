@@ -164,6 +164,12 @@ def refuse_dirty() -> None:
         )
 
 
+def pull_request(subject: str) -> str:
+    """Return the number of the pull request that a commit merged, by GitHub's subjects, or none."""
+    found = re.search(r"\(#(\d+)\)$|^Merge pull request #(\d+)", subject)
+    return found[1] or found[2] if found else "none"
+
+
 def read(settings: Params) -> Release:
     """Return the release of this commit.
 
@@ -194,13 +200,12 @@ def read(settings: Params) -> Release:
     shape += [package_hash, environment, [(file.as_posix(), sha256(file)) for file in code_files]]
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
     head = git("rev-parse", "HEAD").strip()
-    pull_request = re.search(r"#(\d+)", git("log", "-1", "--format=%s"))
     measured = json.loads(METRICS.read_text("utf-8")) if METRICS.exists() else {}
     tags = {
         "commit": head,
         "dvc_lock_sha256": sha256(LOCK),
         "package": package_hash,
-        "pull_request": pull_request[1] if pull_request else "none",
+        "pull_request": pull_request(git("log", "-1", "--format=%s").strip()),
     }
     tags |= {f"data.{name}": str(value) for name, value in manifest.get("data", {}).items()}
     for source, values in measured.items():
