@@ -24,6 +24,7 @@ METRICS = Path("data/evaluation/metrics.json")
 TEST = Path("data/prepared/test.npz")
 LOCK = Path("dvc.lock")
 TAG_LENGTH = 256  # of a value, as Azure allows
+RECORDED = 130  # of it for size and collections; the rest of a revision's record takes no more
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -113,6 +114,11 @@ class Params:
         """Traffic must grow, and end with all of it; the image must stay what it is."""
         if self.autoscale and self.autoscale.most <= self.instance_count:
             raise ValueError("autoscale.most must be more than instance_count")
+        if len(self.instance_type) + sum(len(name) + 3 for name in self.collections) > RECORDED:
+            raise ValueError(
+                "instance_type and collections are too long for the record of a revision: "
+                f"{RECORDED} characters in all, 3 for each collection included"
+            )
         if self.image.endswith(":latest"):
             raise ValueError("image must be pinned by a digest or a dated tag, not latest")
         steps = self.traffic_percent
