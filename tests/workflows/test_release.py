@@ -180,10 +180,15 @@ def test_a_model_too_dear_to_train_twice_is_restored(production: Production) -> 
     assert run.jobs == DEPLOYED, run.log
     assert "nothing is trained again" in run.log
     assert "Running stage" not in run.log
+    production.model("not trained", reproduced=False)
+    run = production.push()
+    assert run.jobs == {"reproduce": "failure"}, run.log
+    assert "main's dvc.lock is stale" in run.log
     production.model("never pushed")
     run = production.push()
     assert run.jobs == {"reproduce": "failure"}, run.log
-    production.work.git("revert", "--no-edit", "HEAD~2..HEAD")
+    assert "main has no such model" in run.log
+    production.work.git("revert", "--no-edit", "HEAD~3..HEAD")
 
 
 @pytest.mark.prove
