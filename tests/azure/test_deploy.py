@@ -60,7 +60,7 @@ def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
     version = deployable.commit("one")
     plan = deployable.deploy("plan")
     assert "to be created" in plan
-    assert "2.4 cores" in plan
+    assert "quota        4 cores of" in plan
     assert "unknown; set azure.price_an_hour" in plan
     assert standin.call("GET", deployable.endpoint)["value"] == []
     deployable.deploy("apply")
@@ -160,7 +160,7 @@ def test_pause_resume_destroy(deployable: Deployable, standin: StandIn) -> None:
 
 @pytest.mark.prove
 def test_in_place(deployable: Deployable, standin: StandIn) -> None:
-    # All cores of the region but two are taken: nothing fits beside what is live.
+    # It takes 18 of the region's 24 cores: nothing fits beside what is live.
     deployable.set(strategy="in_place", instance_count="7")
     one = deployable.commit("one")
     deployable.deploy("apply")
@@ -192,7 +192,7 @@ def test_autoscale_goes_with_its_deployment(deployable: Deployable, standin: Sta
     deployable.commit("one")
     plan = deployable.deploy("plan")
     assert "1 to 3 x Standard_DS2_v2" in plan
-    assert "2.4 cores of standardDSv2Family needed, 7.2 under load" in plan
+    assert "quota        4 cores of standardDSv2Family needed, 8 under load" in plan
     deployable.deploy("apply")
     (name,) = deployable.serving(standin)["traffic"]
     setting = standin.call("GET", scaling(deployable, standin, name))["properties"]

@@ -13,7 +13,7 @@ from clouded import a_cloud  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
-    from digits.azure import commands, connect, connection, doctor, release
+    from digits.azure import commands, connect, connection, doctor, release, standin
 from digits.errors import DigitsError
 
 needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
@@ -193,7 +193,18 @@ def test_a_quota_for_one_revision_alone_is_enough_in_place(
     monkeypatch.setattr(doctor, "cores", lambda *_: (2, "standardDSv2Family", 1))
     (found,) = doctor.quota("azure")
     assert found.state == state
-    assert "2.4 cores of standardDSv2Family needed for one more revision, 1 free" in found.what
+    assert "quota: 4 cores of standardDSv2Family needed for one more revision, 1 free" in found.what
+
+
+@pytest.mark.parametrize(
+    ("cores", "instances", "needed"),
+    [(4, 1, 8), (16, 1, 32), (2, 4, 10), (2, 5, 12), (2, 6, 16), (1, 35, 42), (1, 36, 44)],
+)
+def test_quota_is_taken_for_a_fifth_more_instances_in_whole_ones(
+    cores: int, instances: int, needed: int
+) -> None:
+    assert release.reserved(cores, instances) == needed
+    assert standin.reserved(cores, instances) == needed
 
 
 def test_each_identity_has_its_jobs_and_each_such_job_its_identity() -> None:

@@ -36,6 +36,8 @@ VALUES: list[Any] = [
     [[]],
     {"data": 1},
     "\ud800",
+    "x" * 8_000_000,
+    10**13,
 ]
 TEXTS = [b"NaN", b"Infinity", b"1e999", b"-", b"0x1", b"\xff", b"\0", b"[", b"]", b"{", b'"', b","]
 HEADERS = [
@@ -122,12 +124,20 @@ def text_bomb() -> bytes:
     return bytes(image[:33]) + whole + bytes(image[33:])
 
 
+def among_zeros(value: Any) -> bytes:
+    """Return JSON of an image with one value that is no number, which NumPy would give to all."""
+    return json.dumps({"data": [[*[0] * 783, value]]}).encode()
+
+
 LARGE = {
     "50 MB": lambda: b"[" + b"0," * 25_000_000,
     "10,000 images": lambda: b'{"data":[' + b",".join([b"[" + b"0," * 783 + b"0]"] * 10_000),
     "10,000 empty images": lambda: b'{"data":[' + b",".join([b"[]"] * 10_000) + b"]}",
     "a nest": lambda: b'{"data":' + b"[" * 5_000_000,
     "a long text": lambda: b'{"data":"' + b"x" * 9_000_000 + b'"}',
+    "a long text among zeros": lambda: among_zeros("x" * 8_000_000),
+    "a text among zeros": lambda: among_zeros("x" * 1_500_000),
+    "a number of zeros": lambda: json.dumps({"data": [[0] * 784, 10**13]}).encode(),
     "a bomb": bomb,
     "a bomb of text": text_bomb,
 }

@@ -176,14 +176,23 @@ def test_a_merged_fork_is_deployed_like_any_other_and_rolled_back(production: Pr
 @pytest.mark.prove
 def test_a_model_too_dear_to_train_twice_is_restored(production: Production) -> None:
     production.work.set(verify="restore")
+    version = production.model("dear")
+    writer = production.github.environment["IDENTITY_main"]
+    production.work.dvc("push", "--remote", "main", AZURE_STORAGE_CONNECTION_STRING=writer)
     run = production.push()
     assert run.jobs == DEPLOYED, run.log
+    assert production.live == version
     assert "nothing is trained again" in run.log
     assert "Running stage" not in run.log
+    production.model("not trained", reproduced=False)
+    run = production.push()
+    assert run.jobs == {"reproduce": "failure"}, run.log
+    assert "main's dvc.lock is stale" in run.log
     production.model("never pushed")
     run = production.push()
     assert run.jobs == {"reproduce": "failure"}, run.log
-    production.work.git("revert", "--no-edit", "HEAD~2..HEAD")
+    assert "main has no such model" in run.log
+    production.work.git("revert", "--no-edit", "HEAD~4..HEAD")
 
 
 @pytest.mark.prove

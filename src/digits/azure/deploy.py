@@ -360,13 +360,12 @@ class Deployer:
             print(f"removed      {', '.join(removed)}")
         try:
             each, family, free = cores(client, settings.instance_type)
-            needed = release.reserved(each, settings)
+            needed = release.reserved(each, settings.instance_count)
             known = "unknown" if free is None else f"{free:g}"
-            more = scale.most / settings.instance_count * needed if scale else 0
-            busy = f", {more:g} under load" if scale else ""
+            busy = f", {release.reserved(each, scale.most)} under load" if scale else ""
             gone = removed if beside or not live else [*removed, live]
             freed = f", those of {' and '.join(gone)} are freed before" if gone else ""
-            print(f"quota        {needed:g} cores of {family} needed{busy}, {known} free{freed}")
+            print(f"quota        {needed} cores of {family} needed{busy}, {known} free{freed}")
         except (DigitsError, HttpResponseError) as error:  # not every role may ask
             print(f"quota        unknown: {explained(error)[:200]}")
         steps = [f"{percent} %" for percent in settings.traffic_percent]

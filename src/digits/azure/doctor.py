@@ -230,8 +230,8 @@ def quota(kind: str) -> Iterator[Finding]:
         mend = "" if isinstance(error, DigitsError) else "`az login`"  # which tells its own
         yield Finding("unknown", f"quota: {' '.join(str(error).split())[:200]}", mend)
         return
-    needed = release.reserved(each, settings)
-    said = f"quota: {needed:g} cores of {family} needed for one more revision, {free} free"
+    needed = release.reserved(each, settings.instance_count)
+    said = f"quota: {needed} cores of {family} needed for one more revision, {free} free"
     mend = "ask for more, or set azure.strategy to in_place"
     enough = free is None or free >= needed or settings.strategy == "in_place"
     yield judged(enough, said, mend)

@@ -1,5 +1,6 @@
 """What went wrong on Azure, in words: the known cause and the mend."""
 
+import re
 from pathlib import Path
 
 from azure.core.exceptions import (
@@ -11,9 +12,9 @@ from azure.core.exceptions import (
 from digits.errors import DigitsError
 
 LOGS = Path(".deploy")  # where the logs of deployments and jobs that failed are saved
-CAUSES = [  # what an error's text holds, the cause, the mend
+CAUSES = [  # a pattern of an error's text, in any case; the cause, the mend
     (
-        "OutOfQuota",
+        "Not enough quota|OutOfQuota",
         "the quota is used up",
         "ask for more, a smaller azure.instance_type, or in_place",
     ),
@@ -39,7 +40,7 @@ def explained(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
     for mark, cause, mend in CAUSES:
-        if mark in text:
+        if re.search(mark, text, re.IGNORECASE):
             return f"{cause}: {mend} ({text[:300]})"
     if isinstance(error, ClientAuthenticationError):
         return f"the credentials are not accepted: log in again ({text[:300]})"

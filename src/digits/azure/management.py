@@ -6,7 +6,6 @@ then is recorded (`GET /standin/calls`, with what is left of the faults).
 
 import copy
 import json
-import math
 import re
 import time
 import uuid
@@ -130,12 +129,12 @@ def operation(standin: StandIn, path: str, key: str, body: Json) -> Answered:
 
 
 def usages(standin: StandIn, path: str, key: str, body: Json) -> Answered:
-    """Return the quota of each family of sizes, in whole cores as Azure counts them."""
+    """Return the quota of each family of sizes, in cores."""
     usage = {"id": path, "type": f"{PROVIDER}/vm/dedicatedCores", "unit": "Count"}
     found = []
     for family, limit in QUOTA.items():
         name = {"value": family, "localizedValue": family}
-        used = math.ceil(standin.used(family))
+        used = standin.used(family)
         found.append(usage | {"name": name, "currentValue": used, "limit": limit})
     return 200, {"value": found}, ""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ METRICS = Path("data/evaluation/metrics.json")
 TEST = Path("data/prepared/test.npz")
 LOCK = Path("dvc.lock")
 TAG_LENGTH = 256  # of a value, as Azure allows
-RESERVE = 1.2  # Azure reserves a fifth more cores, to upgrade instances
+RECORDED = 130  # of it for size and collections; the rest of a revision's record takes no more
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -113,6 +114,11 @@ class Params:
         """Traffic must grow, and end with all of it; the image must stay what it is."""
         if self.autoscale and self.autoscale.most <= self.instance_count:
             raise ValueError("autoscale.most must be more than instance_count")
+        if len(self.instance_type) + sum(len(name) + 3 for name in self.collections) > RECORDED:
+            raise ValueError(
+                "instance_type and collections are too long for the record of a revision: "
+                f"{RECORDED} characters in all, 3 for each collection included"
+            )
         if self.image.endswith(":latest"):
             raise ValueError("image must be pinned by a digest or a dated tag, not latest")
         steps = self.traffic_percent
@@ -164,6 +170,12 @@ def refuse_dirty() -> None:
         )
 
 
+def pull_request(subject: str) -> str:
+    """Return the number of the pull request that a commit merged, by GitHub's subjects, or none."""
+    found = re.search(r"\(#(\d+)\)$|^Merge pull request #(\d+)", subject)
+    return found[1] or found[2] if found else "none"
+
+
 def read(settings: Params) -> Release:
     """Return the release of this commit.
 
@@ -194,13 +206,12 @@ def read(settings: Params) -> Release:
     shape += [package_hash, environment, [(file.as_posix(), sha256(file)) for file in code_files]]
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
     head = git("rev-parse", "HEAD").strip()
-    pull_request = re.search(r"#(\d+)", git("log", "-1", "--format=%s"))
     measured = json.loads(METRICS.read_text("utf-8")) if METRICS.exists() else {}
     tags = {
         "commit": head,
         "dvc_lock_sha256": sha256(LOCK),
         "package": package_hash,
-        "pull_request": pull_request[1] if pull_request else "none",
+        "pull_request": pull_request(git("log", "-1", "--format=%s").strip()),
     }
     tags |= {f"data.{name}": str(value) for name, value in manifest.get("data", {}).items()}
     for source, values in measured.items():
@@ -248,9 +259,13 @@ def refuse_bad_metrics(live: str | None) -> None:
         )
 
 
-def reserved(per_instance: int, settings: Params) -> float:
-    """Return how many cores of quota one deployment takes."""
-    return per_instance * settings.instance_count * RESERVE
+def reserved(per_instance: int, instances: int) -> int:
+    """Return how many cores of quota one deployment takes.
+
+    Azure takes a fifth more instances, rounded up to whole ones, to upgrade them:
+    learn.microsoft.com/azure/machine-learning/how-to-manage-quotas.
+    """
+    return per_instance * math.ceil(instances * 6 / 5)
 
 
 def stage_code(release: Release, target: Path) -> Path:

@@ -28,10 +28,12 @@ class Recipe:
 
 def known(endpoint: Any) -> dict[str, Recipe]:
     """Return the recipes of an endpoint's revisions, oldest first."""
-    found = {}
+    found, names = {}, [field.name for field in dataclasses.fields(Recipe)]
     for tag, value in endpoint.tags.items():
         if tag.startswith(TAG):
             made = json.loads(value)
+            if isinstance(made, list):  # older records have keys
+                made = dict(zip(names, made, strict=True))
             made["collect"] = tuple(made["collect"])
             made["scale"] = made.get("scale") and tuple(made["scale"])
             found[tag.removeprefix(TAG)] = Recipe(**made)
@@ -39,9 +41,14 @@ def known(endpoint: Any) -> dict[str, Recipe]:
 
 
 def tags(endpoint: Any, name: str, recipe: Recipe) -> dict[str, str | None]:
-    """Return the tags that record a revision and forget the oldest."""
-    text = json.dumps(dataclasses.asdict(recipe), separators=(",", ":"))
-    oldest = [one for one in known(endpoint) if one != name][: -(KEPT - 1)]
+    """Return the tags that record a revision, without keys for their length, and forget the oldest.
+
+    Those of what is live and previous stay: traffic may go back there.
+    """
+    text = json.dumps(dataclasses.astuple(recipe), separators=(",", ":"))
+    there = known(endpoint)
+    needed = (name, endpoint.tags.get("live"), endpoint.tags.get("previous"))
+    oldest = [one for one in there if one not in needed][: max(0, len({*there, name}) - KEPT)]
     return {f"{TAG}{one}": None for one in oldest} | {f"{TAG}{name}": text}
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from digits import inference
 
 LOOPBACK = "127.0.0.1"
+LENGTH_DIGITS = 9  # of a body's; what is larger is not even read
 DRAIN_SECONDS = 30  # that requests under way may take when their deployment is deleted
 NO_ROUTE = (
     "No valid deployments to route to. Please check that the endpoint has at least one deployment "
@@ -212,9 +213,9 @@ class Router:
 
             def do_POST(self) -> None:
                 """Check the key, choose a deployment, pass the request on."""
-                if not self.headers.get("Content-Length", "").isdigit():
+                if refusal := _refusal(self.headers):
                     self.close_connection = True  # what follows cannot be told from a body
-                    return self.answer(411, b"Send the body's length as Content-Length.", {})
+                    return self.answer(*refusal, {})
                 body = self.body()
                 name, _, rest = self.path.lstrip("/").partition("/")
                 endpoint = router.endpoints.get(name)
@@ -244,6 +245,17 @@ class Router:
         return Scoring
 
 
+def _refusal(headers: Any) -> tuple[int, bytes] | None:
+    length = headers.get("Content-Length", "")
+    if headers.defects or headers.get_payload():  # a line that is no header, and all after it
+        return 400, b"The headers are malformed."
+    if "Transfer-Encoding" in headers or not length.isdecimal():
+        return 411, b"Send the body's length as Content-Length alone."
+    if len(length) > LENGTH_DIGITS:
+        return 413, b"The body is too large."
+    return None
+
+
 def _forward(
     target: tuple[str, int], path: str, body: bytes, headers: Any
 ) -> tuple[int, bytes, dict[str, str]]:
@@ -265,6 +277,8 @@ def _forward(
             not in ("connection", "content-length", "transfer-encoding", "date", "server")
         }
         return answer.status, answer.read(), kept | {"azureml-model-deployment": deployment}
+    except (ValueError, http.client.InvalidURL) as error:  # nothing was sent
+        return 400, f"the request is malformed: {str(error)[:200]}".encode(), {}
     except (OSError, http.client.HTTPException) as error:
         text = f"the deployment's server does not answer: {error}"
         return 502, text.encode(), {"azureml-model-deployment": deployment}

@@ -7,6 +7,7 @@ names and traffic, 404 and 409. It is no proof of Azure. management.py serves it
 import copy
 import datetime
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -30,7 +31,6 @@ SIZES = {  # name: cores, and the family whose quota they are taken from
     "Standard_F4s_v2": (4, "standardFSv2Family"),
 }
 QUOTA = {"standardDSv2Family": 24, "standardFSv2Family": 24}  # cores
-RESERVE = 1.2  # of which a deployment takes a fifth more than it has, to upgrade instances
 ENDPOINT_NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9-]{1,30}[a-zA-Z0-9]$")
 HEALTHY_SECONDS = 120.0
 TAGS, TAG_LENGTH = 50, 256  # of a resource
@@ -42,17 +42,33 @@ Answered = tuple[int, Json | None, str]  # status, body, id of the operation tha
 class RefusedError(Exception):
     """An answer with an error in Azure's form."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, *details: Json) -> None:
         """Keep status and body."""
         super().__init__(message)
-        self.status, self.body = status, {"error": {"code": code, "message": message}}
+        error = {"code": code, "message": message} | ({"details": list(details)} if details else {})
+        self.status, self.body = status, {"error": error}
 
 
-FAILURES = {
-    "quota": ("OutOfQuota", "Not enough quota available for this size in this subscription."),
+FAILURES: dict[str, tuple[Any, ...]] = {
+    "quota": (  # as github.com/MicrosoftLearning/mslearn-azure-ml/issues/30 shows it
+        "BadRequest",
+        "The request is invalid.",
+        {
+            "code": "InferencingClientCreateDeploymentFailed",
+            "message": "InferencingClient HttpRequest error, error detail: "
+            '{"errors":{"VmSize":["Not enough quota available for this size in SubscriptionId '
+            "local. Please see troubleshooting guide, available here: "
+            'https://aka.ms/oe-tsg#error-outofquota"]},"status":400}',
+        },
+    ),
     "image": ("ImageBuildFailure", "The image build failed: see the build log."),
     "unhealthy": ("ResourceNotReady", "User container has crashed or terminated."),
 }
+
+
+def reserved(cores: int, instances: int) -> int:
+    """Return the cores that a deployment takes: of a fifth more instances, in whole ones."""
+    return cores * math.ceil(instances * 6 / 5)
 
 
 class StandIn:
@@ -350,7 +366,7 @@ class StandIn:
                 400, "BadArgument", f"The size {size} is not one of {', '.join(SIZES)}."
             )
         cores, family = SIZES[size]
-        if self.used(family, but=key) + RESERVE * cores * count > QUOTA[family]:
+        if self.used(family, but=key) + reserved(cores, count) > QUOTA[family]:
             raise RefusedError(400, *FAILURES["quota"])
         known = self.resources.get(key)
         stored = self.stored(path, body, known)
@@ -383,13 +399,13 @@ class StandIn:
         if state in BUSY:
             raise RefusedError(409, "Conflict", f"{key} is {state}: try again when that is done.")
 
-    def used(self, family: str, but: str = "") -> float:
+    def used(self, family: str, but: str = "") -> int:
         """Return the cores of a family in use."""
-        taken = 0.0
+        taken = 0
         for path, body in self.resources.items():
             if "/onlineendpoints/" in path and "/deployments/" in path and path != but:
                 cores, its = SIZES[body["properties"]["instanceType"]]
-                taken += RESERVE * cores * body["sku"]["capacity"] * (its == family)
+                taken += reserved(cores, body["sku"]["capacity"]) * (its == family)
         return taken
 
     def stored(self, path: str, body: Json, known: Json | None) -> Json:
