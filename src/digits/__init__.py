@@ -52,6 +52,7 @@ azure.endpoint      one endpoint: traffic, deployments, asking it
 azure.lease         one deployment at a time
 azure.collected     what production kept: requests and labels
 azure.monitor       `digits monitor`
+azure.plan          what a deployment would change, take and cost
 azure.deploy        `digits deploy`
 azure.sending       a stream sent to an endpoint, none of it lost or counted twice
 azure.simulate      `digits simulate`: traffic for a live endpoint

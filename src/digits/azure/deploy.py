@@ -15,25 +15,15 @@ from typing import Any
 
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 
-from digits.azure import lease, release, revisions
+from digits.azure import lease, plan, release, revisions
 from digits.azure.endpoint import Target
 from digits.azure.failure import LOGS, explained
 from digits.azure.release import TEST, Params, Release
 from digits.azure.revisions import Recipe
-from digits.azure.workspace import connect, cores
+from digits.azure.workspace import connect
 from digits.dataset import Digits, read_pool
 from digits.errors import DigitsError
 from digits.files import write_text
-
-HOURS_A_DAY = 24
-
-
-def serving(endpoint: Any, states: dict[str, str]) -> str | None:
-    """Return the revision that is live and runs; it may be one whose last change went wrong."""
-    name = endpoint.tags.get("live")
-    if states.get(name) == "succeeded" or (name in states and endpoint.traffic.get(name)):
-        return str(name)
-    return None
 
 
 class Deployer:
@@ -117,7 +107,7 @@ class Deployer:
         tags = endpoint.tags
         traffic = {name: share for name, share in endpoint.traffic.items() if share}
         self.target.state(tags.get("live"))  # it may be scaled at this moment
-        live = serving(endpoint, self.target.deployments())
+        live = revisions.serving(endpoint, self.target.deployments())
         wanted = {live: 100} if live and "paused" not in tags else {}
         if traffic != wanted:
             print("An earlier run stopped half-way; its traffic goes back first.", flush=True)
@@ -329,58 +319,7 @@ class Deployer:
 
     def plan(self, new: Release) -> None:
         """Print what `apply` would change; change nothing."""
-        settings, client = self.settings, self.target.client
-        endpoint = self.target.get()
-        states = self.target.deployments() if endpoint else {}
-        live = serving(endpoint, states) if endpoint else None
-        print(f"endpoint     {self.target.name}: {'exists' if endpoint else 'to be created'}")
-        access = endpoint.public_network_access.lower() if endpoint else None
-        if access != self.target.access:
-            print(f"access       {access or 'none'} -> public access {self.target.access}")
-        for name, (has, wanted) in self.target.differing(endpoint).items():
-            print(f"{name:13}{has} -> {wanted}: apply will refuse")
-        days = settings.collection_days
-        kept = f"kept {days} days" if days else "kept until destroy"
-        names = settings.collections
-        print(f"collected    {', '.join((*names, kept)) if names else 'nothing'}")
-        if live == new.name and "paused" not in endpoint.tags:
-            print(f"revision     {live} is live already: nothing to change")
-            return
-        print(f"revision     {live or 'none'} -> {new.name}, strategy {settings.strategy}")
-        print(f"model        package {new.package_hash}, commit {new.tags['commit'][:12]}")
-        reasons = release.gate_reasons(self.target.commit(endpoint))
-        print(f"gate         {'failed: ' + '; '.join(reasons) if reasons else 'passed'}")
-        print(f"environment  {settings.image}, version {new.environment_hash}")
-        scale = settings.autoscale
-        most = f" to {scale.most}" if scale else ""
-        print(f"instances    {settings.instance_count}{most} x {settings.instance_type}")
-        beside = 1 if live and settings.strategy == "blue_green" else 0
-        removed = [name for name in states if name not in (live, new.name)]
-        if removed:
-            print(f"removed      {', '.join(removed)}")
-        try:
-            each, family, free = cores(client, settings.instance_type)
-            needed = release.reserved(each, settings.instance_count)
-            known = "unknown" if free is None else f"{free:g}"
-            busy = f", {release.reserved(each, scale.most)} under load" if scale else ""
-            gone = removed if beside or not live else [*removed, live]
-            freed = f", those of {' and '.join(gone)} are freed before" if gone else ""
-            print(f"quota        {needed} cores of {family} needed{busy}, {known} free{freed}")
-        except (DigitsError, HttpResponseError) as error:  # not every role may ask
-            print(f"quota        unknown: {explained(error)[:200]}")
-        steps = [f"{percent} %" for percent in settings.traffic_percent]
-        if not live:
-            steps = ["100 %"]
-        elif not beside:
-            steps = ["no service while it is replaced", "100 %"]
-        print(f"traffic      {', '.join(steps)}")
-        price = settings.price_an_hour
-        cost = "unknown; set azure.price_an_hour"
-        if price:
-            cost = f"{price * HOURS_A_DAY * settings.instance_count * (1 + beside):.2f}"
-            cost += ", the old revision's kept for rollback included" if beside else ""
-            cost += f", up to {scale.most / settings.instance_count:g} times that" if scale else ""
-        print(f"cost a day   {cost}")
+        print("\n".join(plan.lines(self.target, new)))
 
 
 def main(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ then is recorded (`GET /standin/calls`, with what is left of the faults).
 """
 
 import copy
+import datetime
 import json
 import re
 import time
@@ -159,6 +160,37 @@ def sizes(standin: StandIn, path: str, key: str, body: Json) -> Answered:
     return 200, {"value": value}, ""
 
 
+def put_scale(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+    """Keep a deployment's setting of Azure Monitor; nothing here scales by it."""
+    target = body["properties"]["targetResourceUri"]
+    if target.lower() not in standin.resources:
+        raise RefusedError(400, "ResourceNotFound", f"The target {target} was not found.")
+    for profile in body["properties"]["profiles"]:
+        bounds = [int(profile["capacity"][name]) for name in ("minimum", "default", "maximum")]
+        if bounds != sorted(bounds):
+            raise RefusedError(400, "InvalidProfile", f"{bounds} are not in order.")
+    return standin.put_plain(path, key, body)
+
+
+def put_policy(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+    """Keep a storage account's rules, and go by them."""
+    answer = standin.put_plain(path, key, body)
+    standin.workers.submit(expire, standin)
+    return answer
+
+
+def expire(standin: StandIn) -> None:
+    """Delete blobs that the storage account's rules say are too old."""
+    now = datetime.datetime.now(datetime.UTC)
+    with standin.lock:
+        found = [body for key, body in standin.resources.items() if "/managementpolicies/" in key]
+    for rule in (rule for one in found for rule in one["properties"]["policy"]["rules"]):
+        days = rule["definition"]["actions"]["baseBlob"]["delete"]
+        oldest = now - datetime.timedelta(days=days["daysAfterModificationGreaterThan"])
+        for prefix in rule["definition"]["filters"]["prefixMatch"]:
+            standin.storage["expire"](prefix, oldest)
+
+
 W = rf"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/{PROVIDER.lower()}/workspaces/[^/]+"
 P = rf"/subscriptions/[^/]+/providers/{PROVIDER.lower()}/locations/[^/]+"
 E = rf"{W}/onlineendpoints/[^/]+"
@@ -192,11 +224,11 @@ ROUTES: list[tuple[str, Methods]] = [
     (rf"{E}/deployments/[^/]+/getlogs", {"POST": logs}),
     (
         rf"{G}/microsoft.insights/autoscalesettings/[^/]+",
-        {"GET": StandIn.get, "PUT": StandIn.put_scale, "DELETE": StandIn.delete_plain},
+        {"GET": StandIn.get, "PUT": put_scale, "DELETE": StandIn.delete_plain},
     ),
     (
         rf"{G}/microsoft.storage/storageaccounts/[^/]+/managementpolicies/default",
-        {"GET": StandIn.get, "PUT": StandIn.put_policy, "DELETE": StandIn.delete_plain},
+        {"GET": StandIn.get, "PUT": put_policy, "DELETE": StandIn.delete_plain},
     ),
     (rf"{P}/operations/[^/]+", {"GET": operation}),
     (rf"{P}/usages", {"GET": usages}),

@@ -40,6 +40,14 @@ def known(endpoint: Any) -> dict[str, Recipe]:
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 
+def serving(endpoint: Any, states: dict[str, str]) -> str | None:
+    """Return the revision that is live and runs; it may be one whose last change went wrong."""
+    name = endpoint.tags.get("live")
+    if states.get(name) == "succeeded" or (name in states and endpoint.traffic.get(name)):
+        return str(name)
+    return None
+
+
 def tags(endpoint: Any, name: str, recipe: Recipe) -> dict[str, str | None]:
     """Return the tags that record a revision, without keys for their length, and forget the oldest.
 

@@ -317,7 +317,7 @@ def main(arguments: list[str]) -> None:
                 flush=True,
             )
             while not stop.wait(EXPIRE_SECONDS):
-                standin.workers.submit(standin.expire)
+                standin.workers.submit(management.expire, standin)
         finally:
             server.stop()
             page_server.stop()

@@ -5,7 +5,6 @@ names and traffic, 404 and 409. It is no proof of Azure. management.py serves it
 """
 
 import copy
-import datetime
 import json
 import math
 import re
@@ -272,40 +271,12 @@ class StandIn:
         self.save()
         return 200 if found else 204, None, ""
 
-    def put_scale(self, path: str, key: str, body: Json) -> Answered:
-        """Keep a deployment's setting of Azure Monitor; nothing here scales by it."""
-        target = body["properties"]["targetResourceUri"]
-        if target.lower() not in self.resources:
-            raise RefusedError(400, "ResourceNotFound", f"The target {target} was not found.")
-        for profile in body["properties"]["profiles"]:
-            bounds = [int(profile["capacity"][name]) for name in ("minimum", "default", "maximum")]
-            if bounds != sorted(bounds):
-                raise RefusedError(400, "InvalidProfile", f"{bounds} are not in order.")
-        return self.put_plain(path, key, body)
-
     def put_plain(self, path: str, key: str, body: Json) -> Answered:
         """Keep a resource that has nothing running."""
         known = self.resources.get(key)
         self.resources[key] = self.stored(path, body, known)
         self.save()
         return 200 if known else 201, copy.deepcopy(self.resources[key]), ""
-
-    def put_policy(self, path: str, key: str, body: Json) -> Answered:
-        """Keep a storage account's rules, and go by them."""
-        answer = self.put_plain(path, key, body)
-        self.workers.submit(self.expire)
-        return answer
-
-    def expire(self) -> None:
-        """Delete blobs that the storage account's rules say are too old."""
-        now = datetime.datetime.now(datetime.UTC)
-        with self.lock:
-            found = [body for key, body in self.resources.items() if "/managementpolicies/" in key]
-        for rule in (rule for one in found for rule in one["properties"]["policy"]["rules"]):
-            days = rule["definition"]["actions"]["baseBlob"]["delete"]
-            oldest = now - datetime.timedelta(days=days["daysAfterModificationGreaterThan"])
-            for prefix in rule["definition"]["filters"]["prefixMatch"]:
-                self.storage["expire"](prefix, oldest)
 
     def put_endpoint(self, path: str, key: str, body: Json) -> Answered:
         """Create an endpoint, or replace its settings, traffic and tags."""
