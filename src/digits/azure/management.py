@@ -175,11 +175,11 @@ def put_scale(standin: StandIn, path: str, key: str, body: Json) -> Answered:
 def put_policy(standin: StandIn, path: str, key: str, body: Json) -> Answered:
     """Keep a storage account's rules, and go by them."""
     answer = standin.put_plain(path, key, body)
-    standin.workers.submit(expire, standin)
+    standin.workers.submit(enforce, standin)
     return answer
 
 
-def expire(standin: StandIn) -> None:
+def enforce(standin: StandIn) -> None:
     """Delete blobs that the storage account's rules say are too old."""
     now = datetime.datetime.now(datetime.UTC)
     with standin.lock:

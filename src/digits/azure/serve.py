@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from digits.azure import batches, jobs, page
 from digits.azure.connection import REMOTES
 from digits.azure.detector import Detector
-from digits.azure.management import handler
+from digits.azure.management import enforce, handler
 from digits.azure.router import LOOPBACK, Router, Server
 from digits.azure.standin import StandIn
 from digits.azure.watch import Labels, Watch
@@ -317,7 +317,7 @@ def main(arguments: list[str]) -> None:
                 flush=True,
             )
             while not stop.wait(EXPIRE_SECONDS):
-                standin.workers.submit(management.expire, standin)
+                standin.workers.submit(enforce, standin)
         finally:
             server.stop()
             page_server.stop()
