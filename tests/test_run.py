@@ -71,7 +71,7 @@ def test_an_unknown_target_is_told(tree: Path) -> None:
     assert (done.returncode, "no target repo" in done.stderr) == (1, True)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_no_network_at_the_first_install_is_told(tree: Path) -> None:
     nobody = "http://127.0.0.1:9/simple"
     for _ in range(2):  # the second time meets what the first one left

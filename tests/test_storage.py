@@ -124,6 +124,7 @@ def test_a_corrupted_blob_is_named_and_kept_out(
     assert_whole(pushed)
 
 
+@pytest.mark.prove
 def test_a_missing_blob_is_named_and_pushed_again(
     pushed: Project, clone: Project, azurite: Azurite
 ) -> None:

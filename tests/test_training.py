@@ -131,7 +131,7 @@ def test_a_batch_larger_than_the_data_is_told() -> None:
         fit(model.build(28, 10), (images, classes), (images, classes), TASK, RECIPE)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_a_loss_that_is_no_number_stops_and_keeps_nothing(project: Project) -> None:
     project.edit("params.yaml", "peak_learning_rate: 0.01", "peak_learning_rate: 1.0e+30")
     output = project.run("python", "src", *STAGE, code=1)
@@ -181,7 +181,7 @@ def test_an_interrupt_stops_and_keeps_nothing(project: Project, command: list[st
         assert project.git("status", "--porcelain") == ""
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_a_script_that_training_lacks_is_told(project: Project) -> None:
     pools = project.root / "data" / "prepared"
     known = random_digits(20)

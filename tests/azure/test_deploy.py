@@ -375,7 +375,9 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
     assert [path.split("/")[-4] for path in left] == ["codes"]  # of what was never live
 
 
-@pytest.mark.parametrize("states", [["failed"] * 99, ["scaling"] * 3])
+@pytest.mark.parametrize(
+    "states", [["failed"] * 99, pytest.param(["scaling"] * 3, marks=pytest.mark.prove)]
+)
 def test_what_is_live_keeps_its_traffic_in_whatever_state(
     deployable: Deployable, standin: StandIn, states: list[str]
 ) -> None:
@@ -435,6 +437,7 @@ def test_rollback_to_what_is_not_deployed_needs_no_room_for_three(
     assert deployable.version(standin) == versions[2][:12]
 
 
+@pytest.mark.prove
 def test_a_rollback_that_waited_goes_to_no_revision_that_was_not_meant(
     deployable: Deployable, standin: StandIn
 ) -> None:

@@ -354,6 +354,7 @@ def test_two_at_once_one_stops_or_waits(deployable: Deployable, standin: StandIn
         first.stdout.close()
 
 
+@pytest.mark.prove
 def test_who_waits_for_a_destroy_goes_on(
     deployable: Deployable, standin: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
