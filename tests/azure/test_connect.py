@@ -243,3 +243,5 @@ def test_the_workspace_is_where_the_repository_says(
     monkeypatch.setenv("AZURE_ML_WORKSPACE", "mine")  # goes first, as in a workflow
     found = workspace.connect("azure").client
     assert (found.workspace_name, found.resource_group_name) == ("mine", "course")
+    named = workspace.connect("theirs")
+    assert (named.client.workspace_name, named.kind) == ("theirs", "theirs")

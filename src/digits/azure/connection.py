@@ -4,6 +4,7 @@ Who may do what stands in the ARM template, as whom jobs log in in the workflows
 keeps the storage account in .dvc/config and the workspace where Azure's SDK looks for it.
 """
 
+import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ API = "2025-12-01"  # the version of Azure ML's own, as the template and the SDK
 STACK = "digits"  # the deployment stack: Azure's own list of what a template made
 REMOTES = ("main", "review")
 # The variables by which workflows and commands know the workspace, and their names in that file.
+NAME = "AZURE_ML_WORKSPACE"
 SETTINGS = {
     "AZURE_SUBSCRIPTION_ID": "subscription_id",
     "AZURE_RESOURCE_GROUP": "resource_group",
-    "AZURE_ML_WORKSPACE": "workspace_name",
+    NAME: "workspace_name",
 }
 
 
@@ -136,6 +138,12 @@ def workspace_id(values: dict[str, str]) -> str:
     subscription, group, name = (values[key] for key in SETTINGS)
     provider = "Microsoft.MachineLearningServices/workspaces"
     return f"/subscriptions/{subscription}/resourceGroups/{group}/providers/{provider}/{name}"
+
+
+def add_workspace(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Let a command take a workspace."""
+    told = "`local`: the stand-in; `azure`: that of this repository; or another's name in its group"
+    parser.add_argument("--workspace", metavar="NAME", default=default, help=told)
 
 
 def kept() -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 
-from digits.azure import lease, plan, release, revisions
+from digits.azure import connection, lease, plan, release, revisions
 from digits.azure.endpoint import Target
 from digits.azure.failure import LOGS, explained
 from digits.azure.release import TEST, Params, Release
@@ -328,7 +328,7 @@ def main(arguments: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("plan", "apply", "status", "rollback", "pause", "resume", "destroy"):
         command = commands.add_parser(name, help=getattr(Deployer, name).__doc__)
-        command.add_argument("--workspace", choices=("azure", "local"), default="azure")
+        connection.add_workspace(command, "azure")
         command.add_argument("--wait", action="store_true", help="for another deployment's end")
         if name == "rollback":
             command.add_argument("revision", nargs="?", help="as `status` names it")

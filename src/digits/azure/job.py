@@ -32,7 +32,7 @@ from azure.core.exceptions import (
 from azure.storage.blob import BlobProperties, ContainerClient
 
 from digits import params
-from digits.azure import release, results
+from digits.azure import connection, release, results
 from digits.azure.failure import LOGS, explained
 from digits.azure.release import Params, git
 from digits.azure.workspace import Workspace, connect, quiet, store
@@ -138,7 +138,7 @@ def commit_of(workspace: Workspace, name: str) -> str:
 def account(workspace: Workspace) -> str:
     """Return the account of the container `review`: the workspace's, or AZURE_STORAGE_ACCOUNT."""
     own = store(workspace)
-    other = os.environ.get("AZURE_STORAGE_ACCOUNT") if workspace.kind == "azure" else None
+    other = os.environ.get("AZURE_STORAGE_ACCOUNT") if workspace.kind != "local" else None
     if other and other != own.account_name:
         url = workspace.blobs.format(own.account_name)
         with (
@@ -152,7 +152,7 @@ def account(workspace: Workspace) -> str:
 def remote(workspace: Workspace) -> dict[str, str]:
     """Return how DVC reaches the container `review`: as oneself, or by the stand-in's key."""
     name = account(workspace)
-    if workspace.kind == "azure":
+    if workspace.kind != "local":
         return {"account_name": name, "connection_string": ""}  # not that of `make storage`
     url = workspace.blobs.format(name)
     named = f"AccountName={name};AccountKey={store(workspace).credential.account_key}"
@@ -251,7 +251,7 @@ def left(workspace: Workspace, name: str) -> tuple[str, dict[str, Any]] | None:
 
 def read_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     """Return the command line with what all commands on jobs take."""
-    parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
+    connection.add_workspace(parser, "azure")
     parser.add_argument("--compute", help="a cluster's name, or serverless, instead of params.yaml")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--attach", metavar="JOB", help="follow a job, fetch what it made")

@@ -34,7 +34,7 @@ import numpy as np
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 
 from digits import monitoring, params, production, story
-from digits.azure import collected, release
+from digits.azure import collected, connection, release
 from digits.azure.endpoint import Target
 from digits.azure.failure import explained
 from digits.azure.workspace import Workspace, connect
@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> None:
     """Fetch, judge, tell."""
     parser = argparse.ArgumentParser(prog="digits monitor", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
+    connection.add_workspace(parser, "azure")
     parser.add_argument("--endpoint", help="its name; the one that is deployed, if left out")
     parser.add_argument(
         "--since", type=moment, help="ISO 8601; from the first request, if left out"

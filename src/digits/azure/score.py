@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from digits import batch_scoring
+from digits.azure import connection
 from digits.errors import DigitsError
 
 STORED = "azureml://"
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the answers")
     parser.add_argument("--script", help="what the digits are written in, if it is known")
     parser.add_argument("--package", type=Path, default=batch_scoring.PACKAGE, help="the model")
-    parser.add_argument("--workspace", choices=("azure", "local"), help="score there instead")
+    connection.add_workspace(parser, None)
     asked = parser.parse_args(arguments)
 
     def stop(*_: object) -> None:

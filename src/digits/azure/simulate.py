@@ -18,7 +18,7 @@ from azure.core.exceptions import AzureError
 from filelock import FileLock, Timeout
 
 from digits import params
-from digits.azure import collected, release
+from digits.azure import collected, connection, release
 from digits.azure.endpoint import Target
 from digits.azure.failure import explained
 from digits.azure.sending import Reached, Run
@@ -77,7 +77,7 @@ def positive(text: str) -> int:
 def main(arguments: list[str]) -> None:
     """Send the traffic of params.yaml, or go on with what was stopped."""
     parser = argparse.ArgumentParser(prog="digits simulate", description=__doc__)
-    parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
+    connection.add_workspace(parser, "azure")
     parser.add_argument("--endpoint", help="its name; without, that of params.yaml")
     parser.add_argument("--speed", type=speed, default="1", help="a factor, or max (default 1)")
     parser.add_argument("--from", dest="phase", help="the phase to begin with")

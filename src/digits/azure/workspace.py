@@ -67,23 +67,24 @@ class Workspace:
 
     client: MLClient
     credential: Any
-    kind: str  # local or azure
+    kind: str  # local, azure, or the name of one that is not the repository's own
     poll_seconds: float
     blobs: str  # the form of a blob account's address, {} being the account
     manager: PipelineClient[Any, Any]  # for what the SDK has no call for; see manager.py
 
 
 def connect(kind: str, folder: Path = FOLDER) -> Workspace:
-    """Return the workspace `local` (as `digits serve` wrote its address) or `azure`.
+    """Return the workspace `local` (as `digits serve` wrote its address), `azure`, or a named one.
 
     Raises DigitsError when no stand-in runs, or when a setting is missing.
     """
     # Without its progress bar the SDK waits for ever for a file whose upload failed; see `quiet`.
     options: dict[str, Any] = {"show_progress": True, "enable_telemetry": False}
-    if kind == "azure":
+    if kind != "local":
         known = connection.kept() | {
             name: os.environ[name] for name in SETTINGS if os.environ.get(name)
         }
+        known |= {} if kind == "azure" else {connection.NAME: kind}
         missing = [name for name in SETTINGS if name not in known]
         if missing:
             mend = "`digits connect`, or --workspace local"
