@@ -228,19 +228,19 @@ def lint() -> None:
 
 
 def check() -> None:
-    """Lint, types and the quick tests: under a minute."""
+    """Lint, types and the quick tests."""
     lint()
     run(BIN / "pytest", *PARALLEL, "-m", "not slow and not prove")
 
 
 def test() -> None:
-    """Lint, types and all tests but the longest: under 15 minutes."""
+    """Lint, types and all tests but the longest."""
     lint()
     run(BIN / "pytest", *PARALLEL, "-m", "not prove")
 
 
 def prove() -> None:
-    """All tests, every fault and the production model too: under an hour."""
+    """All tests, every fault and the production model too."""
     lint()
     repro()
     run(BIN / "pytest", *PARALLEL)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -215,6 +216,26 @@ def test_of_the_run_cache_only_the_stages_of_the_job_are_taken(
     assert len([path for path in Path(".dvc/cache/runs").rglob("*") if path.is_file()]) == 1
     assert "Stage 'train' is cached" in project.dvc("repro")
     assert Path("model.txt").read_text() == "ten digits"
+
+
+def test_jobs_write_to_the_workspaces_account_if_it_has_the_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = MagicMock()
+    own = SimpleNamespace(account_name="own", credential=None)
+    monkeypatch.setattr(job, "store", lambda _: own)
+    monkeypatch.setattr(job, "ContainerClient", client)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "data")
+    workspace: Any = SimpleNamespace(kind="azure", blobs="https://{}.blob.core.windows.net")
+    exists = client.return_value.__enter__.return_value.exists
+    exists.return_value = True
+    assert job.account(workspace) == "own"
+    assert client.call_args[0] == ("https://own.blob.core.windows.net", "review")
+    for exists.return_value, exists.side_effect in (
+        (False, None),
+        (None, HttpResponseError("403")),
+    ):
+        assert job.account(workspace) == "data"
 
 
 def test_what_has_ended_is_not_canceled() -> None:
