@@ -1,5 +1,6 @@
 """Hostile requests, generated from seeds: none gets 5xx, and the server's next answer is right."""
 
+import errno
 import io
 import json
 import random
@@ -173,8 +174,9 @@ def send(port: int, request: bytes) -> bytes:
             connection.shutdown(socket.SHUT_WR)
             while chunk := connection.recv(1 << 16):
                 answer += chunk
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before all was sent
+        except OSError as error:  # refused before all was sent
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                raise
     return answer
 
 
