@@ -10,6 +10,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from azure.storage.blob import BlobServiceClient
 from conftest import Project
 from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
 from light import StandIn, a_standin  # noqa: F401
+from packaging.requirements import Requirement
 from test_standin import unlike
 
 from digits import params
@@ -143,6 +145,44 @@ def test_a_stage_with_other_outs_is_new(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(said) == 2
     said = train.compared(lock(out | {"md5": "2"}), account)
     assert said[1:] == ["Not the same bytes as dvc.lock here: model.txt."]
+
+
+def test_a_machine_that_computes_differently_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text("stages: {}")
+    account = {"machine": results.machine() | {"gpu": "other"}}
+    (said,) = train.compared("stages: {}", account)
+    here = results.machine()["gpu"]
+    assert said.startswith(f"The job's machine computes differently (gpu other, here {here}):")
+    assert train.compared("stages: {}", {"machine": results.machine()}) == []
+
+
+def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None:
+    settings, _ = release.load()
+
+    def pins(gpu: bool) -> tuple[str, dict[str, Requirement]]:
+        wanted = replace(settings, job=replace(settings.job, gpu=gpu))
+        found = job.environment(wanted, "3.11")
+        (packages,) = (one for one in found.conda_file["dependencies"] if isinstance(one, dict))
+        installed = [Requirement(pin) for pin in packages["pip"]]
+        on_azure = {"platform_machine": "x86_64", "sys_platform": "linux"}
+        return str(found.version), {
+            one.name: one
+            for one in installed
+            if one.marker is None or one.marker.evaluate(on_azure)
+        }
+
+    (version, plain), (other, cuda) = pins(False), pins(True)
+    assert version != other
+    assert "tensorflow" not in plain and len(plain) > 100
+    assert plain.keys() - cuda.keys() == {"tensorflow-cpu"}
+    assert cuda.keys() - plain.keys() == {"tensorflow"}
+    assert cuda["tensorflow"].extras == {"and-cuda"}
+    assert cuda["tensorflow"].specifier == plain["tensorflow-cpu"].specifier
+    for name in plain.keys() & cuda.keys():
+        assert plain[name] == cuda[name]
 
 
 def test_what_a_sweep_tries_is_checked() -> None:

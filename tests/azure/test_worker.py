@@ -1,0 +1,89 @@
+"""A job's run in MLflow, as the locked client writes it to a workspace: over TLS on loopback."""
+
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from digits import params
+from digits.azure import worker
+from digits.azure.serve import make_certificate
+
+WORKSPACE = "/mlflow/v1.0/subscriptions/S/resourceGroups/G/providers/P/workspaces/W"
+VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_RUN_ID", *worker.PATIENCE)
+
+
+@pytest.fixture(name="tracking")
+def a_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Serve what a workspace answers to MLflow's client; yield its port and the requests to it."""
+    requests: list[tuple[str, str, dict[str, Any]]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append((self.path, self.headers.get("Authorization", ""), body))
+            self.send_response(found.status)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what the worker sets is undone
+        monkeypatch.delenv(name)
+    certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        found = SimpleNamespace(port=server.server_port, requests=requests, status=200)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield found
+        server.shutdown()
+
+
+def in_job(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Set what Azure ML sets in a job."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"azureml://127.0.0.1:{port}{WORKSPACE}")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "digits-1")
+    monkeypatch.setenv("AZUREML_RUN_TOKEN", "of-the-run")
+    monkeypatch.setenv("DIGITS_COMMIT", "c0ffee")
+
+
+def test_a_run_is_written_to_the_workspace(
+    tracking: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_job(monkeypatch, tracking.port)
+    with worker.forgiving():
+        worker.find_run()
+        worker.log_run({"mnist.accuracy": 0.997}, "schema: '2.0'\n")
+    assert capsys.readouterr().err == ""
+    ((path, authorization, body),) = tracking.requests
+    assert path == f"{WORKSPACE}/api/2.0/mlflow/runs/log-batch"
+    assert authorization == "Bearer of-the-run"
+    assert body["run_id"] == "digits-1"
+    assert [(one["key"], one["value"]) for one in body["metrics"]] == [("mnist.accuracy", 0.997)]
+    logged = {one["key"]: one["value"] for one in body["params"]}
+    assert logged["batch_size"] == str(params.load()["train"]["batch_size"])
+    assert {one["key"]: one["value"] for one in body["tags"]}["commit"] == "c0ffee"
+
+
+def test_a_workspace_that_takes_no_run_stops_no_job(
+    tracking: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_job(monkeypatch, tracking.port)
+    tracking.status = 403
+    with worker.forgiving():
+        worker.find_run()
+        worker.log_run({"mnist.accuracy": 0.997}, "")
+    assert "MLflow did not take the run:" in capsys.readouterr().err
+    assert len(tracking.requests) == 1
