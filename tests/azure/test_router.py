@@ -53,6 +53,8 @@ def asked(router: Router, path: bytes, *headers: bytes) -> int:
     [
         (b"/digits/score", (KEY, TWO), 200),
         (b"/digits/score?script=%00", (KEY, TWO), 200),
+        (b"/digits/score", (KEY, TWO, b"Content-Type: multipart/form-data; boundary=x"), 200),
+        (b"/digits/score", (KEY, TWO, b"Content-Type: message/rfc822"), 200),
         (b"/digits/sc\x01ore", (KEY, TWO), 400),
         (b"/digits/sc\xc3\xa9re", (KEY, TWO), 400),
         (b"/digits/score", (KEY, TWO, b"X: a\rb"), 400),

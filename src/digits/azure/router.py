@@ -16,6 +16,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from email.errors import (
+    FirstHeaderLineIsContinuationDefect,
+    MisplacedEnvelopeHeaderDefect,
+    MissingHeaderBodySeparatorDefect,
+)
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,11 @@ from digits import inference
 LOOPBACK = "127.0.0.1"
 LENGTH_DIGITS = 9  # of a body's; what is larger is not even read
 DRAIN_SECONDS = 30  # that requests under way may take when their deployment is deleted
+WRONG = (  # of headers: the parser is one for mails, and finds fault with their contents, too
+    FirstHeaderLineIsContinuationDefect,
+    MisplacedEnvelopeHeaderDefect,
+    MissingHeaderBodySeparatorDefect,
+)
 NO_ROUTE = (
     "No valid deployments to route to. Please check that the endpoint has at least one deployment "
     "with positive weight values or use a deployment specific header to route."
@@ -247,7 +257,8 @@ class Router:
 
 def _refusal(headers: Any) -> tuple[int, bytes] | None:
     length = headers.get("Content-Length", "")
-    if headers.defects or headers.get_payload():  # a line that is no header, and all after it
+    rest = headers.get_payload()  # a line that is no header, and all after it
+    if (isinstance(rest, str) and rest) or any(isinstance(one, WRONG) for one in headers.defects):
         return 400, b"The headers are malformed."
     if "Transfer-Encoding" in headers or not length.isdecimal():
         return 411, b"Send the body's length as Content-Length alone."
