@@ -12,12 +12,14 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient, ContainerClient
 from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
 from wire import Wire, tapped
 
 from digits.azure import assets, endpoint, lease
 from digits.azure.serve import CONTAINER, KEY
+from digits.errors import DigitsError
 
 RATE = 60  # requests a second of the client; 50 at least must have been answered
 
@@ -360,19 +362,83 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
         ]
         return found
 
-    uploads = [model["properties"]["modelUri"].split("/paths/")[1] for model in versions("models")]
-    assert len(uploads) == 3
+    models = versions("models")
+    *uploads, shared = (model["properties"]["modelUri"].split("/paths/")[1] for model in models)
+    assert len(models) == 3
+    theirs = {"modelUri": models[-1]["properties"]["modelUri"], "tags": {"endpoint": "another"}}
+    standin.call("PUT", f"{workspace}/models/digits/versions/9", {"properties": theirs})
     with blobs(standin) as container:
         container.upload_blob(f"modelDataCollector/{name}/r/rows.jsonl", b"{}")
         container.upload_blob(f"labels/{name}/rows.jsonl", b"{}")
         deployable.deploy("destroy")
         for prefix in (*uploads, f"modelDataCollector/{name}/", f"labels/{name}/"):
             assert not list(container.list_blob_names(name_starts_with=prefix)), prefix
+        assert list(container.list_blob_names(name_starts_with=shared))
         assert not list(container.list_blob_names(name_starts_with=f"digits-leases/{name}"))
-    assert versions("models") == versions("environments") == []
     state = json.loads((standin.folder / "state.json").read_text())
     left = [path for path in state["resources"] if f"/{deployable.workspace}/" in path]
-    assert [path.split("/")[-4] for path in left] == ["codes"]  # of what was never live
+    assert {path.split("/")[-4] for path in left} == {"codes", "models"}  # never live; another's
+    assert [model["name"] for model in versions("models")] == ["9"]
+    standin.call("DELETE", f"{workspace}/models/digits/versions/9")
+
+
+def test_a_live_deployment_that_failed_is_made_anew(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    version = deployable.commit("one")
+    deployable.deploy("apply")
+    (live,) = deployable.serving(standin)["traffic"]
+    asked, deployed = endpoint.Target.smoke, []
+
+    def deployments(target: endpoint.Target) -> dict[str, str]:
+        return found(target) | ({} if deployed else {live: "failed"})
+
+    def smoke(target: endpoint.Target, *given: Any) -> None:
+        if not deployed:
+            raise DigitsError("no answer")
+        asked(target, *given)
+
+    def create(target: endpoint.Target, *given: Any) -> None:
+        made(target, *given)
+        deployed.append(given[0])
+
+    found, made = endpoint.Target.deployments, endpoint.Target._create
+    with (
+        patch.object(endpoint.Target, "deployments", deployments),
+        patch.object(endpoint.Target, "smoke", smoke),
+        patch.object(endpoint.Target, "_create", create),
+    ):
+        said = deployable.deploy("apply")
+    assert f"{live} is made anew: it is failed (no answer)" in said
+    assert deployed == [live]
+    assert deployable.version(standin) == version[:12]
+
+
+def test_a_revision_that_fell_and_fails_again_gets_no_traffic(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    version = deployable.commit("one")
+    deployable.deploy("apply")
+    name = fallen(deployable, standin)
+    deployable.set(smoke="{digits: 10, accuracy: 0.9, latency_seconds: 1.0e-9}")
+    said = deployable.deploy("apply", "--wait", code=1)
+    assert "the slowest answer took" in said and f"{name} was removed" in said
+    assert deployable.serving(standin)["traffic"] == {}
+    deployable.set(smoke="{digits: 10, accuracy: 0.9, latency_seconds: 5.0}")
+    deployable.deploy("apply")
+    assert deployable.version(standin) == version[:12]
+
+
+def fallen(deployable: Deployable, standin: StandIn) -> str:
+    """Take down what is live, as an in_place apply that was killed has; return its name."""
+    serving = deployable.serving(standin)
+    path = f"{deployable.endpoint}/{serving['name']}"
+    found = standin.call("GET", path)
+    found["properties"]["traffic"] = {}
+    standin.call("PUT", path, found)
+    (name,) = serving["traffic"]
+    standin.call("DELETE", f"{path}/deployments/{name}")
+    return str(name)
 
 
 @pytest.mark.parametrize(
@@ -406,17 +472,30 @@ def test_in_place_goes_back_to_what_a_killed_run_took_down(
 ) -> None:
     version = deployable.commit("one")
     deployable.deploy("apply")
-    serving = deployable.serving(standin)
-    path = f"{deployable.endpoint}/{serving['name']}"
-    found = standin.call("GET", path)
-    found["properties"]["traffic"] = {}
-    standin.call("PUT", path, found)
-    (name,) = serving["traffic"]
-    standin.call("DELETE", f"{path}/deployments/{name}")
+    name = fallen(deployable, standin)
     deployable.commit("bad", right=False)
     deployable.set(strategy="in_place")
     said = deployable.deploy("apply", "--wait", code=1)
     assert f"{name} was deployed again" in said
+    assert deployable.version(standin) == version[:12]
+
+
+def test_a_restoration_that_fails_is_made_good_by_the_next_apply(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    version = deployable.commit("one")
+    deployable.deploy("apply")
+    name = fallen(deployable, standin)
+    good = deployable.git("rev-parse", "HEAD").strip()
+    deployable.commit("bad", right=False)
+    standin.faults({"do": "unhealthy", "path": f"/deployments/{name}"})
+    said = deployable.deploy("apply", "--wait", code=1)
+    standin.faults()
+    assert f"NOT {name} was deployed again" in said
+    assert deployable.serving(standin)["traffic"] == {}
+    deployable.git("checkout", "--quiet", good)
+    deployable.commit("one")
+    deployable.deploy("apply")
     assert deployable.version(standin) == version[:12]
 
 
@@ -467,7 +546,22 @@ def test_what_others_use_is_known_though_it_is_in_no_tag() -> None:
     plain = SimpleNamespace(model=place.format(1), environment=None, code_configuration=None)
     other = SimpleNamespace(model=place.format(2))
     names: dict[str, list[Any]] = {"digits-1": [], "digits-2": [other]}
+    models = [
+        SimpleNamespace(name="digits", version=str(3 + number), tags=tags)
+        for number, tags in enumerate(
+            ({"endpoint": "digits-1"}, {"endpoint": "digits-2"}, {"endpoint": "digits-3"}, None)
+        )
+    ]
+
+    def nothing(name: str = "") -> list[Any]:
+        if name:
+            raise ResourceNotFoundError("no container")
+        return []
+
     client: Any = SimpleNamespace(
+        models=SimpleNamespace(list=lambda name: models),
+        environments=SimpleNamespace(list=nothing),
+        data=SimpleNamespace(list=nothing),
         online_endpoints=SimpleNamespace(
             list=lambda: [SimpleNamespace(name=name, tags={}) for name in names]
         ),
@@ -479,7 +573,9 @@ def test_what_others_use_is_known_though_it_is_in_no_tag() -> None:
     assert {one for one in found if one != "None"} == {
         "models/digits/versions/1",
         "models/digits/versions/2",
+        "models/digits/versions/4",
     }
+    assert assets.registered(client, "digits-1") == {"models/digits/versions/3"}
 
 
 @pytest.mark.prove

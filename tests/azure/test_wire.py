@@ -107,6 +107,42 @@ def test_apply(deployable: Deployable, standin: StandIn, strategy: str) -> None:
     disturb(prepare, lambda wire: attempt(deployable, wire, "apply"), check, kinds=kinds)
 
 
+def gone(deployable: Deployable, standin: StandIn) -> bool:
+    """Return whether nothing is left: no endpoint, and no asset that a deployment used."""
+    workspace = deployable.endpoint.rpartition("/")[0]
+    kinds = ("onlineEndpoints", "models", "codes", "environments", "data")
+    return not any(standin.call("GET", f"{workspace}/{kind}")["value"] for kind in kinds)
+
+
+def test_the_first_apply_and_destroy(deployable: Deployable, standin: StandIn) -> None:
+    made: list[str] = []
+
+    def nothing() -> None:
+        deployable.deploy("destroy", "--wait")
+        assert gone(deployable, standin)
+        made.append(deployable.commit(f"model{len(made)}")[:12])
+
+    def after_apply(done: bool, what: str) -> None:
+        if not done:
+            assert "NOT" not in what
+            deployable.deploy("apply", "--wait")
+        assert deployable.version(standin) == made[-1], what
+        assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+
+    def something() -> None:
+        if gone(deployable, standin):
+            made.append(deployable.commit(f"model{len(made)}")[:12])
+            deployable.deploy("apply", "--wait")
+
+    def after_destroy(done: bool, what: str) -> None:
+        if not done:
+            deployable.deploy("destroy", "--wait")
+        assert gone(deployable, standin), what
+
+    disturb(nothing, lambda wire: attempt(deployable, wire, "apply"), after_apply)
+    disturb(something, lambda wire: attempt(deployable, wire, "destroy"), after_destroy)
+
+
 def test_pause_and_resume(deployable: Deployable, standin: StandIn) -> None:
     version = deployable.commit("one")[:12]
     deployable.deploy("apply")

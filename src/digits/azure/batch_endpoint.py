@@ -28,7 +28,7 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import ContainerClient
 
 from digits.azure import release
-from digits.azure.assets import BATCH_ENVIRONMENT
+from digits.azure.assets import BATCH_ENVIRONMENT, OWNER
 from digits.azure.endpoint import SCORED, Target
 from digits.azure.release import Params, Release
 from digits.azure.revisions import MODEL
@@ -105,6 +105,7 @@ class Batch:
             version=self.digest,
             image=self.settings.image,
             conda_file=self.conda,
+            tags={OWNER: self.target.name},
         )
         with tempfile.TemporaryDirectory() as folder:
             for path in self.code:

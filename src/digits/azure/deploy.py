@@ -77,9 +77,17 @@ class Deployer:
             self.settle(endpoint)
             states = self.target.deployments()
             if live == new.name and "paused" not in endpoint.tags:
-                self.target.smoke(live, self.some_digits(), new.model_version)
-                print(f"{live} is live already: nothing to change.")
-                return
+                try:
+                    self.target.smoke(live, self.some_digits(), new.model_version)
+                except DigitsError as error:
+                    if states[live] == "succeeded":
+                        raise
+                    print(f"{live} is made anew: it is {states[live]} ({error}).", flush=True)
+                    self.target.put({})
+                    live = None
+                else:
+                    print(f"{live} is live already: nothing to change.")
+                    return
             for name in states:
                 if name not in (live, new.name) or (
                     name == new.name and states[name] != "succeeded"
@@ -126,16 +134,19 @@ class Deployer:
         }
         # An in_place apply that was killed took it down; so it is what a failure goes back to.
         fallen = tags["live"] if live is None and tags["paused"] is None else None
+        fallen = None if fallen == new else fallen
         old = revisions.known(endpoint).get(live or fallen or "")
         self.target.authorise()  # now: where one logs in for minutes alone, it would be too late
         if in_place and old is None:
             raise DigitsError(f"{live} has no record to restore it from; use strategy blue_green")
+        lost = old if fallen else None
         try:
             if in_place and live:
                 print(
                     f"No service from now until {new} is healthy (strategy in_place).", flush=True
                 )
                 self.target.put({})
+                lost = old
                 self.target.remove(live)
             recipe = create()
             self.still_alone()
@@ -151,7 +162,7 @@ class Deployer:
             self.target.put({new: 100}, live=new, previous=kept, paused=None, **made)
             self.watch(new, 100, version, digits)
         except BaseException as error:
-            notes = self.undo(new, live or fallen, tags, old if in_place or fallen else None)
+            notes = self.undo(new, live or fallen, tags, lost)
             raise DigitsError(explained(error) + notes) from error
         print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
 
@@ -206,11 +217,14 @@ class Deployer:
         gone = lost is not None
         with contextlib.suppress(Exception):  # who does not know takes it for gone
             gone = gone and self.target.deployments().get(live or "") != "succeeded"
+        up = live is not None and tags.get("paused") is None
         if gone and lost and live:
             attempt("no deployment has traffic", lambda: self.target.put({}))
             discard()  # first: a small quota has no room for both
             attempt(f"{live} was deployed again", lambda: self.target.redeploy(live, lost))
-        wanted = {live: 100} if live and tags.get("paused") is None else {}
+            with contextlib.suppress(Exception):
+                up = up and self.target.state(live) == "succeeded"
+        wanted = {live: 100} if live and up else {}
         attempt(
             f"traffic is back at {live}" if wanted else "no deployment has traffic",
             lambda: self.target.put(wanted, **tags),

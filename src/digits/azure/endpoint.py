@@ -31,6 +31,7 @@ from azure.ai.ml.entities import (
 from azure.core.exceptions import ResourceNotFoundError
 
 from digits.azure import assets, collected, manager, revisions
+from digits.azure.assets import OWNER
 from digits.azure.release import PACKAGE, Params, Release, stage_code
 from digits.azure.revisions import ENVIRONMENT, MODEL, Recipe
 from digits.azure.workspace import Workspace, empty, quiet, store
@@ -130,9 +131,9 @@ class Target:
         """Delete the endpoint, all that runs behind it, what it collected, its revisions' assets.
 
         The same for the batch endpoint, with what it scored. The endpoint goes last, since its
-        tags tell what there is: who was interrupted can run it again. An asset that another
-        endpoint of the workspace names stays, and so do a few kilobytes of code: its containers of
-        Azure's own, and code of revisions never live.
+        tags tell what there is: who was interrupted can run it again. What another endpoint of the
+        workspace has or names stays, and so do a few kilobytes of code: its containers of Azure's
+        own, and code of revisions never live.
         """
         endpoint = self.settled()
         if endpoint is not None:
@@ -145,8 +146,7 @@ class Target:
             made |= assets.of(self.client.batch_deployments.list(self.batch))
             with quiet():
                 self.client.batch_endpoints.begin_delete(self.batch).result()
-        for asset in sorted(made - assets.used(self.client, self.name)):
-            assets.forget(self.workspace, f"{self.scope}/{asset}")
+        assets.forget(self.workspace, self.scope, made - assets.used(self.client, self.name))
         self.keep(None)
         collected.forget(self.workspace, self.name)
         empty(store(self.workspace), SCORED.format(endpoint=self.batch))
@@ -197,18 +197,14 @@ class Target:
 
     def register(self, release: Release) -> str:
         """Return the version of the registered model, once registered for its hash."""
-        try:
-            known = list(self.client.models.list(name=MODEL))
-        except ResourceNotFoundError:
-            known = []
+        known = assets.versions(self.client.models, MODEL)
         for model in known:
             commit = model.tags.get("commit", "")  # of live.yml it may be no commit of this history
             if model.tags.get("package") == release.package_hash and history.commit(commit):
                 return str(model.version)
         version = str(1 + max((int(model.version) for model in known), default=0))
-        model = Model(
-            name=MODEL, version=version, path=PACKAGE, type="custom_model", tags=release.tags
-        )
+        tags = release.tags | {OWNER: self.name}
+        model = Model(name=MODEL, version=version, path=PACKAGE, type="custom_model", tags=tags)
         with quiet():
             return str(self.client.models.create_or_update(model).version)
 
@@ -232,6 +228,7 @@ class Target:
             version=release.environment_hash,
             image=settings.image,
             conda_file=release.conda,
+            tags={OWNER: self.name},
         )
         with tempfile.TemporaryDirectory() as folder:
             code = str(stage_code(release, Path(folder)))

@@ -230,6 +230,8 @@ class StandIn:
         """Return the resources of one kind, newest first."""
         inside = re.compile(re.escape(key) + "/[^/]+")
         found = [value for name, value in self.resources.items() if inside.fullmatch(name)]
+        if key.endswith("/versions") and "/codes/" not in key and not found:
+            raise RefusedError(404, "UserError", f"The container of {path} was not found.")
         return 200, {"value": copy.deepcopy(found[::-1])}, ""
 
     def put_asset(self, path: str, key: str, body: Json) -> Answered:
