@@ -388,7 +388,8 @@ def test_a_live_deployment_that_failed_is_made_anew(
     version = deployable.commit("one")
     deployable.deploy("apply")
     (live,) = deployable.serving(standin)["traffic"]
-    asked, deployed = endpoint.Target.smoke, []
+    asked = endpoint.Target.smoke
+    deployed: list[str] = []
 
     def deployments(target: endpoint.Target) -> dict[str, str]:
         return found(target) | ({} if deployed else {live: "failed"})

@@ -165,7 +165,8 @@ def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None
     def pins(gpu: bool) -> tuple[str, dict[str, Requirement]]:
         wanted = replace(settings, job=replace(settings.job, gpu=gpu))
         found = job.environment(wanted, "3.11")
-        (packages,) = (one for one in found.conda_file["dependencies"] if isinstance(one, dict))
+        conda: Any = found.conda_file
+        (packages,) = (one for one in conda["dependencies"] if isinstance(one, dict))
         installed = [Requirement(pin) for pin in packages["pip"]]
         on_azure = {"platform_machine": "x86_64", "sys_platform": "linux"}
         return str(found.version), {

@@ -70,16 +70,17 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
     """Return a repository with the real workflows and source, and a pipeline that copies."""
     work = Deployable(root, workspace, folder)
     for name in (".github", "src", ".dvc"):
-        ignored = shutil.ignore_patterns(
+        unwanted = shutil.ignore_patterns(
             "__pycache__", "cache", "tmp", "config.local", "*.egg-info"
         )
-        shutil.copytree(ROOT / name, root / name, ignore=ignored)
+        shutil.copytree(ROOT / name, root / name, ignore=unwanted)
     for name in ("params.yaml", ".dvcignore"):
         shutil.copyfile(ROOT / name, root / name)
     (root / "serving").mkdir()
     (root / "serving" / "score.py").write_text(LIGHT_SCORE)
     (root / "run.py").write_text("")
-    (root / ".gitignore").write_text(".venv\nnode_modules\n__pycache__/\n/.deploy/\n*.partial\n")
+    ignored = (".venv", "node_modules", "__pycache__/", "/.deploy/", "*.partial")
+    (root / ".gitignore").write_text("\n".join((*ignored, "/data/*", "!/data/evaluation")))
     write_pool(root / "digits" / "test.npz", [known_digits()])
     evaluation = root / "data" / "evaluation"
     evaluation.mkdir(parents=True)
@@ -95,6 +96,11 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
             "cmd": f"{COPY} model data/package",
             "deps": ["model"],
             "outs": ["data/package"],
+        },
+        "evaluate": {
+            "cmd": "git hash-object model/answers.json > data/images",
+            "deps": ["model"],
+            "outs": ["data/images"],
         },
     }
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
@@ -193,6 +199,21 @@ def test_a_model_too_dear_to_train_twice_is_restored(production: Production) -> 
     assert run.jobs == {"reproduce": "failure"}, run.log
     assert "main has no such model" in run.log
     production.work.git("revert", "--no-edit", "HEAD~4..HEAD")
+
+
+@pytest.mark.prove
+def test_what_did_not_come_is_not_called_stale(production: Production) -> None:
+    production.work.set(verify="restore")
+    production.model("half there")
+    writer = production.github.environment["IDENTITY_main"]
+    production.work.dvc(
+        "push", "package", "prepare", "--remote", "main", AZURE_STORAGE_CONNECTION_STRING=writer
+    )
+    run = production.push()
+    assert run.jobs == {"reproduce": "failure"}, run.log
+    assert "not all that dvc.lock names came from the container main" in run.log
+    assert "is stale" not in run.log
+    production.work.git("revert", "--no-edit", "HEAD~2..HEAD")
 
 
 @pytest.mark.prove
