@@ -8,7 +8,7 @@ from digits.bench_serve import GOALS, SERVERS
 
 @pytest.mark.prove
 def test_it_runs_and_prints_the_figures(project: Project) -> None:
-    short = ("--seconds", "0.3", "--repetitions", "1", "--requests", "20")
+    short = ("--seconds", "0.3", "--repetitions", "1", "--requests", "20", "--images", "9000")
     output = project.run("digits", "bench-serve", *short)
     lines = output.splitlines()
     for name in SERVERS:

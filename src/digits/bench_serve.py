@@ -10,6 +10,8 @@ Client and sink share the machine's cores with the server: figures are those of 
 - uncollected: ours with collection off, which is what MLflow's server is compared with
 - mlflow: `mlflow models serve` with the same Keras model, as MLflow itself saves and calls it
 - loader: `mlflow models serve` with the model folder, whose own loader calls the model as ours does
+
+Last, without a server: `digits score` on a Parquet file, from its start to its last answer.
 """
 
 import argparse
@@ -31,8 +33,10 @@ import keras
 import mlflow.keras
 import numpy as np
 import psutil
+import pyarrow as pa
+from pyarrow import parquet
 
-from digits import inference
+from digits import batch_scoring, inference
 from digits.dataset import read_pool
 from digits.errors import DigitsError
 
@@ -60,6 +64,8 @@ GOALS = {
     "p99 against the median at half the peak": ("under", 3.0),
     f"images/s in batches of {BATCH}": ("at least", 10_000.0),
     "growth of memory after the first tenth": ("under", 0.05),
+    "images/s of `digits score` from Parquet": ("at least", 20_000.0),
+    "growth of its memory after a fifth": ("under", 0.05),
 }
 
 
@@ -205,6 +211,25 @@ def mlflow_server(folder: Path, package: Path) -> Iterator[int]:
         inference.stop(process)
 
 
+def scoring(folder: Path, package: Path, pool: np.ndarray, count: int) -> tuple[float, float]:
+    """Score `count` images on all cores; return images/s and by what share memory grew.
+
+    The images are those of `pool`, uint8 (n, size, size), shifted, as Parquet.
+    """
+    path, kind = folder / "digits.parquet", pa.binary(pool[0].size)
+    with parquet.ParquetWriter(path, pa.schema([("image", kind)])) as writer:
+        for start in range(0, count, len(pool)):
+            block = np.roll(pool, start // len(pool), axis=2)[: count - start]
+            image = pa.Array.from_buffers(kind, len(block), [None, pa.py_buffer(block.copy())])
+            writer.write_table(pa.table({"image": image}))
+    me, sizes = psutil.Process(), []
+    began = time.perf_counter()
+    for _ in batch_scoring.score([path], folder / "answers", package, None):
+        sizes.append(sum(process.memory_info().rss for process in (me, *me.children())))
+    seconds = time.perf_counter() - began
+    return count / seconds, sizes[-1] / sizes[len(sizes) // 5] - 1
+
+
 def main(arguments: list[str]) -> None:
     """Measure each server in turn, print the table."""
     parser = argparse.ArgumentParser(prog="bench-serve", description=__doc__)
@@ -212,11 +237,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--requests", type=int, default=5000, help="for memory; 200000: the claim")
+    parser.add_argument("--images", type=int, default=1_000_000, help="for `digits score`")
     given = parser.parse_args(arguments)
     package = given.package.resolve()
     manifest = json.loads((package / "data/model/manifest.json").read_text("utf-8"))
     classes, size = manifest["classes"], manifest["params"]["image_size"]
-    images = read_pool(VALIDATION, len(classes), size)[0].images[:BATCH]
+    pool = read_pool(VALIDATION, len(classes), size)[0].images
+    images = pool[:BATCH]
     single = http(json.dumps({"data": images[:1].tolist()}).encode(), "/score")
     batch = http(json.dumps({"data": images.tolist()}).encode(), "/score")
     invocation = http(json.dumps({"inputs": images[:1].tolist()}).encode(), "/invocations")
@@ -252,6 +279,7 @@ def main(arguments: list[str]) -> None:
                 with mlflow_server(folder, model) as port:
                     peak(port, invocation, 1)
                     rates[name] += [peak(port, invocation, given.seconds) for _ in rounds]
+            scored = scoring(folder, package, pool, given.images)
     finally:
         receiver.terminate()
         receiver.join()
@@ -269,6 +297,7 @@ def main(arguments: list[str]) -> None:
         p99 / median,
         BATCH * statistics.median(batches),
         growth,
+        *scored,
     ]
     for (goal, (words, limit)), figure in zip(GOALS.items(), figures, strict=True):
         met = figure >= limit if words == "at least" else figure < limit

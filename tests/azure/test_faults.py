@@ -63,16 +63,18 @@ def disturb(
 ) -> None:
     """With each fault in turn: apply fails and leaves what was live, or succeeds; then it does."""
     known = deployable.version(standin)
-    number = missed = 0
+    number = 0
     for fault in faults:
         for kind in kinds:
             number += 1
             version = deployable.commit(f"model{number}")[:12]
             standin.faults(fault | {"do": kind})
             code, output = deployable.attempt("apply")
-            missed += not standin.struck()
+            # An operation may end before there is a second question after it.
+            struck = standin.struck() or fault["path"].endswith("/operations/")
             standin.faults()
             what = f"{kind} {fault}: {output}"
+            assert struck, what
             if code:
                 assert deployable.version(standin) == known, what
                 assert list(deployable.serving(standin)["traffic"].values()) == [100], what
@@ -81,7 +83,6 @@ def disturb(
             assert deployable.version(standin) == version, what
             assert list(deployable.serving(standin)["traffic"].values()) == [100], what
             known = version
-    assert missed <= max(1, number / 10)  # questions after an operation, which may end sooner
 
 
 @pytest.mark.slow
