@@ -53,7 +53,7 @@ def test_what_is_in_order_is_said_with_its_subjects(connected: Cloud) -> None:
     assert "production: of deploy.yml: apply, live.yml: live, rollback.yml: rollback" in said
     assert "AZURE_DEPLOYER_CLIENT_ID: has its 5 roles, each on the right thing" in said
     assert "digits-endpoint: has its 2 roles" in said
-    assert "digits-jobs: has its 3 roles" in said
+    assert "digits-jobs: has its 5 roles" in said
     assert "cluster cpu-cluster" in said
 
 
