@@ -7,6 +7,7 @@ import shlex
 from digits.azure import commands, connection
 from digits.errors import DigitsError
 
+VERSION = f"api-version={connection.API}"
 VAULT = "digits-"  # what the names of the template's key vaults begin with
 
 
@@ -32,8 +33,8 @@ def refuse_endpoints(workspace: str) -> None:
     """Raise DigitsError while endpoints run in the workspace: they would be left in between."""
     names = []
     for kind in ("onlineEndpoints", "batchEndpoints"):
-        url = f"{workspace}/{kind}?api-version={connection.API}"
-        answer = commands.must("az", "rest", "--method", "get", "--url", url, "--output", "json")
+        url = ("--url", f"{workspace}/{kind}", "--url-parameters", VERSION)
+        answer = commands.must("az", "rest", "--method", "get", *url, "--output", "json")
         names += [row["name"] for row in (answer or {}).get("value", ())]
     if names:
         mend = "`digits deploy destroy --workspace azure` removes that of this repository"
@@ -43,8 +44,8 @@ def refuse_endpoints(workspace: str) -> None:
 def remove(group: str, workspace: str | None) -> None:
     """Delete what a stack made; a deleted workspace's name is free again."""
     if workspace:
-        url = f"{workspace}?api-version={connection.API}&forceToPurge=true"
-        commands.must("az", "rest", "--method", "delete", "--url", url)
+        url = ("--url", workspace, "--url-parameters", VERSION, "forceToPurge=true")
+        commands.must("az", "rest", "--method", "delete", *url)
         commands.must("az", "resource", "wait", "--deleted", "--ids", workspace)
     where = ("--name", connection.STACK, "--resource-group", group)
     commands.must(
