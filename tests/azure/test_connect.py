@@ -92,18 +92,19 @@ def test_from_nothing_to_ready_and_back(
     with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
         disconnect.main([*GROUP, "--yes"])
     assert cloud.state["stack"] is None and kept() == written and cloud.state["groups"]
-    others = ["/subscriptions/s/resourceGroups/other/providers/p/vaults/digits-1"]
-    others += ["/subscriptions/s/resourceGroups/course/providers/p/vaults/mine"]
-    cloud.change(fail={}, vaults=cloud.state["vaults"] + others)
+    (vault,) = cloud.state["vaults"]
+    others = [vault.replace("/course/", "/other/"), f"{vault.rpartition('/')[0]}/digits-payroll"]
+    cloud.change(fail={}, vaults=[*others, vault])
     out = capsys.readouterr().out
     assert "/providers/Microsoft.MachineLearningServices/workspaces/digits\n" in out
+    cloud.change(variables=cloud.state["variables"] | {"DEPLOY_BY_HAND": "true"})
     disconnect.main([*GROUP, "--yes", "--github"])
+    assert f"{vault}, deleted, if it still keeps its name" in capsys.readouterr().out
     assert kept() == before
-    assert (cloud.state["groups"], cloud.state["variables"], cloud.state["stack"]) == ({}, {}, None)
-    assert len(cloud.state["purged"]) == 1
-    purge = next(call for call in cloud.calls("rest") if "delete" in call)
-    assert "forceToPurge=true" in purge[-1]
-    disconnect.main([*GROUP, "--yes"])  # again: there is nothing
+    assert (cloud.state["groups"], cloud.state["stack"]) == ({}, None)
+    assert cloud.state["variables"] == {"DEPLOY_BY_HAND": "true"}  # no work of `digits connect`
+    assert cloud.state["purged"] == [vault.rpartition("/")[2]]
+    disconnect.main([*GROUP, "--yes", "--github"])  # again: there is nothing
     assert "nothing" in capsys.readouterr().out
 
 
@@ -152,6 +153,28 @@ def test_the_tags_of_a_group_are_not_replaced_by_what_is_printed(
     cloud.change(groups={"course": {"owner": "somebody"}})
     connect.main(command)
     assert "az group create" not in capsys.readouterr().out
+
+
+def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
+    connect.main(RUN)
+    before = cloud.state["variables"]
+    strangers = "/subscriptions/s/resourceGroups/typo/providers/Microsoft.KeyVault/vaults"
+    cloud.change(groups=cloud.state["groups"] | {"typo": {}}, vaults=[f"{strangers}/digits-x"])
+    typo = ["--resource-group", "typo", "--yes", "--github"]
+    with pytest.raises(DigitsError, match=r"config.json: connected with the resource group course"):
+        disconnect.main(typo)
+    connection.keep(None)  # as in a clone that never got the commit
+    with pytest.raises(DigitsError, match=r"GitHub: connected with .*give --resource-group course"):
+        disconnect.main(typo)
+    assert cloud.state["stack"] and cloud.state["variables"] == before
+    cloud.change(gh=False)  # now nothing tells: but there is nothing, and no name is guessed
+    disconnect.main(typo[:-1])
+    assert cloud.state["stack"] and cloud.state["purged"] == []
+    assert set(cloud.state["groups"]) == {"course", "typo"}
+    cased = before | {"AZURE_RESOURCE_GROUP": "Course"}  # Azure's names know no case
+    cloud.change(gh=True, variables=cased)
+    disconnect.main([*GROUP, *typo[2:]])
+    assert (cloud.state["stack"], cloud.state["variables"]) == (None, {})
 
 
 def test_who_looks_elsewhere_or_may_not_purge_is_told(

@@ -112,6 +112,12 @@ def origin() -> str | None:
     return slug[1] if slug else None
 
 
+def github_variables(repository: str) -> dict[str, str] | None:
+    """Return the variables of a repository on GitHub, None when it is silent."""
+    rows = asked("gh", "variable", "list", "--repo", repository, "--json", "name,value")
+    return None if rows is None else {row["name"]: row["value"] for row in rows}
+
+
 def subject_prefix(repository: str) -> str | None:
     """Return what the subjects of a repository's tokens begin with, None when GitHub is silent."""
     answer = asked("gh", "api", f"repos/{repository}/actions/oidc/customization/sub")

@@ -141,8 +141,7 @@ def main(arguments: list[str]) -> None:
         values = variables(stack)
     changed = connection.keep(values)
     print(f"Written: {', '.join(path.as_posix() for path in changed) or 'nothing new'}; commit it.")
-    listed = ("gh", "variable", "list", "--repo", repository, "--json", "name,value")
-    known = {row["name"]: row["value"] for row in commands.asked(*listed) or ()}
+    known = commands.github_variables(repository) or {}
     where = ("--repo", repository, "--body")
     new = [key for key in values if known.get(key) != values[key]]
     steps: list[Command] = [("gh", "variable", "set", key, *where, values[key]) for key in new]

@@ -16,7 +16,7 @@ from typing import Literal
 from azure.core.exceptions import AzureError
 
 from digits.azure import connection, release
-from digits.azure.commands import asked, origin, subject_prefix, told
+from digits.azure.commands import asked, github_variables, origin, subject_prefix, told
 from digits.azure.workspace import connect, cores
 from digits.errors import DigitsError
 
@@ -97,11 +97,11 @@ def github(repository: str | None) -> Iterator[Finding]:
     values: dict[str, str] = {}
     if repository:
         yield from environments(repository, connection.protected(jobs))
-        rows = asked("gh", "variable", "list", "--repo", repository, "--json", "name,value")
-        values = {row["name"]: row["value"] for row in rows or ()}
-        if rows is None:
+        listed = github_variables(repository)
+        values = listed or {}
+        if listed is None:
             yield Finding("unknown", "GitHub's variables", "`gh auth login`")
-        for name in connection.variables() if rows is not None else ():
+        for name in connection.variables() if listed is not None else ():
             mend = f"gh variable set {name} --body VALUE; `digits connect` knows it"
             yield judged(name in values, f"variable {name}", mend)
     scopes = places(values)
