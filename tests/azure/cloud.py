@@ -204,7 +204,8 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
         if group not in state["groups"]:
             raise LookupError(GONE)
         assert given["--deny-settings-mode"] and given["--action-on-unmanage"] and given["--yes"]
-        parameters = dict(pair.split("=", 1) for pair in given["--parameters"])
+        pairs = (pair.split("=", 1) for pair in given["--parameters"])
+        parameters = {key: {"true": True, "false": False}.get(text, text) for key, text in pairs}
         template = f"{os.getcwd()}/{one('--template-file')}"  # noqa: PTH109
         state["stack"] = {"template": template, "parameters": parameters, "group": group}
         return _stack(state)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from arm import Deployment
-from cloud import PREFIX, Cloud
+from cloud import PREFIX, Cloud, deployed
 from clouded import a_cloud  # noqa: F401
 from conftest import Project
 
@@ -126,7 +126,7 @@ def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
     # A person has run them; now what follows is written and printed.
     cloud.change(groups={"course": {}})
     person = "33333333-0000-0000-0000-000000000000"
-    commands.must(*connect.stack_command("course", PREFIX, person))
+    commands.must(*connect.stack_command("course", PREFIX, person, True))
     connect.main(GROUP)
     out = capsys.readouterr().out
     account = connection.kept() and kept()[0].partition("account_name = ")[2].split()[0]
@@ -198,6 +198,12 @@ def test_who_looks_elsewhere_or_may_not_purge_is_told(
         ("(AuthorizationFailed) ... roleAssignments/write", "Owner"),
         ("(RoleAssignmentExists) The role exists, ID 1", "by hand"),
         ("(ConflictError) A vault with the same name", "keyvault purge"),
+        (
+            "(DeploymentStackDeploymentFailed) One or more resources could not be deployed. Code: "
+            "BadRequest Message: The specified subscription has a total vCPU quota of 0 and cannot "
+            "accomodate for at least 1 requested managed compute node which maps to 4 vCPUs.",
+            "--without-cluster",
+        ),
         ("(SomethingNew) nobody knows", "run this again"),
         ("'stack' is misspelled or not recognized", "az upgrade"),
         ("(InvalidResourceGroupLocation) ...", "leave --location out"),
@@ -220,6 +226,22 @@ def test_a_connection_that_failed_wrote_nothing_and_goes_on(cloud: Cloud) -> Non
     cloud.change(fail={})
     connect.main([*GROUP, "--run"])
     assert kept() != before
+
+
+def test_without_quota_for_a_node_all_but_the_cluster_is_made(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect.main([*GROUP, "--location", "westeurope", "--without-cluster"])
+    assert "withCluster=false" in capsys.readouterr().out
+    connect.main([*RUN, "--without-cluster"])
+    made, _ = deployed(cloud.state)
+    assert not [place for place in made.resources if "/computes/" in place]
+    assert len([call for call in cloud.calls("az") if "create" in call]) == 2
+    assert set(cloud.state["variables"]) == set(connection.variables())
+    doctor.main(["--workspace", "local"])  # raises for what is wrong
+    connect.main(RUN)  # there is quota now
+    made, _ = deployed(cloud.state)
+    assert [place for place in made.resources if place.endswith("/computes/cpu-cluster")]
 
 
 def test_what_is_not_known_is_not_guessed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

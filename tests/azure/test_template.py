@@ -82,6 +82,12 @@ def test_every_expression_names_something_that_exists(
     nobody = Deployment(template, {"subjectPrefix": PREFIX})
     nobody.run()
     assert len(nobody.resources) == len(made.resources) - 6
+    small = Deployment(
+        template, {"subjectPrefix": PREFIX, "person": "someone", "withCluster": False}
+    )
+    assert small.run().keys() == template["outputs"].keys()
+    (left_out,) = set(made.resources) - set(small.resources)
+    assert left_out.endswith("/computes/cpu-cluster")
     for part in template["resources"]:
         assert set(part) <= KEYS
 

@@ -26,6 +26,7 @@ CAUSES = (  # what an error's text holds, the cause, the mend
     ("LocationNotAvailable", "that is not offered there", "another --location"),
     ("ConflictError", "a deleted key vault keeps its name", "az keyvault purge --name"),
     ("RequestDisallowedByPolicy", "your organisation forbids it", "ask who made that policy"),
+    ("vCPU quota", "no quota for one node", "--without-cluster, or ask for quota and run it again"),
     ("QuotaExceeded", "a quota is used up", "ask for more, or another --location"),
     ("Max retries exceeded", "no answer came", "is the network there?"),
 )

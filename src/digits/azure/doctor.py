@@ -36,7 +36,7 @@ ISSUER = "https://token.actions.githubusercontent.com"
 class Finding:
     """One line of the answer."""
 
-    state: Literal["ok", "wrong", "unknown"]
+    state: Literal["ok", "wrong", "absent", "unknown"]  # absent: what can be done without
     what: str
     mend: str = ""
 
@@ -212,13 +212,18 @@ def roles(
 
 
 def clusters(workspace: str) -> Iterator[Finding]:
-    """Look for the clusters that jobs and batches are to run on."""
+    """Look for the clusters that jobs and batches are to run on; a batch's may be left out."""
     settings = release.load()[0]
     for name in sorted({settings.job.compute or "", settings.batch.compute} - {""}):
         place = f"{workspace}/computes/{name}"
         there = asked("az", "resource", "show", "--ids", place, "--output", "json")
-        mend = "`digits connect --run` makes cpu-cluster; or name another in params.yaml"
-        yield judged(there, f"cluster {name}", mend)
+        mend = "`digits connect --run` makes cpu-cluster where the quota holds a node; or name "
+        mend += "another in params.yaml"
+        if there or name == settings.job.compute:
+            yield judged(there, f"cluster {name}", mend)
+        else:
+            said = f"cluster {name}: only `digits score --workspace azure` needs it"
+            yield Finding("absent", said, mend)
 
 
 def quota(kind: str) -> Iterator[Finding]:
