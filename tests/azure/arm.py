@@ -119,7 +119,8 @@ class Deployment:
         """A parameter's value, given or by default."""
         parameter = self.template["parameters"][name]
         given = self.parameters.get(name, self.value(parameter.get("defaultValue")))
-        assert isinstance(given, str), f"parameter {name} is not given"
+        kind = {"string": str, "bool": bool}[parameter["type"]]
+        assert isinstance(given, kind), f"parameter {name}: {given!r} is no {kind.__name__}"
         return given
 
     def f_resourceId(self, kind: str, *names: str) -> str:  # noqa: N802

@@ -159,6 +159,8 @@ def az(arguments: list[str], file: str) -> int:
     """Answer as `az` does; return the exit code."""
     state = read(file)
     state["calls"].append(["az", *arguments])
+    # On Windows `az` is az.cmd, and cmd.exe takes these for its own wherever no blank is near.
+    assert not set('&|<>^%!"') & set("".join(arguments)), arguments
     words, given = options(arguments)
     code, answer = 0, ""
     if not state["login"]:
@@ -202,7 +204,8 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
         if group not in state["groups"]:
             raise LookupError(GONE)
         assert given["--deny-settings-mode"] and given["--action-on-unmanage"] and given["--yes"]
-        parameters = dict(pair.split("=", 1) for pair in given["--parameters"])
+        pairs = (pair.split("=", 1) for pair in given["--parameters"])
+        parameters = {key: {"true": True, "false": False}.get(text, text) for key, text in pairs}
         template = f"{os.getcwd()}/{one('--template-file')}"  # noqa: PTH109
         state["stack"] = {"template": template, "parameters": parameters, "group": group}
         return _stack(state)
@@ -217,15 +220,16 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
         state["stack"] = None
         return None
     if words == "rest":
-        url = one("--url")
-        if url.partition("Endpoints?")[0].rpartition("/")[0] in state["deleted"]:
+        url, query = one("--url"), given["--url-parameters"]
+        assert query[0].startswith("api-version=")
+        if url.removesuffix("Endpoints").rpartition("/")[0] in state["deleted"]:
             raise LookupError("Not Found(ResourceNotFound)")
         if one("--method") == "get":
-            kind = "batch" if "/batchEndpoints?" in url else "digits"
+            kind = "batch" if url.endswith("/batchEndpoints") else "digits"
             names = [name for name in state["endpoints"] if name.startswith(kind)]
             return {"value": [{"name": name} for name in names]}
-        assert url.endswith("&forceToPurge=true")
-        state["deleted"].append(url.partition("?")[0])
+        assert query[1:] == ["forceToPurge=true"]
+        state["deleted"].append(url)
         return None
     if words == "resource wait":
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from arm import Deployment
-from cloud import PREFIX, Cloud
+from cloud import PREFIX, Cloud, deployed
 from clouded import a_cloud  # noqa: F401
 from conftest import Project
 
@@ -92,18 +92,19 @@ def test_from_nothing_to_ready_and_back(
     with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
         disconnect.main([*GROUP, "--yes"])
     assert cloud.state["stack"] is None and kept() == written and cloud.state["groups"]
-    others = ["/subscriptions/s/resourceGroups/other/providers/p/vaults/digits-1"]
-    others += ["/subscriptions/s/resourceGroups/course/providers/p/vaults/mine"]
-    cloud.change(fail={}, vaults=cloud.state["vaults"] + others)
+    (vault,) = cloud.state["vaults"]
+    others = [vault.replace("/course/", "/other/"), f"{vault.rpartition('/')[0]}/digits-payroll"]
+    cloud.change(fail={}, vaults=[*others, vault])
     out = capsys.readouterr().out
     assert "/providers/Microsoft.MachineLearningServices/workspaces/digits\n" in out
+    cloud.change(variables=cloud.state["variables"] | {"DEPLOY_BY_HAND": "true"})
     disconnect.main([*GROUP, "--yes", "--github"])
+    assert f"{vault}, deleted, if it still keeps its name" in capsys.readouterr().out
     assert kept() == before
-    assert (cloud.state["groups"], cloud.state["variables"], cloud.state["stack"]) == ({}, {}, None)
-    assert len(cloud.state["purged"]) == 1
-    purge = next(call for call in cloud.calls("rest") if "delete" in call)
-    assert "forceToPurge=true" in purge[-1]
-    disconnect.main([*GROUP, "--yes"])  # again: there is nothing
+    assert (cloud.state["groups"], cloud.state["stack"]) == ({}, None)
+    assert cloud.state["variables"] == {"DEPLOY_BY_HAND": "true"}  # no work of `digits connect`
+    assert cloud.state["purged"] == [vault.rpartition("/")[2]]
+    disconnect.main([*GROUP, "--yes", "--github"])  # again: there is nothing
     assert "nothing" in capsys.readouterr().out
 
 
@@ -125,7 +126,7 @@ def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
     # A person has run them; now what follows is written and printed.
     cloud.change(groups={"course": {}})
     person = "33333333-0000-0000-0000-000000000000"
-    commands.must(*connect.stack_command("course", PREFIX, person))
+    commands.must(*connect.stack_command("course", PREFIX, person, True))
     connect.main(GROUP)
     out = capsys.readouterr().out
     account = connection.kept() and kept()[0].partition("account_name = ")[2].split()[0]
@@ -154,6 +155,28 @@ def test_the_tags_of_a_group_are_not_replaced_by_what_is_printed(
     assert "az group create" not in capsys.readouterr().out
 
 
+def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
+    connect.main(RUN)
+    before = cloud.state["variables"]
+    strangers = "/subscriptions/s/resourceGroups/typo/providers/Microsoft.KeyVault/vaults"
+    cloud.change(groups=cloud.state["groups"] | {"typo": {}}, vaults=[f"{strangers}/digits-x"])
+    typo = ["--resource-group", "typo", "--yes", "--github"]
+    with pytest.raises(DigitsError, match=r"config.json: connected with the resource group course"):
+        disconnect.main(typo)
+    connection.keep(None)  # as in a clone that never got the commit
+    with pytest.raises(DigitsError, match=r"GitHub: connected with .*give --resource-group course"):
+        disconnect.main(typo)
+    assert cloud.state["stack"] and cloud.state["variables"] == before
+    cloud.change(gh=False)  # now nothing tells: but there is nothing, and no name is guessed
+    disconnect.main(typo[:-1])
+    assert cloud.state["stack"] and cloud.state["purged"] == []
+    assert set(cloud.state["groups"]) == {"course", "typo"}
+    cased = before | {"AZURE_RESOURCE_GROUP": "Course"}  # Azure's names know no case
+    cloud.change(gh=True, variables=cased)
+    disconnect.main([*GROUP, *typo[2:]])
+    assert (cloud.state["stack"], cloud.state["variables"]) == (None, {})
+
+
 def test_who_looks_elsewhere_or_may_not_purge_is_told(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +198,12 @@ def test_who_looks_elsewhere_or_may_not_purge_is_told(
         ("(AuthorizationFailed) ... roleAssignments/write", "Owner"),
         ("(RoleAssignmentExists) The role exists, ID 1", "by hand"),
         ("(ConflictError) A vault with the same name", "keyvault purge"),
+        (
+            "(DeploymentStackDeploymentFailed) One or more resources could not be deployed. Code: "
+            "BadRequest Message: The specified subscription has a total vCPU quota of 0 and cannot "
+            "accomodate for at least 1 requested managed compute node which maps to 4 vCPUs.",
+            "--without-cluster",
+        ),
         ("(SomethingNew) nobody knows", "run this again"),
         ("'stack' is misspelled or not recognized", "az upgrade"),
         ("(InvalidResourceGroupLocation) ...", "leave --location out"),
@@ -197,6 +226,22 @@ def test_a_connection_that_failed_wrote_nothing_and_goes_on(cloud: Cloud) -> Non
     cloud.change(fail={})
     connect.main([*GROUP, "--run"])
     assert kept() != before
+
+
+def test_without_quota_for_a_node_all_but_the_cluster_is_made(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect.main([*GROUP, "--location", "westeurope", "--without-cluster"])
+    assert "withCluster=false" in capsys.readouterr().out
+    connect.main([*RUN, "--without-cluster"])
+    made, _ = deployed(cloud.state)
+    assert not [place for place in made.resources if "/computes/" in place]
+    assert len([call for call in cloud.calls("az") if "create" in call]) == 2
+    assert set(cloud.state["variables"]) == set(connection.variables())
+    doctor.main(["--workspace", "local"])  # raises for what is wrong
+    connect.main(RUN)  # there is quota now
+    made, _ = deployed(cloud.state)
+    assert [place for place in made.resources if place.endswith("/computes/cpu-cluster")]
 
 
 def test_what_is_not_known_is_not_guessed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az ar
 def connected(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> Cloud:
     """What `digits connect --run --github` leaves."""
     cloud.change(groups={"course": {}})
-    commands.must(*connect.stack_command("course", PREFIX, ""))
+    commands.must(*connect.stack_command("course", PREFIX, "", True))
     stack = commands.asked(
         *("az", "stack", "group", "show", "--name", "digits", "--resource-group", "course")
     )
@@ -36,7 +36,7 @@ def connected(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> Cloud:
 
 def found(repository: str | None = "octo/digits") -> dict[str, list[str]]:
     """Return what is found on GitHub and in Azure, with its mend, by state."""
-    rows: dict[str, list[str]] = {"ok": [], "wrong": [], "unknown": []}
+    rows: dict[str, list[str]] = {"ok": [], "wrong": [], "absent": [], "unknown": []}
     for one in doctor.github(repository):
         rows[one.state].append(f"{one.what} ({one.mend})")
     return rows
@@ -45,7 +45,7 @@ def found(repository: str | None = "octo/digits") -> dict[str, list[str]]:
 @needs_scripts
 def test_what_is_in_order_is_said_with_its_subjects(connected: Cloud) -> None:
     rows = found()
-    assert rows["wrong"] == rows["unknown"] == []
+    assert rows["wrong"] == rows["absent"] == rows["unknown"] == []
     said = "\n".join(rows["ok"])
     for name, environment in connection.rights().logins.items():
         assert f"subject {PREFIX}:environment:{environment}: of " in said
@@ -53,19 +53,30 @@ def test_what_is_in_order_is_said_with_its_subjects(connected: Cloud) -> None:
     assert "production: of deploy.yml: apply, live.yml: live, rollback.yml: rollback" in said
     assert "AZURE_DEPLOYER_CLIENT_ID: has its 5 roles, each on the right thing" in said
     assert "digits-endpoint: has its 2 roles" in said
-    assert "digits-jobs: has its 3 roles" in said
+    assert "digits-jobs: has its 5 roles" in said
     assert "cluster cpu-cluster" in said
 
 
 @needs_scripts
-def test_a_cluster_that_is_absent_is_told(connected: Cloud) -> None:
+def test_a_cluster_that_is_absent_is_a_fault_where_jobs_are_to_run_there(
+    connected: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, _ = deployed(connected.state)
     workspace = connection.workspace_id(connected.state["variables"])
     place = f"{workspace}/computes/cpu-cluster"
     assert place in made.resources
     connected.change(deleted=[place])
-    (said,) = found()["wrong"]
-    assert "cluster cpu-cluster" in said
+    rows = found()
+    (said,) = rows["absent"]
+    assert "cluster cpu-cluster: only `digits score --workspace azure` needs it" in said
+    assert "`digits connect --run` makes cpu-cluster" in said
+    assert rows["wrong"] == []
+    settings, task = release.load()
+    settings = replace(settings, job=replace(settings.job, compute="cpu-cluster"))
+    monkeypatch.setattr(release, "load", lambda: (settings, task))
+    rows = found()
+    (said,) = rows["wrong"]
+    assert "cluster cpu-cluster" in said and rows["absent"] == []
 
 
 @needs_scripts

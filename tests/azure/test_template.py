@@ -31,6 +31,8 @@ BUILT_IN = {
     "Reader": "acdd72a7-3385-48ef-bd42-f606fba81ae7",
     "Storage Blob Data Reader": "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1",
     "Storage Blob Data Contributor": "ba92f5b4-2d11-453d-a403-e96b0029c9fe",
+    "Storage Queue Data Contributor": "974c5e8b-45b9-4653-ba55-5f855dd0fb88",
+    "Storage Table Data Contributor": "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3",
     "AzureML Data Scientist": "f6c7c914-8db3-469d-8ca1-694a8f32e121",
     "Storage Account Contributor": "17d1049b-9a84-46fb-8f53-869881c3d3ab",
     "Managed Identity Operator": "f1a07417-d97a-45cb-824c-7a7467783830",
@@ -72,7 +74,7 @@ def of(made: Deployment, kind: str) -> dict[str, dict[str, Any]]:
 def test_every_expression_names_something_that_exists(
     template: dict[str, Any], made: Deployment
 ) -> None:
-    assert len(made.resources) == 17 + 4 + 16 + 6
+    assert len(made.resources) == 17 + 4 + 18 + 6
     used = json.dumps(template)
     for kind in ("parameters", "variables"):
         for name in template[kind]:
@@ -80,6 +82,12 @@ def test_every_expression_names_something_that_exists(
     nobody = Deployment(template, {"subjectPrefix": PREFIX})
     nobody.run()
     assert len(nobody.resources) == len(made.resources) - 6
+    small = Deployment(
+        template, {"subjectPrefix": PREFIX, "person": "someone", "withCluster": False}
+    )
+    assert small.run().keys() == template["outputs"].keys()
+    (left_out,) = set(made.resources) - set(small.resources)
+    assert left_out.endswith("/computes/cpu-cluster")
     for part in template["resources"]:
         assert set(part) <= KEYS
 
@@ -257,6 +265,19 @@ def test_only_main_writes_main_and_no_pull_request_deploys() -> None:
         "reviewer",
     }
     assert connection.protected(list(connection.jobs(""))) == ["main-write", "production"]
+
+
+def test_the_cluster_may_do_what_batches_ask_of_it(made: Deployment) -> None:
+    """Azure's driver of batches needs queues and tables of an account that takes no keys.
+
+    https://learn.microsoft.com/azure/machine-learning/how-to-disable-local-auth-storage
+    """
+    (cluster,) = of(made, "/computes").values()
+    (place,) = cluster["identity"]["userAssignedIdentities"]
+    identity = made.resources[place]["name"].removeprefix("digits-")
+    grants = connection.rights().grants
+    has = {one.role for one in grants if (one.to, one.on) == (identity, "storage")}
+    assert has == {f"Storage {kind} Data Contributor" for kind in ("Blob", "Queue", "Table")}
 
 
 def test_credentials_are_what_the_workflows_ask_for(

@@ -26,6 +26,7 @@ CAUSES = (  # what an error's text holds, the cause, the mend
     ("LocationNotAvailable", "that is not offered there", "another --location"),
     ("ConflictError", "a deleted key vault keeps its name", "az keyvault purge --name"),
     ("RequestDisallowedByPolicy", "your organisation forbids it", "ask who made that policy"),
+    ("vCPU quota", "no quota for one node", "--without-cluster, or ask for quota and run it again"),
     ("QuotaExceeded", "a quota is used up", "ask for more, or another --location"),
     ("Max retries exceeded", "no answer came", "is the network there?"),
 )
@@ -110,6 +111,12 @@ def origin() -> str | None:
     url = told("git", "remote", "get-url", "origin") or ""
     slug = re.search(r"github\.com[:/]([^/]+/[^/]+?)(\.git)?/?$", url)
     return slug[1] if slug else None
+
+
+def github_variables(repository: str) -> dict[str, str] | None:
+    """Return the variables of a repository on GitHub, None when it is silent."""
+    rows = asked("gh", "variable", "list", "--repo", repository, "--json", "name,value")
+    return None if rows is None else {row["name"]: row["value"] for row in rows}
 
 
 def subject_prefix(repository: str) -> str | None:

@@ -21,12 +21,13 @@ def group_command(group: str, location: str) -> Command:
     return ("az", "group", "create", *name, "--tags", "made-by=digits")
 
 
-def stack_command(group: str, prefix: str, person: str) -> Command:
+def stack_command(group: str, prefix: str, person: str, cluster: bool) -> Command:
     """Return what deploys the template. What a later template no longer has is left alone."""
     return (
         *("az", "stack", "group", "create", "--name", connection.STACK, "--resource-group", group),
         *("--template-file", connection.TEMPLATE.as_posix()),
         *("--parameters", f"subjectPrefix={prefix}", f"person={person}"),
+        f"withCluster={str(cluster).lower()}",
         *("--action-on-unmanage", "detachAll", "--deny-settings-mode", "none", "--yes"),
         *("--output", "json"),
     )
@@ -46,7 +47,7 @@ def variables(stack: Any) -> dict[str, str]:
     return {name: found[name] for name in wanted}
 
 
-def build(group: str, location: str | None, prefix: str) -> dict[str, str]:
+def build(group: str, location: str | None, prefix: str, cluster: bool) -> dict[str, str]:
     """Make what is missing in Azure; return GitHub's variables."""
     commands.must("az", "account", "show", "--output", "json")
     if commands.found("az", "group", "show", "--name", group, "--output", "json") is None:
@@ -59,7 +60,7 @@ def build(group: str, location: str | None, prefix: str) -> dict[str, str]:
     if not person:
         print("No person is logged in to Azure, or their id is not told: they get no roles.")
     print("This takes three to ten minutes:", flush=True)
-    return variables(commands.must(*stack_command(group, prefix, person or "")))
+    return variables(commands.must(*stack_command(group, prefix, person or "", cluster)))
 
 
 def environments(repository: str) -> list[Command]:
@@ -105,10 +106,13 @@ def main(arguments: list[str]) -> None:
         "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
     )
     parser.add_argument("--subject-prefix", help="if `gh` cannot tell: repo:OWNER@ID/NAME@ID")
+    told = "leave out cpu-cluster, which batches need: the quota holds no node of it"
+    parser.add_argument("--without-cluster", action="store_true", help=told)
     parser.add_argument("--run", action="store_true", help="the commands, instead of printing them")
     parser.add_argument("--github", action="store_true", help="set it up too, with `gh`")
     given = parser.parse_args(arguments)
     group, repository = given.resource_group, given.repository or commands.origin()
+    cluster = not given.without_cluster
     connection.rights()  # can be read, before anything is made
     if repository is None:
         raise DigitsError("origin is not on GitHub; give --repository OWNER/NAME")
@@ -124,14 +128,15 @@ def main(arguments: list[str]) -> None:
     perform(title, environments(repository), given.github)
     if given.run:
         print(f"Azure, resource group {group}:")
-        values = build(group, given.location, prefix)
+        values = build(group, given.location, prefix, cluster)
     else:
         person = "$(az ad signed-in-user show --query id --output tsv)"
         there = commands.asked("az", "group", "show", "--name", group, "--output", "json")
         make = given.location and there is None  # it would replace the tags of one that is there
         first = [group_command(group, given.location)] if make else []
         perform(f"Azure, resource group {group}:", first, False)
-        print("  " + shlex.join(stack_command(group, prefix, "PERSON")).replace("PERSON", person))
+        step = shlex.join(stack_command(group, prefix, "PERSON", cluster))
+        print("  " + step.replace("PERSON", person))
         show = ("az", "stack", "group", "show", "--name", connection.STACK)
         stack = commands.asked(*show, "--resource-group", group, "--output", "json")
         if stack is None:
@@ -141,8 +146,7 @@ def main(arguments: list[str]) -> None:
         values = variables(stack)
     changed = connection.keep(values)
     print(f"Written: {', '.join(path.as_posix() for path in changed) or 'nothing new'}; commit it.")
-    listed = ("gh", "variable", "list", "--repo", repository, "--json", "name,value")
-    known = {row["name"]: row["value"] for row in commands.asked(*listed) or ()}
+    known = commands.github_variables(repository) or {}
     where = ("--repo", repository, "--body")
     new = [key for key in values if known.get(key) != values[key]]
     steps: list[Command] = [("gh", "variable", "set", key, *where, values[key]) for key in new]

@@ -6,6 +6,7 @@ keeps the storage account in .dvc/config and the workspace where Azure's SDK loo
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,20 @@ def add_workspace(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument("--workspace", metavar="NAME", default=default, help=told)
 
 
+def vault() -> str | None:
+    """Return the id of the key vault that the template made for what the repository keeps.
+
+    The template ends the names of both, storage account and vault, with the same letters. None
+    when the repository keeps no such account, or no workspace.
+    """
+    settings, account = kept(), _remotes(_config())[0].get("account_name")
+    ending = re.fullmatch("digits([a-z0-9]+)", str(account))
+    if not settings or ending is None:
+        return None
+    group = workspace_id(settings).partition("/providers/")[0]
+    return f"{group}/providers/Microsoft.KeyVault/vaults/digits-{ending[1]}"
+
+
 def kept() -> dict[str, str]:
     """Return the variables in SETTINGS that the repository has; raise DigitsError for nonsense."""
     if not WORKSPACE.exists():
@@ -162,17 +177,12 @@ def keep(values: dict[str, str] | None) -> list[Path]:
 
     Needs AZURE_STORAGE_ACCOUNT and the variables in SETTINGS.
     """
-    try:
-        config = configobj.ConfigObj(DVC.read_text("utf-8").splitlines())
-        for remote in REMOTES:
-            section = config[f'remote "{remote}"']
-            if values:
-                section["account_name"] = values["AZURE_STORAGE_ACCOUNT"]
-            else:
-                section.pop("account_name", None)
-    except (OSError, KeyError, configobj.ConfigObjError) as error:
-        mend = f"git checkout {DVC}, in the repository's folder"
-        raise DigitsError(f"{DVC}: {error}; {mend}") from None
+    config = _config()
+    for section in _remotes(config):
+        if values:
+            section["account_name"] = values["AZURE_STORAGE_ACCOUNT"]
+        else:
+            section.pop("account_name", None)
     wanted = {DVC: "\n".join([*config.write(), ""]), WORKSPACE: ""}
     if values:
         found = {key: values[name] for name, key in SETTINGS.items()}
@@ -187,3 +197,17 @@ def keep(values: dict[str, str] | None) -> list[Path]:
         else:
             path.unlink()
     return changed
+
+
+def _config() -> configobj.ConfigObj:
+    try:
+        config = configobj.ConfigObj(DVC.read_text("utf-8").splitlines())
+        _remotes(config)
+    except (OSError, KeyError, configobj.ConfigObjError) as error:
+        mend = f"git checkout {DVC}, in the repository's folder"
+        raise DigitsError(f"{DVC}: {error}; {mend}") from None
+    return config
+
+
+def _remotes(config: configobj.ConfigObj) -> list[dict[str, str]]:
+    return [config[f'remote "{remote}"'] for remote in REMOTES]

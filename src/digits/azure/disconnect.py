@@ -7,7 +7,21 @@ import shlex
 from digits.azure import commands, connection
 from digits.errors import DigitsError
 
-VAULT = "digits-"  # what the names of the template's key vaults begin with
+VERSION = f"api-version={connection.API}"
+
+
+def refuse_another(group: str, variables: dict[str, str]) -> None:
+    """Raise DigitsError when this clone, or its repository on GitHub, has another group."""
+    key = "AZURE_RESOURCE_GROUP"
+    for place, values in ((connection.WORKSPACE, connection.kept()), ("GitHub", variables)):
+        mine = values.get(key, group)
+        if mine.lower() != group.lower():
+            raise DigitsError(
+                f"{place}: connected with the resource group {mine}, not {group}: give "
+                f"--resource-group {mine}; what an older connection left in {group} goes with `az "
+                f"stack group delete --name {connection.STACK} --resource-group {group} "
+                "--action-on-unmanage deleteResources`"
+            )
 
 
 def listed(group: str) -> list[str]:
@@ -28,12 +42,17 @@ def listed(group: str) -> list[str]:
     return [row["id"] for row in resources]
 
 
+def of_type(kind: str, ids: list[str]) -> str | None:
+    """Return the first id of a resource of a type, None when there is none."""
+    return next((one for one in ids if re.search(rf"/{kind}/[^/]+$", one)), None)
+
+
 def refuse_endpoints(workspace: str) -> None:
     """Raise DigitsError while endpoints run in the workspace: they would be left in between."""
     names = []
     for kind in ("onlineEndpoints", "batchEndpoints"):
-        url = f"{workspace}/{kind}?api-version={connection.API}"
-        answer = commands.must("az", "rest", "--method", "get", "--url", url, "--output", "json")
+        url = ("--url", f"{workspace}/{kind}", "--url-parameters", VERSION)
+        answer = commands.must("az", "rest", "--method", "get", *url, "--output", "json")
         names += [row["name"] for row in (answer or {}).get("value", ())]
     if names:
         mend = "`digits deploy destroy --workspace azure` removes that of this repository"
@@ -43,8 +62,8 @@ def refuse_endpoints(workspace: str) -> None:
 def remove(group: str, workspace: str | None) -> None:
     """Delete what a stack made; a deleted workspace's name is free again."""
     if workspace:
-        url = f"{workspace}?api-version={connection.API}&forceToPurge=true"
-        commands.must("az", "rest", "--method", "delete", "--url", url)
+        url = ("--url", workspace, "--url-parameters", VERSION, "forceToPurge=true")
+        commands.must("az", "rest", "--method", "delete", *url)
         commands.must("az", "resource", "wait", "--deleted", "--ids", workspace)
     where = ("--name", connection.STACK, "--resource-group", group)
     commands.must(
@@ -53,14 +72,13 @@ def remove(group: str, workspace: str | None) -> None:
     )
 
 
-def purge(group: str) -> None:
-    """Free the names of deleted key vaults, or tell of one that somebody else has to free."""
+def purge(vault: str) -> None:
+    """Free the name of a deleted key vault, or tell that somebody else has to."""
     told = ("--resource-type", "vault", "--output", "json")
     try:
-        for vault in commands.must("az", "keyvault", "list-deleted", *told) or ():
-            place = vault["properties"]["vaultId"].lower()
-            if f"/resourcegroups/{group.lower()}/" in place and vault["name"].startswith(VAULT):
-                commands.must("az", "keyvault", "purge", "--name", vault["name"])
+        for one in commands.must("az", "keyvault", "list-deleted", *told) or ():
+            if one["properties"]["vaultId"].lower() == vault.lower():
+                commands.must("az", "keyvault", "purge", "--name", one["name"])
     except DigitsError as error:
         if "AuthorizationFailed" not in str(error):
             raise
@@ -92,10 +110,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--github", action="store_true", help="delete its variables too, with `gh`")
     given = parser.parse_args(arguments)
     group, repository = given.resource_group, given.repository or commands.origin()
+    known = commands.github_variables(repository) if repository else None
+    refuse_another(group, known or {})
     ids = listed(group)
-    print("\n".join(["Made by `digits connect`:", *(f"  {one}" for one in ids or ["nothing"])]))
-    kind = re.compile(r"/Microsoft\.MachineLearningServices/workspaces/[^/]+$")
-    workspace = next((one for one in ids if kind.search(one)), None)
+    workspace = of_type("Microsoft.MachineLearningServices/workspaces", ids)
+    vault = of_type("Microsoft.KeyVault/vaults", ids)
+    shown = list(ids)
+    if vault is None and (vault := connection.vault()):  # an earlier run came so far
+        shown.append(f"{vault}, deleted, if it still keeps its name")
+    print("\n".join(["Made by `digits connect`:", *(f"  {one}" for one in shown or ["nothing"])]))
     if workspace and commands.found("az", "resource", "show", "--ids", workspace) is None:
         workspace = None  # an earlier run came so far
     if workspace:
@@ -110,12 +133,15 @@ def main(arguments: list[str]) -> None:
             raise DigitsError("nothing is removed; --yes does it without asking")
     if ids:
         remove(group, workspace)
-    purge(group)
+    if vault:
+        purge(vault)
     remove_group(group)
     changed = connection.keep(None)
     print(f"Taken out of {', '.join(path.as_posix() for path in changed) or 'no file'}; commit it.")
     print("GitHub's variables:")
     for name in connection.variables():
+        if known is not None and name not in known:
+            continue
         step = ("gh", "variable", "delete", name, "--repo", repository or "OWNER/NAME")
         if given.github:
             commands.must(*step)

@@ -16,7 +16,7 @@ from typing import Literal
 from azure.core.exceptions import AzureError
 
 from digits.azure import connection, release
-from digits.azure.commands import asked, origin, subject_prefix, told
+from digits.azure.commands import asked, github_variables, origin, subject_prefix, told
 from digits.azure.workspace import connect, cores
 from digits.errors import DigitsError
 
@@ -36,7 +36,7 @@ ISSUER = "https://token.actions.githubusercontent.com"
 class Finding:
     """One line of the answer."""
 
-    state: Literal["ok", "wrong", "unknown"]
+    state: Literal["ok", "wrong", "absent", "unknown"]  # absent: what can be done without
     what: str
     mend: str = ""
 
@@ -97,11 +97,11 @@ def github(repository: str | None) -> Iterator[Finding]:
     values: dict[str, str] = {}
     if repository:
         yield from environments(repository, connection.protected(jobs))
-        rows = asked("gh", "variable", "list", "--repo", repository, "--json", "name,value")
-        values = {row["name"]: row["value"] for row in rows or ()}
-        if rows is None:
+        listed = github_variables(repository)
+        values = listed or {}
+        if listed is None:
             yield Finding("unknown", "GitHub's variables", "`gh auth login`")
-        for name in connection.variables() if rows is not None else ():
+        for name in connection.variables() if listed is not None else ():
             mend = f"gh variable set {name} --body VALUE; `digits connect` knows it"
             yield judged(name in values, f"variable {name}", mend)
     scopes = places(values)
@@ -212,13 +212,18 @@ def roles(
 
 
 def clusters(workspace: str) -> Iterator[Finding]:
-    """Look for the clusters that jobs and batches are to run on."""
+    """Look for the clusters that jobs and batches are to run on; a batch's may be left out."""
     settings = release.load()[0]
     for name in sorted({settings.job.compute or "", settings.batch.compute} - {""}):
         place = f"{workspace}/computes/{name}"
         there = asked("az", "resource", "show", "--ids", place, "--output", "json")
-        mend = "`digits connect --run` makes cpu-cluster; or name another in params.yaml"
-        yield judged(there, f"cluster {name}", mend)
+        mend = "`digits connect --run` makes cpu-cluster where the quota holds a node; or name "
+        mend += "another in params.yaml"
+        if there or name == settings.job.compute:
+            yield judged(there, f"cluster {name}", mend)
+        else:
+            said = f"cluster {name}: only `digits score --workspace azure` needs it"
+            yield Finding("absent", said, mend)
 
 
 def quota(kind: str) -> Iterator[Finding]:
