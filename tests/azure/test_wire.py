@@ -108,9 +108,9 @@ def test_apply(deployable: Deployable, standin: StandIn, strategy: str) -> None:
 
 
 def gone(deployable: Deployable, standin: StandIn) -> bool:
-    """Return whether nothing is left: no endpoint, and no asset that a deployment used."""
+    """Return whether nothing is left but code: no endpoint, and no asset of its deployments."""
     workspace = deployable.endpoint.rpartition("/")[0]
-    kinds = ("onlineEndpoints", "models", "codes", "environments", "data")
+    kinds = ("onlineEndpoints", "models", "environments", "data")
     return not any(standin.call("GET", f"{workspace}/{kind}")["value"] for kind in kinds)
 
 
