@@ -109,6 +109,7 @@ def define(
         environment=environment(settings, python),
         environment_variables={
             "PYTHONPATH": "src",
+            "PYTHONUNBUFFERED": "1",  # or the log would come when a stage ends
             "DIGITS_ACCOUNT": account(workspace),
             "DIGITS_COMMIT": head,
         },
