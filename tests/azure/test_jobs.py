@@ -374,7 +374,7 @@ def test_of_two_nodes_the_first_publishes_and_each_may_fail(
     restored(trainable, 32)
     assert (trainable.root / "data/model/model.txt").read_text().startswith("node 0")
     trainable.git("checkout", "--quiet", ".")
-    again = JOB.findall(trainable.digits("train"))[0]  # no node restores what another may not see
+    again = JOB.findall(trainable.digits("train"))[0]  # nothing is restored
     for node in (0, 1):
         assert f"node {node} is training" in log_of(standin, again, node)
 

@@ -1,6 +1,10 @@
-"""A job's run in MLflow, as the locked client writes it to a workspace: over TLS on loopback."""
+"""The worker of a job by itself: what it restores, and its run in MLflow.
+
+That is written as the locked client writes it to a workspace: over TLS on loopback.
+"""
 
 import json
+import shutil
 import ssl
 import threading
 from collections.abc import Iterator
@@ -10,9 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import Project
 
 from digits import params
-from digits.azure import worker
+from digits.azure import results, worker
 from digits.azure.serve import make_certificate
 
 WORKSPACE = "/mlflow/v1.0/subscriptions/S/resourceGroups/G/providers/P/workspaces/W"
@@ -87,3 +92,28 @@ def test_a_workspace_that_takes_no_run_stops_no_job(
         worker.log_run({"mnist.accuracy": 0.997}, "")
     assert "MLflow did not take the run:" in capsys.readouterr().err
     assert len(tracking.requests) == 1
+
+
+def test_a_job_restores_no_run_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    project.dvc("remote", "add", results.REMOTE, str(tmp_path / "remote"))
+    (project.root / "params.yaml").write_text("{}")
+    (project.root / "pool.txt").write_text("ten digits")
+    write = "python -c \"import os; open('model.txt', 'w').write(os.environ['MACHINE'])\""
+    stage = ("--name", "train", "--deps", "pool.txt", "--outs", "model.txt", write)
+    project.dvc("stage", "add", "--run", *stage, MACHINE="a GPU")
+    monkeypatch.chdir(project.root)
+    lock = Path("dvc.lock")
+    results.push(lock.read_text())
+    for made in (lock, Path("model.txt")):
+        made.unlink()
+    shutil.rmtree(".dvc/cache")
+    monkeypatch.setattr(worker, "CONFIG", f"[core]\n    remote = {results.REMOTE}\n")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MACHINE", "a plain CPU")
+    worker.main([])
+    assert Path("model.txt").read_text() == "a plain CPU"
+    assert json.loads((results.OUTPUTS / results.ACCOUNT).read_text())["set"] == []

@@ -114,10 +114,10 @@ def fetch(locks: list[str], settings: dict[str, str]) -> None:
                 write_text(Path(repo.cache.legacy.path, place), entry)
 
 
-def take(run_cache: bool) -> None:
-    """Fetch what dvc.lock and .dvc files name; put the files in place. The run cache, if asked."""
+def take() -> None:
+    """Fetch what dvc.lock and .dvc files name; put the files in place."""
     with _opened({}) as repo:
-        repo.pull(remote=REMOTE, run_cache=run_cache, allow_missing=True)
+        repo.pull(remote=REMOTE, allow_missing=True)
 
 
 def offer(stages_first: tuple[str, ...], settings: dict[str, str]) -> None:

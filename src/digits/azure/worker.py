@@ -4,9 +4,10 @@ Enters: the account of the container `review`, as DIGITS_ACCOUNT, and values of 
 command line. Data comes from there, results go there; outputs/ has dvc.lock and what machine made
 it, written last. A stage that fails ends the job with code 1.
 
-Each of several nodes runs the whole pipeline on a disk of its own. All take the same path: they
-restore what dvc.lock names and no run of another job, which might come between their starts, and
-the first node, which alone pushes and logs, does so when stage train is over on all.
+A job restores what dvc.lock names and no run of another job, which may have had another machine or
+number of nodes: what is new has the bytes of this one. Each of several nodes runs the whole
+pipeline on a disk of its own, all on the same path; the first node, which alone pushes and logs,
+does so when stage train is over on all.
 """
 
 import argparse
@@ -106,13 +107,12 @@ def main(arguments: list[str]) -> None:
         from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped] # as `dvc exp run -S`
 
         apply_overrides(results.PARAMS, asked.set)
-    count, rank = cluster.find()
+    _, rank = cluster.find()
     if tracked := rank == 0 and "MLFLOW_TRACKING_URI" in os.environ:
         with forgiving():
             find_run()
-    results.take(run_cache=count == 1)
-    alone = [] if count == 1 else ["--no-run-cache"]
-    run = reproduce.repro("--pull", "--allow-missing", *alone)
+    results.take()
+    run = reproduce.repro("--pull", "--allow-missing", "--no-run-cache")
     if run.failed:
         raise DigitsError(f"{run.failed} failed: see above")
     if rank:
