@@ -12,6 +12,7 @@ does so when stage train is over on all.
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -66,20 +67,26 @@ def find_run() -> None:
 
 
 def log_run(metrics: dict[str, float], lock: str) -> None:
-    """Log what the job measured, with what, and where it comes from."""
-    values = params.load()
-    settings = {"epochs": values["epochs"], "seed": values["seed"]} | values["train"]
-    flat = pd.json_normalize(settings).to_dict("records")[0]
+    """Log what the job measured and where it comes from; then with what, in stage train's words.
+
+    MLflow refuses a param that has another value already, and all that comes with it.
+    """
     client, run = mlflow.MlflowClient(), os.environ["MLFLOW_RUN_ID"]
     digest = hashlib.sha256(lock.encode()).hexdigest()
     tags = {"commit": os.environ.get("DIGITS_COMMIT", ""), "dvc_lock_sha256": digest}
     now = int(time.time() * 1000)
     client.log_batch(
         run,
-        [Metric(name, value, now, 0) for name, value in metrics.items()],
-        [Param(name, str(value)) for name, value in flat.items()],
-        [RunTag(name, value) for name, value in tags.items()],
+        metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
     )
+    with console.hidden_stderr():  # TensorFlow's notes; it takes seconds to load
+        from digits.training import Recipe
+    values = params.load()
+    task, own = params.task(values), params.section(Recipe, values, "train")
+    settings = {"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own)
+    flat = pd.json_normalize(settings).to_dict("records")[0]
+    client.log_batch(run, params=[Param(name, str(value)) for name, value in flat.items()])
 
 
 @contextlib.contextmanager
