@@ -259,6 +259,39 @@ def test_of_the_run_cache_only_the_stages_of_the_job_are_taken(
     assert Path("model.txt").read_text() == "ten digits"
 
 
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's
+def test_what_a_job_needs_and_nobody_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, project = tmp_path / "remote", Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    project.dvc("remote", "add", results.REMOTE, str(remote))
+    monkeypatch.chdir(project.root)
+    Path("package-lock.json").write_text("{}")
+    pool = ("--name", "mnist", "--deps", "package-lock.json", "--outs", "pool/digits.txt")
+    project.dvc("stage", "add", "--run", *pool, "mkdir -p pool; echo ten digits > pool/digits.txt")
+    model = ("--name", "train", "--deps", "pool", "--outs", "model")
+    project.dvc("stage", "add", "--run", *model, "mkdir model; wc pool/digits.txt > model/one.txt")
+    results.offer(job.RAW, {})
+    for made in (Path("model"), Path(".dvc", "cache")):
+        shutil.rmtree(made)
+    Path("pool", "digits.txt").unlink()  # git keeps the folder, with a .gitignore
+    results.offer(job.RAW, {})  # the container has all
+    shutil.rmtree(remote)
+    with pytest.raises(DigitsError, match=r"^model.*: neither here nor .*; `dvc pull` first"):
+        results.offer(job.RAW, {})
+    project.edit("dvc.yaml", "wc", "sort")
+    with pytest.raises(DigitsError, match=r"^pool.digits\.txt: neither here nor in the container"):
+        results.offer(job.RAW, {})
+    project.dvc("repro", "--quiet", "mnist")
+    results.offer(job.RAW, {})  # the job trains
+    project.edit("dvc.yaml", "ten digits", "nine digits")
+    with pytest.raises(DigitsError, match=r"stage mnist is not what dvc\.lock has"):
+        results.offer(job.RAW, {})
+
+
 def test_jobs_write_to_the_workspaces_account_if_it_has_the_container(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
