@@ -292,6 +292,85 @@ def test_what_a_job_needs_and_nobody_has_is_refused(
         results.offer(job.RAW, {})
 
 
+def on_nodes(nodes: int, verify: Any = "reproduce") -> release.Params:
+    """Return the settings with another number of nodes."""
+    settings, _ = release.load()
+    return replace(settings, verify=verify, job=replace(settings.job, nodes=nodes))
+
+
+def test_nodes_that_make_other_bytes_than_one_machine_are_told() -> None:
+    assert job.other_bytes(on_nodes(1), [64, 65, 1000]) == []
+    assert job.other_bytes(on_nodes(2), [32, 64, 126]) == []
+    (said,) = job.other_bytes(on_nodes(4), [64])
+    assert "Batches of 64: 4 nodes take parts of 16 digits, one machine of 32" in said
+    assert said.endswith(
+        "as azure.verify is reproduce; make that restore, or azure.job.nodes 1 or 2."
+    )
+    (said,) = job.other_bytes(on_nodes(4, verify="restore"), [64])
+    assert said.endswith("the model's bytes will not be those that one makes.")
+    (said,) = job.other_bytes(on_nodes(2), [64, 128])
+    assert "Batches of 128: 2 nodes take parts of 32 digits, one machine of 64" in said
+    assert said.endswith("azure.job.nodes 1.")
+    with pytest.raises(
+        DigitsError, match=r"batch_size of 64 is not to be shared evenly.*, 3; make"
+    ):
+        job.other_bytes(on_nodes(3), [64])
+
+
+def test_they_are_told_before_anything_is_submitted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise DigitsError("no further")
+
+    monkeypatch.setattr(results, "offer", stop)
+    monkeypatch.setattr(job, "remote", lambda _: {})
+    workspace: Any = None
+    with pytest.raises(DigitsError, match="no further"):
+        train.start(workspace, on_nodes(4))
+    said = capsys.readouterr().out
+    assert said.startswith("Batches of 64: 4 nodes") and said.count("\n") == 1
+    for tried, told in (({"train.batch_size": [128, 256]}, [128, 256]), ({"epochs": [1]}, [64])):
+        with pytest.raises(DigitsError, match="no further"):
+            sweep.start(workspace, on_nodes(4), tried, None)
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.partition(":")[0] for line in lines] == [f"Batches of {n}" for n in told]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [64, 100, 128, 260])
+def test_the_parts_that_are_told_are_those_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, nodes: int
+) -> None:
+    import tensorflow as tf
+
+    from digits import distributed, training
+
+    seen = []
+
+    def part(order: Any, _: Any) -> list[Any]:
+        seen.append(int(order.shape[0]))
+        return [tf.zeros(order.shape[0]), tf.constant(0), tf.zeros(1)]
+
+    context = SimpleNamespace(
+        all_gather=lambda value, axis: tf.concat([value] * nodes, axis),
+        all_reduce=lambda _, value: value,
+    )
+    monkeypatch.setattr(tf.distribute, "get_replica_context", lambda: context)
+    for module in (training, distributed):
+        monkeypatch.setattr(module, "pieces", lambda *_: (part, lambda *_: None))
+    machines = object.__new__(distributed.Machines)
+    machines.count, machines.rank = nodes, 0
+    machines.strategy = SimpleNamespace(run=lambda step, rows: step(*rows))
+    variables = [SimpleNamespace(value=tf.Variable([0.0]))]
+    network: Any = SimpleNamespace(trainable_variables=variables, non_trainable_variables=variables)
+    own: Any = SimpleNamespace(batch_size=batch_size)
+    trainer: Any = machines.trainer if nodes > 1 else training._trainer
+    step = trainer(network, None, None, own)
+    step(tf.zeros((1, batch_size), tf.int32), tf.zeros((1, batch_size, 8)), tf.zeros((1, 3)))
+    assert seen * nodes == job.parts(batch_size, nodes)
+
+
 def test_jobs_write_to_the_workspaces_account_if_it_has_the_container(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
