@@ -89,7 +89,7 @@ def test_what_a_job_made_is_restored_here(trainable: Trainable, standin: StandIn
     trainable.commit(32)
     standin.faults()
     said = trainable.digits("train")
-    assert "training on ten digits" in said
+    assert said.index("training on ten digits") < said.index("the first step")  # it streams
     assert "2 stages with the same bytes as dvc.lock here." in said
     assert "New: train" in said
     assert "computes differently" not in said
@@ -259,6 +259,118 @@ def test_of_the_run_cache_only_the_stages_of_the_job_are_taken(
     assert Path("model.txt").read_text() == "ten digits"
 
 
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's
+def test_what_a_job_needs_and_nobody_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, project = tmp_path / "remote", Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    project.dvc("remote", "add", results.REMOTE, str(remote))
+    monkeypatch.chdir(project.root)
+    Path("package-lock.json").write_text("{}")
+    pool = ("--name", "mnist", "--deps", "package-lock.json", "--outs", "pool/digits.txt")
+    project.dvc("stage", "add", "--run", *pool, "mkdir -p pool; echo ten digits > pool/digits.txt")
+    model = ("--name", "train", "--deps", "pool", "--outs", "model")
+    project.dvc("stage", "add", "--run", *model, "mkdir model; wc pool/digits.txt > model/one.txt")
+    results.offer(job.RAW, {})
+    for made in (Path("model"), Path(".dvc", "cache")):
+        shutil.rmtree(made)
+    Path("pool", "digits.txt").unlink()  # git keeps the folder, with a .gitignore
+    results.offer(job.RAW, {})  # the container has all
+    shutil.rmtree(remote)
+    with pytest.raises(DigitsError, match=r"^model.*: neither here nor .*; `dvc pull` first"):
+        results.offer(job.RAW, {})
+    project.edit("dvc.yaml", "wc", "sort")
+    with pytest.raises(DigitsError, match=r"^pool.digits\.txt: neither here nor in the container"):
+        results.offer(job.RAW, {})
+    project.dvc("repro", "--quiet", "mnist")
+    results.offer(job.RAW, {})  # the job trains
+    project.edit("dvc.yaml", "ten digits", "nine digits")
+    with pytest.raises(DigitsError, match=r"stage mnist is not what dvc\.lock has"):
+        results.offer(job.RAW, {})
+
+
+def on_nodes(nodes: int, verify: Any = "reproduce") -> release.Params:
+    """Return the settings with another number of nodes."""
+    settings, _ = release.load()
+    return replace(settings, verify=verify, job=replace(settings.job, nodes=nodes))
+
+
+def test_nodes_that_make_other_bytes_than_one_machine_are_told() -> None:
+    assert job.other_bytes(on_nodes(1), [64, 65, 1000]) == []
+    assert job.other_bytes(on_nodes(2), [32, 64, 126]) == []
+    (said,) = job.other_bytes(on_nodes(4), [64])
+    assert "Batches of 64: 4 nodes take parts of 16 digits, one machine of 32" in said
+    assert said.endswith(
+        "as azure.verify is reproduce; make that restore, or azure.job.nodes 1 or 2."
+    )
+    (said,) = job.other_bytes(on_nodes(4, verify="restore"), [64])
+    assert said.endswith("the model's bytes will not be those that one makes.")
+    (said,) = job.other_bytes(on_nodes(2), [64, 128])
+    assert "Batches of 128: 2 nodes take parts of 32 digits, one machine of 64" in said
+    assert said.endswith("azure.job.nodes 1.")
+    with pytest.raises(
+        DigitsError, match=r"batch_size of 64 is not to be shared evenly.*, 3; make"
+    ):
+        job.other_bytes(on_nodes(3), [64])
+
+
+def test_they_are_told_before_anything_is_submitted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise DigitsError("no further")
+
+    monkeypatch.setattr(results, "offer", stop)
+    monkeypatch.setattr(job, "remote", lambda _: {})
+    workspace: Any = None
+    with pytest.raises(DigitsError, match="no further"):
+        train.start(workspace, on_nodes(4))
+    said = capsys.readouterr().out
+    assert said.startswith("Batches of 64: 4 nodes") and said.count("\n") == 1
+    for tried, told in (({"train.batch_size": [128, 256]}, [128, 256]), ({"epochs": [1]}, [64])):
+        with pytest.raises(DigitsError, match="no further"):
+            sweep.start(workspace, on_nodes(4), tried, None)
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.partition(":")[0] for line in lines] == [f"Batches of {n}" for n in told]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [64, 100, 128, 260])
+def test_the_parts_that_are_told_are_those_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, nodes: int
+) -> None:
+    import tensorflow as tf
+
+    from digits import distributed, training
+
+    seen = []
+
+    def part(order: Any, _: Any) -> list[Any]:
+        seen.append(int(order.shape[0]))
+        return [tf.zeros(order.shape[0]), tf.constant(0), tf.zeros(1)]
+
+    context = SimpleNamespace(
+        all_gather=lambda value, axis: tf.concat([value] * nodes, axis),
+        all_reduce=lambda _, value: value,
+    )
+    monkeypatch.setattr(tf.distribute, "get_replica_context", lambda: context)
+    for module in (training, distributed):
+        monkeypatch.setattr(module, "pieces", lambda *_: (part, lambda *_: None))
+    machines = object.__new__(distributed.Machines)
+    machines.count, machines.rank = nodes, 0
+    machines.strategy = SimpleNamespace(run=lambda step, rows: step(*rows))
+    variables = [SimpleNamespace(value=tf.Variable([0.0]))]
+    network: Any = SimpleNamespace(trainable_variables=variables, non_trainable_variables=variables)
+    own: Any = SimpleNamespace(batch_size=batch_size)
+    trainer: Any = machines.trainer if nodes > 1 else training._trainer
+    step = trainer(network, None, None, own)
+    step(tf.zeros((1, batch_size), tf.int32), tf.zeros((1, batch_size, 8)), tf.zeros((1, 3)))
+    assert seen * nodes == job.parts(batch_size, nodes)
+
+
 def test_jobs_write_to_the_workspaces_account_if_it_has_the_container(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -374,7 +486,7 @@ def test_of_two_nodes_the_first_publishes_and_each_may_fail(
     restored(trainable, 32)
     assert (trainable.root / "data/model/model.txt").read_text().startswith("node 0")
     trainable.git("checkout", "--quiet", ".")
-    again = JOB.findall(trainable.digits("train"))[0]  # no node restores what another may not see
+    again = JOB.findall(trainable.digits("train"))[0]  # nothing is restored
     for node in (0, 1):
         assert f"node {node} is training" in log_of(standin, again, node)
 

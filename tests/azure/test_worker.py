@@ -1,6 +1,12 @@
-"""A job's run in MLflow, as the locked client writes it to a workspace: over TLS on loopback."""
+"""The worker of a job by itself: what it restores, and its run in MLflow.
 
+That is written as the locked client writes it to a workspace: over TLS on loopback.
+"""
+
+import dataclasses
 import json
+import os
+import shutil
 import ssl
 import threading
 from collections.abc import Iterator
@@ -9,14 +15,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
+from conftest import Project
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from digits import params
-from digits.azure import worker
+from digits.azure import results, worker
 from digits.azure.serve import make_certificate
 
 WORKSPACE = "/mlflow/v1.0/subscriptions/S/resourceGroups/G/providers/P/workspaces/W"
-VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_RUN_ID", *worker.PATIENCE)
+OWN = ("TRACKING_URI", "TRACKING_TOKEN", "RUN_ID", "EXPERIMENT_ID")
+VARIABLES = (*(f"MLFLOW_{name}" for name in OWN), *worker.PATIENCE)
+STORE = pytest.mark.filterwarnings("ignore:The ``noload``:DeprecationWarning")  # MLflow's store
 
 
 @pytest.fixture(name="tracking")
@@ -36,9 +48,7 @@ def a_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
         def log_message(self, *_: Any) -> None:
             pass
 
-    for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # so that what the worker sets is undone
-        monkeypatch.delenv(name)
+    forget(monkeypatch)
     certificate, key = make_certificate(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -49,6 +59,23 @@ def a_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield found
         server.shutdown()
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset what the worker sets, so that it is undone after the test."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(name="run")
+def a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Begin a job's run in a store of its own, as on the stand-in; return its id."""
+    forget(monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("AZUREML_RUN_ID", "digits-1")
+    worker.find_run()
+    return os.environ["MLFLOW_RUN_ID"]
 
 
 def in_job(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
@@ -67,14 +94,47 @@ def test_a_run_is_written_to_the_workspace(
         worker.find_run()
         worker.log_run({"mnist.accuracy": 0.997}, "schema: '2.0'\n")
     assert capsys.readouterr().err == ""
-    ((path, authorization, body),) = tracking.requests
-    assert path == f"{WORKSPACE}/api/2.0/mlflow/runs/log-batch"
-    assert authorization == "Bearer of-the-run"
-    assert body["run_id"] == "digits-1"
-    assert [(one["key"], one["value"]) for one in body["metrics"]] == [("mnist.accuracy", 0.997)]
-    logged = {one["key"]: one["value"] for one in body["params"]}
+    for path, authorization, body in tracking.requests:
+        assert path == f"{WORKSPACE}/api/2.0/mlflow/runs/log-batch"
+        assert authorization == "Bearer of-the-run"
+        assert body["run_id"] == "digits-1"
+    measured, settings = (body for _, _, body in tracking.requests)
+    assert [(one["key"], one["value"]) for one in measured["metrics"]] == [
+        ("mnist.accuracy", 0.997)
+    ]
+    assert {one["key"]: one["value"] for one in measured["tags"]}["commit"] == "c0ffee"
+    logged = {one["key"]: one["value"] for one in settings["params"]}
     assert logged["batch_size"] == str(params.load()["train"]["batch_size"])
-    assert {one["key"]: one["value"] for one in body["tags"]}["commit"] == "c0ffee"
+
+
+@STORE
+def test_the_job_and_its_stage_log_the_same_params(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from digits.pipeline import train  # TensorFlow
+    from digits.training import Recipe
+
+    values = params.load()
+    values["train"] |= {"weight_decay": 0}  # a float, written as a whole number
+    monkeypatch.setattr(params, "load", lambda: values)
+    task, own = params.task(values), params.section(Recipe, values, "train")
+    settings = {"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own)
+    train.log_curves(settings, pd.DataFrame({"epoch": [1], "loss": [0.1]}))
+    monkeypatch.setenv("MLFLOW_RUN_ID", run)  # which the stage forgets at its end
+    before = MlflowClient().get_run(run).data.params
+    assert before["weight_decay"] == "0.0"
+    worker.log_run({"mnist.accuracy": 0.997}, "")
+    after = MlflowClient().get_run(run).data
+    assert after.params == before
+    assert after.metrics == {"loss": 0.1, "mnist.accuracy": 0.997}
+
+
+@STORE
+def test_metrics_are_logged_though_params_are_refused(run: str) -> None:
+    MlflowClient().log_param(run, "batch_size", "another")
+    with pytest.raises(MlflowException, match="Changing param values is not allowed"):
+        worker.log_run({"mnist.accuracy": 0.997}, "")
+    assert MlflowClient().get_run(run).data.metrics == {"mnist.accuracy": 0.997}
 
 
 def test_a_workspace_that_takes_no_run_stops_no_job(
@@ -87,3 +147,28 @@ def test_a_workspace_that_takes_no_run_stops_no_job(
         worker.log_run({"mnist.accuracy": 0.997}, "")
     assert "MLflow did not take the run:" in capsys.readouterr().err
     assert len(tracking.requests) == 1
+
+
+def test_a_job_restores_no_run_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    project.dvc("remote", "add", results.REMOTE, str(tmp_path / "remote"))
+    (project.root / "params.yaml").write_text("{}")
+    (project.root / "pool.txt").write_text("ten digits")
+    write = "python -c \"import os; open('model.txt', 'w').write(os.environ['MACHINE'])\""
+    stage = ("--name", "train", "--deps", "pool.txt", "--outs", "model.txt", write)
+    project.dvc("stage", "add", "--run", *stage, MACHINE="a GPU")
+    monkeypatch.chdir(project.root)
+    lock = Path("dvc.lock")
+    results.push(lock.read_text())
+    for made in (lock, Path("model.txt")):
+        made.unlink()
+    shutil.rmtree(".dvc/cache")
+    monkeypatch.setattr(worker, "CONFIG", f"[core]\n    remote = {results.REMOTE}\n")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MACHINE", "a plain CPU")
+    worker.main([])
+    assert Path("model.txt").read_text() == "a plain CPU"
+    assert json.loads((results.OUTPUTS / results.ACCOUNT).read_text())["set"] == []

@@ -36,6 +36,7 @@ from digits.azure import connection, release, results
 from digits.azure.failure import LOGS, explained
 from digits.azure.release import Params, git
 from digits.azure.workspace import Workspace, connect, quiet, store
+from digits.console import hidden_stderr
 from digits.errors import DigitsError
 from digits.files import write_text
 
@@ -109,6 +110,7 @@ def define(
         environment=environment(settings, python),
         environment_variables={
             "PYTHONPATH": "src",
+            "PYTHONUNBUFFERED": "1",  # or the log would come when a stage ends
             "DIGITS_ACCOUNT": account(workspace),
             "DIGITS_COMMIT": head,
         },
@@ -122,6 +124,53 @@ def define(
     if wanted.nodes > 1:
         job.distribution = TensorFlowDistribution(worker_count=wanted.nodes)
     return job
+
+
+def parts(batch_size: int, nodes: int) -> list[int]:
+    """Return the parts of a batch, in digits, that batch normalisation sees one at a time.
+
+    They are those of modules training, on one machine, and distributed. Raises DigitsError when
+    the nodes cannot share a batch evenly.
+    """
+    if nodes == 1:
+        return [batch_size // 2, batch_size - batch_size // 2]
+    with hidden_stderr():  # TensorFlow's notes; it takes seconds to load
+        from digits.distributed import PART
+    share, left = divmod(batch_size, nodes)
+    if left:
+        raise DigitsError(
+            f"{params.PATH}: train.batch_size of {batch_size} is not to be shared evenly by "
+            f"azure.job.nodes, {nodes}; make it a multiple"
+        )
+    count = 1 if share % 2 else max(1, min(2, share // PART))
+    return [share // count] * count * nodes
+
+
+def other_bytes(settings: Params, batch_sizes: list[int] | None = None) -> list[str]:
+    """Return a line about each size of a batch with which the nodes end with other bytes than one.
+
+    `nodes` is in no stage's params, so nothing else would tell. The size is that of params.yaml,
+    unless some are given.
+    """
+    nodes, lines = settings.job.nodes, []
+    if nodes == 1:
+        return []
+    with hidden_stderr():  # TensorFlow's notes; it takes seconds to load
+        from digits.training import Recipe
+    for size in batch_sizes or [params.section(Recipe, params.load(), "train").batch_size]:
+        if parts(size, nodes) != (alone := parts(size, 1)):
+            line = (
+                f"Batches of {size}: {nodes} nodes take parts of {parts(size, nodes)[0]} digits, "
+                f"one machine of {alone[0]}: the model's bytes will not be those that one makes"
+            )
+            if settings.verify == "reproduce":
+                keeping = "1 or 2" if size % 2 == 0 and parts(size, 2) == alone else "1"
+                line += (
+                    ", and deploy.yml will refuse it, as azure.verify is reproduce; make that "
+                    f"restore, or azure.job.nodes {keeping}"
+                )
+            lines.append(f"{line}.")
+    return lines
 
 
 def submit(workspace: Workspace, job: Any) -> str:

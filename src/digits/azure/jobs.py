@@ -183,10 +183,10 @@ def process(standin: StandIn, key: str, home: Path, keeps: list[Callable[[bytes]
     env = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("AZURE", "DVC", "GIT_", "MLFLOW"))
+        if not name.startswith(("AZURE", "DVC", "GIT_", "MLFLOW", "PYTHONUNBUFFERED"))
     }
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    env |= {"PYTHONUNBUFFERED": "1", "AZUREML_RUN_ID": body["name"]}
+    env |= {"AZUREML_RUN_ID": body["name"]}
     env |= {"AZURE_STORAGE_CONNECTION_STRING": standin.storage["connection_string"]}
     env |= {"MLFLOW_TRACKING_URI": f"sqlite:///{standin.folder / 'mlflow.db'}"}
     env |= body["properties"].get("environmentVariables") or {}

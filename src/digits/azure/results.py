@@ -114,25 +114,53 @@ def fetch(locks: list[str], settings: dict[str, str]) -> None:
                 write_text(Path(repo.cache.legacy.path, place), entry)
 
 
-def take(run_cache: bool) -> None:
-    """Fetch what dvc.lock and .dvc files name; put the files in place. The run cache, if asked."""
+def take() -> None:
+    """Fetch what dvc.lock and .dvc files name; put the files in place."""
     with _opened({}) as repo:
-        repo.pull(remote=REMOTE, run_cache=run_cache, allow_missing=True)
+        repo.pull(remote=REMOTE, allow_missing=True)
 
 
 def offer(stages_first: tuple[str, ...], settings: dict[str, str]) -> None:
     """Push what dvc.lock and .dvc files name and is here: a job begins with it.
 
     Raises DigitsError when one of the first stages would run in the job, which lacks what they
-    read: npm's packages.
+    read: npm's packages; and when something that the job will not make is nowhere.
     """
     with _opened(settings) as repo:
-        for stage, entries in repo.status(targets=list(stages_first)).items():
-            for entry in entries:
-                outs = entry.get("changed outs", {}) if isinstance(entry, dict) else {}
-                if not outs or set(map(str, outs.values())) - MAY_LACK:
-                    raise DigitsError(
-                        f"stage {stage} is not what dvc.lock has, and a job has no npm packages to "
-                        "run it; `dvc repro prepare` here, commit dvc.lock and push first"
-                    )
+        run = _to_run(repo)
+        if npm := sorted(name for name in run if name.partition("@")[0] in stages_first):
+            raise DigitsError(
+                f"stage {npm[0]} is not what dvc.lock has, and a job has no npm packages to "
+                "run it; `dvc repro prepare` here, commit dvc.lock and push first"
+            )
+        needed = [one.addressing for one in repo.index.stages if one.addressing not in run]
+        told = repo.status(targets=needed, cloud=True, remote=REMOTE)
+        if missing := sorted(path for path, how in told.items() if how == "missing"):
+            raise DigitsError(
+                f"{missing[0]}: neither here nor in the container {REMOTE}, from which the job "
+                f"takes it; `dvc pull` first, or `dvc repro`"
+            )
         repo.push(remote=REMOTE)
+
+
+def _to_run(repo: Any) -> set[str]:
+    """Return the stages that a job would run: those that changed, and those after them.
+
+    What is missing here is no change, nor is a folder in which it is missing.
+    """
+    from networkx import ancestors  # type: ignore[import-untyped]
+
+    found = [
+        (stage, path, str(how))
+        for stage, entries in repo.status().items()
+        for entry in entries
+        for paths in (entry.values() if isinstance(entry, dict) else [{entry: entry}])
+        for path, how in paths.items()
+    ]
+    lacking = {path for _, path, how in found if how in MAY_LACK}
+    lacking |= {str(folder) for path in lacking for folder in Path(path).parents}
+    changed = {stage for stage, path, _ in found if path not in lacking}
+    for stage in repo.index.stages:
+        if stage.addressing in changed:
+            changed = changed | {one.addressing for one in ancestors(repo.index.graph, stage)}
+    return changed

@@ -131,6 +131,8 @@ def start(
     count = len(list(itertools.product(*tried.values())))
     names = {key: key.replace(".", "__") for key in tried}
     words = " ".join(f'"{key}=${{{{inputs.{name}}}}}"' for key, name in names.items())
+    lines = job.other_bytes(settings, tried.get("train.batch_size"))
+    print("".join(f"{line}\n" for line in lines), end="")
     results.offer(job.RAW, job.remote(workspace))
     with tempfile.TemporaryDirectory() as folder:
         one = job.define(

@@ -77,6 +77,7 @@ def compared(lock: str, account: dict[str, Any]) -> list[str]:
 
 def start(workspace: Workspace, settings: release.Params) -> str:
     """Submit the job of this commit; return its name."""
+    print("".join(f"{line}\n" for line in job.other_bytes(settings)), end="")
     results.offer(job.RAW, job.remote(workspace))
     with tempfile.TemporaryDirectory() as folder:
         name = job.submit(workspace, job.define(workspace, settings, Path(folder)))

@@ -4,13 +4,15 @@ Enters: the account of the container `review`, as DIGITS_ACCOUNT, and values of 
 command line. Data comes from there, results go there; outputs/ has dvc.lock and what machine made
 it, written last. A stage that fails ends the job with code 1.
 
-Each of several nodes runs the whole pipeline on a disk of its own. All take the same path: they
-restore what dvc.lock names and no run of another job, which might come between their starts, and
-the first node, which alone pushes and logs, does so when stage train is over on all.
+A job restores what dvc.lock names and no run of another job, which may have had another machine or
+number of nodes: what is new has the bytes of this one. Each of several nodes runs the whole
+pipeline on a disk of its own, all on the same path; the first node, which alone pushes and logs,
+does so when stage train is over on all.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -65,20 +67,26 @@ def find_run() -> None:
 
 
 def log_run(metrics: dict[str, float], lock: str) -> None:
-    """Log what the job measured, with what, and where it comes from."""
-    values = params.load()
-    settings = {"epochs": values["epochs"], "seed": values["seed"]} | values["train"]
-    flat = pd.json_normalize(settings).to_dict("records")[0]
+    """Log what the job measured and where it comes from; then with what, in stage train's words.
+
+    MLflow refuses a param that has another value already, and all that comes with it.
+    """
     client, run = mlflow.MlflowClient(), os.environ["MLFLOW_RUN_ID"]
     digest = hashlib.sha256(lock.encode()).hexdigest()
     tags = {"commit": os.environ.get("DIGITS_COMMIT", ""), "dvc_lock_sha256": digest}
     now = int(time.time() * 1000)
     client.log_batch(
         run,
-        [Metric(name, value, now, 0) for name, value in metrics.items()],
-        [Param(name, str(value)) for name, value in flat.items()],
-        [RunTag(name, value) for name, value in tags.items()],
+        metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
     )
+    with console.hidden_stderr():  # TensorFlow's notes; it takes seconds to load
+        from digits.training import Recipe
+    values = params.load()
+    task, own = params.task(values), params.section(Recipe, values, "train")
+    settings = {"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own)
+    flat = pd.json_normalize(settings).to_dict("records")[0]
+    client.log_batch(run, params=[Param(name, str(value)) for name, value in flat.items()])
 
 
 @contextlib.contextmanager
@@ -106,13 +114,12 @@ def main(arguments: list[str]) -> None:
         from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped] # as `dvc exp run -S`
 
         apply_overrides(results.PARAMS, asked.set)
-    count, rank = cluster.find()
+    _, rank = cluster.find()
     if tracked := rank == 0 and "MLFLOW_TRACKING_URI" in os.environ:
         with forgiving():
             find_run()
-    results.take(run_cache=count == 1)
-    alone = [] if count == 1 else ["--no-run-cache"]
-    run = reproduce.repro("--pull", "--allow-missing", *alone)
+    results.take()
+    run = reproduce.repro("--pull", "--allow-missing", "--no-run-cache")
     if run.failed:
         raise DigitsError(f"{run.failed} failed: see above")
     if rank:
