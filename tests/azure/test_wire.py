@@ -132,7 +132,7 @@ def test_the_first_apply_and_destroy(deployable: Deployable, standin: StandIn) -
     def something() -> None:
         if gone(deployable, standin):
             made.append(deployable.commit(f"model{len(made)}")[:12])
-            deployable.deploy("apply", "--wait")
+        deployable.deploy("apply", "--wait")
 
     def after_destroy(done: bool, what: str) -> None:
         if not done:
