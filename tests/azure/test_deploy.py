@@ -1,9 +1,12 @@
 """Scenarios: the real SDK against the stand-in."""
 
+import io
 import json
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -413,6 +416,57 @@ def test_a_live_deployment_that_failed_is_made_anew(
     assert f"{live} is made anew: it is failed (no answer)" in said
     assert deployed == [live]
     assert deployable.version(standin) == version[:12]
+
+
+def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    one = deployable.commit("one")
+    deployable.deploy("apply")
+    deployable.commit("two")
+    deployable.deploy("apply")
+    (live,) = deployable.serving(standin)["traffic"]
+    found, asked = endpoint.Target.deployments, endpoint.Target.smoke
+
+    def deployments(target: endpoint.Target) -> dict[str, str]:
+        known = found(target)
+        return known | ({live: "failed"} if live in known else {})
+
+    def smoke(target: endpoint.Target, name: str, *given: Any) -> None:
+        if name == live:
+            raise DigitsError("no answer")
+        asked(target, name, *given)
+
+    with (
+        patch.object(endpoint.Target, "deployments", deployments),
+        patch.object(endpoint.Target, "smoke", smoke),
+    ):
+        said = deployable.deploy("apply", code=1)
+    assert "serves meanwhile" in said and "traffic is back at" in said
+    assert deployable.version(standin) == one[:12]
+
+
+def test_an_endpoint_that_is_busy_is_asked_again(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(requests_at_a_time="2")
+    version = deployable.commit("one")
+    asked: list[str] = []
+    opened = urllib.request.OpenerDirector.open
+
+    def busy(opener: Any, request: Any, *rest: Any, **options: Any) -> Any:
+        asked.append(request.full_url)
+        if len(asked) in (1, 3, 4):
+            raise urllib.error.HTTPError(request.full_url, 429, "busy", {}, io.BytesIO())  # type: ignore[arg-type]
+        return opened(opener, request, *rest, **options)
+
+    with (
+        patch.object(urllib.request.OpenerDirector, "open", busy),
+        patch.object(endpoint, "BUSY_SECONDS", (0.01, 0.01)),
+    ):
+        deployable.deploy("apply")
+    assert deployable.version(standin) == version[:12]
+    servers = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    mine = [line for line in servers.splitlines() if deployable.workspace in line]
+    assert mine and all("--worker_count 2" in line for line in mine)
 
 
 def test_a_revision_that_fell_and_fails_again_gets_no_traffic(

@@ -63,18 +63,19 @@ def disturb(
 ) -> None:
     """With each fault in turn: apply fails and leaves what was live, or succeeds; then it does."""
     known = deployable.version(standin)
-    number = 0
+    number = missed = 0
     for fault in faults:
         for kind in kinds:
             number += 1
             version = deployable.commit(f"model{number}")[:12]
             standin.faults(fault | {"do": kind})
             code, output = deployable.attempt("apply")
-            # An operation may end before there is a second question after it.
-            struck = standin.struck() or fault["path"].endswith("/operations/")
+            struck = standin.struck()
+            missed += not struck
             standin.faults()
             what = f"{kind} {fault}: {output}"
-            assert struck, what
+            # After an operation there may be fewer questions than there were.
+            assert struck or fault["path"].endswith("/operations/"), what
             if code:
                 assert deployable.version(standin) == known, what
                 assert list(deployable.serving(standin)["traffic"].values()) == [100], what
@@ -83,11 +84,13 @@ def disturb(
             assert deployable.version(standin) == version, what
             assert list(deployable.serving(standin)["traffic"].values()) == [100], what
             known = version
+    assert missed <= number / 4
 
 
 @pytest.mark.slow
 def test_a_sample_of_calls_that_fail(deployable: Deployable, standin: StandIn) -> None:
     faults = recorded(deployable, standin)
+    faults = [fault for fault in faults if not fault["path"].endswith("/operations/")]
     chosen = random.Random(1).sample(faults, SAMPLE)
     disturb(deployable, standin, chosen[: SAMPLE // 2], ("fail",))
     disturb(deployable, standin, chosen[SAMPLE // 2 :], ("lose",))

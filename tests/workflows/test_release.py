@@ -151,6 +151,27 @@ def test_a_stale_lock_on_main_deploys_nothing(production: Production) -> None:
     assert production.standin.call("GET", production.work.endpoint)["value"] == []
 
 
+def test_a_lock_that_claims_what_was_never_made_deploys_nothing(production: Production) -> None:
+    production.model("made")
+    writer = production.github.environment["IDENTITY_main"]
+    production.work.dvc(
+        "push", "--run-cache", "--remote", "main", AZURE_STORAGE_CONNECTION_STRING=writer
+    )
+    lock = production.work.root / "dvc.lock"
+    old = yaml.safe_load(lock.read_text())["stages"]
+    write_package(production.work.root / "model", "claimed")
+    production.work.dvc("repro", "--quiet")
+    forged = yaml.safe_load(lock.read_text())
+    for stage, made in forged["stages"].items():
+        made["outs"] = old[stage]["outs"]  # what main has, of a model that is not there any more
+    lock.write_text(yaml.safe_dump(forged))
+    production.work.git("commit", "--quiet", "--all", "--message", "Trust me")
+    run = production.push()
+    assert run.jobs == {"reproduce": "failure"}, run.log
+    assert "main's dvc.lock is not what its pipeline makes (M dvc.lock)" in run.log
+    production.work.git("revert", "--no-edit", "HEAD")
+
+
 @pytest.mark.prove
 def test_the_first_deployment(production: Production) -> None:
     version = production.model("one")

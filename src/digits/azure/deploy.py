@@ -83,8 +83,7 @@ class Deployer:
                     if states[live] == "succeeded":
                         raise
                     print(f"{live} is made anew: it is {states[live]} ({error}).", flush=True)
-                    self.target.put({})
-                    live = None
+                    live = self.instead_of(live, endpoint.tags.get("previous"), states)
                 else:
                     print(f"{live} is live already: nothing to change.")
                     return
@@ -102,6 +101,17 @@ class Deployer:
                 return self.target.deploy(new, order)
 
             self.switch(new.name, live, create, new.model_version)
+
+    def instead_of(self, live: str, previous: str | None, states: dict[str, str]) -> str | None:
+        """Let the previous revision serve, if it is fit, while what is live is made anew."""
+        if previous and states.get(previous) == "succeeded":
+            with contextlib.suppress(DigitsError):
+                self.target.smoke(previous, self.some_digits(), None)
+                print(f"{previous} serves meanwhile.", flush=True)
+                self.target.put({previous: 100}, live=previous, previous=None)
+                return previous
+        self.target.put({})
+        return None
 
     def settle(self, endpoint: Any) -> None:
         """Put into force what is the endpoint's, not a revision's."""

@@ -45,6 +45,8 @@ SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Moni
 BUSY = {"creating", "updating", "deleting", "scaling"}
 SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
 LOG_LINES = 500
+TOO_MANY = 429  # Azure's answer to more requests at once than an instance takes
+BUSY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)  # between the tries of a question that got it
 TOKEN_SCOPE = "https://ml.azure.com/.default"
 
 
@@ -265,6 +267,7 @@ class Target:
             instance_count=recipe.count,
             data_collector=collector,
             tags={SCALED: "yes"} if recipe.scale else {},  # so that who deletes it knows
+            environment_variables={"WORKER_COUNT": str(recipe.at_a_time)},
             request_settings=OnlineRequestSettings(
                 request_timeout_ms=int(recipe.timeout * 1000),
                 max_concurrent_requests_per_instance=recipe.at_a_time,
@@ -312,7 +315,16 @@ class Target:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         start = time.monotonic()
         try:
-            with opener.open(request, timeout=self.settings.request_timeout_seconds + 5) as answer:
+            for wait in (*BUSY_SECONDS, None):
+                start = time.monotonic()
+                try:
+                    answer = opener.open(request, timeout=self.settings.request_timeout_seconds + 5)
+                    break
+                except urllib.error.HTTPError as error:
+                    if error.code != TOO_MANY or wait is None:
+                        raise
+                    time.sleep(wait)
+            with answer:
                 told = json.load(answer)
                 served = answer.headers.get("azureml-model-deployment") or deployment or ""
             first = told["predictions"][0]

@@ -148,7 +148,9 @@ class Router:
             "NO_PROXY": LOOPBACK,
         }
         try:
-            process = inference.start(code, model, port, log, os.environ | env | settings, seconds)
+            workers = int(env.get("WORKER_COUNT", "1"))
+            env = os.environ | env | settings
+            process = inference.start(code, model, port, log, env, seconds, workers)
         except BaseException:
             sink.stop()
             raise
