@@ -175,14 +175,48 @@ def test_a_job_without_an_environment_has_its_event_as_subject(connected: Cloud)
 def test_this_machine_is_looked_at(
     cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AZURE_STORAGE_KEY", "x")
+    stray = ("STORAGE_KEY", "USERNAME", "PASSWORD", "TOKEN_CREDENTIALS")
+    for name in stray[:-1]:
+        monkeypatch.setenv(f"AZURE_{name}", "x")
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "prod")
     cloud.change(gh=False, login=False)
     with pytest.raises(DigitsError, match="3 findings"):
         doctor.main(["--workspace", "local", "--repository", "a/b"])
     said = capsys.readouterr().out
-    assert "unset AZURE_STORAGE_KEY" in said
+    assert f"unset {' '.join(f'AZURE_{name}' for name in stray)}: " in said
     assert "remote main: azure://main, account missing" in said
     assert "subject repo:a/b:environment:production" in said
+
+
+@pytest.mark.parametrize("choice", ["", "dev", "AzureCliCredential"])
+def test_a_choice_of_logins_that_keeps_az_is_no_fault(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    monkeypatch.setattr(doctor, "told", lambda *_: None)
+    monkeypatch.setenv(doctor.CHOICE, choice)
+    assert "stray variables: none" in [one.what for one in doctor.here()]
+    monkeypatch.setenv(doctor.CHOICE, "prod")
+    assert f"stray variables: {doctor.CHOICE}" in [one.what for one in doctor.here()]
+
+
+def test_variables_that_lead_to_another_workspace_are_found(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in connection.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    assert list(doctor.elsewhere()) == []
+    kept = {name: name.lower() for name in connection.SETTINGS}
+    connection.keep(kept | {"AZURE_STORAGE_ACCOUNT": "digitsabc"})
+    assert {one.state for one in doctor.elsewhere()} == {"ok"}
+    monkeypatch.setenv("AZURE_SUBSCRIPTION_ID", kept["AZURE_SUBSCRIPTION_ID"])
+    monkeypatch.setenv("AZURE_ML_WORKSPACE", "another")
+    (wrong,) = (one for one in doctor.elsewhere() if one.state != "ok")
+    assert wrong.state == "wrong"
+    assert wrong.what.startswith("AZURE_ML_WORKSPACE: another; ")
+    assert "unset AZURE_ML_WORKSPACE" in wrong.mend
+    connection.WORKSPACE.write_text("{}")
+    (wrong,) = doctor.elsewhere()
+    assert wrong.state == "wrong" and "`digits connect` writes it anew" in wrong.what
 
 
 def test_a_stand_in_that_does_not_run_is_no_matter_of_logging_in(

@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ with warnings.catch_warnings():  # the SDK's own
     from azure.ai.ml._restclient.arm_ml_service import models
     from azure.ai.ml._restclient.arm_ml_service._utils.model_base import Model, _deserialize
 
-    from digits.azure import lease
+    from digits.azure import lease, serve
     from digits.azure.serve import CONTAINER, KEY
     from digits.azure.workspace import connect
 
@@ -331,6 +332,25 @@ def test_it_comes_up_again_as_it_was(deployable: Deployable, tmp_path: Path) -> 
         link.symlink_to(shared)
     finally:
         own.stop()
+
+
+def test_a_certificate_is_made_anew_before_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "DAYS", serve.LAST_DAYS + 1)
+    files = serve.make_certificate(tmp_path)
+    kept = [file.read_bytes() for file in files]
+    assert serve.make_certificate(tmp_path) == files
+    assert [file.read_bytes() for file in files] == kept
+    for file in files:
+        file.unlink()
+    monkeypatch.setattr(serve, "DAYS", serve.LAST_DAYS - 1)
+    old = [file.read_bytes() for file in serve.make_certificate(tmp_path)]
+    monkeypatch.undo()
+    assert serve.make_certificate(tmp_path) == files
+    assert all(file.read_bytes() != before for file, before in zip(files, old, strict=True))
+    assert files[1].stat().st_mode & 0o77 == 0
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files)
 
 
 @pytest.mark.prove

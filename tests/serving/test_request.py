@@ -1,5 +1,6 @@
 """Requests decoded: every form of an image ends as the data's own, and faults are named."""
 
+import contextlib
 import io
 import json
 import struct
@@ -108,6 +109,38 @@ def test_a_noisy_photograph_shows_its_digit() -> None:
         paper = 190 + 20 * np.linspace(0, 1, ink.shape[1]) + rng.normal(0, 6, ink.shape)
         photograph = Image.fromarray((paper * (1 - ink) + 50 * ink).clip(0, 255).astype(np.uint8))
         assert likeness(decoded(encoded(photograph, "JPEG", quality=80)), normal) > 0.8
+
+
+def boxed(digit: np.ndarray, margin: int) -> Image.Image:
+    """Return a digit cut to the box of its ink and a margin, 4 times as large."""
+    rows, columns = np.flatnonzero(digit.any(1)), np.flatnonzero(digit.any(0))
+    cut = digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Image.fromarray(np.kron(np.pad(cut, margin), np.ones((4, 4), np.uint8)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("flip", [0, 255], ids=["light on dark", "dark on light"])
+def test_a_digit_cut_to_its_ink_is_the_one_with_a_margin(kind: str, flip: int) -> None:
+    """All but those whose ink is more than half of the edge, as that of an upright 1 is."""
+    same = 0
+    for digit in mnist_part("t10k", 200).images:
+        sides = []
+        for margin in (0, 1):
+            image = boxed(digit, margin).point(lambda value: value ^ flip)
+            with contextlib.suppress(RefusedError):
+                sides.append(decoded(encoded(image, kind)).astype(int))
+        if len(sides) == 2:
+            exact = np.abs(sides[0] - sides[1]).mean() < 2
+            same += exact if kind == "PNG" else likeness(sides[0], sides[1]) > 0.95
+    assert same >= 190
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("paper", [20, 128, 235])
+def test_grain_alone_is_blank(kind: str, paper: int) -> None:
+    grain = np.random.default_rng(0).integers(paper - 8, paper + 9, (99, 99), np.uint8)
+    with pytest.raises(RefusedError, match="is blank"):
+        decoded(encoded(Image.fromarray(grain), kind))
 
 
 def test_a_turned_telephone_is_noticed() -> None:

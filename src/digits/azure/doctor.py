@@ -28,7 +28,11 @@ STRAY = (
     "STORAGE_SAS_TOKEN",
     "CLIENT_SECRET",
     "CLIENT_CERTIFICATE_PATH",
+    "USERNAME",
+    "PASSWORD",
 )
+CHOICE = "AZURE_TOKEN_CREDENTIALS"  # which logins the SDK tries; these values keep that of `az`
+KEEPING = ("", "dev", "azureclicredential")
 ISSUER = "https://token.actions.githubusercontent.com"
 
 
@@ -68,9 +72,26 @@ def here() -> Iterator[Finding]:
         said = f"remote {remote}: {keys.get('url', 'absent')}, account {place or 'missing'}"
         yield judged(place and "url" in keys, said, mend)
     stray = [f"AZURE_{name}" for name in STRAY if os.environ.get(f"AZURE_{name}")]
+    if os.environ.get(CHOICE, "").strip().lower() not in KEEPING:
+        stray.append(CHOICE)
     said = f"stray variables: {', '.join(stray) or 'none'}"
-    mend = f"unset {' '.join(stray)}: they go before `az login` and OIDC"
+    mend = f"unset {' '.join(stray)}: they go before `az login` and OIDC, or leave them out"
     yield judged(not stray, said, mend)
+    yield from elsewhere()
+
+
+def elsewhere() -> Iterator[Finding]:
+    """Look for variables that lead commands to another workspace than the repository's."""
+    try:
+        kept = connection.kept()
+    except DigitsError as error:
+        yield Finding("wrong", str(error))
+        return
+    for name, value in kept.items():
+        other = os.environ.get(name) or value
+        said = f"{name}: {other}; {connection.WORKSPACE} has {value}"
+        mend = f"unset {name}: with it `digits deploy` works on another workspace"
+        yield judged(other == value, said, mend)
 
 
 def github(repository: str | None) -> Iterator[Finding]:

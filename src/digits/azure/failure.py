@@ -23,6 +23,22 @@ CAUSES = [  # a pattern of an error's text, in any case; the cause, the mend
     ("NameNotAvailable", "the endpoint's name is taken", "change azure.endpoint"),
     ("AuthenticationToken", "the credentials are not accepted", "log in again (`az login`)"),
     (
+        "LinkedAuthorizationFailed",
+        "the role on an identity is missing",
+        "Managed Identity Operator is needed on the identity `digits-endpoint`",
+    ),
+    (
+        "AuthorizationPermissionMismatch",
+        "the role on the storage is missing",
+        "Storage Blob Data Contributor is needed on the workspace's own storage account; a new "
+        "role takes some minutes",
+    ),
+    (
+        "AuthorizationFailure",
+        "the storage account lets nobody in from here",
+        "see its firewall, and Storage Blob Data Contributor on it",
+    ),
+    (
         "AuthorizationFailed",
         "the role is missing",
         "AzureML Data Scientist is needed on the workspace",

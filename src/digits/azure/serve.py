@@ -57,17 +57,23 @@ BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
 WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
 DAYS = 397  # that a certificate is valid
+LAST_DAYS = 30  # of these it is no longer used when `digits serve` starts
 EXPIRE_SECONDS = 3600.0  # between two looks at what is too old to be kept
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Return the files of a certificate for 127.0.0.1 and of its key, made if absent."""
+    """Return the files of a certificate for 127.0.0.1 and of its key.
+
+    They are made where they are absent, and anew in the certificate's last days.
+    """
     certificate_file, key_file = folder / "certificate.pem", folder / "key.pem"
+    now = datetime.datetime.now(datetime.UTC)
     if certificate_file.exists() and key_file.exists():
-        return certificate_file, key_file
+        found = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+        if found.not_valid_after_utc - now > datetime.timedelta(days=LAST_DAYS):
+            return certificate_file, key_file
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, LOOPBACK)])
-    now = datetime.datetime.now(datetime.UTC)
     loopback = x509.IPAddress(ipaddress.ip_address(LOOPBACK))
     certificate = (
         x509.CertificateBuilder()
@@ -83,6 +89,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     )
     pem = serialization.Encoding.PEM
     plain, form = serialization.NoEncryption(), serialization.PrivateFormat.PKCS8
+    certificate_file.unlink(missing_ok=True)  # it must never stand beside another's key
     key_file.touch(mode=0o600)
     key_file.write_bytes(key.private_bytes(pem, form, plain))
     certificate_file.write_bytes(certificate.public_bytes(pem))

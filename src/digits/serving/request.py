@@ -117,7 +117,9 @@ def _ink(body: bytes, kind: str) -> np.ndarray:
     """Return the ink of one PNG or JPEG, uint8 (height, width): white on black.
 
     The paper is the median of the image's edge; what is furthest from it, lighter or darker, is
-    ink. What is as near to it as twice the edge's noise is paper too: nothing in a clean image.
+    ink. What is as near to it as twice the edge's noise is paper too: almost nothing in a clean
+    image. Where ink touches the edge, the noise is that of the half that is nearest to the paper:
+    in noise of Gauss nine tenths lie within 2.4 times the median distance, so 3 times is enough.
     """
     try:
         with warnings.catch_warnings():
@@ -139,7 +141,8 @@ def _ink(body: bytes, kind: str) -> np.ndarray:
         raise RefusedError(400, f"the {kind} cannot be read ({type(error).__name__})") from None
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     paper = int(np.median(edge))
-    noise = max(int(np.quantile(np.abs(edge - paper), 0.9)), JPEG_NOISE if kind == "JPEG" else 0)
+    half, most = np.quantile(np.abs(edge - paper), (0.5, 0.9))
+    noise = max(int(min(most, 1 + 3 * half)), JPEG_NOISE if kind == "JPEG" else 0)
     lighter = grey.max() - paper >= paper - grey.min()
     distance = grey - paper if lighter else paper - grey
     ink = np.where(distance > 2 * noise, distance, 0).astype(np.uint8)
