@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import re
 import shutil
 import signal
@@ -27,7 +28,7 @@ from packaging.requirements import Requirement
 from test_standin import unlike
 
 from digits import params
-from digits.azure import job, release, results, sweep, train
+from digits.azure import job, jobs, release, results, sweep, train
 from digits.azure.serve import KEY
 from digits.errors import DigitsError
 
@@ -337,6 +338,33 @@ def test_they_are_told_before_anything_is_submitted(
         assert [line.partition(":")[0] for line in lines] == [f"Batches of {n}" for n in told]
 
 
+@pytest.mark.filterwarnings("ignore")  # the SDK's own
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_nodes_of_a_trial_are_those_of_a_job(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def submit(_: Any, one: Any) -> None:
+        bodies.append(one._to_job()._to_rest_object().as_dict()["properties"])
+
+    monkeypatch.setattr(job, "commit", lambda: "c0ffee")
+    for module, name in ((results, "offer"), (job, "remote"), (job, "account")):
+        monkeypatch.setattr(module, name, lambda *_: "data")
+    monkeypatch.setattr(job, "write_code", lambda folder: folder)
+    monkeypatch.setattr(job, "submit", submit)
+    settings, workspace = on_nodes(count), MagicMock()
+    sweep.start(workspace, settings, {"train.batch_size": [32, 64]}, None)
+    job.submit(workspace, job.define(workspace, settings, Path()))
+    trial, alone = bodies[0]["trial"], bodies[1]
+    assert trial.get("distribution") == alone.get("distribution")
+    assert trial["resources"] == alone["resources"]
+    for found in (jobs.nodes(trial), jobs.nodes(alone)):
+        configs = [json.loads(one.get("TF_CONFIG", "{}")) for one in found]
+        ranks = [one.get("task", {}).get("index") for one in configs]
+        assert ranks == ([None] if count == 1 else [0, 1])
+
+
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 @pytest.mark.parametrize("batch_size", [64, 100, 128, 260])
 def test_the_parts_that_are_told_are_those_of_the_loop(
@@ -592,6 +620,25 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> 
     said = trainable.digits("sweep", "-S", "train.batch_size=16,24,48", "--random", "2")
     assert "is submitted: 2 trials." in said
     assert "2 trials ended well." in said
+
+
+@pytest.mark.prove
+def test_the_trials_of_a_sweep_have_nodes(trainable: Trainable, standin: StandIn) -> None:
+    trainable.edit("params.yaml", "    nodes: 1", "    nodes: 2")
+    rank = "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+    trainable.edit("stage.py", "params =", f"{rank}params =")
+    trainable.edit("stage.py", '"training on"', '"node", rank, "is training on"')
+    trainable.commit(64)
+    standin.faults()
+    said = trainable.digits("sweep", "-S", "train.batch_size=16,32")
+    assert "2 trials ended well." in said
+    (name,) = set(JOB.findall(said))
+    for node in (0, 1):
+        assert f"node {node} is training" in log_of(standin, f"{name}_0", node)
+    sent = [call["request"] for call in standin.calls() if call["path"].endswith(f"/jobs/{name}")]
+    (body,) = filter(None, sent)
+    distribution = body["properties"]["trial"]["distribution"]
+    assert (distribution["distributionType"], distribution["workerCount"]) == ("TensorFlow", 2)
 
 
 @pytest.mark.prove
