@@ -194,16 +194,20 @@ def test_what_a_sweep_tries_is_checked() -> None:
     for listed in ("[32,64]", "32,,64", "{", ""):
         with pytest.raises(DigitsError, match="write KEY=VALUE,VALUE"):
             sweep.space([f"train.batch_size={listed}"], values)
-    good = ["epochs=1,2", "foreign.japanese.reader.hand.shear=0.1", "train.distortion.shear=0,0.3"]
+    good = ["epochs=1,2", "prepare.foreign_share=0.1", "train.distortion.shear=0,0.3", "seed=1"]
     assert sweep.space(good, values)["epochs"] == [1, 2]
     for setting, said in (
         ("train.batch_size=32,many", "train.batch_size is 'many'"),
         ("epochs=5,0", "epochs is 0"),
         ("foreign.japanese.reader.hand.shear=a", "foreign.japanese"),
         ("azure.strategy=in_place", "no stage reads it"),
+        ("seed=1,2", r"stage foreign makes .* another seed, .*`dvc exp run -S seed=VALUE` here"),
+        ("image_size=20,28", "stage mnist makes"),
+        ("foreign.japanese.per_class.train=500,1000", "stage foreign makes"),
     ):
         with pytest.raises(DigitsError, match=said):
             sweep.space([setting], values)
+    assert sweep.space(["seed=1,2"], values | {"foreign": []}) == {"seed": [1, 2]}
 
 
 def test_a_sweep_of_which_nothing_began_praises_nothing(
