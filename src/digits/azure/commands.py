@@ -42,6 +42,7 @@ def run(command: tuple[str, ...], seconds: int | None) -> subprocess.CompletedPr
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
+        errors="replace",  # on Windows az writes names in the code page of the locale
         timeout=seconds,
     )
 
