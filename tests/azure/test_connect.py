@@ -208,6 +208,11 @@ def test_names_in_another_code_page_stop_nothing(
     [
         ("(AuthorizationFailed) ... roleAssignments/write", "Owner"),
         ("(RoleAssignmentExists) The role exists, ID 1", "by hand"),
+        (
+            "(RoleAssignmentUpdateNotPermitted) Tenant ID, application ID, principal ID, and scope "
+            "are not allowed to be updated.",
+            "made anew.*principalName; az role assignment delete --ids",
+        ),
         ("(ConflictError) A vault with the same name", "keyvault purge"),
         (
             "(DeploymentStackDeploymentFailed) One or more resources could not be deployed. Code: "
