@@ -285,13 +285,25 @@ def test_what_a_job_needs_and_nobody_has_is_refused(
     Path("pool", "digits.txt").unlink()  # git keeps the folder, with a .gitignore
     results.offer(job.RAW, {})  # the container has all
     shutil.rmtree(remote)
-    with pytest.raises(DigitsError, match=r"^model.*: neither here nor .*; `dvc pull` first"):
+    with pytest.raises(
+        DigitsError, match=r"^model.*: neither .*; `dvc pull` first, or `dvc repro mnist train`"
+    ):
         results.offer(job.RAW, {})
     project.edit("dvc.yaml", "wc", "sort")
-    with pytest.raises(DigitsError, match=r"^pool.digits\.txt: neither here nor in the container"):
-        results.offer(job.RAW, {})
+    with pytest.raises(DigitsError, match=r"^pool.digits\.txt: neither .*, or `dvc repro mnist`$"):
+        results.offer(job.RAW, {})  # what the job is to train is not named
     project.dvc("repro", "--quiet", "mnist")
     results.offer(job.RAW, {})  # the job trains
+    Path("letters.txt").write_text("labelled by hand")
+    project.dvc("add", "--quiet", "letters.txt")
+    Path("letters.txt").unlink()
+    shutil.rmtree(Path(".dvc", "cache"))
+    Path("pool", "digits.txt").unlink()
+    shutil.rmtree(remote)
+    with pytest.raises(DigitsError, match=r"^letters\.txt: neither here.*; `dvc pull` first$"):
+        results.offer(job.RAW, {})
+    Path("letters.txt.dvc").unlink()
+    project.dvc("repro", "--quiet", "mnist")
     project.edit("dvc.yaml", "ten digits", "nine digits")
     with pytest.raises(DigitsError, match=r"stage mnist is not what dvc\.lock has"):
         results.offer(job.RAW, {})
