@@ -192,11 +192,27 @@ def test_who_looks_elsewhere_or_may_not_purge_is_told(
     assert cloud.state["groups"] == {} and not connection.WORKSPACE.exists()
 
 
+def test_names_in_another_code_page_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    az = tmp_path / "az"
+    az.write_text('#!/bin/sh\nprintf \'{"id": "1", "tenant": "Universit\\344t"}\'\n')
+    az.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for ask in (commands.must, commands.found, commands.asked):
+        assert ask("az", "account", "show") == {"id": "1", "tenant": "Universit\ufffdt"}
+
+
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
         ("(AuthorizationFailed) ... roleAssignments/write", "Owner"),
         ("(RoleAssignmentExists) The role exists, ID 1", "by hand"),
+        (
+            "(RoleAssignmentUpdateNotPermitted) Tenant ID, application ID, principal ID, and scope "
+            "are not allowed to be updated.",
+            "made anew.*principalName; az role assignment delete --ids",
+        ),
         ("(ConflictError) A vault with the same name", "keyvault purge"),
         (
             "(DeploymentStackDeploymentFailed) One or more resources could not be deployed. Code: "

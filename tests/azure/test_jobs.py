@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import re
 import shutil
 import signal
@@ -27,7 +28,7 @@ from packaging.requirements import Requirement
 from test_standin import unlike
 
 from digits import params
-from digits.azure import job, release, results, sweep, train
+from digits.azure import job, jobs, release, results, sweep, train
 from digits.azure.serve import KEY
 from digits.errors import DigitsError
 
@@ -193,16 +194,20 @@ def test_what_a_sweep_tries_is_checked() -> None:
     for listed in ("[32,64]", "32,,64", "{", ""):
         with pytest.raises(DigitsError, match="write KEY=VALUE,VALUE"):
             sweep.space([f"train.batch_size={listed}"], values)
-    good = ["epochs=1,2", "foreign.japanese.reader.hand.shear=0.1", "train.distortion.shear=0,0.3"]
+    good = ["epochs=1,2", "prepare.foreign_share=0.1", "train.distortion.shear=0,0.3", "seed=1"]
     assert sweep.space(good, values)["epochs"] == [1, 2]
     for setting, said in (
         ("train.batch_size=32,many", "train.batch_size is 'many'"),
         ("epochs=5,0", "epochs is 0"),
         ("foreign.japanese.reader.hand.shear=a", "foreign.japanese"),
         ("azure.strategy=in_place", "no stage reads it"),
+        ("seed=1,2", r"stage foreign makes .* another seed, .*`dvc exp run -S seed=VALUE` here"),
+        ("image_size=20,28", "stage mnist makes"),
+        ("foreign.japanese.per_class.train=500,1000", "stage foreign makes"),
     ):
         with pytest.raises(DigitsError, match=said):
             sweep.space([setting], values)
+    assert sweep.space(["seed=1,2"], values | {"foreign": []}) == {"seed": [1, 2]}
 
 
 def test_a_sweep_of_which_nothing_began_praises_nothing(
@@ -280,13 +285,25 @@ def test_what_a_job_needs_and_nobody_has_is_refused(
     Path("pool", "digits.txt").unlink()  # git keeps the folder, with a .gitignore
     results.offer(job.RAW, {})  # the container has all
     shutil.rmtree(remote)
-    with pytest.raises(DigitsError, match=r"^model.*: neither here nor .*; `dvc pull` first"):
+    with pytest.raises(
+        DigitsError, match=r"^model.*: neither .*; `dvc pull` first, or `dvc repro mnist train`"
+    ):
         results.offer(job.RAW, {})
     project.edit("dvc.yaml", "wc", "sort")
-    with pytest.raises(DigitsError, match=r"^pool.digits\.txt: neither here nor in the container"):
-        results.offer(job.RAW, {})
+    with pytest.raises(DigitsError, match=r"^pool.digits\.txt: neither .*, or `dvc repro mnist`$"):
+        results.offer(job.RAW, {})  # what the job is to train is not named
     project.dvc("repro", "--quiet", "mnist")
     results.offer(job.RAW, {})  # the job trains
+    Path("letters.txt").write_text("labelled by hand")
+    project.dvc("add", "--quiet", "letters.txt")
+    Path("letters.txt").unlink()
+    shutil.rmtree(Path(".dvc", "cache"))
+    Path("pool", "digits.txt").unlink()
+    shutil.rmtree(remote)
+    with pytest.raises(DigitsError, match=r"^letters\.txt: neither here.*; `dvc pull` first$"):
+        results.offer(job.RAW, {})
+    Path("letters.txt.dvc").unlink()
+    project.dvc("repro", "--quiet", "mnist")
     project.edit("dvc.yaml", "ten digits", "nine digits")
     with pytest.raises(DigitsError, match=r"stage mnist is not what dvc\.lock has"):
         results.offer(job.RAW, {})
@@ -335,6 +352,33 @@ def test_they_are_told_before_anything_is_submitted(
             sweep.start(workspace, on_nodes(4), tried, None)
         lines = capsys.readouterr().out.splitlines()
         assert [line.partition(":")[0] for line in lines] == [f"Batches of {n}" for n in told]
+
+
+@pytest.mark.filterwarnings("ignore")  # the SDK's own
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_nodes_of_a_trial_are_those_of_a_job(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def submit(_: Any, one: Any) -> None:
+        bodies.append(one._to_job()._to_rest_object().as_dict()["properties"])
+
+    monkeypatch.setattr(job, "commit", lambda: "c0ffee")
+    for module, name in ((results, "offer"), (job, "remote"), (job, "account")):
+        monkeypatch.setattr(module, name, lambda *_: "data")
+    monkeypatch.setattr(job, "write_code", lambda folder: folder)
+    monkeypatch.setattr(job, "submit", submit)
+    settings, workspace = on_nodes(count), MagicMock()
+    sweep.start(workspace, settings, {"train.batch_size": [32, 64]}, None)
+    job.submit(workspace, job.define(workspace, settings, Path()))
+    trial, alone = bodies[0]["trial"], bodies[1]
+    assert trial.get("distribution") == alone.get("distribution")
+    assert trial["resources"] == alone["resources"]
+    for found in (jobs.nodes(trial), jobs.nodes(alone)):
+        configs = [json.loads(one.get("TF_CONFIG", "{}")) for one in found]
+        ranks = [one.get("task", {}).get("index") for one in configs]
+        assert ranks == ([None] if count == 1 else [0, 1])
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])
@@ -591,6 +635,25 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> 
     said = trainable.digits("sweep", "-S", "train.batch_size=16,24,48", "--random", "2")
     assert "is submitted: 2 trials." in said
     assert "2 trials ended well." in said
+
+
+@pytest.mark.prove
+def test_the_trials_of_a_sweep_have_nodes(trainable: Trainable, standin: StandIn) -> None:
+    trainable.edit("params.yaml", "    nodes: 1", "    nodes: 2")
+    rank = "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+    trainable.edit("stage.py", "params =", f"{rank}params =")
+    trainable.edit("stage.py", '"training on"', '"node", rank, "is training on"')
+    trainable.commit(64)
+    standin.faults()
+    said = trainable.digits("sweep", "-S", "train.batch_size=16,32")
+    assert "2 trials ended well." in said
+    (name,) = set(JOB.findall(said))
+    for node in (0, 1):
+        assert f"node {node} is training" in log_of(standin, f"{name}_0", node)
+    sent = [call["request"] for call in standin.calls() if call["path"].endswith(f"/jobs/{name}")]
+    (body,) = filter(None, sent)
+    distribution = body["properties"]["trial"]["distribution"]
+    assert (distribution["distributionType"], distribution["workerCount"]) == ("TensorFlow", 2)
 
 
 @pytest.mark.prove

@@ -3,7 +3,6 @@
 That is written as the locked client writes it to a workspace: over TLS on loopback.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ import pandas as pd
 import pytest
 from conftest import Project
 from mlflow import MlflowClient
+from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 
 from digits import params
@@ -107,6 +107,26 @@ def test_a_run_is_written_to_the_workspace(
     assert logged["batch_size"] == str(params.load()["train"]["batch_size"])
 
 
+def test_the_stage_in_a_job_does_not_say_how_the_job_stands(
+    tracking: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from digits.pipeline import train  # TensorFlow
+
+    in_job(monkeypatch, tracking.port)
+    worker.find_run()
+    curves = pd.DataFrame({"epoch": [1, 2], "loss": [0.2, 0.1]})
+    train.log_run([Param("batch_size", "64")], curves)
+    assert capsys.readouterr().err == ""
+    for path, _, body in tracking.requests:
+        assert path == f"{WORKSPACE}/api/2.0/mlflow/runs/log-batch"  # and not runs/update
+        assert body["run_id"] == "digits-1"
+    settings, *epochs = (body for _, _, body in tracking.requests)
+    assert settings["params"] == [{"key": "batch_size", "value": "64"}]
+    logged = [(one["key"], one["value"], one["step"]) for body in epochs for one in body["metrics"]]
+    assert logged == [("loss", 0.2, 1), ("loss", 0.1, 2)]
+    assert os.environ["MLFLOW_RUN_ID"] == "digits-1"
+
+
 @STORE
 def test_the_job_and_its_stage_log_the_same_params(
     run: str, monkeypatch: pytest.MonkeyPatch
@@ -117,10 +137,9 @@ def test_the_job_and_its_stage_log_the_same_params(
     values = params.load()
     values["train"] |= {"weight_decay": 0}  # a float, written as a whole number
     monkeypatch.setattr(params, "load", lambda: values)
-    task, own = params.task(values), params.section(Recipe, values, "train")
-    settings = {"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own)
-    train.log_curves(settings, pd.DataFrame({"epoch": [1], "loss": [0.1]}))
-    monkeypatch.setenv("MLFLOW_RUN_ID", run)  # which the stage forgets at its end
+    own = params.section(Recipe, values, "train")
+    curves = pd.DataFrame({"epoch": [1], "loss": [0.1]})
+    train.log_curves(train.settings(params.task(values), own), curves)
     before = MlflowClient().get_run(run).data.params
     assert before["weight_decay"] == "0.0"
     worker.log_run({"mnist.accuracy": 0.997}, "")

@@ -21,6 +21,12 @@ CAUSES = (  # what an error's text holds, the cause, the mend
     ("MissingSubscriptionRegistration", "never used here", "az provider register --namespace"),
     ("AuthorizationFailed", "you may not do that", "be Owner of the group, to give roles in it"),
     ("RoleAssignmentExists", "given by hand before", "az role assignment delete --ids"),
+    (
+        "RoleAssignmentUpdateNotPermitted",
+        "an identity was made anew, and the roles of the old one are in the way",
+        "az role assignment list --all shows them without a principalName; "
+        "az role assignment delete --ids",
+    ),
     ("ResourceGroupNotFound", "there is no such group", "give --location, to make it"),
     ("InvalidResourceGroupLocation", "the group is elsewhere", "leave --location out"),
     ("LocationNotAvailable", "that is not offered there", "another --location"),
@@ -42,6 +48,7 @@ def run(command: tuple[str, ...], seconds: int | None) -> subprocess.CompletedPr
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
+        errors="replace",  # on Windows az writes names in the code page of the locale
         timeout=seconds,
     )
 

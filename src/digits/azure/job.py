@@ -101,7 +101,9 @@ def define(
         if getattr(cluster, "min_instances", 0):
             print(f"{wanted.compute} keeps {cluster.min_instances} nodes, which cost while idle.")
     python = yaml.safe_load(params.PATH.read_text("utf-8"))["package"]["python"]
-    job = command(
+    # Given here, not set later: a sweep's trials have what `command` was called with.
+    distribution = TensorFlowDistribution(worker_count=wanted.nodes) if wanted.nodes > 1 else None
+    return command(
         name=f"digits-{head[:8]}-{secrets.token_hex(4)}",
         experiment_name=EXPERIMENT,
         code=str(write_code(folder)),
@@ -118,12 +120,10 @@ def define(
         compute=wanted.compute,
         instance_type=None if wanted.compute else wanted.instance_type,
         instance_count=wanted.nodes,
+        distribution=distribution,
         timeout=int(wanted.timeout_hours * SECONDS_AN_HOUR),
         identity=ManagedIdentityConfiguration(),
     )
-    if wanted.nodes > 1:
-        job.distribution = TensorFlowDistribution(worker_count=wanted.nodes)
-    return job
 
 
 def parts(batch_size: int, nodes: int) -> list[int]:

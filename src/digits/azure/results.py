@@ -133,14 +133,23 @@ def offer(stages_first: tuple[str, ...], settings: dict[str, str]) -> None:
                 f"stage {npm[0]} is not what dvc.lock has, and a job has no npm packages to "
                 "run it; `dvc repro prepare` here, commit dvc.lock and push first"
             )
-        needed = [one.addressing for one in repo.index.stages if one.addressing not in run]
-        told = repo.status(targets=needed, cloud=True, remote=REMOTE)
-        if missing := sorted(path for path, how in told.items() if how == "missing"):
+        needed = [one for one in repo.index.stages if one.addressing not in run]
+        if missing := _missing(repo, needed):
+            lacking = [one for one in needed if _missing(repo, [one])]
+            names = " ".join(one.addressing for one in lacking)
+            made = all(one.cmd for one in lacking)  # a .dvc file has no command that makes it
             raise DigitsError(
                 f"{missing[0]}: neither here nor in the container {REMOTE}, from which the job "
-                f"takes it; `dvc pull` first, or `dvc repro`"
+                "takes it; `dvc pull` first" + (f", or `dvc repro {names}`" if made else "")
             )
         repo.push(remote=REMOTE)
+
+
+def _missing(repo: Any, found: list[Any]) -> list[str]:
+    """Return what of some stages is neither here nor in the container."""
+    targets = [one.addressing for one in found]
+    told = repo.status(targets=targets, cloud=True, remote=REMOTE)
+    return sorted(path for path, how in told.items() if how == "missing")
 
 
 def _to_run(repo: Any) -> set[str]:

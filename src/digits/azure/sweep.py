@@ -27,12 +27,16 @@ from digits.console import hidden_stderr
 from digits.errors import DigitsError
 from digits.review import reproduce
 
+PIPELINE = Path("dvc.yaml")
 AT_A_TIME = 4  # trials; a cluster's size and the quota bound them, too
 TRIAL = re.compile(r"dcid\.([^/]+_(\d+))/")
 
 
 def space(settings: list[str], values: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return the values to try of each key; raise DigitsError for what params.yaml has not."""
+    """Return the values to try of each key.
+
+    Raises DigitsError for what params.yaml has not, and for what no trial could run with.
+    """
     found: dict[str, list[Any]] = {}
     for setting in settings:
         key, _, listed = setting.partition("=")
@@ -50,7 +54,26 @@ def space(settings: list[str], values: dict[str, Any]) -> dict[str, list[Any]]:
         found[key] = [*found.get(key, ()), *tried]
         for value in tried:
             check(key, value, values)
+        if (stage := raw_stage(key, values)) and any(value != known for value in tried):
+            raise DigitsError(
+                f"{setting}: stage {stage} makes other digits with another {key}, and a job has no "
+                f"npm packages to run it; `dvc exp run -S {key}=VALUE` here tries one value"
+            )
     return found
+
+
+def raw_stage(key: str, values: dict[str, Any]) -> str | None:
+    """Return the stage of dvc.yaml that reads npm's packages and this key, None without one."""
+    stages = yaml.safe_load(PIPELINE.read_text("utf-8"))["stages"]
+    for name in job.RAW:
+        stage = stages.get(name, {})
+        if "foreach" in stage and not values[name]:
+            continue  # `foreign: []`: no script, no stage
+        for listed in stage.get("do", stage).get("params", ()):
+            block = str(listed).partition("${")[0].rstrip(".")  # foreign.${key} is any script's
+            if f"{key}.".startswith(f"{block}."):
+                return name
+    return None
 
 
 def check(key: str, value: Any, values: dict[str, Any]) -> None:

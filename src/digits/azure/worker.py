@@ -12,7 +12,6 @@ does so when stage train is over on all.
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -23,9 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 from filelock import FileLock
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 
 from digits import cluster, console, params
 from digits.azure import results
@@ -81,12 +79,11 @@ def log_run(metrics: dict[str, float], lock: str) -> None:
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
     with console.hidden_stderr():  # TensorFlow's notes; it takes seconds to load
+        from digits.pipeline.train import settings
         from digits.training import Recipe
     values = params.load()
-    task, own = params.task(values), params.section(Recipe, values, "train")
-    settings = {"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own)
-    flat = pd.json_normalize(settings).to_dict("records")[0]
-    client.log_batch(run, params=[Param(name, str(value)) for name, value in flat.items()])
+    own = params.section(Recipe, values, "train")
+    client.log_batch(run, params=settings(params.task(values), own))
 
 
 @contextlib.contextmanager

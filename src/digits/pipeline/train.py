@@ -13,15 +13,16 @@ import logging
 import os
 import sqlite3
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import keras
 import mlflow
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from mlflow.entities import Metric, Param
 from scipy.optimize import minimize_scalar
 
 from digits import cluster, distance, distributed, model, params
@@ -71,7 +72,14 @@ def find_foreign(
     return distance.foreign(squared.outputs[0], usual)
 
 
-def log_run(settings: dict[str, Any], curves: pd.DataFrame) -> None:
+def settings(task: params.Task, own: Params) -> list[Param]:
+    """Return what MLflow is told of the values that a network is trained with."""
+    values = {"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own)
+    flat = pd.json_normalize(values).to_dict("records")[0]
+    return [Param(str(name), str(value)) for name, value in flat.items()]
+
+
+def log_run(given: list[Param], curves: pd.DataFrame) -> None:
     """Log one run to MLflow; a store that cannot be reached is told, and stops nothing."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -79,25 +87,38 @@ def log_run(settings: dict[str, Any], curves: pd.DataFrame) -> None:
         os.environ.setdefault(name, value)
     try:
         if "MLFLOW_TRACKING_URI" in os.environ:
-            log_curves(settings, curves)
+            log_curves(given, curves)
             return
         store = Path(os.environ.get("DVC_ROOT", "."), "data", "mlflow.db").resolve()
         with FileLock(f"{store}.lock", LOCK_SECONDS), closing(sqlite3.connect(store)) as database:
             database.execute("PRAGMA schema_version")  # MLflow would try a bad file for hours
             mlflow.set_tracking_uri(f"sqlite:///{store}")
-            log_curves(settings, curves)
+            log_curves(given, curves)
     except Exception as error:  # those of MLflow, SQLAlchemy, SQLite, requests ...
         print(f"train: MLflow did not take the run: {error}", file=sys.stderr)
 
 
-def log_curves(settings: dict[str, Any], curves: pd.DataFrame) -> None:
-    """Log one run under the name of the DVC experiment that it is, if it is one."""
+def log_curves(given: list[Param], curves: pd.DataFrame) -> None:
+    """Log to the run that MLFLOW_RUN_ID names, or to a new one, named as the DVC experiment is.
+
+    A run that is named is that of an Azure ML job, whose end is not ours to tell.
+    """
+    if run := os.environ.get("MLFLOW_RUN_ID"):
+        write_run(run, given, curves)
+        return
     mlflow.set_experiment("digits")
-    with mlflow.start_run(run_name=os.environ.get("DVC_EXP_NAME")):
-        mlflow.log_params(pd.json_normalize(settings).to_dict("records")[0])
-        for row in curves.to_dict("records"):
-            step = int(row.pop("epoch"))
-            mlflow.log_metrics({str(key): value for key, value in row.items()}, step=step)
+    with mlflow.start_run(run_name=os.environ.get("DVC_EXP_NAME")) as begun:
+        write_run(begun.info.run_id, given, curves)
+
+
+def write_run(run: str, given: list[Param], curves: pd.DataFrame) -> None:
+    """Write params and curves to a run, and nothing of how it stands."""
+    client, now = mlflow.MlflowClient(), int(time.time() * 1000)
+    client.log_batch(run, params=given)
+    for row in curves.to_dict("records"):
+        step = int(row.pop("epoch"))
+        metrics = [Metric(str(key), value, now, step) for key, value in row.items()]
+        client.log_batch(run, metrics=metrics)
 
 
 def main(arguments: list[str]) -> None:
@@ -149,4 +170,4 @@ def main(arguments: list[str]) -> None:
     with replacing(paths.curves) as partial:
         curves.round(6).to_csv(partial, index=False, lineterminator="\n")
     if rank == 0:
-        log_run({"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own), curves)
+        log_run(settings(task, own), curves)
