@@ -117,6 +117,11 @@ def test_params_are_what_the_stage_reads(stage: str) -> None:
     assert dataclasses.is_dataclass(importlib.import_module(f"digits.pipeline.{stage}").Params)
 
 
+def test_no_stage_but_evaluate_reads_the_test_pool() -> None:
+    readers = [name for name in STAGES if "data/prepared/test.npz" in paths(STAGES[name]["deps"])]
+    assert readers == ["evaluate"]
+
+
 def test_nothing_installed_is_a_dep() -> None:
     for stage in STAGES.values():
         assert not any("node_modules" in path or ".venv" in path for path in paths(stage["deps"]))

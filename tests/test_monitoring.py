@@ -220,8 +220,37 @@ def test_a_gap_is_shown_and_nothing_is_lost(reference: Reference) -> None:
 def test_steady_traffic_has_no_gaps() -> None:
     rng = np.random.default_rng(5)
     times = np.cumsum(rng.exponential(60_000, 20_000)).astype(np.int64)
-    assert len(monitoring.gaps(times, 500)) <= 1
-    assert len(monitoring.gaps(times.repeat(100), 500)) <= 1  # so many images a request
+    assert len(production.gaps(times, 500)) <= 1
+    assert len(production.gaps(times.repeat(100), 500)) <= 1  # so many images a request
+
+
+@pytest.mark.parametrize("count", [3, 501, 502, 503, 510])
+def test_a_gap_is_seen_wherever_it_lies(count: int) -> None:
+    times = START + SECOND * np.arange(count)
+    times[-1] += 3600 * SECOND
+    assert production.gaps(times, 500) == ([tuple(times[-2:].tolist())] if count > 3 else [])
+
+
+def test_an_endpoint_that_is_down_now_has_a_gap(reference: Reference) -> None:
+    columns = answered(510, np.random.default_rng(16))
+    last = int(columns["time"][-1])
+    for seconds, down in ((200, []), (400, [(last, last + 400 * SECOND)])):
+        found = analyse(reference, batches(columns), [], now_ms=last + seconds * SECOND)
+        assert found.gaps == down
+    assert 'class="gap" x="' in story.page(found, OWN)
+    places = [
+        float(x) for x in re.findall(r'class="gap" x="([\d.]+)" width=', story.page(found, OWN))
+    ]
+    assert places and max(places) < story.WIDTH - story.MARGIN
+    assert production.gaps(np.array([], np.int64), 500, START) == []
+
+
+def test_requests_ahead_of_this_clock_are_judged(reference: Reference) -> None:
+    columns = answered(500, np.random.default_rng(17))
+    now = int(columns["time"][-1]) - production.SKEW_MS
+    found = analyse(reference, batches(columns), [], now_ms=now)
+    assert (found.windows[0].requests, found.faults["future"], found.gaps) == (500, 0, [])
+    assert analyse(reference, batches(columns), [], now_ms=now - 1).faults["future"] == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -240,7 +269,12 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
     found = analyse(reference, batches(columns), labels(columns, np.arange(1000)))
     assert found.since_ms == START
     assert found.episodes == [monitoring.Episode(0, 0, None)]
-    assert "Drift since 2026-01-05 00:00 UTC" in story.page(found, OWN)
+    assert "Drift at least since 2026-01-05 00:00 UTC" in story.page(found, OWN)
+    over = dataclasses.replace(found, episodes=[monitoring.Episode(0, 0, 1)])
+    calm = dataclasses.replace(found.windows[-1].verdict, drift=False)
+    windows = [found.windows[0], dataclasses.replace(found.windows[-1], verdict=calm)]
+    told = story.page(dataclasses.replace(over, windows=windows), OWN)
+    assert "it drifted at least from 2026-01-05 00:00 UTC to" in told
 
 
 def test_a_reference_of_another_model_is_told(reference: Reference) -> None:
@@ -309,6 +343,20 @@ def test_the_report_is_whole_and_fetches_nothing(story_of_drift: Analysis) -> No
         assert heading in page
     assert "digits retrain" in page
     assert page == story.page(story_of_drift, OWN)
+    assert "Drift since 2026-01-05 01:23 UTC" in page
+
+
+def test_the_last_of_many_windows_and_gaps_are_named_so(story_of_drift: Analysis) -> None:
+    page = story.page(story_of_drift, OWN)
+    assert page.count("<tr><td>") == 21
+    gaps = [(START + n * SECOND, START + n * SECOND) for n in range(0, 6000, 60)]
+    many = dataclasses.replace(story_of_drift, windows=story_of_drift.windows * 50, gaps=gaps)
+    page = story.page(many, OWN)
+    assert "The last 1,000 of 1,050 windows" in page
+    assert page.count("<tr><td>") == 1000
+    assert "the last 50 of 100 gaps" in page
+    assert page.count("no requests from") == 50
+    assert f"no requests from {story.when(gaps[-1][0])}" in page
 
 
 def test_names_in_the_report_are_escaped(reference: Reference) -> None:

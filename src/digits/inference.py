@@ -32,6 +32,7 @@ amlserver.DEFAULT_HOST = "127.0.0.1"
 amlserver.run()
 """
 POLL_SECONDS = 0.05
+STOP_SECONDS = 10.0  # score.py sends what it has collected in less
 
 
 def serving_code(target: Path) -> Path:
@@ -69,6 +70,7 @@ def start(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C ends it by `stop`, when it has collected all
         )
     end = time.monotonic() + timeout_seconds
     try:
@@ -97,12 +99,12 @@ def healthy(port: int, path: str = "/") -> bool:
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a server and its workers; kill it when it does not go within seconds."""
+    """End a server and its workers, which send what they collected; kill it when it does not go."""
     if process.stdin:
         process.stdin.close()
     process.terminate()
     try:
-        process.wait(timeout=10)
+        process.wait(timeout=STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -26,8 +26,6 @@ from digits.summary import SIGNALS, Summary, bins
 
 Stream = Callable[[], Iterable[pa.RecordBatch]]
 EXAMPLES_A_WINDOW = 3
-GAP_CHANCE = 0.01  # that steady traffic has one gap as long as what is told
-GAP_SECONDS = 30.0  # shorter ones are not told
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,11 @@ class Analysis:
         return bool(self.windows) and self.windows[-1].verdict.drift
 
     @property
+    def at_least(self) -> bool:
+        """Whether the last drift may have begun earlier, before the first window looked at."""
+        return bool(self.episodes) and self.episodes[-1].began == 0
+
+    @property
     def since_ms(self) -> int | None:
         """When the drift began that the alarm tells of; None when it is off."""
         return self.windows[self.episodes[-1].began].first_ms if self.drift else None
@@ -159,11 +162,13 @@ def analyse(
 ) -> Analysis:
     """Return what happened; `stream` gives the same batches of REQUESTS each time it is called.
 
-    Raises DigitsError when the newest requests were answered by other models than the reference's.
+    `now_ms`, ms since 1970: where production goes on. Raises DigitsError when the newest requests
+    were answered by other models than the reference's.
     """
     if len(reference.summary.classes) != len(classes):
         raise DigitsError("the reference has other classes than params.yaml; run `dvc repro`")
-    rows = production.look(stream(), classes, image_size, {reference.model_version}, now_ms)
+    latest_ms = None if now_ms is None else now_ms + production.SKEW_MS
+    rows = production.look(stream(), classes, image_size, {reference.model_version}, latest_ms)
     if others := passed_over(rows, own.window):
         raise DigitsError(
             f"the reference is of model {reference.model_version}, but the newest requests were "
@@ -208,7 +213,7 @@ def analyse(
             )
             for row, image in shown
         ],
-        gaps=gaps(rows.time[ordered], own.window),
+        gaps=production.gaps(rows.time[ordered], own.window, now_ms),
         faults=rows.faults | label_faults,
         first_foreign_ms=min((int(rows.time[row]) for row in foreign), default=None),
     )
@@ -329,23 +334,6 @@ def spread(
         if (number := int(window_of[row])) in best and len(best[number]) * len(best) < count:
             best[number].append((row, image))
     return [example for number in chosen for example in best[number]][:count]
-
-
-def gaps(times_ms: np.ndarray, window: int) -> list[tuple[int, int]]:
-    """Return the gaps in sorted times (n,) that traffic as steady as around them would not have.
-
-    Images of one time count as one request. For requests at random moments the longest of n gaps
-    exceeds m * log(n / GAP_CHANCE) with the chance GAP_CHANCE, m being the mean gap; it is taken
-    from the median of those around.
-    """
-    found, times_ms = [], np.unique(times_ms)
-    for start in range(0, len(times_ms) - 1, window):
-        times = times_ms[start : start + window + 1]
-        between = np.diff(times)
-        usual = float(np.median(between)) / np.log(2)
-        limit = max(usual * np.log(len(times_ms) / GAP_CHANCE), GAP_SECONDS * 1000)
-        found += [(int(times[i]), int(times[i + 1])) for i in np.flatnonzero(between > limit)]
-    return found
 
 
 def iso(time_ms: int) -> str:

@@ -1,12 +1,12 @@
 """How surely drift is seen, and how seldom falsely: `digits power [HANDWRITING.npz ...]`.
 
-Enters: data/monitoring/reference.json, the trained model, the test pool, which the detector has
-never seen, and real handwriting (arrays images and labels, as `digits realism` reads it). Leaves,
-on standard output: the share of windows that raise the 1 % test, of clean digits and with some
-foreign ones. Intervals (95 %) come from drawing the digits of the pools anew, since they are few,
-not the windows alone. Beside it, on the first of the same windows, Evidently's data drift preset
-with its own settings, where that package can be imported. It is not locked, since it needs pandas
-below 3: data/README.md says how it was measured.
+Enters: data/monitoring/reference.json, the trained model, the test pool, which is no part of the
+reference (but its MNIST digits led to `tolerated_share`), and real handwriting (arrays images and
+labels, as `digits realism` reads it). Leaves, on standard output: the share of windows that raise
+the 1 % test, of clean digits and with some foreign ones. Intervals (95 %) come from drawing the
+digits of the pools anew, since they are few, not the windows alone. Beside it, on the first of the
+same windows, Evidently's data drift preset with its own settings, where that package can be
+imported. It is not locked, since it needs pandas below 3: data/README.md says how it was measured.
 """
 
 import argparse

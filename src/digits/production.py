@@ -49,6 +49,9 @@ LABELS = pa.schema(
 ROWS_A_BATCH = 8192  # 6 MB of images of 28 x 28
 FAULTS = ("damaged", "doubled", "future", "other_version", "late", "out_of_order")
 LATE_MS = 3_600_000  # behind a row that came before it: later than a request can take
+GAP_CHANCE = 0.01  # that steady traffic has one gap as long as what is told
+GAP_SECONDS = 30.0  # shorter ones are not told
+SKEW_MS = 300_000  # that a server's clock may be ahead of this one, or a row may take to get here
 POSITIONS = 2**16  # what a uint16 can tell apart
 POSITION_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplier
 
@@ -292,3 +295,24 @@ def images(batch: pa.RecordBatch, image_size: int) -> np.ndarray:
     ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :][: len(column) + 1]
     pixels = np.frombuffer(column.buffers()[2], np.uint8)[ends[0] : ends[-1]]
     return pixels.reshape(len(column), image_size, image_size)
+
+
+def gaps(times_ms: np.ndarray, window: int, now_ms: int | None = None) -> list[tuple[int, int]]:
+    """Return the gaps in sorted times (n,) that traffic as steady as around them would not have.
+
+    Images of one time count as one request. For requests at random moments the longest of n gaps
+    exceeds m * log(n / GAP_CHANCE) with the chance GAP_CHANCE, m being the mean gap; it is taken
+    from the median of `window` around. The last gap is that until now, if now is known.
+    """
+    times_ms = np.unique(times_ms)
+    times, between = times_ms.tolist(), np.diff(times_ms)
+    found, limit = [], np.inf
+    for start in range(0, len(between), window):
+        around = between[max(0, min(start, len(between) - window)) :][:window]
+        usual = float(np.median(around)) / np.log(2)
+        limit = max(usual * np.log(len(times) / GAP_CHANCE), GAP_SECONDS * 1000)
+        inside = np.flatnonzero(between[start : start + window] > limit)
+        found += [(times[i], times[i + 1]) for i in (start + inside).tolist()]
+    if now_ms is not None and times and now_ms - times[-1] > limit + SKEW_MS:
+        found.append((times[-1], now_ms))
+    return found

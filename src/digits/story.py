@@ -14,6 +14,7 @@ from PIL import Image
 from digits.monitoring import Analysis, Params, Window, iso, wilson
 from digits.summary import IMAGE_BINS, IMAGE_SIGNALS
 
+SHOWN_GAPS, SHOWN_WINDOWS = 50, 1000  # the last of many
 WIDTH, HEIGHT, MARGIN, LEFT = 860, 190, 24, 50  # of a chart, in pixels
 NAMES = {
     "looks": "digits that look like nothing the model has learnt, or leave it unsure",
@@ -106,9 +107,11 @@ def headline(analysis: Analysis) -> str:
     state = "No drift: production looks as the model knows it"
     if last:
         since = when(windows[last.began].first_ms)
-        state = f"Drift since {since}"
+        least = "at least " if analysis.at_least else ""
+        state = f"Drift {least}since {since}"
         if last.ended is not None:
-            state = f"No drift now; it drifted from {since} to {when(windows[last.ended].first_ms)}"
+            until = when(windows[last.ended].first_ms)
+            state = f"No drift now; it drifted {least}from {since} to {until}"
     known = analysis.accuracy(began) if last else analysis.accuracy()
     facts = [("accuracy by labels" + (" since then" if last else ""), interval(known))]
     if last and began:
@@ -176,7 +179,8 @@ def charts(analysis: Analysis) -> str:
     windows = analysis.windows
     if not windows:
         return ""
-    start, end = windows[0].first_ms, max(windows[-1].last_ms, windows[0].first_ms + 1)
+    start, ends = windows[0].first_ms, [windows[-1].last_ms, *(gap[1] for gap in analysis.gaps)]
+    end = max(start + 1, *ends)
 
     def x(time_ms: float) -> float:
         return LEFT + (time_ms - start) / (end - start) * (WIDTH - LEFT - MARGIN)
@@ -268,19 +272,25 @@ def examples(analysis: Analysis) -> str:
 
 
 def kept(analysis: Analysis, own: Params) -> str:
-    """Return what was wrong with the rows, the gaps, and all windows as a table."""
+    """Return what was wrong with the rows, the gaps and a table of windows: the last of many."""
     lines = [
         f"<li>{count:,} {escape(FAULTS.get(name, name))}</li>"
         for name, count in analysis.faults.items()
         if count
     ]
-    lines += [f"<li>no requests from {when(a)} to {when(b)}</li>" for a, b in analysis.gaps[:50]]
+    gaps, windows = analysis.gaps[-SHOWN_GAPS:], analysis.windows[-SHOWN_WINDOWS:]
+    lines += [f"<li>no requests from {when(a)} to {when(b)}</li>" for a, b in gaps]
+    if len(gaps) < len(analysis.gaps):
+        lines.append(f"<li>the last {len(gaps)} of {len(analysis.gaps):,} gaps</li>")
+    title = "All windows"
+    if len(windows) < len(analysis.windows):
+        title = f"The last {len(windows):,} of {len(analysis.windows):,} windows"
     rows = "".join(
         f"<tr><td>{when(w.first_ms)}</td><td>{w.requests}</td>"
         f"<td>{share(w.right / w.labelled) if w.labelled else ''}</td><td>{w.labelled}</td>"
         f"<td>{share(w.verdict.accuracy)}</td><td>{share(w.verdict.strangers)}</td>"
         f"<td>{w.verdict.p_value:.2g}</td><td>{'yes' if w.verdict.drift else ''}</td></tr>"
-        for w in analysis.windows[-1000:]
+        for w in windows
     )
     alarm = own.alarm
     head = ["from", "requests", "right", "labelled", "estimated", "strange", "p-value", "drift"]
@@ -289,7 +299,7 @@ def kept(analysis: Analysis, own: Params) -> str:
         f"</ul><p>Model {escape(analysis.reference.model_version)}; windows of {own.window} "
         f"requests, judged against {len(analysis.reference.summary):,} digits that it knows. "
         f"Without drift, the alarm rises about once in {alarm.windows_between_false_alarms:,} "
-        "windows at most.</p><details><summary>All windows</summary>"
+        f"windows at most.</p><details><summary>{title}</summary>"
         f'<div class="wide"><table><tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{rows}'
         "</table></div></details></section>"
     )

@@ -114,10 +114,14 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
     collected.append_labels(site.workspace, ENDPOINT, known)
     collected.append_labels(site.workspace, ENDPOINT, known[:10])  # again, after a failure
 
+    begun = datetime.datetime.now(datetime.UTC)
     labelled = site.root / "labelled"
     told, said = site.monitor(ENDPOINT, "--labelled", str(labelled))
     assert told["drift"]
-    assert told["since"] == "2026-01-05T10:16:40Z"
+    assert (told["since"], told["at_least"]) == ("2026-01-05T10:16:40Z", False)
+    (gap,) = told["gaps"]  # none have come since
+    assert gap[0] == "2026-01-05T10:33:19Z"
+    assert begun <= datetime.datetime.fromisoformat(gap[1]) + datetime.timedelta(seconds=1)
     assert (told["windows"], told["requests"], told["alarms"]) == (4, 2000, 1)
     assert told["causes"][0] == "looks"
     assert told["accuracy"] == 1
@@ -142,6 +146,9 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
         path.rename(path.with_name(path.name.replace("20260106", "20260101")))
     site.monitor(ENDPOINT, "--labelled", str(labelled))
     assert len(list(labelled.iterdir())) == 2  # what other files hold is not written again
+    told, said = site.monitor(ENDPOINT, "--since", "2026-01-05T10:20:00Z")
+    assert told["at_least"]
+    assert "drift at least since 2026-01-05T10:20:00Z" in said
 
 
 def test_requests_since_an_hour(site: Site) -> None:

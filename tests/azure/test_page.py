@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from azure.storage.blob import BlobServiceClient
 from conftest import ROOT, Project, mnist_part
 from light import Deployable, StandIn
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from watched import a_browser, a_home, a_live_project, an_opener, known_images, send, stroke  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own
@@ -261,6 +262,34 @@ def test_a_full_disk_stops_no_scoring(
     expect(page.locator("#counts")).to_contain_text(
         re.compile("[1-9]\\d* collected requests? lost")
     )
+
+
+def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
+    browser: Browser, tmp_path: Path
+) -> None:
+    watch = Watch(Detector(tmp_path))
+    nothing = SimpleNamespace(list_blobs=lambda **_: [])
+    router = Router(0, lambda *_: None, watch.request)
+    router.endpoints |= {"one": Endpoint(["key"]), "two": Endpoint(["key"])}
+    labels = Labels(nothing)  # type: ignore[arg-type]
+    shown = Server(("127.0.0.1", 0), page.handler(router, watch, labels)).start()
+    context = browser.new_context()
+    held: list[Route] = []
+    try:
+        opened = context.new_page()
+        opened.goto(f"http://127.0.0.1:{shown.server_address[1]}")
+        where = opened.locator("#where")
+        expect(where).to_contain_text("endpoint one")
+        opened.route("**/state?endpoint=one", lambda route: held.append(route))
+        while not held:
+            opened.evaluate("0")  # which lets the browser's events come
+        opened.get_by_label("Endpoint").select_option("two")
+        held[0].continue_()
+        expect(where).to_contain_text("endpoint two")
+    finally:
+        context.close()
+        shown.stop()
+        router.server.server_close()
 
 
 def test_the_real_model(

@@ -3,6 +3,7 @@
 import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -167,19 +168,62 @@ def test_what_is_missing_is_said_and_read_when_it_comes(tmp_path: Path) -> None:
     assert seen.detector.why_not(VERSION) == ""
 
 
+def test_windows_of_a_release_that_is_over_are_not_shown(tmp_path: Path) -> None:
+    seen = watch(tmp_path)
+
+    def ask(deployment: str, count: int, version: str = VERSION) -> list[tuple[str, int]]:
+        for number in range(count):
+            seen.request("e", deployment, 200, 0.01)
+            name = f"{deployment} {version} {number}"
+            seen.rows("e", deployment, name, [row(version=version)])
+        found = seen.state("e")
+        shown = [(one["deployment"], one["digits"]) for one in found["filling"]]
+        assert found["classes"]["3"] == sum(digits for _, digits in shown)
+        return shown
+
+    assert ask("blue", 3) == [("blue", 3)]
+    assert ask("green", 5) == [("blue", 3), ("green", 5)]  # both are live
+    assert ask("green", 2, "another") == [("blue", 3), ("green", 2)]
+    requests = seen.endpoints["e"].requests
+    old = [(at - module.MINUTE, *rest) for at, *rest in requests if rest[0] == "blue"]
+    requests.clear()
+    requests.extend(old)  # type: ignore[arg-type]
+    assert ask("green", 1, "another2") == [("green", 1)]
+    requests.clear()
+    assert ask("green", 0) == [("green", 1)]  # nothing comes: the one that was filled last
+
+
+def test_each_endpoint_gets_its_labels() -> None:
+    class Container:
+        """Two endpoints' labels."""
+
+        def list_blobs(self, name_starts_with: str, **_: Any) -> list[Any]:
+            return [SimpleNamespace(name=f"{name_starts_with}2026/01/05/00.jsonl", size=3)]
+
+        def download_blob(self, name: str, *_: Any, **__: Any) -> Any:
+            return SimpleNamespace(readall=lambda: f"{name.split('/')[1]}\n\n".encode())
+
+    labels = module.Labels(Container())  # type: ignore[arg-type]
+    assert [labels.fresh(name)[0] for name in ("e", "f")] == [b"e", b"f"]
+    assert labels.fresh("e") == []  # within a second
+    assert labels.fresh("") == []
+
+
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: Any) -> None:
     for name in ("REQUESTS", "AWAITED", "RECENT"):
         monkeypatch.setattr(module, name, 10)
     monkeypatch.setattr(module, "ENDPOINTS", 2)
+    monkeypatch.setattr(module, "FILLING", 2)
     seen = watch(tmp_path)
     for endpoint in ("e", "f", "g"):
         for number in range(30):
             seen.request(endpoint, "blue", 200, 0.01)
-            seen.rows(endpoint, "blue", str(number), [row()])
+            seen.rows(endpoint, f"revision {number // 5}", str(number), [row()])
     assert list(seen.endpoints) == ["f", "g"]
     last = seen.endpoints["g"]
     assert (len(last.requests), len(last.answers), len(last.recent)) == (10, 10, 10)
     assert last.digits == 30
+    assert [place for place, _ in last.filling] == ["revision 4", "revision 5"]
 
 
 def test_the_last_minute() -> None:

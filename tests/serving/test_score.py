@@ -6,6 +6,7 @@ import json
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -49,12 +50,15 @@ class Sink:
     def __init__(self, status: int = 200) -> None:
         """Listen on a free port of loopback."""
         self.received: list[tuple[dict[str, str], Any]] = []
+        self.open = threading.Event()  # unless this is set, posts wait
+        self.open.set()
         sink = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 rows = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 assert self.path == "/modeldata/log"
+                assert sink.open.wait(DEADLINE_SECONDS)
                 sink.received.append((dict(self.headers), rows))
                 self.send_response(status)
                 self.end_headers()
@@ -205,6 +209,32 @@ def test_a_collection_that_fails_is_counted_and_fails_no_request(
     wait_until(lambda: lost() >= 3)
     assert counted == sorted(counted)
     assert "not collected:" in troubled.log.read_text("utf-8")
+
+
+def test_what_waits_is_collected_before_a_server_ends(endpoint: Endpoint, tmp_path: Path) -> None:
+    sink, port, log = Sink(), free_port(), tmp_path / "log"
+    sink.open.clear()
+    code, env = endpoint.log.parent / "code", environment() | sink.env
+    process = inference.start(code, endpoint.model.parent, port, log, env)
+    mine = Endpoint(port, endpoint.model, log)
+    assert [mine.post(BODY)[0] for _ in range(30)] == [200] * 30
+    stopping = threading.Thread(target=inference.stop, args=(process,))
+    stopping.start()
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=0.5):
+                return True
+        except OSError:
+            return False
+
+    wait_until(lambda: not answers())
+    sink.open.set()
+    stopping.join()
+    assert len(sink.received) == 30
+    assert process.returncode == 0
+    sink.server.shutdown()
+    sink.server.server_close()
 
 
 def test_only_loopback_is_listened_on(endpoint: Endpoint) -> None:

@@ -48,7 +48,7 @@ class Deployer:
             raise DigitsError("the lease was lost, so another deployment may be at work; run again")
 
     def some_digits(self) -> Digits:
-        """Return the first digits of the test set."""
+        """Return the first digits of the test pool: known answers, which are collected, too."""
         task = self.target.task
         class_count = len(task.classes)
         known = read_pool(TEST, class_count, task.image_size)[0]

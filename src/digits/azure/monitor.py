@@ -5,6 +5,7 @@ deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
 
     drift               whether the alarm is on, in the last window
     since               when the drift of that alarm began, ISO 8601, or null
+    at_least            whether it may have begun before: it is there in the first window
     windows, requests   that were judged
     window              requests in a full one
     alarms              that rose, ended ones included
@@ -13,7 +14,7 @@ deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
     strangers           share of requests in the last window that look like nothing known
     causes              signals of the last alarm (summary.SIGNALS), the loudest first
     faults              rows and labels by what was wrong with them
-    gaps                [from, to] without requests, ISO 8601
+    gaps                [from, to] without requests, ISO 8601; the last until now, if none come
     endpoint, model_version
 
 The exit code is 0 whether or not there is drift. With --labelled, FOLDER/SCRIPT_YYYYMMDD.csv gets
@@ -45,7 +46,6 @@ from digits.files import write_text
 from digits.monitoring import Analysis, Params, iso
 
 REFERENCE = Path("data/monitoring/reference.json")
-SKEW_SECONDS = 300  # that a server's clock may be ahead of this one
 
 
 def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
     return {
         "drift": analysis.drift,
         "since": iso(since) if since is not None else None,
+        "at_least": analysis.drift and analysis.at_least,
         "window": own.window,
         "windows": len(windows),
         "requests": sum(window.requests for window in windows),
@@ -160,7 +161,7 @@ def main(arguments: list[str]) -> None:
                 own,
                 task.classes,
                 task.image_size,
-                int((now + SKEW_SECONDS) * 1000),
+                int(now * 1000),
             )
             analysis.faults["lines_damaged"] = damaged
             if asked.labelled:
@@ -172,6 +173,7 @@ def main(arguments: list[str]) -> None:
     if asked.out:
         write_text(asked.out / "monitoring.json", json.dumps(told, indent=2) + "\n")
         write_text(asked.out / "report.html", story.page(analysis, own))
-    state = f"drift since {told['since']}" if told["drift"] else "no drift"
+    least = "at least " if told["at_least"] else ""
+    state = f"drift {least}since {told['since']}" if told["drift"] else "no drift"
     known = "not known" if told["accuracy"] is None else f"{told['accuracy']:.2%}"
     print(f"{endpoint}: {state}; {told['requests']:,} requests, accuracy by labels {known}")

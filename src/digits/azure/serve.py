@@ -58,6 +58,7 @@ ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two t
 WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
 DAYS = 397  # that a certificate is valid
 LAST_DAYS = 30  # of these it is no longer used when `digits serve` starts
+DRAIN_SECONDS = 30.0  # that writing what waits may take at the end
 EXPIRE_SECONDS = 3600.0  # between two looks at what is too old to be kept
 
 
@@ -190,16 +191,25 @@ class Collector:
     """Puts collected rows where Azure's collector does, from a thread of its own.
 
     Where they cannot be written, or not as fast as they come, they are lost and counted: no
-    request waits for them.
+    request waits for them. `close` writes what waits.
     """
 
     def __init__(self, container: ContainerClient, watch: Watch) -> None:
         """Write to `container`; tell `watch`."""
         self.container, self.watch = container, watch
-        self.rows: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.rows: queue.Queue[tuple[str, bytes] | None] = queue.Queue()  # None: the end
         self.lock = threading.Lock()
         self.waiting = 0  # bytes
-        threading.Thread(target=self.work, daemon=True).start()
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Write what waits; say how much of it could not be written in time. Nothing comes now."""
+        self.rows.put(None)
+        self.thread.join(DRAIN_SECONDS)
+        if self.thread.is_alive():
+            reason = f"{self.waiting:,} bytes were not written within {DRAIN_SECONDS:g} s."
+            print(f"Collected requests are lost. {reason}", flush=True)
 
     def take(self, endpoint: str, deployment: str, headers: Any, rows: bytes) -> None:
         """Keep one batch of rows: a line with the envelope that Azure's collector writes."""
@@ -240,12 +250,12 @@ class Collector:
             self.watch.rows(endpoint, deployment, request, data)
 
     def work(self) -> None:
-        """Write what comes, batches for one file at once."""
-        while True:
+        """Write what comes, batches for one file at once, until the end."""
+        item = self.rows.get()
+        while item:
             batches: dict[str, bytes] = {}
-            item = self.rows.get()
             with contextlib.suppress(queue.Empty):
-                while True:
+                while item:
                     batches[item[0]] = batches.get(item[0], b"") + item[1]
                     item = self.rows.get_nowait()
             for path, rows in batches.items():
@@ -263,6 +273,7 @@ class Collector:
                     self.watch.lose(rows.count(10), f"The blob store refuses them: {reason}")
                 with self.lock:
                     self.waiting -= size
+            item = item and self.rows.get()
 
 
 def main(arguments: list[str]) -> None:
@@ -331,3 +342,4 @@ def main(arguments: list[str]) -> None:
             jobs.close(standin)
             standin.workers.shutdown(wait=True, cancel_futures=True)
             router.close()
+            collector.close()

@@ -27,6 +27,7 @@ MINUTE = 60  # seconds that are looked back on
 REQUESTS = 60_000  # an endpoint, of the last minute
 AWAITED = 100_000  # answers an endpoint whose labels may still come
 WINDOWS = 120  # an endpoint
+FILLING = 4  # windows an endpoint that are not full: of what answered last
 RECENT, SHOWN = 500, 12  # digits: an endpoint, and of those the latest and the most foreign
 LOOK_SECONDS = 1.0  # between two looks for labels
 LABEL_BYTES = 16_000_000  # of a blob that are read at one look
@@ -149,10 +150,10 @@ class Watch:
 
     def add(self, seen: Seen, place: tuple[str, str], row: Json) -> Window:
         """Put an answer into its window and return that; close it when it is full."""
-        if place not in seen.filling:
-            window = Window(*place, began=time.time())
-            seen.filling[place] = (window, [])
-        window, rows = seen.filling[place]
+        window, rows = seen.filling.pop(place, (Window(*place, began=time.time()), []))
+        seen.filling[place] = (window, rows)  # the last to answer stands last
+        if len(seen.filling) > FILLING:
+            del seen.filling[next(iter(seen.filling))]
         rows.append(row)
         window.digits += 1
         window.classes[row["digit"]] += 1
@@ -212,7 +213,11 @@ class Watch:
         with self.lock:
             seen = self.endpoints.get(endpoint) or Seen()
             requests = [row for row in seen.requests if row[0] > now - MINUTE]
-            filling = [window for window, _ in seen.filling.values()]
+            fresh = {row[1] for row in requests}  # what answered in this minute; or else the last
+            places = [place for place in seen.filling if place[0] in fresh]
+            places = places or list(seen.filling)[-1:]
+            newest = dict(places)  # one of a deployment
+            filling = [seen.filling[place][0] for place in sorted(newest.items())]
             windows = [one.shown() for one in seen.windows]
             latest = [*filling, *list(seen.windows)[-max(1, len(filling)) :]]
             counts = [window.classes for window in latest]
@@ -288,15 +293,16 @@ class Labels:
         self.container = container
         self.lock = threading.Lock()
         self.read: dict[str, int] = {}  # bytes, by blob
-        self.looked = 0.0
+        self.looked: dict[str, float] = {}  # by endpoint
 
     def fresh(self, endpoint: str) -> list[bytes]:
         """Return the lines that came since the last look; none within LOOK_SECONDS of it."""
         lines: list[bytes] = []
         with self.lock:
-            if time.monotonic() < self.looked + LOOK_SECONDS or not endpoint:
+            now = time.monotonic()
+            if now < self.looked.get(endpoint, -LOOK_SECONDS) + LOOK_SECONDS or not endpoint:
                 return lines
-            self.looked = time.monotonic()
+            self.looked[endpoint] = now
             try:
                 for blob in self.container.list_blobs(
                     name_starts_with=f"labels/{endpoint}/", retry_total=0

@@ -2,7 +2,7 @@
 
 Enters: data/mnist, data/foreign (every script that params.yaml names) and data/labelled
 (production digits whose true labels became known; empty at first). Leaves four pools:
-training and validation (stratified, seeded), test (for evaluate alone) and production.
+training and validation (stratified, seeded), test (which evaluate reads) and production.
 """
 
 import argparse

@@ -6,13 +6,16 @@ All that it knows of the model comes from the model folder below AZUREML_MODEL_D
 that travels there included. Each request is collected with its answer (azureml-ai-monitoring,
 as model_inputs_outputs) under the id that the client gave it in x-ms-client-request-id, so that a
 request sent again is known as such, or else under the server's own. The header
-x-digits-uncollected counts those that were not collected, since the start of the worker.
+x-digits-uncollected counts those that were not collected, since the start of the worker. A worker
+that is told to end sends what still waits first.
 """
 
+import atexit
 import base64
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import numpy as np
 import pandas as pd
 from azureml.ai.monitoring import Collector
 from azureml.ai.monitoring.context import BasicCorrelationContext
+from azureml.ai.monitoring.init import teardown
 from azureml_inference_server_http.api.aml_request import AMLRequest, rawhttp
 from azureml_inference_server_http.api.aml_response import AMLResponse
 from flask import g
@@ -33,6 +37,7 @@ DRAIN_BYTES = 10 * BODY_BYTES  # read of a body too long, so that its sender hea
 CHUNK_BYTES = 1 << 20
 VERSION_LENGTH = 12  # hexadecimal digits of the weights' SHA-256
 DECIMALS = 6  # of probabilities
+DRAIN_SECONDS = 8.0  # that collected requests may take when the worker ends; it is killed at 10
 COLLECTION = "model_inputs_outputs"  # one of the data collector's own names
 JSON = {"Content-Type": "application/json"}
 service: "Service"  # made by `init`
@@ -114,6 +119,22 @@ class Collection(logging.Handler):
         self.lost = 0
         self.collector = Collector(name=COLLECTION, on_error=self.count)
         logging.getLogger("mdc.worker").addHandler(self)  # which tells only there what failed
+        self.ending = threading.Event()
+        self.drained = threading.Thread(target=self.drain, daemon=True)
+        self.drained.start()  # now, since a thread cannot start when the interpreter ends
+        atexit.register(self.end)
+
+    def drain(self) -> None:
+        """At the end, send all that waits."""
+        self.ending.wait()
+        teardown(wait_for_flush=True)
+
+    def end(self) -> None:
+        """Wait until all is sent, but not for ever."""
+        self.ending.set()
+        self.drained.join(DRAIN_SECONDS)
+        if self.drained.is_alive():
+            print(f"The collector takes no more: some were not collected in {DRAIN_SECONDS:g} s.")
 
     def count(self, reason: object) -> None:
         """Count one request lost; say why in the log the first time, then each thousandth."""

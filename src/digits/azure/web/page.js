@@ -238,7 +238,9 @@ function showWindows(state) {
       rows: () => classes.map((key) => [key, percent(share(key)), percent(state.expected?.[key] ?? null)]) });
 }
 
-const filling = (state) => state.filling.map((window) => `Next: ${window.digits} of ${state.window_digits}.`)[0] ?? "";
+/** Say how far the windows are that are filling now; whose, if there are several. */
+const filling = ({ filling, window_digits }) =>
+  filling.map(({ digits, deployment }) => `Next${filling.length > 1 ? ` of ${deployment}` : ""}: ${digits} of ${window_digits}.`).join(" ");
 const words2 = (state) => (state.drift ? `drift since ${clock(state.drift_since)}` : "no drift");
 
 function showDeployments(state) {
@@ -351,8 +353,10 @@ function stateOfHealth(state) {
 
 async function poll() {
   if (!document.hidden) {
-    const asked = fetch(`state?${new URLSearchParams({ endpoint: $("endpoint").value })}`);
+    const chosen = $("endpoint").value;
+    const asked = fetch(`state?${new URLSearchParams({ endpoint: chosen })}`);
     const state = await asked.then((answer) => answer.json()).catch(() => null);
+    if ($("endpoint").value !== chosen) return; // another was chosen meanwhile: this is not its state
     if (!state) {
       health("alarm", "digits serve has stopped");
     } else {
