@@ -135,6 +135,7 @@ def test_the_alarm_tells_since_when(story_of_drift: Analysis) -> None:
     assert (figures["alarms"], figures["false_alarms"]) == (1, 0)
     assert 0 < figures["requests_until_alarm"] <= 1000
     assert story_of_drift.causes()[0] == "looks"
+    assert story_of_drift.remedy() == "retrain"
     assert {example.window for example in story_of_drift.examples} <= set(range(10, 21))
     assert len(story_of_drift.examples) <= OWN.examples
 
@@ -148,9 +149,12 @@ def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> 
     assert analyse(both, batches(columns), known).first_foreign_ms is None
 
 
-@pytest.mark.parametrize(("signal", "p"), [("looks", 1e-4), ("width", 0.02)])
+@pytest.mark.parametrize(
+    ("signal", "p", "remedy"),
+    [("looks", 1e-4, "retrain"), ("width", 0.02, "label"), ("row", 0.02, "mend")],
+)
 def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
-    story_of_drift: Analysis, signal: str, p: float
+    story_of_drift: Analysis, signal: str, p: float, remedy: str
 ) -> None:
     window = story_of_drift.windows[-1]
     calm = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0))
@@ -159,7 +163,21 @@ def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
     episodes = [monitoring.Episode(0, 0, None)]
     found = dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
     assert found.causes() == [signal]
+    assert found.remedy() == remedy
     assert "<h2>What to do</h2><p>" in story.page(found, OWN)
+
+
+def test_a_broken_scanner_is_mended_not_learnt(reference: Reference) -> None:
+    rng = np.random.default_rng(16)
+    dim = answered(2000, rng, foreign=0.5)  # spoilt digits look strange, too
+    for number, image in enumerate(dim["image"]):
+        dim["image"][number] = bytes(pixel // 2 for pixel in image)
+    found = analyse(reference, batches(joined(answered(2000, rng), dim)), [])
+    assert {"looks", "brightness"} <= set(found.causes())
+    assert found.remedy() == "mend"
+    page = story.page(found, OWN)
+    assert "Look at what takes the pictures" in page
+    assert "digits retrain" not in page
 
 
 def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:

@@ -268,6 +268,34 @@ def _judge(
     )
 
 
+def match(
+    labels: Iterable[pa.RecordBatch], rows: Rows, classes: tuple[str, ...]
+) -> tuple[np.ndarray, dict[int, str], dict[str, int]]:
+    """Return the true class of each row, int16 (n,), -1 where not known; its script; faults."""
+    counted = np.flatnonzero(rows.counts)
+    order = counted[np.argsort(rows.identity[counted])]
+    sorted_ids = rows.identity[order]
+    truth = np.full(len(rows.time), -1, np.int16)
+    scripts: dict[int, str] = {}
+    faults = dict.fromkeys(("labels_damaged", "labels_doubled", "labels_unmatched"), 0)
+    number = {name: index for index, name in enumerate(classes)}
+    for batch in labels:
+        ids = identities(batch)
+        places, ends = (np.searchsorted(sorted_ids, ids, side) for side in ("left", "right"))
+        names, written = batch["label"].to_pylist(), batch["script"].to_pylist()
+        for place, end, name, script in zip(places, ends, names, written, strict=True):
+            if name not in number or script is None:
+                faults["labels_damaged"] += 1
+            elif end - place != 1:  # none, or images that share an id: which of them is not known
+                faults["labels_unmatched"] += 1
+            elif truth[row := int(order[place])] >= 0:
+                faults["labels_doubled"] += 1
+            else:
+                truth[row] = number[name]
+                scripts[row] = script
+    return truth, scripts, faults
+
+
 def _fingerprints(batch: pa.RecordBatch, whole: np.ndarray, image_size: int) -> np.ndarray:
     """Return a number for each row's image, uint64 (n,); zero where the row is not whole."""
     found = np.zeros(len(batch), np.uint64)

@@ -37,12 +37,16 @@ FAULTS = {
     "labels_doubled": "labels that came more than once, counted once",
     "labels_unmatched": "labels of requests that are not here, or share an id",
 }
-RETRAIN = (
+LABEL = (
     "Label some of the digits below. If they are a script that you want to read, let the model "
     "learn it: `digits monitor --labelled data/labelled`, then `digits retrain`, and review what "
     "that changes. If not, find out who sends them."
 )
-SCANNER = "Look at what takes the pictures: scanner, lamp, cropping. The model need not change."
+SCANNER = (
+    "Look at what takes the pictures first: scanner, lamp, cropping. A model that learns spoilt "
+    "digits hides what is broken. What still looks strange afterwards may be a script to learn."
+)
+TODO = {"retrain": LABEL, "label": LABEL, "mend": SCANNER}
 STYLE = """
 :root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --line: #dfe3e8; --ink: #14181f;
   --quiet: #586273; --known: #2563c9; --estimate: #b45309; --good: #17784a; --alarm: #c4281c; }
@@ -140,8 +144,7 @@ def causes(analysis: Analysis) -> str:
     alarmed = windows[last.began : last.ended]
     total = sum((window.summary.image for window in alarmed), np.zeros((6, IMAGE_BINS)))
     lines = []
-    found = analysis.causes()
-    for name in found:
+    for name in analysis.causes():
         text = NAMES[name]
         if name in IMAGE_SIGNALS:
             row = IMAGE_SIGNALS.index(name)
@@ -149,13 +152,11 @@ def causes(analysis: Analysis) -> str:
             text += f": {now:.0%} on average instead of {usual:.0%}, or spread more widely"
         lines.append(f"<li>{escape(text)}</li>")
     asked = sum(w.requests for w in windows[last.began : last.alarm + 1])
-    spoilt = {"brightness", "ink", "row", "column"} & set(found)
-    todo = [RETRAIN] if "looks" in found or not spoilt else []
-    todo += [SCANNER] if spoilt else []
+    todo = TODO[analysis.remedy() or "label"]
     return (
         f"<h2>What caused it</h2><ul>{''.join(lines)}</ul>"
         f"<p>The alarm rose {asked:,} requests after the drift began, without any label.</p>"
-        f"<h2>What to do</h2>{''.join(f'<p>{marked(text)}</p>' for text in todo)}"
+        f"<h2>What to do</h2><p>{marked(todo)}</p>"
     )
 
 

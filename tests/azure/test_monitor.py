@@ -119,7 +119,7 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
     assert told["drift"]
     assert told["since"] == "2026-01-05T10:16:40Z"
     assert (told["windows"], told["requests"], told["alarms"]) == (4, 2000, 1)
-    assert told["causes"][0] == "looks"
+    assert (told["causes"][0], told["remedy"]) == ("looks", "retrain")
     assert told["accuracy"] == 1
     faults = {name: count for name, count in told["faults"].items() if count}
     assert faults == {

@@ -22,6 +22,7 @@ CALM: dict[str, Any] = {
     "accuracy": None,
     "estimated_accuracy": 0.99,
     "causes": [],
+    "remedy": None,
 }
 DRIFT = CALM | {
     "drift": True,
@@ -29,6 +30,7 @@ DRIFT = CALM | {
     "accuracy": 0.714,
     "strangers": 0.31,
     "causes": ["looks", "<img src=x>"],
+    "remedy": "retrain",
 }
 WORK = """#!/usr/bin/env bash
 # Stands in for digits, dvc and python: production as the test says, an experiment of text.
@@ -131,6 +133,15 @@ def test_params_that_say_no_propose_nothing(
 ) -> None:
     monkeypatch.setenv("PROPOSE", "false")
     assert tell(setting, DRIFT) == ("#101: opened.", "issue=101\nretrain=false\n")
+
+
+@pytest.mark.parametrize("remedy", ["mend", "label", None])
+def test_what_is_no_unknown_script_proposes_nothing(setting: GitHub, remedy: str | None) -> None:
+    found = DRIFT | {"causes": ["brightness", "looks"], "remedy": remedy}
+    assert tell(setting, found) == ("#101: opened.", "issue=101\nretrain=false\n")
+    body = setting.issues[0]["body"]
+    assert ("The images are spoilt: mend what takes them" in body) == (remedy == "mend")
+    assert ("merge the pull request" in body) == (remedy != "mend")
 
 
 @pytest.mark.parametrize(

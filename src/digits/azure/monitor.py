@@ -12,6 +12,7 @@ deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
     estimated_accuracy  without labels, the same; null without requests
     strangers           share of requests in the last window that look like nothing known
     causes              signals of the last alarm (summary.SIGNALS), the loudest first
+    remedy              what those call for: retrain, mend (a scanner) or label; null without any
     faults              rows and labels by what was wrong with them
     gaps                [from, to] without requests, ISO 8601
     endpoint, model_version
@@ -64,6 +65,7 @@ def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
         "estimated_accuracy": analysis.estimated(first),
         "strangers": windows[-1].verdict.strangers if windows else None,
         "causes": analysis.causes(),
+        "remedy": analysis.remedy(),
         "faults": analysis.faults,
         "gaps": [[iso(start), iso(end)] for start, end in analysis.gaps],
         "endpoint": endpoint,
@@ -81,7 +83,7 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
         production.read(requests, production.REQUESTS), task.classes, task.image_size, None
     )
     known = list(production.read(labels, production.LABELS))
-    truth, written, _ = monitoring.match(known, rows, task.classes)
+    truth, written, _ = production.match(known, rows, task.classes)
     newest = max((at for batch in known for at in batch["time"].to_pylist()), default=None)
     digits: dict[str, dict[bytes, int]] = {script: {} for script in scripts}
     start = 0
