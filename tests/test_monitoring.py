@@ -290,6 +290,20 @@ def test_a_model_that_went_live_again_is_not_passed_over(reference: Reference) -
     assert analyse(reference, two_models("v2", "v1"), []).windows[0].requests == 260
 
 
+def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None:
+    columns = answered(900, np.random.default_rng(13))
+    stray = {"time": START, "request_id": "id-x", "position": 0, "label": "1", "script": "mnist"}
+    known = [
+        *labels(columns, np.arange(0, 900, 2)),
+        *production.batches([stray], production.LABELS),
+    ]
+    found = analyse(reference, two_models("v0", "v1"), known)
+    assert found.faults["labels_other_version"] == 320
+    assert found.faults["labels_unmatched"] == 1
+    assert sum(window.labelled for window in found.windows) == 130
+    assert "320 labels of what another model answered" in story.page(found, OWN)
+
+
 def test_other_classes_are_told(reference: Reference) -> None:
     with pytest.raises(DigitsError, match="other classes"):
         monitoring.analyse(lambda: [], [], reference, OWN, ("a", "b"), 28)

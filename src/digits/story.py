@@ -35,6 +35,7 @@ FAULTS = {
     "lines_damaged": "lines that could not be read, not counted",
     "labels_damaged": "labels that could not be read",
     "labels_doubled": "labels that came more than once, counted once",
+    "labels_other_version": "labels of what another model answered, not judged",
     "labels_unmatched": "labels of requests that are not here, or share an id",
 }
 LABEL = (
