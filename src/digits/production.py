@@ -47,7 +47,7 @@ LABELS = pa.schema(
     ]
 )
 ROWS_A_BATCH = 8192  # 6 MB of images of 28 x 28
-FAULTS = ("damaged", "doubled", "future", "other_version", "late", "out_of_order")
+FAULTS = ("damaged", "doubled", "clock", "other_version", "late", "out_of_order")
 LABEL_FAULTS = ("labels_damaged", "labels_doubled", "labels_other_version", "labels_unmatched")
 LATE_MS = 3_600_000  # behind a row that came before it: later than a request can take
 POSITIONS = 2**16  # what a uint16 can tell apart

@@ -28,7 +28,7 @@ NAMES = {
 FAULTS = {
     "damaged": "damaged, not counted",
     "doubled": "sent more than once, counted once",
-    "future": "with a clock in the future, not counted",
+    "clock": "with a wrong clock (in the future, or a day from when they came), not counted",
     "other_version": "answered by another model, not judged",
     "late": "an hour late or more, counted",
     "out_of_order": "out of order, counted",

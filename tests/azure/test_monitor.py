@@ -45,9 +45,10 @@ def line(number: int, foreign: float, **changes: Any) -> bytes:
         "foreign": foreign,
         "probabilities": [0.1] * 10,
     }
+    time = changes.pop("time", START + datetime.timedelta(seconds=number))
     event = {
         "source": f"/onlineEndpoints/{ENDPOINT}/deployments/blue",
-        "time": (START + datetime.timedelta(seconds=number)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "data": [row | changes],
         "correlationid": f"id-{number}",
         "xrequestid": f"id-{number}",
@@ -153,11 +154,25 @@ def test_requests_since_an_hour(site: Site) -> None:
 
 
 def test_a_line_that_is_still_being_written_waits(site: Site) -> None:
-    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
-    site.collect("digits-writing", f"{now:%H}", [line(0, 0.1), line(1, 0.1)], now)
+    now = datetime.datetime.now(datetime.UTC)
+    soon = now + datetime.timedelta(hours=1)
+    lines = [line(number, 0.1, time=now) for number in range(2)]
+    site.collect("digits-writing", f"{soon:%H}", lines, soon)
     told, _ = site.monitor("digits-writing")
     assert told["requests"] == 1
     assert not any(told["faults"].values())
+
+
+def test_a_clock_that_was_reset_stretches_nothing(site: Site) -> None:
+    reset = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    lines = [line(n, float(RNG.beta(6, 3))) for n in range(600)]
+    site.collect("digits-reset", "10", [*lines, line(999, 0.9, time=reset), b""])
+    told, _ = site.monitor("digits-reset")
+    assert (told["since"], told["requests"], told["gaps"]) == ("2026-01-05T10:00:00Z", 600, [])
+    assert told["faults"]["clock"] == 1
+    page = (site.root / "out" / "report.html").read_text()
+    assert "1970" not in page
+    assert "1 with a wrong clock" in page
 
 
 def test_nothing_collected_is_no_drift(site: Site) -> None:

@@ -112,16 +112,18 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
     return told
 
 
-def fetch(workspace: Workspace, endpoint: str, since: datetime.datetime | None, to: Path) -> int:
-    """Download requests and labels as Parquet; return how many lines could not be read."""
-    damaged: list[str] = []
-    rows = collected.rows(workspace, endpoint, since, damaged)
+def fetch(
+    workspace: Workspace, endpoint: str, since: datetime.datetime | None, to: Path
+) -> collected.Faults:
+    """Download requests and labels as Parquet; return what was left out."""
+    faults = collected.Faults()
+    rows = collected.rows(workspace, endpoint, since, faults)
     production.write(to / "requests.parquet", rows, production.REQUESTS)
-    labels = collected.labels(workspace, endpoint, since, damaged)
+    labels = collected.labels(workspace, endpoint, since, faults)
     production.write(to / "labels.parquet", labels, production.LABELS)
-    for place in damaged[:5]:
+    for place in faults.damaged[:5]:
         print(f"not counted: {place}", file=sys.stderr)
-    return len(damaged)
+    return faults
 
 
 def moment(text: str) -> datetime.datetime:
@@ -153,7 +155,7 @@ def main(arguments: list[str]) -> None:
         endpoint = collected.endpoint_name(asked.endpoint, derived)
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            damaged = fetch(workspace, endpoint, asked.since, place)
+            left_out = fetch(workspace, endpoint, asked.since, place)
             requests, labels = place / "requests.parquet", place / "labels.parquet"
             analysis = monitoring.analyse(
                 lambda: production.read(requests, production.REQUESTS),
@@ -164,7 +166,8 @@ def main(arguments: list[str]) -> None:
                 task.image_size,
                 int((now + SKEW_SECONDS) * 1000),
             )
-            analysis.faults["lines_damaged"] = damaged
+            analysis.faults["lines_damaged"] = len(left_out.damaged)
+            analysis.faults["clock"] += left_out.clock
             if asked.labelled:
                 for line in write_labelled(asked.labelled, requests, labels, task):
                     print(line)
