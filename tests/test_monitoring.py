@@ -180,6 +180,25 @@ def test_a_broken_scanner_is_mended_not_learnt(reference: Reference) -> None:
     assert "digits retrain" not in page
 
 
+@pytest.mark.parametrize(
+    ("count", "first", "requests"),
+    [(501, 0, 501), (1000, 1, 500), (1001, 1, 501), (60, 0, 60), (1, 0, 1), (0, 0, 0)],
+)
+def test_lately_is_a_full_window_at_least(
+    reference: Reference, count: int, first: int, requests: int
+) -> None:
+    columns = answered(count, np.random.default_rng(17))
+    columns["foreign"][500::500] = 0.999  # the first of each window but one
+    columns["confidence"][500::500] = 0.3
+    found = analyse(reference, batches(columns) if count else [], [])
+    assert found.lately() == first
+    assert sum(window.requests for window in found.windows[first:]) == requests
+    if count > 500:
+        assert found.strangers(first) == pytest.approx(0, abs=0.03)
+        said = f"strange digits, in the last {requests} requests</dt><dd>"
+        assert re.search(f"{said}[0-2][.][0-9]%", story.page(found, OWN))
+
+
 def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:
     for first, truth in ((0, 0.955), (10, 0.91)):
         found = story_of_drift.accuracy(first)

@@ -110,9 +110,25 @@ class Analysis:
 
     def estimated(self, first: int = 0) -> float | None:
         """Return the estimate of accuracy from a window on, None without requests."""
+        return self._mean("accuracy", first)
+
+    def strangers(self, first: int = 0) -> float | None:
+        """Return the estimated share of strangers from a window on, None without requests."""
+        return self._mean("strangers", first)
+
+    def _mean(self, name: str, first: int) -> float | None:
         chosen = self.windows[first:]
         total = sum(window.requests for window in chosen)
-        return sum(w.requests * w.verdict.accuracy for w in chosen) / total if total else None
+        return sum(w.requests * getattr(w.verdict, name) for w in chosen) / total if total else None
+
+    def lately(self) -> int:
+        """Return the window that `lately` begins with: the last full one, if any is.
+
+        The one after it may hold a single request, of which no share can be told.
+        """
+        last = len(self.windows) - 1
+        part = last > 0 and self.windows[last].requests < self.windows[0].requests
+        return max(last - part, 0)
 
     def causes(self) -> list[str]:
         """Return the signals that spoke in the last alarm, the loudest first.

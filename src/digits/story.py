@@ -118,8 +118,10 @@ def headline(analysis: Analysis) -> str:
     facts = [("accuracy by labels" + (" since then" if last else ""), interval(known))]
     if last and began:
         facts.append(("before", interval(wilson(*counted(windows[:began])))))
-    facts.append(("estimated without labels, lately", share(analysis.estimated(-1))))
-    facts.append(("strange digits, lately", share(windows[-1].verdict.strangers)))
+    lately = analysis.lately()
+    of = f"in the last {sum(w.requests for w in windows[lately:]):,} requests"
+    facts.append((f"estimated without labels, {of}", share(analysis.estimated(lately))))
+    facts.append((f"strange digits, {of}", share(analysis.strangers(lately))))
     cells = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)
     state_class = "state on" if analysis.drift else "state"
     story = causes(analysis) if last else ""

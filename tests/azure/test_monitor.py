@@ -120,6 +120,7 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
     assert told["drift"]
     assert told["since"] == "2026-01-05T10:16:40Z"
     assert (told["windows"], told["requests"], told["alarms"]) == (4, 2000, 1)
+    assert told["lately"] == 500
     assert (told["causes"][0], told["remedy"]) == ("looks", "retrain")
     assert told["accuracy"] == 1
     faults = {name: count for name, count in told["faults"].items() if count}
@@ -179,6 +180,7 @@ def test_nothing_collected_is_no_drift(site: Site) -> None:
     told, said = site.monitor("digits-quiet")
     assert not told["drift"]
     assert (told["windows"], told["accuracy"], told["estimated_accuracy"]) == (0, None, None)
+    assert (told["strangers"], told["lately"]) == (None, 0)
     assert "0 requests, accuracy by labels not known" in said
 
 

@@ -23,6 +23,7 @@ CALM: dict[str, Any] = {
     "estimated_accuracy": 0.99,
     "causes": [],
     "remedy": None,
+    "lately": 600,
 }
 DRIFT = CALM | {
     "drift": True,
@@ -119,6 +120,7 @@ def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
     (issue,) = setting.issues
     assert "| judged | 5,000 requests in 8 windows |" in issue["body"]
     assert "| right, by the labels that have come | 71.4% |" in issue["body"]
+    assert "| look like nothing known, of the last 600 | 31.0% |" in issue["body"]
     assert "<img" not in issue["body"]
     few = CALM | {"windows": 1, "requests": 125}  # of a new deployment's smoke test
     assert tell(setting, few)[0].startswith("#101: left as it is")

@@ -10,7 +10,8 @@ deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
     alarms              that rose, ended ones included
     accuracy            by labels, since `since` if there is drift; null without labels
     estimated_accuracy  without labels, the same; null without requests
-    strangers           share of requests in the last window that look like nothing known
+    strangers           share of the requests lately that look like nothing known
+    lately              how many those are: the last full window and what came after it
     causes              signals of the last alarm (summary.SIGNALS), the loudest first
     remedy              what those call for: retrain, mend (a scanner) or label; null without any
     faults              rows and labels by what was wrong with them
@@ -53,6 +54,7 @@ def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
     """Return monitoring.json."""
     since, windows = analysis.since_ms, analysis.windows
     first = analysis.episodes[-1].began if analysis.drift else 0
+    lately = analysis.lately()
     accuracy = analysis.accuracy(first)
     return {
         "drift": analysis.drift,
@@ -63,7 +65,8 @@ def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
         "alarms": len(analysis.episodes),
         "accuracy": accuracy[0] if accuracy else None,
         "estimated_accuracy": analysis.estimated(first),
-        "strangers": windows[-1].verdict.strangers if windows else None,
+        "strangers": analysis.strangers(lately),
+        "lately": sum(window.requests for window in windows[lately:]),
         "causes": analysis.causes(),
         "remedy": analysis.remedy(),
         "faults": analysis.faults,

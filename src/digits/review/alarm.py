@@ -16,7 +16,7 @@ from digits.review.comment import harmless
 TITLE = "Production drifts"
 MARKER = "<!-- digits-drift -->"
 BRANCH = "retrain-"  # which the branches of retrainings start with
-NEEDED = ("drift", "since", "window", "windows", "requests", "causes", "remedy")
+NEEDED = ("drift", "since", "window", "windows", "requests", "causes", "remedy", "lately")
 TODO = """\
 What to do:
 
@@ -98,7 +98,9 @@ def table(found: dict[str, Any]) -> str:
         "judged": f"{found['requests']:,} requests in {found['windows']:,} windows",
         "right, by the labels that have come": share("accuracy", "no labels yet"),
         "right, as estimated without labels": share("estimated_accuracy", "not known"),
-        "look like nothing known, in the last window": share("strangers", "not known"),
+        f"look like nothing known, of the last {found['lately']:,}": share(
+            "strangers", "not known"
+        ),
         "what shows it, the loudest first": ", ".join(map(str, found["causes"])) or "–",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {row} |" for key, row in rows.items())])
