@@ -29,8 +29,10 @@ LABEL = """\
   retrains it, if its report convinces you.
 - Are they spoilt (a scanner, a cropped image)? Mend that: a model that learns it hides it."""
 MEND = """\
-- The images are spoilt: mend what takes them (a scanner, a lamp, cropping). Until then no
-  retraining is proposed: a model that learns spoilt digits hides what is broken."""
+- The images are spoilt: mend what takes them (a scanner, a lamp, cropping). No retraining is
+  proposed while they are among what is looked at: a model that learns them hides what is broken.
+- Do new digits still look strange? `digits monitor --since TIME` looks at those alone, and with
+  `--labelled data/labelled` takes them for `digits retrain`."""
 
 
 def main(arguments: list[str]) -> str:
