@@ -135,6 +135,7 @@ def test_the_alarm_tells_since_when(story_of_drift: Analysis) -> None:
     assert (figures["alarms"], figures["false_alarms"]) == (1, 0)
     assert 0 < figures["requests_until_alarm"] <= 1000
     assert story_of_drift.causes()[0] == "looks"
+    assert story_of_drift.remedy() == "retrain"
     assert {example.window for example in story_of_drift.examples} <= set(range(10, 21))
     assert len(story_of_drift.examples) <= OWN.examples
 
@@ -148,9 +149,12 @@ def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> 
     assert analyse(both, batches(columns), known).first_foreign_ms is None
 
 
-@pytest.mark.parametrize(("signal", "p"), [("looks", 1e-4), ("width", 0.02)])
+@pytest.mark.parametrize(
+    ("signal", "p", "remedy"),
+    [("looks", 1e-4, "retrain"), ("width", 0.02, "label"), ("row", 0.02, "mend")],
+)
 def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
-    story_of_drift: Analysis, signal: str, p: float
+    story_of_drift: Analysis, signal: str, p: float, remedy: str
 ) -> None:
     window = story_of_drift.windows[-1]
     calm = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0))
@@ -159,7 +163,40 @@ def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
     episodes = [monitoring.Episode(0, 0, None)]
     found = dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
     assert found.causes() == [signal]
+    assert found.remedy() == remedy
     assert "<h2>What to do</h2><p>" in story.page(found, OWN)
+
+
+def test_a_broken_scanner_is_mended_not_learnt(reference: Reference) -> None:
+    rng = np.random.default_rng(16)
+    dim = answered(2000, rng, foreign=0.5)  # spoilt digits look strange, too
+    for number, image in enumerate(dim["image"]):
+        dim["image"][number] = bytes(pixel // 2 for pixel in image)
+    found = analyse(reference, batches(joined(answered(2000, rng), dim)), [])
+    assert {"looks", "brightness"} <= set(found.causes())
+    assert found.remedy() == "mend"
+    page = story.page(found, OWN)
+    assert "Look at what takes the pictures" in page
+    assert "digits retrain" not in page
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "requests"),
+    [(501, 0, 501), (1000, 1, 500), (1001, 1, 501), (60, 0, 60), (1, 0, 1), (0, 0, 0)],
+)
+def test_lately_is_a_full_window_at_least(
+    reference: Reference, count: int, first: int, requests: int
+) -> None:
+    columns = answered(count, np.random.default_rng(17))
+    columns["foreign"][500::500] = 0.999  # the first of each window but one
+    columns["confidence"][500::500] = 0.3
+    found = analyse(reference, batches(columns) if count else [], [])
+    assert found.lately() == first
+    assert sum(window.requests for window in found.windows[first:]) == requests
+    if count > 500:
+        assert found.strangers(first) == pytest.approx(0, abs=0.03)
+        said = f"strange digits, in the last {requests} requests</dt><dd>"
+        assert re.search(f"{said}[0-2][.][0-9]%", story.page(found, OWN))
 
 
 def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:
@@ -249,8 +286,8 @@ def test_requests_ahead_of_this_clock_are_judged(reference: Reference) -> None:
     columns = answered(500, np.random.default_rng(17))
     now = int(columns["time"][-1]) - production.SKEW_MS
     found = analyse(reference, batches(columns), [], now_ms=now)
-    assert (found.windows[0].requests, found.faults["future"], found.gaps) == (500, 0, [])
-    assert analyse(reference, batches(columns), [], now_ms=now - 1).faults["future"] == 1
+    assert (found.windows[0].requests, found.faults["clock"], found.gaps) == (500, 0, [])
+    assert analyse(reference, batches(columns), [], now_ms=now - 1).faults["clock"] == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -304,6 +341,20 @@ def test_a_model_that_went_live_again_is_not_passed_over(reference: Reference) -
     with pytest.raises(DigitsError, match="the newest requests were answered by v2"):
         analyse(reference, rolled_back, [])
     assert analyse(reference, two_models("v2", "v1"), []).windows[0].requests == 260
+
+
+def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None:
+    columns = answered(900, np.random.default_rng(13))
+    stray = {"time": START, "request_id": "id-x", "position": 0, "label": "1", "script": "mnist"}
+    known = [
+        *labels(columns, np.arange(0, 900, 2)),
+        *production.batches([stray], production.LABELS),
+    ]
+    found = analyse(reference, two_models("v0", "v1"), known)
+    assert found.faults["labels_other_version"] == 320
+    assert found.faults["labels_unmatched"] == 1
+    assert sum(window.labelled for window in found.windows) == 130
+    assert "320 labels of what another model answered" in story.page(found, OWN)
 
 
 def test_other_classes_are_told(reference: Reference) -> None:

@@ -84,7 +84,7 @@ def test_a_damaged_row_does_not_hide_its_retry() -> None:
 def test_a_clock_in_the_future_is_counted() -> None:
     now = int(START.timestamp() * 1000) + 1000
     found = look(row(0), row(1), row(500), now_ms=now)
-    assert found.faults["future"] == 1
+    assert found.faults["clock"] == 1
     assert found.counts.tolist() == [True, True, False]
 
 

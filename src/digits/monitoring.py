@@ -26,6 +26,7 @@ from digits.summary import SIGNALS, Summary, bins
 
 Stream = Callable[[], Iterable[pa.RecordBatch]]
 EXAMPLES_A_WINDOW = 3
+SPOILT = {"brightness", "ink", "row", "column"}  # signals of what takes the pictures, not of hands
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,25 @@ class Analysis:
 
     def estimated(self, first: int = 0) -> float | None:
         """Return the estimate of accuracy from a window on, None without requests."""
+        return self._mean("accuracy", first)
+
+    def strangers(self, first: int = 0) -> float | None:
+        """Return the estimated share of strangers from a window on, None without requests."""
+        return self._mean("strangers", first)
+
+    def _mean(self, name: str, first: int) -> float | None:
         chosen = self.windows[first:]
         total = sum(window.requests for window in chosen)
-        return sum(w.requests * w.verdict.accuracy for w in chosen) / total if total else None
+        return sum(w.requests * getattr(w.verdict, name) for w in chosen) / total if total else None
+
+    def lately(self) -> int:
+        """Return the window that `lately` begins with: the last full one, if any is.
+
+        The one after it may hold a single request, of which no share can be told.
+        """
+        last = len(self.windows) - 1
+        part = last > 0 and self.windows[last].requests < self.windows[0].requests
+        return max(last - part, 0)
 
     def causes(self) -> list[str]:
         """Return the signals that spoke in the last alarm, the loudest first.
@@ -134,6 +151,17 @@ class Analysis:
         loudest = max(loud.values())
         limit = min(max(loudest / 20, np.log(20)), loudest)
         return sorted((name for name in loud if loud[name] >= limit), key=lambda name: -loud[name])
+
+    def remedy(self) -> str | None:
+        """Return what the causes of the last alarm call for, None without one.
+
+        `mend`: images are spoilt, which makes any digit look strange; `retrain`: digits look like
+        nothing that the model has learnt; `label`: neither, so labels must tell.
+        """
+        causes = self.causes()
+        if SPOILT & set(causes):
+            return "mend"
+        return "retrain" if "looks" in causes else "label" if causes else None
 
 
 COUNTED = ("right", "labelled")
@@ -179,7 +207,7 @@ def analyse(
     ordered = counted[np.argsort(rows.time[counted], kind="stable")]
     window_of = np.full(len(rows.time), -1, np.int32)  # of each row in the stream's order
     window_of[ordered] = np.arange(len(ordered)) // own.window
-    truth, scripts, label_faults = match(labels, rows, classes)
+    truth, scripts, label_faults = production.match(labels, rows, classes)
     counts, candidates = summarise(stream(), rows, window_of, reference, image_size)
 
     windows: list[Window] = []
@@ -231,34 +259,6 @@ def passed_over(rows: production.Rows, window: int) -> list[str]:
     if 2 * len(others) <= len(newest):
         return []
     return sorted({rows.versions[number] for number in rows.version[others].tolist()})
-
-
-def match(
-    labels: Iterable[pa.RecordBatch], rows: production.Rows, classes: tuple[str, ...]
-) -> tuple[np.ndarray, dict[int, str], dict[str, int]]:
-    """Return the true class of each row, int16 (n,), -1 where not known; its script; faults."""
-    counted = np.flatnonzero(rows.counts)
-    order = counted[np.argsort(rows.identity[counted])]
-    sorted_ids = rows.identity[order]
-    truth = np.full(len(rows.time), -1, np.int16)
-    scripts: dict[int, str] = {}
-    faults = dict.fromkeys(("labels_damaged", "labels_doubled", "labels_unmatched"), 0)
-    number = {name: index for index, name in enumerate(classes)}
-    for batch in labels:
-        ids = production.identities(batch)
-        places, ends = (np.searchsorted(sorted_ids, ids, side) for side in ("left", "right"))
-        names, written = batch["label"].to_pylist(), batch["script"].to_pylist()
-        for place, end, name, script in zip(places, ends, names, written, strict=True):
-            if name not in number or script is None:
-                faults["labels_damaged"] += 1
-            elif end - place != 1:  # none, or images that share an id: which of them is not known
-                faults["labels_unmatched"] += 1
-            elif truth[row := int(order[place])] >= 0:
-                faults["labels_doubled"] += 1
-            else:
-                truth[row] = number[name]
-                scripts[row] = script
-    return truth, scripts, faults
 
 
 def summarise(

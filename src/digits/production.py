@@ -47,7 +47,8 @@ LABELS = pa.schema(
     ]
 )
 ROWS_A_BATCH = 8192  # 6 MB of images of 28 x 28
-FAULTS = ("damaged", "doubled", "future", "other_version", "late", "out_of_order")
+FAULTS = ("damaged", "doubled", "clock", "other_version", "late", "out_of_order")
+LABEL_FAULTS = ("labels_damaged", "labels_doubled", "labels_other_version", "labels_unmatched")
 LATE_MS = 3_600_000  # behind a row that came before it: later than a request can take
 GAP_CHANCE = 0.01  # that steady traffic has one gap as long as what is told
 GAP_SECONDS = 30.0  # shorter ones are not told
@@ -269,6 +270,42 @@ def _judge(
         deployments=deployments,
         faults={name: int(fault.sum()) for name, fault in zip(FAULTS, faults, strict=True)},
     )
+
+
+def match(
+    labels: Iterable[pa.RecordBatch], rows: Rows, classes: tuple[str, ...]
+) -> tuple[np.ndarray, dict[int, str], dict[str, int]]:
+    """Return the true class of each row, int16 (n,), -1 where not known; its script; faults.
+
+    Labels of what another model answered are no fault of theirs: they are counted by themselves.
+    """
+    counted = np.flatnonzero(rows.counts)
+    order = counted[np.argsort(rows.identity[counted])]
+    sorted_ids, other_ids = rows.identity[order], np.sort(rows.identity[rows.other])
+    truth = np.full(len(rows.time), -1, np.int16)
+    scripts: dict[int, str] = {}
+    faults = dict.fromkeys(LABEL_FAULTS, 0)
+    number = {name: index for index, name in enumerate(classes)}
+    for batch in labels:
+        ids = identities(batch)
+        places, ends = (np.searchsorted(sorted_ids, ids, side) for side in ("left", "right"))
+        first, last = (np.searchsorted(other_ids, ids, side) for side in ("left", "right"))
+        names, written = batch["label"].to_pylist(), batch["script"].to_pylist()
+        for place, end, other, name, script in zip(
+            places, ends, last > first, names, written, strict=True
+        ):
+            if name not in number or script is None:
+                faults["labels_damaged"] += 1
+            elif place == end and other:
+                faults["labels_other_version"] += 1
+            elif end - place != 1:  # none, or images that share an id: which of them is not known
+                faults["labels_unmatched"] += 1
+            elif truth[row := int(order[place])] >= 0:
+                faults["labels_doubled"] += 1
+            else:
+                truth[row] = number[name]
+                scripts[row] = script
+    return truth, scripts, faults
 
 
 def _fingerprints(batch: pa.RecordBatch, whole: np.ndarray, image_size: int) -> np.ndarray:

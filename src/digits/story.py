@@ -29,21 +29,26 @@ NAMES = {
 FAULTS = {
     "damaged": "damaged, not counted",
     "doubled": "sent more than once, counted once",
-    "future": "with a clock in the future, not counted",
+    "clock": "with a wrong clock (in the future, or a day from when they came), not counted",
     "other_version": "answered by another model, not judged",
     "late": "an hour late or more, counted",
     "out_of_order": "out of order, counted",
     "lines_damaged": "lines that could not be read, not counted",
     "labels_damaged": "labels that could not be read",
     "labels_doubled": "labels that came more than once, counted once",
+    "labels_other_version": "labels of what another model answered, not judged",
     "labels_unmatched": "labels of requests that are not here, or share an id",
 }
-RETRAIN = (
+LABEL = (
     "Label some of the digits below. If they are a script that you want to read, let the model "
     "learn it: `digits monitor --labelled data/labelled`, then `digits retrain`, and review what "
     "that changes. If not, find out who sends them."
 )
-SCANNER = "Look at what takes the pictures: scanner, lamp, cropping. The model need not change."
+SCANNER = (
+    "Look at what takes the pictures first: scanner, lamp, cropping. A model that learns spoilt "
+    "digits hides what is broken. What still looks strange afterwards may be a script to learn."
+)
+TODO = {"retrain": LABEL, "label": LABEL, "mend": SCANNER}
 STYLE = """
 :root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --line: #dfe3e8; --ink: #14181f;
   --quiet: #586273; --known: #2563c9; --estimate: #b45309; --good: #17784a; --alarm: #c4281c; }
@@ -116,8 +121,10 @@ def headline(analysis: Analysis) -> str:
     facts = [("accuracy by labels" + (" since then" if last else ""), interval(known))]
     if last and began:
         facts.append(("before", interval(wilson(*counted(windows[:began])))))
-    facts.append(("estimated without labels, lately", share(analysis.estimated(-1))))
-    facts.append(("strange digits, lately", share(windows[-1].verdict.strangers)))
+    lately = analysis.lately()
+    of = f"in the last {sum(w.requests for w in windows[lately:]):,} requests"
+    facts.append((f"estimated without labels, {of}", share(analysis.estimated(lately))))
+    facts.append((f"strange digits, {of}", share(analysis.strangers(lately))))
     cells = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)
     state_class = "state on" if analysis.drift else "state"
     story = causes(analysis) if last else ""
@@ -143,8 +150,7 @@ def causes(analysis: Analysis) -> str:
     alarmed = windows[last.began : last.ended]
     total = sum((window.summary.image for window in alarmed), np.zeros((6, IMAGE_BINS)))
     lines = []
-    found = analysis.causes()
-    for name in found:
+    for name in analysis.causes():
         text = NAMES[name]
         if name in IMAGE_SIGNALS:
             row = IMAGE_SIGNALS.index(name)
@@ -152,13 +158,11 @@ def causes(analysis: Analysis) -> str:
             text += f": {now:.0%} on average instead of {usual:.0%}, or spread more widely"
         lines.append(f"<li>{escape(text)}</li>")
     asked = sum(w.requests for w in windows[last.began : last.alarm + 1])
-    spoilt = {"brightness", "ink", "row", "column"} & set(found)
-    todo = [RETRAIN] if "looks" in found or not spoilt else []
-    todo += [SCANNER] if spoilt else []
+    todo = TODO[analysis.remedy() or "label"]
     return (
         f"<h2>What caused it</h2><ul>{''.join(lines)}</ul>"
         f"<p>The alarm rose {asked:,} requests after the drift began, without any label.</p>"
-        f"<h2>What to do</h2>{''.join(f'<p>{marked(text)}</p>' for text in todo)}"
+        f"<h2>What to do</h2><p>{marked(todo)}</p>"
     )
 
 

@@ -45,10 +45,10 @@ def in_small_parts(store: ContainerClient, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(collected, "store", lambda workspace: store)
 
 
-def line(second: float) -> bytes:
+def line(second: float, start: datetime.datetime = START) -> bytes:
     """Return what the collector writes for a request."""
     row = {"image": "AA==", "model_version": "v1", "digit": "1", "confidence": 1, "foreign": 0}
-    time = START + datetime.timedelta(seconds=second)
+    time = start + datetime.timedelta(seconds=second)
     event = {"source": "blue", "time": time.isoformat(), "data": [row], "xrequestid": f"{second}"}
     return json.dumps(event).encode() + b"\n"
 
@@ -93,16 +93,29 @@ def test_instances_are_read_side_by_side(store: ContainerClient) -> None:
 
 
 def test_a_cut_line_waits_until_its_hour_is_over(store: ContainerClient) -> None:
-    content = line(0) + line(1)[:-1]
-    now = datetime.datetime.now(datetime.UTC)
-    kept(store, "cut", f"{now + datetime.timedelta(hours=1):{collected.HOUR}}", content)
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+    kept(store, "cut", f"{soon:{collected.HOUR}}", line(0, soon) + line(1, soon)[:-1])
     assert ids("cut") == ["0"]
+    content = line(0) + line(1)[:-1]
     kept(store, "whole", "2026/01/05/10", content)
     assert ids("whole") == ["0", "1"]
     kept(store, "half", "2026/01/05/10", content[:-9])
-    damaged: list[str] = []
-    assert len(list(collected.rows(None, "half", None, damaged))) == 1  # type: ignore[arg-type]
-    assert len(damaged) == 1
+    faults = collected.Faults()
+    assert len(list(collected.rows(None, "half", None, faults))) == 1  # type: ignore[arg-type]
+    assert len(faults.damaged) == 1
+
+
+def test_a_clock_a_day_from_its_hour_is_counted_and_left_out(store: ContainerClient) -> None:
+    reset = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    content = line(0) + line(7, reset) + line(-86_400) + line(-86_401) + line(1)
+    kept(store, "clock", "2026/01/05/10", content)
+    kept(store, "clock", "2026/13/05/10", line(2))  # no hour at all: none that a collector writes
+    faults = collected.Faults()
+    rows: Any = collected.rows(None, "clock", None, faults)  # type: ignore[arg-type]
+    assert {name for batch in rows for name in batch["request_id"].to_pylist()} == {
+        *("0", "1", "-86400")
+    }
+    assert (faults.clock, faults.damaged) == (2, [])
 
 
 def test_since_a_time_within_an_hour(store: ContainerClient) -> None:

@@ -45,9 +45,10 @@ def line(number: int, foreign: float, **changes: Any) -> bytes:
         "foreign": foreign,
         "probabilities": [0.1] * 10,
     }
+    time = changes.pop("time", START + datetime.timedelta(seconds=number))
     event = {
         "source": f"/onlineEndpoints/{ENDPOINT}/deployments/blue",
-        "time": (START + datetime.timedelta(seconds=number)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "data": [row | changes],
         "correlationid": f"id-{number}",
         "xrequestid": f"id-{number}",
@@ -123,7 +124,8 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
     assert gap[0] == "2026-01-05T10:33:19Z"
     assert begun <= datetime.datetime.fromisoformat(gap[1]) + datetime.timedelta(seconds=1)
     assert (told["windows"], told["requests"], told["alarms"]) == (4, 2000, 1)
-    assert told["causes"][0] == "looks"
+    assert told["lately"] == 500
+    assert (told["causes"][0], told["remedy"]) == ("looks", "retrain")
     assert told["accuracy"] == 1
     faults = {name: count for name, count in told["faults"].items() if count}
     assert faults == {
@@ -160,17 +162,33 @@ def test_requests_since_an_hour(site: Site) -> None:
 
 
 def test_a_line_that_is_still_being_written_waits(site: Site) -> None:
-    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
-    site.collect("digits-writing", f"{now:%H}", [line(0, 0.1), line(1, 0.1)], now)
+    now = datetime.datetime.now(datetime.UTC)
+    soon = now + datetime.timedelta(hours=1)
+    lines = [line(number, 0.1, time=now) for number in range(2)]
+    site.collect("digits-writing", f"{soon:%H}", lines, soon)
     told, _ = site.monitor("digits-writing")
     assert told["requests"] == 1
     assert not any(told["faults"].values())
+
+
+def test_a_clock_that_was_reset_stretches_nothing(site: Site) -> None:
+    reset = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    lines = [line(n, float(RNG.beta(6, 3))) for n in range(600)]
+    site.collect("digits-reset", "10", [*lines, line(999, 0.9, time=reset), b""])
+    told, _ = site.monitor("digits-reset")
+    assert (told["since"], told["requests"]) == ("2026-01-05T10:00:00Z", 600)
+    assert [start for start, _ in told["gaps"]] == ["2026-01-05T10:09:59Z"]  # until now
+    assert told["faults"]["clock"] == 1
+    page = (site.root / "out" / "report.html").read_text()
+    assert "1970" not in page
+    assert "1 with a wrong clock" in page
 
 
 def test_nothing_collected_is_no_drift(site: Site) -> None:
     told, said = site.monitor("digits-quiet")
     assert not told["drift"]
     assert (told["windows"], told["accuracy"], told["estimated_accuracy"]) == (0, None, None)
+    assert (told["strangers"], told["lately"]) == (None, 0)
     assert "0 requests, accuracy by labels not known" in said
 
 

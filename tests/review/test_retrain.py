@@ -1,5 +1,9 @@
 """A retraining: what stops it leaves everything as it was; what it changes is what it says."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,29 @@ from digits.review.side import mapping
 
 TEXT = (ROOT / "params.yaml").read_text("utf-8")
 LABELLED = Path("data/labelled")
+PIPELINE = """\
+stages:
+  train: {cmd: python train.py, params: [prepare.foreign_share], outs: [data/model]}
+"""
+TRAIN = """\
+# A training that ends a second after Ctrl-C, as one that is amid of an epoch; the first is short.
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def stop(*_):
+    time.sleep(1)
+    sys.exit("the training has ended")
+
+
+if "foreign_share: 0.0 " not in Path("params.yaml").read_text():
+    signal.signal(signal.SIGINT, stop)
+    print("the training has begun", flush=True)
+    signal.pause()
+Path("data/model").write_text("model")
+"""
 
 
 @pytest.fixture
@@ -19,7 +46,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A repository with params.yaml and no labels yet; what DVC is told is written down."""
     project = Project(tmp_path / "work")
     (project.root / LABELLED).mkdir(parents=True)
-    for name, text in (("params.yaml", TEXT), ("dvc.lock", "stages: {}\n")):
+    for name, text in (("params.yaml", TEXT), ("dvc.lock", "schema: '2.0'\nstages: {}\n")):
         (project.root / name).write_text(text, "utf-8")
     monkeypatch.chdir(project.root)
     for name, value in environment().items():
@@ -58,6 +85,71 @@ def test_what_fails_leaves_everything_as_it_was(
         retrain.main([])
     assert work.git("status", "--porcelain") == "?? data/labelled/devanagari_20261124.csv\n"
     assert Path("params.yaml").read_text("utf-8") == TEXT
+
+
+@pytest.mark.parametrize("branch", ["main", ""])
+def test_a_head_that_dvc_left_detached_is_put_back(
+    work: Project, monkeypatch: pytest.MonkeyPatch, branch: str
+) -> None:
+    write_csv(LABELLED / "devanagari_20261124.csv", random_digits(20))
+    if not branch:
+        work.git("checkout", "--quiet", "--detach")
+    commit = work.git("rev-parse", "HEAD")
+
+    def dvc(*arguments: str) -> None:
+        if arguments[0] == "add":
+            Path(f"{arguments[2]}.dvc").write_text("outs")
+            (LABELLED / ".gitignore").write_text("/*.csv\n")
+        elif arguments[0] == "exp":  # Ctrl-C twice, as DVC has committed a part
+            work.git("checkout", "--quiet", "--detach")
+            work.git("commit", "--quiet", "--all", "--message", "half done")
+            for name in ("EXEC_HEAD", "EXEC_MERGE", "EXEC_BASELINE"):
+                work.git("update-ref", f"refs/exps/exec/{name}", "HEAD")
+            work.git("symbolic-ref", "refs/exps/exec/EXEC_BRANCH", "refs/heads/main")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(retrain, "dvc", dvc)
+    with pytest.raises(KeyboardInterrupt):
+        retrain.main([])
+    assert work.git("branch", "--show-current").strip() == branch
+    assert work.git("rev-parse", "HEAD") == commit == work.git("rev-parse", "main")
+    assert work.git("for-each-ref", "refs/exps") == ""
+    assert work.git("status", "--porcelain") == "?? data/labelled/devanagari_20261124.csv\n"
+
+
+@pytest.mark.prove
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent to a group of processes")
+def test_ctrl_c_waits_until_dvc_has_ended(work: Project) -> None:
+    (work.root / "dvc.yaml").write_text(PIPELINE)
+    (work.root / "train.py").write_text(TRAIN)
+    work.dvc("init", "--quiet")
+    work.dvc("repro", "--quiet")
+    work.git("add", "--all")
+    work.git("commit", "--quiet", "--message", "A pipeline")
+    write_csv(LABELLED / "devanagari_20261124.csv", random_digits(20))
+    with subprocess.Popen(
+        ["digits", "retrain"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        start_new_session=True,
+    ) as process:
+        assert process.stdout
+        said = ""
+        while "the training has begun" not in said:
+            said += (line := process.stdout.readline())
+            assert line, said
+        os.killpg(process.pid, signal.SIGINT)
+        said += process.stdout.read()  # to its end, which an orphan would put off
+    assert process.returncode == 130, said
+    assert "waiting for DVC to end" in said
+    assert "the training has ended" in said
+    assert "failed to reproduce 'train'" in said  # by DVC, which was not killed
+    assert work.git("branch", "--show-current") == "main\n"
+    assert work.git("for-each-ref", "refs/exps/exec", "refs/exps/stash") == ""
+    assert work.git("status", "--porcelain") == "?? data/labelled/devanagari_20261124.csv\n"
+    assert Path("data/model").read_text() == "model"
+    assert "up to date" in work.dvc("status")
 
 
 @pytest.mark.prove

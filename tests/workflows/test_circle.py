@@ -22,6 +22,8 @@ CALM: dict[str, Any] = {
     "accuracy": None,
     "estimated_accuracy": 0.99,
     "causes": [],
+    "remedy": None,
+    "lately": 600,
 }
 DRIFT = CALM | {
     "drift": True,
@@ -29,6 +31,7 @@ DRIFT = CALM | {
     "accuracy": 0.714,
     "strangers": 0.31,
     "causes": ["looks", "<img src=x>"],
+    "remedy": "retrain",
 }
 WORK = """#!/usr/bin/env bash
 # Stands in for digits, dvc and python: production as the test says, an experiment of text.
@@ -117,6 +120,7 @@ def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
     (issue,) = setting.issues
     assert "| judged | 5,000 requests in 8 windows |" in issue["body"]
     assert "| right, by the labels that have come | 71.4% |" in issue["body"]
+    assert "| look like nothing known, of the last 600 | 31.0% |" in issue["body"]
     assert "<img" not in issue["body"]
     few = CALM | {"windows": 1, "requests": 125}  # of a new deployment's smoke test
     assert tell(setting, few)[0].startswith("#101: left as it is")
@@ -131,6 +135,15 @@ def test_params_that_say_no_propose_nothing(
 ) -> None:
     monkeypatch.setenv("PROPOSE", "false")
     assert tell(setting, DRIFT) == ("#101: opened.", "issue=101\nretrain=false\n")
+
+
+@pytest.mark.parametrize("remedy", ["mend", "label", None])
+def test_what_is_no_unknown_script_proposes_nothing(setting: GitHub, remedy: str | None) -> None:
+    found = DRIFT | {"causes": ["brightness", "looks"], "remedy": remedy}
+    assert tell(setting, found) == ("#101: opened.", "issue=101\nretrain=false\n")
+    body = setting.issues[0]["body"]
+    assert ("The images are spoilt: mend what takes them" in body) == (remedy == "mend")
+    assert ("merge the pull request" in body) == (remedy != "mend")
 
 
 @pytest.mark.parametrize(

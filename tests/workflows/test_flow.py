@@ -67,7 +67,8 @@ def main(arguments):
     _, _, option, folder = arguments
     if option == "--out":
         text = '{"drift": true, "since": null, "windows": 1, "requests": 500, "accuracy": null, '
-        write_text(Path(folder, "monitoring.json"), text + '"estimated_accuracy": 1, "causes": []}')
+        text += '"estimated_accuracy": 1, "causes": ["looks"], "remedy": "retrain", "lately": 500}'
+        write_text(Path(folder, "monitoring.json"), text)
     else:
         images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
         labels = (np.arange(40) % 10).astype(np.uint8)

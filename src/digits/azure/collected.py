@@ -11,6 +11,7 @@ import heapq
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -27,21 +28,33 @@ LABELS = "labels/{endpoint}/"
 LABELS_PATH = re.compile(r"/(\d{4}/\d\d/\d\d/\d\d)\.jsonl$")
 HOUR = "%Y/%m/%d/%H"
 BLOCK_BYTES = 4_000_000  # that are appended or read at once; 4 MiB is the most to append
+CLOCK = datetime.timedelta(days=1)  # that a row's time may be away from the hour it is kept in
 Row = dict[str, Any]
+
+
+@dataclass
+class Faults:
+    """What was wrong with what was read: the places of damaged lines, and rows with a wrong clock.
+
+    Such a row would stretch the story by years: it is left out, as its true time is not known.
+    """
+
+    damaged: list[str] = field(default_factory=list)
+    clock: int = 0
 
 
 def rows(
     workspace: Workspace,
     endpoint: str,
     since: datetime.datetime | None = None,
-    damaged: list[str] | None = None,
+    faults: Faults | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield batches of production.REQUESTS that were collected since a time, in its order.
 
-    `damaged` gets the place of each line that cannot be read.
+    `faults` gets what is left out.
     """
     prefix = ROWS.format(endpoint=endpoint)
-    found = _read(store(workspace), prefix, since, damaged, production.collected)
+    found = _read(store(workspace), prefix, since, faults or Faults(), production.collected)
     return production.batches(found, production.REQUESTS)
 
 
@@ -49,13 +62,15 @@ def labels(
     workspace: Workspace,
     endpoint: str,
     since: datetime.datetime | None = None,
-    damaged: list[str] | None = None,
+    faults: Faults | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield batches of production.LABELS that came since a time; as `rows`."""
     prefix = LABELS.format(endpoint=endpoint)
-    found = _read(
-        store(workspace), prefix, since, damaged, lambda line: [production.labelled(line)]
-    )
+
+    def parse(line: bytes) -> list[Row]:
+        return [production.labelled(line)]
+
+    found = _read(store(workspace), prefix, since, faults or Faults(), parse)
     return production.batches(found, production.LABELS)
 
 
@@ -94,32 +109,47 @@ def _read(
     container: ContainerClient,
     prefix: str,
     since: datetime.datetime | None,
-    damaged: list[str] | None,
+    faults: Faults,
     parse: Callable[[bytes], list[Row]],
 ) -> Iterator[Row]:
-    """Yield rows, the oldest hour first; the blobs of an hour, one an instance, by their times."""
+    """Yield rows, the oldest hour first; the blobs of an hour, one an instance, by their times.
+
+    A label's clock may be wrong: nothing is told by it.
+    """
     pattern = ROWS_PATH if prefix.startswith(ROWS.split("{")[0]) else LABELS_PATH
-    first = since.astimezone(datetime.UTC).strftime(HOUR) if since else ""
-    hours: dict[str, list[BlobProperties]] = {}
+    hours: dict[datetime.datetime, list[BlobProperties]] = {}
     for blob in container.list_blobs(name_starts_with=prefix):
-        match = pattern.search(blob.name)
-        if match and match[1] >= first:
-            hours.setdefault(match[1], []).append(blob)
+        hour = _hour(blob.name, pattern)
+        if hour and (since is None or hour > since - datetime.timedelta(hours=1)):
+            hours.setdefault(hour, []).append(blob)
 
-    def parsed(blob: BlobProperties, over: bool) -> Iterator[Row]:
-        for place, line in _lines(container, blob.name, blob.size, over):
+    def parsed(blob: BlobProperties, hour: datetime.datetime) -> Iterator[Row]:
+        for place, line in _lines(container, blob.name, blob.size, hour < this_hour):
             try:
-                yield from parse(line)
+                found = parse(line)
             except ValueError as error:
-                if damaged is not None:
-                    damaged.append(f"{place}: {error}"[:300])
+                faults.damaged.append(f"{place}: {error}"[:300])
+                continue
+            for row in found:
+                if pattern is ROWS_PATH and abs(row["time"] - hour) > CLOCK:
+                    faults.clock += 1
+                else:
+                    yield row
 
-    now = datetime.datetime.now(datetime.UTC).strftime(HOUR)
+    this_hour = datetime.datetime.now(datetime.UTC).replace(minute=0, second=0, microsecond=0)
     for hour, blobs in sorted(hours.items()):
-        streams = [parsed(blob, hour < now) for blob in blobs]
+        streams = [parsed(blob, hour) for blob in blobs]
         for row in heapq.merge(*streams, key=lambda row: row["time"]):
             if since is None or row["time"] >= since:
                 yield row
+
+
+def _hour(name: str, pattern: re.Pattern[str]) -> datetime.datetime | None:
+    """Return the hour that a blob's path names, None for another path."""
+    match = pattern.search(name)
+    with contextlib.suppress(ValueError):  # a month 13
+        return match and datetime.datetime.strptime(match[1], HOUR).replace(tzinfo=datetime.UTC)
+    return None
 
 
 def _lines(

@@ -11,8 +11,10 @@ deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
     alarms              that rose, ended ones included
     accuracy            by labels, since `since` if there is drift; null without labels
     estimated_accuracy  without labels, the same; null without requests
-    strangers           share of requests in the last window that look like nothing known
+    strangers           share of the requests lately that look like nothing known
+    lately              how many those are: the last full window and what came after it
     causes              signals of the last alarm (summary.SIGNALS), the loudest first
+    remedy              what those call for: retrain, mend (a scanner) or label; null without any
     faults              rows and labels by what was wrong with them
     gaps                [from, to] without requests, ISO 8601; the last until now, if none come
     endpoint, model_version
@@ -52,6 +54,7 @@ def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
     """Return monitoring.json."""
     since, windows = analysis.since_ms, analysis.windows
     first = analysis.episodes[-1].began if analysis.drift else 0
+    lately = analysis.lately()
     accuracy = analysis.accuracy(first)
     return {
         "drift": analysis.drift,
@@ -63,8 +66,10 @@ def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
         "alarms": len(analysis.episodes),
         "accuracy": accuracy[0] if accuracy else None,
         "estimated_accuracy": analysis.estimated(first),
-        "strangers": windows[-1].verdict.strangers if windows else None,
+        "strangers": analysis.strangers(lately),
+        "lately": sum(window.requests for window in windows[lately:]),
         "causes": analysis.causes(),
+        "remedy": analysis.remedy(),
         "faults": analysis.faults,
         "gaps": [[iso(start), iso(end)] for start, end in analysis.gaps],
         "endpoint": endpoint,
@@ -82,7 +87,7 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
         production.read(requests, production.REQUESTS), task.classes, task.image_size, None
     )
     known = list(production.read(labels, production.LABELS))
-    truth, written, _ = monitoring.match(known, rows, task.classes)
+    truth, written, _ = production.match(known, rows, task.classes)
     newest = max((at for batch in known for at in batch["time"].to_pylist()), default=None)
     digits: dict[str, dict[bytes, int]] = {script: {} for script in scripts}
     start = 0
@@ -111,16 +116,18 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
     return told
 
 
-def fetch(workspace: Workspace, endpoint: str, since: datetime.datetime | None, to: Path) -> int:
-    """Download requests and labels as Parquet; return how many lines could not be read."""
-    damaged: list[str] = []
-    rows = collected.rows(workspace, endpoint, since, damaged)
+def fetch(
+    workspace: Workspace, endpoint: str, since: datetime.datetime | None, to: Path
+) -> collected.Faults:
+    """Download requests and labels as Parquet; return what was left out."""
+    faults = collected.Faults()
+    rows = collected.rows(workspace, endpoint, since, faults)
     production.write(to / "requests.parquet", rows, production.REQUESTS)
-    labels = collected.labels(workspace, endpoint, since, damaged)
+    labels = collected.labels(workspace, endpoint, since, faults)
     production.write(to / "labels.parquet", labels, production.LABELS)
-    for place in damaged[:5]:
+    for place in faults.damaged[:5]:
         print(f"not counted: {place}", file=sys.stderr)
-    return len(damaged)
+    return faults
 
 
 def moment(text: str) -> datetime.datetime:
@@ -152,7 +159,7 @@ def main(arguments: list[str]) -> None:
         endpoint = collected.endpoint_name(asked.endpoint, derived)
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            damaged = fetch(workspace, endpoint, asked.since, place)
+            left_out = fetch(workspace, endpoint, asked.since, place)
             requests, labels = place / "requests.parquet", place / "labels.parquet"
             analysis = monitoring.analyse(
                 lambda: production.read(requests, production.REQUESTS),
@@ -163,7 +170,8 @@ def main(arguments: list[str]) -> None:
                 task.image_size,
                 int(now * 1000),
             )
-            analysis.faults["lines_damaged"] = damaged
+            analysis.faults["lines_damaged"] = len(left_out.damaged)
+            analysis.faults["clock"] += left_out.clock
             if asked.labelled:
                 for line in write_labelled(asked.labelled, requests, labels, task):
                     print(line)

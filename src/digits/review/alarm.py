@@ -1,7 +1,8 @@
 """Tell in one issue that production drifts, and whether a retraining is to be proposed.
 
 Enters: monitoring.json, as `digits monitor` writes it. The issue is found by a hidden marker. An
-alarm has one retraining at most: whoever closes its pull request has decided.
+alarm has one retraining at most: whoever closes its pull request has decided. Spoilt images have
+none: the model would learn what is broken.
 """
 
 import json
@@ -15,23 +16,30 @@ from digits.review.comment import harmless
 TITLE = "Production drifts"
 MARKER = "<!-- digits-drift -->"
 BRANCH = "retrain-"  # which the branches of retrainings start with
-NEEDED = ("drift", "since", "window", "windows", "requests", "causes")
+NEEDED = ("drift", "since", "window", "windows", "requests", "causes", "remedy", "lately")
 TODO = """\
 What to do:
 
 - Look at the digits in the report: `report.html` in the [artifacts]({link}#artifacts).
-- Are they digits that the model never learnt? Label some, and merge the pull request that
-  retrains it, if its report convinces you.
-- Are they spoilt (a scanner, a cropped image)? Mend that: a model that learns it hides it.
+{remedy}
 
 This issue is closed when the alarm ends."""
+LABEL = """\
+- Are they digits that the model never learnt? Label some, and merge the pull request that
+  retrains it, if its report convinces you.
+- Are they spoilt (a scanner, a cropped image)? Mend that: a model that learns it hides it."""
+MEND = """\
+- The images are spoilt: mend what takes them (a scanner, a lamp, cropping). No retraining is
+  proposed while they are among what is looked at: a model that learns them hides what is broken.
+- Do new digits still look strange? `digits monitor --since TIME` looks at those alone, and with
+  `--labelled data/labelled` takes them for `digits retrain`."""
 
 
 def main(arguments: list[str]) -> str:
     """Open, update or close the issue by a file monitoring.json; say what was done.
 
-    Tells later jobs by GITHUB_OUTPUT the issue's number, and whether PROPOSE and the alarm call
-    for a retraining.
+    Tells later jobs by GITHUB_OUTPUT the issue's number, and whether PROPOSE and what is seen
+    call for a retraining.
     """
     found, link = read(Path(arguments[0])), github.setting("LINK")
     opened = [
@@ -49,7 +57,7 @@ def main(arguments: list[str]) -> str:
     else:
         issue = github.api("POST", "/issues", {"title": TITLE, "body": text})
         told = f"#{issue['number']}: opened."
-    wanted = github.setting("PROPOSE") == "true"
+    wanted = github.setting("PROPOSE") == "true" and found["remedy"] == "retrain"
     made = proposed(issue["created_at"]) if wanted else None
     with Path(github.setting("GITHUB_OUTPUT")).open("a", encoding="utf-8") as file:
         file.write(f"issue={issue['number']}\nretrain={str(wanted and not made).lower()}\n")
@@ -92,7 +100,9 @@ def table(found: dict[str, Any]) -> str:
         "judged": f"{found['requests']:,} requests in {found['windows']:,} windows",
         "right, by the labels that have come": share("accuracy", "no labels yet"),
         "right, as estimated without labels": share("estimated_accuracy", "not known"),
-        "look like nothing known, in the last window": share("strangers", "not known"),
+        f"look like nothing known, of the last {found['lately']:,}": share(
+            "strangers", "not known"
+        ),
         "what shows it, the loudest first": ", ".join(map(str, found["causes"])) or "–",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {row} |" for key, row in rows.items())])
@@ -102,7 +112,8 @@ def body(found: dict[str, Any], link: str) -> str:
     """Return the issue's text."""
     where = " ".join(str(found.get(key, "")) for key in ("endpoint", "model_version"))
     told = f"What production is asked is no longer what the model was trained for: {where}."
-    parts = [MARKER, harmless(f"{told}\n\n{table(found)}"), TODO.format(link=link)]
+    todo = TODO.format(link=link, remedy=MEND if found["remedy"] == "mend" else LABEL)
+    parts = [MARKER, harmless(f"{told}\n\n{table(found)}"), todo]
     return "\n\n".join(parts)[:60_000] + f"\n\n[The run that looked last]({link})\n"
 
 

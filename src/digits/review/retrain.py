@@ -7,10 +7,10 @@ everything as it was, the new CSVs too.
 """
 
 import argparse
-import contextlib
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from digits import params
@@ -22,6 +22,7 @@ from digits.review.report import review
 from digits.review.side import mapping
 
 LABELLED = Path("data/labelled")
+EXECUTING = "refs/exps/exec"  # DVC's notes of the experiment that runs in the working tree
 MEND = "`digits monitor --labelled data/labelled` writes them once labels have come"
 
 
@@ -46,8 +47,21 @@ def check(folder: Path) -> dict[Path, int]:
 
 
 def dvc(*arguments: str) -> None:
-    """Run DVC; raise DigitsError when it fails."""
-    if subprocess.run(reproduce.command(*arguments), env=reproduce.environment()).returncode:
+    """Run DVC; raise DigitsError when it fails.
+
+    Ctrl-C reaches DVC and its stage, too, and is waited for: DVC takes back what it was doing.
+    """
+    process = subprocess.Popen(reproduce.command(*arguments), env=reproduce.environment())
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        print("waiting for DVC to end; Ctrl-C again does not wait", file=sys.stderr)
+        process.wait()
+        raise
+    finally:
+        process.kill()  # which does nothing to one that has ended
+        process.wait()
+    if process.returncode:
         raise DigitsError(f"dvc {arguments[0]} failed, see above; everything is as it was")
 
 
@@ -80,14 +94,28 @@ def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | 
     ]
 
 
-def undo(known: set[Path]) -> None:
-    """Take back what an experiment left in the working tree; the CSVs stay."""
+def undo(known: set[Path], branch: str, commit: str) -> None:
+    """Take back what an experiment left in the repository; the CSVs stay.
+
+    `branch` and `commit` are those of HEAD, which DVC detaches while an experiment runs; the
+    branch is empty where HEAD was detached before. Raises DigitsError when DVC does not bring
+    back what the stages made.
+    """
+    if branch:
+        history.git("symbolic-ref", "HEAD", branch)
+    else:
+        history.git("update-ref", "--no-deref", "HEAD", commit)
+    for ref in (history.git("for-each-ref", "--format=%(refname)", EXECUTING) or b"").split():
+        history.git("update-ref", "--no-deref", "-d", ref.decode())
     history.git("reset", "--quiet")
     for path in set(LABELLED.glob("*.dvc")) - known:
         path.unlink()
     history.git("checkout", "--", "params.yaml", "dvc.lock", "data")
-    with contextlib.suppress(DigitsError):  # DVC has said why
-        dvc("checkout", "--quiet", "--force", "dvc.yaml")  # what the stages made, no CSV
+    try:  # what the stages made, no CSV
+        dvc("checkout", "--quiet", "--force", "--allow-missing", "dvc.yaml")
+    except DigitsError as error:
+        mend = "run `dvc checkout --force dvc.yaml`"
+        raise DigitsError(f"what the stages made is not as it was, see above; {mend}") from error
 
 
 def main(arguments: list[str]) -> None:
@@ -105,11 +133,13 @@ def main(arguments: list[str]) -> None:
     if dirty := [name for name in history.changed(".", ":!review") if name not in csvs]:
         raise DigitsError(f"{dirty[0]}: is not committed; commit or stash your own changes first")
     known = set(LABELLED.glob("*.dvc"))
+    branch = history.line("symbolic-ref", "--quiet", "HEAD")
+    commit = history.line("rev-parse", "HEAD")
     try:
         lines = experiment(found, settings)
         text = markdown.write(review("HEAD", repro=False, link=options.link))
     except BaseException:  # Ctrl-C too
-        undo(known)
+        undo(known, branch, commit)
         raise
     if options.out:
         write_text(options.out / "report.md", "\n".join([*lines, "", text]))
