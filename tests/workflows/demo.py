@@ -259,6 +259,8 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="digits-demo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
+        (folder / "tmp").mkdir()  # TensorFlow leaves files in the one of who trains
+        os.environ |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder / "tmp"))
         azurite = Azurite(free_port(), folder / "azurite")
         standin = StandIn(folder / "standin")
         standin.folder.mkdir()
