@@ -72,7 +72,7 @@ def disturb(
     for fault in faults:
         for kind in kinds:
             number += 1
-            version = deployable.commit(f"model{number}")[:12]
+            version = deployable.commit(f"{kind}{number}")[:12]
             standin.faults(fault | {"do": kind})
             code, output = deployable.attempt("apply")
             struck = standin.struck()
