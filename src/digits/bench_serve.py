@@ -57,6 +57,7 @@ def run(request):
 CLIENTS = 1  # at once: with more the cores that they share with the server are what is measured
 BATCH = 100  # images
 START_SECONDS = 120.0
+NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}  # the package's folder stays as it is
 SERVERS = ("ours", "constant", "uncollected", "mlflow", "loader")
 GOALS = {
     "rate against the constant answer": ("at least", 0.7),
@@ -183,6 +184,7 @@ def azure(
         (code / "score.py").rename(code / "real.py")
         (code / "score.py").write_text(CONSTANT, "utf-8")
     port = free_port()
+    env = env | NO_BYTECODE
     process = inference.start(
         code, package, port, folder / f"{name}.log", env, START_SECONDS, workers
     )
@@ -199,7 +201,9 @@ def mlflow_server(folder: Path, package: Path) -> Iterator[int]:
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(package)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--env-manager", "local"]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | NO_BYTECODE
+        )
     try:
         end = time.monotonic() + START_SECONDS
         while not inference.healthy(port, "/ping"):

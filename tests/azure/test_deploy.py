@@ -656,6 +656,11 @@ def test_what_is_refused(deployable: Deployable) -> None:
     answers.write_text(before + " ")
     assert "its bytes are not those of dvc.lock" in deployable.deploy("apply", code=1)
     answers.write_text(before)
+    cache = answers.parent / "__pycache__"  # as of somebody who loaded the model where it stands
+    cache.mkdir()
+    (cache / "one.pyc").touch()
+    assert "to be created" in deployable.deploy("plan")
+    assert not cache.exists()
     (deployable.root / "new.txt").write_text("new")
     assert "the tree is dirty (?? new.txt)" in deployable.deploy("apply", code=1)
     (deployable.root / "new.txt").unlink()

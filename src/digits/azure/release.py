@@ -187,6 +187,8 @@ def read(settings: Params) -> Release:
     package_hash = outs.get(PACKAGE.as_posix(), "")
     if not PACKAGE.is_dir():
         raise DigitsError(f"{PACKAGE}: not found; run `dvc repro` or `dvc pull`")
+    for cache in PACKAGE.rglob("__pycache__"):  # of who loaded it in place; DVC ignores it, too
+        shutil.rmtree(cache, ignore_errors=True)
     if folder_hash(PACKAGE) != package_hash:
         raise DigitsError(
             f"{PACKAGE}: its bytes are not those of {LOCK} at this commit; run `dvc repro`, or "
