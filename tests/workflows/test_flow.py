@@ -66,8 +66,9 @@ from digits.files import write_text
 def main(arguments):
     _, _, option, folder = arguments
     if option == "--out":
-        text = '{"drift": true, "since": null, "windows": 1, "requests": 500, "accuracy": null, '
-        text += '"estimated_accuracy": 1, "causes": ["looks"], "remedy": "retrain", "lately": 500}'
+        text = '{"drift": true, "since": null, "windows": 1, "requests": 500, "window": 500, '
+        text += '"accuracy": null, "estimated_accuracy": 1, "causes": ["looks"], '
+        text += '"remedy": "retrain", "lately": 500}'
         write_text(Path(folder, "monitoring.json"), text)
     else:
         images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
