@@ -75,3 +75,9 @@ def test_each_signal_counts_every_request() -> None:
     for signal in SIGNALS[:-1]:
         assert of_signal(counts, signal).sum() == 70
         assert of_signal(np.stack([counts, counts]), signal).shape[0] == 2
+
+
+def test_no_request_is_an_empty_summary() -> None:
+    nothing = np.zeros(0)
+    images = np.zeros((0, 28, 28), np.uint8)
+    assert len(Summary.of(images, nothing.astype(int), nothing, nothing, 10)) == 0
