@@ -38,7 +38,7 @@ def statistics(images: np.ndarray) -> np.ndarray:
         spread = (mass * place**2).sum(axis=1) / total - centre**2
         centres.append(centre)
         spreads.append(np.minimum(4 * np.sqrt(np.maximum(spread, 0)), 1))
-    brightness = images.max(axis=(1, 2), initial=0) / 255
+    brightness = images.reshape(len(images), size * size).max(axis=1, initial=0) / 255
     inked = np.minimum(4 * ink / (255 * size * size), 1)
     return np.column_stack([brightness, inked, *spreads, centres[1], centres[0]])
 

@@ -1,5 +1,6 @@
 """Scenarios: the real SDK against the stand-in."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -397,10 +398,10 @@ def test_a_live_deployment_that_failed_is_made_anew(
     def deployments(target: endpoint.Target) -> dict[str, str]:
         return found(target) | ({} if deployed else {live: "failed"})
 
-    def smoke(target: endpoint.Target, *given: Any) -> None:
+    def smoke(target: endpoint.Target, *given: Any) -> list[endpoint.Answer]:
         if not deployed:
             raise DigitsError("no answer")
-        asked(target, *given)
+        return asked(target, *given)
 
     def create(target: endpoint.Target, *given: Any) -> None:
         made(target, *given)
@@ -432,10 +433,10 @@ def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
         known = found(target)
         return known | ({live: "failed"} if live in known else {})
 
-    def smoke(target: endpoint.Target, name: str, *given: Any) -> None:
+    def smoke(target: endpoint.Target, name: str, *given: Any) -> list[endpoint.Answer]:
         if name == live:
             raise DigitsError("no answer")
-        asked(target, name, *given)
+        return asked(target, name, *given)
 
     with (
         patch.object(endpoint.Target, "deployments", deployments),
@@ -443,6 +444,24 @@ def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
     ):
         said = deployable.deploy("apply", code=1)
     assert "serves meanwhile" in said and "traffic is back at" in said
+    assert deployable.version(standin) == one[:12]
+
+
+def test_what_the_endpoint_answers_is_what_the_deployment_answered(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    one = deployable.commit("one")
+    deployable.deploy("apply")
+    deployable.commit("two")
+    asked = endpoint.Target.ask
+
+    def ask(target: endpoint.Target, *given: Any) -> endpoint.Answer:
+        answer = asked(target, *given)
+        return answer if len(given) == 2 else dataclasses.replace(answer, digit="none")
+
+    with patch.object(endpoint.Target, "ask", ask):
+        said = deployable.deploy("apply", code=1)
+    assert "read a digit as none that it read as" in said
     assert deployable.version(standin) == one[:12]
 
 

@@ -313,7 +313,6 @@ class Target:
         opener = urllib.request.build_opener()
         if self.workspace.kind == "local":
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        start = time.monotonic()
         try:
             for wait in (*BUSY_SECONDS, None):
                 start = time.monotonic()
@@ -348,32 +347,33 @@ class Target:
         self._headers = bearer | {"url": str(self.get().scoring_uri)}
         return self._headers
 
-    def smoke(self, deployment: str, digits: Digits, version: str | None) -> None:
+    def smoke(self, deployment: str, digits: Digits, version: str | None) -> list[Answer]:
         """Ask a deployment by name for real digits; raise DigitsError when it is not fit.
 
         `version` is what the answers' model version must be the beginning of; None: any.
         """
         wanted = self.settings.smoke
         answers = [self.ask(image, deployment) for image in digits.images]
-        self.judge(answers, digits.labels, version)
+        for answer in answers:
+            self.recognise(answer, version)
+        pairs = zip(answers, digits.labels, strict=True)
+        right = sum(answer.digit == self.task.classes[label] for answer, label in pairs)
+        if right < wanted.accuracy * len(answers):
+            raise DigitsError(
+                f"smoke test: {right} of {len(answers)} digits right, "
+                f"{wanted.accuracy:.0%} are needed; the model is not fit to serve"
+            )
         slowest = max(answer.seconds for answer in answers)
         if slowest > wanted.latency_seconds:
             raise DigitsError(
                 f"smoke test: the slowest answer took {slowest:.2f} s, "
                 f"{wanted.latency_seconds:g} s are allowed (azure.smoke.latency_seconds)"
             )
+        return answers
 
-    def judge(self, answers: list[Answer], labels: np.ndarray, version: str | None) -> None:
-        """Raise DigitsError for answers of another model, or wrong ones beyond what is allowed."""
-        for answer in answers:
-            if version and not (answer.version and version.startswith(answer.version)):
-                raise DigitsError(
-                    f"smoke test: model {answer.version or 'unnamed'} answered, not {version[:12]}"
-                )
-        pairs = zip(answers, labels, strict=True)
-        right = sum(answer.digit == self.task.classes[label] for answer, label in pairs)
-        if right < self.settings.smoke.accuracy * len(answers):
+    def recognise(self, answer: Answer, version: str | None) -> None:
+        """Raise DigitsError when another model answered."""
+        if version and not (answer.version and version.startswith(answer.version)):
             raise DigitsError(
-                f"smoke test: {right} of {len(answers)} digits right, "
-                f"{self.settings.smoke.accuracy:.0%} are needed; the model is not fit to serve"
+                f"smoke test: model {answer.version or 'unnamed'} answered, not {version[:12]}"
             )
