@@ -20,6 +20,7 @@ from digits.dataset import write_pool
 pytestmark = [pytest.mark.slow, needs_bash]
 ACCOUNT = "devstoreaccount1"
 DEPLOYED = {"reproduce": "success", "apply": "success"}
+MEASURED = '{"mnist": {"accuracy": 0.995, "calibration_error": 0.001}}'
 COPY = "python -c 'import shutil, sys; shutil.copytree(*sys.argv[1:], dirs_exist_ok=True)'"
 
 
@@ -82,10 +83,7 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
     ignored = (".venv", "node_modules", "__pycache__/", "/.deploy/", "*.partial")
     (root / ".gitignore").write_text("\n".join((*ignored, "/data/*", "!/data/evaluation")))
     write_pool(root / "digits" / "test.npz", [known_digits()])
-    evaluation = root / "data" / "evaluation"
-    evaluation.mkdir(parents=True)
-    measured = '{"mnist": {"accuracy": 0.995, "calibration_error": 0.001}}'
-    (evaluation / "metrics.json").write_text(measured)
+    (root / "data" / "evaluation").mkdir(parents=True)
     stages = {
         "prepare": {
             "cmd": f"{COPY} digits data/prepared",
@@ -98,9 +96,13 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
             "outs": ["data/package"],
         },
         "evaluate": {
-            "cmd": "git hash-object model/answers.json > data/images",
+            "cmd": [
+                "git hash-object model/answers.json > data/images",
+                f"echo '{MEASURED}' > data/evaluation/metrics.json",
+            ],
             "deps": ["model"],
             "outs": ["data/images"],
+            "metrics": [{"data/evaluation/metrics.json": {"cache": False}}],
         },
     }
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
@@ -147,7 +149,7 @@ def test_a_stale_lock_on_main_deploys_nothing(production: Production) -> None:
     production.model("stale", reproduced=False)
     run = production.push()
     assert run.jobs == {"reproduce": "failure"}, run.log
-    assert "main's dvc.lock is not what its pipeline makes (M dvc.lock)" in run.log
+    assert "main's dvc.lock is not what its pipeline makes (M dvc.lock)" in run.log, run.log
     assert production.standin.call("GET", production.work.endpoint)["value"] == []
 
 
@@ -168,7 +170,7 @@ def test_a_lock_that_claims_what_was_never_made_deploys_nothing(production: Prod
     production.work.git("commit", "--quiet", "--all", "--message", "Trust me")
     run = production.push()
     assert run.jobs == {"reproduce": "failure"}, run.log
-    assert "main's dvc.lock is not what its pipeline makes (M dvc.lock)" in run.log
+    assert "main's dvc.lock is not what its pipeline makes (M dvc.lock)" in run.log, run.log
     production.work.git("revert", "--no-edit", "HEAD")
 
 
@@ -177,7 +179,7 @@ def test_the_first_deployment(production: Production) -> None:
     version = production.model("one")
     run = production.push()
     assert run.jobs == DEPLOYED, run.log
-    assert "to be created" in run.log
+    assert "to be created" in run.log, run.log
     assert "Running stage 'package'" in run.log  # nothing of anybody's was taken over
     assert production.live == version
 
@@ -192,7 +194,7 @@ def test_a_merged_fork_is_deployed_like_any_other_and_rolled_back(production: Pr
     production.work.git("pull", "--quiet", "--no-rebase", "--no-ff", str(fork.root), "main")
     run = production.push()
     assert run.jobs == DEPLOYED, run.log
-    assert "Running stage 'package'" in run.log
+    assert "Running stage 'package'" in run.log, run.log
     assert "Running stage 'prepare'" not in run.log  # main's own, restored
     assert production.live.startswith("fork")
     run = production.dispatch("rollback.yml", {"revision": ""})
@@ -209,16 +211,16 @@ def test_a_model_too_dear_to_train_twice_is_restored(production: Production) -> 
     run = production.push()
     assert run.jobs == DEPLOYED, run.log
     assert production.live == version
-    assert "nothing is trained again" in run.log
-    assert "Running stage" not in run.log
+    assert "nothing is trained again" in run.log, run.log
+    assert "Running stage" not in run.log, run.log
     production.model("not trained", reproduced=False)
     run = production.push()
     assert run.jobs == {"reproduce": "failure"}, run.log
-    assert "main's dvc.lock is stale" in run.log
+    assert "main's dvc.lock is stale" in run.log, run.log
     production.model("never pushed")
     run = production.push()
     assert run.jobs == {"reproduce": "failure"}, run.log
-    assert "main has no such model" in run.log
+    assert "main has no such model" in run.log, run.log
     production.work.git("revert", "--no-edit", "HEAD~4..HEAD")
 
 
@@ -232,8 +234,8 @@ def test_what_did_not_come_is_not_called_stale(production: Production) -> None:
     )
     run = production.push()
     assert run.jobs == {"reproduce": "failure"}, run.log
-    assert "not all that dvc.lock names came from the container main" in run.log
-    assert "is stale" not in run.log
+    assert "not all that dvc.lock names came from the container main" in run.log, run.log
+    assert "is stale" not in run.log, run.log
     production.work.git("revert", "--no-edit", "HEAD~2..HEAD")
 
 
@@ -241,7 +243,9 @@ def test_what_did_not_come_is_not_called_stale(production: Production) -> None:
 def test_without_protected_environments_a_person_applies(production: Production) -> None:
     production.github.variables["DEPLOY_BY_HAND"] = "true"
     try:
-        assert production.push().jobs == {"reproduce": "success"}
+        run = production.push()
+        assert run.jobs == {"reproduce": "success"}, run.log
+        assert "Running stage" not in run.log  # main has made all of it before
         run = production.dispatch("deploy.yml", {})
     finally:
         del production.github.variables["DEPLOY_BY_HAND"]
@@ -254,7 +258,7 @@ def test_the_trial_in_ones_own_subscription_leaves_nothing(production: Productio
     run = production.dispatch("live.yml", {})
     assert run.jobs == {"live": "success"}, run.log
     assert run.log.count("is live with all traffic") == 3
-    assert "/live-" in run.log
+    assert "/live-" in run.log, run.log
     assert production.live == before  # and `serving` sees one endpoint alone
 
 
@@ -269,7 +273,7 @@ def test_a_model_that_never_serves_changes_nothing_nor_does_its_trial(
     run = production.dispatch("live.yml", {})
     production.work.git("revert", "--no-edit", "HEAD")
     assert run.jobs == {"live": "failure"}, run.log
-    assert "/live-" in run.log
+    assert "/live-" in run.log, run.log
     assert production.live == before  # and `serving` sees one endpoint alone
 
 
@@ -289,4 +293,4 @@ def test_without_azure_it_says_so(production: Production) -> None:
     finally:
         production.github.variables = variables
     assert run.jobs == {"unconfigured": "success"}, run.log
-    assert "Nothing is deployed" in run.log
+    assert "Nothing is deployed" in run.log, run.log
