@@ -176,7 +176,7 @@ class Story:
         self.chapter(
             "Retraining",
             f"It also made the pull request {pull.branch}: a model that has learnt the labelled "
-            "digits of production and some of each script. Its checks run like anybody's.",
+            "digits of production and some of each script. Its checks compare it with main.",
         )
         self.comment(pull, 24)
         assert self.github.mergeable(pull)

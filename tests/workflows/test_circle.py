@@ -230,7 +230,7 @@ def test_drift_opens_an_issue_and_a_pull_request_whose_checks_run(github: GitHub
     assert run.jobs == ALL, run.log
     assert all(call.status < 300 for call in github.calls)
     assert "PULLED monitor as main" in run.log
-    assert "PUSHED push --quiet --remote main data/labelled/devanagari_20261124.csv.dvc" in run.log
+    assert "PUSHED push --quiet --remote main as main" in run.log
     (issue,), (pull,) = github.issues, github.pulls.values()
     assert "2026-11-20T07:00:00Z" in issue["body"]
     assert pull.branch.startswith("retrain-20")
