@@ -116,8 +116,10 @@ def tell(github: GitHub, found: dict[str, Any]) -> tuple[str, str]:
 def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
     assert tell(setting, CALM) == ("No drift; no issue is open.", "")
     assert tell(setting, DRIFT) == ("#101: opened.", "issue=101\nretrain=true\n")
-    assert tell(setting, DRIFT | {"requests": 5000})[0] == "#101: updated."
     (issue,) = setting.issues
+    assert "| since | 2026-11-20T07:00:00Z |" in issue["body"]
+    assert tell(setting, DRIFT | {"requests": 5000, "at_least": True})[0] == "#101: updated."
+    assert "| at least since | 2026-11-20T07:00:00Z |" in issue["body"]
     assert "| judged | 5,000 requests in 8 windows |" in issue["body"]
     assert "| right, by the labels that have come | 71.4% |" in issue["body"]
     assert "| look like nothing known, of the last 600 | 31.0% |" in issue["body"]

@@ -96,7 +96,7 @@ def table(found: dict[str, Any]) -> str:
         return f"{value:.1%}" if isinstance(value, int | float) else otherwise
 
     rows = {
-        "since": found["since"] or "–",
+        "at least since" if found.get("at_least") else "since": found["since"] or "–",
         "judged": f"{found['requests']:,} requests in {found['windows']:,} windows",
         "right, by the labels that have come": share("accuracy", "no labels yet"),
         "right, as estimated without labels": share("estimated_accuracy", "not known"),
