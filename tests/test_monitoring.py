@@ -167,6 +167,38 @@ def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
     assert "<h2>What to do</h2><p>" in story.page(found, OWN)
 
 
+def told(story_of_drift: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
+    """Return an analysis of alarms, each of windows with these p-values; calm ones between."""
+    window = story_of_drift.windows[-1]
+    windows: list[monitoring.Window] = []
+    episodes = []
+    for alarm in alarms:
+        start = len(windows)
+        episodes.append(monitoring.Episode(start, start, start + len(alarm)))
+        for p in [*alarm, *[dict[str, float]()] * 3]:
+            verdict = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0) | p)
+            windows.append(dataclasses.replace(window, verdict=verdict))
+    return dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
+
+
+def test_a_scanner_that_breaks_in_a_loud_alarm_is_seen_at_once(story_of_drift: Analysis) -> None:
+    foreign = {"looks": 1e-99, "row": 1e-3}  # foreign digits are drawn a little higher
+    assert told(story_of_drift, [foreign] * 60).remedy() == "retrain"
+    found = told(story_of_drift, [*[foreign] * 60, foreign | {"brightness": 1e-8}])
+    assert found.causes() == ["looks", "brightness"]
+    assert found.remedy() == "mend"
+
+
+def test_what_an_earlier_alarm_spoilt_is_not_learnt_with_a_later_one(
+    story_of_drift: Analysis,
+) -> None:
+    foreign, dim = [{"looks": 1e-20}] * 4, [{"looks": 1e-20, "ink": 1e-20}] * 4
+    found = told(story_of_drift, dim, foreign)
+    assert found.causes() == ["looks"]
+    assert found.remedy() == "mend"
+    assert told(story_of_drift, foreign, foreign).remedy() == "retrain"
+
+
 def test_a_broken_scanner_is_mended_not_learnt(reference: Reference) -> None:
     rng = np.random.default_rng(16)
     dim = answered(2000, rng, foreign=0.5)  # spoilt digits look strange, too

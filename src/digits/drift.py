@@ -3,8 +3,7 @@
     summary = Summary.of(images, labels, confidence, foreign, class_count)   # of any requests
     both = summary + other                                  # of both, in any order
     reference = Reference.fit({script: summary}, version)   # of digits that the model knows
-    verdict = reference.judge(window, settings, evidence)   # of the next window, in time order
-    evidence = verdict.evidence
+    verdict = reference.judge(window, settings, verdict)    # of each window, given the one before
 
 A summary counts in fixed bins: how foreign an image looks by how sure the answer is, six simple
 statistics of the image, and the answers. A signal weighs each bin by how rare it and those more

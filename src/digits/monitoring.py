@@ -27,6 +27,8 @@ from digits.summary import SIGNALS, Summary, bins
 Stream = Callable[[], Iterable[pa.RecordBatch]]
 EXAMPLES_A_WINDOW = 3
 SPOILT = {"brightness", "ink", "row", "column"}  # signals of what takes the pictures, not of hands
+DROWNED = 20  # times as much as a cause is said by another, which moves it a little itself
+CLEAR = 7.0  # the logarithm of evidence that names a cause by itself
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class Analysis:
 
     def accuracy(self, first: int = 0) -> tuple[float, float, float] | None:
         """Return accuracy and its 95 % interval from a window on, None without labels."""
-        return wilson(*(sum(getattr(w, name) for w in self.windows[first:]) for name in COUNTED))
+        chosen = self.windows[first:]
+        return wilson(sum(w.right for w in chosen), sum(w.labelled for w in chosen))
 
     def estimated(self, first: int = 0) -> float | None:
         """Return the estimate of accuracy from a window on, None without requests."""
@@ -134,37 +137,50 @@ class Analysis:
         return max(last - part, 0)
 
     def causes(self) -> list[str]:
-        """Return the signals that spoke in the last alarm, the loudest first.
+        """Return the signals that spoke in the last alarm, the loudest first."""
+        return self._causes(self.episodes[-1]) if self.episodes else []
+
+    def _causes(self, episode: Episode) -> list[str]:
+        """Return the signals that spoke in an alarm, the loudest first; one at least is named.
 
         What counts is the most that one has said since the drift began: windows that are as known
-        do not take it back, an alarm may last over many. One signal at least is named.
+        do not take it back, an alarm may last over many. What spoils images late in one that was
+        loud already counts by the windows in which it was not drowned.
         """
-        if not self.episodes:
-            return []
-        last = self.episodes[-1]
-        alarmed = [window.verdict.p for window in self.windows[last.began : last.ended]]
-        loud = {
-            name: float(np.cumsum([drift.log_e_value(p[name]) for p in alarmed]).max())
+        alarmed = [window.verdict.p for window in self.windows[episode.began : episode.ended]]
+        steps = {
+            name: np.array([drift.log_e_value(p[name]) for p in alarmed])
             for name in SIGNALS
             if name not in ("foreign", "confidence")  # parts of `looks`
         }
+        loud = {name: float(np.cumsum(said).max()) for name, said in steps.items()}
         loudest = max(loud.values())
-        limit = min(max(loudest / 20, np.log(20)), loudest)
-        return sorted((name for name in loud if loud[name] >= limit), key=lambda name: -loud[name])
+        limit = min(max(loudest / DROWNED, np.log(20)), loudest)
+        together = np.max(list(steps.values()), axis=0)
+        named = {name for name in loud if loud[name] >= limit}
+        for name in SPOILT:
+            said = steps[name]
+            if _most(np.where(said >= together / DROWNED, said, np.minimum(said, 0))) >= CLEAR:
+                named.add(name)
+        return sorted(named, key=lambda name: -loud[name])
 
     def remedy(self) -> str | None:
         """Return what the causes of the last alarm call for, None without one.
 
-        `mend`: images are spoilt, which makes any digit look strange; `retrain`: digits look like
-        nothing that the model has learnt; `label`: neither, so labels must tell.
+        `mend`: images are spoilt, which makes any digit look strange, or were in an alarm before:
+        their labels are not to be learnt; `retrain`: digits look like nothing that the model has
+        learnt; `label`: neither, so labels must tell.
         """
         causes = self.causes()
-        if SPOILT & set(causes):
+        if any(SPOILT & set(self._causes(episode)) for episode in self.episodes):
             return "mend"
         return "retrain" if "looks" in causes else "label" if causes else None
 
 
-COUNTED = ("right", "labelled")
+def _most(log_e_values: np.ndarray) -> float:
+    """Return the most evidence, a logarithm, of windows (n,) in a row from any start."""
+    total = np.cumsum([0.0, *log_e_values])
+    return float((total - np.minimum.accumulate(total)).max())
 
 
 def wilson(right: int, labelled: int) -> tuple[float, float, float] | None:
