@@ -86,8 +86,40 @@ def test_a_picture_is_uploaded(live: Deployable, open_page: Callable[..., Page])
 
     choose(png.getvalue())
     expect(page.locator("#digit")).to_have_text("1")
+    for again in (
+        page.get_by_role("button", name="Read it").click,
+        lambda: page.get_by_label("Written in").select_option("mnist"),
+    ):
+        with page.expect_request("**/score?*") as asked:
+            again()
+        length = asked.value.all_headers()["content-length"]
+        assert length == str(len(png.getvalue()))  # itself, not how the paper shows it
+    expect(page.locator("#by")).to_contain_text("It does not know this script")
     choose(b"\x89PNG\r\n\x1a\nbroken")
     expect(page.locator("#sentence")).to_have_text("400: the PNG cannot be read")
+    stroke(page, (140, 40), (140, 240))
+    expect(page.locator("#digit")).to_have_text("1")
+
+
+def test_an_answer_does_not_outlive_the_paper(
+    live: Deployable, open_page: Callable[..., Page]
+) -> None:
+    page = open_page()
+    held: list[Route] = []
+    page.route("**/score?*", lambda route: held.append(route))
+    stroke(page, *ROUND)
+    with page.expect_request("**/score?*"):
+        page.keyboard.press("Enter")
+    page.get_by_role("button", name="Clear").click()
+    stroke(page, (140, 40), (140, 240))
+    page.locator("#paper").press("Delete")
+    with page.expect_response("**/score?*"):
+        held[0].continue_()
+    for _ in range(2):  # more than a second: longer than the pause after a stroke
+        with page.expect_response("**/state?*"):
+            pass
+    expect(page.locator("#sentence")).to_have_text("Draw a digit or upload a picture of one.")
+    assert len(held) == 1  # an empty paper is not asked about
 
 
 def test_the_keyboard_is_enough(live: Deployable, open_page: Callable[..., Page]) -> None:
@@ -102,6 +134,9 @@ def test_the_keyboard_is_enough(live: Deployable, open_page: Callable[..., Page]
         page.keyboard.press("ArrowDown")
     page.keyboard.press("Space")
     expect(page.locator("#said")).to_have_text("The pen is up.")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#said")).to_have_text("46 % from the left, 75 % from the top.")
+    page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     expect(page.locator("#digit")).to_have_text("1")
     page.keyboard.press("Delete")

@@ -83,9 +83,23 @@ def test_damaged_rows_and_labels_are_counted(tmp_path: Path) -> None:
     broken: list[Any] = [row() | {"confidence": "much"}, {"image": "%"}, None, row()]
     broken += [row() | {"image": "AAAA"}, row("no class of ours"), row(foreign=1.5)]
     seen.rows("e", "blue", "one", broken)
-    seen.labels("e", [b"{", b"[]", label("one", position=3)])
+    seen.labels("e", [b"{", b"[]", label("one", "three", 3), label("one", position=3)])
     state = seen.state("e")
-    assert (state["digits"], state["damaged"], state["labelled"]) == (1, 8, 1)
+    assert (state["digits"], state["damaged"], state["labelled"]) == (1, 9, 1)
+    assert state["accuracy"][0] == 1
+
+
+def test_accuracy_is_that_of_the_models_that_answer(tmp_path: Path) -> None:
+    seen = watch(tmp_path)
+    for version, digit in (("old", "4"), (VERSION, "3")):
+        for number in range(500):
+            seen.rows("e", version, f"{version} {number}", [row(digit, version=version)])
+        seen.labels("e", [label(f"{version} {number}") for number in range(10)])
+        state = seen.state("e")
+        assert state["accuracy"][0] == (digit == "3")
+        assert (state["labelled"], state["scripts"]["mnist"][3]) == (10, 10)
+    seen.labels("e", [label(f"old {number}") for number in range(10, 20)])  # late
+    assert seen.state("e")["labelled"] == 10
 
 
 def test_drift_is_seen_and_ends_with_the_model(tmp_path: Path) -> None:
@@ -101,6 +115,7 @@ def test_drift_is_seen_and_ends_with_the_model(tmp_path: Path) -> None:
     assert drift["strangers"] > 0.1
     assert drift["estimated"] < quiet["estimated"] - 0.1
     assert drift["since"] >= quiet["ended"] - 1e-3
+    assert not drift["at_least"]
     for number in range(500):
         seen.rows("e", "blue", f"new{number}", [row(version="another")])
     assert seen.state("e")["windows"][-1]["verdict"] is None
@@ -141,6 +156,7 @@ def test_a_window_without_a_verdict_does_not_end_an_alarm(tmp_path: Path) -> Non
     assert first["verdict"]["drift"]
     assert last["verdict"]["drift"]
     assert last["since"] == first["since"]
+    assert last["at_least"]  # the first window of all drifted
 
 
 def test_a_file_that_changed_is_known_when_it_is_read(
@@ -210,7 +226,7 @@ def test_each_endpoint_gets_its_labels() -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: Any) -> None:
-    for name in ("REQUESTS", "AWAITED", "RECENT"):
+    for name in ("REQUESTS", "AWAITED", "RECENT", "SCRIPTS"):
         monkeypatch.setattr(module, name, 10)
     monkeypatch.setattr(module, "ENDPOINTS", 2)
     monkeypatch.setattr(module, "FILLING", 2)
@@ -218,12 +234,13 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: Any) -> None:
     for endpoint in ("e", "f", "g"):
         for number in range(30):
             seen.request(endpoint, "blue", 200, 0.01)
-            seen.rows(endpoint, f"revision {number // 5}", str(number), [row()])
+            seen.rows(endpoint, f"revision {number // 5}", str(number), [row(version=f"{number}")])
+            seen.labels(endpoint, [label(str(number))])
     assert list(seen.endpoints) == ["f", "g"]
     last = seen.endpoints["g"]
     assert (len(last.requests), len(last.answers), len(last.recent)) == (10, 10, 10)
-    assert last.digits == 30
-    assert [place for place, _ in last.filling] == ["revision 4", "revision 5"]
+    assert (last.digits, len(last.scripts)) == (30, 10)
+    assert list(last.filling) == [("revision 5", "28"), ("revision 5", "29")]
 
 
 def test_the_last_minute() -> None:

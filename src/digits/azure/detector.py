@@ -68,6 +68,10 @@ class Detector:
         """How much evidence there is when an alarm begins."""
         return self.settings.alarm.windows_between_false_alarms if self.settings else None
 
+    def has(self, label: str) -> bool:
+        """Whether a true label is a class of params.yaml; any is, where that cannot be read."""
+        return self.task is None or label in self.task.classes
+
     def reads(self, row: Json) -> bool:
         """Whether a row (as of `judge`) has the size and a class of params.yaml, and shares."""
         shares = 0 <= row["confidence"] <= 1 and 0 <= row["foreign"] <= 1

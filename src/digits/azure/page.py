@@ -152,12 +152,14 @@ def handler(router: Router, watch: Watch, labels: Labels) -> type[Handler]:
             live = {one for one, weight in traffic.items() if weight}
             judged = latest(known["windows"], live)
             drifted = [row for row in judged if row["verdict"]["drift"]]
+            first = min(drifted, key=lambda row: row["since"], default=None)
             reasons = [watch.detector.why_not(known["versions"].get(one, "")) for one in live]
             return known | {
                 "endpoint": name,
                 "endpoints": names,
                 "drift": bool(drifted) if judged else None,
-                "drift_since": min((row["since"] for row in drifted), default=None),
+                "drift_since": first["since"] if first else None,
+                "drift_at_least": bool(first and first["at_least"]),
                 "reason": next(filter(None, reasons), ""),
             }
 

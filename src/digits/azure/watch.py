@@ -32,6 +32,7 @@ RECENT, SHOWN = 500, 12  # digits: an endpoint, and of those the latest and the 
 LOOK_SECONDS = 1.0  # between two looks for labels
 LABEL_BYTES = 16_000_000  # of a blob that are read at one look
 ENDPOINTS = 8  # those asked last
+SCRIPTS = 64  # an endpoint, of all models together
 Json = dict[str, Any]
 Request = tuple[float, str, int, float]  # time, deployment ("": none), status, seconds it took
 
@@ -50,6 +51,7 @@ class Window:
     strangers: float | None = None  # share of digits that the model does not know, estimated
     estimated: float | None = None  # accuracy, before labels come
     since: float = 0.0  # when the drift of an alarm began
+    at_least: bool = True  # it may have begun before: that is the first window of this place
     right: int = 0
     labelled: int = 0
 
@@ -78,7 +80,8 @@ class Seen:
     recent: deque[Json] = field(default_factory=lambda: deque(maxlen=RECENT))
     digits: int = 0
     doubled: int = 0
-    scripts: dict[str, list[int]] = field(default_factory=dict)  # [right, labelled]
+    # [right, labelled] of each model version and script, the latest last
+    scripts: OrderedDict[tuple[str, str], list[int]] = field(default_factory=OrderedDict)
     damaged: int = 0
 
 
@@ -165,9 +168,9 @@ class Watch:
             last = before.verdict if before else None
             found = self.detector.judge(rows, window.version, last)
             window.verdict, window.strangers, window.estimated = found
-            window.since = window.began
+            window.since, window.at_least = window.began, before is None
             if before and not (window.verdict and window.verdict.began):
-                window.since = before.since
+                window.since, window.at_least = before.since, before.at_least
             seen.windows.append(window)
         return window
 
@@ -188,6 +191,8 @@ class Watch:
                     label = production.labelled(line)
                     key = (label["request_id"], label["position"])
                     truth, script = label["label"], label["script"]
+                    if not self.detector.has(truth):
+                        raise ValueError("params.yaml names other classes")
                 except (ValueError, KeyError):
                     seen.damaged += 1
                     continue
@@ -199,9 +204,12 @@ class Watch:
                 right = digit == truth
                 window.labelled += 1
                 window.right += right
-                counts = seen.scripts.setdefault(script, [0, 0])
+                counts = seen.scripts.setdefault((window.version, script), [0, 0])
                 counts[0] += right
                 counts[1] += 1
+                seen.scripts.move_to_end((window.version, script))
+                if len(seen.scripts) > SCRIPTS:
+                    seen.scripts.popitem(last=False)
 
     def state(self, endpoint: str) -> Json:
         """Return what is known of an endpoint, for the page: the page's script says what it shows.
@@ -221,7 +229,11 @@ class Watch:
             windows = [one.shown() for one in seen.windows]
             latest = [*filling, *list(seen.windows)[-max(1, len(filling)) :]]
             counts = [window.classes for window in latest]
-            scripts = {name: list(count) for name, count in seen.scripts.items()}
+            versions = {one.deployment: one.version for one in latest[::-1]}
+            scripts: dict[str, Counter[int]] = {}  # of the models that answer
+            for (version, script), count in seen.scripts.items():
+                if version in versions.values():
+                    scripts.setdefault(script, Counter()).update(dict(enumerate(count)))
             known = {
                 "digits": seen.digits,
                 "lost": self.lost,
@@ -232,9 +244,11 @@ class Watch:
                 "strangest": nlargest(SHOWN, seen.recent, key=lambda row: row["foreign"]),
                 "filling": [window.shown() for window in filling],
             }
-        versions = {one.deployment: one.version for one in latest[::-1]}
         right, labelled = (sum(count[i] for count in scripts.values()) for i in (0, 1))
-        named = {name: [*(interval(*count) or ()), count[1]] for name, count in scripts.items()}
+        named = {
+            name: [*(interval(count[0], count[1]) or ()), count[1]]
+            for name, count in scripts.items()
+        }
         return known | {
             "now": now,
             "window_digits": self.detector.window,

@@ -14,11 +14,15 @@ export function paper(canvas, pen, { done, ask, say, changed }) {
   let down = false;
   let drawn = false;
 
-  function clear() {
+  function blank() {
     ink.fillStyle = "white";
     ink.fillRect(0, 0, size, size);
     last = null;
     lift();
+  }
+
+  function clear() {
+    blank();
     mark(false);
   }
 
@@ -81,6 +85,8 @@ export function paper(canvas, pen, { done, ask, say, changed }) {
       place.x = Math.min(size, Math.max(0, place.x + arrow[0] * STEP));
       place.y = Math.min(size, Math.max(0, place.y + arrow[1] * STEP));
       if (down) line(before, place);
+      const [column, row] = [place.x, place.y].map((way) => Math.round((way / size) * 100));
+      say(`${column} % from the left, ${row} % from the top.`);
     } else if (event.key === " ") {
       down = !down;
       pen.classList.toggle("down", down);
@@ -107,7 +113,7 @@ export function paper(canvas, pen, { done, ask, say, changed }) {
       const picture = await createImageBitmap(file);
       const scale = size / Math.max(picture.width, picture.height);
       const [width, height] = [picture.width * scale, picture.height * scale];
-      clear();
+      blank();
       ink.drawImage(picture, (size - width) / 2, (size - height) / 2, width, height);
       mark(true);
     },

@@ -29,6 +29,7 @@ function make(name, className = "", ...children) {
 
 let waiting; // for the end of a stroke
 let asked = 0; // so that a late answer does not replace a newer one
+let uploaded = null; // the file that the paper shows: what is asked about is itself, not its drawing
 const sheet = paper($("paper"), $("pen"), {
   done() {
     clearTimeout(waiting);
@@ -36,24 +37,30 @@ const sheet = paper($("paper"), $("pen"), {
   },
   ask,
   say: (text) => tell($("said"), text),
-  changed: (drawn) => ($("invitation").hidden = drawn),
+  changed(drawn) {
+    uploaded = null;
+    $("invitation").hidden = drawn;
+    if (drawn) return;
+    asked++;
+    clearTimeout(waiting);
+    refused("Draw a digit or upload a picture of one.");
+  },
 });
 
-async function ask(picture) {
+async function ask() {
   clearTimeout(waiting);
-  const file = picture instanceof Blob ? picture : null;
-  if (!file && sheet.empty()) return refused("The paper is empty: draw a digit first.");
+  if (!uploaded && sheet.empty()) return refused("The paper is empty: draw a digit first.");
   const mine = ++asked;
   const query = new URLSearchParams({ endpoint: $("endpoint").value, script: $("script").value });
   try {
-    const body = file ?? (await sheet.blob());
+    const body = uploaded ?? (await sheet.blob());
     const answer = await fetch(`score?${query}`, { method: "POST", body });
     const told = await answer.json();
     if (mine !== asked) return;
     if (answer.ok) answered(told);
     else refused(`${answer.status}: ${told.message}`);
   } catch (error) {
-    refused(`No answer: ${error.message}. Does \`digits serve\` still run?`);
+    if (mine === asked) refused(`No answer: ${error.message}. Does \`digits serve\` still run?`);
   }
 }
 
@@ -92,17 +99,15 @@ function answered(told) {
 }
 
 $("ask").addEventListener("click", ask);
-$("clear").addEventListener("click", () => {
-  sheet.clear();
-  refused("Draw a digit or upload a picture of one.");
-});
-$("script").addEventListener("change", () => sheet.empty() || ask());
+$("clear").addEventListener("click", sheet.clear);
+$("script").addEventListener("change", () => (uploaded || !sheet.empty()) && ask());
 $("file").addEventListener("change", async ({ target }) => {
   const [file] = target.files;
   target.value = ""; // so that the same file can be chosen again
   if (!file) return;
-  await sheet.show(file).catch(() => sheet.clear()); // the endpoint says what is wrong with it
-  ask(file);
+  await sheet.show(file).catch(sheet.clear); // the endpoint says what is wrong with it
+  uploaded = file;
+  ask();
 });
 
 // Charts ------------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ function showWindows(state) {
   const known = [...lowest, ...estimated.map(({ value }) => value)].filter((value) => value !== null);
   const bottom = Math.floor(Math.min(0.9, ...known) * 10) / 10;
   const series = [{ kind: "estimate", points: estimated }, { kind: "kind0", points: measured, dots: true }];
-  chart("accuracies", state.accuracy ? `Accuracy by window; ${percent(state.accuracy[0])} of all labels` : "Accuracy by window; no labels yet",
+  chart("accuracies", state.accuracy ? `Accuracy by window; ${percent(state.accuracy[0])} of the labels of what answers now` : "Accuracy by window; no labels yet",
     known.length ? (width) => lines(width, series, { bottom, top: 1, words, format: (value) => percent(value, 0) })
       : empty("No window has labels or an estimate yet."),
     { legend: known.length ? [["kind0", "by true labels, with 95 % interval"], ["estimate", "estimated before they come"]] : [],
@@ -241,7 +246,9 @@ function showWindows(state) {
 /** Say how far the windows are that are filling now; whose, if there are several. */
 const filling = ({ filling, window_digits }) =>
   filling.map(({ digits, deployment }) => `Next${filling.length > 1 ? ` of ${deployment}` : ""}: ${digits} of ${window_digits}.`).join(" ");
-const words2 = (state) => (state.drift ? `drift since ${clock(state.drift_since)}` : "no drift");
+/** Say since when it drifts; at least, where the first window that was seen drifts already. */
+const since = (state) => `${state.drift_at_least ? "at least " : ""}since ${clock(state.drift_since)}`;
+const words2 = (state) => (state.drift ? `drift ${since(state)}` : "no drift");
 
 function showDeployments(state) {
   const { minute } = state;
@@ -308,7 +315,7 @@ function showFigures(state) {
   tell($("labelled"), state.accuracy
     ? `${percent(state.accuracy[1])} to ${percent(state.accuracy[2])}, ${count(state.labelled, "label")}${estimate}` : `no true labels yet${estimate}`);
   tell($("drift"), state.drift === null ? "unknown" : state.drift ? "yes" : "no");
-  tell($("since"), state.drift === null ? state.reason || "no window is full yet" : state.drift ? `since ${clock(state.drift_since)}` : "in the latest window");
+  tell($("since"), state.drift === null ? state.reason || "no window is full yet" : state.drift ? since(state) : "in the latest window");
   $("drifttile").classList.toggle("alarm", state.drift === true);
   tell($("counts"), `${count(state.digits, "digit")} collected since \`digits serve\` began; ${state.doubled} sent twice and `
     + `${state.damaged} damaged were left out; ${count(state.lost, "collected request")} lost.`);
@@ -318,7 +325,7 @@ function showNotices(state) {
   const notices = [];
   if (!state.endpoint) notices.push(["plain", "Nothing is deployed yet.", "In another terminal: digits deploy apply --workspace local"]);
   else if (!answers(state)) notices.push(["plain", "No deployment has traffic yet.", "It is starting, or paused: digits deploy status --workspace local"]);
-  if (state.drift) notices.push(["alarm", `Drift since ${clock(state.drift_since)}.`, "Production looks unlike what the model was validated on. Look at the latest digits, then: digits monitor --workspace local"]);
+  if (state.drift) notices.push(["alarm", `Drift ${since(state)}.`, "Production looks unlike what the model was validated on. Look at the latest digits, then: digits monitor --workspace local"]);
   if (state.lost) notices.push(["alarm", `${count(state.lost, "collected request")} lost.`, `Scoring goes on. ${state.lost_reason}`]);
   const key = JSON.stringify(notices);
   if ($("notices").dataset.key === key) return;
