@@ -184,6 +184,18 @@ def test_a_clock_that_was_reset_stretches_nothing(site: Site) -> None:
     assert "1 with a wrong clock" in page
 
 
+def test_a_label_of_a_clock_that_is_ahead_names_no_file_of_the_future(site: Site) -> None:
+    site.collect("ahead", "10", [line(1, 0.1)])
+    ahead = datetime.datetime(2099, 1, 1, tzinfo=datetime.UTC)
+    known = {"time": ahead, "request_id": "id-1", "position": 0, "label": "1", "script": "mnist"}
+    collected.append_labels(site.workspace, "ahead", [known])
+    labelled = site.root / "ahead"
+    before = datetime.datetime.now(datetime.UTC)
+    site.monitor("ahead", "--labelled", str(labelled))
+    days = {f"mnist_{day:%Y%m%d}.csv" for day in (before, datetime.datetime.now(datetime.UTC))}
+    assert {path.name for path in labelled.iterdir()} <= days
+
+
 def test_nothing_collected_is_no_drift(site: Site) -> None:
     told, said = site.monitor("digits-quiet")
     assert not told["drift"]

@@ -88,7 +88,9 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
     )
     known = list(production.read(labels, production.LABELS))
     truth, written, _ = production.match(known, rows, task.classes)
-    newest = max((at for batch in known for at in batch["time"].to_pylist()), default=None)
+    now = datetime.datetime.now(datetime.UTC)  # a label's clock may be ahead
+    times = (min(at, now) for batch in known for at in batch["time"].to_pylist())
+    newest = max(times, default=None)
     digits: dict[str, dict[bytes, int]] = {script: {} for script in scripts}
     start = 0
     for batch in production.read(requests, production.REQUESTS):
