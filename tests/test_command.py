@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Project, copy_tracked, environment, random_digits
 
-from digits.dataset import write_csv
+from core.dataset import write_csv
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_usage_lists_the_stages(tree: Project) -> None:
 
 
 def test_usage_lists_the_commands(tree: Project) -> None:
-    assert "realism" in tree.run("digits", "reality", code=1)
+    assert "retrain" in tree.run("digits", "reality", code=1)
 
 
 def test_a_bad_value_is_told(tree: Project) -> None:
@@ -39,7 +39,7 @@ def test_a_bad_value_is_told(tree: Project) -> None:
 
 def test_a_reader_that_has_seen_enough_is_no_failure_to_tell(tree: Project) -> None:
     (tree.root / "talk.py").write_text("def main(arguments): print('a line')")
-    program = "import sys; from digits.console import run; sys.exit(run('talk', 'talk', []))"
+    program = "import sys; from core.console import run; sys.exit(run('talk', 'talk', []))"
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=tree.root,

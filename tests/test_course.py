@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Project, environment
 
-from digits.cli import COMMANDS
+from mlops.cli import COMMANDS
 
 COURSE = ROOT / ".github" / "COURSE.md"
 LINES, IMAGE_BYTES, TIMEOUT_SECONDS = 420, 300_000, 600

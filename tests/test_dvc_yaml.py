@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from digits import params
+from core import params
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
@@ -37,7 +37,7 @@ def imported(path: Path) -> set[Path]:
             names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
         for name in names:
             module_file = SOURCE / Path(*name.split(".")).with_suffix(".py")
-            if name.startswith("digits.") and module_file.exists():
+            if name.startswith(("core.", "digits.")) and module_file.exists():
                 found.add(module_file)
     return found
 
@@ -88,7 +88,7 @@ def test_cmd_names_deps_and_outs(stage: str) -> None:
     data = outs | {
         path
         for path in paths(STAGES[stage]["deps"])
-        if not path.startswith(("src/__main__", "src/digits", "${")) or path in named
+        if not path.startswith(("src/__main__", "src/core", "src/digits", "${")) or path in named
     }
     if stage in ("train", "evaluate", "package", "simulate"):
         assert "requirements.txt" in data  # a new TensorFlow trains again

@@ -10,7 +10,7 @@ import yaml
 from azure.storage.blob import BlobClient
 from conftest import ROOT, Azurite, Project, environment, free_port, python
 
-from digits.dataset import read_pool
+from core.dataset import read_pool
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-for place in (HERE.parents[1], HERE.parent, HERE.parent / "azure", HERE):
+for place in (HERE.parents[1], HERE.parent, HERE.parent / "support", HERE):
     sys.path.insert(0, str(place))
 
 import run as targets  # noqa: E402

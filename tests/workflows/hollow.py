@@ -18,8 +18,9 @@ def hollow(folder: Path, script: str, texts: dict[str, str]) -> tuple[Project, P
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(script)
         program.chmod(0o755)
-    files = [ROOT / "src/digits" / name for name in ("__init__.py", "errors.py")]
-    files += [*ROOT.glob(".github/**/*.yml"), *ROOT.glob("src/digits/review/*.py")]
+    files = [ROOT / "src/core" / name for name in ("__init__.py", "errors.py")]
+    files += [*ROOT.glob(".github/**/*.yml"), *ROOT.glob("src/mlops/__init__.py")]
+    files += [*ROOT.glob("src/mlops/bot/*.py"), *ROOT.glob("src/mlops/review/*.py")]
     contents = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in files}
     contents |= {"run.py": "", "params.yaml": "epochs: 1\n", "dvc.lock": "old\n"}
     for path, text in (contents | texts).items():

@@ -10,8 +10,8 @@ from hollow import hollow
 from loopback import GitHub, needs_bash
 from records import FULL_NAME, Pull, Run
 
-from digits.errors import DigitsError
-from digits.review import alarm, propose
+from core.errors import DigitsError
+from mlops.bot import drift_issue, retrain_pr
 
 CALM: dict[str, Any] = {
     "drift": False,
@@ -110,7 +110,7 @@ def tell(github: GitHub, found: dict[str, Any]) -> tuple[str, str]:
     path, output = github.folder / "monitoring.json", github.folder.parent / "output"
     path.write_text(json.dumps(found))
     output.write_text("")
-    return alarm.main([str(path)]), output.read_text()
+    return drift_issue.main([str(path)]), output.read_text()
 
 
 def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
@@ -172,7 +172,7 @@ def test_what_is_no_monitoring_touches_no_issue(setting: GitHub, text: str) -> N
     path = setting.folder / "monitoring.json"
     path.write_text(text)
     with pytest.raises(DigitsError, match=r"monitoring\.json: is no monitoring\.json"):
-        alarm.main([str(path)])
+        drift_issue.main([str(path)])
     assert setting.calls == []
 
 
@@ -190,7 +190,7 @@ def handed(github: GitHub, **files: str) -> list[str]:
 def test_a_setting_that_lacks_is_told_and_no_branch_is_left(setting: GitHub) -> None:
     setting.may_open = False
     with pytest.raises(DigitsError, match=r"Allow GitHub Actions to create and approve"):
-        propose.main(handed(setting, **{"params.yaml": "epochs: 2\n"}))
+        retrain_pr.main(handed(setting, **{"params.yaml": "epochs: 2\n"}))
     assert setting.git("for-each-ref", BRANCH) == ""
     assert not setting.waiting
 
@@ -198,26 +198,27 @@ def test_a_setting_that_lacks_is_told_and_no_branch_is_left(setting: GitHub) -> 
 def test_checks_that_do_not_start_are_told_with_the_mend(setting: GitHub) -> None:
     setting.may_start = False
     with pytest.raises(DigitsError, match=r"#1 has no checks: .*502.*close #1 and open it again"):
-        propose.main(handed(setting, **{"params.yaml": "epochs: 2\n"}))
+        retrain_pr.main(handed(setting, **{"params.yaml": "epochs: 2\n"}))
     assert list(setting.pulls) == [1]
 
 
 def test_a_branch_that_is_there_is_left_as_it_is(setting: GitHub) -> None:
     arguments = handed(setting, **{"params.yaml": "epochs: 2\n"})
-    propose.main(arguments)
+    retrain_pr.main(arguments)
     before = setting.git("for-each-ref", BRANCH)
     with pytest.raises(DigitsError, match="is there already, delete it first"):
-        propose.main(arguments)
+        retrain_pr.main(arguments)
     assert setting.git("for-each-ref", BRANCH) == before
     assert len(setting.pulls) == 1
 
 
 @pytest.mark.parametrize(
-    "name", ["src/digits/model.py", ".github/workflows/ci.yml", "data/labelled/a.csv", "dvc.yaml"]
+    "name",
+    ["src/digits/model/network.py", ".github/workflows/ci.yml", "data/labelled/a.csv", "dvc.yaml"],
 )
 def test_no_other_path_is_proposed(setting: GitHub, name: str) -> None:
     with pytest.raises(DigitsError, match=f"{name}: "):
-        propose.main(handed(setting, **{name: "x"}))
+        retrain_pr.main(handed(setting, **{name: "x"}))
     assert setting.calls == []
 
 

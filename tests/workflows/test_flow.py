@@ -59,8 +59,8 @@ from pathlib import Path
 
 import numpy as np
 
-from digits.dataset import Digits, write_csv
-from digits.files import write_text
+from core.dataset import Digits, write_csv
+from core.files import write_text
 
 
 def main(arguments):
@@ -289,7 +289,7 @@ def test_who_reads_cannot_write_and_review_forges_nothing_of_main(hub: Hub) -> N
 def test_drift_becomes_a_retraining_that_can_be_merged(hub: Hub) -> None:
     """The experiment is real; what `digits monitor` finds is the test's."""
     work = hub.main.clone(hub.folder / "drifting")
-    (work.root / "src" / "digits" / "azure" / "monitor.py").write_text(MONITOR)
+    (work.root / "src" / "mlops" / "production" / "monitor.py").write_text(MONITOR)
     work.git("commit", "--quiet", "--all", "--message", "Production drifts")
     before = hub.github.head("main")
     work.git("push", "--quiet", str(hub.github.origin), "HEAD:refs/heads/main")

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, Project, environment
 from loopback import GitHub, needs_bash
 
-from digits.review.commit import ALLOWED
+from mlops.bot.commit import ALLOWED
 
 FOLDER = ROOT / ".github" / "workflows"
 FILES = sorted(FOLDER.glob("*.yml"))
@@ -156,14 +156,14 @@ def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     if python is None:
         pytest.skip("no Python beside the environment's")
-    for script in ("comment", "commit", "upkeep", "alarm", "propose"):
+    for script in ("comment", "commit", "weekly", "drift_issue", "retrain_pr"):
         done = subprocess.run(
             [
                 python,
                 "-I",
                 "-c",
                 f"import sys; sys.path.insert(0, '.'); import runpy; "
-                f"sys.argv[1:] = ['a', 'b']; runpy.run_module('digits.review.{script}', "
+                f"sys.argv[1:] = ['a', 'b']; runpy.run_module('mlops.bot.{script}', "
                 "run_name='__main__')",
             ],
             cwd=ROOT / "src",

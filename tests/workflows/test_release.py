@@ -15,7 +15,7 @@ from light import LIGHT_SCORE, Deployable, StandIn, a_standin, known_digits, wri
 from loopback import GitHub, needs_bash
 from records import Run
 
-from digits.dataset import write_pool
+from core.dataset import write_pool
 
 pytestmark = [pytest.mark.slow, needs_bash]
 ACCOUNT = "devstoreaccount1"

@@ -11,8 +11,9 @@ from conftest import Project
 from loopback import GitHub
 from records import FULL_NAME, Pull, Run
 
-from digits.errors import DigitsError
-from digits.review import comment, commit, publish, upkeep
+from core.errors import DigitsError
+from mlops.bot import comment, commit, weekly
+from mlops.review import publish
 
 MUCH = 50_000_000
 
@@ -287,7 +288,7 @@ def test_a_change_of_code_is_left_to_its_author_unless_asked(
 @pytest.mark.parametrize(
     "name",
     [
-        "src/digits/model.py",
+        "src/digits/model/network.py",
         ".github/workflows/ci.yml",
         "data/noise.json",
         "data/labelled/a.csv",
@@ -363,7 +364,7 @@ def test_one_issue_is_opened_updated_and_closed(
     told = []
     for result in ("success", "failure", "failure", "success"):
         monkeypatch.setenv("RESULT", result)
-        told.append(upkeep.main([]))
+        told.append(weekly.main([]))
     assert told == [
         "All is well; no issue is open.",
         "#101: opened.",

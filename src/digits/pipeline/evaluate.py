@@ -19,9 +19,11 @@ import numpy as np
 from pydantic import Field
 from sklearn.metrics import ConfusionMatrixDisplay, roc_curve
 
-from digits import hint, lineage, metrics, model, params
-from digits.dataset import Digits, read_pool
-from digits.files import replacing, write_text
+from core import params
+from core.dataset import Digits, read_pool
+from core.files import replacing, write_text
+from digits.model import lineage, metrics, network
+from digits.runtime import hint
 
 FALSE_ALARM_RATES = np.linspace(0, 1, 101)  # where roc.csv has points
 DOTS_PER_INCH = 100
@@ -175,11 +177,11 @@ def main(arguments: list[str]) -> None:
     task, own = params.task(values), params.section(Params, values, "evaluate")
     matplotlib.use("agg")
 
-    digits_model = model.load(paths.model / "model.keras", task.image_size, len(task.classes))
+    digits_model = network.load(paths.model / "model.keras", task.image_size, len(task.classes))
     scripts = lineage.read(paths.model / "lineage.json", digits_model, task.classes)["scripts"]
     everything = []
     for digits in read_pool(paths.test, len(task.classes), task.image_size):
-        outputs = model.predict(digits_model, digits.images)
+        outputs = network.predict(digits_model, digits.images)
         told = None
         if len(scripts) > 1 and digits.script in scripts:
             told = hint.told(outputs["scripts"], scripts.index(digits.script)).argmax(axis=1)

@@ -16,12 +16,12 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from digits import params
-from digits.dataset import Digits, write_csv
-from digits.errors import DigitsError
-from digits.glyphs import FONTS, Fonts, load_glyphs, render
-from digits.params import Task
-from digits.sources import Archive, Files, read
+from core import params
+from core.dataset import Digits, write_csv
+from core.errors import DigitsError
+from core.params import Task
+from digits.sources.fonts import FONTS, Fonts, load_glyphs, render
+from digits.sources.readers import Archive, Files, read
 
 
 @dataclass(frozen=True)

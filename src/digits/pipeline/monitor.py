@@ -10,12 +10,15 @@ import argparse
 import json
 from pathlib import Path
 
-from digits import drift, monitoring, params, production, story
-from digits.dataset import Digits, read_pool
-from digits.errors import DigitsError
-from digits.files import write_text
-from digits.monitoring import Params
-from digits.summary import Summary
+from core import params
+from core.dataset import Digits, read_pool
+from core.errors import DigitsError
+from core.files import write_text
+from digits.monitoring import analysis as monitoring
+from digits.monitoring import drift, report
+from digits.monitoring.analysis import Params
+from digits.monitoring.histograms import Summary
+from digits.production import records
 
 
 def fit(path: Path, pool: list[Digits], classes: tuple[str, ...]) -> drift.Reference:
@@ -23,9 +26,9 @@ def fit(path: Path, pool: list[Digits], classes: tuple[str, ...]) -> drift.Refer
 
     Raises DigitsError when there are other rows, or several models.
     """
-    batches = list(production.read(path, production.REQUESTS))
+    batches = list(records.read(path, records.REQUESTS))
     versions = {name for batch in batches for name in batch["model_version"].to_pylist()}
-    rows = production.look(batches, classes, pool[0].images.shape[1], versions)
+    rows = records.look(batches, classes, pool[0].images.shape[1], versions)
     if len(versions) != 1 or len(rows.counts) != sum(map(len, pool)) or not rows.counts.all():
         raise DigitsError(f"{path}: is not of the validation pool; run `dvc repro -f simulate`")
     scripts: dict[str, Summary] = {}
@@ -54,8 +57,8 @@ def main(arguments: list[str]) -> None:
     pool = read_pool(paths.validation, len(task.classes), task.image_size)
     reference = fit(paths.production / "reference.parquet", pool, task.classes)
     analysis = monitoring.analyse(
-        lambda: production.read(paths.production / "requests.parquet", production.REQUESTS),
-        production.read(paths.production / "labels.parquet", production.LABELS),
+        lambda: records.read(paths.production / "requests.parquet", records.REQUESTS),
+        records.read(paths.production / "labels.parquet", records.LABELS),
         reference,
         own,
         task.classes,
@@ -63,6 +66,6 @@ def main(arguments: list[str]) -> None:
     )
     reference.write(paths.out / "reference.json")
     monitoring.write_windows(paths.out / "windows.csv", analysis.windows)
-    write_text(paths.out / "report.html", story.page(analysis, own))
+    write_text(paths.out / "report.html", report.page(analysis, own))
     figures = {"production": monitoring.figures(analysis)}
     write_text(paths.out / "metrics.json", json.dumps(figures, indent=2) + "\n")

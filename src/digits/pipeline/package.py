@@ -22,10 +22,11 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from pydantic import Field
 
-from digits import lineage, model, params
-from digits.dataset import read_pool
-from digits.errors import DigitsError
-from digits.files import sha256, write_text
+from core import params
+from core.dataset import read_pool
+from core.errors import DigitsError
+from core.files import sha256, write_text
+from digits.model import lineage, network
 
 FORMAT = 1  # as digit_model.py's
 EPOCH = "1970-01-01 00:00:00"  # in place of the time of packaging
@@ -94,7 +95,7 @@ def main(arguments: list[str]) -> None:
     task, own = params.task(values), params.section(Params, values, "package")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
 
-    digits_model = model.load(paths.model / "model.keras", task.image_size, len(task.classes))
+    digits_model = network.load(paths.model / "model.keras", task.image_size, len(task.classes))
     weights = sha256(paths.model / "model.keras")
     manifest: dict[str, Any] = {"format": FORMAT, "model_sha256": weights}
     manifest |= lineage.read(paths.model / "lineage.json", digits_model, task.classes)

@@ -14,10 +14,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from digits import params
-from digits.dataset import MNIST, Digits, concatenate, read_csv, write_pool
-from digits.errors import DigitsError
-from digits.params import Task
+from core import params
+from core.dataset import MNIST, Digits, concatenate, read_csv, write_pool
+from core.errors import DigitsError
+from core.params import Task
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import pyarrow as pa
 from pyarrow import parquet
 from tqdm import tqdm
 
-from digits import params
-from digits.dataset import Digits, read_pool
-from digits.files import replacing
-from digits.production import LABELS, REQUESTS
-from digits.scoring import BATCH, Answers, Scorer
-from digits.traffic import HOUR_MS, Stream, read
-from digits.traffic import Schedule as Params
+from core import params
+from core.dataset import Digits, read_pool
+from core.files import replacing
+from digits.production.records import LABELS, REQUESTS
+from digits.production.service import BATCH, Answers, Scorer
+from digits.production.traffic import HOUR_MS, Stream, read
+from digits.production.traffic import Schedule as Params
 
 ROWS = 10_000  # in a row group of a file, and in memory at a time
 

@@ -25,12 +25,14 @@ from filelock import FileLock
 from mlflow.entities import Metric, Param
 from scipy.optimize import minimize_scalar
 
-from digits import cluster, distance, distributed, model, params
-from digits.dataset import Digits, read_pool
-from digits.errors import DigitsError
-from digits.files import replacing, sha256, write_text
-from digits.training import Recipe as Params
-from digits.training import fit, measure
+from core import params, tf_config
+from core.dataset import Digits, read_pool
+from core.errors import DigitsError
+from core.files import replacing, sha256, write_text
+from digits.model import distributed, ood
+from digits.model import network as model
+from digits.model.training import Recipe as Params
+from digits.model.training import fit, measure
 
 # MLflow's own 7 tries of 120 s each would hold up a training that is over.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -66,10 +68,10 @@ def find_foreign(
     It is fitted to the training pool's images and classes, and scaled by validation images.
     """
     images, classes = training
-    fitted = distance.fit(model.predict(distance.features(network), images), classes)
-    squared = distance.squared(network, fitted)
-    usual = distance.usual(model.predict(squared, validation))
-    return distance.foreign(squared.outputs[0], usual)
+    fitted = ood.fit(model.predict(ood.features(network), images), classes)
+    squared = ood.squared(network, fitted)
+    usual = ood.usual(model.predict(squared, validation))
+    return ood.foreign(squared.outputs[0], usual)
 
 
 def settings(task: params.Task, own: Params) -> list[Param]:
@@ -144,7 +146,7 @@ def main(arguments: list[str]) -> None:
         )
     training, validation = (targets(pool, scripts) for pool in pools)
 
-    count, rank = cluster.find()
+    count, rank = tf_config.find()
     machines = distributed.Machines() if count > 1 else None
     model.make_exact(task.seed)
     trained = model.build(task.image_size, len(scripts) * len(task.classes))

@@ -1,0 +1,1 @@
+"""A local Azure Machine Learning for tests and laptops."""

@@ -1,0 +1,161 @@
+"""params.yaml, read strictly: the only place with values.
+
+Each stage declares the dataclass of its own section in its own module and gives it to `section`.
+The file is parsed by the same YAML library as DVC's, so that both see the same values.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from core.errors import DigitsError
+
+PATH = Path("params.yaml")
+PIPELINE = Path(__file__).parent.parent / "digits" / "pipeline"
+LIFE = ("azure", "review")  # sections of what happens to the model after the pipeline
+Section = TypeVar("Section")
+ScriptName = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What every stage shares: the top-level values of params.yaml."""
+
+    __pydantic_config__ = STRICT
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    image_size: Annotated[int, Field(ge=20, le=256)]  # pixels a side; the network needs 20
+    classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
+
+    def __post_init__(self) -> None:
+        """Labels are stored in one byte and told apart by name."""
+        twice = [name for name in self.classes if self.classes.count(name) > 1]
+        if twice or len(self.classes) > 256:
+            raise ValueError(f"classes must differ, and be 256 at most; twice: {twice[:1]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
+
+    format: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
+
+    reader: _Reader
+
+
+def load(path: Path = PATH) -> dict[str, Any]:
+    """Return params.yaml as plain Python values.
+
+    Each stage has a section; a package beside the pipeline, such as `review`, may have one.
+
+    Raises DigitsError when the file is absent, is no YAML mapping, has a duplicate key, or
+    lacks a key at its top level or has an unknown one; what the sections hold is not looked at.
+    """
+    try:
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DigitsError(f"{path}: not found; run from the project's root") from None
+    except (YAMLError, ValueError, AssertionError, RecursionError) as error:  # what ruamel raises
+        raise DigitsError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise DigitsError(f"{path}: is not a mapping of keys to values; see the one in git")
+    needed = [field.name for field in dataclasses.fields(Task)]
+    needed += sorted(stage.stem for stage in PIPELINE.glob("[!_]*.py"))
+    known = [*needed, *LIFE]
+    for key in values:
+        if key not in known:
+            raise DigitsError(f"{path}: {key}: unknown key; known are {', '.join(known)}")
+    for key in needed:
+        if key not in values:
+            raise DigitsError(f"{path}: {key}: missing; see the params.yaml in git")
+    return values
+
+
+def section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
+    """Return one section of params.yaml as the dataclass `kind`; dots in `name` go deeper.
+
+    Raises DigitsError with key, value and what is allowed for an unknown, missing, wrongly
+    typed or out-of-range value.
+    """
+    block: Any = values
+    for key in name.split("."):
+        if not isinstance(block, dict) or key not in block:
+            raise DigitsError(f"{PATH}: {name}: missing; see the params.yaml in git")
+        block = block[key]
+    return _parse(kind, block, name)
+
+
+def foreign_scripts(values: dict[str, Any]) -> dict[str, bool]:
+    """Return the scripts of section `foreign` in their order, and whether each is rendered.
+
+    A script that real digits were brought for is not rendered. The rest of a block is read by
+    stage foreign. Raises DigitsError as `section` does; an empty list means no script.
+    """
+    if values.get("foreign") == []:
+        return {}
+    blocks = section(dict[ScriptName, _Block], values, "foreign")
+    if "mnist" in blocks:
+        raise DigitsError(f"{PATH}: foreign.mnist: that name is taken; give the script another")
+    return {script: block.reader.format == "fonts" for script, block in blocks.items()}
+
+
+def task(values: dict[str, Any]) -> Task:
+    """Return the top-level values; raises DigitsError as `section` does."""
+    names = [field.name for field in dataclasses.fields(Task)]
+    return _parse(Task, {name: values[name] for name in names if name in values}, "")
+
+
+def ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    """Return a range as it is; raise ValueError when its ends are the wrong way round."""
+    if pair[0] > pair[1]:
+        raise ValueError("the first number must not be above the second")
+    return pair
+
+
+def _parse(kind: type[Section], values: Any, name: str) -> Section:
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        unknown = "unexpected_keyword_argument"  # told first: a misspelt key is missing as well
+        first = min(error.errors(), key=lambda found: found["type"] != unknown)
+        if first["type"] == "value_error" and not first["loc"]:  # of several values together
+            where = f"{PATH}: {name}" if name else str(PATH)
+            raise DigitsError(f"{where}: {first['msg']}; correct the values") from None
+        key = ".".join([name, *_keys(values, first["loc"])]).removeprefix(".")
+        wrong = "" if first["type"] == "missing" else f" is {first['input']!r}"
+        mend = "correct the value" if wrong else "add it"
+        if first["type"] == unknown:
+            mend = "remove it or correct its name"
+        raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}; {mend}") from None
+    except (ValueError, RecursionError) as error:
+        raise DigitsError(f"{PATH}: {name}: {error}; write the values out") from None
+
+
+def _keys(values: Any, place: tuple[int | str, ...]) -> list[str]:
+    """Return the place of an error as it stands in the file, without pydantic's own words."""
+    keys = []
+    for number, part in enumerate(place, start=1):
+        inside = part in values if isinstance(values, dict) else isinstance(values, list)
+        if inside or number == len(place):
+            keys.append(str(part))
+        values = values[part] if inside else values
+    return keys
+
+
+def main(arguments: list[str]) -> None:
+    """Check what belongs to no stage alone: syntax, keys and values at the top level."""
+    values = load()
+    task(values)
+    foreign_scripts(values)

@@ -1,1 +1,0 @@
-"""Deployment on Azure ML or on its stand-in: the only importer of azure.ai.ml."""

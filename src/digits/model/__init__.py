@@ -1,0 +1,1 @@
+"""The network: its layers, training, out-of-distribution score, metrics and lineage."""

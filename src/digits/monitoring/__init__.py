@@ -1,0 +1,1 @@
+"""Monitoring of production: histograms, drift test, analysis, report."""

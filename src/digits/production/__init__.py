@@ -1,0 +1,1 @@
+"""Production traffic and its records, and the scoring of files in batches."""

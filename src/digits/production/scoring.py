@@ -1,0 +1,173 @@
+"""Files of digits scored on all cores of this machine: the endpoint's code, the packaged model.
+
+Enters: Parquet or CSV files (serving/batch.py). Leaves: a folder of answers for each. One process
+reads, one a core scores with a single thread; memory does not grow with the files. What is
+finished when it is stopped, however it is, is not done again.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from pyarrow import parquet
+
+from core.console import hidden_stderr
+from core.errors import DigitsError
+from digits.serving import batch
+
+PACKAGE = Path("data", "package")
+# What Keras imports for wrappers that are not used here: a third of the seconds of loading it.
+UNUSED = ("matplotlib", "sklearn")
+AHEAD = 3  # parts for each process that are read and not yet scored
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def manifest(package: Path, script: str | None) -> tuple[str, int]:
+    """Return the SHA-256 of the model's weights and its image size.
+
+    Raises DigitsError when the folder is absent or damaged, or does not know the script.
+    """
+    path = package / "data" / "model" / "manifest.json"
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        model, size, scripts = (
+            content["model_sha256"],
+            content["params"]["image_size"],
+            content["scripts"],
+        )
+    except FileNotFoundError:
+        raise DigitsError(f"{path}: not found; run `dvc repro` or `dvc pull`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DigitsError(f"{path}: is damaged ({error!r}); run `dvc repro -f package`") from None
+    if script is not None and script not in scripts:
+        raise DigitsError(f"--script {script}: the model knows {', '.join(scripts)} alone")
+    return str(model), int(size)
+
+
+def check(files: list[Path], size: int) -> int | None:
+    """Return how many images the files hold, None if a CSV is among them.
+
+    Raises DigitsError that names the first which is absent, damaged or of other columns.
+    """
+    names = [path.name for path in files]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise DigitsError(f"{min(twice)}: two files have this name; score them one by one")
+    for path in files:
+        try:
+            batch.schema(path, size)
+        except FileNotFoundError:
+            raise DigitsError(f"{path}: not found; correct the name") from None
+        except (OSError, ValueError) as error:  # Arrow's errors are among them
+            raise damaged(path, error) from None
+    if any(batch.is_csv(path) for path in files):
+        return None
+    return sum(parquet.read_metadata(path).num_rows for path in files)
+
+
+def damaged(path: Path, error: Exception) -> DigitsError:
+    """Return what to tell of a file that cannot be read."""
+    reason = " ".join(str(error).split())[:300]
+    return DigitsError(f"{path}: cannot be scored ({reason}); mend the file and run again")
+
+
+def start(package: Path) -> None:
+    """Make a new process ready; it ends with the one that started it, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process finishes what was begun
+    sys.dont_write_bytecode = True  # the model folder is an output and must not change
+    os.environ["AZUREML_MODEL_DIR"] = str(package)
+    for name in UNUSED:
+        sys.modules[name] = None  # type: ignore[assignment]
+
+    def end() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def work(rows: pa.Buffer, schema: pa.Schema, number: int, folder: Path, wanted: dict) -> int:
+    """Score one part; the first call in a process loads the model."""
+    if not hasattr(batch, "service"):
+        with hidden_stderr():
+            batch.init()
+    return batch.answer(pa.ipc.read_record_batch(rows, schema), number, folder, wanted)
+
+
+def score(
+    files: list[Path], out: Path, package: Path, script: str | None
+) -> Iterator[tuple[int, bool]]:
+    """Score the files into folders of their names; yield numbers of images, and whether scored now.
+
+    The others were done before. Raises DigitsError for a file that is damaged, of which
+    then nothing is left, and for answers that are another model's or another file's.
+    """
+    model, size = manifest(package, script)
+    context = multiprocessing.get_context("spawn")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            FileLock(out / ".lock", 0),
+            ProcessPoolExecutor(cores(), context, start, (package.resolve(),)) as pool,
+        ):
+            try:
+                for path in files:
+                    wanted = batch.origin(path, model, script)
+                    yield from _score(pool, path, out / path.name, wanted, size)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    except Timeout:
+        raise DigitsError(f"{out}: another `digits score` is at work there") from None
+    except BrokenProcessPool:
+        raise DigitsError("a scoring process was killed; free some memory and run again") from None
+    except (ValueError, RuntimeError) as error:  # of score.py: the model's files are damaged
+        raise DigitsError(str(error)) from None
+
+
+def _score(
+    pool: Executor, path: Path, folder: Path, wanted: dict[str, str], size: int
+) -> Iterator[tuple[int, bool]]:
+    folder.mkdir(exist_ok=True)
+    try:
+        have = batch.done(folder, wanted)
+    except ValueError as error:
+        raise DigitsError(f"{folder}: {error}; delete it or choose another --out") from None
+    for number in have:
+        yield parquet.read_metadata(batch.place(folder, number)).num_rows, False
+    running: set[Future] = set()
+    following = batch.todo(path, folder, wanted, size)
+    while True:
+        try:
+            number, rows = next(following)
+        except StopIteration:
+            break
+        except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
+            wait(running)
+            if isinstance(error, MemoryError) or getattr(error, "errno", None):
+                raise DigitsError(
+                    f"{path}: cannot be read ({error}); run again: it goes on"
+                ) from None
+            shutil.rmtree(folder)
+            raise damaged(path, error) from None
+        task = (rows.serialize(), rows.schema, number, folder, wanted)
+        running.add(pool.submit(work, *task))
+        if len(running) >= AHEAD * cores():
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from ((future.result(), True) for future in finished)
+    yield from ((future.result(), True) for future in running)
+    batch.finish(folder)

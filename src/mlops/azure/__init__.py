@@ -1,0 +1,1 @@
+"""Azure Machine Learning through its SDK: the workspace, its endpoints and assets."""

@@ -1,0 +1,79 @@
+"""What is registered in the workspace for revisions and batches, what uses it, and its removal."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from azure.core.exceptions import ResourceNotFoundError
+
+from mlops.azure import connection, manager, revisions
+from mlops.azure.revisions import ENVIRONMENT, MODEL
+from mlops.azure.workspace import Workspace, empty, store
+
+BATCH_ENVIRONMENT = f"{ENVIRONMENT}-batch"
+OWNER = "endpoint"  # the tag that names the online endpoint for which an asset was registered
+
+
+def versions(operations: Any, name: str) -> list[Any]:
+    """Return all versions of a model or an environment; Azure has no empty ones."""
+    try:
+        return list(operations.list(name=name))
+    except ResourceNotFoundError:
+        return []
+
+
+def registered(client: Any, endpoint: str) -> set[str]:
+    """Return what is registered for an endpoint, also for revisions that no record tells of."""
+    known = [("models", one) for one in versions(client.models, MODEL)]
+    for name in (ENVIRONMENT, BATCH_ENVIRONMENT):
+        known += [("environments", one) for one in versions(client.environments, name)]
+    found = {
+        f"{kind}/{one.name}/versions/{one.version}"
+        for kind, one in known
+        if (one.tags or {}).get(OWNER) == endpoint
+    }
+    rows = [one.name for one in client.data.list() if one.name.startswith(f"{endpoint}-r")]
+    return found | {f"data/{name}/versions/1" for name in rows}
+
+
+def of(deployments: Iterable[Any]) -> set[str]:
+    """Return what deployments are made of; some have no code or environment."""
+    found = set()
+    for one in deployments:
+        code = getattr(getattr(one, "code_configuration", None), "code", None)
+        for part in (getattr(one, "model", None), getattr(one, "environment", None), code):
+            found.add("/".join(str(part).split("/")[-4:]))
+    return found
+
+
+def used(client: Any, but: str) -> set[str]:
+    """Return what all endpoints but one online endpoint have, are made of, or may go back to."""
+    found = set[str]()
+    for online in client.online_endpoints.list():
+        if online.name != but:
+            found |= revisions.assets(online) | of(client.online_deployments.list(online.name))
+            found |= registered(client, online.name)
+    for batch in client.batch_endpoints.list():
+        found |= of(client.batch_deployments.list(batch.name))
+    return found
+
+
+def forget(workspace: Workspace, scope: str, going: set[str]) -> None:
+    """Delete assets of the workspace `scope`, and the files of models that no other model has."""
+    staying = {
+        folder_of(one.path)
+        for one in versions(workspace.client.models, MODEL)
+        if f"models/{MODEL}/versions/{one.version}" not in going
+    }
+    for asset in sorted(going):
+        known = manager.ask(workspace, "GET", f"{scope}/{asset}", connection.API)
+        if known is None:
+            continue
+        manager.ask(workspace, "DELETE", f"{scope}/{asset}", connection.API)
+        folder = folder_of(known["properties"].get("modelUri"))
+        if folder and folder not in staying:
+            empty(store(workspace), folder)
+
+
+def folder_of(uri: str | None) -> str:
+    """Return the folder of the blob store that a model's address names; models may share one."""
+    return str(uri).partition("/paths/")[2].rstrip("/")

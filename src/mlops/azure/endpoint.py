@@ -1,0 +1,379 @@
+"""One endpoint of a workspace: its traffic, its deployments, and asking it for digits.
+
+What the endpoint is to serve stands in its own tags, which change in the same call as its
+traffic: `live`, `previous`, and for each revision what it was made of.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from azure.ai.ml.entities import (
+    CodeConfiguration,
+    DataCollector,
+    DeploymentCollection,
+    Environment,
+    IdentityConfiguration,
+    ManagedIdentityConfiguration,
+    ManagedOnlineDeployment,
+    ManagedOnlineEndpoint,
+    Model,
+    OnlineRequestSettings,
+)
+from azure.core.exceptions import ResourceNotFoundError
+
+from core.dataset import Digits
+from core.errors import DigitsError
+from core.params import Task
+from mlops import git
+from mlops.azure import assets, collected, manager, revisions
+from mlops.azure.assets import OWNER
+from mlops.azure.revisions import ENVIRONMENT, MODEL, Recipe
+from mlops.azure.workspace import Workspace, empty, quiet, store
+from mlops.deploy.release import PACKAGE, Params, Release, stage_code
+
+SCORED = "scoring/{endpoint}"  # in the workspace's blob store
+SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Monitor
+BUSY = {"creating", "updating", "deleting", "scaling"}
+SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
+LOG_LINES = 500
+TOO_MANY = 429  # Azure's answer to more requests at once than an instance takes
+BUSY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)  # between the tries of a question that got it
+TOKEN_SCOPE = "https://ml.azure.com/.default"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one image."""
+
+    digit: str
+    version: str
+    deployment: str
+    seconds: float
+
+
+class Target:
+    """An endpoint that may not exist yet."""
+
+    def __init__(self, workspace: Workspace, settings: Params, task: Task) -> None:
+        """Derive the endpoint's name from the workspace's id, so that no two collide."""
+        self.workspace, self.settings, self.task = workspace, settings, task
+        self.client = client = workspace.client
+        self.scope = (
+            f"/subscriptions/{client.subscription_id}/resourceGroups/{client.resource_group_name}"
+            f"/providers/Microsoft.MachineLearningServices/workspaces/{client.workspace_name}"
+        )
+        digest = hashlib.sha256(self.scope.lower().encode()).hexdigest()
+        self.name = f"{settings.endpoint}-{digest[:8]}"
+        self.batch = f"{settings.endpoint[:17]}-batch-{digest[:8]}"
+        self.access = "enabled" if settings.public_access else "disabled"
+        self._headers: dict[str, str] = {}
+
+    # The endpoint ---------------------------------------------------------------------------------
+
+    def get(self) -> Any:
+        """Return the endpoint, or None."""
+        try:
+            return self.client.online_endpoints.get(self.name)
+        except ResourceNotFoundError:
+            return None
+
+    def settled(self) -> Any:
+        """Return the endpoint, or None, once no operation is under way on it."""
+        return self._wait(self.get, f"the endpoint {self.name}")
+
+    def create(self) -> None:
+        """Create the endpoint."""
+        identity = None
+        if self.settings.identity:
+            group = self.scope.split("/providers/")[0]
+            place = f"{group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities"
+            mine = ManagedIdentityConfiguration(resource_id=f"{place}/{self.settings.identity}")
+            identity = IdentityConfiguration(type="user_assigned", user_assigned_identities=[mine])
+        endpoint = ManagedOnlineEndpoint(
+            name=self.name,
+            auth_mode=self.settings.auth_mode,
+            public_network_access=self.access,
+            identity=identity,
+        )
+        with quiet():
+            self.client.online_endpoints.begin_create_or_update(endpoint).result()
+
+    def differing(self, endpoint: Any) -> dict[str, tuple[str | None, str | None]]:
+        """Return what an endpoint has and what is set of the settings that cannot change later."""
+        if endpoint is None:
+            return {}
+        mine = (endpoint.identity and endpoint.identity.user_assigned_identities) or []
+        has = {
+            "auth_mode": endpoint.auth_mode,
+            "identity": mine[0].resource_id.split("/")[-1] if mine else None,
+        }
+        wanted = {name: getattr(self.settings, name) for name in has}
+        return {name: (has[name], wanted[name]) for name in has if has[name] != wanted[name]}
+
+    def put(self, traffic: dict[str, int], **tags: str | None) -> None:
+        """Set traffic and tags in one call; None takes a tag away."""
+        endpoint = self.settled()
+        wanted = {**endpoint.tags, **tags}
+        endpoint.tags = {name: value for name, value in wanted.items() if value is not None}
+        endpoint.traffic = traffic
+        endpoint.public_network_access = self.access
+        with quiet():
+            self.client.online_endpoints.begin_create_or_update(endpoint).result()
+
+    def delete(self) -> None:
+        """Delete the endpoint, all that runs behind it, what it collected, its revisions' assets.
+
+        The same for the batch endpoint, with what it scored. The endpoint goes last, since its
+        tags tell what there is: who was interrupted can run it again. What another endpoint of the
+        workspace has or names stays, and so do a few kilobytes of code: its containers of Azure's
+        own, and code of revisions never live.
+        """
+        endpoint = self.settled()
+        if endpoint is not None:
+            self.put({})
+            for name in self.deployments():
+                self.remove(name)
+        made = assets.registered(self.client, self.name)
+        made |= revisions.assets(endpoint) if endpoint else set()
+        if self.batch in (one.name for one in self.client.batch_endpoints.list()):
+            made |= assets.of(self.client.batch_deployments.list(self.batch))
+            with quiet():
+                self.client.batch_endpoints.begin_delete(self.batch).result()
+        assets.forget(self.workspace, self.scope, made - assets.used(self.client, self.name))
+        self.keep(None)
+        collected.forget(self.workspace, self.name)
+        empty(store(self.workspace), SCORED.format(endpoint=self.batch))
+        if endpoint is not None:
+            with quiet():
+                self.client.online_endpoints.begin_delete(self.name).result()
+
+    def keep(self, days: int | None) -> None:
+        """Have what is collected deleted so many days later; None: no longer, as nothing comes."""
+        account = self.client.workspaces.get(self.client.workspace_name).storage_account
+        place = f"{store(self.workspace).container_name}/{collected.ROWS}"
+        prefix = place.format(endpoint=self.name)
+        manager.keep_days(self.workspace, account, f"digits-{self.name}", prefix, days)
+
+    # Deployments ----------------------------------------------------------------------------------
+
+    def commit(self, endpoint: Any) -> str | None:
+        """Return the commit that the live model was registered at, if anything is live."""
+        recipe = revisions.known(endpoint).get(endpoint.tags.get("live", "")) if endpoint else None
+        if recipe is None:
+            return None
+        try:
+            model = self.client.models.get(MODEL, version=recipe.model)
+        except ResourceNotFoundError:
+            return None
+        return str(model.tags.get("commit")) if model.tags else None
+
+    def deployments(self) -> dict[str, str]:
+        """Return the deployments' names and states."""
+        found = self.client.online_deployments.list(self.name)
+        return {one.name: str(one.provisioning_state).split(".")[-1].lower() for one in found}
+
+    def state(self, name: str | None) -> str | None:
+        """Return a deployment's state once nothing is under way on it; None: it is not there."""
+        state = self._wait(lambda: self.deployments().get(name or ""), f"the deployment {name}")
+        return None if state is None else str(state)
+
+    def remove(self, name: str) -> None:
+        """Delete a deployment that has no traffic, if it is there."""
+        if self.state(name) is not None:
+            self._unscale(name)
+            with quiet():
+                self.client.online_deployments.begin_delete(name, self.name).result()
+
+    def _unscale(self, name: str) -> None:
+        if SCALED in self.client.online_deployments.get(name, self.name).tags:
+            manager.remove_scale(self.workspace, self.scope, self.name, name)
+
+    def register(self, release: Release) -> str:
+        """Return the version of the registered model, once registered for its hash."""
+        known = assets.versions(self.client.models, MODEL)
+        for model in known:
+            commit = model.tags.get("commit", "")  # of live.yml it may be no commit of this history
+            if model.tags.get("package") == release.package_hash and git.commit(commit):
+                return str(model.version)
+        version = str(1 + max((int(model.version) for model in known), default=0))
+        tags = release.tags | {OWNER: self.name}
+        model = Model(name=MODEL, version=version, path=PACKAGE, type="custom_model", tags=tags)
+        with quiet():
+            return str(self.client.models.create_or_update(model).version)
+
+    def deploy(self, release: Release, order: int) -> Recipe:
+        """Create the release's deployment, without traffic; return its recipe."""
+        settings, scale = self.settings, self.settings.autoscale
+        recipe = Recipe(
+            model=self.register(release),
+            code="",
+            environment=release.environment_hash,
+            type=settings.instance_type,
+            count=settings.instance_count,
+            timeout=settings.request_timeout_seconds,
+            at_a_time=settings.requests_at_a_time,
+            collect=settings.collections,
+            order=order,
+            scale=(scale.most, *scale.cpu_percent, scale.minutes) if scale else None,
+        )
+        environment = Environment(
+            name=ENVIRONMENT,
+            version=release.environment_hash,
+            image=settings.image,
+            conda_file=release.conda,
+            tags={OWNER: self.name},
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            code = str(stage_code(release, Path(folder)))
+            self._create(release.name, recipe, code, environment)
+        return self.recipe_of(release.name, recipe)
+
+    def recipe_of(self, name: str, recipe: Recipe) -> Recipe:
+        """Return a recipe completed with the code that a deployment was given."""
+        made = self.client.online_deployments.get(name, self.name)
+        parts = str(made.code_configuration.code).split("/")
+        model = str(made.model).split("/")[-1]
+        return dataclasses.replace(recipe, code=f"{parts[-3]}:{parts[-1]}", model=model)
+
+    def redeploy(self, name: str, recipe: Recipe) -> None:
+        """Create a deployment again from its recipe, without traffic."""
+        code, _, version = recipe.code.partition(":")
+        place = f"{self.scope}/codes/{code}/versions/{version}"
+        environment = f"{self.scope}/environments/{ENVIRONMENT}/versions/{recipe.environment}"
+        self._create(name, recipe, place, environment)
+
+    def _create(self, name: str, recipe: Recipe, code: str, environment: Any) -> None:
+        self.state(name)
+        collector = None
+        if recipe.collect:
+            collections = {name: DeploymentCollection(enabled="true") for name in recipe.collect}
+            collector = DataCollector(collections=collections)
+        deployment = ManagedOnlineDeployment(
+            name=name,
+            endpoint_name=self.name,
+            model=f"{self.scope}/models/{MODEL}/versions/{recipe.model}",
+            code_configuration=CodeConfiguration(code=code, scoring_script="score.py"),
+            environment=environment,
+            instance_type=recipe.type,
+            instance_count=recipe.count,
+            data_collector=collector,
+            tags={SCALED: "yes"} if recipe.scale else {},  # so that who deletes it knows
+            environment_variables={"WORKER_COUNT": str(recipe.at_a_time)},
+            request_settings=OnlineRequestSettings(
+                request_timeout_ms=int(recipe.timeout * 1000),
+                max_concurrent_requests_per_instance=recipe.at_a_time,
+            ),
+        )
+        with quiet():
+            self.client.online_deployments.begin_create_or_update(
+                deployment, skip_script_validation=True
+            ).result()
+        if recipe.scale:
+            scale = manager.Scale(recipe.count, *recipe.scale)
+            location = self.get().location
+            manager.set_scale(self.workspace, self.scope, self.name, name, location, scale)
+
+    def logs(self, name: str) -> str:
+        """Return the last lines that a deployment wrote."""
+        return str(self.client.online_deployments.get_logs(name, self.name, lines=LOG_LINES))
+
+    def _wait(self, state: Any, what: str) -> Any:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            found = state()
+            shown = getattr(found, "provisioning_state", found)
+            if str(shown).split(".")[-1].lower() not in BUSY:
+                return found
+            if time.monotonic() > deadline:
+                raise DigitsError(f"{what} is still {shown}; look at it in the portal")
+            time.sleep(self.workspace.poll_seconds)
+
+    # Asking ---------------------------------------------------------------------------------------
+
+    def ask(self, image: np.ndarray, deployment: str | None = None) -> Answer:
+        """Return the answer for one image uint8 (28, 28); by weight, or of one deployment.
+
+        Raises DigitsError when it is refused or none comes in time.
+        """
+        endpoint = self._headers or self.authorise()
+        headers = {name: value for name, value in endpoint.items() if name != "url"}
+        if deployment:
+            headers["azureml-model-deployment"] = deployment
+        body = json.dumps({"data": [image.tolist()]}).encode()
+        request = urllib.request.Request(endpoint["url"], body, headers)
+        opener = urllib.request.build_opener()
+        if self.workspace.kind == "local":
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            for wait in (*BUSY_SECONDS, None):
+                start = time.monotonic()
+                try:
+                    answer = opener.open(request, timeout=self.settings.request_timeout_seconds + 5)
+                    break
+                except urllib.error.HTTPError as error:
+                    if error.code != TOO_MANY or wait is None:
+                        raise
+                    time.sleep(wait)
+            with answer:
+                told = json.load(answer)
+                served = answer.headers.get("azureml-model-deployment") or deployment or ""
+            first = told["predictions"][0]
+            return Answer(
+                str(first["digit"]), str(told["model_version"]), served, time.monotonic() - start
+            )
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")[:300]
+            raise DigitsError(f"the endpoint answered {error.code}: {text}") from None
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise DigitsError(f"the endpoint gave no answer: {error!r}") from None
+
+    def authorise(self) -> dict[str, str]:
+        """Return the headers of a request, key or token included, and the address as `url`."""
+        if self.settings.auth_mode == "aad_token":
+            secret = self.workspace.credential.get_token(TOKEN_SCOPE).token
+        else:
+            keys = self.client.online_endpoints.get_keys(self.name)
+            secret = getattr(keys, "primary_key", None) or getattr(keys, "access_token", "")
+        bearer = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+        self._headers = bearer | {"url": str(self.get().scoring_uri)}
+        return self._headers
+
+    def smoke(self, deployment: str, digits: Digits, version: str | None) -> list[Answer]:
+        """Ask a deployment by name for real digits; raise DigitsError when it is not fit.
+
+        `version` is what the answers' model version must be the beginning of; None: any.
+        """
+        wanted = self.settings.smoke
+        answers = [self.ask(image, deployment) for image in digits.images]
+        for answer in answers:
+            self.recognise(answer, version)
+        pairs = zip(answers, digits.labels, strict=True)
+        right = sum(answer.digit == self.task.classes[label] for answer, label in pairs)
+        if right < wanted.accuracy * len(answers):
+            raise DigitsError(
+                f"smoke test: {right} of {len(answers)} digits right, "
+                f"{wanted.accuracy:.0%} are needed; the model is not fit to serve"
+            )
+        slowest = max(answer.seconds for answer in answers)
+        if slowest > wanted.latency_seconds:
+            raise DigitsError(
+                f"smoke test: the slowest answer took {slowest:.2f} s, "
+                f"{wanted.latency_seconds:g} s are allowed (azure.smoke.latency_seconds)"
+            )
+        return answers
+
+    def recognise(self, answer: Answer, version: str | None) -> None:
+        """Raise DigitsError when another model answered."""
+        if version and not (answer.version and version.startswith(answer.version)):
+            raise DigitsError(
+                f"smoke test: model {answer.version or 'unnamed'} answered, not {version[:12]}"
+            )

@@ -1,0 +1,144 @@
+"""Azure's resource manager, where azure-ai-ml has no call of its own.
+
+How many instances a deployment has under load is a setting of Azure Monitor; how long collected
+rows are kept is a rule of the storage account, which deletes them itself.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from azure.core.exceptions import HttpResponseError
+from azure.core.rest import HttpRequest
+
+from core.errors import DigitsError
+from mlops.azure.workspace import Workspace
+
+AUTOSCALE = "Microsoft.Insights/autoscalesettings"
+POLICY = "managementPolicies/default"
+VERSIONS = {AUTOSCALE: "2022-10-01", POLICY: "2023-01-01"}  # of the API
+
+
+# Setting, role and resource of what a deployer may not be allowed to do.
+SCALING = ("azure.autoscale", "Monitoring Contributor", "resource group")
+KEEPING = ("azure.collection_days", "Storage Account Contributor", "workspace's storage account")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Bounds of a deployment's instances, and what moves it between them."""
+
+    least: int
+    most: int
+    quiet: int  # percent of the processors' time, below which one instance goes
+    busy: int  # above which one more comes
+    minutes: int  # that it must last, and until the next change
+
+
+@contextlib.contextmanager
+def allowed(setting: str, role: str, place: str) -> Iterator[None]:
+    """Name the role that is missing when the manager answers 403."""
+    try:
+        yield
+    except HttpResponseError as error:
+        if error.status_code != 403:
+            raise
+        raise DigitsError(
+            f"{setting} cannot be put into force: give the deployer the role {role} on the "
+            f"{place}, or set it to null"
+        ) from error
+
+
+def ask(workspace: Workspace, method: str, path: str, version: str, body: Any = None) -> Any:
+    """Return the answer to one call, None when there is no such resource."""
+    url = workspace.manager.format_url(path)
+    request = HttpRequest(method, url, params={"api-version": version}, json=body)
+    answer = workspace.manager.send_request(request)
+    if answer.status_code == 404:
+        return None
+    answer.raise_for_status()
+    return answer.json() if answer.content else None
+
+
+def _setting(endpoint: str, deployment: str, scope: str) -> str:
+    group = scope.split("/providers/")[0]
+    return f"{group}/providers/{AUTOSCALE}/{endpoint}-{deployment}"
+
+
+def set_scale(
+    workspace: Workspace, scope: str, endpoint: str, deployment: str, location: str, scale: Scale
+) -> None:
+    """Let Azure Monitor scale a deployment of the workspace `scope`.
+
+    Raises DigitsError when that is not allowed.
+    """
+    target = f"{scope}/onlineEndpoints/{endpoint}/deployments/{deployment}"
+
+    def rule(operator: str, percent: int, direction: str) -> dict[str, Any]:
+        minutes = f"PT{scale.minutes}M"
+        trigger = {
+            "metricName": "CpuUtilizationPercentage",
+            "metricResourceUri": target,
+            "timeGrain": "PT1M",
+            "timeWindow": minutes,
+            "statistic": "Average",
+            "timeAggregation": "Average",
+            "operator": operator,
+            "threshold": percent,
+        }
+        action = {"direction": direction, "type": "ChangeCount", "value": "1", "cooldown": minutes}
+        return {"metricTrigger": trigger, "scaleAction": action}
+
+    least = str(scale.least)
+    profile = {
+        "name": "load",
+        "capacity": {"minimum": least, "default": least, "maximum": str(scale.most)},
+        "rules": [
+            rule("GreaterThan", scale.busy, "Increase"),
+            rule("LessThan", scale.quiet, "Decrease"),
+        ],
+    }
+    properties = {"enabled": True, "targetResourceUri": target, "profiles": [profile]}
+    body = {"location": location, "properties": properties}
+    with allowed(*SCALING):
+        ask(workspace, "PUT", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE], body)
+
+
+def remove_scale(workspace: Workspace, scope: str, endpoint: str, deployment: str) -> None:
+    """Delete a deployment's setting, if there is one."""
+    with allowed(*SCALING):
+        ask(workspace, "DELETE", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE])
+
+
+def keep_days(workspace: Workspace, account: str, name: str, prefix: str, days: int | None) -> None:
+    """Let a storage account delete the blobs below CONTAINER/PREFIX `days` after the last change.
+
+    `account` is its resource id, `name` the rule's; None takes the rule away. Other rules stay:
+    an account has one policy with all of them. Raises DigitsError when that is not allowed; to
+    take away what one may not even see is none of that: nobody with these rights has made it.
+    """
+    path = f"{account}/{POLICY}"
+    with allowed(*KEEPING):
+        try:
+            found = ask(workspace, "GET", path, VERSIONS[POLICY])
+        except HttpResponseError as error:
+            if days is None and error.status_code == 403:
+                return
+            raise
+        rules = found["properties"]["policy"]["rules"] if found else []
+        wanted = [rule for rule in rules if rule["name"] != name]
+        if days is not None:
+            actions = {"baseBlob": {"delete": {"daysAfterModificationGreaterThan": days}}}
+            filters = {"blobTypes": ["blockBlob", "appendBlob"], "prefixMatch": [prefix]}
+            definition = {"actions": actions, "filters": filters}
+            ours = {"enabled": True, "name": name, "type": "Lifecycle", "definition": definition}
+            wanted = [ours if rule["name"] == name else rule for rule in rules]
+            wanted += [ours] if ours not in wanted else []
+        if wanted == rules:
+            return
+        if wanted:
+            body = {"properties": {"policy": {"rules": wanted}}}
+            ask(workspace, "PUT", path, VERSIONS[POLICY], body)
+        else:
+            ask(workspace, "DELETE", path, VERSIONS[POLICY])

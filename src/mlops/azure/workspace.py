@@ -1,0 +1,151 @@
+"""The workspace that is deployed to: a real one, or the stand-in's. One code path for both."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from azure.ai.ml import MLClient
+from azure.ai.ml._artifacts._blob_storage_helper import BlobStorageClient
+from azure.ai.ml.constants import _common
+from azure.core import PipelineClient
+from azure.core.credentials import AccessToken
+from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolicy
+from azure.identity import DefaultAzureCredential
+from azure.storage.blob import ContainerClient
+
+from core.errors import DigitsError
+from mlops.azure import connection
+from mlops.dashboard.serve import FOLDER
+
+SETTINGS = tuple(connection.SETTINGS)
+LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
+POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two questions after an operation
+MANAGER = "https://management.azure.com"
+CHECK = BlobStorageClient.check_blob_exists
+
+
+class LocalCredential:
+    """The stand-in's token, in the form that the SDK asks for."""
+
+    def __init__(self, token: str) -> None:
+        """Keep the token."""
+        self.token = token
+
+    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        """Return the token."""
+        return AccessToken(self.token, int(time.time()) + 3600)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the SDK's dots, colours and bars off the console."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def unconfirmed(client: BlobStorageClient) -> None:
+    """Let the SDK go on with an upload that was cut short.
+
+    It replaces a folder's files when the first of them is there without the mark of a whole
+    upload; when just the first is missing, it fails at the others, and so for ever.
+    """
+    CHECK(client)  # which raises when the upload was whole
+    client.overwrite = True
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A client, and what the SDK does not tell of where it leads."""
+
+    client: MLClient
+    credential: Any
+    kind: str  # local, azure, or the name of one that is not the repository's own
+    poll_seconds: float
+    blobs: str  # the form of a blob account's address, {} being the account
+    manager: PipelineClient[Any, Any]  # for what the SDK has no call for; see manager.py
+
+
+def connect(kind: str, folder: Path = FOLDER) -> Workspace:
+    """Return the workspace `local` (as `digits serve` wrote its address), `azure`, or a named one.
+
+    Raises DigitsError when no stand-in runs, or when a setting is missing.
+    """
+    # Without its progress bar the SDK waits for ever for a file whose upload failed; see `quiet`.
+    options: dict[str, Any] = {"show_progress": True, "enable_telemetry": False}
+    if kind != "local":
+        known = connection.kept() | {
+            name: os.environ[name] for name in SETTINGS if os.environ.get(name)
+        }
+        known |= {} if kind == "azure" else {connection.NAME: kind}
+        missing = [name for name in SETTINGS if name not in known]
+        if missing:
+            mend = "`digits connect`, or --workspace local"
+            raise DigitsError(f"{', '.join(missing)}: not set; {mend}")
+        names = tuple(known[name] for name in SETTINGS)
+        credential: Any = DefaultAzureCredential()
+        blobs = "https://{}.blob.core.windows.net"
+        poll, manager = POLL_SECONDS, MANAGER
+    else:
+        path = folder / "address.json"
+        try:
+            address = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            raise DigitsError(f"{path}: not found; start `digits serve` first") from None
+        names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))
+        credential = LocalCredential(address["token"])
+        blobs = address["blobs"] + "/{}"
+        poll, manager = LOCAL_POLL_SECONDS, address["url"]
+        os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
+        os.environ["NO_PROXY"] = "127.0.0.1"
+        _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = blobs
+        services = ("azure_portal", "resource_manager", "active_directory", "aml_resource_id")
+        metadata = dict.fromkeys(services, address["url"])
+        metadata |= {"registry_discovery_endpoint": address["url"]}
+        metadata |= {"storage_endpoint": address["blobs"].removeprefix("http://")}
+        # The SDK keeps clouds by name for the life of the process.
+        options |= {"cloud": f"standin{address['port']}", "cloud_metadata": metadata}
+    BlobStorageClient.check_blob_exists = unconfirmed  # type: ignore[method-assign, assignment]
+    _common.LROConfigurations.POLL_INTERVAL = poll  # type: ignore[assignment]
+    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
+    client = MLClient(credential, *names, polling_interval=poll, **options)
+    bearer = BearerTokenCredentialPolicy(credential, f"{MANAGER}/.default")
+    asking: PipelineClient[Any, Any] = PipelineClient(manager, policies=[RetryPolicy(), bearer])
+    return Workspace(client, credential, kind, poll, blobs, asking)
+
+
+def store(workspace: Workspace, name: str = "workspaceblobstore") -> ContainerClient:
+    """Return the container of one of the workspace's own blob stores."""
+    datastore = workspace.client.datastores.get(name, include_secrets=True)
+    secret = getattr(datastore.credentials, "account_key", None)
+    secret = secret or getattr(datastore.credentials, "sas_token", None) or workspace.credential
+    url = workspace.blobs.format(datastore.account_name)
+    return ContainerClient(url, datastore.container_name, credential=secret)
+
+
+def empty(container: ContainerClient, folder: str) -> None:
+    """Delete all blobs below a folder."""
+    for name in container.list_blob_names(name_starts_with=folder.rstrip("/") + "/"):
+        container.delete_blob(name)
+
+
+def cores(client: MLClient, size_name: str) -> tuple[int, str, int | None]:
+    """Return a size's cores, the family that has its quota, and what of that is free.
+
+    Raises DigitsError when the workspace's region has no such size.
+    """
+    sizes = {vars(size)["name"]: vars(size) for size in client.compute.list_sizes()}
+    if size_name not in sizes:
+        raise DigitsError(f"the region has no size {size_name}: change azure.instance_type")
+    size = sizes[size_name]
+    for usage in map(vars, client.compute.list_usage()):
+        if usage["name"]["value"].lower() == size["family"].lower():
+            return size["vCPUs"], size["family"], usage["limit"] - usage["currentValue"]
+    return size["vCPUs"], size["family"], None

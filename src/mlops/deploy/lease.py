@@ -1,0 +1,97 @@
+"""A lease, so that two deployments do not work on one endpoint at once.
+
+It is a lease of Azure Blob's own, on a blob in the workspace's store; it ends by itself soon
+after the process that holds it died.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.storage.blob import BlobClient, BlobLeaseClient
+
+from core.errors import DigitsError
+from mlops.azure.workspace import Workspace, store
+
+ASK_SECONDS = 0.5  # between two attempts
+
+
+def blob(workspace: Workspace, endpoint: str) -> BlobClient:
+    """Return the blob that stands for an endpoint, in the workspace's own store."""
+    return store(workspace).get_blob_client(f"digits-leases/{endpoint}")
+
+
+@contextlib.contextmanager
+def held(
+    workspace: Workspace, endpoint: str, seconds: int, wait: bool
+) -> Iterator[Callable[[], bool]]:
+    """Hold an endpoint's lease; yield what asks the store whether it is still held.
+
+    A process that was stopped for a while may have lost it before it could notice. Waits for
+    another's when `wait`; raises DigitsError otherwise.
+    """
+    client = blob(workspace, endpoint)
+    told = False
+    while True:
+        with contextlib.suppress(ResourceExistsError):
+            client.upload_blob(b"", overwrite=False)
+        try:
+            lease = client.acquire_lease(lease_duration=seconds)
+            break
+        except ResourceNotFoundError:  # `forget` came in between
+            continue
+        except HttpResponseError as error:
+            if getattr(error, "error_code", "") != "LeaseAlreadyPresent":
+                raise
+            if not wait:
+                raise DigitsError(
+                    f"another deployment works on {endpoint}; wait for it, or {seconds} s should "
+                    "it have died (--wait does that)"
+                ) from None
+        if not told:
+            print(f"Waiting: another deployment works on {endpoint} ...", flush=True)
+            told = True
+        time.sleep(ASK_SECONDS)
+    done, lost = threading.Event(), threading.Event()
+    thread = threading.Thread(target=renew, args=(lease, seconds / 3, done, lost), daemon=True)
+    thread.start()
+
+    def still() -> bool:
+        if not lost.is_set():
+            keep(lease, lost)
+        return not lost.is_set()
+
+    try:
+        yield still
+    finally:
+        done.set()
+        thread.join()
+        with contextlib.suppress(HttpResponseError):
+            lease.release()
+
+
+def forget(workspace: Workspace, endpoint: str) -> None:
+    """Delete the blob, unless another holds its lease by now."""
+    with contextlib.suppress(HttpResponseError):
+        blob(workspace, endpoint).delete_blob()
+
+
+def renew(
+    lease: BlobLeaseClient, seconds: float, done: threading.Event, lost: threading.Event
+) -> None:
+    """Renew until done or lost."""
+    while not (done.wait(seconds) or lost.is_set()):
+        keep(lease, lost)
+
+
+def keep(lease: BlobLeaseClient, lost: threading.Event) -> None:
+    """Renew; set `lost` when that fails twice, since one refusal does not give it to another."""
+    for last in (False, True):
+        try:
+            lease.renew()
+            return
+        except Exception:  # whatever it was, another may now hold the lease
+            if last:
+                lost.set()

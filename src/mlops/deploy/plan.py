@@ -1,0 +1,71 @@
+"""What `digits deploy apply` would change, and what that would take and cost."""
+
+from collections.abc import Iterator
+
+from azure.core.exceptions import HttpResponseError
+
+from core.errors import DigitsError
+from mlops.azure import revisions
+from mlops.azure.endpoint import Target
+from mlops.azure.errors import explained
+from mlops.azure.workspace import cores
+from mlops.deploy import release
+from mlops.deploy.release import Release
+
+HOURS_A_DAY = 24
+
+
+def lines(target: Target, new: Release) -> Iterator[str]:
+    """Yield a line about each thing; change nothing."""
+    settings, client = target.settings, target.client
+    endpoint = target.get()
+    states = target.deployments() if endpoint else {}
+    live = revisions.serving(endpoint, states) if endpoint else None
+    yield f"endpoint     {target.name}: {'exists' if endpoint else 'to be created'}"
+    access = endpoint.public_network_access.lower() if endpoint else None
+    if access != target.access:
+        yield f"access       {access or 'none'} -> public access {target.access}"
+    for name, (has, wanted) in target.differing(endpoint).items():
+        yield f"{name:13}{has} -> {wanted}: apply will refuse"
+    days = settings.collection_days
+    kept = f"kept {days} days" if days else "kept until destroy"
+    names = settings.collections
+    yield f"collected    {', '.join((*names, kept)) if names else 'nothing'}"
+    if live == new.name and "paused" not in endpoint.tags:
+        yield f"revision     {live} is live already: nothing to change"
+        return
+    yield f"revision     {live or 'none'} -> {new.name}, strategy {settings.strategy}"
+    yield f"model        package {new.package_hash}, commit {new.tags['commit'][:12]}"
+    reasons = release.gate_reasons(target.commit(endpoint))
+    yield f"gate         {'failed: ' + '; '.join(reasons) if reasons else 'passed'}"
+    yield f"environment  {settings.image}, version {new.environment_hash}"
+    scale = settings.autoscale
+    most = f" to {scale.most}" if scale else ""
+    yield f"instances    {settings.instance_count}{most} x {settings.instance_type}"
+    beside = 1 if live and settings.strategy == "blue_green" else 0
+    removed = [name for name in states if name not in (live, new.name)]
+    if removed:
+        yield f"removed      {', '.join(removed)}"
+    try:
+        each, family, free = cores(client, settings.instance_type)
+        needed = release.reserved(each, settings.instance_count)
+        known = "unknown" if free is None else f"{free:g}"
+        busy = f", {release.reserved(each, scale.most)} under load" if scale else ""
+        gone = removed if beside or not live else [*removed, live]
+        freed = f", those of {' and '.join(gone)} are freed before" if gone else ""
+        yield f"quota        {needed} cores of {family} needed{busy}, {known} free{freed}"
+    except (DigitsError, HttpResponseError) as error:  # not every role may ask
+        yield f"quota        unknown: {explained(error)[:200]}"
+    steps = [f"{percent} %" for percent in settings.traffic_percent]
+    if not live:
+        steps = ["100 %"]
+    elif not beside:
+        steps = ["no service while it is replaced", "100 %"]
+    yield f"traffic      {', '.join(steps)}"
+    price = settings.price_an_hour
+    cost = "unknown; set azure.price_an_hour"
+    if price:
+        cost = f"{price * HOURS_A_DAY * settings.instance_count * (1 + beside):.2f}"
+        cost += ", the old revision's kept for rollback included" if beside else ""
+        cost += f", up to {scale.most / settings.instance_count:g} times that" if scale else ""
+    yield f"cost a day   {cost}"

@@ -1,0 +1,387 @@
+"""`digits deploy COMMAND`: what is at this commit, put into production and taken out again.
+
+A revision is a deployment whose name stands for the bytes of model and code and for its settings;
+what is live stands in the endpoint's tags, which change together with its traffic. So a run that
+died half-way leaves nothing that the next one could take for done.
+"""
+
+import argparse
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
+
+from core.dataset import Digits, read_pool
+from core.errors import DigitsError
+from core.files import write_text
+from mlops.azure import connection, revisions
+from mlops.azure.endpoint import Answer, Target
+from mlops.azure.errors import LOGS, explained
+from mlops.azure.revisions import Recipe
+from mlops.azure.workspace import connect
+from mlops.deploy import lease, plan, release
+from mlops.deploy.release import TEST, Params, Release
+
+
+class Deployer:
+    """The commands on one endpoint."""
+
+    def __init__(self, target: Target, settings: Params, wait: bool) -> None:
+        """Take an endpoint; `wait` for another deployment instead of stopping."""
+        self.target, self.settings, self.wait = target, settings, wait
+        self.held: Callable[[], bool] = lambda: True  # until `alone` says
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lease."""
+        seconds = self.settings.lease_seconds
+        place = (self.target.workspace, self.target.name, seconds, self.wait)
+        with lease.held(*place) as self.held:
+            yield
+
+    def still_alone(self) -> None:
+        """Raise DigitsError when the lease was lost."""
+        if not self.held():
+            raise DigitsError("the lease was lost, so another deployment may be at work; run again")
+
+    def some_digits(self) -> Digits:
+        """Return the first digits of the test pool: known answers, which are collected, too."""
+        task = self.target.task
+        class_count = len(task.classes)
+        known = read_pool(TEST, class_count, task.image_size)[0]
+        count = min(self.settings.smoke.digits, len(known.images))
+        return Digits(known.images[:count], known.labels[:count], known.name, False, class_count)
+
+    # apply ----------------------------------------------------------------------------------------
+
+    def apply(self, new: Release) -> None:
+        """Make a release live."""
+        with self.alone():
+            endpoint = self.target.settled()
+            release.refuse_bad_metrics(self.target.commit(endpoint))
+            for name, (has, wanted) in self.target.differing(endpoint).items():
+                raise DigitsError(
+                    f"azure.{name} is {wanted}, but {self.target.name} was made with {has}, and "
+                    "its clients rely on it; put it back, or `digits deploy destroy` first"
+                )
+            if endpoint is None:
+                self.target.create()
+                endpoint = self.target.settled()
+            elif str(endpoint.provisioning_state).lower().endswith("failed"):
+                self.target.put(dict(endpoint.traffic))  # as it is: it may serve all the same
+                endpoint = self.target.settled()
+            live, _ = self.mended(endpoint)
+            self.settle(endpoint)
+            states = self.target.deployments()
+            if live == new.name and "paused" not in endpoint.tags:
+                try:
+                    self.target.smoke(live, self.some_digits(), new.model_version)
+                except DigitsError as error:
+                    if states[live] == "succeeded":
+                        raise
+                    print(f"{live} is made anew: it is {states[live]} ({error}).", flush=True)
+                    live = self.instead_of(live, endpoint.tags.get("previous"), states)
+                else:
+                    print(f"{live} is live already: nothing to change.")
+                    return
+            for name in states:
+                if name not in (live, new.name) or (
+                    name == new.name and states[name] != "succeeded"
+                ):
+                    self.target.remove(name)
+            order = 1 + max((one.order for one in revisions.known(endpoint).values()), default=0)
+
+            def create() -> Recipe:
+                if states.get(new.name) == "succeeded":
+                    base = revisions.known(endpoint).get(new.name)
+                    return base or self.target.deploy(new, order)
+                return self.target.deploy(new, order)
+
+            self.switch(new.name, live, create, new.model_version)
+
+    def instead_of(self, live: str, previous: str | None, states: dict[str, str]) -> str | None:
+        """Let the previous revision serve, if it is fit, while what is live is made anew."""
+        if previous and states.get(previous) == "succeeded":
+            with contextlib.suppress(DigitsError):
+                self.target.smoke(previous, self.some_digits(), None)
+                print(f"{previous} serves meanwhile.", flush=True)
+                self.target.put({previous: 100}, live=previous, previous=None)
+                return previous
+        self.target.put({})
+        return None
+
+    def settle(self, endpoint: Any) -> None:
+        """Put into force what is the endpoint's, not a revision's."""
+        if endpoint.public_network_access.lower() != self.target.access:
+            print(f"Public access is {self.target.access} from now.", flush=True)
+            self.target.put(dict(self.target.settled().traffic))
+        self.target.keep(self.settings.collection_days)  # of what was collected, too
+
+    def mended(self, endpoint: Any) -> tuple[str | None, str | None]:
+        """Put traffic where the tags say, should a run have died; return live, previous."""
+        tags = endpoint.tags
+        traffic = {name: share for name, share in endpoint.traffic.items() if share}
+        self.target.state(tags.get("live"))  # it may be scaled at this moment
+        live = revisions.serving(endpoint, self.target.deployments())
+        wanted = {live: 100} if live and "paused" not in tags else {}
+        if traffic != wanted:
+            print("An earlier run stopped half-way; its traffic goes back first.", flush=True)
+            self.target.put(wanted)
+        return live, tags.get("previous")
+
+    def switch(
+        self, new: str, live: str | None, create: Callable[[], Recipe], version: str | None
+    ) -> None:
+        """Create a deployment, try it, give it the traffic; on any failure go back."""
+        digits = self.some_digits()
+        in_place = self.settings.strategy == "in_place" and live not in (None, new)
+        endpoint = self.target.settled()
+        tags: dict[str, str | None] = {
+            name: endpoint.tags.get(name) for name in ("live", "previous", "paused")
+        }
+        # An in_place apply that was killed took it down; so it is what a failure goes back to.
+        fallen = tags["live"] if live is None and tags["paused"] is None else None
+        fallen = None if fallen == new else fallen
+        old = revisions.known(endpoint).get(live or fallen or "")
+        self.target.authorise()  # now: where one logs in for minutes alone, it would be too late
+        if in_place and old is None:
+            raise DigitsError(f"{live} has no record to restore it from; use strategy blue_green")
+        lost = old if fallen else None
+        try:
+            if in_place and live:
+                print(
+                    f"No service from now until {new} is healthy (strategy in_place).", flush=True
+                )
+                self.target.put({})
+                lost = old
+                self.target.remove(live)
+            recipe = create()
+            self.still_alone()
+            known = self.target.smoke(new, digits, version)
+            print(f"{new} is healthy and passed the smoke test.", flush=True)
+            if live and live != new and not in_place:
+                self.step(new, live, version, digits, known)
+            self.still_alone()
+            endpoint = self.target.settled()
+            kept = tags["live"] if tags["live"] != new else tags["previous"]
+            kept = kept if kept != new else None
+            made = revisions.tags(endpoint, new, recipe)
+            self.target.put({new: 100}, live=new, previous=kept, paused=None, **made)
+            self.watch(new, 100, version, digits, known)
+        except BaseException as error:
+            notes = self.undo(new, live or fallen, tags, lost)
+            raise DigitsError(explained(error) + notes) from error
+        print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
+
+    def step(
+        self, new: str, live: str, version: str | None, digits: Digits, known: list[Answer]
+    ) -> None:
+        """Give the new deployment its traffic bit by bit."""
+        for percent in self.settings.traffic_percent[:-1]:
+            self.still_alone()
+            self.target.put({new: percent, live: 100 - percent})
+            self.watch(new, percent, version, digits, known)
+
+    def watch(
+        self, new: str, percent: int, version: str | None, digits: Digits, known: list[Answer]
+    ) -> None:
+        """Ask the endpoint as its clients do, for as long as a step takes, at least once.
+
+        What the new deployment answers must be what it answered by name: a few digits could not
+        tell how many it reads rightly.
+        """
+        print(f"{percent} % of the traffic goes to {new}.", flush=True)
+        deadline = time.monotonic() + self.settings.step_seconds
+        for image, before in zip(digits.images, known, strict=True):
+            answer = self.target.ask(image)
+            if answer.deployment == new:
+                self.target.recognise(answer, version)
+                if answer.digit != before.digit:
+                    raise DigitsError(
+                        f"{new} read a digit as {answer.digit} that it read as {before.digit} first"
+                    )
+        number = 0
+        while time.monotonic() < deadline:
+            self.target.ask(digits.images[number % len(digits.images)])
+            number += 1
+            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+
+    def undo(
+        self, new: str, live: str | None, tags: dict[str, str | None], lost: Recipe | None
+    ) -> str:
+        """Put the traffic back, save the new deployment's logs, remove it; return what was done."""
+        if not self.held():
+            return "; all is left as it is, for who holds the lease now, or for the next apply"
+        notes = []
+
+        def attempt(what: str, action: Callable[[], object]) -> None:
+            try:
+                action()
+                notes.append(what)
+            except Exception as error:
+                notes.append(f"NOT {what} ({explained(error)}), which the next apply mends")
+
+        def discard() -> None:
+            if new not in (live, tags.get("previous")):
+                file = LOGS / f"{new}.log"
+                with contextlib.suppress(Exception):  # there may be none
+                    write_text(file, self.target.logs(new) + "\n")
+                    notes.append(f"its logs are in {file}")
+                attempt(f"{new} was removed", lambda: self.target.remove(new))
+
+        gone = lost is not None
+        with contextlib.suppress(Exception):  # who does not know takes it for gone
+            gone = gone and self.target.deployments().get(live or "") != "succeeded"
+        up = live is not None and tags.get("paused") is None
+        if gone and lost and live:
+            attempt("no deployment has traffic", lambda: self.target.put({}))
+            discard()  # first: a small quota has no room for both
+            attempt(f"{live} was deployed again", lambda: self.target.redeploy(live, lost))
+            with contextlib.suppress(Exception):
+                up = up and self.target.state(live) == "succeeded"
+        wanted = {live: 100} if live and up else {}
+        attempt(
+            f"traffic is back at {live}" if wanted else "no deployment has traffic",
+            lambda: self.target.put(wanted, **tags),
+        )
+        if not gone:
+            discard()
+        return "; ".join(["", *notes])
+
+    # The other commands ---------------------------------------------------------------------------
+
+    def rollback(self, revision: str | None) -> None:
+        """Give the traffic back to the previous revision, or to a named one."""
+        before = (self.target.get() or self.existing()).tags.get("live")
+        with self.alone():
+            endpoint = self.existing()
+            now = endpoint.tags.get("live")
+            if revision is None and now != before:
+                raise DigitsError(
+                    f"while this waited for another deployment, {now} came in place of {before}; "
+                    "name the revision to go back to, as `digits deploy status` lists them"
+                )
+            live, previous = self.mended(endpoint)
+            name = revision or previous
+            recipes = revisions.known(endpoint)
+            if name is None:
+                raise DigitsError(
+                    "there is no previous revision; `digits deploy status` lists them"
+                )
+            if name not in recipes:
+                raise DigitsError(f"{name}: no such revision; known are {', '.join(recipes)}")
+            if name == live:
+                raise DigitsError(f"{name} is live already")
+            self.back_to(name, live, recipes[name])
+
+    def back_to(self, name: str, live: str | None, recipe: Recipe) -> None:
+        """Switch to a revision that once was live, deployed again if need be."""
+        states = self.target.deployments()
+
+        def create() -> Recipe:
+            if states.get(name) != "succeeded":
+                for other in states:  # a quota for two has no room for three
+                    if other != live:
+                        self.target.remove(other)
+                self.target.redeploy(name, recipe)
+            return recipe
+
+        if states.get(name) == "succeeded":  # it has served before: all at once, within seconds
+            at_once: dict[str, Any] = {"traffic_percent": (100,), "step_seconds": 0.0}
+            self.settings = replace(self.settings, strategy="blue_green", **at_once)
+        self.switch(name, live, create, None)
+
+    def pause(self) -> None:
+        """Delete the deployments, which cost money; keep the endpoint and its records."""
+        with self.alone():
+            endpoint = self.existing()
+            live = endpoint.tags.get("live")
+            if live is None:
+                raise DigitsError("nothing is live, so there is nothing to pause")
+            self.target.put({}, paused="yes")
+            for name in self.target.deployments():
+                self.target.remove(name)
+            print(f"Paused: no deployment is left; `digits deploy resume` brings {live} back.")
+
+    def resume(self) -> None:
+        """Bring back what was live when it was paused."""
+        with self.alone():
+            endpoint = self.existing()
+            if "paused" not in endpoint.tags:
+                raise DigitsError("it is not paused; `digits deploy status` tells what is live")
+            name = endpoint.tags["live"]
+            self.back_to(name, None, revisions.known(endpoint)[name])
+
+    def destroy(self) -> None:
+        """Delete the endpoint, what runs behind it, what it collected, and its records."""
+        with self.alone():
+            self.target.delete()
+        lease.forget(self.target.workspace, self.target.name)
+        print(f"{self.target.name} is gone with all that it had, and nothing runs.")
+
+    def existing(self) -> Any:
+        """Return the endpoint; raise DigitsError when there is none."""
+        endpoint = self.target.settled()
+        if endpoint is None:
+            raise DigitsError(
+                f"there is no endpoint {self.target.name}; `digits deploy apply --workspace "
+                f"{self.target.workspace.kind}` first"
+            )
+        return endpoint
+
+    def status(self) -> None:
+        """Print what is there."""
+        endpoint = self.target.get()
+        if endpoint is None:
+            print(f"endpoint {self.target.name}: absent")
+            return
+        paused = ", paused" if "paused" in endpoint.tags else ""
+        print(f"endpoint {self.target.name}: {endpoint.scoring_uri}{paused}")
+        states = self.target.deployments()
+        recipes = revisions.known(endpoint)
+        for name in dict.fromkeys([*recipes, *states]):
+            share = endpoint.traffic.get(name, 0)
+            marks = [mark for mark in ("live", "previous") if endpoint.tags.get(mark) == name]
+            made = f"model {recipes[name].model}" if name in recipes else "not yet live"
+            state = states.get(name, "not deployed")
+            print(f"  {name}  {share:3} %  {state:12}  {made}  {' '.join(marks)}".rstrip())
+
+    def plan(self, new: Release) -> None:
+        """Print what `apply` would change; change nothing."""
+        print("\n".join(plan.lines(self.target, new)))
+
+
+def main(arguments: list[str]) -> None:
+    """Run one command on one workspace."""
+    parser = argparse.ArgumentParser(prog="digits deploy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("plan", "apply", "status", "rollback", "pause", "resume", "destroy"):
+        command = commands.add_parser(name, help=getattr(Deployer, name).__doc__)
+        connection.add_workspace(command, "azure")
+        command.add_argument("--wait", action="store_true", help="for another deployment's end")
+        if name == "rollback":
+            command.add_argument("revision", nargs="?", help="as `status` names it")
+    asked = parser.parse_args(arguments)
+    settings, task = release.load()
+    new = release.read(settings) if asked.command in ("plan", "apply") else None
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        target = Target(connect(asked.workspace), settings, task)
+        deployer = Deployer(target, settings, asked.wait)
+        action = getattr(deployer, asked.command)
+        if new:
+            action(new)
+        elif asked.command == "rollback":
+            action(asked.revision)
+        else:
+            action()
+    except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
+        raise DigitsError(explained(error)) from error

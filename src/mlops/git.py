@@ -1,0 +1,96 @@
+"""What git knows: the commit to compare with, and files as they were there.
+
+Nothing is checked out and no blob is needed: metrics, curves, params.yaml and dvc.lock are in git.
+"""
+
+import subprocess
+from dataclasses import dataclass
+
+from core.errors import DigitsError
+
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The commit to compare with."""
+
+    commit: str | None  # None: there is nothing to compare with
+    said: str  # how it was found, or why there is none and what to do
+    broken: bool = False  # there should be one: what it would tell cannot be judged
+
+
+def git(*arguments: str) -> bytes | None:
+    """Return what git prints, None when it ends with an error."""
+    command = ["git", "-c", "core.quotePath=false", *arguments]
+    done = subprocess.run(command, capture_output=True)
+    return done.stdout if done.returncode == 0 else None
+
+
+def line(*arguments: str) -> str:
+    """Return the first line that git prints, empty when it ends with an error."""
+    return (git(*arguments) or b"").decode(errors="replace").partition("\n")[0].strip()
+
+
+def require_root() -> None:
+    """Raise DigitsError unless this is the root of a git repository: all paths start there."""
+    below = git("rev-parse", "--show-prefix")
+    if below is None:
+        raise DigitsError("this folder is in no git repository; run from the project's root")
+    if below.strip():
+        raise DigitsError(
+            f"this is the folder {below.decode(errors='replace').strip()} of a git repository; "
+            "run from the project's root"
+        )
+
+
+def commit(revision: str) -> str | None:
+    """Return the id of the commit that a revision names, None when there is none."""
+    return line("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") or None
+
+
+def show(revision: str, path: str) -> bytes | None:
+    """Return a file's bytes at a revision, None when it is not there."""
+    return git("show", f"{revision}:{path}")
+
+
+def changed(*paths: str) -> list[str]:
+    """Return the files below `paths` that differ from the last commit, new ones too."""
+    listing = git("status", "--porcelain", "-z", "--no-renames", "--", *paths) or b""
+    return [entry[3:].decode(errors="replace") for entry in listing.split(b"\0") if entry]
+
+
+def unmerged() -> list[str]:
+    """Return the files that a merge left in conflict."""
+    listing = git("diff", "--name-only", "-z", "--diff-filter=U") or b""
+    return [name.decode(errors="replace") for name in listing.split(b"\0") if name]
+
+
+def find_base(revision: str | None) -> Base:
+    """Return the merge base of HEAD with `revision`, or else with main; on main its first parent.
+
+    Histories without a common commit are compared tip with tip, unless the clone is shallow.
+    """
+    head = commit("HEAD")
+    if head is None or (revision and not revision.strip("0")):
+        return Base(None, "nothing is committed yet, so there is nothing to compare with")
+    shallow = line("rev-parse", "--is-shallow-repository") == "true"
+    deepen = "this clone is shallow and lacks the base; run 'git fetch --unshallow'"
+    if not revision:
+        branch = line("branch", "--show-current")
+        revision = next((name for name in (f"origin/{MAIN}", MAIN) if commit(name)), None)
+        if branch == MAIN or not revision or (not branch and commit(revision) == head):
+            parent = commit("HEAD^")
+            if parent is None and shallow:
+                return Base(None, deepen, broken=True)
+            return Base(parent, "first parent" if parent else "the first commit has no base")
+    tip = commit(revision)
+    if tip is None:
+        mend = deepen if shallow else "run 'git fetch origin' or correct --base"
+        return Base(None, f"{revision} is no commit here; {mend}", broken=True)
+    shared = line("merge-base", "HEAD", tip)
+    if shared:
+        return Base(shared, f"merge base with {revision}")
+    if shallow:
+        return Base(None, deepen, broken=True)
+    return Base(tip, f"{revision} itself: no merge base, the histories share no commit")

@@ -1,0 +1,235 @@
+"""Files scored by a batch endpoint of the workspace: uploaded, scored by its cluster, fetched.
+
+A folder that lies in one of the workspace's datastores already is scored where it is.
+One file is one mini-batch, so cut a large one to use several processes. What was done stands in
+the answers' folder: a run that was stopped goes on with its job.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from azure.ai.ml import Input, Output
+from azure.ai.ml.constants import AssetTypes, BatchDeploymentOutputAction
+from azure.ai.ml.entities import (
+    BatchEndpoint,
+    BatchRetrySettings,
+    CodeConfiguration,
+    Environment,
+    ModelBatchDeployment,
+    ModelBatchDeploymentSettings,
+    ResourceConfiguration,
+)
+from azure.core.exceptions import ResourceNotFoundError
+from azure.storage.blob import ContainerClient
+
+from core.errors import DigitsError
+from core.files import replacing, sha256, write_text
+from digits.serving import batch
+from mlops.azure.assets import BATCH_ENVIRONMENT, OWNER
+from mlops.azure.endpoint import SCORED, Target
+from mlops.azure.revisions import MODEL
+from mlops.azure.workspace import quiet, store
+from mlops.deploy import release
+from mlops.deploy.release import Params, Release
+
+CODE = ("batch.py", "score.py", "request.py")
+URI = "azureml://datastores/workspaceblobstore/paths/{}"
+OTHERS = 10  # deployments that stay, for their jobs may run; an endpoint has 20 at most
+JOB = "job.json"  # in the answers' folder
+# What batch.py imports, in the model's own versions, and what Azure's batch driver needs beside
+# it: that holds back NumPy and pyarrow, so all of the lock cannot be installed with it.
+PINNED = ["azureml-ai-monitoring", "azureml-inference-server-http", "keras", "pandas", "pillow"]
+PINNED += ["tensorflow", "tensorflow-cpu"]
+DRIVER = ["azureml-core", "azureml-dataset-runtime[fuse]>=1.61"]
+STORED = re.compile("azureml://datastores/([A-Za-z0-9_]+)/paths/(.+?)/?")
+DONE, FAILED = ("Completed",), ("Failed", "Canceled", "NotResponding")
+
+
+class Batch:
+    """The batch endpoint of a workspace, and one deployment for this commit's model."""
+
+    def __init__(self, target: Target, new: Release, script: str | None) -> None:
+        """Name endpoint and deployment by what they are made of."""
+        self.target, self.new, self.script = target, new, script
+        self.settings: Params = target.settings
+        self.client = target.client
+        self.own = self.settings.batch
+        self.name = target.batch
+        names = release.git("ls-files", "-z", str(new.code)).split("\0")
+        self.code = [Path(name) for name in names if Path(name).name in CODE]
+        if new.code / "batch.py" not in self.code:
+            raise DigitsError(f"params.yaml: azure.code: git has no {new.code}/batch.py")
+        (*_, pip) = new.conda["dependencies"]
+        packages = pip["pip"] if isinstance(pip, dict) else []
+        pinned = [line for line in packages if line.partition("==")[0] in PINNED]
+        self.conda = new.conda | {
+            "dependencies": [*new.conda["dependencies"][:1], "pip", {"pip": pinned + DRIVER}]
+        }
+        made_of = [repr(self.own), self.settings.image, json.dumps(self.conda), new.package_hash]
+        made_of += [script or "", *(f"{path.name} {sha256(path)}" for path in self.code)]
+        self.digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:10]
+        self.deployment = f"b{self.digest}"
+
+    def prepare(self) -> None:
+        """Create what is absent of endpoint and deployment, and make that the default."""
+        endpoints, deployments = self.client.batch_endpoints, self.client.batch_deployments
+        with quiet():
+            try:
+                endpoint: Any = endpoints.get(self.name)
+            except ResourceNotFoundError:
+                endpoints.begin_create_or_update(BatchEndpoint(name=self.name)).result()
+            known = list(deployments.list(self.name))
+            states = {one.name: str(one.provisioning_state) for one in known}
+            if states.get(self.deployment) != "Succeeded":
+                self._deploy()
+            endpoint = endpoints.get(self.name)
+            defaults = endpoint.defaults
+            if getattr(defaults, "deployment_name", None) != self.deployment:
+                endpoint.defaults = {"deployment_name": self.deployment}
+                endpoints.begin_create_or_update(endpoint).result()
+            others = [one for one in known if one.name != self.deployment]
+            others.sort(key=lambda one: one.creation_context.created_at)
+            for one in others[:-OTHERS]:
+                deployments.begin_delete(one.name, self.name).result()
+
+    def _deploy(self) -> None:
+        own = self.own
+        version = self.target.register(self.new)
+        environment = Environment(
+            name=BATCH_ENVIRONMENT,
+            version=self.digest,
+            image=self.settings.image,
+            conda_file=self.conda,
+            tags={OWNER: self.target.name},
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            for path in self.code:
+                (Path(folder) / path.name).write_bytes(path.read_bytes())
+            deployment = ModelBatchDeployment(
+                name=self.deployment,
+                endpoint_name=self.name,
+                model=f"{self.target.scope}/models/{MODEL}/versions/{version}",
+                code_configuration=CodeConfiguration(code=folder, scoring_script="batch.py"),
+                environment=environment,
+                compute=own.compute,
+                resources=ResourceConfiguration(instance_count=own.instances),
+                settings=ModelBatchDeploymentSettings(
+                    mini_batch_size=1,
+                    max_concurrency_per_instance=own.processes,
+                    output_action=BatchDeploymentOutputAction.SUMMARY_ONLY,
+                    retry_settings=BatchRetrySettings(
+                        max_retries=own.retries, timeout=own.timeout_seconds
+                    ),
+                    error_threshold=0,
+                    logging_level="info",
+                    environment_variables={batch.SCRIPT: self.script or ""},
+                ),
+            )
+            self.client.batch_deployments.begin_create_or_update(
+                deployment, skip_script_validation=True
+            ).result()
+
+    def score(self, source: list[Path] | str, out: Path) -> None:
+        """Let files or the address of a stored folder be scored, fetch the answers into `out`.
+
+        Raises DigitsError when that is no such address, or nothing lies there.
+        """
+        if isinstance(source, str):
+            contents, what = self._listed(source), source
+        else:
+            contents = "\n".join(sorted(f"{path.name} {sha256(path)}" for path in source))
+            what = f"{len(source)} files"
+        run = hashlib.sha256(f"{self.digest}\n{contents}".encode()).hexdigest()[:16]
+        folder = f"{SCORED.format(endpoint=self.name)}/{run}"
+        container = store(self.target.workspace)
+        out.mkdir(parents=True, exist_ok=True)
+        name = self._known(out / JOB, run)
+        if name is None:
+            self.prepare()
+            uri = source if isinstance(source, str) else URI.format(f"{folder}/input")
+            for path in () if isinstance(source, str) else source:
+                with path.open("rb") as data:
+                    container.upload_blob(f"{folder}/input/{path.name}", data, overwrite=True)
+            name = self._invoke(f"{uri.rstrip('/')}/", folder)
+            write_text(out / JOB, json.dumps({"run": run, "job": name}) + "\n")
+        print(f"job {name} scores {what} on {self.own.compute}", flush=True)
+        self.wait(name, container, folder)
+        fetch(container, f"{folder}/answers/", out)
+
+    def _listed(self, uri: str) -> str:
+        """Return what tells a stored folder's contents from others."""
+        match = STORED.fullmatch(uri)
+        if match is None:
+            form = "azureml://datastores/NAME/paths/FOLDER"
+            raise DigitsError(f"{uri}: is no address of a folder in the workspace; write {form}")
+        name, folder = match.groups()
+        found = list(store(self.target.workspace, name).list_blobs(name_starts_with=f"{folder}/"))
+        names = [place.name for blob in found if not batch.ignored(place := Path(blob.name))]
+        if not names:
+            raise DigitsError(f"{uri}: no file lies there; is it the folder, not a file?")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise DigitsError(f"{uri}: two files are named {min(twice)}; score their folders alone")
+        return "\n".join([uri, *sorted(f"{one.name} {one.size} {one.etag}" for one in found)])
+
+    def _known(self, path: Path, run: str) -> str | None:
+        """Return the job in which these files are scored already, if there is one."""
+        if not path.exists():
+            return None
+        try:
+            known = json.loads(path.read_text("utf-8"))
+            other, job = known["run"] != run, str(known["job"])
+        except (ValueError, KeyError, TypeError) as error:
+            mend = "choose another --out"
+            raise DigitsError(f"{path}: is not of `digits score` ({error!r}); {mend}") from None
+        if other:
+            raise DigitsError(f"{path}: is of other files or another model; choose another --out")
+        try:
+            return None if self._status(job) in FAILED else job
+        except ResourceNotFoundError:
+            return None
+
+    def _status(self, job: str) -> str:
+        status = self.client.jobs.get(job).status
+        return str(getattr(status, "value", status))
+
+    def _invoke(self, uri: str, folder: str) -> str:
+        with quiet():
+            job = self.client.batch_endpoints.invoke(
+                endpoint_name=self.name,
+                deployment_name=self.deployment,  # the default may be another's by now
+                inputs={"digits": Input(type=AssetTypes.URI_FOLDER, path=uri)},
+                outputs={
+                    "score": Output(
+                        type=AssetTypes.URI_FOLDER, path=URI.format(f"{folder}/answers/")
+                    )
+                },
+            )
+        return str(job.name)
+
+    def wait(self, name: str, container: ContainerClient, folder: str) -> None:
+        """Return when the job is completed; raise DigitsError with the reason when it fails."""
+        while (status := self._status(name)) not in DONE:
+            if status in FAILED:
+                faults = [
+                    container.download_blob(blob).readall().decode()
+                    for blob in container.list_blob_names(name_starts_with=f"{folder}/answers/")
+                    if blob.endswith("/" + batch.ERROR)
+                ]
+                told = "; ".join(faults) or "see its log"
+                raise DigitsError(f"job {name} ended as {status}: {told}; mend that and run again")
+            time.sleep(self.target.workspace.poll_seconds)
+
+
+def fetch(container: ContainerClient, prefix: str, out: Path) -> None:
+    """Download the answers; the marks that say that they are whole come last."""
+    names = sorted(container.list_blob_names(name_starts_with=prefix))
+    names = [name for name in names if not name.endswith(batch.ERROR)]  # of an earlier try
+    for name in sorted(names, key=lambda name: name.endswith(batch.SUCCESS)):
+        path = out / name.removeprefix(prefix)
+        with replacing(path) as partial:
+            partial.write_bytes(container.download_blob(name).readall())

@@ -1,0 +1,337 @@
+"""Sending a stream of requests to an endpoint: nothing is lost and nothing counted twice.
+
+A request without an answer is sent again, under the same id, so that whoever counts by id counts
+it once; until it has one, save when it gets 500 or 424 again and again while others are answered:
+then the model refuses it. True labels are written when the story reaches their time.
+"""
+
+import contextlib
+import datetime
+import http.client
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from azure.core.exceptions import AzureError
+from pydantic_core import from_json, to_json
+from tqdm import tqdm
+
+from core.errors import DigitsError
+from core.files import write_text
+from digits.production.traffic import Stream
+from mlops.azure import collected
+from mlops.azure.endpoint import Target
+
+ROWS = 1000  # requests whose images are in memory at a time
+LABELS_AT_ONCE = 10_000
+UNSURE = {0, 404, 408, 424, 425, 429}  # no answer yet, as 5xx: the same request may get one later
+OF_THE_MODEL = {424, 500}  # what the same request may get for ever
+TRIES = 5  # of such a request, while others are answered
+FAILED_SECONDS = 90.0  # that such a request is tried when no other shows whether it is to blame
+REFUSED_FIRST = 100  # refused requests, none having been answered, after which it stops
+PATIENCE_SECONDS = 600.0  # without any answer, until it stops
+TOLD_SECONDS = 2.0  # without any answer, until that is told
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between two tries; each doubles the last
+TICK_SECONDS, SAVE_SECONDS = 0.1, 1.0
+
+
+@dataclass
+class Reached:
+    """How far a run has come: all that `--resume` needs."""
+
+    run: str  # the beginning of its requests' ids, so that no two runs share one
+    stream: str  # a hash of what the stream is made of
+    first: int  # the numbers of its first request and of the one after its last
+    stop: int
+    following: int  # every request before this one is done
+    done: list[int] = field(default_factory=list)  # those beyond that are done as well
+    refused: list[int] = field(default_factory=list)  # done without an answer
+    labels: int = 0  # of the stream's labels in their order, written or passed over
+    labels_written: int = 0
+    retried: int = 0
+    answered: dict[str, int] = field(default_factory=dict)  # by script
+    right: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many requests are done."""
+        return sum(self.answered.values()) + len(self.refused)
+
+
+class Link:
+    """One kept connection to the endpoint."""
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        """Take the endpoint's address."""
+        place = urlsplit(url)
+        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+        self.connection = kinds[place.scheme](place.netloc, timeout=timeout_seconds)
+        self.path = place.path
+
+    def post(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, float]:
+        """Return status, body and the seconds to wait that the server asks for.
+
+        The status is 0 when nothing came back, and the body then says why.
+        """
+        try:
+            self.connection.request("POST", self.path, body, headers)
+            answer = self.connection.getresponse()
+            seconds = answer.headers.get("Retry-After", "")
+            return answer.status, answer.read(), float(seconds) if seconds.isdigit() else 0.0
+        except (OSError, http.client.HTTPException) as error:
+            self.close()  # the next request opens it again
+            return 0, (str(error) or repr(error)).encode(), 0.0
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+class Run:
+    """One run: threads that send, and what they share under a lock."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        classes: tuple[str, ...],
+        target: Target,
+        reached: Reached,
+        speed: float | None,
+    ) -> None:
+        """Take up a run where it is; with `speed` None it goes as fast as it can."""
+        self.stream, self.classes, self.target = stream, classes, target
+        self.reached, self.speed = reached, speed
+        self.lock, self.stopping = threading.Lock(), threading.Event()
+        self.failure: BaseException | None = None
+        self.headers = target.authorise()
+        self.done = set(reached.done)
+        self.jobs = self._jobs(frozenset(self.done))
+        self.clock = self.origin = int(stream.times[min(reached.following, len(stream) - 1)])
+        self.began = self.answered_at = time.monotonic()
+        self.already = reached.count
+        self.failing_since: float | None = None  # when the first try failed since an answer
+        self.reason = ""  # of the last try that failed
+        self.gap: float | None = None  # since when there is no answer, once that was told
+        self.labels = stream.known_labels()
+
+    # What each thread does ------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Send requests, one after another, until none is left."""
+        timeout = self.target.settings.request_timeout_seconds + 5
+        try:
+            with contextlib.closing(Link(self.headers["url"], timeout)) as link:
+                while not self.stopping.is_set():
+                    with self.lock:
+                        job = next(self.jobs, None)
+                    if job is None:
+                        break
+                    number, story_time, name, body = job
+                    if self.speed:
+                        due = self.began + (story_time - self.origin) / 1000 / self.speed
+                        self.stopping.wait(due - time.monotonic())
+                    self.clock = max(self.clock, story_time)
+                    self.ask(link, number, name, body)
+        except BaseException as error:
+            self.failure = self.failure or error
+            self.stopping.set()
+
+    def _jobs(self, done: frozenset[int]) -> Iterator[tuple[int, int, str, bytes]]:
+        """Yield number, time, id and body of each request that is not done."""
+        for start in range(self.reached.following, self.reached.stop, ROWS):
+            part = self.stream.part(start, min(start + ROWS, self.reached.stop))
+            for row, number in enumerate(part.index.tolist()):
+                if number not in done:
+                    name = f"{self.reached.run}-{part.ids[row]}"
+                    body = to_json({"data": [part.images[row].tolist()]})
+                    yield number, int(part.times[row]), name, body
+
+    def ask(self, link: Link, number: int, name: str, body: bytes) -> None:
+        """Send one request until it is answered or refused, or the run is to stop."""
+        pause, tries, began = FIRST_PAUSE_SECONDS, 0, time.monotonic()
+        while not self.stopping.is_set():
+            sent_at, headers = time.monotonic(), self.headers
+            status, answer, seconds = link.post(body, headers | {"x-ms-client-request-id": name})
+            if status == 200:
+                self.answered(number, answer)
+                return
+            text = f"{status or ''} {answer.decode(errors='replace')[:200]}".strip()
+            if status in (401, 403):
+                self.authorise_again(headers, text)
+            elif status in UNSURE or status >= 500:
+                since = self.failing(sent_at, text)
+                tries += self.answered_at > sent_at
+                hopeless = tries >= TRIES or sent_at - began > FAILED_SECONDS
+                if status in OF_THE_MODEL and hopeless:
+                    self.refused(number, text)
+                    return
+                if time.monotonic() - since > PATIENCE_SECONDS:
+                    raise DigitsError(
+                        f"{self.target.name} gave no answer for {PATIENCE_SECONDS:.0f} s ({text}); "
+                        "see to it, then go on with --resume"
+                    )
+            else:
+                self.refused(number, text)
+                return
+            with self.lock:
+                self.reached.retried += 1
+            self.stopping.wait(max(seconds, pause * random.uniform(0.5, 1)))
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def failing(self, sent_at: float, text: str) -> float:
+        """Note that a request got no answer and why; return since when none got one."""
+        with self.lock:
+            self.reason = text
+            self.failing_since = min(self.failing_since or sent_at, sent_at)
+            return self.failing_since
+
+    def answered(self, number: int, answer: bytes) -> None:
+        """Count an answer."""
+        try:
+            digit = from_json(answer)["predictions"][0]["digit"]
+        except (ValueError, KeyError, IndexError, TypeError):
+            self.refused(number, "200 with something else than predictions")
+            return
+        (label,), (script,) = self.stream.truth(np.array([number]))
+        with self.lock:
+            known = self.reached
+            known.answered[script] = known.answered.get(script, 0) + 1
+            right = digit == self.classes[label]
+            known.right[script] = known.right.get(script, 0) + int(right)
+            self._finish(number)
+            self.answered_at, self.failing_since = time.monotonic(), None
+
+    def refused(self, number: int, text: str) -> None:
+        """Count a request that no answer is to be had for."""
+        with self.lock:
+            self.reached.refused.append(number)
+            self._finish(number)
+            count = len(self.reached.refused)
+        if count == 1:
+            tqdm.write(f"request {number:,} is refused: {text}")
+        if count >= REFUSED_FIRST and not self.reached.answered:
+            raise DigitsError(f"{self.target.name} refuses every request: {text}")
+
+    def _finish(self, number: int) -> None:
+        self.done.add(number)
+        while self.reached.following in self.done:
+            self.done.discard(self.reached.following)
+            self.reached.following += 1
+
+    def authorise_again(self, refused: dict[str, str], text: str) -> None:
+        """Get a new key or token, once for all threads; raise DigitsError when it is the same."""
+        with self.lock:
+            if self.headers == refused:
+                self.headers = self.target.authorise()
+                if self.headers == refused:
+                    raise DigitsError(f"{self.target.name} does not accept the key: {text}")
+
+    # What the main thread does --------------------------------------------------------------------
+
+    def go(self, path: Path, concurrency: int) -> None:
+        """Send everything; what was reached is in the file `path` when it stops before the end."""
+        threads = [threading.Thread(target=self.work, daemon=True) for _ in range(concurrency)]
+        saved = 0.0
+        total = self.already + self.reached.stop - self.reached.following - len(self.done)
+        with tqdm(total=total, initial=self.already, unit="request", disable=None) as progress:
+            try:
+                for thread in threads:
+                    thread.start()
+                while any(thread.is_alive() for thread in threads):
+                    time.sleep(TICK_SECONDS)
+                    progress.update(self.reached.count - progress.n)
+                    self.tell_of_gaps()
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        self.write_labels(self.clock)
+                        self.save(path)
+                        saved = time.monotonic()
+                if self.failure:
+                    raise self.failure
+                self.write_last_labels()
+            finally:
+                self.stopping.set()
+                for thread in threads:
+                    thread.join()
+                progress.update(self.reached.count - progress.n)
+                self.save(path)
+
+    def tell_of_gaps(self) -> None:
+        """Print once that answers have stopped, and once that they are back."""
+        now = f"{datetime.datetime.now(datetime.UTC):%H:%M:%S} UTC"
+        with self.lock:
+            since, reason, answered_at = self.failing_since, self.reason, self.answered_at
+        if since is None and self.gap is not None:
+            tqdm.write(f"{now}: answers are back after {answered_at - self.gap:.0f} s")
+            self.gap = None
+        elif since is not None and self.gap is None:
+            silent = time.monotonic() - since
+            if silent > TOLD_SECONDS:
+                tqdm.write(f"{now}: no answer for {silent:.0f} s ({reason}); waiting")
+                self.gap = since
+
+    def write_labels(self, until: int | None) -> bool:
+        """Write the labels that became known until a time of the story; all, when it is None.
+
+        Returns whether the store took them; it tells of a failure, and the next call tries again.
+        """
+        known = self.reached
+        rows, place = [], known.labels
+        now = datetime.datetime.now(datetime.UTC)
+        with self.lock:
+            following, done, refused = known.following, set(self.done), set(known.refused)
+        for number in self.labels[place : place + LABELS_AT_ONCE].tolist():
+            if until is not None and self.stream.label_times[number] > until:
+                break
+            asked = known.first <= number < known.stop
+            here = number < following or number in done
+            if asked and here and number not in refused:
+                (label,), (script,) = self.stream.truth(np.array([number]))
+                (name,) = self.stream.ids_of(np.array([number]))
+                row = {"time": now, "request_id": f"{known.run}-{name}", "position": 0}
+                rows.append(row | {"label": self.classes[label], "script": script})
+            elif asked and not here:
+                break  # on its way
+            place += 1
+        try:
+            if rows:
+                collected.append_labels(self.target.workspace, self.target.name, rows)
+        except AzureError as error:
+            tqdm.write(f"the labels wait: {str(error).splitlines()[0][:200]}")
+            return False
+        known.labels, known.labels_written = place, known.labels_written + len(rows)
+        return True
+
+    def write_last_labels(self) -> None:
+        """Write all labels that are left; raise DigitsError when the store takes none for long."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.reached.labels < len(self.labels):
+            if not self.write_labels(None):
+                if time.monotonic() > deadline:
+                    raise DigitsError("the store takes no labels; go on with --resume later")
+                time.sleep(LONGEST_PAUSE_SECONDS)
+
+    def save(self, path: Path) -> None:
+        """Write what was reached."""
+        with self.lock:
+            self.reached.done = sorted(self.done)
+            text = json.dumps(asdict(self.reached))
+        write_text(path, text)
+
+    def report(self) -> None:
+        """Print what came of it."""
+        known = self.reached
+        answered = sum(known.answered.values())
+        rate = (known.count - self.already) / max(time.monotonic() - self.began, 1e-9)
+        print(
+            f"sent {known.count:,}, answered {answered:,}, sent again {known.retried:,} times, "
+            f"refused {len(known.refused):,}; {rate:.1f} requests/s"
+        )
+        for script, count in known.answered.items():
+            print(f"  {script}: {known.right[script] / count:.2%} of {count:,} right")
+        print(f"  {known.labels_written:,} true labels written")

@@ -1,0 +1,79 @@
+"""What a change may do to the metrics: section `review` of params.yaml, and the judgement."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from core import params
+from core.params import STRICT
+from mlops.review.compare import Row
+
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The bounds of one metric."""
+
+    __pydantic_config__ = STRICT
+
+    direction: Literal["higher", "lower"]  # which is better
+    floor: float  # no worse than this, whatever it was before
+    tolerance: NotNegative  # no worse than before by more than this
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """What is proposed when production drifts."""
+
+    __pydantic_config__ = STRICT
+
+    propose: bool  # by monitor.yml, as a pull request
+    # What the experiment changes in params.yaml, beside the labelled digits that it takes in.
+    set: dict[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")], bool | int | float | str]
+
+
+@dataclass(frozen=True)
+class Params:
+    """Section `review` of params.yaml."""
+
+    __pydantic_config__ = STRICT
+
+    retrain: Retrain
+    stage_seconds: dict[str, NotNegative]  # what a stage takes, for the time that is saved
+    gate: dict[str, dict[str, Rule]]  # by source and metric
+
+
+def load() -> Params:
+    """Return the section as it stands in params.yaml; raises DigitsError as params.py does."""
+    return params.section(Params, params.load(), "review")
+
+
+def judge(rows: list[Row], gate: dict[str, dict[str, Rule]]) -> list[str]:
+    """Return why the gate fails, nothing when it passes; a metric that is missing or NaN fails.
+
+    Where the base has no such metric, only the floor is asked for.
+    """
+    found = {(row.source, row.metric): row for row in rows}
+    reasons = []
+    for source, metrics in gate.items():
+        for metric, rule in metrics.items():
+            name, row = f"{source} {metric}", found.get((source, metric))
+            if row is None or row.after is None:
+                reasons.append(f"{name} is missing")
+            elif not math.isfinite(row.after):
+                reasons.append(f"{name} is {row.after}")
+            else:
+                sign = 1 if rule.direction == "higher" else -1
+                if sign * row.after < sign * rule.floor:
+                    side = "below" if sign > 0 else "above"
+                    reasons.append(f"{name} {row.after:g} is {side} its floor {rule.floor:g}")
+                if row.difference is not None:
+                    loss = round(-sign * row.difference, 9)
+                    if loss > rule.tolerance:
+                        reasons.append(
+                            f"{name} is worse by {loss:g}, its tolerance is {rule.tolerance:g}"
+                        )
+    return reasons

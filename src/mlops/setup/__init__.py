@@ -1,0 +1,1 @@
+"""Connect a repository with Azure, check the connection, and remove it."""

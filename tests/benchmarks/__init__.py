@@ -1,0 +1,1 @@
+"""Measurements of training, serving, drift detection and rendering: run by make targets."""

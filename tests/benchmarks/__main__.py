@@ -1,0 +1,24 @@
+"""Run one measurement: `python tests/benchmarks NAME ...`; NAME is a module of this folder."""
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent / "src"), str(TESTS)]
+
+from core import console  # noqa: E402
+
+NAMES = ("bench", "bench_serve", "bench_workers", "power", "realism")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the measurement named first with the other arguments; return the exit code."""
+    name = arguments[0] if arguments else ""
+    if name not in NAMES:
+        print(f"usage: python tests/benchmarks {{{','.join(NAMES)}}} ...", file=sys.stderr)
+        return 2
+    return console.run(name, f"benchmarks.{name}", arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

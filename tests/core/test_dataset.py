@@ -1,0 +1,205 @@
+"""CSV files, pools and `Digits`: what goes in comes out, and bad files are told exactly."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_digits
+
+from core.dataset import (
+    Digits,
+    concatenate,
+    read_csv,
+    read_pool,
+    write_csv,
+    write_pool,
+)
+from core.errors import DigitsError
+
+HEADER = ",".join(["label", *(f"pixel{index}" for index in range(784))])
+ROW = ",".join(["3", *["0"] * 784])
+
+
+def read(path: Path) -> Digits:
+    return read_csv(path, 28, 10, "mnist")
+
+
+def test_csv_round_trip(tmp_path: Path) -> None:
+    digits = random_digits(5000)  # more than one batch, more than one block
+    write_csv(tmp_path / "digits.csv", digits)
+    again = read(tmp_path / "digits.csv")
+    assert np.array_equal(again.images, digits.images)
+    assert np.array_equal(again.labels, digits.labels)
+    assert list(tmp_path.iterdir()) == [tmp_path / "digits.csv"]
+
+
+def test_csv_is_the_documented_text(tmp_path: Path) -> None:
+    digits = random_digits(3, size=8)
+    write_csv(tmp_path / "digits.csv", digits)
+    lines = (tmp_path / "digits.csv").read_bytes().split(b"\n")
+    assert lines[0] == b"label," + b",".join(b"pixel%d" % index for index in range(64))
+    row = [digits.labels[1], *digits.images[1].reshape(-1)]
+    assert lines[2] == ",".join(str(value) for value in row).encode()
+    assert lines[4:] == [b""]
+
+
+def test_windows_line_ends_are_read(tmp_path: Path) -> None:
+    (tmp_path / "digits.csv").write_bytes(f"{HEADER}\r\n{ROW}\r\n".encode())
+    assert read(tmp_path / "digits.csv").labels.tolist() == [3]
+
+
+def changed(value: str, column: int = 5) -> str:
+    """Return two rows, the second with another value in one column (0 is the label)."""
+    cells = ROW.split(",")
+    cells[column] = value
+    return f"{HEADER}\n{ROW}\n{','.join(cells)}\n"
+
+
+BAD = {
+    "missing column": (f"{HEADER}\n{ROW}\n{ROW[:-2]}\n", "row 3 has 784 columns instead of 785"),
+    "extra column": (f"{HEADER}\n{ROW},0\n", "row 2 has 786 columns instead of 785"),
+    "missing header column": (f"{HEADER[:-9]}\n{ROW}\n", "column 785 is '(none)'"),
+    "wrong header": (f"{HEADER.replace('label', 'class')}\n{ROW}\n", "is 'class' instead of"),
+    "label 10": (changed("10", 0), "row 3, column label: '10'"),
+    "label -1": (changed("-1", 0), "row 3, column label: '-1'"),
+    "label 1.5": (changed("1.5", 0), "row 3, column label: '1.5'"),
+    "pixel 256": (changed("256"), "row 3, column pixel4: '256'"),
+    "pixel -1": (changed("-1"), "row 3, column pixel4: '-1'"),
+    "pixel NaN": (changed("NaN"), "row 3, column pixel4: 'NaN'"),
+    "pixel nothing": (changed(""), "row 3, column pixel4: ''"),
+    "pixel text": (changed("ink"), "row 3, column pixel4: 'ink'"),
+    "pixel with a space": (changed(" 3"), "row 3, column pixel4: ' 3'"),
+    "pixel in hexadecimal": (changed("0x3"), "row 3, column pixel4: '0x3'"),
+    "pixel with zeros": (changed("007"), "row 3, column pixel4: '007'"),
+    "pixel of 200,000 letters": (changed("9" * 200_000), "row 3, column pixel4: '9999"),
+    "byte order mark": (f"\ufeff{HEADER}\n{ROW}\n", "byte order mark"),
+    "empty file": ("", "is empty"),
+    "truncated last row": (f"{HEADER}\n{ROW}\n{ROW[:300]}", "may be cut short"),
+    "truncated last row with line end": (f"{HEADER}\n{ROW}\n{ROW[:301]}\n", "row 3 has 151"),
+    "header only": (f"{HEADER}\n", "no rows"),
+    "blank line": (f"{HEADER}\n{ROW}\n\n{ROW}\n", "row 3 has"),
+    "two million columns": ("label" + ",pixel" * 2_000_000 + "\n", "column 2 is 'pixel'"),
+    "two million values": (f"{HEADER}\n{ROW}{',0' * 2_000_000}\n", "row 2 has 2,000,785"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_csv_is_told_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "digits.csv"
+    path.write_text(text)
+    with pytest.raises(DigitsError) as caught:
+        read(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "digits.csv"
+    path.write_bytes(bytes(range(256)) * 100)
+    with pytest.raises(DigitsError, match="not a text file"):
+        read(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "digits.csv"
+    write_csv(path, random_digits(2))
+    before = path.read_bytes()
+    broken = random_digits(2)
+    object.__setattr__(broken, "labels", None)
+    with pytest.raises(Exception, match="None"):
+        write_csv(path, broken)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_pool_round_trip_and_same_bytes(tmp_path: Path) -> None:
+    mnist = random_digits(20)
+    drawn = Digits(mnist.images[:5], mnist.labels[:5], "japanese", True, 10)
+    write_pool(tmp_path / "a.npz", [mnist, drawn])
+    write_pool(tmp_path / "b.npz", [mnist, drawn])
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:  # what Python's releases do differently
+        marks = {(entry.create_version, entry.extract_version) for entry in archive.infolist()}
+    assert marks == {(20, 20)}
+    again = read_pool(tmp_path / "a.npz", 10, 28)
+    assert [(part.name, part.script, part.rendered) for part in again] == [
+        ("mnist", "mnist", False),
+        ("japanese_rendered", "japanese", True),
+    ]
+    assert np.array_equal(again[1].images, drawn.images)
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def other(data: bytes) -> bytes:
+    return b"no pool"
+
+
+def no_archive(data: bytes) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+def test_a_pool_of_another_size_is_told(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool.npz", [random_digits(20, size=20)])
+    with pytest.raises(DigitsError, match=r"20 pixels a side, image_size in params\.yaml is 28"):
+        read_pool(tmp_path / "pool.npz", 10, 28)
+
+
+def test_a_pool_without_digits_is_told(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool.npz", [])
+    with pytest.raises(DigitsError, match="holds no digits"):
+        read_pool(tmp_path / "pool.npz", 10, 28)
+
+
+def test_a_row_that_ends_otherwise_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, random_digits(3))
+    rows = path.read_bytes().split(b"\n")
+    rows[2] += b"\r"
+    path.write_bytes(b"\n".join(rows))
+    with pytest.raises(DigitsError, match="row 3 ends its line otherwise"):
+        read(path)
+
+
+@pytest.mark.parametrize("damage", [cut, other, no_archive])
+def test_a_damaged_pool_is_told(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "pool.npz"
+    write_pool(path, [random_digits(20)])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DigitsError, match=r"pool\.npz: is damaged"):
+        read_pool(path, 10, 28)
+
+
+def test_digits_check_themselves() -> None:
+    good = random_digits(10)
+    with pytest.raises(DigitsError, match="3 images but 2 labels"):
+        Digits(good.images[:3], good.labels[:2], "mnist", False, 10)
+    with pytest.raises(DigitsError, match="uint8"):
+        Digits(good.images.astype(np.float32), good.labels, "mnist", False, 10)
+    with pytest.raises(DigitsError, match="digit 9 has label 9"):
+        Digits(good.images, good.labels, "mnist", False, 9)
+
+
+def test_concatenated_digits_are_rendered_only_if_all_are() -> None:
+    real = random_digits(3)
+    drawn = Digits(real.images, real.labels, "mnist", True, 10)
+    assert not concatenate([real, drawn]).rendered
+    assert concatenate([drawn, drawn]).rendered
+    assert len(concatenate([real, drawn])) == 6
+
+
+@pytest.mark.parametrize("entries", [{}, {"format": np.array(99)}], ids=["before", "after"])
+def test_a_pool_of_another_version_is_told(tmp_path: Path, entries: dict[str, np.ndarray]) -> None:
+    path = tmp_path / "pool.npz"
+    digits = random_digits(3)
+    arrays = {"mnist.images": digits.images, "mnist.labels": digits.labels} | entries
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DigitsError, match=r"pool\.npz: was written by another version"):
+        read_pool(path, 10, 28)

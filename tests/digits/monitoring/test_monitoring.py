@@ -1,0 +1,503 @@
+"""Windows, alarms, accuracy, gaps and the report of a production that is made up."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from core import params
+from core.dataset import Digits, write_pool
+from core.errors import DigitsError
+from digits.monitoring import analysis, report
+from digits.monitoring.analysis import Analysis, Params
+from digits.monitoring.drift import Reference
+from digits.monitoring.histograms import SIGNALS, Summary
+from digits.pipeline import monitor
+from digits.production import records
+
+CLASSES = tuple("0123456789")
+OWN = params.section(Params, params.load(), "monitor")
+START = 1_767_571_200_000  # 2026-01-05
+SECOND = 1000
+
+
+def answered(count: int, rng: np.random.Generator, foreign: float = 0.0) -> dict[str, Any]:
+    """Return columns of requests, a second each; a share of them foreign and read by chance."""
+    strange = rng.random(count) < foreign
+    images = np.zeros((count, 28, 28), np.uint8)
+    images[:, 10:18, 10:18] = 255
+    images[:, 0, 0] = rng.integers(0, 3, count)
+    truth = rng.integers(0, 10, count)
+    guessed = rng.integers(0, 10, count)
+    return {
+        "time": START + SECOND * np.arange(count),
+        "digit": np.where(strange, guessed, truth).astype(str),
+        "truth": truth.astype(str),
+        "script": np.where(strange, "devanagari", "mnist"),
+        "confidence": np.where(strange, rng.beta(5, 2, count), 1 - rng.beta(0.3, 60, count)),
+        "foreign": np.where(strange, rng.beta(6, 3, count), rng.beta(2, 20, count)),
+        "image": np.array([*(image.tobytes() for image in images), None], object)[:-1],
+    }
+
+
+def joined(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of parts one after another in time."""
+    whole = {name: np.concatenate([np.array(p[name]) for p in parts]) for name in parts[0]}
+    return whole | {"time": START + SECOND * np.arange(len(whole["time"]))}
+
+
+def batches(columns: dict[str, Any], version: str = "v1") -> list[pa.RecordBatch]:
+    """Return requests as batches of 700."""
+    count = len(columns["time"])
+    table = pa.table(
+        {
+            "time": pa.array(columns["time"], pa.timestamp("ms", tz="UTC")),
+            "request_id": [f"id-{number}" for number in range(count)],
+            "position": pa.array(np.zeros(count, np.uint16)),
+            "deployment": ["blue"] * count,
+            "model_version": [version] * count,
+            "digit": columns["digit"],
+            "confidence": pa.array(columns["confidence"], pa.float32()),
+            "foreign": pa.array(columns["foreign"], pa.float32()),
+            "image": pa.array(list(columns["image"]), pa.binary()),
+        },
+        schema=records.REQUESTS,
+    )
+    return table.to_batches(700)
+
+
+def labels(columns: dict[str, Any], which: np.ndarray) -> list[pa.RecordBatch]:
+    """Return labels of some of the requests, an hour late."""
+    rows = [
+        {
+            "time": int(columns["time"][number]) + 3_600_000,
+            "request_id": f"id-{number}",
+            "position": 0,
+            "label": str(columns["truth"][number]),
+            "script": str(columns["script"][number]),
+        }
+        for number in which.tolist()
+    ]
+    return list(records.batches(rows, records.LABELS))
+
+
+@pytest.fixture(scope="module", name="reference")
+def a_reference() -> Reference:
+    """A reference of 4,000 requests of model v1."""
+    columns = answered(4000, np.random.default_rng(0))
+    images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
+    numbers = columns["digit"].astype(int)
+    counts = Summary.of(images, numbers, columns["confidence"], columns["foreign"], 10)
+    return Reference.fit({"mnist": counts}, "v1")
+
+
+def test_a_script_in_two_parts_of_the_pool_is_one(tmp_path: Path) -> None:
+    columns = answered(28, np.random.default_rng(12))
+    path = tmp_path / "reference.parquet"
+    records.write(path, batches(columns), records.REQUESTS)
+    images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
+    truth = columns["truth"].astype(np.uint8)
+    parts = {"mnist": (0, 12), "devanagari": (12, 23)}
+    pool = [Digits(images[a:b], truth[a:b], name, True, 10) for name, (a, b) in parts.items()]
+    pool.append(Digits(images[23:], truth[23:], "devanagari", False, 10))
+    found = monitor.fit(path, pool, CLASSES).scripts
+    assert {name: len(summary) for name, summary in found.items()} == {
+        "mnist": 12,
+        "devanagari": 16,
+    }
+
+
+def analyse(
+    reference: Reference, stream: list[pa.RecordBatch], known: list[pa.RecordBatch], **more: Any
+) -> Analysis:
+    """Analyse batches as the stage does."""
+    return analysis.analyse(lambda: stream, known, reference, OWN, CLASSES, 28, **more)
+
+
+@pytest.fixture(scope="module", name="story_of_drift")
+def a_story_of_drift(reference: Reference) -> Analysis:
+    """Ten windows as known, ten with a tenth foreign, a last one that is not full."""
+    rng = np.random.default_rng(1)
+    columns = joined(answered(5000, rng), answered(5123, rng, foreign=0.1))
+    return analyse(reference, batches(columns), labels(columns, np.arange(0, 10_123, 3)))
+
+
+def test_the_alarm_tells_since_when(story_of_drift: Analysis) -> None:
+    assert len(story_of_drift.windows) == 21
+    assert story_of_drift.windows[-1].requests == 123
+    assert story_of_drift.drift
+    assert story_of_drift.since_ms == START + 5000 * SECOND
+    figures = analysis.figures(story_of_drift)
+    assert (figures["alarms"], figures["false_alarms"]) == (1, 0)
+    assert 0 < figures["requests_until_alarm"] <= 1000
+    assert story_of_drift.causes()[0] == "looks"
+    assert story_of_drift.remedy() == "retrain"
+    assert {example.window for example in story_of_drift.examples} <= set(range(10, 21))
+    assert len(story_of_drift.examples) <= OWN.examples
+
+
+def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> None:
+    columns = answered(1000, np.random.default_rng(15))
+    columns["script"][:] = "devanagari"
+    both = Reference.fit({"mnist": reference.summary, "devanagari": reference.summary}, "v1")
+    known = labels(columns, np.arange(1000))
+    assert analyse(reference, batches(columns), known).first_foreign_ms == START
+    assert analyse(both, batches(columns), known).first_foreign_ms is None
+
+
+@pytest.mark.parametrize(
+    ("signal", "p", "remedy"),
+    [("looks", 1e-4, "retrain"), ("width", 0.02, "label"), ("row", 0.02, "mend")],
+)
+def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
+    story_of_drift: Analysis, signal: str, p: float, remedy: str
+) -> None:
+    window = story_of_drift.windows[-1]
+    calm = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0))
+    loud = dataclasses.replace(calm, p=calm.p | {signal: p})
+    windows = [dataclasses.replace(window, verdict=verdict) for verdict in [loud, *[calm] * 12]]
+    episodes = [analysis.Episode(0, 0, None)]
+    found = dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
+    assert found.causes() == [signal]
+    assert found.remedy() == remedy
+    assert "<h2>What to do</h2><p>" in report.page(found, OWN)
+
+
+def told(story_of_drift: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
+    """Return an analysis of alarms, each of windows with these p-values; calm ones between."""
+    window = story_of_drift.windows[-1]
+    windows: list[analysis.Window] = []
+    episodes = []
+    for alarm in alarms:
+        start = len(windows)
+        episodes.append(analysis.Episode(start, start, start + len(alarm)))
+        for p in [*alarm, *[dict[str, float]()] * 3]:
+            verdict = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0) | p)
+            windows.append(dataclasses.replace(window, verdict=verdict))
+    return dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
+
+
+def test_a_scanner_that_breaks_in_a_loud_alarm_is_seen_at_once(story_of_drift: Analysis) -> None:
+    foreign = {"looks": 1e-99, "row": 1e-3}  # foreign digits are drawn a little higher
+    assert told(story_of_drift, [foreign] * 60).remedy() == "retrain"
+    found = told(story_of_drift, [*[foreign] * 60, foreign | {"brightness": 1e-8}])
+    assert found.causes() == ["looks", "brightness"]
+    assert found.remedy() == "mend"
+
+
+def test_what_an_earlier_alarm_spoilt_is_not_learnt_with_a_later_one(
+    story_of_drift: Analysis,
+) -> None:
+    foreign, dim = [{"looks": 1e-20}] * 4, [{"looks": 1e-20, "ink": 1e-20}] * 4
+    found = told(story_of_drift, dim, foreign)
+    assert found.causes() == ["looks"]
+    assert found.remedy() == "mend"
+    assert told(story_of_drift, foreign, foreign).remedy() == "retrain"
+
+
+def test_a_broken_scanner_is_mended_not_learnt(reference: Reference) -> None:
+    rng = np.random.default_rng(16)
+    dim = answered(2000, rng, foreign=0.5)  # spoilt digits look strange, too
+    for number, image in enumerate(dim["image"]):
+        dim["image"][number] = bytes(pixel // 2 for pixel in image)
+    found = analyse(reference, batches(joined(answered(2000, rng), dim)), [])
+    assert {"looks", "brightness"} <= set(found.causes())
+    assert found.remedy() == "mend"
+    page = report.page(found, OWN)
+    assert "Look at what takes the pictures" in page
+    assert "digits retrain" not in page
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "requests"),
+    [(501, 0, 501), (1000, 1, 500), (1001, 1, 501), (60, 0, 60), (1, 0, 1), (0, 0, 0)],
+)
+def test_lately_is_a_full_window_at_least(
+    reference: Reference, count: int, first: int, requests: int
+) -> None:
+    columns = answered(count, np.random.default_rng(17))
+    columns["foreign"][500::500] = 0.999  # the first of each window but one
+    columns["confidence"][500::500] = 0.3
+    found = analyse(reference, batches(columns) if count else [], [])
+    assert found.lately() == first
+    assert sum(window.requests for window in found.windows[first:]) == requests
+    if count > 500:
+        assert found.strangers(first) == pytest.approx(0, abs=0.03)
+        said = f"strange digits, in the last {requests} requests</dt><dd>"
+        assert re.search(f"{said}[0-2][.][0-9]%", report.page(found, OWN))
+
+
+def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:
+    for first, truth in ((0, 0.955), (10, 0.91)):
+        found = story_of_drift.accuracy(first)
+        assert found
+        assert found[1] < truth < found[2]
+        assert story_of_drift.estimated(first) == pytest.approx(truth, abs=0.02)
+
+
+def test_the_order_of_rows_changes_nothing(reference: Reference) -> None:
+    rng = np.random.default_rng(2)
+    columns = joined(answered(1500, rng), answered(1500, rng, foreign=0.2))
+    known = labels(columns, np.arange(0, 3000, 5))
+    stream = pa.Table.from_batches(batches(columns))
+    shuffled = stream.take(rng.permutation(3000)).to_batches(700)
+    one, two = (analyse(reference, rows, known) for rows in (stream.to_batches(), shuffled))
+    assert two.faults["late"] + two.faults["out_of_order"] > 2000
+    for left, right in zip(one.windows, two.windows, strict=True):
+        assert (left.summary.counts == right.summary.counts).all()
+        assert (left.verdict, left.right) == (right.verdict, right.right)
+
+
+def test_doubled_requests_and_labels_count_once(reference: Reference) -> None:
+    columns = answered(1000, np.random.default_rng(3))
+    stream, known = batches(columns), labels(columns, np.arange(100))
+    stranger = {"time": START, "request_id": "id-x", "position": 0, "label": "1", "script": "mnist"}
+    wrong = [stranger, stranger | {"request_id": "id-1", "label": "eleven"}]
+    others = list(records.batches(wrong, records.LABELS))
+    found = analyse(reference, stream + stream, known + known + others)
+    assert [window.requests for window in found.windows] == [500, 500]
+    assert found.faults["doubled"] == 1000
+    assert [found.faults[f"labels_{what}"] for what in ("doubled", "unmatched", "damaged")] == [
+        *(100, 1, 1)
+    ]
+    assert sum(window.labelled for window in found.windows) == 100
+
+
+def test_a_label_of_an_id_that_images_share_is_of_none(reference: Reference) -> None:
+    columns = answered(500, np.random.default_rng(14))
+    rows = pa.Table.from_batches(batches(columns)).to_pylist()
+    rows[0]["image"], rows[1]["request_id"] = bytes(784), "id-0"
+    stream = list(records.batches(rows, records.REQUESTS))
+    found = analyse(reference, stream, labels(columns, np.array([0, 2])))
+    assert [window.requests for window in found.windows] == [500]
+    assert (found.faults["labels_unmatched"], found.windows[0].labelled) == (1, 1)
+
+
+def test_a_gap_is_shown_and_nothing_is_lost(reference: Reference) -> None:
+    columns = answered(1000, np.random.default_rng(4))
+    columns["time"][700:] += 60 * SECOND
+    found = analyse(reference, batches(columns), [])
+    assert found.gaps == [(START + 699 * SECOND, START + 760 * SECOND)]
+    assert sum(window.requests for window in found.windows) == 1000
+    assert "no requests from 2026-01-05 00:11 UTC to 2026-01-05 00:12" in report.page(found, OWN)
+
+
+def test_steady_traffic_has_no_gaps() -> None:
+    rng = np.random.default_rng(5)
+    times = np.cumsum(rng.exponential(60_000, 20_000)).astype(np.int64)
+    assert len(records.gaps(times, 500)) <= 1
+    assert len(records.gaps(times.repeat(100), 500)) <= 1  # so many images a request
+
+
+@pytest.mark.parametrize("count", [3, 501, 502, 503, 510])
+def test_a_gap_is_seen_wherever_it_lies(count: int) -> None:
+    times = START + SECOND * np.arange(count)
+    times[-1] += 3600 * SECOND
+    assert records.gaps(times, 500) == ([tuple(times[-2:].tolist())] if count > 3 else [])
+
+
+def test_an_endpoint_that_is_down_now_has_a_gap(reference: Reference) -> None:
+    columns = answered(510, np.random.default_rng(16))
+    last = int(columns["time"][-1])
+    for seconds, down in ((200, []), (400, [(last, last + 400 * SECOND)])):
+        found = analyse(reference, batches(columns), [], now_ms=last + seconds * SECOND)
+        assert found.gaps == down
+    assert 'class="gap" x="' in report.page(found, OWN)
+    places = [
+        float(x) for x in re.findall(r'class="gap" x="([\d.]+)" width=', report.page(found, OWN))
+    ]
+    assert places and max(places) < report.WIDTH - report.MARGIN
+    assert records.gaps(np.array([], np.int64), 500, START) == []
+
+
+def test_requests_ahead_of_this_clock_are_judged(reference: Reference) -> None:
+    columns = answered(500, np.random.default_rng(17))
+    now = int(columns["time"][-1]) - records.SKEW_MS
+    found = analyse(reference, batches(columns), [], now_ms=now)
+    assert (found.windows[0].requests, found.faults["clock"], found.gaps) == (500, 0, [])
+    assert analyse(reference, batches(columns), [], now_ms=now - 1).faults["clock"] == 1
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_and_one_request(reference: Reference, count: int) -> None:
+    columns = answered(count, np.random.default_rng(6), foreign=1.0)
+    found = analyse(reference, batches(columns) if count else [], [])
+    assert len(found.windows) == count
+    assert not found.drift
+    assert found.since_ms is None
+    assert analysis.figures(found)["alarms"] == 0
+    assert ("Nothing was asked" in report.page(found, OWN)) == (count == 0)
+
+
+def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
+    columns = answered(1000, np.random.default_rng(7), foreign=1.0)
+    found = analyse(reference, batches(columns), labels(columns, np.arange(1000)))
+    assert found.since_ms == START
+    assert found.episodes == [analysis.Episode(0, 0, None)]
+    assert "Drift at least since 2026-01-05 00:00 UTC" in report.page(found, OWN)
+    over = dataclasses.replace(found, episodes=[analysis.Episode(0, 0, 1)])
+    calm = dataclasses.replace(found.windows[-1].verdict, drift=False)
+    windows = [found.windows[0], dataclasses.replace(found.windows[-1], verdict=calm)]
+    told = report.page(dataclasses.replace(over, windows=windows), OWN)
+    assert "it drifted at least from 2026-01-05 00:00 UTC to" in told
+
+
+def test_a_reference_of_another_model_is_told(reference: Reference) -> None:
+    columns = answered(600, np.random.default_rng(8))
+    with pytest.raises(DigitsError, match=r"of model v1, but the newest .* by v2"):
+        analyse(reference, batches(columns, "v2"), [])
+    both = batches(columns, "v2")[:1] + batches(columns)[:1]
+    mixed = [batch for batch in both if batch.num_rows]
+    renamed = mixed[0].set_column(1, "request_id", pa.array([f"o{n}" for n in range(600)]))
+    found = analyse(reference, [renamed, mixed[1]], [])
+    assert found.faults["other_version"] == 600
+    assert found.windows[0].requests == 500
+
+
+def two_models(first: str, second: str) -> list[pa.RecordBatch]:
+    """Return 900 requests: 640 answered by one model, then 260 by another."""
+    columns = answered(900, np.random.default_rng(13))
+    table = pa.Table.from_batches(batches(columns))
+    place = table.schema.get_field_index("model_version")
+    return table.set_column(
+        place, "model_version", pa.array([first] * 640 + [second] * 260)
+    ).to_batches(700)
+
+
+def test_a_model_that_went_live_again_is_not_passed_over(reference: Reference) -> None:
+    rolled_back = two_models("v1", "v2")[::-1]  # its order is that of the times
+    with pytest.raises(DigitsError, match="the newest requests were answered by v2"):
+        analyse(reference, rolled_back, [])
+    assert analyse(reference, two_models("v2", "v1"), []).windows[0].requests == 260
+
+
+def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None:
+    columns = answered(900, np.random.default_rng(13))
+    stray = {"time": START, "request_id": "id-x", "position": 0, "label": "1", "script": "mnist"}
+    known = [
+        *labels(columns, np.arange(0, 900, 2)),
+        *records.batches([stray], records.LABELS),
+    ]
+    found = analyse(reference, two_models("v0", "v1"), known)
+    assert found.faults["labels_other_version"] == 320
+    assert found.faults["labels_unmatched"] == 1
+    assert sum(window.labelled for window in found.windows) == 130
+    assert "320 labels of what another model answered" in report.page(found, OWN)
+
+
+def test_other_classes_are_told(reference: Reference) -> None:
+    with pytest.raises(DigitsError, match="other classes"):
+        analysis.analyse(lambda: [], [], reference, OWN, ("a", "b"), 28)
+
+
+class Tags(HTMLParser):
+    """Collects what a page would fetch, and whether its tags are closed."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note addresses; tags that enclose something stay open."""
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close the innermost tag."""
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_whole_and_fetches_nothing(story_of_drift: Analysis) -> None:
+    page = report.page(story_of_drift, OWN)
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.open
+    assert tags.fetched
+    assert all(address.startswith("data:image/png;base64,") for address in tags.fetched)
+    assert not re.search(r"https?://|<script|@import|url\(", page)
+    for heading in ("What caused it", "What to do", "Digits that caused it", "All windows"):
+        assert heading in page
+    assert "digits retrain" in page
+    assert page == report.page(story_of_drift, OWN)
+    assert "Drift since 2026-01-05 01:23 UTC" in page
+
+
+def test_the_last_of_many_windows_and_gaps_are_named_so(story_of_drift: Analysis) -> None:
+    page = report.page(story_of_drift, OWN)
+    assert page.count("<tr><td>") == 21
+    gaps = [(START + n * SECOND, START + n * SECOND) for n in range(0, 6000, 60)]
+    many = dataclasses.replace(story_of_drift, windows=story_of_drift.windows * 50, gaps=gaps)
+    page = report.page(many, OWN)
+    assert "The last 1,000 of 1,050 windows" in page
+    assert page.count("<tr><td>") == 1000
+    assert "the last 50 of 100 gaps" in page
+    assert page.count("no requests from") == 50
+    assert f"no requests from {report.when(gaps[-1][0])}" in page
+
+
+def test_names_in_the_report_are_escaped(reference: Reference) -> None:
+    columns = answered(500, np.random.default_rng(9), foreign=1.0)
+    columns["script"][:] = "<b>&"
+    page = report.page(analyse(reference, batches(columns), labels(columns, np.arange(500))), OWN)
+    assert "<b>&" not in page
+    assert "&lt;b&gt;&amp;" in page
+
+
+def test_windows_csv_has_a_row_a_window(story_of_drift: Analysis, tmp_path: Path) -> None:
+    path = tmp_path / "windows.csv"
+    analysis.write_windows(path, story_of_drift.windows)
+    head, *rows = path.read_text().splitlines()
+    assert len(rows) == 21
+    assert {row.count(",") for row in rows} == {head.count(",")}
+
+
+@pytest.mark.prove
+def test_a_million_requests_in_ten_seconds_and_500_megabytes(
+    reference: Reference, tmp_path: Path
+) -> None:
+    """The stage itself, in a process of its own, on two quiet cores."""
+    import json
+    import subprocess
+    import time
+
+    from conftest import ROOT, python
+
+    columns = answered(20_000, np.random.default_rng(10))
+    noise = np.random.default_rng(11).integers(0, 256, (20_000, 784), np.uint8)
+    columns["image"] = [image.tobytes() for image in noise]  # as little alike as handwriting
+    part = pa.Table.from_batches(batches(columns)).combine_chunks()
+
+    def stream() -> Iterator[pa.RecordBatch]:
+        for number in range(50):
+            ids = pa.array([f"{number}-{row}" for row in range(20_000)])
+            yield from part.set_column(1, "request_id", ids).to_batches()
+
+    folder = tmp_path / "production"
+    records.write(folder / "requests.parquet", stream(), records.REQUESTS)
+    records.write(folder / "reference.parquet", part.slice(0, 5600).to_batches(), records.REQUESTS)
+    records.write(folder / "labels.parquet", labels(columns, np.arange(9)), records.LABELS)
+    images = np.frombuffer(b"".join(columns["image"][:5600]), np.uint8).reshape(-1, 28, 28)
+    pool = Digits(images, columns["truth"][:5600].astype(np.uint8), "mnist", False, 10)
+    write_pool(tmp_path / "validation.npz", [pool])
+    start = time.monotonic()
+    arguments = ["--production", str(folder), "--validation", str(tmp_path / "validation.npz")]
+    arguments += ["--out", str(tmp_path / "out")]
+    code = "import sys; from digits.pipeline.monitor import main; main(sys.argv[1:])\n"
+    code += "print(open('/proc/self/status').read())"  # a parent's memory would count elsewhere
+    said = subprocess.run(
+        python(code, *arguments), cwd=ROOT, check=True, timeout=100, capture_output=True, text=True
+    ).stdout
+    seconds = time.monotonic() - start
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["production"]["windows"] == 2000
+    assert int(said.split("VmHWM:")[1].split()[0]) * 1024 < 500_000_000
+    assert seconds < 10

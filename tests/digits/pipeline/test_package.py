@@ -1,0 +1,142 @@
+"""The packaged model: what it holds, that it predicts without this project, that damage is told."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import Project, environment, mnist_part, python
+
+PREDICT = """
+import sys, json, warnings
+import numpy as np
+import mlflow.pyfunc
+sys.path = [path for path in sys.path if not path.endswith("src")]  # where `digits` is installed
+for name in ("digits", "src"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise SystemExit(f"{name} can be imported")
+model = mlflow.pyfunc.load_model(sys.argv[1])
+scores = model.predict(np.load(sys.argv[2]))
+print(json.dumps({name: value.tolist() for name, value in scores.items()}))
+"""
+
+
+def in_empty_process(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in an empty folder with nothing of this project on its path."""
+    command = python(code, *arguments)
+    env = environment() | {"PYTHONDONTWRITEBYTECODE": "1"}  # the folder stays as it was
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_folder_predicts_without_this_project(reproduced: Project, tmp_path: Path) -> None:
+    images = mnist_part("t10k", 20).images
+    np.save(tmp_path / "images.npy", images)
+    package = reproduced.root / "data" / "package"
+    done = in_empty_process(tmp_path, PREDICT, str(package), str(tmp_path / "images.npy"))
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout.splitlines()[-1])
+    digits, scripts = np.array(scores["digits"]), np.array(scores["scripts"])
+    assert digits.shape == (20, 10)
+    assert scripts.shape == (20, 1, 10)
+    np.testing.assert_allclose(scripts.sum(axis=(1, 2)), 1, rtol=1e-5)
+    np.testing.assert_allclose(scripts.sum(axis=1), digits, rtol=1e-5)
+    assert scores["digit"] == digits.argmax(axis=1).tolist()
+    np.testing.assert_allclose(scores["confidence"], digits.max(axis=1))
+    assert all(0 <= value <= 1 for value in scores["foreign"])
+    assert len(scores["foreign"]) == 20
+
+
+@pytest.mark.slow
+def test_the_folder_tells_where_it_came_from(reproduced: Project) -> None:
+    package = reproduced.root / "data" / "package"
+    model = yaml.safe_load((package / "MLmodel").read_text("utf-8"))
+    assert model["metadata"] == {"scripts": ["mnist"], "classes": list("0123456789")}
+    assert model["signature"]["inputs"]
+    manifest = json.loads((package / "data" / "model" / "manifest.json").read_text("utf-8"))
+    assert set(manifest["data"]) == {"training.npz", "validation.npz"}
+    assert manifest["params"]["epochs"] == 1
+    pins = (package / "requirements.txt").read_text("utf-8").splitlines()
+    lock = (reproduced.root / "requirements.txt").read_text("utf-8")
+    assert pins
+    assert all(pin in lock for pin in pins)
+    assert any(pin.startswith("tensorflow") for pin in pins)
+    assert "conv2d" in (package / "_summary.txt").read_text("utf-8")
+    for name in ("conda.yaml", "python_env.yaml"):
+        assert "3.11" in (package / name).read_text("utf-8")
+
+
+def damage_weights(model: Path) -> str:
+    with (model / "model.keras").open("r+b") as file:
+        file.seek(-2000, os.SEEK_END)
+        file.write(b"damage")
+    return "is damaged"
+
+
+def cut_manifest(model: Path) -> str:
+    (model / "manifest.json").write_text("{")
+    return "is damaged"
+
+
+def other_version(model: Path) -> str:
+    path = model / "manifest.json"
+    path.write_text(path.read_text("utf-8").replace('"format": 1', '"format": 99'))
+    return "has format 99, this loader reads 1"
+
+
+@pytest.mark.slow
+def test_a_damaged_folder_is_told(reproduced: Project, tmp_path: Path) -> None:
+    package, messages, models = reproduced.root / "data" / "package", [], []
+    for damage in (damage_weights, cut_manifest, other_version):
+        model = tmp_path / damage.__name__
+        shutil.copytree(package / "data" / "model", model)
+        messages.append(damage(model))
+        models.append(str(model))
+    code = "import sys; from digit_model import DigitModel; from pathlib import Path\n"
+    code += "for model in sys.argv[1:]:\n"
+    code += "    try: DigitModel(Path(model))\n    except ValueError as error: print(error)"
+    done = subprocess.run(
+        python(code, *models),
+        env=environment() | {"PYTHONPATH": str(package / "code")},
+        capture_output=True,
+        text=True,
+    )
+    told = done.stdout.splitlines()
+    assert len(told) == len(messages), done.stderr
+    assert all(message in line for message, line in zip(messages, told, strict=True)), told
+
+
+@pytest.mark.slow
+def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
+    lineage = project.root / "data" / "model" / "lineage.json"
+    text = lineage.read_text("utf-8")
+    assert '"scripts": [' in text
+    lineage.unlink()
+    lineage.write_text(text.replace('"scripts": [', '"scripts": ["another",'), "utf-8")
+    inputs = ("--lock", "requirements.txt", "--validation", "data/prepared/validation.npz")
+    code = ("--code", "src/digits/runtime/digit_model.py", "--out", "data/package")
+    command = ("python", "src", "package", "--model", "data/model", *inputs, *code)
+    output = project.run(*command, code=1)
+    assert "its scripts or classes are not those of the model" in output
+    assert (project.root / "data" / "package" / "MLmodel").exists()
+
+
+@pytest.mark.slow
+def test_evaluate_tells_of_a_damaged_model(project: Project) -> None:
+    path = project.root / "data" / "model" / "model.keras"
+    whole = path.read_bytes()
+    path.unlink()  # a link to DVC's cache, perhaps
+    path.write_bytes(whole[: len(whole) // 2])
+    arguments = ("--test", "data/prepared/test.npz", "--out", "data/evaluation")
+    before = (project.root / "data" / "evaluation" / "metrics.json").read_bytes()
+    output = project.run("python", "src", "evaluate", "--model", "data/model", *arguments, code=1)
+    assert "model.keras: is damaged or from another version (it is cut short" in output
+    assert "Traceback" not in output
+    assert (project.root / "data" / "evaluation" / "metrics.json").read_bytes() == before

@@ -1,0 +1,204 @@
+"""What enters monitoring may be damaged, doubled, late: counted, never fatal, never twice."""
+
+import base64
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from core.errors import DigitsError
+from digits.production import records
+
+CLASSES = tuple("0123456789")
+START = datetime.datetime(2026, 1, 5, tzinfo=datetime.UTC)
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    """Return one whole row of REQUESTS."""
+    return {
+        "time": START + datetime.timedelta(seconds=number),
+        "request_id": f"id-{number}",
+        "position": 0,
+        "deployment": "blue",
+        "model_version": "v1",
+        "digit": "3",
+        "confidence": 0.99,
+        "foreign": 0.1,
+        "image": bytes([number % 256]) * 784,
+    } | changes
+
+
+def look(*rows: dict[str, Any], now_ms: int | None = None) -> records.Rows:
+    """Return what is known of rows, in batches of two."""
+    batches = [
+        pa.RecordBatch.from_pylist(list(rows[start : start + 2]), records.REQUESTS)
+        for start in range(0, len(rows), 2)
+    ]
+    return records.look(batches, CLASSES, 28, {"v1"}, now_ms)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": b"short"},
+        {"image": None},
+        {"digit": "x"},
+        {"digit": None},
+        {"confidence": float("nan")},
+        {"confidence": 1.5},
+        {"foreign": -0.1},
+        {"foreign": None},
+        {"time": None},
+        {"request_id": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_row_is_counted_as_such(change: dict[str, Any]) -> None:
+    found = look(row(0), row(1, **change), row(2))
+    assert found.faults == dict.fromkeys(records.FAULTS, 0) | {"damaged": 1}
+    assert found.counts.tolist() == [True, False, True]
+
+
+def test_a_retry_counts_once_and_a_second_image_is_no_retry() -> None:
+    found = look(row(0), row(1), row(0), row(0, position=1), row(1, digit="4"))
+    assert found.faults["doubled"] == 2
+    assert found.counts.tolist() == [True, True, False, True, False]
+
+
+def test_another_image_under_the_same_id_is_a_request_of_its_own() -> None:
+    found = look(row(0), row(0, image=bytes([7]) * 784), row(0))
+    assert found.counts.tolist() == [True, True, False]
+    assert found.faults["doubled"] == 1
+
+
+def test_a_damaged_row_does_not_hide_its_retry() -> None:
+    found = look(row(0, image=b""), row(0))
+    assert found.counts.tolist() == [False, True]
+    assert found.faults["doubled"] == 0
+
+
+def test_a_clock_in_the_future_is_counted() -> None:
+    now = int(START.timestamp() * 1000) + 1000
+    found = look(row(0), row(1), row(500), now_ms=now)
+    assert found.faults["clock"] == 1
+    assert found.counts.tolist() == [True, True, False]
+
+
+def test_another_model_is_counted_not_judged() -> None:
+    found = look(row(0), row(1, model_version="v2"), row(2, model_version=""))
+    assert found.faults["other_version"] == 2
+    assert found.counts.tolist() == [True, False, False]
+
+
+def test_late_rows_and_those_out_of_order_count() -> None:
+    found = look(row(7200), row(7199), row(3), row(7201))
+    assert found.faults["out_of_order"] == 1
+    assert found.faults["late"] == 1
+    assert found.counts.all()
+
+
+def test_no_rows_at_all() -> None:
+    found = look()
+    assert not len(found.counts)
+    assert not any(found.faults.values())
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    """Return what Azure's collector writes for a request of two images."""
+    answer = {"model_version": "v1", "digit": "7", "confidence": 0.9, "foreign": 0.2}
+    data = [answer | {"image": base64.b64encode(bytes([n]) * 784).decode()} for n in (1, 2)]
+    return {
+        "specversion": "1.0",
+        "source": "/subscriptions/s/onlineEndpoints/digits/deployments/blue",
+        "time": "2026-01-05T10:00:00Z",
+        "data": data,
+        "correlationid": "abc",
+        "xrequestid": "abc",
+    } | changes
+
+
+def test_a_line_of_the_collector_becomes_rows() -> None:
+    first, second = records.collected(json.dumps(line()).encode())
+    assert (first["request_id"], first["position"], second["position"]) == ("abc", 0, 1)
+    assert first["deployment"] == "blue"
+    assert first["time"] == datetime.datetime(2026, 1, 5, 10, tzinfo=datetime.UTC)
+    assert second["image"] == bytes([2]) * 784
+    batch = pa.RecordBatch.from_pylist([first, second], records.REQUESTS)
+    assert (records.images(batch.slice(1), 28) == 2).all()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        *(
+            json.dumps(line(**change)).encode()
+            for change in (
+                {"time": "yesterday"},
+                {"time": "2026-01-05T10:00:00"},
+                {"time": 5},
+                {"data": 3},
+                {"data": [line()["data"][0] | {"image": ""}] * 65_537},
+                {"xrequestid": "\ud800"},
+                {"xrequestid": None, "correlationid": None},
+                {"xrequestid": "", "correlationid": ""},
+                {"data": [line()["data"][0] | {"model_version": None}]},
+                {"data": [{"image": "AA=="}]},
+                {"data": [{"image": "%%", "model_version": "", "digit": "1"}]},
+            )
+        ),
+    ],
+    ids=lambda content: content[:30],
+)
+def test_a_damaged_line_raises_value_error_alone(damaged: bytes) -> None:
+    with pytest.raises(ValueError):
+        records.collected(damaged)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": -1},
+        {"position": "0"},
+        {"position": True},
+        {"label": "\udc00"},
+        {"request_id": None},
+        {"time": ""},
+    ],
+)
+def test_a_damaged_label_raises_value_error_alone(change: dict[str, Any]) -> None:
+    whole = {"time": "2026-01-05T10:00:00.500Z", "request_id": "abc", "position": 1}
+    whole |= {"label": "7", "script": "mnist"}
+    assert records.labelled(json.dumps(whole).encode())["label"] == "7"
+    with pytest.raises(ValueError):
+        records.labelled(json.dumps(whole | change).encode())
+
+
+def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "requests.parquet"
+    rows = [row(number) for number in range(5)]
+    records.write(path, records.batches(rows, records.REQUESTS), records.REQUESTS)
+    (batch,) = records.read(path, records.REQUESTS)
+    assert batch.to_pylist()[4]["request_id"] == "id-4"
+    assert np.array_equal(records.images(batch, 28)[:, 0, 0], np.arange(5))
+
+
+def test_files_that_are_no_use_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "requests.parquet"
+    with pytest.raises(DigitsError, match="not found; run `dvc repro`"):
+        list(records.read(path, records.REQUESTS))
+    path.write_bytes(b"no parquet")
+    with pytest.raises(DigitsError, match="is damaged"):
+        list(records.read(path, records.REQUESTS))
+    records.write(path, records.batches([], records.LABELS), records.LABELS)
+    with pytest.raises(DigitsError, match="its columns are not time, request_id"):
+        list(records.read(path, records.REQUESTS))

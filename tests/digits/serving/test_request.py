@@ -1,0 +1,207 @@
+"""Requests decoded: every form of an image ends as the data's own, and faults are named."""
+
+import contextlib
+import io
+import json
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import mnist_part
+from PIL import Image
+
+from digits.runtime.normalise import normalise
+from digits.serving.request import IMAGES, SIDE_PIXELS, RefusedError, decode
+
+DIGITS = mnist_part("t10k", 20).images
+NORMAL = normalise(DIGITS, 28)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """Return the bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def decoded(body: bytes) -> np.ndarray:
+    """Return the only image of a body."""
+    images, script = decode(body, 28, normalise)
+    assert script is None
+    assert images.shape == (1, 28, 28)
+    assert images.dtype == np.uint8
+    return images[0]
+
+
+def likeness(found: np.ndarray, normal: np.ndarray) -> float:
+    """Return the correlation of two images, at best one pixel apart."""
+    shifted = [np.roll(found, by, (0, 1)) for by in np.ndindex(3, 3)]
+    padded = np.roll(normal, (1, 1), (0, 1)).ravel().astype(float)
+    return max(float(np.corrcoef(each.ravel().astype(float), padded)[0, 1]) for each in shifted)
+
+
+def body(data: Any, **others: Any) -> bytes:
+    """Return a JSON body."""
+    return json.dumps({"data": data} | others).encode()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        DIGITS.tolist(),
+        DIGITS.reshape(-1, 784).tolist(),
+        DIGITS.astype(float).tolist(),
+        [DIGITS[0].tolist(), *DIGITS[1:].reshape(-1, 784).tolist()],
+        (DIGITS - np.where((DIGITS > 0) & (DIGITS < 255), 0.4, 0)).tolist(),
+    ],
+    ids=["rows", "flat", "floats", "mixed", "not whole"],
+)
+def test_json_is_taken_as_it_is(form: Any) -> None:
+    images, script = decode(body(form, script="devanagari"), 28, normalise)
+    assert script == "devanagari"
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, DIGITS)
+
+
+def white_ink(digit: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.dstack([np.full((28, 28, 3), 255, np.uint8), digit]))
+
+
+def black_ink(digit: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.dstack([np.zeros((28, 28, 3), np.uint8), digit]))
+
+
+CLEAN = {
+    "white on black": Image.fromarray,
+    "black on white": lambda digit: Image.fromarray(255 - digit),
+    "colours": lambda digit: Image.fromarray(255 - digit).convert("RGB"),
+    "transparent paper, white ink": white_ink,
+    "transparent paper, black ink": black_ink,
+    "grey with alpha": lambda digit: black_ink(digit).convert("LA"),
+    "palette": lambda digit: Image.fromarray(digit).convert("P"),
+    "16 bits": lambda digit: Image.fromarray(digit.astype(np.uint16) * 257),
+}
+
+
+@pytest.mark.parametrize("make", CLEAN.values(), ids=CLEAN.keys())
+def test_a_clean_image_is_brought_to_the_form_of_the_data(make: Any) -> None:
+    for digit, normal in zip(DIGITS, NORMAL, strict=True):
+        np.testing.assert_allclose(decoded(encoded(make(digit))).astype(int), normal, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(28, 28), (57, 57), (280, 280), (1999, 1999)], ids=str)
+@pytest.mark.parametrize("flip", [0, 255], ids=["light on dark", "dark on light"])
+def test_any_size_shows_the_same_digit(kind: str, size: tuple[int, int], flip: int) -> None:
+    large = [Image.fromarray(digit ^ np.uint8(flip)).resize(size) for digit in DIGITS[:8]]
+    found = [decoded(encoded(image, kind)) for image in large]
+    assert np.mean(list(map(likeness, found, NORMAL))) > 0.8  # other digits: about 0.4
+
+
+def test_a_noisy_photograph_shows_its_digit() -> None:
+    """Grey paper that is darker on one side, grain, and a digit somewhere on it."""
+    rng = np.random.default_rng(0)
+    for digit, normal in zip(DIGITS, NORMAL, strict=True):
+        large = Image.fromarray(digit).resize((280, 280), Image.Resampling.BICUBIC)
+        ink = np.pad(np.asarray(large) / 255, ((60, 100), (200, 40)))
+        paper = 190 + 20 * np.linspace(0, 1, ink.shape[1]) + rng.normal(0, 6, ink.shape)
+        photograph = Image.fromarray((paper * (1 - ink) + 50 * ink).clip(0, 255).astype(np.uint8))
+        assert likeness(decoded(encoded(photograph, "JPEG", quality=80)), normal) > 0.8
+
+
+def boxed(digit: np.ndarray, margin: int) -> Image.Image:
+    """Return a digit cut to the box of its ink and a margin, 4 times as large."""
+    rows, columns = np.flatnonzero(digit.any(1)), np.flatnonzero(digit.any(0))
+    cut = digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Image.fromarray(np.kron(np.pad(cut, margin), np.ones((4, 4), np.uint8)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("flip", [0, 255], ids=["light on dark", "dark on light"])
+def test_a_digit_cut_to_its_ink_is_the_one_with_a_margin(kind: str, flip: int) -> None:
+    """All but those whose ink is more than half of the edge, as that of an upright 1 is."""
+    same = 0
+    for digit in mnist_part("t10k", 200).images:
+        sides = []
+        for margin in (0, 1):
+            image = boxed(digit, margin).point(lambda value: value ^ flip)
+            with contextlib.suppress(RefusedError):
+                sides.append(decoded(encoded(image, kind)).astype(int))
+        if len(sides) == 2:
+            exact = np.abs(sides[0] - sides[1]).mean() < 2
+            same += exact if kind == "PNG" else likeness(sides[0], sides[1]) > 0.95
+    assert same >= 190
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("paper", [20, 128, 235])
+def test_grain_alone_is_blank(kind: str, paper: int) -> None:
+    grain = np.random.default_rng(0).integers(paper - 8, paper + 9, (99, 99), np.uint8)
+    with pytest.raises(RefusedError, match="is blank"):
+        decoded(encoded(Image.fromarray(grain), kind))
+
+
+def test_a_turned_telephone_is_noticed() -> None:
+    turned = Image.fromarray(DIGITS[0]).rotate(90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 270 degrees to see it
+    upright = decoded(encoded(turned.resize((280, 280)), "JPEG", exif=exif))
+    assert likeness(upright, NORMAL[0]) > 0.8
+
+
+def png(width: int, height: int, data: bytes) -> bytes:
+    """Return a grey PNG that claims a size, with compressed data."""
+    parts = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    for name, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
+        chunk = name + content
+        parts += struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return parts
+
+
+NO_DIGIT = {
+    "nothing": (b"", 400, "body is empty"),
+    "no JSON": (b"hello", 400, "no PNG, no JPEG and no JSON"),
+    "no UTF-8": (b'{"data": "\xff"}', 400, "no PNG, no JPEG and no JSON"),
+    "NaN": (b'{"data": [[NaN]]}', 400, "no PNG, no JPEG and no JSON"),
+    "nested without end": (b"[" * 1_000_000, 400, "recursion limit"),
+    "a list": (b"[1]", 400, '"data"'),
+    "another key": (body([], colour=1), 400, "unknown key 'colour'"),
+    "a script that is no text": (body(DIGITS.tolist(), script=1), 400, "script must be text"),
+    "no image": (body([]), 400, "at least one image"),
+    "text for data": (body("data"), 400, "list of at least one"),
+    "too few numbers": (body([[0] * 783]), 400, "image 0 has shape (783,)"),
+    "text": (body([[0] * 784, ["0"] * 784]), 400, "image 1 holds something else"),
+    "a long text": (body([[*[0] * 783, "x" * 8_000_000]]), 400, "something else than numbers"),
+    "a list too deep": (body([[[[0] * 784]]]), 400, "something else than numbers"),
+    "a number for an image": (body([[0] * 784, 10**13]), 400, "image 1 has shape ()"),
+    "too many numbers": (body([[[0.5] * 28] * 29]), 400, "image 0 has too many numbers"),
+    "too many rows": (body([[[]] * 785]), 400, "image 0 has too many numbers"),
+    "null": (body([[None] * 784]), 400, "something else than numbers"),
+    "true": (body([[True] * 784]), 400, "true or false"),
+    "false among numbers": (body([[0, *[False] * 783]]), 400, "true or false"),
+    "true among numbers": (body([[[0.5, *[True] * 27]] * 28]), 400, "true or false"),
+    "uneven": (body([[[0] * 28] * 27 + [[0] * 27]]), 400, "image 0 has uneven rows"),
+    "too large": (body([[256] * 784]), 400, "not from 0 to 255"),
+    "negative": (body([[-1] * 784]), 400, "not from 0 to 255"),
+    "a fraction too large": (body([[255.6] * 784]), 400, "not from 0 to 255"),
+    "a huge number": (body([[10**400] * 784]), 400, "something else than numbers"),
+    "too many": (body([[0]] * (IMAGES + 1)), 413, "1,001 images"),
+    "a broken PNG": (png(28, 28, zlib.compress(bytes(100))), 400, "PNG cannot be read"),
+    "half a JPEG": (encoded(Image.fromarray(DIGITS[0]), "JPEG")[:400], 400, "JPEG cannot be read"),
+    "a huge PNG": (png(SIDE_PIXELS + 1, 1, b""), 413, "5,001 x 1 pixels"),
+    "a bomb": (png(1 << 30, 1 << 30, b""), 413, "pixels"),
+    "a blank PNG": (encoded(Image.new("L", (99, 99), 128)), 400, "is blank"),
+    "a GIF": (encoded(Image.new("L", (9, 9)), "GIF"), 400, "no PNG, no JPEG and no JSON"),
+}
+
+
+@pytest.mark.parametrize(("sent", "status", "reason"), NO_DIGIT.values(), ids=NO_DIGIT.keys())
+def test_what_is_no_digit_is_told_in_a_sentence(sent: bytes, status: int, reason: str) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        decode(sent, 28, normalise)
+    assert refusal.value.status == status
+    assert reason in str(refusal.value)
+    assert len(str(refusal.value)) < 200

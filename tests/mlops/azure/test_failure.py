@@ -1,0 +1,38 @@
+"""What Azure says when something fails, and the cause that is named for it."""
+
+import pytest
+from azure.core.exceptions import HttpResponseError
+
+from azureml_emulator.standin import FAILURES
+from mlops.azure.errors import explained
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (str(FAILURES["quota"]), "the quota is used up"),
+        ("(OutOfQuota) no cores are left", "the quota is used up"),
+        ("(AUTHORIZATIONFAILED) the client may not", "the role is missing"),
+        (
+            "(LinkedAuthorizationFailed) The client 'x' has permission to perform action "
+            "'Microsoft.MachineLearningServices/workspaces/onlineEndpoints/write'; however, it "
+            "does not have permission to perform action "
+            "'Microsoft.ManagedIdentity/userAssignedIdentities/assign/action'",
+            "the role on an identity is missing: Managed Identity Operator",
+        ),
+        (
+            "This request is not authorized to perform this operation using this permission.\n"
+            "ErrorCode:AuthorizationPermissionMismatch",
+            "the role on the storage is missing: Storage Blob Data Contributor",
+        ),
+        (
+            "This request is not authorized to perform this operation.\n"
+            "ErrorCode:AuthorizationFailure",
+            "the storage account lets nobody in from here: see its firewall",
+        ),
+        (str(FAILURES["image"]), "the image could not be built"),
+        ("(Teapot) short and stout", "(Teapot) short and stout; run this again"),
+    ],
+)
+def test_the_known_cause_is_named(said: str, cause: str) -> None:
+    assert explained(HttpResponseError(said)).startswith(cause)

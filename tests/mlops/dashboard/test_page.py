@@ -1,0 +1,366 @@
+"""The page of `digits serve`, in a real browser: by pointer, by keyboard, by telephone."""
+
+import datetime
+import http.client
+import io
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from azure.storage.blob import BlobServiceClient
+from conftest import ROOT, Project, mnist_part
+from light import Deployable, StandIn
+from PIL import Image
+from playwright.sync_api import Browser, Page, Route, expect
+from watched import a_browser, a_home, a_live_project, an_opener, known_images, send, stroke  # noqa: F401
+
+with warnings.catch_warnings():  # the SDK's own
+    warnings.simplefilter("ignore")
+    from mlops.azure import collected
+    from mlops.azure.workspace import connect
+    from mlops.dashboard import page
+    from mlops.dashboard.serve import CONTAINER, KEY, Collector
+from azureml_emulator import inference
+from azureml_emulator.router import Endpoint, Router, Server
+from mlops.dashboard.detector import Detector
+from mlops.dashboard.watch import Labels, Watch
+
+pytestmark = pytest.mark.slow
+
+AXE = (ROOT / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
+ROUND = [(140, 60), (200, 100), (200, 180), (140, 220), (80, 180), (80, 100), (140, 60)]
+
+
+def faults(page: Page) -> list[str]:
+    """Return what axe-core finds against the WCAG's rules and its own best practices."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run()")["violations"]
+    return [f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:120]}" for one in found]
+
+
+def test_without_a_deployment_it_says_what_to_run(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    notices = page.get_by_role("status", name="Notices")
+    expect(notices).to_contain_text("digits deploy apply")
+    stroke(page, *ROUND)
+    expect(page.locator("#answer")).to_contain_text("404: nothing is deployed yet")
+    assert faults(page) == []
+
+
+def test_a_digit_is_drawn_and_read(
+    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+) -> None:
+    page = open_page()
+    stroke(page, *ROUND)
+    expect(page.locator("#digit")).to_have_text("0")
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#digit")).to_have_text("?")
+    stroke(page, (140, 40), (140, 240))
+    answer = page.locator("#answer")
+    expect(answer).to_contain_text("95.0 % sure. It looks like the digits that the model knows.")
+    expect(page.locator("#digit")).to_have_text("1")
+    expect(page.get_by_role("row", name="1 95.0 %")).to_be_visible()
+    foreign = page.get_by_role("meter", name="How foreign it looks")
+    expect(foreign).to_have_attribute("aria-valuenow", "0.1")
+    place = live.serving(home)
+    assert place["key"] not in page.content()
+    page.get_by_label("Written in").select_option("mnist")
+    expect(page.locator("#by")).to_contain_text("It does not know this script")
+
+
+def test_a_picture_is_uploaded(live: Deployable, open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    picture = np.full((60, 60), 255, np.uint8)
+    picture[10:50, 28:32] = 0
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "PNG")
+    upload = page.get_by_label("Upload a PNG or JPEG of a digit")
+
+    def choose(content: bytes) -> None:
+        upload.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": content})
+
+    choose(png.getvalue())
+    expect(page.locator("#digit")).to_have_text("1")
+    for again in (
+        page.get_by_role("button", name="Read it").click,
+        lambda: page.get_by_label("Written in").select_option("mnist"),
+    ):
+        with page.expect_request("**/score?*") as asked:
+            again()
+        length = asked.value.all_headers()["content-length"]
+        assert length == str(len(png.getvalue()))  # itself, not how the paper shows it
+    expect(page.locator("#by")).to_contain_text("It does not know this script")
+    choose(b"\x89PNG\r\n\x1a\nbroken")
+    expect(page.locator("#sentence")).to_have_text("400: the PNG cannot be read")
+    stroke(page, (140, 40), (140, 240))
+    expect(page.locator("#digit")).to_have_text("1")
+
+
+def test_an_answer_does_not_outlive_the_paper(
+    live: Deployable, open_page: Callable[..., Page]
+) -> None:
+    page = open_page()
+    held: list[Route] = []
+    page.route("**/score?*", lambda route: held.append(route))
+    stroke(page, *ROUND)
+    with page.expect_request("**/score?*"):
+        page.keyboard.press("Enter")
+    page.get_by_role("button", name="Clear").click()
+    stroke(page, (140, 40), (140, 240))
+    page.locator("#paper").press("Delete")
+    with page.expect_response("**/score?*"):
+        for route in held:  # more than one, where the machine is slower than the pause
+            route.continue_()
+    for _ in range(2):  # more than a second: longer than the pause after a stroke
+        with page.expect_response("**/state?*"):
+            pass
+    expect(page.locator("#sentence")).to_have_text("Draw a digit or upload a picture of one.")
+
+
+def test_the_keyboard_is_enough(live: Deployable, open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    for _ in range(2):  # the link to skip, the paper
+        page.keyboard.press("Tab")
+    expect(page.get_by_role("application", name="Paper to draw a digit on")).to_be_focused()
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    page.keyboard.press("Space")
+    for _ in range(15):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    expect(page.locator("#said")).to_have_text("The pen is up.")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#said")).to_have_text("46 % from the left, 75 % from the top.")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator("#digit")).to_have_text("1")
+    page.keyboard.press("Delete")
+    page.keyboard.press("Enter")
+    expect(page.locator("#sentence")).to_contain_text("The paper is empty")
+    reached = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert reached[:4] == ["ask", "clear", "file", "script"]
+
+
+def test_drift_appears_and_labels_tell_accuracy(
+    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+) -> None:
+    page = open_page()
+    known = known_images(500, seed=1)
+    ids = send(home, live, known)
+    expect(page.locator("#drift")).to_have_text("no")
+    time_known = datetime.datetime.now(datetime.UTC)
+    labels = [
+        {
+            "time": time_known,
+            "request_id": ids[number // 100],
+            "position": number % 100,
+            "label": str(known[number, 0, 0] if number % 10 else (known[number, 0, 0] + 1) % 10),
+            "script": "mnist",
+        }
+        for number in range(200)
+    ]
+    collected.append_labels(connect("local", home.folder), live.serving(home)["name"], labels)
+    expect(page.locator("#accuracy")).to_have_text("90.0 %")
+    expect(page.get_by_role("table", name="Accuracy by script")).to_contain_text("mnist")
+    send(home, live, known_images(500, 0.2, seed=2))
+    expect(page.locator("#drift")).to_have_text("yes")
+    expect(page.locator("#notices")).to_contain_text("Drift since")
+    chart = page.locator("[data-chart=evidence]")
+    expect(chart.get_by_role("img", name=re.compile("Evidence .* drift since"))).to_be_visible()
+    chart.get_by_text("As a table").click()
+    expect(chart.get_by_role("row").nth(2)).to_contain_text("yes")
+    page.set_viewport_size({"width": 1280, "height": 1500})
+    assert faults(page) == []
+
+
+def test_the_split_between_deployments(
+    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+) -> None:
+    page = open_page()
+    path = f"{live.endpoint}/{live.serving(home)['name']}"
+    names = [one["name"] for one in home.call("GET", f"{path}/deployments")["value"]]
+    assert len(names) == 2
+    set_traffic(home, live, dict.fromkeys(names, 50))
+    table = page.locator("#deployments")
+    for one in names:
+        expect(table.get_by_role("row", name=one)).to_contain_text("50 % set")
+    before = dict.fromkeys(names, 0)
+    send(home, live, known_images(2000, seed=3))
+    for one in before:
+        expect(table.get_by_role("row", name=one)).to_contain_text(re.compile(r"\d+ % \(\d"))
+    rates = page.locator("[data-chart=rates]")
+    expect(rates.get_by_role("listitem")).to_have_text(sorted(names))
+
+
+def set_traffic(home: StandIn, live: Deployable, traffic: dict[str, int]) -> dict[str, int]:
+    """Set how the endpoint splits its requests; return how it did before."""
+    path = f"{live.endpoint}/{live.serving(home)['name']}"
+    body = home.call("GET", path)
+    before: dict[str, int] = body["properties"]["traffic"]
+    body["properties"]["traffic"] = traffic
+    home.call("PUT", path, body)
+    return before
+
+
+def test_an_endpoint_without_traffic_says_so(
+    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+) -> None:
+    """As one that is paused, or not ready yet."""
+    before = set_traffic(home, live, {})
+    page = open_page()
+    expect(page.locator("#health")).to_have_text("no deployment")
+    expect(page.locator("#notices")).to_contain_text("It is starting, or paused")
+    expect(page.locator("#drift")).to_have_text("unknown")
+    stroke(page, *ROUND)
+    expect(page.locator("#sentence")).to_contain_text("404: No valid deployments to route to")
+    assert faults(page) == []
+    set_traffic(home, live, before)
+    expect(page.locator("#health")).to_have_text(re.compile("live|drift"))
+    safaris = "new TypeError('Load failed')"
+    page.evaluate(f"() => {{ window.fetch = () => Promise.reject({safaris}) }}")
+    expect(page.locator("#health")).to_have_text("digits serve has stopped")
+
+
+def test_a_telephone_in_the_dark(live: Deployable, open_page: Callable[..., Page]) -> None:
+    page = open_page(360, color_scheme="dark", has_touch=True)
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width == 360
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(map(int, re.findall(r"\d+", dark)[:3])) < 120
+    page.get_by_label("Paper to draw a digit on").tap()
+    expect(page.locator("#digit")).to_have_text("0")  # a dot is as wide as high
+    assert faults(page) == []
+
+
+def call(home: StandIn, method: str, path: str, **headers: str) -> tuple[int, Any]:
+    """Call the page's server as another program would; return status and answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", home.address["page_port"], timeout=30)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, b"x" if method == "POST" else None, named)
+    answer = connection.getresponse()
+    answer.body = answer.read()  # type: ignore[attr-defined]
+    connection.close()
+    return answer.status, answer
+
+
+def test_only_its_own_page_may_use_it(home: StandIn) -> None:
+    port = home.address["page_port"]
+    own = f"127.0.0.1:{port}"
+    assert call(home, "GET", "/")[0] == 200
+    assert call(home, "GET", "/state", Host=f"localhost:{port}")[0] == 200
+    assert call(home, "GET", "/state", Host="evil.example")[0] == 403
+    assert call(home, "GET", "/state", Host="127.0.0.1:1")[0] == 403
+    assert call(home, "POST", "/score", Origin="http://evil.example")[0] == 403
+    assert call(home, "POST", "/score", Origin="null")[0] == 403
+    assert call(home, "POST", "/score", Host=own, Origin=f"http://{own}")[0] in (404, 400, 200)
+    assert call(home, "POST", "/score", Content_Length="99999999999")[0] == 413
+    assert call(home, "POST", "/other")[0] == 404
+    for path in ("/../page.py", "/%2e%2e/page.py", "/web/..%2fpage.py", "/index.html/", "//x"):
+        assert call(home, "GET", path)[0] == 404
+    _, answer = call(home, "GET", "/")
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "*" not in policy
+    assert "http" not in policy
+
+
+def test_a_full_disk_stops_no_scoring(
+    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+) -> None:
+    resource = pytest.importorskip("resource", reason="limits of processes, which Windows lacks")
+    page = open_page()
+    blobs = str(home.folder / "blobs")
+    (emulator,) = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if blobs in path.read_bytes().decode(errors="replace").split("\0")
+        and b"azurite" in path.read_bytes()
+    ]
+    before = resource.prlimit(emulator, resource.RLIMIT_FSIZE)
+    # No file of it can grow: what a full disk does.
+    resource.prlimit(emulator, resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        send(home, live, known_images(500, seed=4))
+        expect(page.locator("#notices")).to_contain_text("lost", timeout=30_000)
+        send(home, live, known_images(100, seed=5))
+    finally:
+        resource.prlimit(emulator, resource.RLIMIT_FSIZE, before)
+    expect(page.locator("#counts")).to_contain_text(
+        re.compile("[1-9]\\d* collected requests? lost")
+    )
+
+
+def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
+    browser: Browser, tmp_path: Path
+) -> None:
+    watch = Watch(Detector(tmp_path))
+    nothing = SimpleNamespace(list_blobs=lambda **_: [])
+    router = Router(0, lambda *_: None, watch.request)
+    router.endpoints |= {"one": Endpoint(["key"]), "two": Endpoint(["key"])}
+    labels = Labels(nothing)  # type: ignore[arg-type]
+    shown = Server(("127.0.0.1", 0), page.handler(router, watch, labels)).start()
+    context = browser.new_context()
+    held: list[Route] = []
+    try:
+        opened = context.new_page()
+        opened.goto(f"http://127.0.0.1:{shown.server_address[1]}")
+        where = opened.locator("#where")
+        expect(where).to_contain_text("endpoint one")
+        opened.route("**/state?endpoint=one", lambda route: held.append(route))
+        while not held:
+            opened.evaluate("0")  # which lets the browser's events come
+        opened.get_by_label("Endpoint").select_option("two")
+        held[0].continue_()
+        expect(where).to_contain_text("endpoint two")
+    finally:
+        context.close()
+        shown.stop()
+        router.server.server_close()
+
+
+def test_the_real_model(
+    reproduced: Project, home: StandIn, browser: Browser, tmp_path: Path
+) -> None:
+    watch = Watch(Detector(reproduced.root))
+    url = f"{home.address['blobs']}/devstoreaccount1"
+    with BlobServiceClient(url, credential=KEY) as service:
+        container = service.get_container_client(CONTAINER)
+        router = Router(0, Collector(container, watch).take, watch.request)
+        router.endpoints["real"] = Endpoint(["key"], {"blue": 100})
+        shown = Server(("127.0.0.1", 0), page.handler(router, watch, Labels(container))).start()
+        router.server.start()
+        model = reproduced.root / "data" / "package"
+        code = inference.serving_code(tmp_path / "code")
+        collecting = {"AZUREML_MDC_ENABLED": "true"}
+        context = browser.new_context()
+        try:
+            router.start(("real", "blue"), code, model, collecting, tmp_path / "log", 60.0)
+            opened = context.new_page()
+            opened.goto(f"http://127.0.0.1:{shown.server_address[1]}")
+            expect(opened.locator("#health")).to_have_text("live")
+            stroke(opened, (140, 40), (140, 240))
+            expect(opened.locator("#digit")).to_have_text(re.compile("[0-9]"), timeout=20_000)
+            table = opened.get_by_role("table", name="Probabilities")
+            expect(table.get_by_role("row")).to_have_count(10 + 1)  # and the head
+            connection = http.client.HTTPConnection("127.0.0.1", router.server.server_address[1])
+            for images in (mnist_part("t10k", 600).images, 255 - mnist_part("t10k", 500).images):
+                body = json.dumps({"data": images.tolist()})
+                headers = {"Authorization": "Bearer key", "Content-Type": "application/json"}
+                connection.request("POST", "/real/score", body, headers)
+                assert connection.getresponse().read()
+            connection.close()
+            expect(opened.locator("#drift")).to_have_text("yes")
+        finally:
+            context.close()
+            router.close()
+            shown.stop()

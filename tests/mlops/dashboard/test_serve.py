@@ -1,0 +1,136 @@
+"""What `digits serve` does at its end: all that was collected lies in the blob store."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from azure.storage.blob import BlobServiceClient
+from conftest import ROOT
+from light import StandIn, a_project, known_digits
+
+with warnings.catch_warnings():  # the SDK's own
+    warnings.simplefilter("ignore")
+    from mlops.dashboard.serve import CONTAINER, KEY, Collector
+from mlops.dashboard.detector import Detector
+from mlops.dashboard.watch import Watch
+
+REQUESTS = 200
+LIGHT = """
+
+
+def init():
+    global collection
+    collection = Collection()
+
+
+@rawhttp
+def run(request):
+    images = np.array(request.json["data"], np.uint8)
+    answers = [{"digit": "3", "confidence": 0.9, "foreign": 0.1} for image in images]
+    answer = {"model_version": "5ee", "predictions": answers}
+    collection.collect(g.client_request_id or g.request_id, images, answer)
+    return AMLResponse(to_json(answer), 200, JSON)
+"""
+
+
+class Store:
+    """A blob store that writes nothing before it is told to."""
+
+    def __init__(self) -> None:
+        """Begin with no rows."""
+        self.open = threading.Event()
+        self.rows: list[bytes] = []
+
+    def get_blob_client(self, path: str) -> "Store":
+        """Return itself, whatever the blob."""
+        return self
+
+    def exists(self, **_: Any) -> bool:
+        """Say that the blob is there, when the store is open."""
+        return self.open.wait()
+
+    def append_block(self, rows: bytes, **_: Any) -> None:
+        """Keep the lines."""
+        self.rows += rows.splitlines()
+
+
+def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
+    store = Store()
+    collector = Collector(store, Watch(Detector(tmp_path)))  # type: ignore[arg-type]
+    for number in range(REQUESTS):
+        collector.take("e", "blue", {"ce-x-request-id": str(number)}, b"[]")
+    assert not store.rows
+    store.open.set()
+    collector.close()
+    assert [json.loads(row)["xrequestid"] for row in store.rows] == [*map(str, range(REQUESTS))]
+
+
+def test_a_store_that_never_writes_holds_up_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mlops.dashboard.serve.DRAIN_SECONDS", 0.01)
+    store = Store()
+    collector = Collector(store, Watch(Detector(tmp_path)))  # type: ignore[arg-type]
+    collector.take("e", "blue", {}, b"[]")
+    collector.close()
+    assert "Collected requests are lost." in capsys.readouterr().out
+    store.open.set()
+
+
+@pytest.mark.prove
+def test_ctrl_c_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+    own = StandIn(tmp_path / "own")
+    try:
+        own.start()
+        assert own.process
+        serving = ROOT / "src" / "digits" / "serving"
+        score = (serving / "score.py").read_text("utf-8") + LIGHT  # which needs no model
+        deployable = a_project(tmp_path / "project", own, score)
+        shutil.copyfile(serving / "request.py", deployable.root / "serving" / "request.py")
+        deployable.set(smoke="{digits: 3, accuracy: 0.0, latency_seconds: 5.0}")
+        deployable.commit("5ee")
+        deployable.deploy("apply")
+        place = deployable.serving(own)
+        children = psutil.Process(own.process.pid).children(recursive=True)
+        (azurite,) = [child for child in children if "azurite" in " ".join(child.cmdline())]
+        azurite.suspend()  # so that rows wait
+        connection = http.client.HTTPConnection("127.0.0.1", own.address["router_port"])
+        body = json.dumps({"data": known_digits().images.tolist()})
+        headers = {"Authorization": f"Bearer {place['key']}", "Content-Type": "application/json"}
+        asked = {f"request-{number}" for number in range(REQUESTS)}
+        for name in sorted(asked):
+            one = headers | {"x-ms-client-request-id": name}
+            connection.request("POST", f"/{place['name']}/score", body, one)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            answer.read()
+        connection.close()
+        group = os.getpgid(own.process.pid)
+        for process in [psutil.Process(own.process.pid), *children]:
+            if os.getpgid(process.pid) == group:  # as a terminal does
+                process.send_signal(signal.SIGINT)
+        psutil.wait_procs([child for child in children if child != azurite], timeout=30)
+        azurite.resume()
+        said, _ = own.process.communicate(timeout=60)
+        assert (own.process.returncode, said) == (0, "")
+        own.start()
+        url = f"{own.address['blobs']}/devstoreaccount1"
+        with BlobServiceClient(url, credential=KEY) as service:
+            container = service.get_container_client(CONTAINER)
+            found = [
+                json.loads(line)["xrequestid"]
+                for blob in container.list_blob_names(name_starts_with="modelDataCollector/")
+                for line in container.download_blob(blob).readall().splitlines()
+            ]
+        assert asked <= set(found)
+        assert len(found) == len(set(found))
+    finally:
+        own.stop()

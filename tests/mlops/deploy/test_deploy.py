@@ -1,0 +1,702 @@
+"""Scenarios: the real SDK against the stand-in."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from azure.core.exceptions import ResourceNotFoundError
+from azure.storage.blob import BlobServiceClient, ContainerClient
+from conftest import ROOT
+from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+from wire import Wire, tapped
+
+from core.errors import DigitsError
+from mlops.azure import assets, endpoint
+from mlops.dashboard.serve import CONTAINER, KEY
+from mlops.deploy import lease
+
+RATE = 60  # requests a second of the client; 50 at least must have been answered
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def client(deployable: Deployable, standin: StandIn) -> Iterator[list[list]]:
+    """Ask the endpoint all the time from another process; fill the list with its answers."""
+    place = deployable.serving(standin)
+    program = ROOT / "tests" / "support" / "client.py"
+    command = [sys.executable, str(program), place["url"], place["key"], str(RATE)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    answers: list[list] = []
+    try:
+        yield answers
+        output, _ = process.communicate(timeout=60)
+        answers += [json.loads(line) for line in output.splitlines()]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def check(answers: list[list], old: str, new: str, begun: float, ended: float) -> None:
+    """Fail on a lost request, a wrong answer, or one of the wrong model."""
+    assert {(status, digit) for _, status, _, digit in answers} == {(200, "3")}
+    before = {version for asked, _, version, _ in answers if asked < begun}
+    during = {version for asked, _, version, _ in answers if begun <= asked <= ended}
+    after = {version for asked, _, version, _ in answers if asked > ended}
+    assert before == {old[:12]}
+    assert during <= {old[:12], new[:12]}
+    assert after == {new[:12]}
+    rate = len(answers) / (answers[-1][0] - answers[0][0])
+    assert rate >= 50, f"only {rate:.0f} requests/s"
+
+
+def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
+    version = deployable.commit("one")
+    plan = deployable.deploy("plan")
+    assert "to be created" in plan
+    assert "quota        4 cores of" in plan
+    assert "unknown; set azure.price_an_hour" in plan
+    assert standin.call("GET", deployable.endpoint)["value"] == []
+    deployable.deploy("apply")
+    assert deployable.version(standin) == version[:12]
+    assert "100 %  succeeded     model 1  live" in deployable.deploy("status")
+    assert "nothing to change" in deployable.deploy("plan")
+    assert "nothing to change" in deployable.deploy("apply")
+    path = f"{deployable.endpoint}/{deployable.serving(standin)['name']}"
+    (identity,) = standin.call("GET", path)["identity"]["userAssignedIdentities"]
+    assert identity.endswith(
+        "/resourceGroups/local/providers/Microsoft.ManagedIdentity/"
+        "userAssignedIdentities/digits-endpoint"
+    )
+    (model,) = standin.call(
+        "GET", deployable.endpoint.replace("onlineEndpoints", "models/digits/versions")
+    )["value"]
+    tags = model["properties"]["tags"]
+    assert tags["commit"] == deployable.git("rev-parse", "HEAD").strip()
+    assert tags["pull_request"] == "12"
+    assert tags["data.training.npz"] == "0" * 32
+    deployable.commit("two")
+    standin.faults({"do": "fail", "path": "/usages$", "status": 403})
+    assert "quota        unknown: " in deployable.deploy("plan")
+    standin.faults()
+
+
+def test_the_second_and_its_rollback_under_load(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(step_seconds="1.0", price_an_hour="0.5")
+    one = deployable.commit("one")
+    deployable.deploy("apply")
+    two = deployable.commit("two")
+    assert "24.00, the old revision's kept" in deployable.deploy("plan")
+    for command, old, new in (("apply", one, two), ("rollback", two, one)):
+        with client(deployable, standin) as answers:
+            time.sleep(1)  # traffic of the old alone, before and of the new alone, after
+            begun = time.time()
+            deployable.deploy(command)
+            ended = time.time()
+            time.sleep(1)
+        check(answers, old, new, begun, ended)
+        shares = deployable.serving(standin)["traffic"]
+        assert list(shares.values()) == [100]
+
+
+@pytest.mark.prove
+def test_new_code_alone_is_a_new_revision(deployable: Deployable, standin: StandIn) -> None:
+    version = deployable.commit("one")[:12]
+    deployable.deploy("apply")
+    score = deployable.root / "serving" / "score.py"
+    score.write_text(score.read_text().replace('["version"][:12]', '["version"][:9]'))
+    deployable.commit("one")
+    deployable.deploy("apply")
+    assert deployable.version(standin) == version[:9]
+    deployable.deploy("rollback")
+    assert deployable.version(standin) == version
+    deployable.deploy("pause")
+    deployable.deploy("resume")
+    assert deployable.version(standin) == version
+
+
+def test_a_bad_model_gets_no_traffic(deployable: Deployable, standin: StandIn) -> None:
+    good = deployable.commit("good")
+    deployable.deploy("apply")
+    before = deployable.serving(standin)
+    deployable.commit("bad", right=False)
+    output = deployable.deploy("apply", code=1)
+    assert "0 of 10 digits right" in output
+    assert "was removed" in output
+    deployable.commit("dead")
+    output = deployable.deploy("apply", code=1)
+    assert "never became healthy" in output
+    logs = [path.read_text("utf-8") for path in (deployable.root / ".deploy").glob("*.log")]
+    assert any("this model cannot be loaded" in log for log in logs)
+    assert deployable.serving(standin) == before
+    assert deployable.version(standin) == good[:12]
+
+
+def test_pause_resume_destroy(deployable: Deployable, standin: StandIn) -> None:
+    version = deployable.commit("one")
+    deployable.deploy("apply")
+    place = deployable.serving(standin)
+    deployable.deploy("pause")
+    assert standin.call("GET", f"{deployable.endpoint}/{place['name']}/deployments")["value"] == []
+    assert "paused" in deployable.deploy("status")
+    deployable.commit("two")
+    assert "traffic      100 %" in deployable.deploy("plan")
+    deployable.deploy("resume")
+    assert deployable.version(standin) == version[:12]
+    assert deployable.serving(standin) == place
+    deployable.deploy("destroy")
+    assert standin.call("GET", deployable.endpoint)["value"] == []
+    assert not list((standin.folder / "deployments").glob(f"*{deployable.workspace}*"))
+    servers = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    assert deployable.workspace not in servers
+    assert "absent" in deployable.deploy("status")
+
+
+@pytest.mark.prove
+def test_in_place(deployable: Deployable, standin: StandIn) -> None:
+    # It takes 18 of the region's 24 cores: nothing fits beside what is live.
+    deployable.set(strategy="in_place", instance_count="7")
+    one = deployable.commit("one")
+    deployable.deploy("apply")
+    two = deployable.commit("two")
+    assert "no service while it is replaced" in deployable.deploy("plan")
+    assert "No service from now" in deployable.deploy("apply")
+    assert deployable.version(standin) == two[:12]
+    assert len(standin.call("GET", place(deployable, standin))["value"]) == 1
+    deployable.commit("dead")
+    assert "was deployed again" in deployable.deploy("apply", code=1)
+    assert deployable.version(standin) == two[:12]
+    deployable.deploy("rollback", revision(deployable, "model 1"))
+    assert deployable.version(standin) == one[:12]
+
+
+def place(deployable: Deployable, standin: StandIn) -> str:
+    return f"{deployable.endpoint}/{deployable.serving(standin)['name']}/deployments"
+
+
+def revision(deployable: Deployable, model: str) -> str:
+    """Return the name of the revision that `status` lists with a model."""
+    (line,) = (line for line in deployable.deploy("status").splitlines() if model in line)
+    return line.split()[0]
+
+
+@pytest.mark.prove
+def test_autoscale_goes_with_its_deployment(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(autoscale="{most: 3, cpu_percent: [30, 70], minutes: 5}")
+    deployable.commit("one")
+    plan = deployable.deploy("plan")
+    assert "1 to 3 x Standard_DS2_v2" in plan
+    assert "quota        4 cores of standardDSv2Family needed, 8 under load" in plan
+    deployable.deploy("apply")
+    (name,) = deployable.serving(standin)["traffic"]
+    setting = standin.call("GET", scaling(deployable, standin, name))["properties"]
+    assert setting["targetResourceUri"].endswith(f"/deployments/{name}")
+    (profile,) = setting["profiles"]
+    assert profile["capacity"] == {"minimum": "1", "default": "1", "maximum": "3"}
+    deployable.deploy("pause")
+    assert "error" in standin.call("GET", scaling(deployable, standin, name))
+    deployable.deploy("resume")
+    assert standin.call("GET", scaling(deployable, standin, name))["properties"] == setting
+    deployable.set(autoscale="null")
+    deployable.deploy("apply")
+    (fixed,) = deployable.serving(standin)["traffic"]
+    assert "error" in standin.call("GET", scaling(deployable, standin, fixed))
+    standin.faults({"do": "fail", "path": "autoscalesettings", "status": 403})
+    deployable.set(autoscale="{most: 4, cpu_percent: [30, 70], minutes: 5}")
+    refused = deployable.deploy("apply", code=1)
+    assert "azure.autoscale cannot be put into force: give the deployer the role" in refused
+    standin.faults()
+    assert list(deployable.serving(standin)["traffic"]) == [fixed]
+
+
+def scaling(deployable: Deployable, standin: StandIn, name: str) -> str:
+    group = deployable.endpoint.split("/providers/")[0]
+    setting = f"{deployable.serving(standin)['name']}-{name}"
+    return f"{group}/providers/Microsoft.Insights/autoscalesettings/{setting}"
+
+
+def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(collection_days="7")
+    deployable.commit("one")
+    assert "model_inputs_outputs, kept 7 days" in deployable.deploy("plan")
+    deployable.deploy("apply")
+    group = deployable.endpoint.split("/providers/")[0]
+    account = f"{group}/providers/Microsoft.Storage/storageAccounts/devstoreaccount1"
+    path = f"{account}/managementPolicies/default"
+    name = deployable.serving(standin)["name"]
+    other: dict[str, Any] = {"name": "other", "enabled": True, "type": "Lifecycle"}
+    other["definition"] = {
+        "actions": {"baseBlob": {"delete": {"daysAfterModificationGreaterThan": 9}}},
+        "filters": {"blobTypes": ["blockBlob"], "prefixMatch": ["azureml/other/"]},
+    }
+
+    def rules() -> dict[str, dict[str, Any]]:
+        body = standin.call("GET", path)
+        return {rule["name"]: rule for rule in body["properties"]["policy"]["rules"]}
+
+    ours = rules()[f"digits-{name}"]["definition"]
+    assert ours["filters"]["prefixMatch"] == [f"azureml/modelDataCollector/{name}/"]
+    policy = {"policy": {"rules": [*rules().values(), other]}}
+    standin.call("PUT", path, {"properties": policy})
+    deployable.set(collection_days="8")
+    assert "nothing to change" in deployable.deploy("apply")
+    assert rules()["other"] == other
+    days = rules()[f"digits-{name}"]["definition"]["actions"]["baseBlob"]["delete"]
+    assert days == {"daysAfterModificationGreaterThan": 8}
+    deployable.set(collections="[]")
+    deployable.deploy("apply")  # what was collected goes all the same
+    assert f"digits-{name}" in rules()
+    deployable.set(collection_days="null")
+    deployable.deploy("apply")
+    assert list(rules()) == ["other"]
+    # What is too old goes, what is another's stays.
+    with blobs(standin) as container:
+        for place in (f"modelDataCollector/{name}/r/rows.jsonl", "other/rows.jsonl"):
+            container.upload_blob(place, b"{}", overwrite=True)
+        for rule in policy["policy"]["rules"]:
+            if rule["name"] != "other":
+                delete = rule["definition"]["actions"]["baseBlob"]["delete"]
+                delete["daysAfterModificationGreaterThan"] = 0
+        standin.call("PUT", path, {"properties": policy})
+        deadline = time.monotonic() + 20
+        while kept(container, name) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not kept(container, name)
+        assert list(container.list_blob_names(name_starts_with="other/"))
+        container.delete_blob("other/rows.jsonl")
+    deployable.deploy("destroy")
+    assert list(rules()) == ["other"]
+    standin.call("DELETE", path)
+
+
+@contextmanager
+def blobs(standin: StandIn) -> Iterator[ContainerClient]:
+    """Yield the container of the workspace's own store."""
+    url = f"{standin.address['blobs']}/devstoreaccount1"
+    with BlobServiceClient(url, credential=KEY) as service:
+        yield service.get_container_client(CONTAINER)
+
+
+def kept(container: ContainerClient, endpoint: str) -> list[str]:
+    prefix = f"modelDataCollector/{endpoint}/"
+    return list(container.list_blob_names(name_starts_with=prefix))
+
+
+@pytest.mark.prove
+def test_who_may_call_it_changes_in_the_open(deployable: Deployable, standin: StandIn) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    path = f"{deployable.endpoint}/{deployable.serving(standin)['name']}"
+    deployable.set(public_access="false")
+    assert "enabled -> public access disabled" in deployable.deploy("plan")
+    assert "disabled from now" in deployable.deploy("apply")
+    properties = standin.call("GET", path)["properties"]
+    assert properties["publicNetworkAccess"].lower() == "disabled"
+    assert list(properties["traffic"].values()) == [100]
+    deployable.set(auth_mode="aml_token")
+    assert "key -> aml_token: apply will refuse" in deployable.deploy("plan")
+    assert "was made with key, and its clients rely on it" in deployable.deploy("apply", code=1)
+    deployable.set(auth_mode="key", identity="null")
+    assert "identity     digits-endpoint -> None" in deployable.deploy("plan")
+    assert "azure.identity is None" in deployable.deploy("apply", code=1)
+    deployable.set(auth_mode="aml_token")
+    deployable.deploy("destroy")
+    deployable.deploy("apply")
+    assert standin.call("GET", path)["properties"]["authMode"] == "AMLToken"
+
+
+def test_apply_ends_a_pause_that_failed(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(auth_mode="aad_token")
+    deployable.commit("one")
+    deployable.deploy("apply")
+    standin.faults({"method": "DELETE", "path": "/deployments/", "do": "fail", "times": 1})
+    deployable.deploy("pause", code=1)
+    assert deployable.serving(standin)["traffic"] == {}
+    standin.faults()
+    assert "nothing to change" not in deployable.deploy("plan")
+    assert "is live with all traffic" in deployable.deploy("apply")
+    assert list(deployable.serving(standin)["traffic"].values()) == [100]
+    assert "paused" not in deployable.deploy("status")
+
+
+class FirstFile(Wire):
+    """A wire that refuses the first file of the model alone."""
+
+    def broken(self, kind: str, line: str) -> bool:
+        """Return whether a call is its upload."""
+        return line.startswith("PUT") and line.endswith("/answers.json")
+
+
+def test_a_model_that_came_without_its_first_file(deployable: Deployable) -> None:
+    deployable.commit("one")
+    with tapped(FirstFile()):
+        code, output = deployable.attempt("apply")
+    assert code == 1
+    assert "AuthorizationFailure" in output
+    assert "is live with all traffic" in deployable.deploy("apply")
+
+
+def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    deployable.commit("two")
+    deployable.deploy("apply")
+    deployable.commit("three")
+    standin.faults({"do": "unhealthy"})  # it is registered, and never live
+    deployable.deploy("apply", code=1)
+    standin.faults()
+    name = deployable.serving(standin)["name"]
+    workspace = deployable.endpoint.removesuffix("/onlineEndpoints")
+
+    def versions(kind: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = standin.call("GET", f"{workspace}/{kind}/digits/versions")[
+            "value"
+        ]
+        return found
+
+    models = versions("models")
+    *uploads, shared = (model["properties"]["modelUri"].split("/paths/")[1] for model in models)
+    assert len(models) == 3
+    theirs = {"modelUri": models[-1]["properties"]["modelUri"], "tags": {"endpoint": "another"}}
+    standin.call("PUT", f"{workspace}/models/digits/versions/9", {"properties": theirs})
+    with blobs(standin) as container:
+        container.upload_blob(f"modelDataCollector/{name}/r/rows.jsonl", b"{}")
+        container.upload_blob(f"labels/{name}/rows.jsonl", b"{}")
+        deployable.deploy("destroy")
+        for prefix in (*uploads, f"modelDataCollector/{name}/", f"labels/{name}/"):
+            assert not list(container.list_blob_names(name_starts_with=prefix)), prefix
+        assert list(container.list_blob_names(name_starts_with=shared))
+        assert not list(container.list_blob_names(name_starts_with=f"digits-leases/{name}"))
+    state = json.loads((standin.folder / "state.json").read_text())
+    left = [path for path in state["resources"] if f"/{deployable.workspace}/" in path]
+    assert {path.split("/")[-4] for path in left} == {"codes", "models"}  # never live; another's
+    assert [model["name"] for model in versions("models")] == ["9"]
+    standin.call("DELETE", f"{workspace}/models/digits/versions/9")
+
+
+def test_a_live_deployment_that_failed_is_made_anew(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    version = deployable.commit("one")
+    deployable.deploy("apply")
+    (live,) = deployable.serving(standin)["traffic"]
+    asked = endpoint.Target.smoke
+    deployed: list[str] = []
+
+    def deployments(target: endpoint.Target) -> dict[str, str]:
+        return found(target) | ({} if deployed else {live: "failed"})
+
+    def smoke(target: endpoint.Target, *given: Any) -> list[endpoint.Answer]:
+        if not deployed:
+            raise DigitsError("no answer")
+        return asked(target, *given)
+
+    def create(target: endpoint.Target, *given: Any) -> None:
+        made(target, *given)
+        deployed.append(given[0])
+
+    found, made = endpoint.Target.deployments, endpoint.Target._create
+    with (
+        patch.object(endpoint.Target, "deployments", deployments),
+        patch.object(endpoint.Target, "smoke", smoke),
+        patch.object(endpoint.Target, "_create", create),
+    ):
+        said = deployable.deploy("apply")
+    assert f"{live} is made anew: it is failed (no answer)" in said
+    assert deployed == [live]
+    assert deployable.version(standin) == version[:12]
+
+
+def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    one = deployable.commit("one")
+    deployable.deploy("apply")
+    deployable.commit("two")
+    deployable.deploy("apply")
+    (live,) = deployable.serving(standin)["traffic"]
+    found, asked = endpoint.Target.deployments, endpoint.Target.smoke
+
+    def deployments(target: endpoint.Target) -> dict[str, str]:
+        known = found(target)
+        return known | ({live: "failed"} if live in known else {})
+
+    def smoke(target: endpoint.Target, name: str, *given: Any) -> list[endpoint.Answer]:
+        if name == live:
+            raise DigitsError("no answer")
+        return asked(target, name, *given)
+
+    with (
+        patch.object(endpoint.Target, "deployments", deployments),
+        patch.object(endpoint.Target, "smoke", smoke),
+    ):
+        said = deployable.deploy("apply", code=1)
+    assert "serves meanwhile" in said and "traffic is back at" in said
+    assert deployable.version(standin) == one[:12]
+
+
+def test_what_the_endpoint_answers_is_what_the_deployment_answered(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    one = deployable.commit("one")
+    deployable.deploy("apply")
+    deployable.commit("two")
+    asked = endpoint.Target.ask
+
+    def ask(target: endpoint.Target, *given: Any) -> endpoint.Answer:
+        answer = asked(target, *given)
+        return answer if len(given) == 2 else dataclasses.replace(answer, digit="none")
+
+    with patch.object(endpoint.Target, "ask", ask):
+        said = deployable.deploy("apply", code=1)
+    assert "read a digit as none that it read as" in said
+    assert deployable.version(standin) == one[:12]
+
+
+def test_an_endpoint_that_is_busy_is_asked_again(deployable: Deployable, standin: StandIn) -> None:
+    deployable.set(requests_at_a_time="2")
+    version = deployable.commit("one")
+    asked: list[str] = []
+    opened = urllib.request.OpenerDirector.open
+
+    def busy(opener: Any, request: Any, *rest: Any, **options: Any) -> Any:
+        asked.append(request.full_url)
+        if len(asked) in (1, 3, 4):
+            raise urllib.error.HTTPError(request.full_url, 429, "busy", {}, io.BytesIO())  # type: ignore[arg-type]
+        return opened(opener, request, *rest, **options)
+
+    with (
+        patch.object(urllib.request.OpenerDirector, "open", busy),
+        patch.object(endpoint, "BUSY_SECONDS", (0.01, 0.01)),
+    ):
+        deployable.deploy("apply")
+    assert deployable.version(standin) == version[:12]
+    servers = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    mine = [line for line in servers.splitlines() if deployable.workspace in line]
+    assert mine and all("--worker_count 2" in line for line in mine)
+
+
+def test_a_revision_that_fell_and_fails_again_gets_no_traffic(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    version = deployable.commit("one")
+    deployable.deploy("apply")
+    name = fallen(deployable, standin)
+    deployable.set(smoke="{digits: 10, accuracy: 0.9, latency_seconds: 1.0e-9}")
+    said = deployable.deploy("apply", "--wait", code=1)
+    assert "the slowest answer took" in said and f"{name} was removed" in said
+    assert deployable.serving(standin)["traffic"] == {}
+    deployable.set(smoke="{digits: 10, accuracy: 0.9, latency_seconds: 5.0}")
+    deployable.deploy("apply")
+    assert deployable.version(standin) == version[:12]
+
+
+def fallen(deployable: Deployable, standin: StandIn) -> str:
+    """Take down what is live, as an in_place apply that was killed has; return its name."""
+    serving = deployable.serving(standin)
+    path = f"{deployable.endpoint}/{serving['name']}"
+    found = standin.call("GET", path)
+    found["properties"]["traffic"] = {}
+    standin.call("PUT", path, found)
+    (name,) = serving["traffic"]
+    standin.call("DELETE", f"{path}/deployments/{name}")
+    return str(name)
+
+
+@pytest.mark.parametrize(
+    "states", [["failed"] * 99, pytest.param(["scaling"] * 3, marks=pytest.mark.prove)]
+)
+def test_what_is_live_keeps_its_traffic_in_whatever_state(
+    deployable: Deployable, standin: StandIn, states: list[str]
+) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    (live,) = deployable.serving(standin)["traffic"]
+    found = endpoint.Target.deployments
+
+    def deployments(target: endpoint.Target) -> dict[str, str]:
+        known = found(target)
+        return known | ({live: states.pop()} if live in known and states else {})
+
+    version = deployable.commit("two")
+    standin.faults()
+    with patch.object(endpoint.Target, "deployments", deployments):
+        deployable.deploy("apply")
+    path = f"{deployable.endpoint}/{deployable.serving(standin)['name']}"
+    puts = [call for call in standin.calls() if call["method"] == "PUT" and call["path"] == path]
+    shares = [call["request"]["properties"]["traffic"] for call in puts]
+    assert len(shares) >= 3 and all(sum(some.values()) == 100 for some in shares)
+    assert deployable.version(standin) == version[:12]
+
+
+def test_in_place_goes_back_to_what_a_killed_run_took_down(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    version = deployable.commit("one")
+    deployable.deploy("apply")
+    name = fallen(deployable, standin)
+    deployable.commit("bad", right=False)
+    deployable.set(strategy="in_place")
+    said = deployable.deploy("apply", "--wait", code=1)
+    assert f"{name} was deployed again" in said
+    assert deployable.version(standin) == version[:12]
+
+
+def test_a_restoration_that_fails_is_made_good_by_the_next_apply(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    version = deployable.commit("one")
+    deployable.deploy("apply")
+    name = fallen(deployable, standin)
+    good = deployable.git("rev-parse", "HEAD").strip()
+    deployable.commit("bad", right=False)
+    standin.faults({"do": "unhealthy", "path": f"/deployments/{name}"})
+    said = deployable.deploy("apply", "--wait", code=1)
+    standin.faults()
+    assert f"NOT {name} was deployed again" in said
+    assert deployable.serving(standin)["traffic"] == {}
+    deployable.git("checkout", "--quiet", good)
+    deployable.commit("one")
+    deployable.deploy("apply")
+    assert deployable.version(standin) == version[:12]
+
+
+@pytest.mark.prove
+def test_rollback_to_what_is_not_deployed_needs_no_room_for_three(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    deployable.set(instance_count="4")
+    versions = []
+    for model in ("one", "two", "three"):
+        versions.append(deployable.commit(model))
+        deployable.deploy("apply")
+    deployable.deploy("rollback", revision(deployable, "model 1"))
+    assert deployable.version(standin) == versions[0][:12]
+    deployable.deploy("pause")
+    deployable.deploy("resume")
+    deployable.deploy("rollback")  # a pause forgets nothing
+    assert deployable.version(standin) == versions[2][:12]
+
+
+@pytest.mark.prove
+def test_a_rollback_that_waited_goes_to_no_revision_that_was_not_meant(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    for model in ("one", "two"):
+        deployable.commit(model)
+        deployable.deploy("apply")
+    before = deployable.serving(standin)
+    held = lease.held
+
+    @contextmanager
+    def waits(*given: Any) -> Iterator[Any]:
+        path = f"{deployable.endpoint}/{before['name']}"
+        found = standin.call("GET", path)
+        found["tags"] |= {"live": "another", "previous": found["tags"]["live"]}
+        standin.call("PUT", path, found)
+        with held(*given) as still:
+            yield still
+
+    with patch.object(lease, "held", waits):
+        said = deployable.deploy("rollback", code=1)
+    assert "another came in place of" in said
+    assert deployable.serving(standin)["traffic"] == before["traffic"]
+
+
+def test_what_others_use_is_known_though_it_is_in_no_tag() -> None:
+    place = "/subscriptions/s/x/models/digits/versions/{}"
+    plain = SimpleNamespace(model=place.format(1), environment=None, code_configuration=None)
+    other = SimpleNamespace(model=place.format(2))
+    names: dict[str, list[Any]] = {"digits-1": [], "digits-2": [other]}
+    models = [
+        SimpleNamespace(name="digits", version=str(3 + number), tags=tags)
+        for number, tags in enumerate(
+            ({"endpoint": "digits-1"}, {"endpoint": "digits-2"}, {"endpoint": "digits-3"}, None)
+        )
+    ]
+
+    def nothing(name: str = "") -> list[Any]:
+        if name:
+            raise ResourceNotFoundError("no container")
+        return []
+
+    client: Any = SimpleNamespace(
+        models=SimpleNamespace(list=lambda name: models),
+        environments=SimpleNamespace(list=nothing),
+        data=SimpleNamespace(list=nothing),
+        online_endpoints=SimpleNamespace(
+            list=lambda: [SimpleNamespace(name=name, tags={}) for name in names]
+        ),
+        online_deployments=SimpleNamespace(list=lambda name: names[name]),
+        batch_endpoints=SimpleNamespace(list=lambda: [SimpleNamespace(name="batch")]),
+        batch_deployments=SimpleNamespace(list=lambda _: [plain]),
+    )
+    found = assets.used(client, "digits-1")
+    assert {one for one in found if one != "None"} == {
+        "models/digits/versions/1",
+        "models/digits/versions/2",
+        "models/digits/versions/4",
+    }
+    assert assets.registered(client, "digits-1") == {"models/digits/versions/3"}
+
+
+@pytest.mark.prove
+def test_a_model_of_a_commit_that_git_does_not_know_is_registered_again(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    models = deployable.endpoint.replace("onlineEndpoints", "models/digits/versions")
+    (model,) = standin.call("GET", models)["value"]
+    model["properties"]["tags"]["commit"] = "f" * 40
+    standin.call("PUT", f"{models}/1", model)
+    deployable.set(instance_count="2")
+    deployable.deploy("apply")
+    known = standin.call("GET", models)["value"]
+    assert {one["name"] for one in known} == {"1", "2"}
+
+
+def test_what_is_refused(deployable: Deployable) -> None:
+    deployable.commit("one")
+    answers = deployable.root / "data" / "package" / "answers.json"
+    before = answers.read_text()
+    answers.write_text(before + " ")
+    assert "its bytes are not those of dvc.lock" in deployable.deploy("apply", code=1)
+    answers.write_text(before)
+    cache = answers.parent / "__pycache__"  # as of somebody who loaded the model where it stands
+    cache.mkdir()
+    (cache / "one.pyc").touch()
+    assert "to be created" in deployable.deploy("plan")
+    assert not cache.exists()
+    (deployable.root / "new.txt").write_text("new")
+    assert "the tree is dirty (?? new.txt)" in deployable.deploy("apply", code=1)
+    (deployable.root / "new.txt").unlink()
+    deployable.commit("low", accuracy=0.9)
+    assert "gate         failed: mnist accuracy 0.9 is below" in deployable.deploy("plan")
+    assert "mnist accuracy 0.9 is below its floor 0.99" in deployable.deploy("apply", code=1)
+    deployable.commit("high", accuracy=0.998)
+    deployable.commit("one", accuracy=0.994)
+    assert "mnist accuracy is worse by 0.004" in deployable.deploy("apply", code=1)
+    deployable.commit("one", accuracy=0.995)
+    assert "no endpoint" in deployable.deploy("rollback", code=1)
+    deployable.deploy("apply")
+    for model in ("worse", "as bad as its parent, not as what is live"):
+        deployable.commit(model, accuracy=0.991)
+        assert "gate         failed: mnist accuracy is worse by 0.004" in deployable.deploy("plan")
+        assert "mnist accuracy is worse by 0.004" in deployable.deploy("apply", code=1)
+    assert "no previous revision" in deployable.deploy("rollback", code=1)
+    assert "no such revision" in deployable.deploy("rollback", "r0", code=1)
+    assert "not paused" in deployable.deploy("resume", code=1)

@@ -1,0 +1,680 @@
+"""`digits train` on the stand-in, by the real SDK over the wire."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shutil
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import yaml
+from azure.core.exceptions import HttpResponseError
+from azure.storage.blob import BlobServiceClient
+from bodies import unlike
+from conftest import Project
+from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
+from light import StandIn, a_standin  # noqa: F401
+from packaging.requirements import Requirement
+
+from azureml_emulator import jobs
+from core import params
+from core.errors import DigitsError
+from mlops.dashboard.serve import KEY
+from mlops.deploy import release
+from mlops.jobs import job, results, sweep, train
+
+pytestmark = pytest.mark.slow
+WINDOWS = pytest.mark.skipif(sys.platform == "win32", reason="stops a process by a signal")
+SECONDS = 400
+JOB = re.compile(r"digits-[0-9a-f]{8}-[0-9a-f]{8}")
+
+
+def restored(project: Trainable, batch_size: int) -> None:
+    """Assert that `dvc repro` restores what a job made, and runs nothing."""
+    output = project.dvc("repro")
+    assert project.stages_run(output) == []
+    assert "Stage 'train' is cached" in output
+    model = (project.root / "data" / "model" / "model.txt").read_text()
+    assert f"'batch_size': {batch_size}," in model
+
+
+def logged(standin: StandIn, job: str) -> dict[str, Any]:
+    """Return some of what MLflow has of a job, from its store."""
+    with contextlib.closing(sqlite3.connect(standin.folder / "mlflow.db")) as store:
+        query = "select run_uuid from runs where name = ?"
+        ((run,),) = store.execute(query, (job,)).fetchall()
+        found: dict[str, Any] = {}
+        for table in ("latest_metrics", "params", "tags"):
+            query = f"select key, value from {table} where run_uuid = ?"
+            found |= dict(store.execute(query, (run,)).fetchall())
+    wanted = ("mnist.accuracy", "batch_size", "distortion.shear", "commit")
+    return {name: found[name] for name in wanted}
+
+
+def log_of(standin: StandIn, job: str, node: int) -> str:
+    """Return what one of a job's nodes printed."""
+    url = f"{standin.address['blobs']}/devstoreaccount1"
+    with BlobServiceClient(url, credential=KEY) as service:
+        name = f"ExperimentRun/dcid.{job}/user_logs/std_log_process_{node}.txt"
+        return service.get_blob_client("azureml", name).download_blob().readall().decode()
+
+
+@contextlib.contextmanager
+def under_way(project: Trainable, *arguments: str) -> Iterator[tuple[Any, str]]:
+    """Begin a job that stage train holds up; yield the command's process and the job's name."""
+    project.hold.touch()
+    process = project.begun("train", *arguments)
+    timer = threading.Timer(SECONDS, process.kill)  # so that no wait is for ever
+    timer.start()
+    try:
+        name = JOB.findall(wait_for(process, "is submitted"))[0]
+        wait_for(process, "training on ten digits")
+        yield process, name
+    finally:
+        timer.cancel()
+        project.hold.unlink(missing_ok=True)
+        process.kill()
+        process.communicate()
+
+
+def test_what_a_job_made_is_restored_here(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(32)
+    standin.faults()
+    said = trainable.digits("train")
+    assert said.index("training on ten digits") < said.index("the first step")  # it streams
+    assert "2 stages with the same bytes as dvc.lock here." in said
+    assert "New: train" in said
+    assert "computes differently" not in said
+    found, compared = unlike(standin.calls())
+    assert found == [], "\n".join(found)
+    assert compared > 5
+    assert logged(standin, JOB.findall(said)[0]) == {
+        "mnist.accuracy": 0.968,
+        "batch_size": "32",
+        "distortion.shear": "0.2",
+        "commit": trainable.git("rev-parse", "HEAD").strip(),
+    }
+    restored(trainable, 32)
+
+
+def test_what_others_could_not_get_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet", "--initial-branch", "main")
+    project.git("commit", "--quiet", "--allow-empty", "--message", "One")
+    monkeypatch.chdir(project.root)
+    not_pushed = pytest.raises(DigitsError, match=r"is not on origin.*`git push origin HEAD` first")
+    with not_pushed:
+        job.commit()
+    project.git("init", "--quiet", "--bare", str(tmp_path / "origin"))
+    project.git("remote", "add", "origin", str(tmp_path / "origin"))
+    project.git("push", "--quiet", "origin", "main")
+    assert job.commit() == project.git("rev-parse", "HEAD").strip()
+    Path("notes.txt").write_text("mine")
+    with pytest.raises(DigitsError, match=r"the tree is dirty \(\?\? notes.txt\); commit or undo"):
+        job.commit()
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "Two")
+    with not_pushed:
+        job.commit()
+
+
+def test_a_stage_with_other_outs_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, more = ({"path": name, "md5": "1"} for name in ("model.txt", "curves.csv"))
+    plain = {"cmd": "true"}
+
+    def lock(*outs: dict[str, str]) -> str:
+        stages = {"train": plain | {"outs": list(outs)}, "monitor": plain}
+        return yaml.safe_dump({"stages": stages})
+
+    Path("dvc.lock").write_text(lock(out))
+    account = {"machine": results.machine()}
+    said = train.compared(lock(out, more), account)
+    assert said[0].startswith("1 stages with the same bytes") and said[1].startswith("New: train;")
+    assert len(said) == 2
+    said = train.compared(lock(out | {"md5": "2"}), account)
+    assert said[1:] == ["Not the same bytes as dvc.lock here: model.txt."]
+
+
+def test_a_machine_that_computes_differently_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text("stages: {}")
+    account = {"machine": results.machine() | {"gpu": "other"}}
+    (said,) = train.compared("stages: {}", account)
+    here = results.machine()["gpu"]
+    assert said.startswith(f"The job's machine computes differently (gpu other, here {here}):")
+    assert train.compared("stages: {}", {"machine": results.machine()}) == []
+
+
+def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None:
+    settings, _ = release.load()
+
+    def pins(gpu: bool) -> tuple[str, dict[str, Requirement]]:
+        wanted = replace(settings, job=replace(settings.job, gpu=gpu))
+        found = job.environment(wanted, "3.11")
+        conda: Any = found.conda_file
+        (packages,) = (one for one in conda["dependencies"] if isinstance(one, dict))
+        installed = [Requirement(pin) for pin in packages["pip"]]
+        on_azure = {"platform_machine": "x86_64", "sys_platform": "linux"}
+        return str(found.version), {
+            one.name: one
+            for one in installed
+            if one.marker is None or one.marker.evaluate(on_azure)
+        }
+
+    (version, plain), (other, cuda) = pins(False), pins(True)
+    assert version != other
+    assert "tensorflow" not in plain and len(plain) > 100
+    assert plain.keys() - cuda.keys() == {"tensorflow-cpu"}
+    assert cuda.keys() - plain.keys() == {"tensorflow"}
+    assert cuda["tensorflow"].extras == {"and-cuda"}
+    assert cuda["tensorflow"].specifier == plain["tensorflow-cpu"].specifier
+    for name in plain.keys() & cuda.keys():
+        assert plain[name] == cuda[name]
+
+
+def test_what_a_sweep_tries_is_checked() -> None:
+    values = params.load()
+    one, other = "train.batch_size=32", "train.batch_size=64,128"
+    assert sweep.space([one, other], values) == {"train.batch_size": [32, 64, 128]}
+    for listed in ("[32,64]", "32,,64", "{", ""):
+        with pytest.raises(DigitsError, match="write KEY=VALUE,VALUE"):
+            sweep.space([f"train.batch_size={listed}"], values)
+    good = ["epochs=1,2", "prepare.foreign_share=0.1", "train.distortion.shear=0,0.3", "seed=1"]
+    assert sweep.space(good, values)["epochs"] == [1, 2]
+    for setting, said in (
+        ("train.batch_size=32,many", "train.batch_size is 'many'"),
+        ("epochs=5,0", "epochs is 0"),
+        ("foreign.japanese.reader.hand.shear=a", "foreign.japanese"),
+        ("azure.strategy=in_place", "no stage reads it"),
+        ("seed=1,2", r"stage foreign makes .* another seed, .*`dvc exp run -S seed=VALUE` here"),
+        ("image_size=20,28", "stage mnist makes"),
+        ("foreign.japanese.per_class.train=500,1000", "stage foreign makes"),
+    ):
+        with pytest.raises(DigitsError, match=said):
+            sweep.space([setting], values)
+    assert sweep.space(["seed=1,2"], values | {"foreign": []}) == {"seed": [1, 2]}
+
+
+def test_a_sweep_of_which_nothing_began_praises_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep.Trials, "begun", lambda _: [])
+    tags = {"commit": release.git("rev-parse", "HEAD").strip()}
+    jobs = SimpleNamespace(get=lambda _: SimpleNamespace(tags=tags))
+    workspace: Any = SimpleNamespace(client=SimpleNamespace(jobs=jobs))
+    monkeypatch.setattr(release, "refuse_dirty", lambda: None)
+    with pytest.raises(DigitsError, match="ended as Canceled, and no trial ended well"):
+        sweep.finish(workspace, "s", "Canceled", sweep.Trials(workspace, "s"))
+    assert capsys.readouterr().out == "0 trials ended well.\n"
+    tags["commit"] = "f" * 40
+    with pytest.raises(DigitsError, match="s ran commit ffffffffff; check that out, then --attach"):
+        sweep.finish(workspace, "s", "Completed", sweep.Trials(workspace, "s"))
+
+
+def test_experiments_are_made_of_what_the_sweep_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dirty() -> None:
+        raise DigitsError("the tree is dirty")
+
+    monkeypatch.setattr(release, "refuse_dirty", dirty)
+    monkeypatch.setattr(job, "commit_of", lambda *_: release.git("rev-parse", "HEAD").strip())
+    workspace: Any = None
+    with pytest.raises(DigitsError, match="the tree is dirty; then --attach s"):
+        sweep.finish(workspace, "s", "Completed", sweep.Trials(workspace, "s"))
+
+
+def test_of_the_run_cache_only_the_stages_of_the_job_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, project = tmp_path / "remote", Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    (project.root / "pool.txt").write_text("ten digits")
+    stage = ("--name", "train", "--deps", "pool.txt", "--outs", "model.txt")
+    project.dvc("stage", "add", "--run", *stage, "cp pool.txt model.txt")
+    project.dvc("remote", "add", results.REMOTE, str(remote))
+    lock = (project.root / "dvc.lock").read_text()
+    monkeypatch.chdir(project.root)
+    results.push(lock)
+    (run,) = (path for path in (remote / "runs").rglob("*") if path.is_file())
+    (remote / "runs" / "00" / "planted").mkdir(parents=True)
+    (remote / "runs" / "00" / "planted" / "entry").write_text("cmd: another's")
+    run.write_text("cmd: another's")  # what the job says counts
+    shutil.rmtree(project.root / ".dvc" / "cache")
+    for name in ("dvc.lock", "model.txt"):
+        (project.root / name).unlink()
+    results.fetch([lock], {})
+    assert len([path for path in Path(".dvc/cache/runs").rglob("*") if path.is_file()]) == 1
+    assert "Stage 'train' is cached" in project.dvc("repro")
+    assert Path("model.txt").read_text() == "ten digits"
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's
+def test_what_a_job_needs_and_nobody_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, project = tmp_path / "remote", Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    project.dvc("remote", "add", results.REMOTE, str(remote))
+    monkeypatch.chdir(project.root)
+    Path("package-lock.json").write_text("{}")
+    pool = ("--name", "mnist", "--deps", "package-lock.json", "--outs", "pool/digits.txt")
+    project.dvc("stage", "add", "--run", *pool, "mkdir -p pool; echo ten digits > pool/digits.txt")
+    model = ("--name", "train", "--deps", "pool", "--outs", "model")
+    project.dvc("stage", "add", "--run", *model, "mkdir model; wc pool/digits.txt > model/one.txt")
+    results.offer(job.RAW, {})
+    for made in (Path("model"), Path(".dvc", "cache")):
+        shutil.rmtree(made)
+    Path("pool", "digits.txt").unlink()  # git keeps the folder, with a .gitignore
+    results.offer(job.RAW, {})  # the container has all
+    shutil.rmtree(remote)
+    with pytest.raises(
+        DigitsError, match=r"^model.*: neither .*; `dvc pull` first, or `dvc repro mnist train`"
+    ):
+        results.offer(job.RAW, {})
+    project.edit("dvc.yaml", "wc", "sort")
+    with pytest.raises(DigitsError, match=r"^pool.digits\.txt: neither .*, or `dvc repro mnist`$"):
+        results.offer(job.RAW, {})  # what the job is to train is not named
+    project.dvc("repro", "--quiet", "mnist")
+    results.offer(job.RAW, {})  # the job trains
+    Path("letters.txt").write_text("labelled by hand")
+    project.dvc("add", "--quiet", "letters.txt")
+    Path("letters.txt").unlink()
+    shutil.rmtree(Path(".dvc", "cache"))
+    Path("pool", "digits.txt").unlink()
+    shutil.rmtree(remote)
+    with pytest.raises(DigitsError, match=r"^letters\.txt: neither here.*; `dvc pull` first$"):
+        results.offer(job.RAW, {})
+    Path("letters.txt.dvc").unlink()
+    project.dvc("repro", "--quiet", "mnist")
+    project.edit("dvc.yaml", "ten digits", "nine digits")
+    with pytest.raises(DigitsError, match=r"stage mnist is not what dvc\.lock has"):
+        results.offer(job.RAW, {})
+
+
+def on_nodes(nodes: int, verify: Any = "reproduce") -> release.Params:
+    """Return the settings with another number of nodes."""
+    settings, _ = release.load()
+    return replace(settings, verify=verify, job=replace(settings.job, nodes=nodes))
+
+
+def test_nodes_that_make_other_bytes_than_one_machine_are_told() -> None:
+    assert job.other_bytes(on_nodes(1), [64, 65, 1000]) == []
+    assert job.other_bytes(on_nodes(2), [32, 64, 126]) == []
+    (said,) = job.other_bytes(on_nodes(4), [64])
+    assert "Batches of 64: 4 nodes take parts of 16 digits, one machine of 32" in said
+    assert said.endswith(
+        "as azure.verify is reproduce; make that restore, or azure.job.nodes 1 or 2."
+    )
+    (said,) = job.other_bytes(on_nodes(4, verify="restore"), [64])
+    assert said.endswith("the model's bytes will not be those that one makes.")
+    (said,) = job.other_bytes(on_nodes(2), [64, 128])
+    assert "Batches of 128: 2 nodes take parts of 32 digits, one machine of 64" in said
+    assert said.endswith("azure.job.nodes 1.")
+    with pytest.raises(
+        DigitsError, match=r"batch_size of 64 is not to be shared evenly.*, 3; make"
+    ):
+        job.other_bytes(on_nodes(3), [64])
+
+
+def test_they_are_told_before_anything_is_submitted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise DigitsError("no further")
+
+    monkeypatch.setattr(results, "offer", stop)
+    monkeypatch.setattr(job, "remote", lambda _: {})
+    workspace: Any = None
+    with pytest.raises(DigitsError, match="no further"):
+        train.start(workspace, on_nodes(4))
+    said = capsys.readouterr().out
+    assert said.startswith("Batches of 64: 4 nodes") and said.count("\n") == 1
+    for tried, told in (({"train.batch_size": [128, 256]}, [128, 256]), ({"epochs": [1]}, [64])):
+        with pytest.raises(DigitsError, match="no further"):
+            sweep.start(workspace, on_nodes(4), tried, None)
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.partition(":")[0] for line in lines] == [f"Batches of {n}" for n in told]
+
+
+@pytest.mark.filterwarnings("ignore")  # the SDK's own
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_nodes_of_a_trial_are_those_of_a_job(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def submit(_: Any, one: Any) -> None:
+        bodies.append(one._to_job()._to_rest_object().as_dict()["properties"])
+
+    monkeypatch.setattr(job, "commit", lambda: "c0ffee")
+    for module, name in ((results, "offer"), (job, "remote"), (job, "account")):
+        monkeypatch.setattr(module, name, lambda *_: "data")
+    monkeypatch.setattr(job, "write_code", lambda folder: folder)
+    monkeypatch.setattr(job, "submit", submit)
+    settings, workspace = on_nodes(count), MagicMock()
+    sweep.start(workspace, settings, {"train.batch_size": [32, 64]}, None)
+    job.submit(workspace, job.define(workspace, settings, Path()))
+    trial, alone = bodies[0]["trial"], bodies[1]
+    assert trial.get("distribution") == alone.get("distribution")
+    assert trial["resources"] == alone["resources"]
+    for found in (jobs.nodes(trial), jobs.nodes(alone)):
+        configs = [json.loads(one.get("TF_CONFIG", "{}")) for one in found]
+        ranks = [one.get("task", {}).get("index") for one in configs]
+        assert ranks == ([None] if count == 1 else [0, 1])
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [64, 100, 128, 260])
+def test_the_parts_that_are_told_are_those_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, nodes: int
+) -> None:
+    import tensorflow as tf
+
+    from digits.model import distributed, training
+
+    seen = []
+
+    def part(order: Any, _: Any) -> list[Any]:
+        seen.append(int(order.shape[0]))
+        return [tf.zeros(order.shape[0]), tf.constant(0), tf.zeros(1)]
+
+    context = SimpleNamespace(
+        all_gather=lambda value, axis: tf.concat([value] * nodes, axis),
+        all_reduce=lambda _, value: value,
+    )
+    monkeypatch.setattr(tf.distribute, "get_replica_context", lambda: context)
+    for module in (training, distributed):
+        monkeypatch.setattr(module, "pieces", lambda *_: (part, lambda *_: None))
+    machines = object.__new__(distributed.Machines)
+    machines.count, machines.rank = nodes, 0
+    machines.strategy = SimpleNamespace(run=lambda step, rows: step(*rows))
+    variables = [SimpleNamespace(value=tf.Variable([0.0]))]
+    network: Any = SimpleNamespace(trainable_variables=variables, non_trainable_variables=variables)
+    own: Any = SimpleNamespace(batch_size=batch_size)
+    trainer: Any = machines.trainer if nodes > 1 else training._trainer
+    step = trainer(network, None, None, own)
+    step(tf.zeros((1, batch_size), tf.int32), tf.zeros((1, batch_size, 8)), tf.zeros((1, 3)))
+    assert seen * nodes == job.parts(batch_size, nodes)
+
+
+def test_jobs_write_to_the_workspaces_account_if_it_has_the_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = MagicMock()
+    own = SimpleNamespace(account_name="own", credential=None)
+    monkeypatch.setattr(job, "store", lambda _: own)
+    monkeypatch.setattr(job, "ContainerClient", client)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "data")
+    workspace: Any = SimpleNamespace(kind="azure", blobs="https://{}.blob.core.windows.net")
+    exists = client.return_value.__enter__.return_value.exists
+    exists.return_value = True
+    assert job.account(workspace) == "own"
+    assert client.call_args[0] == ("https://own.blob.core.windows.net", "review")
+    for exists.return_value, exists.side_effect in (
+        (False, None),
+        (None, HttpResponseError("403")),
+    ):
+        assert job.account(workspace) == "data"
+
+
+def test_what_has_ended_is_not_canceled() -> None:
+    jobs = SimpleNamespace(get=lambda _: SimpleNamespace(status="Completed"))
+    workspace: Any = SimpleNamespace(client=SimpleNamespace(jobs=jobs))
+    with pytest.raises(DigitsError, match="has ended already, as Completed; --attach"):
+        job.cancel(workspace, "one")
+
+
+def test_a_workspace_that_fails_starts_no_second_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((job, "connect"), (job, "commit"), (release, "load")):
+        monkeypatch.setattr(module, name, lambda *_: (None, None))
+    asked: Any = SimpleNamespace(compute=None, attach=None, cancel=None, workspace="local")
+    with pytest.raises(DigitsError, match="with --attach and its name"), job.session(asked):
+        raise HttpResponseError("502")
+
+
+@pytest.mark.prove
+def test_stages_that_need_npm_are_refused(trainable: Trainable) -> None:
+    trainable.edit("dvc.yaml", "ten digits", "nine digits")
+    trainable.commit(32)
+    said = trainable.digits("train", code=1)
+    assert "stage mnist is not what dvc.lock has" in said
+    assert "`dvc repro prepare` here" in said
+
+
+@pytest.mark.prove
+def test_a_job_that_fails_tells_why_and_leaves_nothing(
+    trainable: Trainable, standin: StandIn
+) -> None:
+    trainable.commit(13)
+    said = trainable.digits("train", code=1)
+    assert "Traceback" not in said
+    (name,) = set(JOB.findall(said))
+    end = said.partition("ended as Failed")[2]
+    assert "13 is no size of a batch" in end
+    assert "stage train failed: see above" in end
+    assert "13 is no size of a batch" in (trainable.root / ".deploy" / f"{name}.log").read_text()
+    assert trainable.published(standin) == set()
+    trainable.commit(32)
+    trainable.digits("train")
+    restored(trainable, 32)
+
+
+@pytest.mark.prove
+def test_a_job_that_is_canceled_leaves_nothing(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(32)
+    with under_way(trainable) as (process, name):
+        assert f"{name} is canceled" in trainable.digits("train", "--cancel", name)
+        said = process.stdout.read()
+        assert process.wait(60) == 1
+        assert f"{name} was canceled" in said
+        assert not [line for line in standin.running() if f"{standin.folder}/jobs/" in line]
+    assert trainable.published(standin) == set()
+    said = trainable.digits("train", "--attach", name, code=1)
+    assert "was canceled" in said
+    assert "correct the name" in trainable.digits("train", "--attach", "digits-none", code=1)
+    assert "not found" in trainable.digits("train", "--cancel", "digits-none", code=1)
+
+
+@pytest.mark.prove
+def test_a_job_that_loses_its_machine_starts_from_nothing(
+    trainable: Trainable, standin: StandIn
+) -> None:
+    trainable.commit(32)
+    with under_way(trainable) as (process, name):
+        standin.call("PUT", "/standin/lose", {"job": name})
+        wait_for(process, "training on ten digits")
+        assert trainable.published(standin) == set()
+        trainable.hold.unlink()
+        assert "New: train" in process.stdout.read()
+        assert process.wait(60) == 0
+    assert len(trainable.published(standin)) == 1
+    restored(trainable, 32)
+
+
+@pytest.mark.prove
+def test_of_two_nodes_the_first_publishes_and_each_may_fail(
+    trainable: Trainable, standin: StandIn
+) -> None:
+    trainable.edit("params.yaml", "    nodes: 1", "    nodes: 2")
+    rank = "import os\nrank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+    trainable.edit("stage.py", "params =", f"{rank}params =")
+    trainable.edit("stage.py", '"training on"', '"node", rank, "is training on"')
+    trainable.edit("stage.py", 'f"weights', 'f"node {rank}, weights')  # tells who published
+    trainable.commit(32)
+    said = trainable.digits("train")
+    name = JOB.findall(said)[0]
+    assert f"{name}: Completed" in said
+    assert "node 0 is training" in said
+    for node in (0, 1):
+        assert f"node {node} is training" in log_of(standin, name, node)
+    assert len(trainable.published(standin)) == 1
+    assert logged(standin, name)["mnist.accuracy"] == 0.968
+    restored(trainable, 32)
+    assert (trainable.root / "data/model/model.txt").read_text().startswith("node 0")
+    trainable.git("checkout", "--quiet", ".")
+    again = JOB.findall(trainable.digits("train"))[0]  # nothing is restored
+    for node in (0, 1):
+        assert f"node {node} is training" in log_of(standin, again, node)
+
+    trainable.edit("stage.py", "while Path", "if rank:\n    sys.exit('node 1 is ill')\nwhile Path")
+    trainable.commit(32)
+    trainable.hold.touch()  # for the other one, which would never end
+    said = trainable.digits("train", code=1)
+    assert "ended as Failed" in said
+    assert "node 1 is ill" in said
+    assert trainable.published(standin) == set()
+
+
+@WINDOWS
+@pytest.mark.prove
+def test_ctrl_c_stops_the_command_and_not_the_job(trainable: Trainable) -> None:
+    trainable.commit(32)
+    with under_way(trainable) as (process, name):
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        assert process.wait(60) == 130
+        assert f"`--workspace local --attach {name}` looks again" in said
+    said = trainable.digits("train", "--attach", name)
+    assert "New: train" in said
+    restored(trainable, 32)
+
+
+@pytest.mark.prove
+def test_two_jobs_for_one_commit_end_well(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(32)
+    with under_way(trainable) as (first, _), under_way(trainable) as (second, _):
+        trainable.hold.unlink()
+        for process in (first, second):
+            assert "New: train" in process.stdout.read()
+            assert process.wait(60) == 0
+    assert len(trainable.published(standin)) == 1
+    restored(trainable, 32)
+
+
+@pytest.mark.prove
+def test_a_job_begins_anew_with_the_stand_in(trainable: Trainable, tmp_path: Path) -> None:
+    own = StandIn(tmp_path / "own")
+    own.start()
+    link = trainable.root / ".standin"
+    link.unlink()
+    link.symlink_to(own.folder)
+    try:
+        trainable.commit(32)
+        with under_way(trainable) as (process, name):
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+            own.kill()
+            own.start()
+        said = trainable.digits("train", "--attach", name)
+        assert "New: train" in said
+        restored(trainable, 32)
+    finally:
+        own.stop()
+
+
+@pytest.mark.prove
+def test_a_cluster_must_be_there(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(32)
+    said = trainable.digits("train", "--compute", "cpus", code=1)
+    assert "the workspace has no compute cpus" in said
+    group = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/local"
+    place = f"{group}/providers/Microsoft.MachineLearningServices/workspaces/{trainable.workspace}"
+    scale = {"minNodeCount": 1, "maxNodeCount": 2}
+    size = {"vmSize": "Standard_DS3_v2", "scaleSettings": scale}
+    body = {"properties": {"computeType": "AmlCompute", "properties": size}}
+    standin.call("PUT", f"{place}/computes/cpus", body | {"location": "local"})
+    said = trainable.digits("train", "--compute", "cpus")
+    assert "cpus keeps 1 nodes, which cost while idle" in said
+    assert "New: train" in said
+
+
+@pytest.mark.prove
+def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> None:
+    trainable.commit(64)
+    standin.faults()
+    grid = ("-S", "train.batch_size=32,13", "-S", "train.peak_learning_rate=0.01,0.02")
+    said = trainable.digits("sweep", *grid)
+    found, compared = unlike(standin.calls())
+    # For serverless compute the SDK sends what its own model does not know.
+    found = [fault for fault in found if "properties.resources is not in SweepJob" not in fault]
+    assert found == [], "\n".join(found)
+    assert compared > 5
+    (name,) = set(JOB.findall(said))
+    assert said.count("ended badly; its log is in") == 2
+    assert "(ran " not in said
+    table = list(csv.DictReader(io.StringIO(trainable.dvc("exp", "show", "--csv"))))
+    made = {row["Experiment"]: row for row in table if row["Experiment"].startswith(name)}
+    assert len(made) == 2
+    tried = {
+        (row["train.batch_size"], row["train.peak_learning_rate"]): row["mnist.accuracy"]
+        for row in made.values()
+    }
+    assert tried == {("32", "0.01"): "0.968", ("32", "0.02"): "0.968"}
+    again = trainable.digits("sweep", "--attach", name)
+    assert again.count(": there already") == 2
+    assert trainable.git("status", "--porcelain") == ""
+    assert "no single value" in trainable.digits("sweep", "-S", "train.none=1", code=1)
+    said = trainable.digits("sweep", "-S", "train.batch_size=16,24,48", "--random", "2")
+    assert "is submitted: 2 trials." in said
+    assert "2 trials ended well." in said
+
+
+@pytest.mark.prove
+def test_the_trials_of_a_sweep_have_nodes(trainable: Trainable, standin: StandIn) -> None:
+    trainable.edit("params.yaml", "    nodes: 1", "    nodes: 2")
+    rank = "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+    trainable.edit("stage.py", "params =", f"{rank}params =")
+    trainable.edit("stage.py", '"training on"', '"node", rank, "is training on"')
+    trainable.commit(64)
+    standin.faults()
+    said = trainable.digits("sweep", "-S", "train.batch_size=16,32")
+    assert "2 trials ended well." in said
+    (name,) = set(JOB.findall(said))
+    for node in (0, 1):
+        assert f"node {node} is training" in log_of(standin, f"{name}_0", node)
+    sent = [call["request"] for call in standin.calls() if call["path"].endswith(f"/jobs/{name}")]
+    (body,) = filter(None, sent)
+    distribution = body["properties"]["trial"]["distribution"]
+    assert (distribution["distributionType"], distribution["workerCount"]) == ("TensorFlow", 2)
+
+
+@pytest.mark.prove
+def test_the_real_stages_give_the_same_bytes_in_a_job(
+    project: Project, standin: StandIn, tmp_path: Path
+) -> None:
+    """The small project: the job trains with another value, and this machine then does, too."""
+    trainable = Trainable(project.root, "real")
+    (trainable.root / ".standin").symlink_to(standin.folder)
+    (trainable.root / ".git" / "info" / "exclude").write_text(".standin\n")  # a link, no folder
+    trainable.git("init", "--quiet", "--bare", str(tmp_path / "origin"))
+    trainable.git("remote", "add", "origin", str(tmp_path / "origin"))
+    trainable.edit("params.yaml", "label_smoothing: 0.1", "label_smoothing: 0.05")
+    trainable.commit(32)
+    said = trainable.digits("train")
+    assert "Running stage 'train'" in said
+    assert "New: train, evaluate, package, simulate, monitor; `dvc repro` restores" in said
+    output = trainable.dvc("repro")
+    assert trainable.stages_run(output) == []
+    trainable.git("commit", "--quiet", "--all", "--message", "What the job made")
+    assert trainable.stages_run(trainable.dvc("repro", "--force", "train")) != []
+    assert trainable.git("status", "--porcelain") == ""

@@ -1,0 +1,390 @@
+"""Sending: nothing lost and nothing counted twice, whatever the endpoint does."""
+
+import json
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from azure.core.exceptions import ServiceRequestError
+from conftest import random_digits
+
+with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
+    warnings.simplefilter("ignore")
+    from mlops.azure import collected
+    from mlops.production import sender, simulate
+from core import params
+from core.errors import DigitsError
+from digits.production.traffic import NEVER, Pool, Schedule, Stream
+
+CLASSES = tuple("0123456789")
+POOL = random_digits(200)
+TRUTH = {image.tobytes(): int(label) for image, label in zip(POOL.images, POOL.labels, strict=True)}
+Fault = Callable[[str, int], int]  # of a request's id and how often it came: 0 none, or a status
+
+
+def stream(hours: float = 1.0, requests: int = 200) -> Stream:
+    """Return some requests, half of which get a label."""
+    phase = {"name": "quiet", "hours": hours, "share": {}, "noise": None}
+    phase["requests_an_hour"] = requests / hours
+    whole = {"start": "2026-01-05T00:00:00Z", "labelled_share": 0.5, "label_delay_hours": 0.5}
+    plan = params.section(Schedule, {"simulate": whole | {"phases": [phase]}}, "simulate")
+    return Stream(Pool([POOL], plan, 1), plan, 1)
+
+
+class Endpoint(ThreadingHTTPServer):
+    """An endpoint that counts the requests it has worked on by id, and fails as it is told to."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        """Listen on loopback."""
+        self.came: Counter[str] = Counter()
+        self.worked: Counter[str] = Counter()
+        self.key = "first"
+        self.fault: Fault = lambda name, time: 0
+        self.each: Callable[[], None] = lambda: None
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                endpoint.do(self)
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", port), Handler)
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away."""
+
+    def do(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer one request."""
+        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        name = request.headers["x-ms-client-request-id"]
+        self.came[name] += 1
+        status = self.fault(name, self.came[name])
+        if request.headers["Authorization"] != f"Bearer {self.key}":
+            status = 401
+        answer: dict[str, Any] = {"message": "no"}
+        if status in (0, LOST):
+            self.worked[name] += 1
+            image = np.array(body["data"][0], np.uint8)
+            answer = {"predictions": [{"digit": str(TRUTH[image.tobytes()])}]}
+        self.each()
+        if status == LOST:
+            request.close_connection = True
+            return
+        text = json.dumps(answer).encode()
+        request.send_response(status or 200)
+        request.send_header("Content-Length", str(len(text)))
+        request.end_headers()
+        request.wfile.write(text)
+
+
+LOST = -1  # the request is worked on, but the connection breaks before the answer
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """An endpoint; pauses between tries are short."""
+    monkeypatch.setattr(sender, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(sender, "LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(sender, "TICK_SECONDS", 0.01)
+    server = Endpoint()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The labels that are written."""
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(collected, "append_labels", lambda _, __, rows: written.extend(rows))
+    return written
+
+
+def run(
+    endpoint: Endpoint, requests: Stream, reached: sender.Reached | None = None, **more: Any
+) -> sender.Run:
+    """Return a run that is to send requests to an endpoint."""
+
+    def authorise() -> dict[str, str]:
+        url = f"http://127.0.0.1:{endpoint.server_port}/digits/score"
+        return {"url": url, "Authorization": f"Bearer {endpoint.key}"}
+
+    settings = SimpleNamespace(request_timeout_seconds=5.0)
+    target: Any = SimpleNamespace(
+        name="digits", workspace=None, settings=settings, authorise=authorise
+    )
+    fresh = sender.Reached("run", simulate.digest(requests), 0, len(requests), 0)
+    return sender.Run(requests, CLASSES, target, reached or fresh, more.get("speed"))
+
+
+def check(whole: Stream, server: Endpoint, ran: sender.Run, labels: list[dict[str, Any]]) -> None:
+    """Check that each request was answered once, and that each label was written once."""
+    ids = [f"run-{name}" for name in whole.part(0, len(whole)).ids]
+    assert set(server.came) == set(ids)
+    assert ran.reached.answered == {"mnist": len(whole)} == ran.reached.right
+    told = {ids[number] for number in np.flatnonzero(whole.label_times != NEVER)}
+    assert len(labels) == len(told) == ran.reached.labels_written
+    assert {row["request_id"] for row in labels} == told
+
+
+def test_every_fault_is_tried_again_under_the_same_id(
+    endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    faults = [LOST, 503, 429, 500, 408, 404, 502, 0]
+
+    def fault(name: str, time: int) -> int:
+        return faults[int(name[-4:], 16) % 8] if time <= 2 else 0
+
+    endpoint.fault = fault
+    whole = stream()
+    ran = run(endpoint, whole)
+    ran.go(tmp_path / "reached.json", 8)
+    check(whole, endpoint, ran, labels)
+    extra = sum(count - 1 for count in endpoint.came.values())
+    assert ran.reached.retried == extra > 100
+    assert max(endpoint.worked.values()) == 3  # which one id lets a reader see
+
+
+def test_ctrl_c_keeps_what_was_answered_and_resume_goes_on(
+    endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = stream()
+
+    def each() -> None:
+        if sum(endpoint.came.values()) in (40, 90, 150):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    endpoint.each = each
+    path = tmp_path / "reached.json"
+    reached = None
+    for _ in range(3):
+        ran = run(endpoint, whole, reached)
+        with pytest.raises(KeyboardInterrupt):
+            ran.go(path, 4)
+        asked = SimpleNamespace(resume=True)
+        reached = simulate.reached(path, asked, whole)
+        assert reached.count == sum(endpoint.worked.values())
+    endpoint.each = lambda: None
+    ran = run(endpoint, whole, reached)
+    ran.go(path, 4)
+    check(whole, endpoint, ran, labels)
+    assert set(endpoint.came.values()) == {1}
+
+
+def test_a_killed_run_goes_on_and_its_doubles_have_one_id(
+    endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = stream()
+    ran = run(endpoint, whole)
+    path = tmp_path / "reached.json"
+    ran.save(path)  # and nothing after that, although 200 are answered
+    ran.go(tmp_path / "lost.json", 4)
+    labels.clear()
+    again = run(endpoint, whole, simulate.reached(path, SimpleNamespace(resume=True), whole))
+    again.go(path, 4)
+    check(whole, endpoint, again, labels)
+    assert set(endpoint.worked.values()) == {2}
+
+
+def test_an_endpoint_that_is_down_is_waited_for_and_told(
+    endpoint: Endpoint,
+    labels: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sender, "TOLD_SECONDS", 0.1)
+    whole = stream()
+    down = threading.Event()
+
+    def fault(name: str, time: int) -> int:
+        if len(endpoint.worked) == 100:
+            down.set()
+        return 503 if down.is_set() else 0
+
+    endpoint.fault = fault
+    ran = run(endpoint, whole)
+    failures: list[BaseException] = []
+
+    def mend() -> None:
+        end = time.monotonic() + 20
+        while not (ran.gap and ran.reached.retried > 20):
+            if time.monotonic() > end:
+                failures.append(TimeoutError())
+                break
+            time.sleep(0.01)
+        endpoint.fault = lambda name, time: 0
+
+    mender = threading.Thread(target=mend)
+    mender.start()
+    ran.go(tmp_path / "reached.json", 4)
+    mender.join()
+    assert not failures
+    check(whole, endpoint, ran, labels)
+    told = capsys.readouterr().out.splitlines()
+    assert "UTC: no answer for" in told[0]
+    assert "503" in told[0]
+    assert "UTC: answers are back after" in told[1]
+    assert len(told) == 2
+
+
+def test_without_any_answer_it_stops_in_the_end(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.2)
+    endpoint.fault = lambda name, time: 503
+    ran = run(endpoint, stream())
+    with pytest.raises(DigitsError, match=r"gave no answer for .* go on with --resume"):
+        ran.go(tmp_path / "reached.json", 2)
+    assert (tmp_path / "reached.json").exists()
+
+
+def test_what_is_refused_is_counted_and_gets_no_label(
+    endpoint: Endpoint,
+    labels: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sender, "FAILED_SECONDS", 0.1)  # of the last ones, which are alone
+    whole = stream()
+    ids = [f"run-{name}" for name in whole.part(0, 200).ids]
+    bad = {name: 400 if place % 20 else 500 for place, name in enumerate(ids) if place % 10 == 0}
+    endpoint.fault = lambda name, time: bad.get(name, 0)
+    ran = run(endpoint, whole)
+    ran.go(tmp_path / "reached.json", 1)
+    assert ran.reached.answered == {"mnist": 180}
+    assert sorted(ran.reached.refused) == list(range(0, 200, 10))
+    assert {name for name in ids if endpoint.came[name] > 1} <= {
+        name for name, status in bad.items() if status == 500
+    }
+    assert not {row["request_id"] for row in labels} & set(bad)
+    ran.report()
+    said = capsys.readouterr().out
+    assert "is refused" in said
+    assert "answered 180" in said
+    assert "refused 20" in said
+
+
+def test_an_endpoint_that_refuses_everything_stops_it(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.fault = lambda name, time: 400
+    with pytest.raises(DigitsError, match="refuses every request: 400"):
+        run(endpoint, stream()).go(tmp_path / "reached.json", 2)
+
+
+def test_a_new_key_is_fetched_and_a_wrong_one_told(
+    endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = stream()
+    ran = run(endpoint, whole)
+
+    def each() -> None:
+        if sum(endpoint.came.values()) == 50:
+            endpoint.key = "second"
+
+    endpoint.each = each
+    ran.go(tmp_path / "reached.json", 4)
+    check(whole, endpoint, ran, labels)
+    wrong: Any = run(endpoint, whole)
+    wrong.target = SimpleNamespace(**vars(wrong.target) | {"authorise": lambda: wrong.headers})
+    endpoint.key = "third"
+    with pytest.raises(DigitsError, match="does not accept the key"):
+        wrong.go(tmp_path / "reached.json", 4)
+
+
+def test_a_store_that_takes_no_labels_for_a_while_gets_them_all(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "SAVE_SECONDS", 0.01)
+    written: list[dict[str, Any]] = []
+    calls = Counter[str]()
+
+    def append(workspace: Any, name: str, rows: list[dict[str, Any]]) -> None:
+        calls["all"] += 1
+        if calls["all"] <= 3:
+            raise ServiceRequestError("the store is down")
+        written.extend(rows)
+
+    monkeypatch.setattr(collected, "append_labels", append)
+    whole = stream()
+    ran = run(endpoint, whole)
+    ran.go(tmp_path / "reached.json", 4)
+    check(whole, endpoint, ran, written)
+
+
+def test_a_part_of_the_stream_gets_the_labels_of_that_part(
+    endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = stream()
+    ran = run(endpoint, whole, sender.Reached("run", "", 50, 120, 50))
+    ran.go(tmp_path / "reached.json", 4)
+    part = whole.part(50, 120)
+    assert set(endpoint.came) == {f"run-{name}" for name in part.ids}
+    told = {f"run-{part.ids[n - 50]}" for n in whole.known_labels() if 50 <= n < 120}
+    assert {row["request_id"] for row in labels} == told
+    assert len(labels) == len(told)
+
+
+def test_the_pace_is_the_storys(
+    endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = stream(hours=1.0, requests=60)
+    ran = run(endpoint, whole, speed=3600.0)
+    began = time.monotonic()
+    ran.go(tmp_path / "reached.json", 2)
+    story = (whole.times[-1] - whole.times[0]) / HOUR_MS
+    assert story <= time.monotonic() - began < story + 5
+    check(whole, endpoint, ran, labels)
+
+
+HOUR_MS = 3_600_000
+
+
+def test_a_label_waits_for_its_time_and_its_request(
+    endpoint: Endpoint, labels: list[dict[str, Any]]
+) -> None:
+    whole = stream()
+    ran = run(endpoint, whole)
+    first = int(ran.labels[0])
+    due = int(whole.label_times[first])
+    assert ran.write_labels(due)  # due, but its request is not answered yet
+    assert labels == []
+    ran.answered(first, b'{"predictions": [{"digit": "0"}]}')
+    assert ran.write_labels(due - 1)
+    assert labels == []
+    assert ran.write_labels(due)
+    (row,) = labels
+    assert set(row) == {"time", "request_id", "position", "label", "script"}
+    assert row["label"] == str(whole.truth(np.array([first]))[0][0])
+
+
+def test_resume_wants_a_run_of_the_same_stream(tmp_path: Path) -> None:
+    path, asked = tmp_path / "reached.json", SimpleNamespace(resume=True)
+    whole = stream()
+    with pytest.raises(DigitsError, match="no run to go on with"):
+        simulate.reached(path, asked, whole)
+    path.write_text("{}")
+    with pytest.raises(DigitsError, match="no run to go on with"):
+        simulate.reached(path, asked, whole)
+    old = sender.Reached("run", simulate.digest(stream(requests=100)), 0, 100, 0)
+    path.write_text(json.dumps(vars(old)))
+    with pytest.raises(DigitsError, match=r"params\.yaml or the pool changed"):
+        simulate.reached(path, asked, whole)

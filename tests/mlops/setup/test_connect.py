@@ -1,0 +1,310 @@
+"""`digits connect` and `disconnect`, and what `digits doctor` says after each; see cloud.py."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from arm import Deployment
+from cloud import PREFIX, Cloud, deployed
+from clouded import a_cloud  # noqa: F401
+from conftest import Project
+
+with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
+    warnings.simplefilter("ignore")
+    from mlops.azure import connection, workspace
+    from mlops.setup import az as commands
+    from mlops.setup import check, connect, disconnect
+from core.errors import DigitsError
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
+GROUP = ["--resource-group", "course"]
+RUN = [*GROUP, "--location", "westeurope", "--run", "--github"]
+
+
+def kept() -> tuple[str, str | None]:
+    """Return what the repository says of Azure."""
+    path = connection.WORKSPACE
+    return connection.DVC.read_text(), path.read_text() if path.exists() else None
+
+
+def wrong() -> list[str]:
+    """Return what the doctor finds on GitHub and in Azure."""
+    return [one.what for one in check.github("octo/digits") if one.state != "ok"]
+
+
+@pytest.mark.slow
+def test_from_nothing_to_ready_and_back(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = kept()
+    assert wrong()
+    cloud.change(calls=[])
+    connect.main(RUN)
+    out = capsys.readouterr().out
+    assert len(cloud.calls("az")) == 5  # as SETUP.md has it
+    assert cloud.calls("group", "create", "--location")
+    values = cloud.state["variables"]
+    assert set(values) == set(connection.variables())
+    assert json.loads(connection.WORKSPACE.read_text()) == {
+        "subscription_id": values["AZURE_SUBSCRIPTION_ID"],
+        "resource_group": "course",
+        "workspace_name": "digits",
+    }
+    assert connection.kept() == {name: values[name] for name in workspace.SETTINGS}
+    assert kept()[0].count(f"account_name = {values['AZURE_STORAGE_ACCOUNT']}") == 2
+    assert cloud.state["environments"]["production"] == ["main"]
+    assert cloud.state["environments"]["review-read"] is None
+    limits = [call for call in cloud.state["calls"] if "POST" in call]
+    stack = cloud.state["calls"].index(cloud.calls("stack", "create")[0])
+    assert all(cloud.state["calls"].index(call) < stack for call in limits)
+    assert "reviewers of the environment production" in out
+    capsys.readouterr()
+    check.main(["--workspace", "local"])  # raises for what is wrong
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unknown")]
+    assert len(said) == 1 and "quota" in said[0]  # no stand-in runs
+
+    written = kept()
+    connect.main(RUN)  # again: nothing new
+    assert len(cloud.calls("variable", "set", "AZURE_TENANT_ID")) == 1
+    assert "nothing new" in capsys.readouterr().out
+    assert kept() == written and cloud.state["environments"]["production"] == ["main"]
+    assert len(cloud.calls("az", "group", "create", "--tags")) == 1
+
+    monkeypatch.setattr("builtins.input", lambda _: "yes")
+    with pytest.raises(DigitsError, match="nothing is removed"):
+        disconnect.main(GROUP)  # that is not its name
+    assert cloud.state["stack"] and kept() == written
+    for endpoint in ("digits-1234", "batch-1234"):
+        cloud.change(endpoints=[endpoint])
+        with pytest.raises(DigitsError, match="digits deploy destroy"):
+            disconnect.main([*GROUP, "--yes"])
+    assert cloud.state["stack"]
+    for question in ("stack group show", "resource show"):
+        cloud.change(endpoints=[], fail={question: "Max retries exceeded"})
+        with pytest.raises(DigitsError, match="is the network there"):
+            disconnect.main([*GROUP, "--yes"])
+        assert cloud.state["stack"] and kept() == written
+    cloud.change(endpoints=[], fail={"stack group delete": "(Conflict) something else goes on"})
+    with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
+        disconnect.main([*GROUP, "--yes"])
+    assert cloud.state["deleted"] == [connection.workspace_id(values)] and kept() == written
+    cloud.change(fail={"keyvault purge": "(VaultBusy) later"})
+    with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
+        disconnect.main([*GROUP, "--yes"])
+    assert cloud.state["stack"] is None and kept() == written and cloud.state["groups"]
+    (vault,) = cloud.state["vaults"]
+    others = [vault.replace("/course/", "/other/"), f"{vault.rpartition('/')[0]}/digits-payroll"]
+    cloud.change(fail={}, vaults=[*others, vault])
+    out = capsys.readouterr().out
+    assert "/providers/Microsoft.MachineLearningServices/workspaces/digits\n" in out
+    cloud.change(variables=cloud.state["variables"] | {"DEPLOY_BY_HAND": "true"})
+    disconnect.main([*GROUP, "--yes", "--github"])
+    assert f"{vault}, deleted, if it still keeps its name" in capsys.readouterr().out
+    assert kept() == before
+    assert (cloud.state["groups"], cloud.state["stack"]) == ({}, None)
+    assert cloud.state["variables"] == {"DEPLOY_BY_HAND": "true"}  # no work of `digits connect`
+    assert cloud.state["purged"] == [vault.rpartition("/")[2]]
+    disconnect.main([*GROUP, "--yes", "--github"])  # again: there is nothing
+    assert "nothing" in capsys.readouterr().out
+
+
+def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = kept()
+    connect.main([*GROUP, "--location", "westeurope"])
+    out = capsys.readouterr().out
+    lines = [line.strip() for line in out.splitlines()]
+    assert 1 <= sum(line.startswith("az ") for line in lines) <= 8
+    assert (
+        f"subjectPrefix={PREFIX} person=$(az ad signed-in-user show --query id --output tsv)" in out
+    )
+    assert kept() == before and cloud.state["stack"] is None
+    assert cloud.state["environments"] == {} and cloud.state["variables"] == {}
+    changing = {"create", "set", "delete", "PUT", "POST"}
+    assert not [call for call in cloud.state["calls"] if changing & set(call)]
+    # A person has run them; now what follows is written and printed.
+    cloud.change(groups={"course": {}})
+    person = "33333333-0000-0000-0000-000000000000"
+    commands.must(*connect.stack_command("course", PREFIX, person, True))
+    connect.main(GROUP)
+    out = capsys.readouterr().out
+    account = connection.kept() and kept()[0].partition("account_name = ")[2].split()[0]
+    assert f"gh variable set AZURE_STORAGE_ACCOUNT --repo octo/digits --body {account}" in out
+    assert cloud.state["variables"] == {}
+
+
+def test_a_group_that_was_there_stays_with_its_tags(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud.change(groups={"course": {"owner": "somebody"}})
+    connect.main(RUN[:-1])
+    disconnect.main([*GROUP, "--yes"])
+    assert cloud.state["groups"] == {"course": {"owner": "somebody"}}
+    assert "The group course stays; in it: nothing else." in capsys.readouterr().out
+
+
+def test_the_tags_of_a_group_are_not_replaced_by_what_is_printed(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*GROUP, "--location", "westeurope"]
+    connect.main(command)
+    assert "az group create" in capsys.readouterr().out
+    cloud.change(groups={"course": {"owner": "somebody"}})
+    connect.main(command)
+    assert "az group create" not in capsys.readouterr().out
+
+
+def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
+    connect.main(RUN)
+    before = cloud.state["variables"]
+    strangers = "/subscriptions/s/resourceGroups/typo/providers/Microsoft.KeyVault/vaults"
+    cloud.change(groups=cloud.state["groups"] | {"typo": {}}, vaults=[f"{strangers}/digits-x"])
+    typo = ["--resource-group", "typo", "--yes", "--github"]
+    with pytest.raises(DigitsError, match=r"config.json: connected with the resource group course"):
+        disconnect.main(typo)
+    connection.keep(None)  # as in a clone that never got the commit
+    with pytest.raises(DigitsError, match=r"GitHub: connected with .*give --resource-group course"):
+        disconnect.main(typo)
+    assert cloud.state["stack"] and cloud.state["variables"] == before
+    cloud.change(gh=False)  # now nothing tells: but there is nothing, and no name is guessed
+    disconnect.main(typo[:-1])
+    assert cloud.state["stack"] and cloud.state["purged"] == []
+    assert set(cloud.state["groups"]) == {"course", "typo"}
+    cased = before | {"AZURE_RESOURCE_GROUP": "Course"}  # Azure's names know no case
+    cloud.change(gh=True, variables=cased)
+    disconnect.main([*GROUP, *typo[2:]])
+    assert (cloud.state["stack"], cloud.state["variables"]) == (None, {})
+
+
+def test_who_looks_elsewhere_or_may_not_purge_is_told(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect.main(RUN[:-1])
+    written = connection.WORKSPACE.read_text()
+    connection.WORKSPACE.write_text(written.replace(Deployment.subscription, "another"))
+    with pytest.raises(DigitsError, match="az account set --subscription another"):
+        disconnect.main([*GROUP, "--yes"])
+    connection.WORKSPACE.write_text(written)
+    cloud.change(fail={"keyvault purge": "(AuthorizationFailed) not you"})
+    disconnect.main([*GROUP, "--yes"])
+    assert "keeps its name for a while, for you may not purge it" in capsys.readouterr().out
+    assert cloud.state["groups"] == {} and not connection.WORKSPACE.exists()
+
+
+def test_names_in_another_code_page_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    az = tmp_path / "az"
+    az.write_text('#!/bin/sh\nprintf \'{"id": "1", "tenant": "Universit\\344t"}\'\n')
+    az.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for ask in (commands.must, commands.found, commands.asked):
+        assert ask("az", "account", "show") == {"id": "1", "tenant": "Universit\ufffdt"}
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("(AuthorizationFailed) ... roleAssignments/write", "Owner"),
+        ("(RoleAssignmentExists) The role exists, ID 1", "by hand"),
+        (
+            "(RoleAssignmentUpdateNotPermitted) Tenant ID, application ID, principal ID, and scope "
+            "are not allowed to be updated.",
+            "made anew.*principalName; az role assignment delete --ids",
+        ),
+        ("(ConflictError) A vault with the same name", "keyvault purge"),
+        (
+            "(DeploymentStackDeploymentFailed) One or more resources could not be deployed. Code: "
+            "BadRequest Message: The specified subscription has a total vCPU quota of 0 and cannot "
+            "accomodate for at least 1 requested managed compute node which maps to 4 vCPUs.",
+            "--without-cluster",
+        ),
+        ("(SomethingNew) nobody knows", "run this again"),
+        ("'stack' is misspelled or not recognized", "az upgrade"),
+        ("(InvalidResourceGroupLocation) ...", "leave --location out"),
+        ("Please run 'az login' to setup account.", "nobody is logged in"),
+    ],
+)
+def test_a_failure_of_az_tells_cause_and_mend(cloud: Cloud, text: str, cause: str) -> None:
+    cloud.change(fail={"account show": text})
+    with pytest.raises(DigitsError, match=cause) as caught:
+        commands.must("az", "account", "show")
+    assert text in str(caught.value)
+
+
+def test_a_connection_that_failed_wrote_nothing_and_goes_on(cloud: Cloud) -> None:
+    before = kept()
+    cloud.change(fail={"stack group create": "(QuotaExceeded) ..."})
+    with pytest.raises(DigitsError, match="a quota is used up"):
+        connect.main(RUN[:-1])
+    assert kept() == before and cloud.state["variables"] == {}
+    cloud.change(fail={})
+    connect.main([*GROUP, "--run"])
+    assert kept() != before
+
+
+def test_without_quota_for_a_node_all_but_the_cluster_is_made(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect.main([*GROUP, "--location", "westeurope", "--without-cluster"])
+    assert "withCluster=false" in capsys.readouterr().out
+    connect.main([*RUN, "--without-cluster"])
+    made, _ = deployed(cloud.state)
+    assert not [place for place in made.resources if "/computes/" in place]
+    assert len([call for call in cloud.calls("az") if "create" in call]) == 2
+    assert set(cloud.state["variables"]) == set(connection.variables())
+    check.main(["--workspace", "local"])  # raises for what is wrong
+    connect.main(RUN)  # there is quota now
+    made, _ = deployed(cloud.state)
+    assert [place for place in made.resources if place.endswith("/computes/cpu-cluster")]
+
+
+def test_what_is_not_known_is_not_guessed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DigitsError, match="give --location"):
+        connect.main([*GROUP, "--run"])
+    cloud.change(gh=False)
+    with pytest.raises(DigitsError, match="--subject-prefix"):
+        connect.main([*GROUP, "--run"])
+    connect.main([*GROUP, "--location", "x", "--run", "--subject-prefix", "repo:octo/digits"])
+    (call,) = cloud.calls("stack", "create")
+    assert "subjectPrefix=repo:octo/digits" in call
+    Project(Path()).git("remote", "set-url", "origin", "https://example.org/digits.git")
+    with pytest.raises(DigitsError, match="--repository"):
+        connect.main(GROUP)
+    (cloud.bin / "az").unlink()
+    monkeypatch.setenv("PATH", str(cloud.bin))
+    given = ("--subject-prefix", "repo:octo/digits", "--repository", "octo/digits")
+    with pytest.raises(DigitsError, match="az: not found; install it"):
+        connect.main([*GROUP, "--run", *given])
+
+
+def test_a_damaged_repository_is_told(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+    connect.main(RUN[:-1])
+    connection.WORKSPACE.write_text("{}")
+    with pytest.raises(DigitsError, match="digits connect"):
+        workspace.connect("azure")
+    connection.DVC.write_text("[core]\n")
+    with pytest.raises(DigitsError, match="git checkout"):
+        connect.main([*GROUP, "--run"])
+    connection.TEMPLATE.write_text("{")
+    made = len(cloud.calls("az"))
+    with pytest.raises(DigitsError, match=r"git checkout .github.azure\.json"):
+        connect.main([*GROUP, "--run"])
+    assert len(cloud.calls("az")) == made
+
+
+def test_the_workspace_is_where_the_repository_says(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DigitsError, match=r"AZURE_ML_WORKSPACE: not set; `digits connect`"):
+        workspace.connect("azure")
+    connect.main(RUN[:-1])
+    assert workspace.connect("azure").client.workspace_name == "digits"
+    monkeypatch.setenv("AZURE_ML_WORKSPACE", "mine")  # goes first, as in a workflow
+    found = workspace.connect("azure").client
+    assert (found.workspace_name, found.resource_group_name) == ("mine", "course")
+    named = workspace.connect("theirs")
+    assert (named.client.workspace_name, named.kind) == ("theirs", "theirs")

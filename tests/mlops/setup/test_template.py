@@ -1,0 +1,317 @@
+"""The ARM template, checked as far as that goes without Azure.
+
+Its expressions are evaluated and everything that it names must exist; types, versions and
+properties are compared with what Azure's SDK, as locked, has of them.
+"""
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arm import Deployment, named
+from cloud import PREFIX
+from conftest import ROOT
+
+with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
+    warnings.simplefilter("ignore")
+    import azure.ai.ml
+    from azure.ai.ml._restclient.arm_ml_service import models
+    from azure.ai.ml._restclient.arm_ml_service._configuration import (
+        MachineLearningServicesMgmtClientConfiguration as Configuration,
+    )
+
+    from mlops.azure import connection
+    from mlops.deploy import release
+    from mlops.setup import check
+
+SDK = Path(azure.ai.ml.__file__).parent / "_arm_deployments" / "arm_templates"
+# From Azure's list of built-in roles; the same in every subscription.
+BUILT_IN = {
+    "Reader": "acdd72a7-3385-48ef-bd42-f606fba81ae7",
+    "Storage Blob Data Reader": "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1",
+    "Storage Blob Data Contributor": "ba92f5b4-2d11-453d-a403-e96b0029c9fe",
+    "Storage Queue Data Contributor": "974c5e8b-45b9-4653-ba55-5f855dd0fb88",
+    "Storage Table Data Contributor": "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3",
+    "AzureML Data Scientist": "f6c7c914-8db3-469d-8ca1-694a8f32e121",
+    "Storage Account Contributor": "17d1049b-9a84-46fb-8f53-869881c3d3ab",
+    "Managed Identity Operator": "f1a07417-d97a-45cb-824c-7a7467783830",
+    "AcrPull": "7f951dda-4ed3-4680-a7ca-43fe172d538d",
+}
+PLACES = {
+    "main": "container `main`",
+    "review": "container `review`",
+    "storage": "the workspace's own storage account",
+    "workspace": "the workspace",
+    "registry": "the container registry",
+    "endpoint": "the identity `digits-endpoint`",
+}
+# What each type of resource may have at its top.
+KEYS = {"type", "apiVersion", "name", "location", "properties", "kind", "sku", "identity", "scope"}
+KEYS |= {"copy", "condition", "dependsOn"}
+
+
+@pytest.fixture(scope="module")
+def template() -> dict[str, Any]:
+    return json.loads((ROOT / connection.TEMPLATE).read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def made(template: dict[str, Any]) -> Deployment:
+    """What a person's deployment makes; it fails where a name leads nowhere."""
+    deployment = Deployment(template, {"subjectPrefix": PREFIX, "person": "someone"})
+    deployment.run()
+    return deployment
+
+
+def of(made: Deployment, kind: str) -> dict[str, dict[str, Any]]:
+    """Return the resources of a type by name."""
+    found = {row["name"]: row for row in made.resources.values() if row["type"].endswith(kind)}
+    assert found, kind
+    return found
+
+
+def test_every_expression_names_something_that_exists(
+    template: dict[str, Any], made: Deployment
+) -> None:
+    assert len(made.resources) == 17 + 4 + 18 + 6
+    used = json.dumps(template)
+    for kind in ("parameters", "variables"):
+        for name in template[kind]:
+            assert f"{kind}('{name}')" in used, f"{kind}: {name} is of no use"
+    nobody = Deployment(template, {"subjectPrefix": PREFIX})
+    nobody.run()
+    assert len(nobody.resources) == len(made.resources) - 6
+    small = Deployment(
+        template, {"subjectPrefix": PREFIX, "person": "someone", "withCluster": False}
+    )
+    assert small.run().keys() == template["outputs"].keys()
+    (left_out,) = set(made.resources) - set(small.resources)
+    assert left_out.endswith("/computes/cpu-cluster")
+    for part in template["resources"]:
+        assert set(part) <= KEYS
+
+
+def test_a_wrong_name_is_seen(template: dict[str, Any]) -> None:
+    """The check itself: damage the template, and it must be found."""
+    text = json.dumps(template)
+    for old, new in (
+        ("variables('vault')]\"", "variables('vaults')]\""),
+        ("'digits-{0}', variables('identities')", "'digit-{0}', variables('identities')"),
+        ("'Microsoft.Insights/components', 'digits'", "'Microsoft.Insights/components', 'other'"),
+        ('"on": "registry"', '"on": "registries"'),
+        ('"dependsOn": ["identities"]', '"dependsOn": ["persons"]'),
+        ("variables('account'), 'default', 'review')", "variables('account'), 'review')"),
+        ('"identities", "containers", "accounts", ', '"identities", "accounts", '),
+    ):
+        assert old in text, old
+        damaged = Deployment(json.loads(text.replace(old, new)), {"subjectPrefix": PREFIX})
+        with pytest.raises((AssertionError, KeyError)):
+            damaged.run()
+
+
+def test_storage_takes_no_keys_and_shows_nothing(made: Deployment) -> None:
+    accounts = of(made, "/storageAccounts")
+    assert len(accounts) == 2
+    for name, account in accounts.items():
+        assert re.fullmatch("[a-z0-9]{3,24}", name)
+        assert account["properties"] == {
+            "allowSharedKeyAccess": False,
+            "allowBlobPublicAccess": False,
+            "minimumTlsVersion": "TLS1_2",
+            "supportsHttpsTrafficOnly": True,
+        }
+    containers = of(made, "/containers")
+    data: set[str] = set()
+    own: set[str] = set()
+    for name in containers:
+        (own if name.startswith("digitsml") else data).add(name.split("/")[2])
+    assert (data, own) == ({"main", "review"}, {"review"})
+    for container in containers.values():
+        assert container["properties"] == {"publicAccess": "None"}
+    assert re.fullmatch("[a-z][a-z0-9-]{2,23}", next(iter(of(made, "/vaults"))))
+    assert re.fullmatch("[a-z0-9]{5,50}", next(iter(of(made, "/registries"))))
+
+
+def test_the_workspace_cannot_reach_what_is_reviewed(made: Deployment) -> None:
+    (workspace,) = of(made, "MachineLearningServices/workspaces").values()
+    properties = workspace["properties"]
+    (place,) = (name for name in of(made, "/containers") if name.endswith("/main"))
+    assert properties["storageAccount"].rsplit("/", 1)[1] != place.split("/")[0]
+    assert properties["systemDatastoresAuthMode"] == models.SystemDatastoresAuthMode.IDENTITY
+    assert (
+        workspace["identity"]["type"]
+        == models.ManagedServiceIdentityType.SYSTEM_ASSIGNED_USER_ASSIGNED
+    )
+
+
+def test_the_workspace_is_as_the_sdk_knows_it(made: Deployment) -> None:
+    (workspace,) = of(made, "MachineLearningServices/workspaces").values()
+    version = Configuration(object(), "subscription").api_version  # type: ignore[arg-type]
+    assert workspace["apiVersion"] == version == connection.API
+    fields = models.WorkspaceProperties()._attr_to_rest_field
+    writable = {one._rest_name for one in fields.values() if one._visibility != ["read"]}
+    assert set(workspace["properties"]) <= writable
+    assert "workspaceId" not in writable
+
+
+def names(model: Any) -> list[str]:
+    """Return what one of the SDK's models may be given, as it is named on the wire."""
+    fields = model({})._attr_to_rest_field.values()
+    return [one._rest_name for one in fields if one._visibility != ["read"]]
+
+
+def test_the_cluster_is_as_the_sdk_knows_it(made: Deployment) -> None:
+    (cluster,) = of(made, "/computes").values()
+    (identity,) = cluster["identity"]["userAssignedIdentities"]
+    assert identity.endswith("/digits-jobs")
+    assert identity in made.resources
+    settings = release.load()[0]
+    assert cluster["name"].rsplit("/", 1)[1] == settings.batch.compute
+    size = cluster["properties"]["properties"]
+    assert set(size) <= set(names(models.AmlComputeProperties))
+    assert set(size["scaleSettings"]) <= set(names(models.ScaleSettings))
+    assert size["scaleSettings"]["minNodeCount"] == 0
+    assert size["scaleSettings"]["maxNodeCount"] >= settings.batch.instances
+    assert cluster["apiVersion"] == connection.API
+
+
+def test_types_and_properties_are_those_of_the_sdks_own_templates(made: Deployment) -> None:
+    known: dict[str, set[str]] = {}
+
+    def look(value: Any) -> None:
+        if isinstance(value, dict) and "apiVersion" in value:
+            known.setdefault(value["type"], set()).update(value.get("properties", {}))
+        for part in value.values() if isinstance(value, dict) else value:
+            if isinstance(part, (dict, list)):
+                look(part)
+
+    for path in SDK.glob("*.json"):
+        look(json.loads(path.read_text("utf-8")))
+    # Not in the SDK's: compared with the published types of these versions once, by hand.
+    new = {
+        "Microsoft.Storage/storageAccounts": {"allowSharedKeyAccess"},
+        "Microsoft.Storage/storageAccounts/blobServices/containers": {"publicAccess"},
+        "Microsoft.KeyVault/vaults": {"softDeleteRetentionInDays"},
+        "Microsoft.OperationalInsights/workspaces": {"sku", "retentionInDays"},
+        "Microsoft.ContainerRegistry/registries": {"adminUserEnabled"},
+        "Microsoft.MachineLearningServices/workspaces/computes": set(names(models.AmlCompute)),
+        "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials": {
+            "issuer",
+            "subject",
+            "audiences",
+        },
+    }
+    for row in made.resources.values():
+        kind = row["type"]
+        assert kind in known or kind in new
+        unknown = set(row.get("properties", {})) - known.get(kind, set()) - new.get(kind, set())
+        assert not unknown, f"{kind} has no {unknown}"
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d", row["apiVersion"])
+
+
+def test_roles_are_the_built_in_ones_and_each_is_on_what_is_meant(made: Deployment) -> None:
+    assert made.f_variables("roles") == BUILT_IN
+    rows = of(made, "/roleAssignments")
+    grants = connection.rights().grants
+    assert len(rows) == len(grants)
+    places = connection.scopes(
+        account=made.f_variables("scopes")["main"].partition("/blobServices")[0],
+        workspace=connection.workspace_id(
+            {
+                "AZURE_SUBSCRIPTION_ID": made.subscription,
+                "AZURE_RESOURCE_GROUP": made.name,
+                "AZURE_ML_WORKSPACE": made.f_variables("workspace"),
+            }
+        ),
+        storage=made.f_variables("scopes")["storage"],
+        registry=made.f_variables("scopes")["registry"],
+    )
+    assert places == made.f_variables("scopes")
+    identities = {
+        made.f_reference(place, row["version"])["principalId"]: row["name"]
+        for place, row in made.resources.items()
+        if row["type"].endswith("/userAssignedIdentities")
+    }
+    found = {
+        (
+            identities.get(row["properties"]["principalId"], "digits-person"),
+            row["properties"]["roleDefinitionId"].rsplit("/", 1)[1],
+            row["scope"],
+        )
+        for row in rows.values()
+    }
+    wanted = {(f"digits-{one.to}", BUILT_IN[one.role], places[one.on]) for one in grants}
+    assert found == wanted
+    for row in rows.values():
+        person = row["properties"]["principalId"] == "someone"
+        assert row["properties"]["principalType"] == ("User" if person else "ServicePrincipal")
+        assert row["scope"] != made.group
+
+
+def test_only_main_writes_main_and_no_pull_request_deploys() -> None:
+    """The trust of it all: what the review's identities may, whatever else changes."""
+    grants = {(one.to, one.role, one.on) for one in connection.rights().grants}
+    writers = {to for to, role, on in grants if on == "main" and "Contributor" in role}
+    assert writers == {"main", "person"}
+    assert {(role, on) for to, role, on in grants if to == "reviewer"} == {
+        ("Storage Blob Data Contributor", "review")
+    }
+    assert {role for to, role, _ in grants if to == "reader"} == {"Storage Blob Data Reader"}
+    opened = {job.environment for job in connection.jobs("") if job.open}
+    logins = connection.rights().logins
+    assert {name for name, environment in logins.items() if environment in opened} == {
+        "reader",
+        "reviewer",
+    }
+    assert connection.protected(list(connection.jobs(""))) == ["main-write", "production"]
+
+
+def test_the_cluster_may_do_what_batches_ask_of_it(made: Deployment) -> None:
+    """Azure's driver of batches needs queues and tables of an account that takes no keys.
+
+    https://learn.microsoft.com/azure/machine-learning/how-to-disable-local-auth-storage
+    """
+    (cluster,) = of(made, "/computes").values()
+    (place,) = cluster["identity"]["userAssignedIdentities"]
+    identity = made.resources[place]["name"].removeprefix("digits-")
+    grants = connection.rights().grants
+    has = {one.role for one in grants if (one.to, one.on) == (identity, "storage")}
+    assert has == {f"Storage {kind} Data Contributor" for kind in ("Blob", "Queue", "Table")}
+
+
+def test_credentials_are_what_the_workflows_ask_for(
+    template: dict[str, Any], made: Deployment
+) -> None:
+    credentials = of(made, "/federatedIdentityCredentials")
+    subjects = {row["properties"]["subject"] for row in credentials.values()}
+    assert subjects == {job.subject for job in connection.jobs(PREFIX)}
+    assert f"{PREFIX}:environment:production" in subjects
+    for row in credentials.values():
+        assert row["properties"]["issuer"] == check.ISSUER
+        assert row["properties"]["audiences"] == ["api://AzureADTokenExchange"]
+    (part,) = (one for one in template["resources"] if one["type"].endswith("IdentityCredentials"))
+    assert (part["copy"]["mode"], part["copy"]["batchSize"]) == ("serial", 1)  # one at a time
+
+
+def test_the_outputs_are_githubs_variables(template: dict[str, Any], made: Deployment) -> None:
+    assert list(template["outputs"]) == connection.variables()
+    values = Deployment(template, {"subjectPrefix": PREFIX}).run()
+    assert len(set(values.values())) == len(values)
+    assert not any(named(value) for value in values.values())
+
+
+def test_the_table_in_setup_is_the_templates() -> None:
+    found = connection.rights()
+    lines = ["| who | logs in from | role | on |", "|---|---|---|---|"]
+    for grant in found.grants:
+        environment = found.logins.get(grant.to)
+        place = f"environment `{environment}`" if environment else "Azure"
+        who = f"`digits-{grant.to}`"
+        if grant.to == "person":
+            who, place = "a person who connects", "`az login`"
+        lines.append(f"| {who} | {place} | {grant.role} | {PLACES[grant.on]} |")
+    table = "\n".join(lines) + "\n"
+    assert table in (ROOT / ".github" / "SETUP.md").read_text("utf-8"), table

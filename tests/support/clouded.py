@@ -1,0 +1,37 @@
+"""A clone for tests, with stand-ins for `az` and `gh` on its PATH."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from cloud import Cloud
+from conftest import ROOT, Project
+
+from mlops.setup import az
+
+
+@pytest.fixture(name="cloud")
+def a_cloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Cloud:
+    """Azure and GitHub with nothing of ours yet; the current folder is a clone with an origin.
+
+    Slow tests start its executables; in others the same code answers in this process.
+    """
+    clone = Project(tmp_path / "clone")
+    shutil.copytree(ROOT / ".github", clone.root / ".github")
+    (clone.root / ".dvc").mkdir()
+    for name in ("params.yaml", ".dvc/config"):
+        shutil.copyfile(ROOT / name, clone.root / name)
+    clone.git("init", "--quiet")
+    clone.git("remote", "add", "origin", "git@github.com:octo/digits.git")
+    for name in os.environ:
+        if name.startswith("AZURE"):
+            monkeypatch.delenv(name)
+    found = Cloud(tmp_path / "cloud")
+    monkeypatch.setenv("PATH", str(found.bin), prepend=os.pathsep)
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(az, "run", found.run)
+    monkeypatch.chdir(clone.root)
+    return found
