@@ -340,7 +340,7 @@ def lock() -> None:
     resolve += ["--fork-strategy", "fewest"]
     resolve += ["--generate-hashes", "--no-header", "--no-annotate", "pyproject.toml"]
     resolve += sys.argv[2:]  # for instance --upgrade, or --upgrade-package NAME
-    run(*resolve, "--group", "dev", "--output-file", LOCK.name)
+    run(*resolve, "--extra", "mlops", "--group", "dev", "--output-file", LOCK.name)
     run(*resolve, "--constraint", LOCK.name, "--output-file", "requirements.txt")
     run(shutil.which("npm") or "npm", "install", "--package-lock-only", "--silent")
 

@@ -4,10 +4,11 @@ Enters: data/monitoring/reference.json, the trained model, the test pool, which 
 reference (but its MNIST digits led to `tolerated_share`), and real handwriting (arrays images and
 labels, as `make rendering-realism` reads it). Leaves, on standard output: the share of windows that
 raise the 1 % test, of clean digits and with some foreign ones. Intervals (95 %) come from drawing
-the digits of the pools anew, since they are few, not the windows alone; the reference, which is given,
-stays: another would have another rate of false alarms (data/README.md). Beside it, on the first of
-the same windows, Evidently's data drift preset with its own settings, where that package can be
-imported. It is not locked, since it needs pandas below 3: data/README.md says how it was measured.
+the digits of the pools anew, since they are few, not the windows alone; the reference, which is
+given, stays: another would have another rate of false alarms (data/README.md). Beside it, on
+the first of the same windows, Evidently's data drift preset with its own settings, where that
+package can be imported. It is not locked, since it needs pandas below 3: data/README.md says how
+it was measured.
 """
 
 import argparse
