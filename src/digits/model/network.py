@@ -31,7 +31,7 @@ SCORING_BATCH = 1000
 
 
 def make_exact(seed: int) -> None:
-    """Let the same seed give the same weights on every run; core.exact does the rest."""
+    """Let the same seed give the same weights on every run; core.determinism does the rest."""
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 

@@ -32,9 +32,9 @@ DEADLINE_SECONDS = 20.0
 SCORING = """
 import os
 import sys
-from core import exact
+from core import determinism
 
-exact.settle()
+determinism.configure()
 from digits.serving import batch
 
 batch.init()
