@@ -10,27 +10,12 @@ from typing import Any
 
 from core.errors import DigitsError
 from mlops import git
+from mlops.azure.errors import known_cause
 
 QUERY_SECONDS = 60  # what creates or deletes something has no limit
 LOGIN = {"az": "az login", "gh": "gh auth login"}
 NOT_FOUND = ("ResourceGroupNotFound", "DeploymentStackNotFound", "ResourceNotFound")
-CAUSES = (  # text in the error, cause, fix; what says both by itself is not listed
-    ("HTTP 40", "GitHub refuses it", "an administrator of the repository has to run it"),
-    ("misspelled or not recognized", "this `az` is too old", "az upgrade, to 2.61 or newer"),
-    ("AuthorizationFailed", "you may not do that", "an Owner of the group has to run it"),
-    ("RoleAssignmentExists", "assigned by hand before", "az role assignment delete --ids"),
-    (
-        "RoleAssignmentUpdateNotPermitted",
-        "roles of an identity that was deleted are in the way",
-        "az role assignment list --all shows them without a principalName; "
-        "az role assignment delete --ids",
-    ),
-    ("ConflictError", "a deleted key vault keeps its name", "az keyvault purge --name"),
-    ("vCPU quota", "no quota for one node", "--without-cluster, or ask for quota and run it again"),
-    ("QuotaExceeded", "a quota is used up", "ask for more, or another --location"),
-    ("Max retries exceeded", "no answer", "check the network and run it again"),
-    ("", "failed", "fix this and run it again: it continues where it stopped"),
-)
+FAILED = ("failed", "fix this and run it again: it continues where it stopped")
 
 
 def execute(
@@ -97,7 +82,7 @@ def _execute_or_explain(
         text = " ".join((done.stderr or done.stdout).split())
         if any(mark in text for mark in not_found):
             return None
-        cause, fix = next(known for mark, *known in CAUSES if mark in text)
+        cause, fix = known_cause(text) or FAILED
         raise DigitsError(f"{shown}: {cause}. Fix: {fix} ({text[:600]})")
     return _parse(done.stdout)
 

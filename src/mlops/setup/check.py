@@ -10,9 +10,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
 
 from azure.core.exceptions import AzureError
 
@@ -23,6 +21,7 @@ from mlops.azure.errors import explained
 from mlops.azure.workspace import connect, cores
 from mlops.deploy import release
 from mlops.setup import access, az
+from mlops.setup.findings import Finding, expect, show
 
 OLDEST_NODE = 20
 # DVC and the SDK use these before anybody's own login.
@@ -39,20 +38,6 @@ CHOICE = "AZURE_TOKEN_CREDENTIALS"  # which logins the SDK tries; these values k
 WITH_AZ = ("", "dev", "azureclicredential")
 ISSUER = "https://token.actions.githubusercontent.com"
 CONNECT = "digits azure connect --run --github, with the resource group: it can be repeated"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check."""
-
-    status: Literal["ok", "failed", "optional", "unknown"]
-    text: str
-    fix: str = ""
-
-
-def expect(condition: object, text: str, fix: str) -> Finding:
-    """Return a check that passed or failed."""
-    return Finding("ok" if condition else "failed", text, fix)
 
 
 def machine() -> Iterator[Finding]:
@@ -219,11 +204,4 @@ def main(arguments: list[str]) -> None:
         "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
     )
     given = parser.parse_args(arguments)
-    failed = 0
-    for finding in chain(machine(), github(given.repository), quota(given.workspace)):
-        fix = f"\n         {finding.fix}" if finding.fix and finding.status != "ok" else ""
-        print(f"{finding.status:8} {finding.text}{fix}", flush=True)
-        failed += finding.status == "failed"
-    if failed:
-        checks = "check" if failed == 1 else "checks"
-        raise DigitsError(f"{failed} {checks} failed. The fix for each is printed above.")
+    show(chain(machine(), github(given.repository), quota(given.workspace)))

@@ -83,7 +83,7 @@ def test_from_nothing_to_ready_and_back(
     assert cloud.state["stack"]
     for question in ("stack group show", "resource show"):
         cloud.change(endpoints=[], fail={question: "Max retries exceeded"})
-        with pytest.raises(DigitsError, match="check the network and run it again"):
+        with pytest.raises(DigitsError, match="check the network and run this again"):
             disconnect.main([*GROUP, "--yes"])
         assert cloud.state["stack"] and files() == written
     place = connection.workspace_id(values)
@@ -95,7 +95,7 @@ def test_from_nothing_to_ready_and_back(
         ("keyvault purge", [place, vault]),
         ("stack group delete", [place, vault]),
     ):
-        cloud.change(endpoints=[], fail={step: "(Conflict) something else goes on"})
+        cloud.change(endpoints=[], fail={step: "(Busy) something else goes on"})
         with pytest.raises(DigitsError, match="run it again: it continues where it stopped"):
             disconnect.main([*GROUP, "--yes"])
         assert cloud.state["deleted"] == deleted and cloud.state["stack"] and files() == written
@@ -244,7 +244,7 @@ def test_a_failure_of_az_is_reported_with_cause_and_fix(
 def test_a_connection_that_failed_wrote_nothing_and_goes_on(cloud: Cloud) -> None:
     before = files()
     cloud.change(fail={"stack group create": "(QuotaExceeded) ..."})
-    with pytest.raises(DigitsError, match="a quota is used up"):
+    with pytest.raises(DigitsError, match="the quota is used up"):
         connect.main(RUN[:-1])
     assert files() == before and cloud.state["variables"] == {}
     cloud.change(fail={})
