@@ -131,8 +131,8 @@ def test_smoke_items_are_validation_digits_with_their_labels(reproduced: Project
 def test_the_bytes_do_not_depend_on_the_encoding_of_standard_output(
     reproduced: Project, tmp_path: Path
 ) -> None:
-    inputs = ("--model", "data/model", "--lock", "requirements.txt")
-    inputs += ("--validation", "data/prepared/validation.npz")
+    model = ("--model", "data/model", "--lock", "requirements.txt")
+    inputs = (*model, "--validation", "data/prepared/validation.npz")
     code = ("--code", "src/digits/runtime", "src/core/determinism.py", "--out", str(tmp_path / "p"))
     command = ("python", "src", "package", *inputs, *code)
     reproduced.run(*command, PYTHONIOENCODING="iso-8859-1", PYTHONUTF8="0")
