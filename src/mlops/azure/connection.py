@@ -24,6 +24,7 @@ WORKSPACE = Path(".azureml/config.json")  # what MLClient.from_config reads
 API = "2025-12-01"  # the version of Azure ML's own, as the template and the SDK have it
 STACK = "digits"  # the deployment stack: Azure's own list of what a template made
 REMOTES = ("main", "review")
+EMULATOR = Path(".standin")  # the local emulator's folder
 # The variables by which workflows and commands know the workspace, and their names in that file.
 NAME = "AZURE_ML_WORKSPACE"
 SETTINGS = {
