@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import run  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from serving import serving_code  # noqa: E402
 
 from azureml_emulator import inference  # noqa: E402
 from core.dataset import Digits, write_csv  # noqa: E402
@@ -257,7 +258,7 @@ def serve(
 ) -> Iterator[Callable[..., Endpoint]]:
     """Start servers with settings for their environment; they are stopped after the module."""
     folder = tmp_path_factory.mktemp("serving")
-    code = inference.serving_code(folder / "code")
+    code = serving_code(folder / "code")
     # A copy below another folder, as on Azure: bytecode is written there.
     shutil.copytree(reproduced.root / "data" / "package", folder / "model" / "digits")
     processes: list[subprocess.Popen[bytes]] = []

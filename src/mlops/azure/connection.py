@@ -16,6 +16,7 @@ DVC = Path(".dvc/config")
 WORKSPACE = Path(".azureml/config.json")  # what MLClient.from_config reads
 API = "2025-12-01"  # Azure ML's API version, that of the template and of the SDK
 REMOTES = ("main", "review")
+EMULATOR = Path(".standin")  # the local emulator's folder
 # The variables by which workflows and commands know the workspace, and their keys in WORKSPACE.
 NAME = "AZURE_ML_WORKSPACE"
 SETTINGS = {

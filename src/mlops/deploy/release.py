@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from azureml_emulator.inference import CODE
 from core import params
 from core.errors import DigitsError
 from core.files import sha256
@@ -24,6 +23,7 @@ PACKAGE = Path("data/package")
 METRICS = Path("data/evaluation/metrics.json")
 TEST = Path("data/prepared/test.npz")
 LOCK = Path("dvc.lock")
+CODE = ("score.py", "request.py")  # what is uploaded; the rest travels in the model folder
 TAG_LENGTH = 256  # of a value, as Azure allows
 RECORDED = 130  # of it for size and collections; the rest of a revision's record takes no more
 Positive = Annotated[float, Field(gt=0)]

@@ -18,9 +18,10 @@ import pytest
 from conftest import ROOT, Endpoint, Project, environment, free_port, mnist_part, python
 from PIL import Image
 from pyarrow import parquet
+from serving import serving_code
 
 from azureml_emulator import inference
-from core.errors import DigitsError
+from azureml_emulator.web import EmulatorError
 from digits.model import network
 from digits.runtime.normalise import normalise
 
@@ -248,10 +249,10 @@ def test_only_loopback_is_listened_on(endpoint: Endpoint) -> None:
 
 
 def test_a_folder_without_a_model_is_told_and_leaves_no_server(tmp_path: Path) -> None:
-    code = inference.serving_code(tmp_path / "code")
+    code = serving_code(tmp_path / "code")
     (tmp_path / "model").mkdir()
     port = free_port()
-    with pytest.raises(DigitsError, match="the inference server ended"):
+    with pytest.raises(EmulatorError, match="the inference server ended"):
         inference.start(code, tmp_path / "model", port, tmp_path / "log", environment())
     assert "holds 0 files named MLmodel; deploy one model" in (tmp_path / "log").read_text("utf-8")
     assert not inference.healthy(port)

@@ -3,7 +3,7 @@
 import pytest
 from azure.core.exceptions import HttpResponseError
 
-from azureml_emulator.standin import FAILURES
+from azureml_emulator.controls import FAILURES
 from mlops.azure.errors import explained
 
 

@@ -21,9 +21,9 @@ from conftest import ROOT
 from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
 from wire import Wire, tapped
 
+from azureml_emulator.storage import CONTAINER, KEY
 from core.errors import DigitsError
 from mlops.azure import assets, endpoint
-from mlops.dashboard.serve import CONTAINER, KEY
 from mlops.deploy import lease
 
 RATE = 60  # requests a second of the client; 50 at least must have been answered

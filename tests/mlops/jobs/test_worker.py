@@ -21,8 +21,8 @@ from conftest import Project
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from azureml_emulator.web import make_certificate
 from core import params
-from mlops.dashboard.serve import make_certificate
 from mlops.jobs import results, worker
 
 WORKSPACE = "/mlflow/v1.0/subscriptions/S/resourceGroups/G/providers/P/workspaces/W"
@@ -49,8 +49,8 @@ def a_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
             pass
 
     forget(monkeypatch)
-    certificate, key = make_certificate(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    authority, certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(authority))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)

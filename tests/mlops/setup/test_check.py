@@ -15,7 +15,7 @@ from conftest import Project
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
-    from azureml_emulator import standin
+    from azureml_emulator.services.online_endpoints import reserved_cores
     from mlops.azure import connection
     from mlops.deploy import release
     from mlops.setup import access, az, check, connect
@@ -271,4 +271,4 @@ def test_quota_is_taken_for_a_fifth_more_instances_in_whole_ones(
     cores: int, instances: int, needed: int
 ) -> None:
     assert release.reserved(cores, instances) == needed
-    assert standin.reserved(cores, instances) == needed
+    assert reserved_cores(cores, instances) == needed
