@@ -31,6 +31,7 @@ SETTINGS = {
     "AZURE_RESOURCE_GROUP": "resource_group",
     NAME: "workspace_name",
 }
+EMULATOR = Path(".standin")  # where the emulator on this machine writes address.json
 
 
 @dataclass(frozen=True)

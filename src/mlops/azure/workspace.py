@@ -22,7 +22,6 @@ from azure.storage.blob import ContainerClient
 
 from core.errors import DigitsError
 from mlops.azure import connection
-from mlops.dashboard.serve import FOLDER
 
 SETTINGS = tuple(connection.SETTINGS)
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
@@ -73,7 +72,7 @@ class Workspace:
     manager: PipelineClient[Any, Any]  # for what the SDK has no call for; see manager.py
 
 
-def connect(kind: str, folder: Path = FOLDER) -> Workspace:
+def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
     """Return the workspace `local` (as `digits serve` wrote its address), `azure`, or a named one.
 
     Raises DigitsError when no stand-in runs, or when a setting is missing.

@@ -17,6 +17,7 @@ from azure.core.exceptions import AzureError
 
 from core.errors import DigitsError
 from mlops.azure import connection
+from mlops.azure.settings import load
 from mlops.azure.workspace import connect, cores
 from mlops.deploy import release
 from mlops.setup.az import asked, github_variables, origin, subject_prefix, told
@@ -235,7 +236,7 @@ def roles(
 
 def clusters(workspace: str) -> Iterator[Finding]:
     """Look for the clusters that jobs and batches are to run on; a batch's may be left out."""
-    settings = release.load()[0]
+    settings = load()
     for name in sorted({settings.job.compute or "", settings.batch.compute} - {""}):
         place = f"{workspace}/computes/{name}"
         there = asked("az", "resource", "show", "--ids", place, "--output", "json")
@@ -250,7 +251,7 @@ def clusters(workspace: str) -> Iterator[Finding]:
 
 def quota(kind: str) -> Iterator[Finding]:
     """Look at the cores that the workspace's region has free."""
-    settings = release.load()[0]
+    settings = load()
     try:
         each, family, free = cores(connect(kind).client, settings.instance_type)
     except (DigitsError, AzureError) as error:

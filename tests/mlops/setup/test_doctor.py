@@ -15,6 +15,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     warnings.simplefilter("ignore")
     from azureml_emulator import standin
     from mlops.azure import connection
+    from mlops.azure.settings import load
     from mlops.deploy import release
     from mlops.setup import az, check, connect
 from core.errors import DigitsError
@@ -74,9 +75,9 @@ def test_a_cluster_that_is_absent_is_a_fault_where_jobs_are_to_run_there(
     assert "cluster cpu-cluster: only `digits score --workspace azure` needs it" in said
     assert "`digits connect --run` makes cpu-cluster" in said
     assert rows["wrong"] == []
-    settings, task = release.load()
+    settings = load()
     settings = replace(settings, job=replace(settings.job, compute="cpu-cluster"))
-    monkeypatch.setattr(release, "load", lambda: (settings, task))
+    monkeypatch.setattr(check, "load", lambda: settings)
     rows = found()
     (said,) = rows["wrong"]
     assert "cluster cpu-cluster" in said and rows["absent"] == []
@@ -234,9 +235,9 @@ def test_a_stand_in_that_does_not_run_is_no_matter_of_logging_in(
 def test_a_quota_for_one_revision_alone_is_enough_in_place(
     monkeypatch: pytest.MonkeyPatch, strategy: str, state: str
 ) -> None:
-    settings, task = release.load()
+    settings = load()
     settings = replace(settings, strategy=strategy)  # type: ignore[arg-type]
-    monkeypatch.setattr(release, "load", lambda: (settings, task))
+    monkeypatch.setattr(check, "load", lambda: settings)
     monkeypatch.setattr(check, "connect", MagicMock())
     monkeypatch.setattr(check, "cores", lambda *_: (2, "standardDSv2Family", 1))
     (found,) = check.quota("azure")
