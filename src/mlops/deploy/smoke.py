@@ -19,7 +19,7 @@ from core.errors import DigitsError
 from mlops.azure.endpoint import Answer, Target
 from mlops.azure.settings import Smoke
 
-FIX = "run `dvc repro package`, or `dvc pull package`"
+FIX = "run `dvc repro`, or `dvc pull data/package`"
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None, message:
     path = tmp_path / "smoke.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DigitsError, match=f"{message}.*run `dvc repro package`"):
+    with pytest.raises(DigitsError, match=f"{message}.*run `dvc repro`"):
         smoke.read(path, 9)
 
 
