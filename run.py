@@ -247,6 +247,7 @@ def lint() -> None:
     env()
     run(BIN / "ruff", "check", ".")
     run(BIN / "ruff", "format", "--check", ".")
+    run(BIN / "lint-imports", "--no-cache")
     run(BIN / "mypy")
 
 

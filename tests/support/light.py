@@ -29,7 +29,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     warnings.simplefilter("ignore")
     from mlops.deploy import rollout
 from azureml_emulator.storage import PROGRAM
-from core.dataset import Digits, write_pool
+from core.dataset import Digits
 from core.errors import DigitsError
 from mlops.azure.connection import REMOTES
 from mlops.deploy.release import folder_hash
@@ -192,8 +192,17 @@ def write_package(package: Path, model: str, right: bool = True) -> str:
         hashlib.sha256(image.tobytes()).hexdigest(): str(label if right else (label + 1) % 10)
         for image, label in zip(known.images, known.labels, strict=True)
     }
+    smoke = [
+        {
+            "request": {"data": [image.tolist()]},
+            "answer": {"pointer": "/predictions/0/digit", "value": str(label)},
+        }
+        for image, label in zip(known.images, known.labels, strict=True)
+    ]
     (package / "data" / "model").mkdir(parents=True, exist_ok=True)
     (package / "answers.json").write_text(json.dumps({"version": version, "digits": answers}))
+    (package / "smoke.jsonl").write_text("".join(json.dumps(row) + "\n" for row in smoke))
+    (package / "MLmodel").write_text(yaml.safe_dump({"model_uuid": version[:32]}))
     manifest = {"model_sha256": version, "data": {"training.npz": "0" * 32}}
     (package / "data" / "model" / "manifest.json").write_text(json.dumps(manifest))
     conda = {"name": "digits", "dependencies": ["python=3.11"]}
@@ -326,7 +335,6 @@ def a_project(root: Path, standin: StandIn, score: str = LIGHT_SCORE) -> Deploya
     (root / ".gitignore").write_text("/data/*\n!/data/evaluation\n/.standin\n/.deploy\n*.partial\n")
     (root / ".standin").symlink_to(standin.folder)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
-    write_pool(root / "data" / "prepared" / "test.npz", [known_digits()])
     project.git("init", "--quiet", "--initial-branch", "main")
     smoke = "{digits: 10, accuracy: 0.9, latency_seconds: 5.0}"
     project.set(code="serving", step_seconds="0.0", smoke=smoke, lease_seconds="15")

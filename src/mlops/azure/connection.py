@@ -24,6 +24,7 @@ SETTINGS = {
     "AZURE_RESOURCE_GROUP": "resource_group",
     NAME: "workspace_name",
 }
+EMULATOR = Path(".standin")  # where the emulator on this machine writes address.json
 
 
 def workspace_id(values: dict[str, str]) -> str:

@@ -45,11 +45,10 @@ from digits.monitoring import report
 from digits.monitoring.analysis import Analysis, Params, iso
 from digits.monitoring.drift import Reference
 from digits.production import records
-from mlops.azure import collected, connection
+from mlops.azure import collected, connection, settings
 from mlops.azure.endpoint import Target
 from mlops.azure.errors import explained
 from mlops.azure.workspace import Workspace, connect
-from mlops.deploy import release
 
 REFERENCE = Path("data/monitoring/reference.json")
 
@@ -155,13 +154,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--labelled", type=Path, metavar="FOLDER")
     asked = parser.parse_args(arguments)
-    settings, task = release.load()
+    task = params.task(params.load())
     own = params.section(Params, params.load(), "monitor")
     reference = Reference.read(asked.reference)
     now = time.time()
     try:
         workspace = connect(asked.workspace)
-        derived = Target(workspace, settings, task).name
+        derived = Target(workspace, settings.load()).name
         endpoint = collected.endpoint_name(asked.endpoint, derived)
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)

@@ -18,6 +18,7 @@ from core.errors import DigitsError
 from mlops import dvc, git
 from mlops.azure import connection
 from mlops.azure.errors import explained
+from mlops.azure.settings import load
 from mlops.azure.workspace import connect, cores
 from mlops.deploy import release
 from mlops.setup import access, az
@@ -169,7 +170,7 @@ def roles(identity: str, client: str | None, needed: set[tuple[str, str]]) -> Fi
 
 def clusters(workspace: str) -> Iterator[Finding]:
     """Check the clusters that jobs and batch scoring run on; the latter is optional."""
-    settings = release.load()[0]
+    settings = load()
     for name in sorted({settings.job.compute or "", settings.batch.compute} - {""}):
         exists = az.try_json("az", "resource", "show", "--ids", f"{workspace}/computes/{name}")
         fix = f"{CONNECT}, and makes cpu-cluster where the quota holds a node; or name another "
@@ -183,7 +184,7 @@ def clusters(workspace: str) -> Iterator[Finding]:
 
 def quota(kind: str) -> Iterator[Finding]:
     """Check the cores that are free in the workspace's region."""
-    settings = release.load()[0]
+    settings = load()
     try:
         each, family, free = cores(connect(kind).client, settings.instance_type)
     except (DigitsError, AzureError) as error:

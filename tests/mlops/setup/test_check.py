@@ -17,6 +17,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     warnings.simplefilter("ignore")
     from azureml_emulator.services.online_endpoints import reserved_cores
     from mlops.azure import connection
+    from mlops.azure.settings import load
     from mlops.deploy import release
     from mlops.setup import access, az, check, connect
 from core.errors import DigitsError
@@ -73,9 +74,9 @@ def test_a_missing_cluster_is_a_fault_only_where_jobs_run_on_it(
     assert "cluster cpu-cluster: only `digits score --workspace azure` needs it" in text
     assert "digits azure connect --run" in text and "makes cpu-cluster" in text
     assert rows["failed"] == []
-    settings, task = release.load()
+    settings = load()
     settings = replace(settings, job=replace(settings.job, compute="cpu-cluster"))
-    monkeypatch.setattr(release, "load", lambda: (settings, task))
+    monkeypatch.setattr(check, "load", lambda: settings)
     rows = found()
     (text,) = rows["failed"]
     assert "cluster cpu-cluster" in text and rows["optional"] == []
@@ -253,9 +254,9 @@ def test_an_emulator_that_does_not_run_is_not_reported_as_a_missing_login(
 def test_a_quota_for_one_revision_alone_is_enough_in_place(
     monkeypatch: pytest.MonkeyPatch, strategy: str, state: str
 ) -> None:
-    settings, task = release.load()
+    settings = load()
     settings = replace(settings, strategy=strategy)  # type: ignore[arg-type]
-    monkeypatch.setattr(release, "load", lambda: (settings, task))
+    monkeypatch.setattr(check, "load", lambda: settings)
     monkeypatch.setattr(check, "connect", MagicMock())
     monkeypatch.setattr(check, "cores", lambda *_: (2, "standardDSv2Family", 1))
     (found,) = check.quota("azure")

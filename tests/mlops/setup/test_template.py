@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     )
 
     from mlops.azure import connection
-    from mlops.deploy import release
+    from mlops.azure.settings import load
     from mlops.setup import access, check
 
 SDK = Path(azure.ai.ml.__file__).parent / "_arm_deployments" / "arm_templates"
@@ -206,7 +206,7 @@ def test_the_cluster_is_as_the_sdk_knows_it(made: Deployment) -> None:
     (identity,) = cluster["identity"]["userAssignedIdentities"]
     assert identity.endswith("/digits-jobs")
     assert identity in made.resources
-    settings = release.load()[0]
+    settings = load()
     assert cluster["name"].rsplit("/", 1)[1] == settings.batch.compute
     size = cluster["properties"]["properties"]
     assert set(size) <= set(names(models.AmlComputeProperties))
