@@ -180,7 +180,7 @@ def test_a_worse_model_is_not_mergeable(hub: Hub) -> None:
 def test_a_change_of_code_is_left_to_its_author(hub: Hub) -> None:
     """Metric code alone: nothing trains; the author takes the files of the run."""
     work, pull = hub.branch(2, "metrics")
-    path = work.root / "src" / "digits" / "metrics.py"
+    path = work.root / "src" / "digits" / "model" / "metrics.py"
     path.write_text(path.read_text("utf-8") + "\n# A change that changes nothing.\n", "utf-8")
     work.git("commit", "--quiet", "--all", "--message", "Metric code")
     first, comment = hub.open(work, pull)
