@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,20 @@ def all_cases(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--all-cases"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what --all-cases alone runs; let pytest-xdist share out the rest."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
+    """Leave out what --all-cases alone runs; let pytest-xdist share out what -m leaves."""
     if not config.getoption("--all-cases"):
         left_out = [item for item in items if item.get_closest_marker("all_cases")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-    if hasattr(config, "workerinput"):
+    worker = hasattr(config, "workerinput")
+    if worker:
+        balance.group(items)
+    yield
+    if worker:
         balance.arrange(items)
 
 

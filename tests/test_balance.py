@@ -35,9 +35,18 @@ def test_units_begin_by_their_length_and_stay_together() -> None:
         Item("mixed.py::project", slow, "reproduced", scope="session"),
         Item("shared.py::one", prove, "hub", scope="module"),
         Item("shared.py::two", prove, "hub", scope="module"),
+        Item("longest.py::one", pytest.mark.prove(minutes=5).mark, "page", scope="module"),
+        Item(
+            "longest.py::two",
+            pytest.mark.prove(minutes=5).mark,
+            "page",
+            "reproduced",
+            scope="module",
+        ),
         Item("long.py::one", pytest.mark.prove(minutes=9).mark, "reproduced", scope="session"),
         Item("long.py::two", pytest.mark.prove(minutes=8).mark),
     ]
+    balance.group(items)
     balance.arrange(items)
     assert [(item.nodeid, item.groups) for item in items] == [
         ("long.py::one", []),  # makes the small project
@@ -45,6 +54,8 @@ def test_units_begin_by_their_length_and_stay_together() -> None:
         ("shared.py::one", ["shared.py"]),
         ("shared.py::two", ["shared.py"]),
         ("mixed.py::slow", []),
+        ("longest.py::one", ["longest.py"]),
+        ("longest.py::two", ["longest.py"]),
         ("mixed.py::project", []),  # would have to wait for it
         ("quick.py::one", ["quick.py"]),
         ("mixed.py::quick", ["mixed.py"]),

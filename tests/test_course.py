@@ -180,7 +180,8 @@ QUICK = {"1"}  # less than 20 s
     "name",
     [
         pytest.param(
-            name, marks=pytest.mark.slow if name in QUICK else pytest.mark.prove(minutes=2)
+            name,
+            marks=pytest.mark.slow(minutes=0.4) if name in QUICK else pytest.mark.prove(minutes=2),
         )
         for name in GROUPS
     ],

@@ -152,7 +152,7 @@ def test_an_old_python_is_refused(tree: Path) -> None:
     assert all(isinstance(kind, str) for kind in run.install_python.__annotations__.values())
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_the_environment_can_be_remade_by_its_own_python(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

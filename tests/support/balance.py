@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import pytest
 
 SHARED = {"class", "module", "package"}  # scopes of fixtures that tie tests together
-SLOW_SECONDS, PROVE_MINUTES, QUICK_SECONDS = 5.0, 0.7, 0.1  # on average
+MINUTES = {"prove": 0.7, "slow": 0.1}  # on average, where a marker does not say how many
+QUICK_MINUTES = 0.002
 
 
 def unit(item: pytest.Item) -> str:
@@ -24,12 +25,12 @@ def unit(item: pytest.Item) -> str:
     return item.nodeid if lasts and not shares else item.nodeid.partition("::")[0]
 
 
-def seconds(item: pytest.Item) -> float:
+def minutes(item: pytest.Item) -> float:
     """Return about how long a test takes, by its markers."""
-    prove = item.get_closest_marker("prove")
-    if prove:
-        return 60 * float(prove.kwargs.get("minutes", PROVE_MINUTES))
-    return SLOW_SECONDS if item.get_closest_marker("slow") else QUICK_SECONDS
+    for name, usual in MINUTES.items():
+        if marker := item.get_closest_marker(name):
+            return float(marker.kwargs.get("minutes", usual))
+    return QUICK_MINUTES
 
 
 def needs_project(items: Iterable[pytest.Item]) -> bool:
@@ -37,18 +38,23 @@ def needs_project(items: Iterable[pytest.Item]) -> bool:
     return any("reproduced" in getattr(item, "fixturenames", ()) for item in items)
 
 
+def group(items: list[pytest.Item]) -> None:
+    """Name the unit of tests that share one, for `--dist loadgroup`."""
+    for item in items:
+        if (name := unit(item)) != item.nodeid:
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 def arrange(items: list[pytest.Item]) -> None:
-    """Put tests in the order in which units are to begin; name the unit of those that share one."""
+    """Put tests in the order in which their units are to begin."""
     units: dict[str, list[pytest.Item]] = {}
     for item in items:
         units.setdefault(unit(item), []).append(item)
-    longest = sorted(units, key=lambda name: -sum(map(seconds, units[name])))
+    longest = sorted(units, key=lambda name: -sum(map(minutes, units[name])))
     late = [name for name in longest if needs_project(units[name])]
-    order = [*late[:1], *(name for name in longest if name not in late), *late[1:]]
-    quick = [name for name in order if sum(map(seconds, units[name])) < SLOW_SECONDS]
+    first = [name for name in late if needs_project(units[name][:1])][:1]
+    order = [name for name in longest if name not in late] + late
+    order = first + [name for name in order if name not in first]
+    quick = [name for name in order if sum(map(minutes, units[name])) < MINUTES["slow"]]
     order = [name for name in order if name not in quick] + quick
-    for name in order:
-        for item in units[name]:
-            if name != item.nodeid:
-                item.add_marker(pytest.mark.xdist_group(name))
     items[:] = [item for name in order for item in units[name]]

@@ -136,6 +136,7 @@ def hub(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         azurite.stop()
 
 
+@pytest.mark.slow(minutes=1.5)
 def test_an_edit_of_epochs_in_the_web_editor_becomes_mergeable(hub: Hub) -> None:
     work, pull = hub.branch(1, "mehr-übung", ("params.yaml", "epochs: 1", "epochs: 2"))
     edited = work.git("rev-parse", "HEAD").strip()

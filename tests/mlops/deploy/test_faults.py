@@ -103,7 +103,7 @@ def disturb(
     assert missed <= number / 4
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=0.5)
 def test_a_sample_of_calls_that_fail(deployable: Deployable, standin: StandIn) -> None:
     faults = recorded(deployable, standin)
     faults = [fault for fault in faults if not again(fault)]
@@ -194,8 +194,8 @@ def test_who_waits_for_an_answer_in_vain_can_stop(deployable: Deployable, standi
     ("kind", "said"),
     [
         ("quota", "quota is used up"),
-        ("image", "image could not be built"),
-        ("unhealthy", "healthy"),
+        pytest.param("image", "image could not be built", marks=pytest.mark.prove),
+        pytest.param("unhealthy", "healthy", marks=pytest.mark.prove),
     ],
 )
 def test_a_deployment_that_fails_names_its_cause(
