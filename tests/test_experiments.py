@@ -28,6 +28,7 @@ def changed(project: Project) -> set[str]:
     return {name.split("@")[0] for name in status}
 
 
+@pytest.mark.slow(minutes=0.8)
 def test_an_experiment_is_listed_with_its_epochs_and_metrics(experiment: Project) -> None:
     _, baseline = json.loads(experiment.dvc("exp", "show", "--json"))
     (listed,) = [found["revs"][0] for found in baseline["experiments"]]

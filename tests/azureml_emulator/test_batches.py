@@ -106,6 +106,7 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow(minutes=0.6)
 def test_files_are_scored_by_a_batch_endpoint(
     scoring: Deployable, standin: StandIn, tmp_path: Path
 ) -> None:

@@ -115,7 +115,12 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize("fault", SCORES)
+QUICK = ("no run()", "answers less")
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=() if f in QUICK else pytest.mark.prove) for f in SCORES]
+)
 def test_a_score_py_that_fails_is_named_and_leaves_nothing(
     fault: str, reproduced: Project, tmp_path: Path
 ) -> None:

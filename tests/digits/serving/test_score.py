@@ -102,6 +102,7 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow(minutes=0.3)
 def test_an_answer_is_what_the_model_says(endpoint: Endpoint, reproduced: Project) -> None:
     status, answer, headers = endpoint.post(BODY)
     assert status == 200
@@ -195,7 +196,14 @@ def test_a_request_is_collected_under_its_clients_id(endpoint: Endpoint, sinks: 
     assert "server's" not in ids()
 
 
-@pytest.mark.parametrize("trouble", ["off", "nobody listens", "sink fails"])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param("off", marks=pytest.mark.prove),
+        "nobody listens",
+        pytest.param("sink fails", marks=pytest.mark.prove),
+    ],
+)
 def test_a_collection_that_fails_is_counted_and_fails_no_request(
     serve: Serve, sinks: list[Sink], trouble: str
 ) -> None:

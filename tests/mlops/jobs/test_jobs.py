@@ -90,6 +90,7 @@ def under_way(project: Trainable, *arguments: str) -> Iterator[tuple[Any, str]]:
         process.communicate()
 
 
+@pytest.mark.slow(minutes=0.5)
 def test_what_a_job_made_is_restored_here(trainable: Trainable, standin: StandIn) -> None:
     trainable.commit(32)
     standin.faults()
