@@ -6,6 +6,7 @@ deployment is known.
 
 import asyncio
 import contextlib
+import io
 import os
 import random
 import socket
@@ -233,7 +234,7 @@ class Router:
         origin = ("azureml-model-deployment", deployment)
         try:
             async with self.session.post(
-                url, data=body, headers=sent, allow_redirects=False
+                url, data=io.BytesIO(body), headers=sent, allow_redirects=False
             ) as answer:
                 headers = [*kept(answer.headers, NOT_RETURNED), origin]
                 return web.Response(status=answer.status, body=await answer.read(), headers=headers)

@@ -129,30 +129,30 @@ def run_azurite(
     place = ["--blobPort", str(port), "--location", str(folder)]
     # Azurite knows the service's versions up to its own release; the current SDK is ahead of it.
     options = ["--skipApiVersionCheck", "--disableTelemetry"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*find_azurite(program), *place, *options],
         env=os.environ | {"NODE_OPTIONS": END_WITH_INPUT},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-    )
-    printed = b""
-    listening = False
-    for line in process.stdout or ():
-        printed += line
-        listening = b"successfully listens" in line
-        if listening:
-            break
-    threading.Thread(target=lambda: process.stdout and process.stdout.read(), daemon=True).start()
-    try:
-        if not listening:
-            reason = printed.decode(errors="replace").strip()
-            raise EmulatorError(f"Azurite did not start: {reason}")
-        store = BlobStore(printed.decode().split("listens on ")[-1].strip() + f"/{ACCOUNT}")
-        for name in (CONTAINER, *containers):
-            store.create(name)
-        yield store
-    finally:
-        process.terminate()
-        process.wait()
+    ) as process:
+        assert process.stdout
+        printed = b""
+        for line in process.stdout:
+            printed += line
+            if b"successfully listens" in line:
+                break
+        rest = threading.Thread(target=process.stdout.read, daemon=True)
+        rest.start()
+        try:
+            if b"successfully listens" not in printed:
+                reason = printed.decode(errors="replace").strip()
+                raise EmulatorError(f"Azurite did not start: {reason}")
+            store = BlobStore(printed.decode().split("listens on ")[-1].strip() + f"/{ACCOUNT}")
+            for name in (CONTAINER, *containers):
+                store.create(name)
+            yield store
+        finally:
+            process.terminate()
+            rest.join()
