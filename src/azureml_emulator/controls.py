@@ -99,8 +99,7 @@ class Controls:
         except RefusedError as error:
             response = urls.refusal(error)
         assert isinstance(response, web.Response)
-        raw = response.body
-        content = json.loads(raw) if isinstance(raw, bytes) and raw else None
+        content = json.loads(response.text) if response.text else None
         record |= {"status": response.status, "response": content}
         if fault and fault.do == "lose" and request.transport:
             request.transport.close()

@@ -175,7 +175,7 @@ class Router:
                     running.under_way -= 1
 
     def sink(self, endpoint: str, deployment: str) -> web.Application:
-        """Return the application that takes what azureml-ai-monitoring sends."""
+        """Return what takes the rows that azureml-ai-monitoring posts to /modeldata/log (ran)."""
 
         async def take(request: web.Request) -> web.Response:
             check_length(request, required=True)

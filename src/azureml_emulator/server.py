@@ -63,7 +63,6 @@ class Emulator:
         self.folder.chmod(0o700)
         self.address = self.read_address()
         read_state(self.folder / "state.json")  # before anything is started
-        logging.getLogger("azure").setLevel(logging.CRITICAL)  # failures are reported by lines
         with contextlib.ExitStack() as stack:
             self.start(stack)
             self.opened = stack.pop_all()
@@ -165,7 +164,11 @@ class Emulator:
 
 
 def stop_event() -> threading.Event:
-    """Return an event that Ctrl-C and SIGTERM set from now on."""
+    """Return an event that Ctrl-C and SIGTERM set from now on, for a program of its own.
+
+    Azure's SDK logs nothing from now on: the program prints what matters itself.
+    """
+    logging.getLogger("azure").setLevel(logging.CRITICAL)
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())

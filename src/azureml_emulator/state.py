@@ -146,8 +146,6 @@ class State:
         resource |= copy.deepcopy(body) | {"systemData": made | changed}
         return resource
 
-    # Calls that are alike for many kinds of resources -------------------------------------------
-
     def get(self, path: str, key: str, body: Json) -> Answer:
         """Return a resource."""
         if key not in self.resources:

@@ -52,13 +52,9 @@ class BlobStore:
 
     def __init__(self, url: str) -> None:
         self.url = url  # with the account
+        self.port = int(url.split(":")[2].split("/")[0])
         self.service = BlobServiceClient(url, credential=KEY)
         self.client = self.service.get_container_client(CONTAINER)
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return int(self.url.split(":")[2].split("/")[0])
 
     @property
     def connection_string(self) -> str:
@@ -147,8 +143,11 @@ def run_azurite(
         rest.start()
         try:
             if b"successfully listens" not in printed:
-                reason = printed.decode(errors="replace").strip()
-                raise EmulatorError(f"Azurite did not start: {reason}")
+                reason = printed.decode(errors="replace").strip().split("\n")[-1]
+                raise EmulatorError(
+                    f"{folder}: Azurite did not start: {reason}. "
+                    "Is the emulator of this folder running already?"
+                )
             store = BlobStore(printed.decode().split("listens on ")[-1].strip() + f"/{ACCOUNT}")
             for name in (CONTAINER, *containers):
                 store.create(name)

@@ -51,7 +51,7 @@ def list_containers(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def start_pending_upload(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return where code may be uploaded to."""
+    """Return where code may be uploaded to: the SDK takes the address given here (ran)."""
     place, signed = state.storage.offer(str(uuid.uuid5(uuid.NAMESPACE_URL, key)))
     credential = {"credentialType": "SAS", "sasUri": signed}
     reference = {"blobUri": place, "storageAccountArmId": "/local", "credential": credential}

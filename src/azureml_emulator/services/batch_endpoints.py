@@ -4,7 +4,6 @@ As on Azure a process of the deployment calls `init` once and `run` for one mini
 after another, again when that fails; what lies below AZUREML_BI_OUTPUT_PATH is the job's output.
 """
 
-import copy
 import os
 import shutil
 import subprocess
@@ -116,10 +115,9 @@ def invoke(state: State, path: str, key: str, body: Json) -> Answer:
     rest = {"jobType": "Pipeline", "status": "Running", "isArchived": False, "jobs": {}}
     rest |= {"displayName": name, "experimentName": endpoint.split("/")[-1], "settings": {}}
     rest |= {"properties": {"deployment": deployment}, "tags": {}, "services": {}}
-    state.resources[place.lower()] = state.stored(place, {"properties": rest | data}, None)
-    state.save()
+    answer = state.put(place, place.lower(), {"properties": rest | data})
     start(state, place.lower())
-    return 201, copy.deepcopy(state.resources[place.lower()]), ""
+    return answer
 
 
 def start(state: State, key: str) -> None:

@@ -123,7 +123,7 @@ def application(state: State, middlewares: Sequence[Any] = ()) -> web.Applicatio
         path = request.raw_path.partition("?")[0]
         status, found, operation = await asyncio.to_thread(call, state, request.method, path, body)
         headers = {}
-        if operation:
+        if operation:  # the SDK polls the first of these until it has a final status (ran)
             place = f"{state.url}{OPERATION}{operation}"
             headers = {"Azure-AsyncOperation": place, "Location": place, "Retry-After": "0"}
         return answer(status, found, headers)
