@@ -11,22 +11,11 @@ from azureml_emulator.web import EmulatorError
 def main(arguments: list[str]) -> int:
     """Serve until Ctrl-C or SIGTERM; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m azureml_emulator", description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where everything is kept")
-    parser.add_argument(
-        "--azurite",
-        type=Path,
-        help="Azurite's main.js or azurite-blob; else of node_modules here, else on PATH",
-    )
-    parser.add_argument(
-        "--container",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a blob container to create, as often as needed",
-    )
-    parser.add_argument(
-        "--controls", action="store_true", help="test controls, at an address of their own"
-    )
+    add = parser.add_argument
+    add("--folder", type=Path, required=True, help="where everything is kept")
+    add("--azurite", type=Path, help="its main.js; else in node_modules here, else on PATH")
+    add("--container", action="append", default=[], help="a blob container to create; repeatable")
+    add("--controls", action="store_true", help="test controls, at an address of their own")
     given = parser.parse_args(arguments)
     stop = stop_event()
     try:

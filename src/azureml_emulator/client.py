@@ -3,8 +3,8 @@
     from azureml_emulator.client import connect
     client = connect(folder)  # an MLClient, for the folder that the emulator was started with
 
-The package azure-ai-ml has no way to name another server or a shorter poll, so `connect` patches
-it, for the whole process: use it in tests and on laptops, never beside a real workspace.
+The package azure-ai-ml takes no other blob store and no shorter poll for all calls (ran), so
+`connect` patches it for the whole process: for tests and laptops, never beside a real workspace.
 """
 
 import json

@@ -19,16 +19,8 @@ from typing import Any
 
 from aiohttp import web
 
-from azureml_emulator.services import jobs
+from azureml_emulator.services import jobs, urls
 from azureml_emulator.services.online_endpoints import OUT_OF_QUOTA
-from azureml_emulator.services.urls import (
-    BODY_BYTES,
-    Handler,
-    answer,
-    authenticate,
-    read_json,
-    refusal,
-)
 from azureml_emulator.state import Json, RefusedError, State, Work
 
 RECORDED = 20_000  # calls
@@ -91,24 +83,23 @@ class Controls:
         return None
 
     @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def middleware(self, request: web.Request, handler: urls.Handler) -> web.StreamResponse:
         """Record one call of the management API; let it fail if that is switched on."""
-        body, path = await read_json(request), request.raw_path.partition("?")[0]
+        body, path = await urls.read_json(request), request.raw_path.partition("?")[0]
         fault = self.strike(request.method, path)
         query = {name: request.query.getall(name) for name in request.query}
         record: Json = {"method": request.method, "path": path, "query": query}
-        record["request"] = copy.deepcopy(body) if request.body_exists else None
+        record["request"] = copy.deepcopy(body) if await request.read() else None
         self.calls.append(record)
         if fault and fault.do in ("fail", "hang"):
             await asyncio.sleep(fault.seconds)
-            return refusal(RefusedError(fault.status, fault.code, f"Refused for a test: {path}"))
+            raise RefusedError(fault.status, fault.code, f"Refused for a test: {path}")
         try:
             response = await handler(request)
         except RefusedError as error:
-            response = refusal(error)
+            response = urls.refusal(error)
         assert isinstance(response, web.Response)
-        raw = response.body
-        content = json.loads(raw) if isinstance(raw, bytes) and raw else None
+        content = json.loads(response.text) if response.text else None
         record |= {"status": response.status, "response": content}
         if fault and fault.do == "lose" and request.transport:
             request.transport.close()
@@ -118,19 +109,21 @@ class Controls:
         """Return what serves the controls."""
 
         async def set_faults(request: web.Request) -> web.Response:
-            self.faults[:] = [Fault(**fault) for fault in await read_json(request)]
+            self.faults[:] = [Fault(**fault) for fault in await urls.read_json(request)]
             self.calls.clear()
-            return answer(200, {})
+            return urls.answer(200, {})
 
         async def get_calls(request: web.Request) -> web.Response:
             faults = [asdict(fault) for fault in self.faults]
-            return answer(200, {"calls": list(self.calls), "faults": faults})
+            return urls.answer(200, {"calls": list(self.calls), "faults": faults})
 
         async def lose_machine(request: web.Request) -> web.Response:
             await asyncio.to_thread(jobs.lose, self.state, request.match_info["name"])
-            return answer(200, {})
+            return urls.answer(200, {})
 
-        made = web.Application(client_max_size=BODY_BYTES, middlewares=[authenticate(self.state)])
+        made = web.Application(
+            client_max_size=urls.BODY_BYTES, middlewares=[urls.authenticate(self.state)]
+        )
         made.router.add_put("/faults", set_faults)
         made.router.add_get("/calls", get_calls)
         made.router.add_post("/jobs/{name}/lose", lose_machine)

@@ -6,6 +6,7 @@ deployment is known.
 
 import asyncio
 import contextlib
+import io
 import os
 import random
 import socket
@@ -174,7 +175,7 @@ class Router:
                     running.under_way -= 1
 
     def sink(self, endpoint: str, deployment: str) -> web.Application:
-        """Return the application that takes what azureml-ai-monitoring sends."""
+        """Return what takes the rows that azureml-ai-monitoring posts to /modeldata/log (ran)."""
 
         async def take(request: web.Request) -> web.Response:
             check_length(request, required=True)
@@ -233,7 +234,7 @@ class Router:
         origin = ("azureml-model-deployment", deployment)
         try:
             async with self.session.post(
-                url, data=body, headers=sent, allow_redirects=False
+                url, data=io.BytesIO(body), headers=sent, allow_redirects=False
             ) as answer:
                 headers = [*kept(answer.headers, NOT_RETURNED), origin]
                 return web.Response(status=answer.status, body=await answer.read(), headers=headers)

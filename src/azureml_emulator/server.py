@@ -14,7 +14,6 @@ import ssl
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from azureml_emulator.collector import Collector, OnLost, OnRows
@@ -64,18 +63,12 @@ class Emulator:
         self.folder.chmod(0o700)
         self.address = self.read_address()
         read_state(self.folder / "state.json")  # before anything is started
-        logging.getLogger("azure").setLevel(logging.CRITICAL)  # failures are reported by lines
         with contextlib.ExitStack() as stack:
             self.start(stack)
             self.opened = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.opened.close()
 
     def start(self, stack: contextlib.ExitStack) -> None:
@@ -100,21 +93,24 @@ class Emulator:
             stack.callback(state.workers.shutdown, wait=True, cancel_futures=True)
             stack.callback(jobs.close, state)
             state.token = self.address.get("token") or secrets.token_urlsafe()
-            controls = Controls(state) if self.with_controls else None
-            middlewares = [controls.middleware] if controls else []
+            middlewares, addresses = [], dict[str, Any]()
+            if self.with_controls:
+                controls = Controls(state)
+                middlewares.append(controls.middleware)
+                server = self.servers.serve(controls.application(), self.port("controls"))
+                stack.callback(server.stop)
+                addresses["controls"] = f"http://{LOOPBACK}:{server.port}"
+                addresses["controls_port"] = server.port
             api = urls.application(state, middlewares)
             server = self.servers.serve(api, self.address.get("port", 0), context)
             stack.callback(server.stop)
-            switches = None
-            if controls:
-                switches = self.servers.serve(controls.application(), self.port("controls"))
-                stack.callback(switches.stop)
         except OSError as error:
             raise EmulatorError(
                 f"{self.address_file}: {error}. Is the emulator of this folder running already?"
             ) from None
         state.url = f"https://{LOOPBACK}:{server.port}"
-        self.address.pop("controls", None)
+        for name in ("controls", "controls_port"):  # of an earlier start
+            self.address.pop(name, None)
         self.publish(
             url=state.url,
             token=state.token,
@@ -123,11 +119,7 @@ class Emulator:
             port=server.port,
             router_port=self.router.port,
             blob_port=self.storage.port,
-            **(
-                {"controls": f"http://{LOOPBACK}:{switches.port}", "controls_port": switches.port}
-                if switches
-                else {}
-            ),
+            **addresses,
         )
         online_endpoints.restore(state)
         jobs.restore(state)
@@ -170,14 +162,13 @@ class Emulator:
         """The servers that run, by endpoint and deployment."""
         return self.router.running
 
-    @property
-    def lost(self) -> tuple[int, str]:
-        """How many requests' collected rows were lost, and why the last of them were."""
-        return self.collector.lost, self.collector.lost_reason
-
 
 def stop_event() -> threading.Event:
-    """Return an event that Ctrl-C and SIGTERM set from now on."""
+    """Return an event that Ctrl-C and SIGTERM set from now on, for a program of its own.
+
+    Azure's SDK logs nothing from now on: the program prints what matters itself.
+    """
+    logging.getLogger("azure").setLevel(logging.CRITICAL)
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())

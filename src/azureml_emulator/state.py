@@ -46,12 +46,13 @@ def read_state(path: Path) -> Json:
         return {}
     try:
         state = json.loads(path.read_text("utf-8"))
-        version = state.get("version")
-        kinds = {type(state.get(name)) for name in ("resources", "operations", "keys")}
+        version = state.get("version", "none")
+        parts = [state.get(name) for name in ("resources", "operations", "keys")]
     except (ValueError, AttributeError):
-        version, kinds = "damaged JSON", set()
-    if version != VERSION or kinds != {dict}:
-        found = "version none" if version is None else f"version {version}"
+        version, parts = VERSION, []
+    complete = bool(parts) and all(isinstance(part, dict) for part in parts)
+    if version != VERSION or not complete:
+        found = f"version {version}" if version != VERSION else "damaged content"
         raise EmulatorError(
             f"{path}: expected version {VERSION} of the emulator's state, found {found}. "
             f"Delete the folder {path.parent} and deploy again, or choose another by --folder."
@@ -145,8 +146,6 @@ class State:
         resource |= copy.deepcopy(body) | {"systemData": made | changed}
         return resource
 
-    # Calls that are alike for many kinds of resources -------------------------------------------
-
     def get(self, path: str, key: str, body: Json) -> Answer:
         """Return a resource."""
         if key not in self.resources:
@@ -165,6 +164,15 @@ class State:
         self.resources[key] = self.stored(path, body, known)
         self.save()
         return 200 if known else 201, copy.deepcopy(self.resources[key]), ""
+
+    def put_later(self, path: str, key: str, body: Json, work: Work) -> Answer:
+        """Keep a resource; the operation that begins lets it come into force by `work`."""
+        known = self.resources.get(key)
+        stored = self.stored(path, body, known)
+        stored["properties"]["provisioningState"] = "Updating" if known else "Creating"
+        self.resources[key] = stored
+        answer = copy.deepcopy(stored)
+        return 200 if known else 201, answer, self.later(key, work)
 
     def delete(self, path: str, key: str, body: Json) -> Answer:
         """Forget a resource that has nothing running."""

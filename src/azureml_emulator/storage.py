@@ -52,13 +52,9 @@ class BlobStore:
 
     def __init__(self, url: str) -> None:
         self.url = url  # with the account
+        self.port = int(url.split(":")[2].split("/")[0])
         self.service = BlobServiceClient(url, credential=KEY)
         self.client = self.service.get_container_client(CONTAINER)
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return int(self.url.split(":")[2].split("/")[0])
 
     @property
     def connection_string(self) -> str:
@@ -129,30 +125,33 @@ def run_azurite(
     place = ["--blobPort", str(port), "--location", str(folder)]
     # Azurite knows the service's versions up to its own release; the current SDK is ahead of it.
     options = ["--skipApiVersionCheck", "--disableTelemetry"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*find_azurite(program), *place, *options],
         env=os.environ | {"NODE_OPTIONS": END_WITH_INPUT},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-    )
-    printed = b""
-    listening = False
-    for line in process.stdout or ():
-        printed += line
-        listening = b"successfully listens" in line
-        if listening:
-            break
-    threading.Thread(target=lambda: process.stdout and process.stdout.read(), daemon=True).start()
-    try:
-        if not listening:
-            reason = printed.decode(errors="replace").strip()
-            raise EmulatorError(f"Azurite did not start: {reason}")
-        store = BlobStore(printed.decode().split("listens on ")[-1].strip() + f"/{ACCOUNT}")
-        for name in (CONTAINER, *containers):
-            store.create(name)
-        yield store
-    finally:
-        process.terminate()
-        process.wait()
+    ) as process:
+        assert process.stdout
+        printed = b""
+        for line in process.stdout:
+            printed += line
+            if b"successfully listens" in line:
+                break
+        rest = threading.Thread(target=process.stdout.read, daemon=True)
+        rest.start()
+        try:
+            if b"successfully listens" not in printed:
+                reason = printed.decode(errors="replace").strip().split("\n")[-1]
+                raise EmulatorError(
+                    f"{folder}: Azurite did not start: {reason}. "
+                    "Is the emulator of this folder running already?"
+                )
+            store = BlobStore(printed.decode().split("listens on ")[-1].strip() + f"/{ACCOUNT}")
+            for name in (CONTAINER, *containers):
+                store.create(name)
+            yield store
+        finally:
+            process.terminate()
+            rest.join()

@@ -42,7 +42,15 @@ class Server:
 
     def stop(self) -> None:
         """Stop listening; requests under way may take STOP_SECONDS."""
-        self.servers.run(self.runner.cleanup())
+
+        async def end() -> None:
+            assert self.runner.server
+            open_ = [one.transport for one in self.runner.server.connections if one.transport]
+            await self.runner.cleanup()
+            for transport in open_:  # TLS would wait for its peer's farewell
+                transport.abort()
+
+        self.servers.run(end())
 
 
 class Servers:
@@ -93,6 +101,7 @@ class Servers:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # for the transports to close
 
         self.run(cancel())
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -138,21 +147,20 @@ def write_atomic(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path, Path]:
+def make_certificate(folder: Path) -> tuple[Path, ...]:
     """Return the files of an authority, which clients trust, of a certificate, and of its key.
 
     The certificate is for 127.0.0.1. All three are made anew unless all are there: they must
     belong together. They are valid for longer than any folder lives.
     """
-    names = ("authority.pem", "certificate.pem", "key.pem")
-    authority_file, certificate_file, key_file = (folder / name for name in names)
-    if not all(file.exists() for file in (authority_file, certificate_file, key_file)):
+    files = tuple(folder / name for name in ("authority.pem", "certificate.pem", "key.pem"))
+    if not all(file.exists() for file in files):
         authority = trustme.CA()
         made = authority.issue_cert(LOOPBACK)
-        for file in (authority_file, certificate_file, key_file):
-            file.unlink(missing_ok=True)
-        write_atomic(authority_file, authority.cert_pem.bytes().decode())
         chain = b"".join(part.bytes() for part in made.cert_chain_pems)
-        write_atomic(certificate_file, chain.decode())
-        write_atomic(key_file, made.private_key_pem.bytes().decode())
-    return authority_file, certificate_file, key_file
+        contents = (authority.cert_pem.bytes(), chain, made.private_key_pem.bytes())
+        for file in files:
+            file.unlink(missing_ok=True)
+        for file, content in zip(files, contents, strict=True):
+            write_atomic(file, content.decode())
+    return files

@@ -27,7 +27,7 @@ async def echo(request: web.Request) -> web.Response:
 def router() -> Iterator[Router]:
     """A router with one endpoint, whose deployment echoes."""
     servers = Servers()
-    application = web.Application()
+    application = web.Application(client_max_size=10_000_000)
     application.router.add_route("*", "/{path:.*}", echo)
     behind = servers.serve(application)
     made = Router(servers, 0, MagicMock())
@@ -82,7 +82,7 @@ def test_a_malformed_request_is_refused(
 
 def test_a_request_is_passed_on_as_it_came(router: Router) -> None:
     connection = http.client.HTTPConnection(LOOPBACK, router.port, timeout=30)
-    body = bytes(range(256)) * 1000
+    body = bytes(range(256)) * 5000
     for _ in range(2):  # over the same connection
         headers = {"Authorization": "Bearer secret", "X-One": "1"}
         connection.request("POST", "/digits/score?script=a%2Fb+c", body, headers)

@@ -265,7 +265,7 @@ def test_a_certificate_is_kept_and_made_anew_unless_complete(tmp_path: Path) -> 
     files[2].unlink()
     assert make_certificate(tmp_path) == files
     assert all(file.read_bytes() != before for file, before in zip(files, kept, strict=True))
-    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files[1:])
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files[1], files[2])
     (found,) = ssl.create_default_context(cafile=files[0]).get_ca_certs()
     assert ssl.cert_time_to_seconds(str(found["notAfter"])) > time.time() + 10 * 365 * 86_400
 

@@ -1,6 +1,5 @@
 """Models, codes, environments and data: versions of registered assets."""
 
-import copy
 import uuid
 
 from azureml_emulator.state import Answer, Json, RefusedError, State
@@ -16,15 +15,13 @@ def put_version(state: State, path: str, key: str, body: Json) -> Answer:
             if known["properties"].get(name) != body["properties"].get(name):
                 message = f"{path} already exists with another {name}, which cannot change."
                 raise RefusedError(409, "UserError", message)
-    stored = state.stored(path, body, known)
-    if "/data/" not in key:
-        stored["properties"]["provisioningState"] = "Succeeded"
-    stored["properties"] = {"properties": {}, "tags": {}} | stored["properties"]
+    given: Json = {"properties": {}, "tags": {}}
     if "/models/" in key:
-        stored["properties"].setdefault("flavors", {})  # the SDK takes no null here (ran)
-    state.resources[key] = stored
-    state.save()
-    return 200 if known else 201, copy.deepcopy(stored), ""
+        given["flavors"] = {}  # the SDK takes no null here (ran)
+    given |= body["properties"]
+    if "/data/" not in key:
+        given["provisioningState"] = "Succeeded"
+    return state.put(path, key, body | {"properties": given})
 
 
 def list_versions(state: State, path: str, key: str, body: Json) -> Answer:
@@ -54,7 +51,7 @@ def list_containers(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def start_pending_upload(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return where code may be uploaded to."""
+    """Return where code may be uploaded to: the SDK takes the address given here (ran)."""
     place, signed = state.storage.offer(str(uuid.uuid5(uuid.NAMESPACE_URL, key)))
     credential = {"credentialType": "SAS", "sasUri": signed}
     reference = {"blobUri": place, "storageAccountArmId": "/local", "credential": credential}

@@ -4,7 +4,6 @@ As on Azure a process of the deployment calls `init` once and `run` for one mini
 after another, again when that fails; what lies below AZUREML_BI_OUTPUT_PATH is the job's output.
 """
 
-import copy
 import os
 import shutil
 import subprocess
@@ -46,15 +45,12 @@ for start in range(0, len(files), int(size)):
 
 def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     """Create a batch endpoint, or replace its settings."""
-    name = path.rstrip("/").split("/")[-1]
-    if not online_endpoints.NAME.match(name):
-        message = f"The endpoint name {name} is invalid: 3 to 32 letters, digits and hyphens."
-        raise RefusedError(400, "BadArgument", message)
+    online_endpoints.check_name(path)
     wanted = (body["properties"].get("defaults") or {}).get("deploymentName")
     if wanted and f"{key}/deployments/{wanted.lower()}" not in state.resources:
         raise RefusedError(400, "BadArgument", f"The default names no deployment: {wanted}.")
-    made = {"scoringUri": f"{state.url}{path}/jobs", "swaggerUri": ""}
-    return put(state, path, key, body, made)
+    body["properties"] |= {"scoringUri": f"{state.url}{path}/jobs", "swaggerUri": ""}
+    return put(state, path, key, body)
 
 
 def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
@@ -65,19 +61,14 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     state.asset(properties["model"]["assetId"])
     if not properties.get("compute"):
         raise RefusedError(400, "BadArgument", f"{path} names no compute.")
-    return put(state, path, key, body, {})
+    return put(state, path, key, body)
 
 
-def put(state: State, path: str, key: str, body: Json, made: Json) -> Answer:
+def put(state: State, path: str, key: str, body: Json) -> Answer:
     """Keep a resource; an operation lets it come into force."""
     state.refuse_busy(key)
-    known = state.resources.get(key)
-    stored = state.stored(path, body, known)
-    made["provisioningState"] = "Updating" if known else "Creating"
-    stored["properties"] = {"properties": {}} | stored["properties"] | made
-    state.resources[key] = stored
-    answer = copy.deepcopy(stored)
-    return 200 if known else 201, answer, state.later(key, lambda path: None)
+    body["properties"].setdefault("properties", {})
+    return state.put_later(path, key, body, lambda path: None)
 
 
 def delete(state: State, path: str, key: str, body: Json) -> Answer:
@@ -124,10 +115,9 @@ def invoke(state: State, path: str, key: str, body: Json) -> Answer:
     rest = {"jobType": "Pipeline", "status": "Running", "isArchived": False, "jobs": {}}
     rest |= {"displayName": name, "experimentName": endpoint.split("/")[-1], "settings": {}}
     rest |= {"properties": {"deployment": deployment}, "tags": {}, "services": {}}
-    state.resources[place.lower()] = state.stored(place, {"properties": rest | data}, None)
-    state.save()
+    answer = state.put(place, place.lower(), {"properties": rest | data})
     start(state, place.lower())
-    return 201, copy.deepcopy(state.resources[place.lower()]), ""
+    return answer
 
 
 def start(state: State, key: str) -> None:

@@ -58,13 +58,10 @@ def put_job(state: State, path: str, key: str, body: Json) -> Answer:
     compute = str(body["properties"].get("computeId") or "").lower()
     if compute and compute not in state.resources:
         raise RefusedError(400, "UserError", f"The compute {compute} does not exist.")
-    stored = state.stored(path, body, None)
-    stored["properties"] = {"properties": {}, "tags": {}} | stored["properties"]
-    stored["properties"] |= {"status": "NotStarted"}
-    state.resources[key] = stored
-    state.save()
+    given = {"properties": {}, "tags": {}} | body["properties"]
+    answer = state.put(path, key, body | {"properties": given | {"status": "NotStarted"}})
     begin(state, key)
-    return 201, state.get(path, key, body)[1], ""
+    return answer
 
 
 def begin(state: State, key: str) -> None:
@@ -238,5 +235,4 @@ def lose(state: State, name: str) -> None:
 def put_compute(state: State, path: str, key: str, body: Json) -> Answer:
     """Create a cluster, which is there at once."""
     body["properties"]["provisioningState"] = "Succeeded"
-    state.put(path, key, body)
-    return state.get(path, key, body)
+    return 200, state.put(path, key, body)[1], ""

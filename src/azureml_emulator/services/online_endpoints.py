@@ -1,6 +1,5 @@
 """Managed online endpoints and their deployments."""
 
-import copy
 import math
 import re
 import shutil
@@ -131,15 +130,20 @@ def restore(state: State) -> None:
 # Calls -------------------------------------------------------------------------------------------
 
 
+def check_name(path: str) -> str:
+    """Return the last name of a path. Raises RefusedError (400) unless it follows the rules."""
+    name = path.rstrip("/").split("/")[-1]
+    if not NAME.match(name):
+        message = f"The name {name} is invalid: 3 to 32 letters, digits and hyphens."
+        raise RefusedError(400, "BadArgument", message)
+    return name
+
+
 def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     """Create an endpoint, or replace its settings, traffic and tags."""
-    name = path.rstrip("/").split("/")[-1]
-    known = state.resources.get(key)
-    if not NAME.match(name):
-        message = f"The endpoint name {name} is invalid: 3 to 32 letters, digits and hyphens."
-        raise RefusedError(400, "BadArgument", message)
+    name = check_name(path)
     taken = [path for path, body in state.resources.items() if body["name"] == name]
-    if not known and any("/onlineendpoints/" in path for path in taken):
+    if key not in state.resources and any("/onlineendpoints/" in path for path in taken):
         message = f"The endpoint name {name} is already taken in this region."
         raise RefusedError(400, "NameNotAvailable", message)
     state.refuse_busy(key)
@@ -147,7 +151,8 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     if len(tags) > TAGS or any(len(value) > TAG_LENGTH for value in tags.values()):
         message = f"At most {TAGS} tags of at most {TAG_LENGTH} characters each."
         raise RefusedError(400, "InvalidTagValueLength", message)
-    traffic = body["properties"].setdefault("traffic", {})
+    properties = {"properties": {}, "mirrorTraffic": {}, "traffic": {}} | body["properties"]
+    traffic = properties["traffic"]
     unknown = [
         name for name in traffic if f"{key}/deployments/{name.lower()}" not in state.resources
     ]
@@ -156,23 +161,19 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     if sum(traffic.values()) not in (0, 100):
         message = f"The traffic percentages must sum to 0 or 100, not {sum(traffic.values())}."
         raise RefusedError(400, "BadArgument", message)
-    stored = state.stored(path, body, known)
-    stored["properties"] |= {
+    properties |= {
         "scoringUri": f"{state.router.url}/{name}/score",  # the SDK takes no null here (ran)
         "swaggerUri": f"{state.router.url}/{name}/swagger.json",
-        "provisioningState": "Updating" if known else "Creating",
     }
-    stored["properties"].pop("keys", None)
-    stored["properties"] = {"properties": {}, "mirrorTraffic": {}} | stored["properties"]
-    if stored.get("identity", {}).get("type") == "SystemAssigned":
-        stored["identity"] |= {
+    properties.pop("keys", None)
+    if body.get("identity", {}).get("type") == "SystemAssigned":
+        body["identity"] |= {
             name: str(uuid.uuid5(uuid.NAMESPACE_URL, name + key))
             for name in ("principalId", "tenantId")
         }
-    state.resources[key] = stored
     state.keys.setdefault(key, [uuid.uuid4().hex, uuid.uuid4().hex])
-    answer = copy.deepcopy(stored)
-    return 200 if known else 201, answer, state.later(key, lambda path: route(state, path))
+    body["properties"] = properties
+    return state.put_later(path, key, body, lambda path: route(state, path))
 
 
 def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
@@ -180,8 +181,7 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     endpoint = key.split("/deployments/")[0]
     if endpoint not in state.resources:
         raise RefusedError(404, "ResourceNotFound", f"The endpoint of {path} was not found.")
-    if not NAME.match(path.split("/")[-1]):
-        raise RefusedError(400, "BadArgument", f"The deployment name in {path} is invalid.")
+    check_name(path)
     state.refuse_busy(endpoint)
     state.refuse_busy(key)
     size, count = body["properties"].get("instanceType"), body["sku"]["capacity"]
@@ -191,14 +191,9 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     cores, family = SIZES[size]
     if used_cores(state, family, but=key) + reserved_cores(cores, count) > QUOTA[family]:
         raise RefusedError(400, *OUT_OF_QUOTA)
-    known = state.resources.get(key)
-    stored = state.stored(path, body, known)
     given = {"properties": {}, "scaleSettings": {"scaleType": "Default"}}  # no null (ran)
-    stored["properties"] = given | stored["properties"]
-    stored["properties"]["provisioningState"] = "Updating" if known else "Creating"
-    state.resources[key] = stored
-    answer = copy.deepcopy(stored)
-    return 200 if known else 201, answer, state.later(key, lambda path: deploy(state, path))
+    body["properties"] = given | body["properties"]
+    return state.put_later(path, key, body, lambda path: deploy(state, path))
 
 
 def delete(state: State, path: str, key: str, body: Json) -> Answer:

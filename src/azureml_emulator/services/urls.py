@@ -8,13 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from azureml_emulator.services import (
-    assets,
-    batch_endpoints,
-    jobs,
-    online_endpoints,
-    workspaces,
-)
+from azureml_emulator.services import assets, batch_endpoints, jobs, online_endpoints, workspaces
 from azureml_emulator.services.workspaces import LOCATION
 from azureml_emulator.state import PROVIDER, Answer, Json, RefusedError, State
 from azureml_emulator.web import check_length, read_body
@@ -28,8 +22,13 @@ P = rf"/subscriptions/[^/]+/providers/{PROVIDER.lower()}/locations/[^/]+"
 G = r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers"
 ONLINE, BATCH = rf"{W}/onlineendpoints/[^/]+", rf"{W}/batchendpoints/[^/]+"
 ASSETS = rf"{W}/(models|codes|environments|data)"
+UPLOAD = rf"{W}/codes/[^/]+/versions/[^/]+/startpendingupload"
+AUTOSCALE = rf"{G}/microsoft.insights/autoscalesettings/[^/]+"
+RETENTION = rf"{G}/microsoft.storage/storageaccounts/[^/]+/managementpolicies/default"
 STORES = rf"{W}/datastores/workspace(blob|artifact)store"
-KEPT = {"GET": State.get, "DELETE": State.delete}
+PLAIN = {"GET": State.get, "DELETE": State.delete}
+ONE_ONLINE = {"GET": State.get, "DELETE": online_endpoints.delete}
+ONE_BATCH = {"GET": State.get, "DELETE": batch_endpoints.delete}
 ROUTES: list[tuple[str, dict[str, Callable[..., Answer]]]] = [
     (W, {"GET": workspaces.get}),
     (rf"{W}/datastores", {"GET": workspaces.get_datastore}),
@@ -38,65 +37,28 @@ ROUTES: list[tuple[str, dict[str, Callable[..., Answer]]]] = [
     (rf"{P}/operations/[^/]+", {"GET": workspaces.get_operation}),
     (rf"{P}/usages", {"GET": workspaces.list_usages}),
     (rf"{P}/vmsizes", {"GET": workspaces.list_sizes}),
-    (
-        rf"{G}/microsoft.insights/autoscalesettings/[^/]+",
-        KEPT | {"PUT": workspaces.put_autoscale},
-    ),
-    (
-        rf"{G}/microsoft.storage/storageaccounts/[^/]+/managementpolicies/default",
-        KEPT | {"PUT": workspaces.put_retention},
-    ),
+    (AUTOSCALE, PLAIN | {"PUT": workspaces.put_autoscale}),
+    (RETENTION, PLAIN | {"PUT": workspaces.put_retention}),
     (ASSETS, {"GET": assets.list_containers}),
     (rf"{ASSETS}/[^/]+", {"GET": assets.get_container}),
     (rf"{ASSETS}/[^/]+/versions", {"GET": assets.list_versions}),
-    (rf"{ASSETS}/[^/]+/versions/[^/]+", KEPT | {"PUT": assets.put_version}),
-    (
-        rf"{W}/codes/[^/]+/versions/[^/]+/startpendingupload",
-        {"POST": assets.start_pending_upload},
-    ),
+    (rf"{ASSETS}/[^/]+/versions/[^/]+", PLAIN | {"PUT": assets.put_version}),
+    (UPLOAD, {"POST": assets.start_pending_upload}),
     (rf"{W}/jobs", {"GET": State.listing}),
     (rf"{W}/jobs/[^/]+", {"GET": State.get, "PUT": jobs.put_job}),
     (rf"{W}/jobs/[^/]+/cancel", {"POST": jobs.cancel}),
     (rf"{W}/computes/[^/]+", {"GET": State.get, "PUT": jobs.put_compute}),
     (rf"{W}/onlineendpoints", {"GET": State.listing}),
-    (
-        ONLINE,
-        {
-            "GET": State.get,
-            "PUT": online_endpoints.put_endpoint,
-            "DELETE": online_endpoints.delete,
-        },
-    ),
+    (ONLINE, ONE_ONLINE | {"PUT": online_endpoints.put_endpoint}),
     (rf"{ONLINE}/listkeys", {"POST": online_endpoints.list_keys}),
     (rf"{ONLINE}/token", {"POST": online_endpoints.get_token}),
     (rf"{ONLINE}/deployments", {"GET": State.listing}),
-    (
-        rf"{ONLINE}/deployments/[^/]+",
-        {
-            "GET": State.get,
-            "PUT": online_endpoints.put_deployment,
-            "DELETE": online_endpoints.delete,
-        },
-    ),
+    (rf"{ONLINE}/deployments/[^/]+", ONE_ONLINE | {"PUT": online_endpoints.put_deployment}),
     (rf"{ONLINE}/deployments/[^/]+/getlogs", {"POST": online_endpoints.get_logs}),
     (rf"{W}/batchendpoints", {"GET": State.listing}),
-    (
-        BATCH,
-        {
-            "GET": State.get,
-            "PUT": batch_endpoints.put_endpoint,
-            "DELETE": batch_endpoints.delete,
-        },
-    ),
+    (BATCH, ONE_BATCH | {"PUT": batch_endpoints.put_endpoint}),
     (rf"{BATCH}/deployments", {"GET": State.listing}),
-    (
-        rf"{BATCH}/deployments/[^/]+",
-        {
-            "GET": State.get,
-            "PUT": batch_endpoints.put_deployment,
-            "DELETE": batch_endpoints.delete,
-        },
-    ),
+    (rf"{BATCH}/deployments/[^/]+", ONE_BATCH | {"PUT": batch_endpoints.put_deployment}),
     (rf"{BATCH}/jobs", {"POST": batch_endpoints.invoke}),
 ]
 
@@ -161,7 +123,7 @@ def application(state: State, middlewares: Sequence[Any] = ()) -> web.Applicatio
         path = request.raw_path.partition("?")[0]
         status, found, operation = await asyncio.to_thread(call, state, request.method, path, body)
         headers = {}
-        if operation:
+        if operation:  # the SDK polls the first of these until it has a final status (ran)
             place = f"{state.url}{OPERATION}{operation}"
             headers = {"Azure-AsyncOperation": place, "Location": place, "Retry-After": "0"}
         return answer(status, found, headers)
