@@ -143,6 +143,7 @@ def production(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> It
         azurite.stop()
 
 
+@pytest.mark.slow(minutes=0.5)
 def test_a_stale_lock_on_main_deploys_nothing(production: Production) -> None:
     production.model("lock")
     production.model("stale", reproduced=False)
@@ -152,6 +153,7 @@ def test_a_stale_lock_on_main_deploys_nothing(production: Production) -> None:
     assert production.standin.call("GET", production.work.endpoint)["value"] == []
 
 
+@pytest.mark.prove
 def test_a_lock_that_claims_what_was_never_made_deploys_nothing(production: Production) -> None:
     production.model("made")
     writer = production.github.environment["IDENTITY_main"]

@@ -80,13 +80,13 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
     # Without its progress bar the SDK waits for ever for a file whose upload failed; see `quiet`.
     options: dict[str, Any] = {"show_progress": True, "enable_telemetry": False}
     if kind != "local":
-        known = connection.kept() | {
+        known = connection.load_connection() | {
             name: os.environ[name] for name in SETTINGS if os.environ.get(name)
         }
         known |= {} if kind == "azure" else {connection.NAME: kind}
         missing = [name for name in SETTINGS if name not in known]
         if missing:
-            mend = "`digits connect`, or --workspace local"
+            mend = "`digits azure connect`, or --workspace local"
             raise DigitsError(f"{', '.join(missing)}: not set; {mend}")
         names = tuple(known[name] for name in SETTINGS)
         credential: Any = DefaultAzureCredential()

@@ -7,12 +7,15 @@ address may use it: another name in Host or Origin is refused.
 
 import http.client
 import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from azureml_emulator.router import LOOPBACK, Handler, Router
+from azureml_emulator.router import Router
+from azureml_emulator.web import LOOPBACK
 from mlops.dashboard.watch import Labels, Watch
 
 WEB = Path(__file__).parent / "web"
@@ -37,6 +40,50 @@ SAFE = {
 Json = dict[str, Any]
 
 
+class Server(ThreadingHTTPServer):
+    """A server of this machine alone; Ctrl-C does not wait for clients that keep a connection."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def start(self) -> "Server":
+        """Serve from a thread."""
+        threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Stop serving and free the port."""
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """What a page's handler needs."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a kept connection would wait 40 ms for each answer's body
+
+    def log_message(self, *arguments: Any) -> None:
+        """Write no line a request."""
+
+    def body(self) -> bytes:
+        """Return the request's body."""
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        """Send one answer."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
 def latest(windows: list[Json], live: set[str]) -> list[Json]:
     """Return the last window with a verdict of each live deployment and the model it runs now."""
     runs = {row["deployment"]: row["version"] for row in windows if row["deployment"] in live}
@@ -56,7 +103,7 @@ def handler(router: Router, watch: Watch, labels: Labels) -> type[Handler]:
 
         timeout = TIMEOUT_SECONDS
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             """Answer with a file of web/, or with the state."""
             if not self.ours():
                 return None
@@ -73,7 +120,7 @@ def handler(router: Router, watch: Watch, labels: Labels) -> type[Handler]:
 
         do_HEAD = do_GET  # noqa: N815
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             """Pass a picture on to an endpoint, with its key."""
             url = urlsplit(self.path)
             if not self.ours():
@@ -98,7 +145,7 @@ def handler(router: Router, watch: Watch, labels: Labels) -> type[Handler]:
                 "Authorization": f"Bearer {endpoint.keys[0]}",
                 "Content-Type": self.headers.get("Content-Type", ""),
             }
-            port = router.server.server_address[1]
+            port = router.port
             began = time.monotonic()
             connection = http.client.HTTPConnection(LOOPBACK, port, timeout=TIMEOUT_SECONDS)
             try:

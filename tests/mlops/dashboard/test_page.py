@@ -18,16 +18,18 @@ from conftest import ROOT, Project, mnist_part
 from light import Deployable, StandIn
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
+from serving import serving_code
 from watched import a_browser, a_home, a_live_project, an_opener, known_images, send, stroke  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
+    from azureml_emulator.collector import Collector
+    from azureml_emulator.storage import CONTAINER, KEY
+    from azureml_emulator.web import Servers
     from mlops.azure import collected
     from mlops.azure.workspace import connect
     from mlops.dashboard import page
-    from mlops.dashboard.serve import CONTAINER, KEY, Collector
-from azureml_emulator import inference
-from azureml_emulator.router import Endpoint, Router, Server
+from azureml_emulator.router import Endpoint, Router
 from mlops.dashboard.detector import Detector
 from mlops.dashboard.watch import Labels, Watch
 
@@ -305,10 +307,11 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
 ) -> None:
     watch = Watch(Detector(tmp_path))
     nothing = SimpleNamespace(list_blobs=lambda **_: [])
-    router = Router(0, lambda *_: None, watch.request)
+    servers = Servers()
+    router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints |= {"one": Endpoint(["key"]), "two": Endpoint(["key"])}
     labels = Labels(nothing)  # type: ignore[arg-type]
-    shown = Server(("127.0.0.1", 0), page.handler(router, watch, labels)).start()
+    shown = page.Server(("127.0.0.1", 0), page.handler(router, watch, labels)).start()
     context = browser.new_context()
     held: list[Route] = []
     try:
@@ -325,9 +328,11 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
     finally:
         context.close()
         shown.stop()
-        router.server.server_close()
+        router.close()
+        servers.close()
 
 
+@pytest.mark.slow(minutes=0.3)
 def test_the_real_model(
     reproduced: Project, home: StandIn, browser: Browser, tmp_path: Path
 ) -> None:
@@ -335,12 +340,19 @@ def test_the_real_model(
     url = f"{home.address['blobs']}/devstoreaccount1"
     with BlobServiceClient(url, credential=KEY) as service:
         container = service.get_container_client(CONTAINER)
-        router = Router(0, Collector(container, watch).take, watch.request)
+        servers = Servers()
+
+        def rows(endpoint: str, deployment: str, _: str, request: str, rows: list[Any]) -> None:
+            watch.rows(endpoint, deployment, request, rows)
+
+        collector = Collector(container, rows, watch.lose)
+        router = Router(servers, 0, collector.take, watch.request)
         router.endpoints["real"] = Endpoint(["key"], {"blue": 100})
-        shown = Server(("127.0.0.1", 0), page.handler(router, watch, Labels(container))).start()
-        router.server.start()
+        shown = page.Server(
+            ("127.0.0.1", 0), page.handler(router, watch, Labels(container))
+        ).start()
         model = reproduced.root / "data" / "package"
-        code = inference.serving_code(tmp_path / "code")
+        code = serving_code(tmp_path / "code")
         collecting = {"AZUREML_MDC_ENABLED": "true"}
         context = browser.new_context()
         try:
@@ -352,7 +364,7 @@ def test_the_real_model(
             expect(opened.locator("#digit")).to_have_text(re.compile("[0-9]"), timeout=20_000)
             table = opened.get_by_role("table", name="Probabilities")
             expect(table.get_by_role("row")).to_have_count(10 + 1)  # and the head
-            connection = http.client.HTTPConnection("127.0.0.1", router.server.server_address[1])
+            connection = http.client.HTTPConnection("127.0.0.1", router.port)
             for images in (mnist_part("t10k", 600).images, 255 - mnist_part("t10k", 500).images):
                 body = json.dumps({"data": images.tolist()})
                 headers = {"Authorization": "Bearer key", "Content-Type": "application/json"}
@@ -363,4 +375,5 @@ def test_the_real_model(
         finally:
             context.close()
             router.close()
+            servers.close()
             shown.stop()

@@ -20,9 +20,9 @@ from conftest import ROOT
 from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
 from wire import Wire, tapped
 
+from azureml_emulator.storage import CONTAINER, KEY
 from core.errors import DigitsError
 from mlops.azure import assets, endpoint
-from mlops.dashboard.serve import CONTAINER, KEY
 from mlops.deploy import lease, smoke
 
 RATE = 60  # requests a second of the client; 50 at least must have been answered
@@ -93,6 +93,7 @@ def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
     standin.faults()
 
 
+@pytest.mark.slow(minutes=0.4)
 def test_the_second_and_its_rollback_under_load(deployable: Deployable, standin: StandIn) -> None:
     deployable.set(step_seconds="1.0", price_an_hour="0.5")
     one = deployable.commit("one")
@@ -348,6 +349,7 @@ def test_a_model_that_came_without_its_first_file(deployable: Deployable) -> Non
     assert "is live with all traffic" in deployable.deploy("apply")
 
 
+@pytest.mark.slow(minutes=0.3)
 def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
@@ -386,6 +388,7 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
     standin.call("DELETE", f"{workspace}/models/digits/versions/9")
 
 
+@pytest.mark.prove
 def test_a_live_deployment_that_failed_is_made_anew(
     deployable: Deployable, standin: StandIn
 ) -> None:
@@ -419,6 +422,7 @@ def test_a_live_deployment_that_failed_is_made_anew(
     assert deployable.version(standin) == version[:12]
 
 
+@pytest.mark.prove
 def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
     deployable: Deployable, standin: StandIn
 ) -> None:
@@ -447,6 +451,7 @@ def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
     assert deployable.version(standin) == one[:12]
 
 
+@pytest.mark.prove
 def test_what_the_endpoint_answers_is_what_the_deployment_answered(
     deployable: Deployable, standin: StandIn
 ) -> None:
@@ -490,6 +495,7 @@ def test_an_endpoint_that_is_busy_is_asked_again(deployable: Deployable, standin
     assert mine and all("--worker_count 2" in line for line in mine)
 
 
+@pytest.mark.prove
 def test_a_revision_that_fell_and_fails_again_gets_no_traffic(
     deployable: Deployable, standin: StandIn
 ) -> None:
@@ -517,9 +523,8 @@ def fallen(deployable: Deployable, standin: StandIn) -> str:
     return str(name)
 
 
-@pytest.mark.parametrize(
-    "states", [["failed"] * 99, pytest.param(["scaling"] * 3, marks=pytest.mark.prove)]
-)
+@pytest.mark.prove
+@pytest.mark.parametrize("states", [["failed"] * 99, ["scaling"] * 3])
 def test_what_is_live_keeps_its_traffic_in_whatever_state(
     deployable: Deployable, standin: StandIn, states: list[str]
 ) -> None:
@@ -556,6 +561,7 @@ def test_in_place_goes_back_to_what_a_killed_run_took_down(
     assert deployable.version(standin) == version[:12]
 
 
+@pytest.mark.prove
 def test_a_restoration_that_fails_is_made_good_by_the_next_apply(
     deployable: Deployable, standin: StandIn
 ) -> None:

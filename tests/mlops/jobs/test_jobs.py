@@ -27,12 +27,12 @@ from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
 from light import StandIn, a_standin  # noqa: F401
 from packaging.requirements import Requirement
 
-from azureml_emulator import jobs
+from azureml_emulator.services import jobs
+from azureml_emulator.storage import KEY
 from core import params
 from core.errors import DigitsError
 from mlops import git
 from mlops.azure.settings import Params, load
-from mlops.dashboard.serve import KEY
 from mlops.deploy import release
 from mlops.jobs import job, results, sweep, train
 
@@ -90,6 +90,7 @@ def under_way(project: Trainable, *arguments: str) -> Iterator[tuple[Any, str]]:
         process.communicate()
 
 
+@pytest.mark.slow(minutes=0.5)
 def test_what_a_job_made_is_restored_here(trainable: Trainable, standin: StandIn) -> None:
     trainable.commit(32)
     standin.faults()
@@ -503,7 +504,7 @@ def test_a_job_that_loses_its_machine_starts_from_nothing(
 ) -> None:
     trainable.commit(32)
     with under_way(trainable) as (process, name):
-        standin.call("PUT", "/standin/lose", {"job": name})
+        standin.lose(name)
         wait_for(process, "training on ten digits")
         assert trainable.published(standin) == set()
         trainable.hold.unlink()
