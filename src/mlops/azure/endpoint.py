@@ -173,7 +173,6 @@ class Target:
         return str(model.tags.get("commit")) if model.tags else None
 
     def deployments(self) -> dict[str, str]:
-        """Return the deployments' names and states."""
         found = self.client.online_deployments.list(self.name)
         return {one.name: str(one.provisioning_state).split(".")[-1].lower() for one in found}
 
@@ -281,7 +280,6 @@ class Target:
             manager.set_scale(self.workspace, self.scope, self.name, name, location, scale)
 
     def logs(self, name: str) -> str:
-        """Return the last lines that a deployment wrote."""
         return str(self.client.online_deployments.get_logs(name, self.name, lines=LOG_LINES))
 
     def _wait(self, state: Any, what: str) -> Any:

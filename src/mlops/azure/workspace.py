@@ -34,11 +34,9 @@ class LocalCredential:
     """The stand-in's token, in the form that the SDK asks for."""
 
     def __init__(self, token: str) -> None:
-        """Keep the token."""
         self.token = token
 
     def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        """Return the token."""
         return AccessToken(self.token, int(time.time()) + 3600)
 
 

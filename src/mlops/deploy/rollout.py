@@ -37,14 +37,12 @@ class Deployer:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the lease."""
         seconds = self.settings.lease_seconds
         place = (self.target.workspace, self.target.name, seconds, self.wait)
         with lease.held(*place) as self.held:
             yield
 
     def still_alone(self) -> None:
-        """Raise DigitsError when the lease was lost."""
         if not self.held():
             raise DigitsError("the lease was lost, so another deployment may be at work; run again")
 

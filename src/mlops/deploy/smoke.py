@@ -8,12 +8,15 @@ They come from the model folder's `smoke.jsonl`, one JSON object a line:
 what a right answer has there. An answer that has the key `model_version` must name the model.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from core.errors import DigitsError
 from mlops.azure.endpoint import Answer, Target
@@ -23,20 +26,32 @@ FIX = "run `dvc repro`, or `dvc pull data/package`"
 
 
 @dataclass(frozen=True)
-class Item:
-    """One request and what a right answer holds."""
+class Expected:
+    """What a right answer has at a JSON Pointer."""
 
-    request: Any
     pointer: str
     value: Any
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the file."""
+
+    request: Any
+    answer: Expected
 
     def value_in(self, answer: Answer) -> Any:
         """Return what an answer has at the pointer; raise DigitsError when it has nothing there."""
         try:
-            return resolve(answer.body, self.pointer)
+            return resolve(answer.body, self.answer.pointer)
         except LookupError:
             text = json.dumps(answer.body)[:200]
-            raise DigitsError(f"smoke test: the answer has no {self.pointer}: {text}") from None
+            raise DigitsError(
+                f"smoke test: the answer has no {self.answer.pointer}: {text}"
+            ) from None
+
+
+LINE = TypeAdapter(Item)
 
 
 def resolve(document: Any, pointer: str) -> Any:
@@ -56,23 +71,19 @@ def resolve(document: Any, pointer: str) -> Any:
 
 def read(path: Path, count: int) -> list[Item]:
     """Return the first items of a file; raise DigitsError when it is absent, empty or damaged."""
+    items: list[Item] = []
     try:
-        lines = path.read_text("utf-8").splitlines()[:count]
+        with path.open(encoding="utf-8") as file:
+            for line in itertools.islice(file, count):
+                items.append(LINE.validate_json(line))
     except FileNotFoundError:
         raise DigitsError(f"{path}: not found; {FIX}") from None
-    except ValueError as error:
-        raise DigitsError(f"{path}: expected UTF-8 text: {error}; {FIX}") from None
-    items = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            answer = row["answer"]
-            items.append(Item(row["request"], str(answer["pointer"]), answer["value"]))
-        except (ValueError, KeyError, TypeError) as error:
-            expected = '{"request": ..., "answer": {"pointer": ..., "value": ...}}'
-            raise DigitsError(
-                f"{path}:{number}: expected {expected}, found {line[:60]!r} ({error!r}); {FIX}"
-            ) from None
+    except UnicodeDecodeError:
+        raise DigitsError(f"{path}: expected UTF-8 text; {FIX}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = " ".join([".".join(map(str, first["loc"])), first["msg"]]).strip()
+        raise DigitsError(f"{path}:{len(items) + 1}: {what}; {FIX}") from None
     if not items:
         raise DigitsError(f"{path}: expected a request a line, found none; {FIX}")
     return items
@@ -90,7 +101,7 @@ def check(
     for answer in answers:
         require_version(answer, version)
     values = [item.value_in(answer) for item, answer in zip(items, answers, strict=True)]
-    right = sum(value == item.value for value, item in zip(values, items, strict=True))
+    right = sum(value == item.answer.value for value, item in zip(values, items, strict=True))
     if right < wanted.accuracy * len(items):
         raise DigitsError(
             f"smoke test: {right} of {len(items)} answers right, {wanted.accuracy:.0%} are needed "

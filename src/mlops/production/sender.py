@@ -60,7 +60,6 @@ class Reached:
 
     @property
     def count(self) -> int:
-        """How many requests are done."""
         return sum(self.answered.values()) + len(self.refused)
 
 
@@ -68,7 +67,6 @@ class Link:
     """One kept connection to the endpoint."""
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
-        """Take the endpoint's address."""
         place = urlsplit(url)
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         self.connection = kinds[place.scheme](place.netloc, timeout=timeout_seconds)
@@ -89,7 +87,6 @@ class Link:
             return 0, (str(error) or repr(error)).encode(), 0.0
 
     def close(self) -> None:
-        """Close the connection."""
         self.connection.close()
 
 
@@ -317,14 +314,12 @@ class Run:
                 time.sleep(LONGEST_PAUSE_SECONDS)
 
     def save(self, path: Path) -> None:
-        """Write what was reached."""
         with self.lock:
             self.reached.done = sorted(self.done)
             text = json.dumps(asdict(self.reached))
         write_text(path, text)
 
     def report(self) -> None:
-        """Print what came of it."""
         known = self.reached
         answered = sum(known.answered.values())
         rate = (known.count - self.already) / max(time.monotonic() - self.began, 1e-9)

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ with warnings.catch_warnings():  # the SDK's own
 from core.errors import DigitsError
 from mlops.azure.settings import Smoke
 from mlops.deploy import smoke
-from mlops.deploy.smoke import Item
+from mlops.deploy.smoke import Expected, Item
 
 # RFC 6901, section 5: the document and what each pointer names.
 DOCUMENT = {
@@ -25,7 +26,7 @@ VALUES = {
     "/e^f": 3, "/g|h": 4, "/i\\j": 5, "/k\"l": 6, "/ ": 7, "/m~0n": 8,
 }  # fmt: skip
 WANTED = Smoke(digits=3, accuracy=0.6, latency_seconds=1.0)
-ITEMS = [Item({"data": [value]}, "/answer", value) for value in (1, 2, 3)]
+ITEMS = [Item({"data": [value]}, Expected("/answer", value)) for value in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("pointer", VALUES)
@@ -43,14 +44,11 @@ def test_a_pointer_to_nothing_is_refused(pointer: str) -> None:
 
 def test_the_first_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "smoke.jsonl"
-    rows = [
-        {"request": item.request, "answer": {"pointer": item.pointer, "value": item.value}}
-        for item in ITEMS
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "damaged\n")
+    lines = [json.dumps(asdict(item)) for item in ITEMS]
+    path.write_text("\n".join([*lines, "damaged"]))
     assert smoke.read(path, 2) == ITEMS[:2]
     assert smoke.read(path, 3) == ITEMS
-    with pytest.raises(DigitsError, match=r"smoke.jsonl:4: expected .*, found 'damaged'"):
+    with pytest.raises(DigitsError, match=r"smoke\.jsonl:4: Invalid JSON"):
         smoke.read(path, 4)
 
 
@@ -60,9 +58,12 @@ def test_the_first_lines_are_read(tmp_path: Path) -> None:
         (None, "not found"),
         (b"", "expected a request a line, found none"),
         (b"\xff", "expected UTF-8 text"),
-        (b"[]\n", "smoke.jsonl:1: expected"),
-        (b'{"request": 1}\n', "smoke.jsonl:1: expected"),
-        (b'{"request": 1, "answer": {"pointer": "/a"}}\n', "smoke.jsonl:1: expected"),
+        (b"[]\n", "smoke.jsonl:1: "),
+        (b'{"request": 1}\n', "smoke.jsonl:1: answer Field required"),
+        (
+            b'{"request": 1, "answer": {"pointer": "/a"}}\n',
+            "smoke.jsonl:1: answer.value Field required",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -104,12 +105,12 @@ def test_another_form_of_answer_is_refused() -> None:
 
 def test_a_slow_answer_is_refused() -> None:
     with pytest.raises(DigitsError, match=r"the slowest answer took 2\.00 s"):
-        check(Endpoint(*[{"answer": item.value} for item in ITEMS], seconds=2.0))
+        check(Endpoint(*[{"answer": item.answer.value} for item in ITEMS], seconds=2.0))
 
 
 def test_the_model_is_recognised_by_the_version_that_its_answers_name() -> None:
     def bodies(version: Any) -> list[dict[str, Any]]:
-        return [{"answer": item.value, "model_version": version} for item in ITEMS]
+        return [{"answer": item.answer.value, "model_version": version} for item in ITEMS]
 
     check(Endpoint(*bodies("abc")), "abcdef")
     check(Endpoint(*bodies("abc")), None)
