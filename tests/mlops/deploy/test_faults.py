@@ -1,8 +1,9 @@
 """Whatever call fails, and whenever `apply` is killed: live traffic is untouched, apply succeeds.
 
 The faults are made from the calls that an undisturbed `apply` was recorded to make. Sampled, with a
-seed: of each kind of call (method and path) one call for each kind of fault, and a kill in each
-sixth of the time that `apply` takes. --all-cases lets every call fail and kills 20 times.
+seed: of each kind of call (method and path) one call that fails, of each kind that writes one whose
+answer is lost (for one that reads that is the same), and a kill in each sixth of the time that
+`apply` takes. --all-cases disturbs every call in both ways and kills 20 times.
 """
 
 import random
@@ -112,7 +113,7 @@ def test_a_sample_of_calls_that_fail(deployable: Deployable, standin: StandIn) -
     disturb(deployable, standin, chosen[SAMPLE // 2 :], ("lose",))
 
 
-@pytest.mark.prove(minutes=4)
+@pytest.mark.prove(minutes=2.5)
 @pytest.mark.parametrize("kind", ["fail", "lose"])
 def test_every_kind_of_call_that_fails(
     deployable: Deployable, standin: StandIn, kind: str, all_cases: bool
@@ -120,7 +121,9 @@ def test_every_kind_of_call_that_fails(
     faults = recorded(deployable, standin)
     if not all_cases:
         faults = sampled(faults, kind)
-        assert len(faults) >= 15
+        if kind == "lose":
+            faults = [fault for fault in faults if fault["method"] != "GET"]
+        assert len(faults) >= {"fail": 15, "lose": 5}[kind]
     disturb(deployable, standin, faults, (kind,))
 
 
