@@ -5,14 +5,19 @@ Nothing is fetched; the same analysis gives the same bytes.
 """
 
 import base64
+import csv
+import datetime
 import io
 from html import escape
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from digits.monitoring.analysis import Analysis, Params, Window, iso, wilson
-from digits.monitoring.histograms import IMAGE_BINS, IMAGE_SIGNALS
+from core.files import replacing
+from digits.monitoring.analysis import Analysis, Params, Window, accuracy
+from digits.monitoring.histograms import IMAGE_BINS, IMAGE_SIGNALS, SIGNALS
 
 SHOWN_GAPS, SHOWN_WINDOWS = 50, 1000  # the last of many
 WIDTH, HEIGHT, MARGIN, LEFT = 860, 190, 24, 50  # of a chart, in pixels
@@ -78,6 +83,97 @@ table { border-collapse: collapse; font-size: 14px; } td, th { padding: 2px 14px
 """
 
 
+def iso(time_ms: int) -> str:
+    """Return a time as ISO 8601 in UTC, to the second."""
+    time = datetime.datetime.fromtimestamp(time_ms / 1000, datetime.UTC)
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def findings(analysis: Analysis, own: Params) -> dict[str, Any]:
+    """Return what `digits monitor` and the live page state, as JSON.
+
+    drift               whether the alarm is on, in the last window
+    since               when the drift of that alarm began, ISO 8601, or null
+    at_least            whether it may have begun before: it is there in the first window
+    windows, requests   that were judged
+    window              requests in a full one
+    alarms              that rose, ended ones included
+    accuracy            by labels, since `since` if there is drift; null without labels
+    estimated_accuracy  without labels, the same; null without requests
+    strangers           share of the requests lately that look like nothing known
+    lately              how many those are: the last full window and what came after it
+    causes              signals of the last alarm (histograms.SIGNALS), the loudest first
+    remedy              what those call for: retrain, mend (a scanner) or label; null without any
+    faults              rows and labels by what was wrong with them
+    gaps                [from, to] without requests, ISO 8601; the last until now, if none come
+    model_version       of the reference
+    """
+    since, windows = analysis.since_ms, analysis.windows
+    first = analysis.episodes[-1].began if analysis.drift else 0
+    lately = analysis.lately()
+    known = analysis.accuracy(first)
+    return {
+        "drift": analysis.drift,
+        "since": iso(since) if since is not None else None,
+        "at_least": analysis.drift and analysis.at_least,
+        "window": own.window,
+        "windows": len(windows),
+        "requests": sum(window.requests for window in windows),
+        "alarms": len(analysis.episodes),
+        "accuracy": known[0] if known else None,
+        "estimated_accuracy": analysis.estimated(first),
+        "strangers": analysis.strangers(lately),
+        "lately": sum(window.requests for window in windows[lately:]),
+        "causes": analysis.causes(),
+        "remedy": analysis.remedy(),
+        "faults": analysis.faults,
+        "gaps": [[iso(start), iso(end)] for start, end in analysis.gaps],
+        "model_version": analysis.reference.model_version,
+    }
+
+
+def figures(analysis: Analysis) -> dict[str, float]:
+    """Return the headline figures; those that are not known are left out.
+
+    false_alarms rose before the first labelled request in a script that the reference lacks;
+    requests_until_alarm came from it on until the first alarm after it.
+    """
+    windows = analysis.windows
+    found: dict[str, float] = {}
+    if known := analysis.accuracy():
+        found |= dict(zip(("accuracy", "accuracy_low", "accuracy_high"), known, strict=True))
+    if (estimated := analysis.estimated()) is not None:
+        found["estimated_accuracy"] = estimated
+    labelled = [w for w in windows if w.labelled]
+    if labelled:
+        missed = sum(w.labelled * abs(w.verdict.accuracy - w.right / w.labelled) for w in labelled)
+        found["estimation_error"] = missed / sum(w.labelled for w in labelled)
+    found |= {"windows": len(windows), "alarms": len(analysis.episodes)}
+    first = analysis.first_foreign_ms
+    if first is not None:
+        raised = [windows[episode.alarm].last_ms for episode in analysis.episodes]
+        found["false_alarms"] = sum(time < first for time in raised)
+        if late := [time for time in raised if time >= first]:
+            between = [w for w in windows if first <= w.last_ms <= late[0]]
+            found["requests_until_alarm"] = sum(w.requests for w in between)
+    return {name: round(value, 6) for name, value in found.items()}
+
+
+def write_windows(path: Path, windows: list[Window]) -> None:
+    """Write one row a window, as `dvc plots` reads it."""
+    header = ["window", "time", "requests", "accuracy", "accuracy_low", "accuracy_high"]
+    header += ["estimated_accuracy", "strangers", "evidence", "drift", *SIGNALS]
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for number, window in enumerate(windows):
+            row: list[Any] = [number, iso(window.first_ms), window.requests]
+            row += [f"{x:.4f}" for x in accuracy([window]) or ()] or [""] * 3
+            row += [f"{window.verdict.accuracy:.4f}", f"{window.verdict.strangers:.4f}"]
+            row += [f"{window.verdict.evidence:.3g}", int(window.verdict.drift)]
+            writer.writerow([*row, *(f"{window.verdict.p[name]:.2g}" for name in SIGNALS)])
+
+
 def page(analysis: Analysis, own: Params) -> str:
     """Return the page."""
     parts = [headline(analysis), charts(analysis), examples(analysis), kept(analysis, own)]
@@ -120,7 +216,7 @@ def headline(analysis: Analysis) -> str:
     known = analysis.accuracy(began) if last else analysis.accuracy()
     facts = [("accuracy by labels" + (" since then" if last else ""), interval(known))]
     if last and began:
-        facts.append(("before", interval(wilson(*counted(windows[:began])))))
+        facts.append(("before", interval(accuracy(windows[:began]))))
     lately = analysis.lately()
     of = f"in the last {sum(w.requests for w in windows[lately:]):,} requests"
     facts.append((f"estimated without labels, {of}", share(analysis.estimated(lately))))
@@ -132,11 +228,6 @@ def headline(analysis: Analysis) -> str:
         f'<p class="{state_class}">{escape(state)}</p><p class="quiet">{escape(said)}</p>'
         f'<section><dl class="facts">{cells}</dl>{story}</section>'
     )
-
-
-def counted(windows: list[Window]) -> tuple[int, int]:
-    """Return how many labelled answers are right, and how many are labelled."""
-    return sum(window.right for window in windows), sum(window.labelled for window in windows)
 
 
 def interval(found: tuple[float, float, float] | None) -> str:
@@ -219,22 +310,22 @@ def charts(analysis: Analysis) -> str:
 
     labelled = []
     for window in windows:
-        if found := wilson(window.right, window.labelled):
+        if found := accuracy([window]):
             at = f"{middle(window):.1f}"
             labelled.append(
                 f'<line class="known" x1="{at}" x2="{at}" y1="{y(found[1]):.1f}" '
                 f'y2="{y(found[2]):.1f}"/><circle class="known" cx="{at}" '
                 f'cy="{y(found[0]):.1f}" r="2.5"/>'
             )
-    accuracy = [*frame, line([window.verdict.accuracy for window in windows]), *labelled]
-    strange = [*frame, line([window.verdict.strangers for window in windows])]
+    accuracies = [*frame, line([window.verdict.accuracy for window in windows]), *labelled]
+    strangers = [*frame, line([window.verdict.strangers for window in windows])]
     return (
         "<section><h2>Accuracy</h2>"
-        f"{svg(accuracy, 'Accuracy of each window: by labels, and estimated without')}"
+        f"{svg(accuracies, 'Accuracy of each window: by labels, and estimated without')}"
         '<p class="quiet">Points: by labels that have come, with 95 % intervals. Line: estimated '
         "without labels. Red: from the beginning of the drift to the alarm's end. Grey: no "
         "requests came.</p>"
-        f"<h2>Strange digits</h2>{svg(strange, 'Share of strange digits in each window')}"
+        f"<h2>Strange digits</h2>{svg(strangers, 'Share of strange digits in each window')}"
         '<p class="quiet">The share of requests that look like nothing the model knows, '
         "estimated.</p></section>"
     )

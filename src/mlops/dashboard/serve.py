@@ -40,8 +40,7 @@ from core.errors import DigitsError
 from core.files import write_text
 from mlops.azure.connection import REMOTES
 from mlops.dashboard import page
-from mlops.dashboard.detector import Detector
-from mlops.dashboard.watch import Labels, Watch
+from mlops.dashboard.watch import Watch
 
 FOLDER = Path(".standin")
 AZURITE = Path("node_modules/azurite/dist/src/blob/main.js")
@@ -53,7 +52,6 @@ WITH_US = (
     "data:text/javascript,process.stdin.on('end',()=>process.kill(process.pid)).resume().unref()"
 )
 CONTAINER = "azureml"
-COLLECTION = "model_inputs_outputs"  # what score.py collects
 BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
 WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
@@ -247,8 +245,6 @@ class Collector:
             self.rows.put((path, text))
         else:
             self.watch.lose(1, "The blob store is slower than requests come.")
-        if name == COLLECTION and isinstance(data, list):
-            self.watch.rows(endpoint, deployment, request, data)
 
     def work(self) -> None:
         """Write what comes, batches for one file at once, until the end."""
@@ -295,13 +291,13 @@ def main(arguments: list[str]) -> None:
         signal.signal(name, lambda *_: stop.set())
     with blob_store(folder / "blobs", address.get("blob_port", 0)) as storage:
         try:
-            watch = Watch(Detector(Path.cwd()))
+            watch = Watch(Path.cwd())
             collector = Collector(storage["client"], watch)
             router = Router(address.get("router_port", 0), collector.take, watch.request)
             standin = StandIn(folder, router, storage)
             server = Server((LOOPBACK, address.get("port", 0)), handler(standin))
-            shown = page.handler(router, watch, Labels(storage["client"]))
-            page_server = Server((LOOPBACK, address.get("page_port", 0)), shown)
+            shown = page.application(router, watch, storage["client"])
+            page_server = page.Server(shown, address.get("page_port", 0))
         except OSError as error:
             raise DigitsError(f"{address_file}: {error}; is `digits serve` running?") from None
         # Each connection's handshake is its thread's own affair.
@@ -315,9 +311,9 @@ def main(arguments: list[str]) -> None:
             "token": standin.token,
             "certificate": str(certificate),
             "blobs": storage["url"].removesuffix(f"/{ACCOUNT}"),
-            "page": f"http://{LOOPBACK}:{page_server.server_address[1]}",
+            "page": f"http://{LOOPBACK}:{page_server.port}",
             "port": server.server_address[1],
-            "page_port": page_server.server_address[1],
+            "page_port": page_server.port,
             "router_port": router.server.server_address[1],
             "blob_port": int(storage["url"].split(":")[2].split("/")[0]),
         }

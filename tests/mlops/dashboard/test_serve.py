@@ -19,7 +19,6 @@ from light import StandIn, a_project, known_digits
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from mlops.dashboard.serve import CONTAINER, KEY, Collector
-from mlops.dashboard.detector import Detector
 from mlops.dashboard.watch import Watch
 
 REQUESTS = 200
@@ -64,7 +63,7 @@ class Store:
 
 def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
     store = Store()
-    collector = Collector(store, Watch(Detector(tmp_path)))  # type: ignore[arg-type]
+    collector = Collector(store, Watch(tmp_path))  # type: ignore[arg-type]
     for number in range(REQUESTS):
         collector.take("e", "blue", {"ce-x-request-id": str(number)}, b"[]")
     assert not store.rows
@@ -78,7 +77,7 @@ def test_a_store_that_never_writes_holds_up_no_end(
 ) -> None:
     monkeypatch.setattr("mlops.dashboard.serve.DRAIN_SECONDS", 0.01)
     store = Store()
-    collector = Collector(store, Watch(Detector(tmp_path)))  # type: ignore[arg-type]
+    collector = Collector(store, Watch(tmp_path))  # type: ignore[arg-type]
     collector.take("e", "blue", {}, b"[]")
     collector.close()
     assert "Collected requests are lost." in capsys.readouterr().out
