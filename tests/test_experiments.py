@@ -28,6 +28,7 @@ def changed(project: Project) -> set[str]:
     return {name.split("@")[0] for name in status}
 
 
+@pytest.mark.slow(minutes=0.8)
 def test_an_experiment_is_listed_with_its_epochs_and_metrics(experiment: Project) -> None:
     _, baseline = json.loads(experiment.dvc("exp", "show", "--json"))
     (listed,) = [found["revs"][0] for found in baseline["experiments"]]
@@ -156,3 +157,19 @@ def test_an_edit_of_one_stage_and_a_new_module_touch_no_other(project: Project) 
         project.edit(f"src/digits/pipeline/{stage}.py", f'"""Stage {stage}', f'"""Step {stage}')
         assert changed(project) == {stage}
         project.git("checkout", "--quiet", ".")
+
+
+@pytest.mark.parametrize(
+    ("module", "again"),
+    [
+        ("monitoring/report.py", {"monitor"}),
+        ("tracking/runs.py", set()),
+        ("sources/readers.py", {"mnist", "foreign"}),
+    ],
+)
+def test_an_edit_of_a_package_touches_its_stages_alone(
+    module: str, again: set[str], project: Project
+) -> None:
+    path = project.root / "src" / "digits" / module
+    path.write_text(path.read_text("utf-8") + "# edited\n", "utf-8", newline="\n")
+    assert changed(project) == again

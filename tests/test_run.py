@@ -29,28 +29,137 @@ def start(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProc
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
+    """The project's files in a git repository without a commit."""
     copy_tracked(tmp_path / "tree")
+    subprocess.run(["git", "init", "--quiet", tmp_path / "tree"], check=True)
     return tmp_path / "tree"
 
 
-def test_an_old_python_is_told(tree: Path) -> None:
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """run.py in a folder of its own; returned is the list of what it installs, in order."""
+    done: list[str] = []
+    for name in ("requirements-dev.txt", "package-lock.json", "pyproject.toml"):
+        (tmp_path / name).write_text("first")
+    for name in (".git", ".venv", "node_modules"):
+        (tmp_path / name).mkdir()
+    paths = {"ROOT": "", "VENV": ".venv", "LOCK": "requirements-dev.txt"}
+    for name, path in (paths | {"NPM_LOCK": "package-lock.json"}).items():
+        monkeypatch.setattr(run, name, tmp_path / path)
+    monkeypatch.setattr(run, "install_locked", lambda: done.append("locked"))
+    monkeypatch.setattr(run, "run", lambda *words, fix="": done.append(f"{words[0]} {words[-1]}"))
+    monkeypatch.setattr(run, "BIN", Path())
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    return done
+
+
+def answer_of_node(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """Let `node --version` print a version."""
+    answer = subprocess.CompletedProcess([], 0, stdout=f"{version}\n")
+    monkeypatch.setattr("subprocess.run", lambda *words, **settings: answer)
+
+
+def test_what_changed_is_reinstalled_and_nothing_else(
+    installed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock or another folder reinstalls all packages, pyproject.toml the project alone."""
+    answer_of_node(monkeypatch, "v20.1.0")
+    project, packages = f"uv {tmp_path}", "npm --silent"
+    (tmp_path / ".venv" / "installed").write_text("9" * 64)  # the stamp of an earlier version
+    for name, expected in (
+        ("", ["locked", project, packages]),
+        ("", []),
+        ("pyproject.toml", [project]),
+        ("requirements-dev.txt", ["locked", project]),
+        ("package-lock.json", [packages]),
+        ("", []),
+    ):
+        if name:
+            (tmp_path / name).write_text("second")
+        installed.clear()
+        run.env()
+        assert installed == expected
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "pyproject.toml").rename(moved / "pyproject.toml")
+    monkeypatch.setattr(run, "ROOT", moved)  # .venv and its stamp are the same
+    installed.clear()
+    run.install_python()
+    assert installed == ["locked", f"uv {moved}"]
+
+
+@pytest.mark.parametrize("version", ["v18.20.4", ""])
+def test_an_old_node_is_refused_before_anything_is_installed(
+    installed: list[str], monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    answer_of_node(monkeypatch, version)
+    with pytest.raises(run.TargetError, match="is not supported; version 20 or newer") as caught:
+        run.env()
+    assert (version or "of an unknown version") in str(caught.value)
+    assert installed == []
+
+
+@pytest.mark.parametrize("missing", ["node", "npm", "git"])
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_a_missing_program_is_reported_before_anything_is_installed(
+    installed: list[str], monkeypatch: pytest.MonkeyPatch, missing: str, system: str
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None if name == missing else name)
+    monkeypatch.setattr("sys.platform", system)
+    with pytest.raises(run.TargetError, match=f"^{missing}: not found") as caught:
+        run.env()
+    assert missing == "git" or run.INSTALL_NODE[system] in str(caught.value)
+    assert installed == []
+
+
+def test_state_of_an_earlier_version_is_named(
+    installed: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer_of_node(monkeypatch, "v20.1.0")
+    (tmp_path / ".standin").mkdir()
+    run.env()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if ".standin" in line]
+    assert "no longer used" in line
+    assert "you can delete it" in line
+
+
+def test_a_folder_without_git_is_refused_with_what_to_type(tree: Path) -> None:
+    shutil.rmtree(tree / ".git")
+    done = start(tree, "repro")
+    assert done.returncode == 1
+    commands = [line.strip() for line in done.stderr.splitlines()[1:]]
+    assert [" ".join(line.split()[:2]) for line in commands] == [
+        "git init",
+        "git add",
+        "git commit",
+    ]
+    assert not (tree / ".venv").exists()
+    for line in commands:
+        subprocess.run(line, shell=True, cwd=tree, env=environment(), check=True)
+    assert "not a git repository" not in start(tree, "env", PATH=os.devnull).stderr
+
+
+def test_an_old_python_is_refused(tree: Path) -> None:
     code = "import sys; sys.version_info = (3, 9); sys.path.insert(0, '.'); import run\n"
     code += "sys.argv = ['run.py', 'env']; sys.exit(run.main())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "Python 3.9 will not do; run this with Python 3.11, 3.12 or 3.13" in done.stderr
+    assert "Python 3.9 is not supported; run this with Python 3.11, 3.12 or 3.13" in done.stderr
     # and what 3.9 would evaluate at once stays a word
     assert all(isinstance(kind, str) for kind in run.install_python.__annotations__.values())
 
 
-@pytest.mark.slow
-def test_the_environments_own_python_makes_it_anew(
+@pytest.mark.prove
+def test_the_environment_can_be_remade_by_its_own_python(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subprocess.run([sys.executable, "-m", "venv", tree / ".venv"], check=True)
     own = tree / ".venv" / "bin" / "python"
     code = "import sys; sys.path.insert(0, '.'); import run\n"
-    code += "run.run = lambda *words, mend='': print(*words)\n"
+    code += "run.run = lambda *words, fix='': print(*words)\n"
     code += "sys.argv = ['run.py', 'env']; run.main()"
     done = subprocess.run([own, "-c", code], cwd=tree, capture_output=True, text=True)
     maker = done.stdout.split("\n")[1].split()[0]
@@ -66,13 +175,13 @@ def test_help_lists_the_targets_of_the_makefile(tree: Path) -> None:
         assert f"run.py {target}\n" in makefile
 
 
-def test_an_unknown_target_is_told(tree: Path) -> None:
+def test_an_unknown_target_is_reported(tree: Path) -> None:
     done = start(tree, "repo")
     assert (done.returncode, "no target repo" in done.stderr) == (1, True)
 
 
 @pytest.mark.prove
-def test_no_network_at_the_first_install_is_told(tree: Path) -> None:
+def test_no_network_at_the_first_install_is_reported(tree: Path) -> None:
     nobody = "http://127.0.0.1:9/simple"
     for _ in range(2):  # the second time meets what the first one left
         done = start(tree, "env", PIP_INDEX_URL=nobody, PIP_RETRIES="0", PIP_CONFIG_FILE=os.devnull)
@@ -80,21 +189,6 @@ def test_no_network_at_the_first_install_is_told(tree: Path) -> None:
         assert "is there a network" in done.stderr
         assert "Traceback" not in done.stderr
         assert not (tree / ".venv" / "installed").exists()
-
-
-def test_no_npm_is_told(tree: Path, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / ".venv" / "bin", tree / ".venv" / "bin", symlinks=True)
-    code = "import sys; sys.path.insert(0, '.'); import run; run.install_python = lambda: None\n"
-    code += "sys.argv = ['run.py', 'env']; sys.exit(run.main())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tree,
-        env={"PATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "npm: not found; install Node.js 20 or newer" in done.stderr
 
 
 def test_metrics_are_shown_with_the_word_rendered(

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,25 +56,52 @@ def clone(pushed: Project, azurite: Azurite, tmp_path: Path) -> Project:
     return clone
 
 
-def test_after_clone_and_pull_nothing_runs_and_npm_is_not_needed(clone: Project) -> None:
-    clone.dvc("pull")
-    assert not (clone.root / "node_modules").exists()
-    assert_whole(clone)
+@pytest.fixture(scope="module")
+def shared(
+    reproduced: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Project, Azurite]]:
+    """A project whose remote holds all its data, and the remote, for tests that change neither."""
+    folder = tmp_path_factory.mktemp("shared")
+    project = reproduced.copy(folder / "project")
+    azurite = Azurite(free_port(), folder / "azurite")
+    azurite.start()
+    try:
+        connect(project, azurite.connection_string)
+        project.dvc("push", "--run-cache")
+        yield project, azurite
+    finally:
+        azurite.stop()
 
 
-def test_without_outputs_and_cache_nothing_runs(clone: Project) -> None:
-    clone.dvc("pull", "foreign")  # git keeps the folder: DVC takes it for emptied, not for missing
-    output = clone.dvc("repro", "--pull", "--allow-missing")
-    assert clone.stages_run(output) == []
-    assert clone.git("status", "--porcelain") == ""
-    assert not (clone.root / "data" / "model" / "model.keras").exists()
+@pytest.fixture
+def fresh(shared: tuple[Project, Azurite], tmp_path: Path) -> Project:
+    """A clone that has pulled nothing yet, of what several tests share."""
+    project, azurite = shared
+    clone = project.clone(tmp_path / "fresh")
+    connect(clone, azurite.connection_string)
+    return clone
 
 
-def test_run_cache_restores_what_the_lock_does_not_name(clone: Project) -> None:
-    (clone.root / "dvc.lock").unlink()
-    clone.dvc("fetch", "--run-cache")
-    output = clone.dvc("repro", "--pull", "prepare")
-    assert clone.stages_run(output) == []
+@pytest.mark.slow(minutes=0.4)
+def test_after_clone_and_pull_nothing_runs_and_npm_is_not_needed(fresh: Project) -> None:
+    fresh.dvc("pull")
+    assert not (fresh.root / "node_modules").exists()
+    assert_whole(fresh)
+
+
+def test_without_outputs_and_cache_nothing_runs(fresh: Project) -> None:
+    fresh.dvc("pull", "foreign")  # git keeps the folder: DVC takes it for emptied, not for missing
+    output = fresh.dvc("repro", "--pull", "--allow-missing")
+    assert fresh.stages_run(output) == []
+    assert fresh.git("status", "--porcelain") == ""
+    assert not (fresh.root / "data" / "model" / "model.keras").exists()
+
+
+def test_run_cache_restores_what_the_lock_does_not_name(fresh: Project) -> None:
+    (fresh.root / "dvc.lock").unlink()
+    fresh.dvc("fetch", "--run-cache")
+    output = fresh.dvc("repro", "--pull", "prepare")
+    assert fresh.stages_run(output) == []
     assert "Stage 'prepare' is cached" in output
 
 

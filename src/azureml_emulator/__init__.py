@@ -1,1 +1,12 @@
-"""A local Azure Machine Learning for tests and laptops."""
+"""A local Azure Machine Learning for tests and laptops: one process, on loopback alone.
+
+It answers the part of Azure's management API that the package azure-ai-ml calls, runs online
+endpoints with Azure's own inference server, batch endpoints and jobs as processes, and keeps blobs
+in Azurite. It shows a client what Azure shows: operations that take time, error bodies, rules for
+names and traffic. It is no proof of how Azure behaves.
+
+    python -m azureml_emulator --folder DIR [--azurite PATH] [--container NAME] [--controls]
+
+    from azureml_emulator.client import connect    # an MLClient for the emulator of a folder
+    from azureml_emulator.server import Emulator   # the emulator in this process
+"""

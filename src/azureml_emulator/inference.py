@@ -1,11 +1,10 @@
 """Azure's own inference server on this machine: one process for a code and a model folder.
 
 What enters are two folders and a port; what leaves is a process that answers POST /score on
-loopback as the deployment does on Azure. The local stand-in, tests and benchmarks start it here.
+loopback as the deployment does on Azure. The emulator, tests and benchmarks start it here.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,12 +13,10 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.errors import DigitsError
+from azureml_emulator.web import EmulatorError
 
-SERVING = Path(__file__).parent.parent / "digits" / "serving"
-CODE = ("score.py", "request.py")  # what is uploaded; the rest travels in the model folder
-# The server's own main, which binds every address, told to bind loopback, and to end when its
-# standard input does: with the process that started it, however that ends.
+# The server's own main binds every address and has no option for it: here it binds loopback, and
+# ends when its standard input does, with the process that started it, however that ends.
 LAUNCH = """
 import os, signal, threading
 from azureml_inference_server_http import amlserver
@@ -35,14 +32,6 @@ POLL_SECONDS = 0.05
 STOP_SECONDS = 10.0  # score.py sends what it has collected in less
 
 
-def serving_code(target: Path) -> Path:
-    """Copy the code of a deployment into a folder, which is made; return the folder."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in CODE:
-        shutil.copyfile(SERVING / name, target / name)
-    return target
-
-
 def start(
     code: Path,
     model: Path,
@@ -56,7 +45,7 @@ def start(
 
     `env` is all of its environment; what it prints is appended to `log`. `stop` ends it.
 
-    Raises DigitsError, with the last line of the log, when it ends or is not healthy in time;
+    Raises EmulatorError, with the last line of the log, when it ends or is not healthy in time;
     nothing is left running then.
     """
     command = [sys.executable, "-c", LAUNCH, "--entry_script", str(code.resolve() / "score.py")]
@@ -76,9 +65,9 @@ def start(
     try:
         while not healthy(port):
             if process.poll() is not None:
-                raise DigitsError(f"{log}: the inference server ended: {_last_line(log)}")
+                raise EmulatorError(f"{log}: the inference server ended: {_last_line(log)}")
             if time.monotonic() > end:
-                raise DigitsError(
+                raise EmulatorError(
                     f"{log}: the inference server was not healthy within {timeout_seconds:g} s: "
                     f"{_last_line(log)}"
                 )

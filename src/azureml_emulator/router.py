@@ -1,12 +1,11 @@
-"""The endpoint of the stand-in: keys, weights, one inference server a deployment, collected rows.
+"""The scoring address of online endpoints: keys, weights, one inference server a deployment.
 
-All on loopback. A server is Azure's own, started with the deployment's code and model; what it
-collects comes in on a port of its own, so that the rows' deployment is known, and goes to the
-folder that Azure's collector would fill.
+What a deployment's data collector sends comes in on a port of its own, so that the rows'
+deployment is known.
 """
 
+import asyncio
 import contextlib
-import http.client
 import os
 import random
 import socket
@@ -14,75 +13,29 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from email.errors import (
-    FirstHeaderLineIsContinuationDefect,
-    MisplacedEnvelopeHeaderDefect,
-    MissingHeaderBodySeparatorDefect,
-)
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from azureml_emulator import inference
+import aiohttp
+from aiohttp import web
 
-LOOPBACK = "127.0.0.1"
-LENGTH_DIGITS = 9  # of a body's; what is larger is not even read
-DRAIN_SECONDS = 30  # that requests under way may take when their deployment is deleted
-WRONG = (  # of headers: the parser is one for mails, and finds fault with their contents, too
-    FirstHeaderLineIsContinuationDefect,
-    MisplacedEnvelopeHeaderDefect,
-    MissingHeaderBodySeparatorDefect,
-)
+from azureml_emulator import inference
+from azureml_emulator.web import LOOPBACK, Server, Servers, check_length, read_body
+
+BODY_BYTES = 100_000_000  # of a request; the deployment's own code may take less
+ROWS_BYTES = 100_000_000  # that a deployment collects at once
+DRAIN_SECONDS = 30.0  # that requests under way may take when their deployment is deleted
+DRAIN_POLL_SECONDS = 0.02
+ANSWER_SECONDS = 60.0  # that a deployment may take for an answer
+NOT_SENT = {"host", "authorization", "connection", "content-length", "expect", "keep-alive"}
+NOT_RETURNED = {"connection", "content-length", "transfer-encoding", "date", "server"}
 NO_ROUTE = (
     "No valid deployments to route to. Please check that the endpoint has at least one deployment "
     "with positive weight values or use a deployment specific header to route."
 )
-
-
-class Server(ThreadingHTTPServer):
-    """A server of this machine alone; Ctrl-C does not wait for clients that keep a connection."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def start(self) -> "Server":
-        """Serve from a thread."""
-        threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True).start()
-        return self
-
-    def stop(self) -> None:
-        """Stop serving and free the port."""
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    """What both of the stand-in's servers share."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # a kept connection would wait 40 ms for each answer's body
-
-    def log_message(self, *arguments: Any) -> None:
-        """Write no line a request."""
-
-    def body(self) -> bytes:
-        """Return the request's body."""
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        """Send one answer."""
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+OnRequest = Callable[[str, str, int, float], object]  # endpoint, deployment, status, seconds
 
 
 @dataclass
@@ -108,48 +61,65 @@ class Router:
 
     def __init__(
         self,
+        servers: Servers,
         port: int,
-        collect: Callable[[str, str, Any, bytes], None],
-        record: Callable[[str, str, int, float], None],
+        collect: Callable[[str, str, Mapping[str, str], bytes], object],
+        on_request: OnRequest | None = None,
     ) -> None:
-        """Listen on `port` (0: a free one).
+        """Serve on `port` (0: a free one).
 
-        `collect(endpoint, deployment, headers, rows)` gets what is collected,
-        `record(endpoint, deployment, status, seconds)` each request once it is answered.
+        `collect(endpoint, deployment, headers, rows)` gets what is collected, `on_request` each
+        request before it is answered; its deployment is "" if none was chosen.
         """
         self.endpoints: dict[str, Endpoint] = {}
         self.running: dict[tuple[str, str], Running] = {}
         self.lock = threading.Lock()
-        self.collect, self.record = collect, record
-        self.server = Server((LOOPBACK, port), self._scoring())
-        self.url = f"http://{LOOPBACK}:{self.server.server_address[1]}"
+        self.servers, self.collect, self.on_request = servers, collect, on_request
+        application = web.Application(client_max_size=BODY_BYTES)
+        application.router.add_route("*", "/{path:.*}", self.score)
+        application.cleanup_ctx.append(self.client)
+        self.server = servers.serve(application, port)
+        self.port = self.server.port
+        self.url = f"http://{LOOPBACK}:{self.port}"
+
+    async def client(self, application: web.Application) -> Any:
+        """Keep a client for the deployments' servers while this one runs."""
+        added = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),  # Azure's server keeps none
+            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+            skip_auto_headers=added,
+            auto_decompress=False,
+        )
+        yield
+        await self.session.close()
 
     def start(
         self,
         place: tuple[str, str],
         code: Path,
         model: Path,
-        env: dict[str, str],
+        env: Mapping[str, str],
         log: Path,
         seconds: float,
     ) -> None:
         """Start the server of deployment `place`; return once it is healthy.
 
-        It replaces the one that ran. Raises DigitsError as `inference.start` does.
+        It replaces the one that ran. Raises EmulatorError as `inference.start` does.
         """
-        sink = Server((LOOPBACK, 0), self._sink(*place)).start()
+        sink = self.servers.serve(self.sink(*place))
         with socket.socket() as free:
             free.bind((LOOPBACK, 0))
             port = free.getsockname()[1]
         settings = {
             "AML_APP_INSIGHTS_ENABLED": "false",
             "AZUREML_MDC_HOST": LOOPBACK,
-            "AZUREML_MDC_PORT": str(sink.server_address[1]),
+            "AZUREML_MDC_PORT": str(sink.port),
             "NO_PROXY": LOOPBACK,
         }
         try:
             workers = int(env.get("WORKER_COUNT", "1"))
-            env = os.environ | env | settings
+            env = {**os.environ, **env, **settings}
             process = inference.start(code, model, port, log, env, seconds, workers)
         except BaseException:
             sink.stop()
@@ -159,14 +129,14 @@ class Router:
             before = self.running.get(place)
             self.running[place] = fresh
         if before:
-            self._end(before)
+            self.end(before)
 
     def stop(self, place: tuple[str, str]) -> None:
         """Stop a deployment's server when its requests under way are answered."""
         with self.lock:
             before = self.running.pop(place, None)
         if before:
-            self._end(before)
+            self.end(before)
 
     def close(self) -> None:
         """Stop everything."""
@@ -174,26 +144,25 @@ class Router:
         for place in list(self.running):
             self.stop(place)
 
-    def _end(self, running: Running) -> None:
+    def end(self, running: Running) -> None:
+        """End a server that gets no more requests."""
         deadline = time.monotonic() + DRAIN_SECONDS
         while running.under_way and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(DRAIN_POLL_SECONDS)
         inference.stop(running.process)
         running.sink.stop()
 
     @contextlib.contextmanager
-    def route(self, endpoint: str, wanted: str | None) -> Iterator[tuple[str, int] | None]:
-        """Yield name and port of the deployment for a request, or None when there is none."""
+    def route(self, endpoint: str, chosen: str | None) -> Iterator[tuple[str, int] | None]:
+        """Yield name and port of the deployment for a request, or None if there is none."""
         with self.lock:
-            traffic = self.endpoints[endpoint].traffic
             weights = {
                 name: weight
-                for name, weight in traffic.items()
+                for name, weight in self.endpoints[endpoint].traffic.items()
                 if weight and (endpoint, name) in self.running
             }
-            name = wanted or (
-                random.choices(*zip(*weights.items(), strict=True))[0] if weights else ""
-            )
+            drawn = random.choices(*zip(*weights.items(), strict=True)) if weights else [""]
+            name = chosen or drawn[0]
             running = self.running.get((endpoint, name))
             if running:
                 running.under_way += 1
@@ -204,96 +173,77 @@ class Router:
                 with self.lock:
                     running.under_way -= 1
 
-    def _sink(self, endpoint: str, deployment: str) -> type[Handler]:
-        collect = self.collect
+    def sink(self, endpoint: str, deployment: str) -> web.Application:
+        """Return the application that takes what azureml-ai-monitoring sends."""
 
-        class Sink(Handler):
-            """Takes what azureml-ai-monitoring sends."""
+        async def take(request: web.Request) -> web.Response:
+            check_length(request, required=True)
+            rows = await read_body(request)
+            await asyncio.to_thread(self.collect, endpoint, deployment, request.headers, rows)
+            return web.Response()
 
-            def do_POST(self) -> None:
-                """Keep one batch of rows."""
-                collect(endpoint, deployment, self.headers, self.body())
-                self.answer(200, b"", {})
+        application = web.Application(client_max_size=ROWS_BYTES)
+        application.router.add_post("/{path:.*}", take)
+        return application
 
-        return Sink
+    async def score(self, request: web.Request) -> web.Response:
+        """Check length and key, choose a deployment, pass the request on."""
+        if request.method != "POST":
+            raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="Send a POST.")
+        check_length(request, required=True)
+        name, _, rest = request.raw_path.lstrip("/").partition("/")
+        endpoint = self.endpoints.get(name)
+        if not request.raw_path.isascii():
+            raise web.HTTPBadRequest(text="The path is malformed: it must be percent-encoded.")
+        if endpoint is None:
+            raise web.HTTPNotFound(text="There is no such endpoint.")
+        key = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if key not in endpoint.keys:
+            raise web.HTTPUnauthorized(text="The key or token is missing or wrong.")
+        body = await read_body(request)
+        began = time.monotonic()
+        with self.route(name, request.headers.get("azureml-model-deployment")) as target:
+            if target:
+                answer = await self.forward(target, rest, body, request)
+            else:
+                answer = web.Response(status=404, text=NO_ROUTE)
+            if self.on_request:
+                seconds, deployment = time.monotonic() - began, target[0] if target else ""
+                row = (name, deployment, answer.status, seconds)
+                await asyncio.to_thread(self.on_request, *row)
+            return answer
 
-    def _scoring(self) -> type[Handler]:
-        router = self
-
-        class Scoring(Handler):
-            """POST /ENDPOINT/score."""
-
-            def do_POST(self) -> None:
-                """Check the key, choose a deployment, pass the request on."""
-                if refusal := _refusal(self.headers):
-                    self.close_connection = True  # what follows cannot be told from a body
-                    return self.answer(*refusal, {})
-                body = self.body()
-                name, _, rest = self.path.lstrip("/").partition("/")
-                endpoint = router.endpoints.get(name)
-                if endpoint is None:
-                    return self.answer(404, b"There is no such endpoint.", {})
-                if (
-                    self.headers.get("Authorization", "").removeprefix("Bearer ")
-                    not in endpoint.keys
-                ):
-                    return self.answer(401, b"The key or token is missing or wrong.", {})
-                began = time.monotonic()
-                with router.route(name, self.headers.get("azureml-model-deployment")) as target:
-                    answer: tuple[int, bytes, dict[str, str]] = (404, NO_ROUTE.encode(), {})
-                    if target:
-                        answer = _forward(target, "/" + rest, body, self.headers)
-                    seconds = time.monotonic() - began
-                    router.record(name, target[0] if target else "", answer[0], seconds)
-                    return self.answer(*answer)
-
-            def do_GET(self) -> None:
-                """Refuse what is no POST."""
-                self.close_connection = True  # it may have a body
-                self.answer(405, b"Send a POST.", {"Allow": "POST"})
-
-            do_HEAD = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_GET  # noqa: N815
-
-        return Scoring
+    async def forward(
+        self, target: tuple[str, int], path: str, body: bytes, request: web.Request
+    ) -> web.Response:
+        """Return a deployment's answer, 502 if there is none."""
+        deployment, port = target
+        path, _, query = path.partition("?")
+        url = request.rel_url.build(  # as it came, quoted by the client
+            scheme="http",
+            host=LOOPBACK,
+            port=port,
+            path=f"/{path}",
+            query_string=query,
+            encoded=True,
+        )
+        sent = kept(request.headers, NOT_SENT)
+        if "x-ms-request-id" not in request.headers:
+            sent.append(("x-ms-request-id", str(uuid.uuid4())))
+        origin = ("azureml-model-deployment", deployment)
+        try:
+            async with self.session.post(
+                url, data=body, headers=sent, allow_redirects=False
+            ) as answer:
+                headers = [*kept(answer.headers, NOT_RETURNED), origin]
+                return web.Response(status=answer.status, body=await answer.read(), headers=headers)
+        except ValueError as error:  # nothing was sent
+            return web.Response(status=400, text=f"the request is malformed: {str(error)[:200]}")
+        except (OSError, TimeoutError, aiohttp.ClientError) as error:
+            text = f"the deployment's server does not answer: {error}"
+            return web.Response(status=502, text=text, headers=[origin])
 
 
-def _refusal(headers: Any) -> tuple[int, bytes] | None:
-    length = headers.get("Content-Length", "")
-    rest = headers.get_payload()  # a line that is no header, and all after it
-    if (isinstance(rest, str) and rest) or any(isinstance(one, WRONG) for one in headers.defects):
-        return 400, b"The headers are malformed."
-    if "Transfer-Encoding" in headers or not length.isdecimal():
-        return 411, b"Send the body's length as Content-Length alone."
-    if len(length) > LENGTH_DIGITS:
-        return 413, b"The body is too large."
-    return None
-
-
-def _forward(
-    target: tuple[str, int], path: str, body: bytes, headers: Any
-) -> tuple[int, bytes, dict[str, str]]:
-    deployment, port = target
-    passed = {"x-ms-request-id": str(uuid.uuid4())}
-    passed |= {
-        name: value
-        for name, value in headers.items()
-        if name.lower() not in ("host", "authorization", "connection", "content-length")
-    }
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=60)
-    try:
-        connection.request("POST", path, body, passed)
-        answer = connection.getresponse()
-        kept = {
-            name: value
-            for name, value in answer.getheaders()
-            if name.lower()
-            not in ("connection", "content-length", "transfer-encoding", "date", "server")
-        }
-        return answer.status, answer.read(), kept | {"azureml-model-deployment": deployment}
-    except (ValueError, http.client.InvalidURL) as error:  # nothing was sent
-        return 400, f"the request is malformed: {str(error)[:200]}".encode(), {}
-    except (OSError, http.client.HTTPException) as error:
-        text = f"the deployment's server does not answer: {error}"
-        return 502, text.encode(), {"azureml-model-deployment": deployment}
-    finally:
-        connection.close()
+def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]:
+    """Return headers, as often as they come, without those of one connection."""
+    return [(name, value) for name, value in headers.items() if name.lower() not in dropped]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from core import exact
+from core import determinism
 from core.errors import DigitsError
 
 MENDS = {
@@ -43,7 +43,7 @@ def run(name: str, module: str, arguments: list[str]) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    exact.settle()
+    determinism.configure()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         with hidden_stderr():

@@ -12,7 +12,7 @@ COMMANDS = {
     "noise": "mlops.review.seed_variance",
     "monitor": "mlops.production.monitor",
     "score": "mlops.production.score",  # files of digits, here or by a batch endpoint
-    "serve": "mlops.dashboard.serve",  # production on this machine
+    "serve": "mlops.dashboard.local",  # production on this machine
     "deploy": "mlops.deploy.rollout",
     "simulate": "mlops.production.simulate",  # traffic for what is deployed
     "connect": "mlops.setup.connect",  # an Azure subscription, from nothing to ready

@@ -27,6 +27,14 @@ def git(*arguments: str) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def run(*arguments: str) -> str:
+    """Return what git prints; raise DigitsError with its message when it fails."""
+    done = subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8")
+    if done.returncode:
+        raise DigitsError(f"git {arguments[0]}: {done.stderr.strip()}; run from the repository")
+    return done.stdout
+
+
 def line(*arguments: str) -> str:
     """Return the first line that git prints, empty when it ends with an error."""
     return (git(*arguments) or b"").decode(errors="replace").partition("\n")[0].strip()

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,8 +24,8 @@ with warnings.catch_warnings():  # the SDK's own
     from azure.ai.ml._restclient.arm_ml_service import models
 
     from mlops.production import batch_endpoint, score
+from azureml_emulator.storage import CONTAINER, KEY
 from core.errors import DigitsError
-from mlops.dashboard.serve import CONTAINER, KEY
 from mlops.deploy.release import folder_hash
 
 pytestmark = pytest.mark.slow
@@ -107,6 +106,7 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow(minutes=0.6)
 def test_files_are_scored_by_a_batch_endpoint(
     scoring: Deployable, standin: StandIn, tmp_path: Path
 ) -> None:
@@ -153,7 +153,7 @@ def test_files_are_scored_by_a_batch_endpoint(
         (r"/jobs/[^/]+", {}, {"GET": models.JobBase}),
         (r"/batchEndpoints/[^/]+/jobs", {}, {}),
     ]
-    with patch.object(sys.modules["test_standin"], "OBJECTS", [*OBJECTS, *ours]):
+    with patch("bodies.OBJECTS", [*OBJECTS, *ours]):
         found, compared = unlike(calls)
     assert found == [], "\n".join(found)
     assert compared > 40

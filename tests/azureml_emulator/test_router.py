@@ -1,4 +1,4 @@
-"""The stand-in's router on requests of any bytes; the deployment behind it echoes."""
+"""The scoring address on requests of any bytes; the deployment behind it echoes."""
 
 import http.client
 import socket
@@ -6,46 +6,47 @@ from collections.abc import Iterator
 from unittest.mock import MagicMock
 
 import pytest
+from aiohttp import web
 
-from azureml_emulator.router import LOOPBACK, Endpoint, Handler, Router, Running, Server
+from azureml_emulator import router as module
+from azureml_emulator import web as limits
+from azureml_emulator.router import Endpoint, Router, Running
+from azureml_emulator.web import LOOPBACK, Servers
 
 KEY = b"Authorization: Bearer secret"
 TWO = b"Content-Length: 2"
 
 
-class Echo(Handler):
-    """Answers with the body."""
-
-    def do_POST(self) -> None:  # noqa: N802
-        """Send back what came."""
-        self.answer(200, self.body(), {})
+async def echo(request: web.Request) -> web.Response:
+    """Send back what came, and how."""
+    headers = {"path": request.raw_path, "got": ",".join(sorted(map(str.lower, request.headers)))}
+    return web.Response(body=await request.read(), headers=headers)
 
 
 @pytest.fixture(scope="module")
 def router() -> Iterator[Router]:
     """A router with one endpoint, whose deployment echoes."""
-    behind = Server((LOOPBACK, 0), Echo).start()
-    made = Router(0, MagicMock(), MagicMock())
+    servers = Servers()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", echo)
+    behind = servers.serve(application)
+    made = Router(servers, 0, MagicMock())
     made.endpoints["digits"] = Endpoint(["secret"], {"blue": 100})
-    made.running["digits", "blue"] = Running(MagicMock(), behind.server_address[1], behind)
-    made.server.start()
-    try:
-        yield made
-    finally:
-        made.server.stop()
-        behind.stop()
+    made.running["digits", "blue"] = Running(MagicMock(), behind.port, behind)
+    yield made
+    made.server.stop()
+    behind.stop()
+    servers.close()
 
 
-def asked(router: Router, path: bytes, *headers: bytes) -> int:
+def asked(router: Router, path: bytes, *headers: bytes, body: bytes = b"{}") -> int:
     """Send a request as bytes; return the answer's status."""
-    port = router.server.server_address[1]
-    whole = b"\r\n".join([b"POST " + path + b" HTTP/1.1", b"Host: x", *headers, b"", b"{}"])
-    with socket.create_connection((LOOPBACK, port), timeout=30) as connection:
-        connection.sendall(whole)
-        connection.shutdown(socket.SHUT_WR)
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        return answer.status
+    complete = b"\r\n".join([b"POST " + path + b" HTTP/1.1", b"Host: x", *headers, b"", body])
+    with socket.create_connection((LOOPBACK, router.port), timeout=30) as connection:
+        connection.sendall(complete)
+        with http.client.HTTPResponse(connection) as answer:
+            answer.begin()
+            return answer.status
 
 
 @pytest.mark.parametrize(
@@ -55,14 +56,21 @@ def asked(router: Router, path: bytes, *headers: bytes) -> int:
         (b"/digits/score?script=%00", (KEY, TWO), 200),
         (b"/digits/score", (KEY, TWO, b"Content-Type: multipart/form-data; boundary=x"), 200),
         (b"/digits/score", (KEY, TWO, b"Content-Type: message/rfc822"), 200),
+        (b"/digits/score", (KEY, TWO, b"Expect: 100-continue"), 200),
         (b"/digits/sc\x01ore", (KEY, TWO), 400),
         (b"/digits/sc\xc3\xa9re", (KEY, TWO), 400),
         (b"/digits/score", (KEY, TWO, b"X: a\rb"), 400),
         (b"/digits/score", (KEY, TWO, b"X: a\r\r\n b"), 400),
         (b"/digits/score", (KEY, TWO, b"a b: c"), 400),
-        (b"/digits/score", (KEY, TWO, b"Transfer-Encoding: chunked"), 411),
-        (b"/digits/score", (KEY, b"Content-Length: \xb2"), 411),
-        (b"/digits/score", (KEY, b"Content-Length: " + b"9" * 20), 413),
+        # Conflicting lengths, and lengths that are no number.
+        (b"/digits/score", (KEY, TWO, b"Transfer-Encoding: chunked"), 400),
+        (b"/digits/score", (KEY, TWO, b"Content-Length: 3"), 400),
+        (b"/digits/score", (KEY, b"Content-Length: \xb2"), 400),
+        (b"/digits/score", (KEY, b"Content-Length: " + b"9" * 20), 400),
+        # Limits come before the key.
+        (b"/digits/score", (b"Content-Length: " + b"9" * 15,), 413),
+        (b"/digits/score", (TWO,), 401),
+        (b"/other/score", (KEY, TWO), 404),
     ],
 )
 def test_a_malformed_request_is_refused(
@@ -70,3 +78,78 @@ def test_a_malformed_request_is_refused(
 ) -> None:
     assert asked(router, path, *headers) == status
     assert asked(router, b"/digits/score", KEY, TWO) == 200
+
+
+def test_a_request_is_passed_on_as_it_came(router: Router) -> None:
+    connection = http.client.HTTPConnection(LOOPBACK, router.port, timeout=30)
+    body = bytes(range(256)) * 1000
+    for _ in range(2):  # over the same connection
+        headers = {"Authorization": "Bearer secret", "X-One": "1"}
+        connection.request("POST", "/digits/score?script=a%2Fb+c", body, headers)
+        answer = connection.getresponse()
+        assert answer.read() == body
+        assert answer.headers["path"] == "/score?script=a%2Fb+c"
+        assert answer.headers["azureml-model-deployment"] == "blue"
+        passed = set(answer.headers["got"].split(","))
+        added = {"connection", "host", "content-length", "x-ms-request-id"}
+        assert passed == added | {"accept-encoding", "x-one"}  # the client's own
+    connection.close()
+
+
+def test_a_deployment_that_does_not_answer_is_a_502(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        gone = Running(MagicMock(), free.getsockname()[1], MagicMock())
+        monkeypatch.setitem(router.running, ("digits", "blue"), gone)
+        assert asked(router, b"/digits/score", KEY, TWO) == 502
+    assert gone.under_way == 0
+
+
+def test_a_slow_body_is_a_408(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "READ_SECONDS", 0.05)
+    assert asked(router, b"/digits/score", KEY, TWO, body=b"{") == 408
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /digits/score HTTP/1.1\r\nHost: x\r\n"])
+def test_a_connection_without_a_complete_head_is_closed(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 0.05)
+    servers = Servers()
+    made = Router(servers, 0, MagicMock())
+    try:
+        with socket.create_connection((LOOPBACK, made.port), timeout=30) as connection:
+            connection.sendall(sent)
+            assert connection.recv(100) == b""
+    finally:
+        made.close()
+        servers.close()
+
+
+def test_limits_come_before_the_key_and_hold_for_what_is_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ROWS_BYTES", 1)
+    monkeypatch.setattr(module, "BODY_BYTES", 1)
+    servers = Servers()
+    made = Router(servers, 0, MagicMock())
+    made.endpoints["digits"] = Endpoint(["secret"])
+    sink = servers.serve(made.sink("digits", "blue"))
+    try:
+        for port, headers, body, status in (
+            (sink.port, {"Content-Length": "2"}, b"[]", 413),
+            (sink.port, {"Transfer-Encoding": "chunked"}, iter([b"[]"]), 411),
+            (made.port, {"Content-Length": "2"}, b"[]", 413),
+            (made.port, {"Transfer-Encoding": "chunked"}, iter([b"[]"]), 411),
+            (made.port, {"Content-Length": "1"}, b"1", 401),
+        ):
+            connection = http.client.HTTPConnection(LOOPBACK, port, timeout=30)
+            connection.request("POST", "/digits/score", body, headers, encode_chunked=True)
+            assert connection.getresponse().status == status
+            connection.close()
+    finally:
+        sink.stop()
+        made.close()
+        servers.close()

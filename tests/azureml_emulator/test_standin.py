@@ -23,9 +23,10 @@ with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
 
     from mlops.azure.workspace import connect
-    from mlops.dashboard import serve
-    from mlops.dashboard.serve import CONTAINER, KEY
     from mlops.deploy import lease
+
+from azureml_emulator.storage import CONTAINER, KEY
+from azureml_emulator.web import make_certificate
 
 pytestmark = pytest.mark.slow
 
@@ -124,13 +125,13 @@ def test_what_is_no_post_with_a_length_is_refused_and_holds_nobody_up(
     place = urlsplit(deployable.serving(standin)["url"])
     for method, body, headers, status in (
         ("POST", iter([b"{}"]), {"Transfer-Encoding": "chunked"}, 411),
-        ("POST", None, {"Content-Length": "-1"}, 411),
-        ("POST", None, {"Content-Length": "abc"}, 411),
+        ("POST", None, {"Content-Length": "-1"}, 400),
+        ("POST", None, {"Content-Length": "abc"}, 400),
         ("GET", None, {}, 405),
         ("PUT", b"{}", {}, 405),
     ):
         connection = http.client.HTTPConnection(place.netloc, timeout=30)
-        connection.request(method, place.path, body, headers)
+        connection.request(method, place.path, body, headers, encode_chunked=True)
         assert connection.getresponse().status == status
         connection.close()
     assert deployable.version(standin)
@@ -255,23 +256,18 @@ def test_it_comes_up_again_as_it_was(deployable: Deployable, tmp_path: Path) -> 
         own.stop()
 
 
-def test_a_certificate_is_made_anew_before_it_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve, "DAYS", serve.LAST_DAYS + 1)
-    files = serve.make_certificate(tmp_path)
+def test_a_certificate_is_kept_and_made_anew_unless_complete(tmp_path: Path) -> None:
+    files = make_certificate(tmp_path)
     kept = [file.read_bytes() for file in files]
-    assert serve.make_certificate(tmp_path) == files
+    assert make_certificate(tmp_path) == files
     assert [file.read_bytes() for file in files] == kept
-    for file in files:
-        file.unlink()
-    monkeypatch.setattr(serve, "DAYS", serve.LAST_DAYS - 1)
-    old = [file.read_bytes() for file in serve.make_certificate(tmp_path)]
-    monkeypatch.undo()
-    assert serve.make_certificate(tmp_path) == files
-    assert all(file.read_bytes() != before for file, before in zip(files, old, strict=True))
-    assert files[1].stat().st_mode & 0o77 == 0
-    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files)
+    assert files[2].stat().st_mode & 0o77 == 0
+    files[2].unlink()
+    assert make_certificate(tmp_path) == files
+    assert all(file.read_bytes() != before for file, before in zip(files, kept, strict=True))
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files[1:])
+    (found,) = ssl.create_default_context(cafile=files[0]).get_ca_certs()
+    assert ssl.cert_time_to_seconds(str(found["notAfter"])) > time.time() + 10 * 365 * 86_400
 
 
 @pytest.mark.prove

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS.parent / "src"), str(TESTS)]
+sys.path[:0] = [str(TESTS.parent / "src"), str(TESTS), str(TESTS / "support")]
 
 from core import console  # noqa: E402
 

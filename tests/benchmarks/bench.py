@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from core import exact, params
+from core import determinism, params
 from core.dataset import MNIST, read_pool
 from core.errors import DigitsError
 from digits.model import network as model
@@ -168,7 +168,7 @@ def child(name: str) -> dict[str, Any]:
     """Run one training in a process of its own."""
     env = dict(os.environ)
     if name == "convnet":
-        for setting in exact.SETTINGS:
+        for setting in determinism.SETTINGS:
             env.pop(setting, None)
     code = f"from benchmarks.bench import RUNS; import json; print(json.dumps(RUNS[{name!r}]()))"
     env["PYTHONPATH"] = str(Path(__file__).parents[1])

@@ -35,6 +35,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 from pyarrow import parquet
+from serving import serving_code
 
 from azureml_emulator import inference
 from core.dataset import read_pool
@@ -180,7 +181,7 @@ def azure(
     folder: Path, name: str, package: Path, env: dict[str, str], workers: int = 1
 ) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
     """Serve the package with Azure's server, `ours` or `constant`; yield port and process."""
-    code = inference.serving_code(folder / name)
+    code = serving_code(folder / name)
     if name == "constant":
         (code / "score.py").rename(code / "real.py")
         (code / "score.py").write_text(CONSTANT, "utf-8")

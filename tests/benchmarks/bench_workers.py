@@ -35,8 +35,8 @@ CHILD = """
 import os, sys
 cores, *numbers = sys.argv[1:]
 os.sched_setaffinity(0, map(int, cores.split(",")))
-from core import exact
-exact.settle()
+from core import determinism
+determinism.configure()
 from benchmarks import bench_workers
 bench_workers.train(*map(int, numbers))
 """

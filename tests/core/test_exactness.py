@@ -1,4 +1,8 @@
-"""The same commit gives the same bytes: on one core or two, in a clone, after a kill."""
+"""The same commit gives the same bytes: on one core or two, in a clone, after a kill.
+
+Sampled: what imitates other machines is set several at a time, so that three trainings have all of
+it; --all-cases trains with each alone, and reproduces with two threads beside one.
+"""
 
 import os
 import re
@@ -34,6 +38,7 @@ FOLDERS = {
 SCRIPTS = dict(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))["foreign"])
 STAGES = [*FOLDERS, *(f"foreign@{script}" for script in SCRIPTS)]
 DEADLINE = 120  # seconds
+ALL_CASES = [pytest.mark.prove, pytest.mark.all_cases]
 
 
 def assert_same(project: Project, expected: bytes) -> None:
@@ -45,9 +50,11 @@ def assert_same(project: Project, expected: bytes) -> None:
 @pytest.mark.parametrize(
     ("launcher", "threads"),
     [
-        pytest.param(ONE_CORE, "2", marks=[needs_taskset, pytest.mark.prove], id="one core"),
-        pytest.param((), "1", marks=pytest.mark.prove, id="one thread"),
-        pytest.param((), "2", marks=pytest.mark.prove, id="two threads"),
+        pytest.param(
+            ONE_CORE, "2", marks=[needs_taskset, pytest.mark.prove(minutes=2)], id="one core"
+        ),
+        pytest.param((), "1", marks=pytest.mark.prove(minutes=1.5), id="one thread"),
+        pytest.param((), "2", marks=ALL_CASES, id="two threads"),
     ],
 )
 def test_lock_is_the_same_on_one_core_or_two(
@@ -77,14 +84,35 @@ MACHINES = {
     "other hashes": {"PYTHONHASHSEED": "7"},
 }
 SAMPLE = ("newer processor",)
+TOGETHER = {
+    "many threads": ("4 threads", "4 operations at once", "SkylakeX", "NumPy with AVX512"),
+    "one thread": ("1 thread", "without oneDNN", "Prescott", "NumPy without AVX2", "other hashes"),
+    "old C library": ("old C library", "2 threads"),
+}
 
 
 @pytest.mark.parametrize(
-    "machine", [pytest.param(m, marks=() if m in SAMPLE else pytest.mark.prove) for m in MACHINES]
+    "machine", [pytest.param(m, marks=() if m in SAMPLE else ALL_CASES) for m in MACHINES]
 )
 def test_training_is_the_same_on_imitated_machines(project: Project, machine: str) -> None:
+    assert_training_is_the_same(project, MACHINES[machine])
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("name", TOGETHER)
+def test_training_is_the_same_on_several_at_a_time(project: Project, name: str) -> None:
+    settings = [MACHINES[machine] for machine in TOGETHER[name]]
+    together = {key: value for one in settings for key, value in one.items()}
+    assert len(together) == sum(map(len, settings))  # none takes the place of another
+    assert_training_is_the_same(project, together)
+
+
+def test_every_imitated_machine_is_in_the_sample() -> None:
+    assert {*SAMPLE, *(name for some in TOGETHER.values() for name in some)} == set(MACHINES)
+
+
+def assert_training_is_the_same(project: Project, settings: dict[str, Any]) -> None:
     expected = (project.root / "dvc.lock").read_bytes()
-    settings: dict[str, Any] = MACHINES[machine]
     project.run(*FORCED, "--single-item", "train", **settings)
     assert_same(project, expected)
 
@@ -97,8 +125,11 @@ def test_a_clone_with_autocrlf_has_the_same_data(project: Project, tmp_path: Pat
     assert_same(clone, (project.root / "dvc.lock").read_bytes())
 
 
-def kill_while_it_writes(project: Project, stage: str) -> None:
-    """Start `dvc repro`; kill it and all it started once the stage's first file appears."""
+def kill_while_it_writes(project: Project, stage: str) -> str:
+    """Start `dvc repro`; kill it and all it started once the stage's first file appears.
+
+    Returns what it has printed before that stage began.
+    """
     folder = project.root / FOLDERS.get(stage, "data/foreign")
     pattern = f"{stage.partition('@')[2]}*"
     process = subprocess.Popen(
@@ -112,28 +143,43 @@ def kill_while_it_writes(project: Project, stage: str) -> None:
     )
     try:
         # DVC has deleted the stage's outputs before it says this.
-        assert any(line.startswith(f"Running stage '{stage}'") for line in process.stdout or ())
+        said = ""
+        for line in process.stdout or ():
+            if line.startswith(f"Running stage '{stage}'"):
+                break
+            said += line
+        else:
+            raise AssertionError(f"it ended without stage {stage}:\n{said}")
         end = time.monotonic() + DEADLINE
         while not any(path.is_file() for path in folder.rglob(pattern) if path.name[0] != "."):
             assert process.poll() is None, "it ended before the stage wrote anything"
             assert time.monotonic() < end, "the stage wrote nothing"
+        return said
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
-@pytest.mark.prove
-@pytest.mark.parametrize("stage", STAGES)
-def test_after_a_kill_repro_completes_with_the_same_lock(
-    project: Project, tmp_path: Path, stage: str
+@pytest.mark.prove(minutes=4)
+def test_after_a_kill_in_each_stage_repro_completes_with_the_same_lock(
+    project: Project, tmp_path: Path
 ) -> None:
+    """Each `dvc repro` runs the stage in which the last one was killed, and is killed in the next.
+
+    What a killed stage left behind would be in the files of the end.
+    """
     expected = (project.root / "dvc.lock").read_bytes()
     clone = project.clone(tmp_path / "clone")
     shutil.copytree(project.root / "data" / "small", clone.root / "data" / "small")
     (clone.root / "node_modules").symlink_to(ROOT / "node_modules")
     (clone.root / "dvc.lock").unlink()
-    kill_while_it_writes(clone, stage)
-    assert stage in clone.stages_run(clone.dvc("repro"))
+    order = [name for name in clone.stages_run(clone.dvc("repro", "--dry")) if name in STAGES]
+    assert set(order) == set(STAGES)
+    killed: list[str] = []
+    for stage in order:
+        assert clone.stages_run(kill_while_it_writes(clone, stage)) == killed
+        killed = [stage]
+    assert clone.stages_run(clone.dvc("repro"))[:1] == killed
     assert_same(clone, expected)
     assert not list(clone.root.rglob("*.partial"))
 
@@ -162,7 +208,7 @@ def test_no_output_names_the_machine_or_the_day(reproduced: Project) -> None:
             assert not re.search(words, text), path
 
 
-@pytest.mark.prove
+@pytest.mark.prove(minutes=8)
 @needs_taskset
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="exact for Python 3.11 only")
 def test_production_lock_is_reproduced(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stand-ins for `az` and `gh`: small executables that share a state and record their calls.
+"""Emulated `az` and `gh`: small executables that share a state and record their calls.
 
 They know the commands that the project uses, answer in the form of the real ones, and refuse
 anything else as those do. Options were checked against Azure CLI 2.91.
@@ -49,7 +49,7 @@ class Cloud:
             (self.bin / name).chmod(0o755)
         self.change(
             calls=[], fail={}, groups={}, stack=None, purged=[], vaults=[], deleted=[],
-            endpoints=[], apps={}, roles=None, credentials=None, login=True, gh=True,
+            endpoints=[], roles=None, credentials=None, login=True, gh=True,
             variables={}, environments={},
         )  # fmt: skip
 
@@ -65,7 +65,7 @@ class Cloud:
     def run(
         self, command: tuple[str, ...], seconds: int | None
     ) -> subprocess.CompletedProcess[str] | None:
-        """Stand in for commands.run without starting `az` and `gh`."""
+        """Answer as az.execute does, without starting `az` and `gh`."""
         import contextlib
         import shutil
         import subprocess
@@ -74,10 +74,10 @@ class Cloud:
             return None
         if command[0] not in ("az", "gh"):
             return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        stand_in = {"az": az, "gh": gh}[command[0]]
+        emulated = {"az": az, "gh": gh}[command[0]]
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = stand_in(list(command[1:]), str(self.path))
+            code = emulated(list(command[1:]), str(self.path))
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     def calls(self, *words: str) -> list[list[str]]:
@@ -133,12 +133,13 @@ def assignments(state: dict[str, Any]) -> list[dict[str, str]]:
             clients[ids["principalId"]] = ids["clientId"]
     return [
         {
+            "id": place,
             "roleDefinitionName": names[one["properties"]["roleDefinitionId"].rsplit("/", 1)[1]],
             # Azure gives ids back with the case of its own choice.
             "scope": one["scope"].replace("/resourceGroups/", "/resourcegroups/"),
             "client": clients.get(one["properties"]["principalId"], "person"),
         }
-        for one in made.resources.values()
+        for place, one in made.resources.items()
         if one["type"] == "Microsoft.Authorization/roleAssignments"
     ]
 
@@ -151,7 +152,8 @@ def credentials(state: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
     for one in made.resources.values():
         if one["type"].endswith("/federatedIdentityCredentials"):
-            found.setdefault(one["name"].split("/")[0], []).append(one["properties"])
+            identity, name = one["name"].split("/")
+            found.setdefault(identity, []).append(one["properties"] | {"name": name})
     return found
 
 
@@ -216,7 +218,8 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
     if words == "stack group delete":
         assert given["--action-on-unmanage"] == ["deleteResources"] and given["--yes"]
         made, _ = deployed(state)
-        state["vaults"] += [one for one in made.resources if "/Microsoft.KeyVault/vaults/" in one]
+        left = [one for one in made.resources if one not in state["deleted"]]
+        state["vaults"] += [one for one in left if "/Microsoft.KeyVault/vaults/" in one]
         state["stack"] = None
         return None
     if words == "rest":
@@ -244,32 +247,25 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
     if words == "keyvault purge":
         state["purged"].append(one("--name"))
         return None
-    if words.startswith("ad app federated-credential list"):
-        if one("--id") not in state["apps"]:
-            raise LookupError("Resource does not exist")
-        return state["apps"][one("--id")]
     if stack is None:
         raise LookupError("(ResourceNotFound) The Resource was not found.")
     made, _ = deployed(state)
-    if words == "storage account show":
-        place = made.f_resourceId("Microsoft.Storage/storageAccounts", one("--name"))
-        return made.resources[place] and place
-    if words == "resource show":
-        if one("--ids") in state["deleted"]:
+    if words in ("resource show", "resource delete"):
+        place = one("--ids")
+        if place in state["deleted"] or place not in made.resources:
             raise LookupError("(ResourceNotFound) The Resource was not found.")
-        if "--query" not in given:
-            return {"id": made.resources[one("--ids")] and one("--ids")}
-        of = made.resources[one("--ids")]["properties"]
-        assert one("--query") == "properties.{storage: storageAccount, registry: containerRegistry}"
-        return {"storage": of["storageAccount"], "registry": of["containerRegistry"]}
+        if words == "resource show":
+            return {"id": place}
+        state["deleted"].append(place)
+        state["vaults"] += [place] if "/Microsoft.KeyVault/vaults/" in place else []
+        return None
     if words == "identity list":
-        rows = [
-            {"id": place, "name": row["name"], "resourceGroup": made.name}
-            | made.f_reference(place, row["version"])
+        assert group == made.name
+        return [
+            {"id": place, "name": row["name"]} | made.f_reference(place, row["version"])
             for place, row in made.resources.items()
             if row["type"] == "Microsoft.ManagedIdentity/userAssignedIdentities"
         ]
-        return [row for row in rows if row["clientId"] not in state["apps"]]
     if words == "identity federated-credential list":
         return credentials(state)[one("--identity-name")]
     if words == "role assignment list":

@@ -1,4 +1,4 @@
-"""A clone for tests, with stand-ins for `az` and `gh` on its PATH."""
+"""A clone for tests, with emulated `az` and `gh` on its PATH."""
 
 import os
 import shutil
@@ -32,6 +32,6 @@ def a_cloud(
     found = Cloud(tmp_path / "cloud")
     monkeypatch.setenv("PATH", str(found.bin), prepend=os.pathsep)
     if request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr(az, "run", found.run)
+        monkeypatch.setattr(az, "execute", found.run)
     monkeypatch.chdir(clone.root)
     return found

@@ -14,7 +14,7 @@ from azure.storage.blob import BlobServiceClient
 from conftest import ROOT, Project, environment
 from light import DIGITS, StandIn
 
-from mlops.dashboard.serve import KEY
+from azureml_emulator.storage import KEY
 
 STAGE = """
 import json, os, sys, time

@@ -28,8 +28,10 @@ from conftest import ROOT, Project, environment
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     from mlops.deploy import rollout
-from core.dataset import Digits, write_pool
+from azureml_emulator.storage import PROGRAM
+from core.dataset import Digits
 from core.errors import DigitsError
+from mlops.azure.connection import REMOTES
 from mlops.deploy.release import folder_hash
 
 DIGITS = [sys.executable, "-c", "import sys; from mlops.cli import main; sys.exit(main())"]
@@ -60,16 +62,26 @@ def run(body):
 
 @dataclass
 class StandIn:
-    """A running `digits serve`."""
+    """A running emulator: alone with its test controls, or `digits serve` in a project."""
 
     folder: Path
     process: subprocess.Popen[str] | None = None
     project: Path = ROOT  # that it is started in
+    page: bool = False  # whether it is `digits serve`, which has a page and no test controls
+
+    @property
+    def command(self) -> list[str]:
+        """The command that starts it."""
+        if self.page:
+            return [*DIGITS, "serve", "--folder", str(self.folder)]
+        command = [sys.executable, "-m", "azureml_emulator", "--folder", str(self.folder)]
+        command += ["--azurite", str(ROOT / PROGRAM), "--controls"]
+        return command + [word for name in REMOTES for word in ("--container", name)]
 
     def start(self) -> None:
         """Start it; return when it serves."""
         self.process = subprocess.Popen(
-            [*DIGITS, "serve", "--folder", str(self.folder)],
+            self.command,
             cwd=self.project,
             env=environment() | {"PYTHONPATH": str(ROOT / "src")},
             stdout=subprocess.PIPE,
@@ -111,29 +123,46 @@ class StandIn:
         return json.loads((self.folder / "address.json").read_text())
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Call its own API; return the answer."""
+        """Call its management API; return the answer."""
         address = self.address
         context = ssl.create_default_context(cafile=address["certificate"])
         connection = http.client.HTTPSConnection("127.0.0.1", address["port"], context=context)
-        headers = {"Authorization": f"Bearer {address['token']}"}
+        return self.ask(connection, method, path, body)[1]
+
+    def control(self, method: str, path: str, body: Any = None) -> Any:
+        """Call its test controls; return the answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.address["controls_port"])
+        status, answer = self.ask(connection, method, path, body)
+        assert status == 200, answer
+        return answer
+
+    def ask(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any
+    ) -> tuple[int, Any]:
+        """Call one of its servers with its token; return status and answer."""
+        headers = {"Authorization": f"Bearer {self.address['token']}"}
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer = connection.getresponse()
         raw = answer.read()
         connection.close()
-        return json.loads(raw) if raw else None
+        return answer.status, json.loads(raw) if raw else None
 
     def faults(self, *faults: dict[str, Any]) -> None:
         """Switch faults on, or off when none is given; forget the calls so far."""
-        self.call("PUT", "/standin/faults", list(faults))
+        self.control("PUT", "/faults", list(faults))
 
     def calls(self) -> list[dict[str, Any]]:
         """Return the calls since `faults`."""
-        return self.call("GET", "/standin/calls")["calls"]
+        return self.control("GET", "/calls")["calls"]
 
     def struck(self) -> bool:
         """Return whether the one fault that is switched on has come to pass."""
-        (fault,) = self.call("GET", "/standin/calls")["faults"]
+        (fault,) = self.control("GET", "/calls")["faults"]
         return fault["times"] == 0
+
+    def lose(self, job: str) -> None:
+        """Take the machine of a running job away."""
+        self.control("POST", f"/jobs/{job}/lose")
 
 
 @pytest.fixture(scope="session", name="standin")
@@ -163,8 +192,17 @@ def write_package(package: Path, model: str, right: bool = True) -> str:
         hashlib.sha256(image.tobytes()).hexdigest(): str(label if right else (label + 1) % 10)
         for image, label in zip(known.images, known.labels, strict=True)
     }
+    smoke = [
+        {
+            "request": {"data": [image.tolist()]},
+            "answer": {"pointer": "/predictions/0/digit", "value": str(label)},
+        }
+        for image, label in zip(known.images, known.labels, strict=True)
+    ]
     (package / "data" / "model").mkdir(parents=True, exist_ok=True)
     (package / "answers.json").write_text(json.dumps({"version": version, "digits": answers}))
+    (package / "smoke.jsonl").write_text("".join(json.dumps(row) + "\n" for row in smoke))
+    (package / "MLmodel").write_text(yaml.safe_dump({"model_uuid": version[:32]}))
     manifest = {"model_sha256": version, "data": {"training.npz": "0" * 32}}
     (package / "data" / "model" / "manifest.json").write_text(json.dumps(manifest))
     conda = {"name": "digits", "dependencies": ["python=3.11"]}
@@ -297,7 +335,6 @@ def a_project(root: Path, standin: StandIn, score: str = LIGHT_SCORE) -> Deploya
     (root / ".gitignore").write_text("/data/*\n!/data/evaluation\n/.standin\n/.deploy\n*.partial\n")
     (root / ".standin").symlink_to(standin.folder)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
-    write_pool(root / "data" / "prepared" / "test.npz", [known_digits()])
     project.git("init", "--quiet", "--initial-branch", "main")
     smoke = "{digits: 10, accuracy: 0.9, latency_seconds: 5.0}"
     project.set(code="serving", step_seconds="0.0", smoke=smoke, lease_seconds="15")

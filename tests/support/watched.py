@@ -86,7 +86,7 @@ def known_images(count: int, strangers: float = 0.0, seed: int = 0) -> np.ndarra
 def a_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     """A stand-in of one's own, started in a project of its own."""
     root = tmp_path_factory.mktemp("page")
-    server = StandIn(root / "standin", project=root / "project")
+    server = StandIn(root / "standin", project=root / "project", page=True)
     project = a_project(root / "project", server, SCORE)
     (project.root / "node_modules").symlink_to(ROOT / "node_modules")
     server.start()

@@ -264,7 +264,7 @@ def main() -> None:
         (folder / "tmp").mkdir()  # TensorFlow leaves files in the one of who trains
         os.environ |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder / "tmp"))
         azurite = Azurite(free_port(), folder / "azurite")
-        standin = StandIn(folder / "standin")
+        standin = StandIn(folder / "standin", page=True)
         standin.folder.mkdir()
         azurite.start()
         try:

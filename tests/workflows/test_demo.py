@@ -44,7 +44,7 @@ def test_ignored_files_that_are_left_are_seen(tmp_path: Path) -> None:
 
 
 @needs_bash
-@pytest.mark.prove
+@pytest.mark.prove(minutes=9)
 def test_the_story_ends_well_and_leaves_the_clone_as_it_was(tmp_path: Path) -> None:
     before = files(ROOT)
     done = subprocess.run(

@@ -11,11 +11,9 @@ import run as targets
 import yaml
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from conftest import ROOT, Azurite, free_port
-from light import LIGHT_SCORE, Deployable, StandIn, a_standin, known_digits, write_package  # noqa: F401
+from light import LIGHT_SCORE, Deployable, StandIn, a_standin, write_package  # noqa: F401
 from loopback import GitHub, needs_bash
 from records import Run
-
-from core.dataset import write_pool
 
 pytestmark = [pytest.mark.slow, needs_bash]
 ACCOUNT = "devstoreaccount1"
@@ -82,7 +80,8 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
     (root / "run.py").write_text("")
     ignored = (".venv", "node_modules", "__pycache__/", "/.deploy/", "*.partial")
     (root / ".gitignore").write_text("\n".join((*ignored, "/data/*", "!/data/evaluation")))
-    write_pool(root / "digits" / "test.npz", [known_digits()])
+    (root / "digits").mkdir()
+    (root / "digits" / "test.npz").write_bytes(b"digits")
     (root / "data" / "evaluation").mkdir(parents=True)
     stages = {
         "prepare": {
@@ -144,6 +143,7 @@ def production(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> It
         azurite.stop()
 
 
+@pytest.mark.slow(minutes=0.5)
 def test_a_stale_lock_on_main_deploys_nothing(production: Production) -> None:
     production.model("lock")
     production.model("stale", reproduced=False)
@@ -153,6 +153,7 @@ def test_a_stale_lock_on_main_deploys_nothing(production: Production) -> None:
     assert production.standin.call("GET", production.work.endpoint)["value"] == []
 
 
+@pytest.mark.prove
 def test_a_lock_that_claims_what_was_never_made_deploys_nothing(production: Production) -> None:
     production.model("made")
     writer = production.github.environment["IDENTITY_main"]

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ SCORING_BATCH = 1000
 
 
 def make_exact(seed: int) -> None:
-    """Let the same seed give the same weights on every run; core.exact does the rest."""
+    """Let the same seed give the same weights on every run; core.determinism does the rest."""
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
@@ -77,24 +78,34 @@ def build(image_size: int, output_count: int, folded: bool = False) -> keras.Mod
 
     Strides make the images small early, so that most of the arithmetic lies in wide
     convolutions, which a CPU does best. With `folded`, a bias stands for each normalisation.
+    Every layer has a name of its own: Keras's automatic names depend on what the process built
+    before, and they are part of the saved file.
     """
 
-    def convolution(filters: int, kernel: int, stride: int) -> list[layers.Layer]:
-        start = "he_uniform"
-        layer = layers.Conv2D(filters, kernel, stride, use_bias=folded, kernel_initializer=start)
-        return [layer, layers.ReLU()] if folded else [layer, BatchNormalization(), layers.ReLU()]
+    def convolution(number: int, filters: int, kernel: int, stride: int) -> list[layers.Layer]:
+        layer = layers.Conv2D(
+            filters,
+            kernel,
+            stride,
+            use_bias=folded,
+            kernel_initializer="he_uniform",
+            name=f"convolution_{number}",
+        )
+        normalisation = BatchNormalization(name=f"normalisation_{number}")
+        activation = layers.ReLU(name=f"activation_{number}")
+        return [layer, activation] if folded else [layer, normalisation, activation]
 
     return keras.Sequential(
         [
-            keras.Input((image_size, image_size), dtype="uint8"),
-            layers.Rescaling(1 / 255 / DEVIATION, -MEAN / DEVIATION),
-            layers.Reshape((image_size, image_size, 1)),
-            *convolution(24, 4, 2),
-            *convolution(48, 3, 1),
-            *convolution(64, 3, 2),
-            *convolution(96, 3, 1),
-            layers.Flatten(),
-            layers.Dense(output_count),
+            keras.Input((image_size, image_size), dtype="uint8", name="images"),
+            layers.Rescaling(1 / 255 / DEVIATION, -MEAN / DEVIATION, name="standardised"),
+            layers.Reshape((image_size, image_size, 1), name="channel"),
+            *convolution(1, 24, 4, 2),
+            *convolution(2, 48, 3, 1),
+            *convolution(3, 64, 3, 2),
+            *convolution(4, 96, 3, 1),
+            layers.Flatten(name="flat"),
+            layers.Dense(output_count, name="logits"),
         ],
         name="network",
     )
@@ -134,7 +145,22 @@ def calibrate(
     by_script = layers.Reshape((len(scripts), -1), name="scripts")(joint)
     by_digit = keras.ops.sum(by_script, axis=1)
     outputs = {"scripts": by_script, "digits": by_digit, "foreign": foreign}
-    return keras.Model(network.inputs, outputs, name="digits")
+    model = keras.Model(network.inputs, outputs, name="digits")
+    name_operations(model)
+    return model
+
+
+def name_operations(model: keras.Model) -> None:
+    """Name what `keras.ops` made by its kind, numbered within the model: sum_1, sum_2 and so on.
+
+    Operations that are no layers take no name when they are made.
+    """
+    kinds: Counter[str] = Counter()
+    for operation in model.operations:
+        if not isinstance(operation, layers.Layer):
+            kind = type(operation).__name__.lower()
+            kinds[kind] += 1
+            operation.name = f"{kind}_{kinds[kind]}"
 
 
 def predict(model: keras.Model, images: np.ndarray) -> Any:

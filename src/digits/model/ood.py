@@ -24,7 +24,10 @@ FALSE_ALARMS = 0.01  # of known digits that look more foreign than 0.5
 def features(network: keras.Model) -> keras.Model:
     """Return the model from images to features, float32 (n, channels of all + logits)."""
     activations = [layer.output for layer in network.layers if isinstance(layer, layers.ReLU)]
-    means = [layers.GlobalAveragePooling2D()(activation) for activation in activations]
+    means = [
+        layers.GlobalAveragePooling2D(name=f"mean_{number}")(activation)
+        for number, activation in enumerate(activations, start=1)
+    ]
     vector = layers.Concatenate(name="features")([*means, network.outputs[0]])
     return keras.Model(network.inputs, vector)
 

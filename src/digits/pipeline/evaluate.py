@@ -23,7 +23,7 @@ from core import params
 from core.dataset import Digits, read_pool
 from core.files import replacing, write_text
 from digits.model import lineage, metrics, network
-from digits.runtime import hint
+from digits.runtime import script_prior
 
 FALSE_ALARM_RATES = np.linspace(0, 1, 101)  # where roc.csv has points
 DOTS_PER_INCH = 100
@@ -184,7 +184,9 @@ def main(arguments: list[str]) -> None:
         outputs = network.predict(digits_model, digits.images)
         told = None
         if len(scripts) > 1 and digits.script in scripts:
-            told = hint.told(outputs["scripts"], scripts.index(digits.script)).argmax(axis=1)
+            told = script_prior.condition_on_script(
+                outputs["scripts"], scripts.index(digits.script)
+            ).argmax(axis=1)
         everything.append(Scored(digits, outputs["digits"], outputs["foreign"], told))
     known, foreign = everything[0], everything[1:]
 

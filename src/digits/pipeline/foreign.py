@@ -20,8 +20,9 @@ from core import params
 from core.dataset import Digits, write_csv
 from core.errors import DigitsError
 from core.params import Task
+from digits.sources.archives import Archive
 from digits.sources.fonts import FONTS, Fonts, load_glyphs, render
-from digits.sources.readers import Archive, Files, read
+from digits.sources.readers import Files, read
 
 
 @dataclass(frozen=True)

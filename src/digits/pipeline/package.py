@@ -1,15 +1,19 @@
 """Stage package: the trained model as an MLflow model folder.
 
-Enters: data/model, the runtime lock, the code that travels along (the loader first), and
-validation digits for the input example. Leaves data/package, whose bytes depend on weights, data
-and params only: dates and random ids that MLflow would write are derived from the weights.
+Input: data/model, the runtime lock, the code that travels along, and the validation digits.
+Output: data/package, whose bytes depend on weights, data and params only: dates and random ids
+that MLflow would write are derived from the weights. Beside what MLflow reads it holds
+smoke.jsonl, requests whose right answers are known, which a deployment is tested with.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,15 +27,17 @@ from mlflow.types import Schema, TensorSpec
 from pydantic import Field
 
 from core import params
-from core.dataset import read_pool
+from core.dataset import Digits, read_pool
 from core.errors import DigitsError
 from core.files import sha256, write_text
 from digits.model import lineage, network
 
-FORMAT = 1  # as digit_model.py's
+FORMAT = 1  # as in loader.py
 EPOCH = "1970-01-01 00:00:00"  # in place of the time of packaging
 BUILD_TOOLS = ["pip", "setuptools", "wheel"]
 EXAMPLES = 4  # images in the input example
+SMOKE_ITEMS = 200  # requests in smoke.jsonl
+LOADER = "loader"  # the module of digits/runtime that MLflow starts with
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,13 @@ def pinned(lock: Path) -> list[str]:
     return lines
 
 
+def modules(path: Path) -> list[Path]:
+    """Return a module as it is, or the modules of a package without its `__init__`."""
+    return sorted(path.glob("[!_]*.py")) if path.is_dir() else [path]
+
+
 def signature(digits_model: keras.Model) -> ModelSignature:
-    """Return what enters and leaves `predict` of the packaged model (serving/digit_model.py)."""
+    """Return what enters and leaves `predict` of the packaged model (runtime/loader.py)."""
     size = digits_model.input_shape[1]
     _, scripts, classes = digits_model.get_layer("scripts").output.shape
     single, double = np.dtype(np.float32), np.dtype(np.int64)
@@ -65,6 +76,29 @@ def signature(digits_model: keras.Model) -> ModelSignature:
     ]
     inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size))])
     return ModelSignature(inputs=inputs, outputs=Schema(outputs))
+
+
+def smoke_items(digits: Digits, classes: tuple[str, ...]) -> Iterator[str]:
+    """Yield a line of JSON for each of the first digits: a request, and what a right answer holds.
+
+    `pointer` is a JSON Pointer (RFC 6901) into the answer, `value` the true class.
+    """
+    pairs = zip(digits.images[:SMOKE_ITEMS], digits.labels[:SMOKE_ITEMS], strict=True)
+    for image, label in pairs:
+        answer = {"pointer": "/predictions/0/digit", "value": classes[label]}
+        item = {"request": {"data": [image.tolist()]}, "answer": answer}
+        yield json.dumps(item, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def write_summary(model: keras.Model, path: Path) -> None:
+    """Write the table of layers, the same whatever the encoding of standard output is.
+
+    Keras prints it by rich, which draws with ASCII where that encoding is not UTF-8.
+    """
+    lines: list[str] = []
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")):
+        model.summary(print_fn=lines.append, line_length=80)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def write_environment(folder: Path, python: str, requirements: list[str]) -> None:
@@ -99,7 +133,7 @@ def main(arguments: list[str]) -> None:
     weights = sha256(paths.model / "model.keras")
     manifest: dict[str, Any] = {"format": FORMAT, "model_sha256": weights}
     manifest |= lineage.read(paths.model / "lineage.json", digits_model, task.classes)
-    validation = read_pool(paths.validation, len(task.classes), task.image_size)
+    known, *_ = read_pool(paths.validation, len(task.classes), task.image_size)
     partial = paths.out.with_name(f"{paths.out.name}.partial")
     for left_over in (partial, paths.out):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -120,19 +154,19 @@ def main(arguments: list[str]) -> None:
         )
         mlflow.pyfunc.save_model(
             folder,
-            loader_module=paths.code[0].stem,
+            loader_module=LOADER,
             data_path=str(data),
-            code_paths=[str(path) for path in paths.code],
+            code_paths=[str(file) for path in paths.code for file in modules(path)],
             conda_env={"dependencies": [f"python={own.python}", "pip", {"pip": requirements}]},
             mlflow_model=packaged,
             signature=signature(digits_model),
-            input_example=validation[0].images[:EXAMPLES],
+            input_example=known.images[:EXAMPLES],
         )
         packaged.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.PY_VERSION] = own.python
         packaged.save(folder / "MLmodel")
         write_environment(folder, own.python, requirements)
-        with (folder / "_summary.txt").open("w", encoding="utf-8", newline="\n") as file:
-            digits_model.summary(print_fn=lambda line: file.write(line + "\n"), line_length=80)
+        write_summary(digits_model, folder / "_summary.txt")
+        write_text(folder / "smoke.jsonl", "".join(smoke_items(known, task.classes)))
         folder.replace(paths.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

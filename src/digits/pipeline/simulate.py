@@ -19,19 +19,19 @@ from core import params
 from core.dataset import Digits, read_pool
 from core.files import replacing
 from digits.production.records import LABELS, REQUESTS
-from digits.production.service import BATCH, Answers, Scorer
+from digits.production.service import BATCH, Answers, Service
 from digits.production.traffic import HOUR_MS, Stream, read
 from digits.production.traffic import Schedule as Params
 
 ROWS = 10_000  # in a row group of a file, and in memory at a time
 
 
-def score(scorer: Scorer, images: np.ndarray, progress: tqdm) -> list[Answers]:
+def score(service: Service, images: np.ndarray, progress: tqdm) -> list[Answers]:
     """Return the answers to images, a batch each."""
     answers = []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        answers.append(scorer.score(batch))
+        answers.append(service.score(batch))
         progress.update(len(batch))
     return answers
 
@@ -74,12 +74,12 @@ def label_rows(requests: Stream, classes: tuple[str, ...]) -> Iterable[pa.Table]
         yield pa.table(arrays, schema=LABELS)
 
 
-def reference_rows(scorer: Scorer, parts: list[Digits], start: int, progress: tqdm) -> pa.Table:
+def reference_rows(service: Service, parts: list[Digits], start: int, progress: tqdm) -> pa.Table:
     """Return the validation pool, answered, as if it had come in the hour before the traffic."""
     images = np.concatenate([part.images for part in parts])
     times = start - HOUR_MS + HOUR_MS * np.arange(len(images)) // len(images)
     ids = [f"reference-{number:07}" for number in range(len(images))]
-    return rows(times, ids, images, score(scorer, images, progress), "reference")
+    return rows(times, ids, images, score(service, images, progress), "reference")
 
 
 def main(arguments: list[str]) -> None:
@@ -95,6 +95,7 @@ def main(arguments: list[str]) -> None:
         print(note)
     validation = read_pool(paths.validation, len(task.classes), task.image_size)
     total = len(requests) + sum(len(part) for part in validation)
+    service = Service(paths.code, paths.package)
 
     with ExitStack() as stack:
 
@@ -108,14 +109,13 @@ def main(arguments: list[str]) -> None:
         progress = stack.enter_context(
             tqdm(total=total, unit="request", mininterval=1, disable=None)
         )
-        scorer = stack.enter_context(Scorer(paths.code, paths.package))
         reference = writer("reference.parquet", REQUESTS)
         reference.write_table(
-            reference_rows(scorer, validation, own.start_ms, progress), row_group_size=ROWS
+            reference_rows(service, validation, own.start_ms, progress), row_group_size=ROWS
         )
         answered = writer("requests.parquet", REQUESTS)
         for part in requests.parts(ROWS):
-            answers = score(scorer, part.images, progress)
+            answers = score(service, part.images, progress)
             answered.write_table(rows(part.times, part.ids, part.images, answers, "simulated"))
         labels = writer("labels.parquet", LABELS)
         for table in label_rows(requests, task.classes):

@@ -52,12 +52,12 @@ class Service:
         """Load the model from its folder and answer once, so that no client waits for that."""
         os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")  # a request is a chain of operations
         sys.path.insert(0, str(folder / "code"))
-        from digit_model import DigitModel
-        from hint import told
+        from loader import DigitModel
         from normalise import normalise
+        from script_prior import condition_on_script
 
         self.model = DigitModel(folder / "data" / "model")
-        self.normalise, self.told = normalise, told
+        self.normalise, self.condition_on_script = normalise, condition_on_script
         self.version = self.model.manifest["model_sha256"][:VERSION_LENGTH]
         self.classes, self.scripts = (self.model.manifest[key] for key in ("classes", "scripts"))
         self.size = self.model.image_size
@@ -68,11 +68,11 @@ class Service:
 
         The digit int64 (n,), its index in `classes`; float64, rounded: confidence (n,), foreign
         (n,), probabilities (n, classes). With a script that the model knows, its digits weigh
-        more (hint.py).
+        more (script_prior.py).
         """
         scores = self.model.predict(images)
         if script in self.scripts:
-            probabilities = self.told(scores["scripts"], self.scripts.index(script))
+            probabilities = self.condition_on_script(scores["scripts"], self.scripts.index(script))
         else:
             probabilities = scores["digits"]
         probabilities = probabilities.astype(np.float64).round(DECIMALS)

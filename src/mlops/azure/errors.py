@@ -1,4 +1,4 @@
-"""What went wrong on Azure, in words: the known cause and the mend."""
+"""Known causes of errors of Azure, `az` and `gh`, each with its fix."""
 
 import re
 from pathlib import Path
@@ -12,11 +12,16 @@ from azure.core.exceptions import (
 from core.errors import DigitsError
 
 LOGS = Path(".deploy")  # where the logs of deployments and jobs that failed are saved
-CAUSES = [  # a pattern of an error's text, in any case; the cause, the mend
+CAUSES = [  # a pattern of an error's text, in any case; the cause, the fix
     (
-        "Not enough quota|OutOfQuota",
+        "vCPU quota",
+        "the quota holds no node",
+        "--without-cluster, or ask for quota and run this again",
+    ),
+    (
+        "Not enough quota|OutOfQuota|QuotaExceeded",
         "the quota is used up",
-        "ask for more, a smaller azure.instance_type, or in_place",
+        "ask for more, or another --location, a smaller azure.instance_type, or in_place",
     ),
     ("ImageBuild", "the image could not be built", "see the build's log; is azure.image right?"),
     ("ResourceNotReady", "the server never became healthy", "read the saved logs: score.py's init"),
@@ -41,25 +46,44 @@ CAUSES = [  # a pattern of an error's text, in any case; the cause, the mend
     (
         "AuthorizationFailed",
         "the role is missing",
-        "AzureML Data Scientist is needed on the workspace",
+        "AzureML Data Scientist is needed on the workspace; to connect or disconnect it, Owner of "
+        "the resource group",
     ),
+    ("RoleAssignmentExists", "assigned by hand before", "az role assignment delete --ids"),
+    (
+        "RoleAssignmentUpdateNotPermitted",
+        "roles of an identity that was deleted are in the way",
+        "az role assignment list --all shows them without a principalName; "
+        "az role assignment delete --ids",
+    ),
+    ("Conflict.*vault", "a deleted key vault keeps its name", "az keyvault purge --name"),
     ("Conflict", "another operation is under way", "wait for it, then run this again"),
-    ("timed out", "no answer came in time", "run this again: it goes on where it stopped"),
+    (r"\(HTTP 40", "GitHub refuses it", "an administrator of the repository has to run this"),
+    ("misspelled or not recognized", "this `az` is too old", "az upgrade, to 2.61 or newer"),
+    ("Max retries exceeded", "no answer came", "check the network and run this again"),
+    ("timed out", "no answer came in time", "run this again: it continues where it stopped"),
 ]
 
 
+def known_cause(text: str) -> tuple[str, str] | None:
+    """Return the cause and the fix for an error's text, None when it is not a known one."""
+    for pattern, cause, fix in CAUSES:
+        if re.search(pattern, text, re.IGNORECASE):
+            return cause, fix
+    return None
+
+
 def explained(error: BaseException) -> str:
-    """Return an error with its known cause and the mend."""
+    """Return an error's text with its known cause and the fix."""
     if isinstance(error, DigitsError):
         return str(error)
-    text = " ".join((str(error) or repr(error)).split())
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
-    for mark, cause, mend in CAUSES:
-        if re.search(mark, text, re.IGNORECASE):
-            return f"{cause}: {mend} ({text[:300]})"
+    text = " ".join((str(error) or repr(error)).split())
+    if known := known_cause(text):
+        return f"{': '.join(known)} ({text[:300]})"
     if isinstance(error, ClientAuthenticationError):
         return f"the credentials are not accepted: log in again ({text[:300]})"
     if isinstance(error, (ServiceRequestError, ServiceResponseError)):
         return f"the workspace does not answer: is it reachable? ({text[:300]})"
-    return f"{text[:400]}; run this again: it goes on where it stopped"
+    return f"{text[:400]}; run this again: it continues where it stopped"

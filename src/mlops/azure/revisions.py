@@ -1,13 +1,30 @@
-"""What was live on an endpoint and of what it was made: a recipe each, in the endpoint's tags."""
+"""What a revision is made of: the files of a release, and the recipe in the endpoint's tags."""
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 MODEL = ENVIRONMENT = "digits"  # names of the registered assets
 KEPT = 10  # revisions whose recipes stay; a resource has at most 50 tags
 TAG = "revision."  # what the tags' names begin with
+
+
+@dataclass(frozen=True)
+class Release:
+    """The packaged model and the code beside it, of one commit."""
+
+    name: str  # of the deployment; it stands for all that is served
+    package: Path  # the model folder
+    package_hash: str  # of it, as dvc.lock has it
+    model_version: str | None  # begins with what the answers call `model_version`; None: unknown
+    code: Path
+    code_files: tuple[Path, ...]  # as git has them
+    conda: dict[str, Any]
+    environment_hash: str
+    tags: dict[str, str]  # of the registered model: where it comes from
 
 
 @dataclass(frozen=True)
@@ -24,6 +41,16 @@ class Recipe:
     collect: tuple[str, ...]
     order: int  # of the revisions on this endpoint
     scale: tuple[int, int, int, int] | None = None  # as `manager.Scale` has them after `least`
+
+
+def stage_code(release: Release, target: Path) -> Path:
+    """Copy what git has of the serving code, and no more, into a folder; return it."""
+    folder = target / release.code.name
+    for file in release.code_files:
+        place = folder / file.relative_to(release.code)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    return folder
 
 
 def known(endpoint: Any) -> dict[str, Recipe]:

@@ -22,7 +22,6 @@ from azure.storage.blob import ContainerClient
 
 from core.errors import DigitsError
 from mlops.azure import connection
-from mlops.dashboard.serve import FOLDER
 
 SETTINGS = tuple(connection.SETTINGS)
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
@@ -73,7 +72,7 @@ class Workspace:
     manager: PipelineClient[Any, Any]  # for what the SDK has no call for; see manager.py
 
 
-def connect(kind: str, folder: Path = FOLDER) -> Workspace:
+def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
     """Return the workspace `local` (as `digits serve` wrote its address), `azure`, or a named one.
 
     Raises DigitsError when no stand-in runs, or when a setting is missing.
@@ -81,13 +80,13 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
     # Without its progress bar the SDK waits for ever for a file whose upload failed; see `quiet`.
     options: dict[str, Any] = {"show_progress": True, "enable_telemetry": False}
     if kind != "local":
-        known = connection.kept() | {
+        known = connection.load_connection() | {
             name: os.environ[name] for name in SETTINGS if os.environ.get(name)
         }
         known |= {} if kind == "azure" else {connection.NAME: kind}
         missing = [name for name in SETTINGS if name not in known]
         if missing:
-            mend = "`digits connect`, or --workspace local"
+            mend = "`digits azure connect`, or --workspace local"
             raise DigitsError(f"{', '.join(missing)}: not set; {mend}")
         names = tuple(known[name] for name in SETTINGS)
         credential: Any = DefaultAzureCredential()

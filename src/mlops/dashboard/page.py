@@ -7,8 +7,6 @@ address may use it: another name in Host or Origin is refused.
 
 import asyncio
 import json
-import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -18,7 +16,8 @@ import aiohttp
 from aiohttp import web
 from azure.storage.blob import ContainerClient
 
-from azureml_emulator.router import LOOPBACK, Router
+from azureml_emulator.router import Router
+from azureml_emulator.web import LOOPBACK, check_length, read_body
 from mlops.dashboard.watch import Watch
 
 WEB = Path(__file__).parent / "web"
@@ -29,7 +28,7 @@ KINDS = {
     ".svg": "image/svg+xml",
 }
 BODY_BYTES = 10_000_000  # as request.py takes at most
-TIMEOUT_SECONDS = 60.0  # that a request, an answer, or an idle connection may take
+ANSWER_SECONDS = 60.0  # that an endpoint may take
 SAFE = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -50,13 +49,14 @@ def application(router: Router, watch: Watch, container: ContainerClient) -> web
 
     async def show_state(request: web.Request) -> web.Response:
         wanted = request.query.get("endpoint", "")
-        return say(200, await asyncio.to_thread(state, router, watch, container, wanted))
+        known = await asyncio.to_thread(state, router, watch, container, wanted)
+        return web.json_response(known)
 
     async def score(request: web.Request) -> web.Response:
         return await pass_on(request, router)
 
     async def session(app: web.Application) -> AsyncIterator[None]:
-        timeout = aiohttp.ClientTimeout(TIMEOUT_SECONDS)
+        timeout = aiohttp.ClientTimeout(ANSWER_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as app[SESSION]:
             yield
 
@@ -94,36 +94,30 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         None,
         f"http://{host}",
     ):
-        response = say(403, f"open http://{LOOPBACK}:{port} itself; other pages may not use it")
+        text = f"open http://{LOOPBACK}:{port} itself; other pages may not use it"
+        response = refuse(web.HTTPForbidden(text=text))
     else:
         try:
             response = await handler(request)
         except web.HTTPException as error:
-            missing = error.status == web.HTTPNotFound.status_code
-            response = say(error.status, "there is no such page" if missing else error.reason)
-    if response.status in (403, 404, 405, 413):
-        response.force_close()  # the body was not read
+            response = refuse(error)
     response.headers.update(SAFE)
     return response
 
 
 async def pass_on(request: web.Request, router: Router) -> web.Response:
     """Pass a picture on to an endpoint, with its key; return what it answers."""
-    if request.content_length is None or request.content_length > BODY_BYTES:
-        return say(413, f"send at most {BODY_BYTES:,} bytes, and their number")
+    check_length(request, required=True)
     name, script = request.query.get("endpoint", ""), request.query.get("script", "")
     endpoint = router.endpoints.get(name)
     if endpoint is None:
-        return say(404, "nothing is deployed yet: run `digits deploy apply --workspace local`")
+        text = "nothing is deployed yet: run `digits deploy apply --workspace local`"
+        raise web.HTTPNotFound(text=text)
     headers = {
         "Authorization": f"Bearer {endpoint.keys[0]}",
         "Content-Type": request.headers.get("Content-Type", ""),
     }
-    try:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            body = await request.read()
-    except TimeoutError:
-        return say(408, f"the picture did not come within {TIMEOUT_SECONDS:g} s")
+    body = await read_body(request)
     began = time.monotonic()
     try:
         async with request.app[SESSION].post(
@@ -134,14 +128,14 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
         ) as answer:
             text = await answer.text(errors="replace")
     except (aiohttp.ClientError, TimeoutError) as error:
-        return say(502, f"the endpoint does not answer: {error}")
+        return web.json_response({"message": f"the endpoint does not answer: {error}"}, status=502)
     try:
         found = dict(json.loads(text))
     except (ValueError, TypeError):
         found = {"message": text[:300]}
     found["deployment"] = answer.headers.get("azureml-model-deployment", "")
     found["milliseconds"] = (time.monotonic() - began) * 1000
-    return say(answer.status, found)
+    return web.json_response(found, status=answer.status)
 
 
 def state(router: Router, watch: Watch, container: ContainerClient, wanted: str) -> Json:
@@ -163,36 +157,8 @@ def state(router: Router, watch: Watch, container: ContainerClient, wanted: str)
     }
 
 
-def say(status: int, body: Json | str) -> web.Response:
-    """Return an answer as JSON, a sentence as its `message`."""
-    return web.json_response({"message": body} if isinstance(body, str) else body, status=status)
-
-
-class Server:
-    """Serves an application on loopback, from a thread with an event loop of its own."""
-
-    def __init__(self, app: web.Application, port: int = 0) -> None:
-        self.app, self.socket = app, socket.create_server((LOOPBACK, port), backlog=128)
-        self.port = self.socket.getsockname()[1]
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> "Server":
-        """Serve from the thread."""
-        self.thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Stop serving and free the port."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-
-    def _run(self) -> None:
-        runner = web.AppRunner(
-            self.app, access_log=None, keepalive_timeout=TIMEOUT_SECONDS, shutdown_timeout=1.0
-        )
-        self.loop.run_until_complete(runner.setup())
-        self.loop.run_until_complete(web.SockSite(runner, self.socket).start())
-        self.loop.run_forever()
-        self.loop.run_until_complete(runner.cleanup())
-        self.loop.close()
+def refuse(error: web.HTTPException) -> web.Response:
+    """Return a refusal as JSON; it closes the connection, whose body may not have been read."""
+    response = web.json_response({"message": error.text}, status=error.status)
+    response.force_close()
+    return response

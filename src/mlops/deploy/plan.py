@@ -8,9 +8,9 @@ from core.errors import DigitsError
 from mlops.azure import revisions
 from mlops.azure.endpoint import Target
 from mlops.azure.errors import explained
+from mlops.azure.revisions import Release
 from mlops.azure.workspace import cores
 from mlops.deploy import release
-from mlops.deploy.release import Release
 
 HOURS_A_DAY = 24
 

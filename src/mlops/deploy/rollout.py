@@ -15,16 +15,16 @@ from typing import Any
 
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 
-from core.dataset import Digits, read_pool
 from core.errors import DigitsError
 from core.files import write_text
 from mlops.azure import connection, revisions
-from mlops.azure.endpoint import Answer, Target
+from mlops.azure.endpoint import Target
 from mlops.azure.errors import LOGS, explained
-from mlops.azure.revisions import Recipe
+from mlops.azure.revisions import Recipe, Release
+from mlops.azure.settings import Params, load
 from mlops.azure.workspace import connect
-from mlops.deploy import lease, plan, release
-from mlops.deploy.release import TEST, Params, Release
+from mlops.deploy import lease, plan, release, smoke
+from mlops.deploy.smoke import Item
 
 
 class Deployer:
@@ -48,13 +48,13 @@ class Deployer:
         if not self.held():
             raise DigitsError("the lease was lost, so another deployment may be at work; run again")
 
-    def some_digits(self) -> Digits:
-        """Return the first digits of the test pool: known answers, which are collected, too."""
-        task = self.target.task
-        class_count = len(task.classes)
-        known = read_pool(TEST, class_count, task.image_size)[0]
-        count = min(self.settings.smoke.digits, len(known.images))
-        return Digits(known.images[:count], known.labels[:count], known.name, False, class_count)
+    def items(self) -> list[Item]:
+        """Return the requests of the smoke test: those of the model folder here, for any model."""
+        return smoke.read(release.SMOKE, self.settings.smoke.digits)
+
+    def check(self, deployment: str, items: list[Item], version: str | None) -> list[Any]:
+        """Run the smoke test on a deployment; return the values that it answered."""
+        return smoke.check(self.target, deployment, items, self.settings.smoke, version)
 
     # apply ----------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ class Deployer:
             states = self.target.deployments()
             if live == new.name and "paused" not in endpoint.tags:
                 try:
-                    self.target.smoke(live, self.some_digits(), new.model_version)
+                    self.check(live, self.items(), new.model_version)
                 except DigitsError as error:
                     if states[live] == "succeeded":
                         raise
@@ -107,7 +107,7 @@ class Deployer:
         """Let the previous revision serve, if it is fit, while what is live is made anew."""
         if previous and states.get(previous) == "succeeded":
             with contextlib.suppress(DigitsError):
-                self.target.smoke(previous, self.some_digits(), None)
+                self.check(previous, self.items(), None)
                 print(f"{previous} serves meanwhile.", flush=True)
                 self.target.put({previous: 100}, live=previous, previous=None)
                 return previous
@@ -137,7 +137,7 @@ class Deployer:
         self, new: str, live: str | None, create: Callable[[], Recipe], version: str | None
     ) -> None:
         """Create a deployment, try it, give it the traffic; on any failure go back."""
-        digits = self.some_digits()
+        items = self.items()
         in_place = self.settings.strategy == "in_place" and live not in (None, new)
         endpoint = self.target.settled()
         tags: dict[str, str | None] = {
@@ -161,52 +161,53 @@ class Deployer:
                 self.target.remove(live)
             recipe = create()
             self.still_alone()
-            known = self.target.smoke(new, digits, version)
+            known = self.check(new, items, version)
             print(f"{new} is healthy and passed the smoke test.", flush=True)
             if live and live != new and not in_place:
-                self.step(new, live, version, digits, known)
+                self.step(new, live, version, items, known)
             self.still_alone()
             endpoint = self.target.settled()
             kept = tags["live"] if tags["live"] != new else tags["previous"]
             kept = kept if kept != new else None
             made = revisions.tags(endpoint, new, recipe)
             self.target.put({new: 100}, live=new, previous=kept, paused=None, **made)
-            self.watch(new, 100, version, digits, known)
+            self.watch(new, 100, version, items, known)
         except BaseException as error:
             notes = self.undo(new, live or fallen, tags, lost)
             raise DigitsError(explained(error) + notes) from error
         print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
 
     def step(
-        self, new: str, live: str, version: str | None, digits: Digits, known: list[Answer]
+        self, new: str, live: str, version: str | None, items: list[Item], known: list[Any]
     ) -> None:
         """Give the new deployment its traffic bit by bit."""
         for percent in self.settings.traffic_percent[:-1]:
             self.still_alone()
             self.target.put({new: percent, live: 100 - percent})
-            self.watch(new, percent, version, digits, known)
+            self.watch(new, percent, version, items, known)
 
     def watch(
-        self, new: str, percent: int, version: str | None, digits: Digits, known: list[Answer]
+        self, new: str, percent: int, version: str | None, items: list[Item], known: list[Any]
     ) -> None:
         """Ask the endpoint as its clients do, for as long as a step takes, at least once.
 
-        What the new deployment answers must be what it answered by name: a few digits could not
-        tell how many it reads rightly.
+        What the new deployment answers must be what it answered by name: a few requests could not
+        show how many it answers correctly.
         """
         print(f"{percent} % of the traffic goes to {new}.", flush=True)
         deadline = time.monotonic() + self.settings.step_seconds
-        for image, before in zip(digits.images, known, strict=True):
-            answer = self.target.ask(image)
+        for item, before in zip(items, known, strict=True):
+            answer = self.target.ask(item.request)
             if answer.deployment == new:
-                self.target.recognise(answer, version)
-                if answer.digit != before.digit:
+                smoke.require_version(answer, version)
+                value = item.value_in(answer)
+                if value != before:
                     raise DigitsError(
-                        f"{new} read a digit as {answer.digit} that it read as {before.digit} first"
+                        f"{new} answered {value!r} to a request that it answered {before!r} before"
                     )
         number = 0
         while time.monotonic() < deadline:
-            self.target.ask(digits.images[number % len(digits.images)])
+            self.target.ask(items[number % len(items)].request)
             number += 1
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
@@ -366,7 +367,7 @@ def main(arguments: list[str]) -> None:
         if name == "rollback":
             command.add_argument("revision", nargs="?", help="as `status` names it")
     asked = parser.parse_args(arguments)
-    settings, task = release.load()
+    settings = load()
     new = release.read(settings) if asked.command in ("plan", "apply") else None
 
     def stop(*_: object) -> None:
@@ -374,7 +375,7 @@ def main(arguments: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        target = Target(connect(asked.workspace), settings, task)
+        target = Target(connect(asked.workspace), settings)
         deployer = Deployer(target, settings, asked.wait)
         action = getattr(deployer, asked.command)
         if new:

@@ -37,9 +37,10 @@ from core.errors import DigitsError
 from core.files import write_text
 from mlops.azure import connection
 from mlops.azure.errors import LOGS, explained
+from mlops.azure.settings import Params, load
 from mlops.azure.workspace import Workspace, connect, quiet, store
 from mlops.deploy import release
-from mlops.deploy.release import Params, git
+from mlops.git import run as git
 from mlops.jobs import results
 
 LOCK = Path("requirements-dev.txt")  # what runs DVC, and all that stages import
@@ -313,7 +314,7 @@ def read_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> arg
 @contextlib.contextmanager
 def session(asked: argparse.Namespace) -> Iterator[tuple[Workspace, Params]]:
     """Yield the workspace and the settings; what it refuses is told with cause and mend."""
-    settings, _ = release.load()
+    settings = load()
     if asked.compute:
         compute = None if asked.compute == "serverless" else asked.compute
         settings = replace(settings, job=replace(settings.job, compute=compute))

@@ -23,7 +23,8 @@ from azure.ai.ml.sweep import Choice, RandomSamplingAlgorithm
 from core import params
 from core.console import hidden_stderr
 from core.errors import DigitsError
-from mlops import dvc
+from mlops import dvc, git
+from mlops.azure.settings import Params
 from mlops.azure.workspace import Workspace
 from mlops.deploy import release
 from mlops.jobs import job, results
@@ -128,7 +129,7 @@ class Trials:
 
 def experiment(name: str, settings: list[str]) -> str:
     """Make a DVC experiment of what a trial made, once; return a line about it."""
-    if release.git("for-each-ref", f"refs/exps/*/*/{name}"):
+    if git.run("for-each-ref", f"refs/exps/*/*/{name}"):
         return f"experiment {name}: there already"
     done = subprocess.run(
         dvc.command("exp", "run", "--temp", "--name", name, *(f"-S{one}" for one in settings)),
@@ -145,7 +146,7 @@ def experiment(name: str, settings: list[str]) -> str:
 
 def start(
     workspace: Workspace,
-    settings: release.Params,
+    settings: Params,
     tried: dict[str, list[Any]],
     drawn: int | None,
 ) -> str:
@@ -186,7 +187,7 @@ def start(
 def finish(workspace: Workspace, name: str, status: str, trials: Trials) -> None:
     """Fetch what the trials made and make experiments of it; raise DigitsError when none did."""
     ran = job.commit_of(workspace, name)
-    if ran != release.git("rev-parse", "HEAD").strip():
+    if ran != git.run("rev-parse", "HEAD").strip():
         raise DigitsError(f"{name} ran commit {ran[:10]}; check that out, then --attach {name}")
     try:
         release.refuse_dirty()  # for experiments take along what is not committed

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DigitsError
+from mlops import git
+from mlops.azure.settings import Params
 from mlops.azure.workspace import Workspace
-from mlops.deploy import release
 from mlops.jobs import job, results
 
 LAST_LINES = 12
@@ -29,7 +30,7 @@ def finish(workspace: Workspace, name: str, status: str) -> None:
     lock, account = made
     results.fetch([lock], job.remote(workspace))
     print("\n".join(compared(lock, account)))
-    ran, head = job.commit_of(workspace, name), release.git("rev-parse", "HEAD").strip()
+    ran, head = job.commit_of(workspace, name), git.run("rev-parse", "HEAD").strip()
     if ran != head:
         print(f"That was commit {ran[:10]}; check it out first: here is {head[:10]}.")
 
@@ -76,7 +77,7 @@ def compared(lock: str, account: dict[str, Any]) -> list[str]:
     return lines
 
 
-def start(workspace: Workspace, settings: release.Params) -> str:
+def start(workspace: Workspace, settings: Params) -> str:
     """Submit the job of this commit; return its name."""
     print("".join(f"{line}\n" for line in job.other_bytes(settings)), end="")
     results.offer(job.RAW, job.remote(workspace))

@@ -12,6 +12,7 @@ does so when stage train is over on all.
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -80,10 +81,11 @@ def log_run(metrics: dict[str, float], lock: str) -> None:
     )
     with console.hidden_stderr():  # TensorFlow's notes; it takes seconds to load
         from digits.model.training import Recipe
-        from digits.pipeline.train import settings
+        from digits.tracking.runs import flattened
     values = params.load()
-    own = params.section(Recipe, values, "train")
-    client.log_batch(run, params=settings(params.task(values), own))
+    task, own = params.task(values), params.section(Recipe, values, "train")
+    given = {"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own)
+    client.log_batch(run, params=flattened(given))
 
 
 @contextlib.contextmanager

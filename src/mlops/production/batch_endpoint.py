@@ -29,15 +29,15 @@ from azure.storage.blob import ContainerClient
 
 from core.errors import DigitsError
 from core.files import replacing, sha256, write_text
-from digits.serving import batch
 from mlops.azure.assets import BATCH_ENVIRONMENT, OWNER
 from mlops.azure.endpoint import SCORED, Target
-from mlops.azure.revisions import MODEL
+from mlops.azure.revisions import MODEL, Release, stage_code
+from mlops.azure.settings import Params
 from mlops.azure.workspace import quiet, store
-from mlops.deploy import release
-from mlops.deploy.release import Params, Release
 
-CODE = ("batch.py", "score.py", "request.py")
+# What batch.py of the endpoint's code folder names: an environment variable, and two files that
+# it writes beside the answers, why a file could not be scored and that its folder is complete.
+SCRIPT, ERROR, SUCCESS = "DIGITS_SCRIPT", "_ERROR", "_SUCCESS"
 URI = "azureml://datastores/workspaceblobstore/paths/{}"
 OTHERS = 10  # deployments that stay, for their jobs may run; an endpoint has 20 at most
 JOB = "job.json"  # in the answers' folder
@@ -60,9 +60,7 @@ class Batch:
         self.client = target.client
         self.own = self.settings.batch
         self.name = target.batch
-        names = release.git("ls-files", "-z", str(new.code)).split("\0")
-        self.code = [Path(name) for name in names if Path(name).name in CODE]
-        if new.code / "batch.py" not in self.code:
+        if new.code / "batch.py" not in new.code_files:
             raise DigitsError(f"params.yaml: azure.code: git has no {new.code}/batch.py")
         (*_, pip) = new.conda["dependencies"]
         packages = pip["pip"] if isinstance(pip, dict) else []
@@ -71,7 +69,7 @@ class Batch:
             "dependencies": [*new.conda["dependencies"][:1], "pip", {"pip": pinned + DRIVER}]
         }
         made_of = [repr(self.own), self.settings.image, json.dumps(self.conda), new.package_hash]
-        made_of += [script or "", *(f"{path.name} {sha256(path)}" for path in self.code)]
+        made_of += [script or "", *(f"{path.name} {sha256(path)}" for path in new.code_files)]
         self.digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:10]
         self.deployment = f"b{self.digest}"
 
@@ -108,13 +106,13 @@ class Batch:
             tags={OWNER: self.target.name},
         )
         with tempfile.TemporaryDirectory() as folder:
-            for path in self.code:
-                (Path(folder) / path.name).write_bytes(path.read_bytes())
             deployment = ModelBatchDeployment(
                 name=self.deployment,
                 endpoint_name=self.name,
                 model=f"{self.target.scope}/models/{MODEL}/versions/{version}",
-                code_configuration=CodeConfiguration(code=folder, scoring_script="batch.py"),
+                code_configuration=CodeConfiguration(
+                    code=str(stage_code(self.new, Path(folder))), scoring_script="batch.py"
+                ),
                 environment=environment,
                 compute=own.compute,
                 resources=ResourceConfiguration(instance_count=own.instances),
@@ -127,7 +125,7 @@ class Batch:
                     ),
                     error_threshold=0,
                     logging_level="info",
-                    environment_variables={batch.SCRIPT: self.script or ""},
+                    environment_variables={SCRIPT: self.script or ""},
                 ),
             )
             self.client.batch_deployments.begin_create_or_update(
@@ -169,7 +167,8 @@ class Batch:
             raise DigitsError(f"{uri}: is no address of a folder in the workspace; write {form}")
         name, folder = match.groups()
         found = list(store(self.target.workspace, name).list_blobs(name_starts_with=f"{folder}/"))
-        names = [place.name for blob in found if not batch.ignored(place := Path(blob.name))]
+        names = [Path(blob.name).name for blob in found]
+        names = [name for name in names if not name.startswith(("_", "."))]  # marks, as Hadoop's
         if not names:
             raise DigitsError(f"{uri}: no file lies there; is it the folder, not a file?")
         if twice := {name for name in names if names.count(name) > 1}:
@@ -218,7 +217,7 @@ class Batch:
                 faults = [
                     container.download_blob(blob).readall().decode()
                     for blob in container.list_blob_names(name_starts_with=f"{folder}/answers/")
-                    if blob.endswith("/" + batch.ERROR)
+                    if blob.endswith("/" + ERROR)
                 ]
                 told = "; ".join(faults) or "see its log"
                 raise DigitsError(f"job {name} ended as {status}: {told}; mend that and run again")
@@ -228,8 +227,8 @@ class Batch:
 def fetch(container: ContainerClient, prefix: str, out: Path) -> None:
     """Download the answers; the marks that say that they are whole come last."""
     names = sorted(container.list_blob_names(name_starts_with=prefix))
-    names = [name for name in names if not name.endswith(batch.ERROR)]  # of an earlier try
-    for name in sorted(names, key=lambda name: name.endswith(batch.SUCCESS)):
+    names = [name for name in names if not name.endswith(ERROR)]  # of an earlier try
+    for name in sorted(names, key=lambda name: name.endswith(SUCCESS)):
         path = out / name.removeprefix(prefix)
         with replacing(path) as partial:
             partial.write_bytes(container.download_blob(name).readall())

@@ -52,7 +52,7 @@ from digits.monitoring.analysis import Analysis, Params
 from digits.monitoring.drift import Reference
 from digits.monitoring.labels import join
 from digits.production import records
-from mlops.azure import collected, connection
+from mlops.azure import collected, connection, settings
 from mlops.azure.collected import Hour
 from mlops.azure.errors import explained
 
@@ -180,11 +180,9 @@ def downloaded(
     """Yield the name of an endpoint, a folder of what it collected, and what was left out."""
     from mlops.azure.endpoint import Target  # the SDK, which --production does without
     from mlops.azure.workspace import connect, store
-    from mlops.deploy import release
 
-    settings, task = release.load()
     workspace = connect(workspace_name)
-    endpoint = collected.endpoint_name(name, Target(workspace, settings, task).name)
+    endpoint = collected.endpoint_name(name, Target(workspace, settings.load()).name)
     with tempfile.TemporaryDirectory() as folder:
         yield endpoint, Path(folder), fetch(store(workspace), endpoint, since, Path(folder))
 

@@ -49,6 +49,7 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
 
     from mlops.azure.endpoint import Target
     from mlops.azure.errors import explained
+    from mlops.azure.settings import load
     from mlops.azure.workspace import connect
     from mlops.deploy import release
     from mlops.production import batch_endpoint
@@ -56,10 +57,10 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
     size = scoring.manifest(release.PACKAGE, script)[1]
     if not isinstance(source, str):
         scoring.check(source, size)
-    settings, task = release.load()
+    settings = load()
     new = release.read(settings)
     try:
-        target = Target(connect(kind), settings, task)
+        target = Target(connect(kind), settings)
         batch_endpoint.Batch(target, new, script).score(source, out)
     except AzureError as error:
         raise DigitsError(explained(error)) from error

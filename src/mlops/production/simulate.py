@@ -23,8 +23,8 @@ from digits.production.traffic import Schedule, Stream, read
 from mlops.azure import collected, connection
 from mlops.azure.endpoint import Target
 from mlops.azure.errors import explained
+from mlops.azure.settings import load
 from mlops.azure.workspace import connect
-from mlops.deploy import release
 from mlops.production.sender import Reached, Run
 
 FOLDER = Path(".simulate")
@@ -86,8 +86,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--concurrency", type=positive, default=4, help="connections (default 4)")
     parser.add_argument("--resume", action="store_true", help="go on where the last run stopped")
     asked = parser.parse_args(arguments)
-    settings, task = release.load()
-    schedule = params.section(Schedule, params.load(), "simulate")
+    values = params.load()
+    task, schedule = params.task(values), params.section(Schedule, values, "simulate")
     stream = read(POOL, LABELLED, schedule, len(task.classes), task.image_size, task.seed)
     for note in stream.notes:
         print(note)
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        target = Target(connect(asked.workspace), settings, task)
+        target = Target(connect(asked.workspace), load())
         target.name = collected.endpoint_name(asked.endpoint, target.name)
         path = FOLDER / f"{asked.workspace}-{target.name}.json"
         path.parent.mkdir(exist_ok=True)

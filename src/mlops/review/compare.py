@@ -164,7 +164,14 @@ def data(before: Side, after: Side) -> list[tuple[str, Any, Any]]:
     return [(p, old.get(p), new.get(p)) for p in {**old, **new} if old.get(p) != new.get(p)]
 
 
-def digits(side: Side) -> dict[str, tuple[int, int]]:
+def counts(before: Side, after: Side) -> list[tuple[str, Any, Any]]:
+    """Return source, (rows, classes) before and after of test sets whose size differs."""
+    old, new = test_sets(before), test_sets(after)
+    sources = {**old, **new} if old else {}
+    return [(s, old.get(s), new.get(s)) for s in sources if old.get(s) != new.get(s)]
+
+
+def test_sets(side: Side) -> dict[str, tuple[int, int]]:
     """Return rows and classes of each source's test set."""
     found: dict[str, tuple[int, int]] = {}
     for (source, _), (_, count) in side.classes.items():

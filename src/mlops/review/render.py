@@ -4,14 +4,16 @@ What stands in a repository (class names, params, paths, output) is hostile: `pl
 take every text that is not this module's own.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlops.review import compare
-from mlops.review.compare import Row
-from mlops.review.report import Review
+if TYPE_CHECKING:  # the bot, which installs nothing, imports this module
+    from mlops.review.compare import Row
+    from mlops.review.report import Review
 
 POINTS, ROWS, TEXT = 40, 30, 120  # of a chart, of a table, characters of a value
 SIGNS = {"better": "🟢 better", "worse": "🔴 worse", "noise": "noise", "same": "same"}
@@ -128,7 +130,7 @@ def classes(review: Review) -> str:
     """Return the classes whose accuracy changed beyond chance, ten at most."""
     rows = [
         [named(source), plain(name, 40), figure(old), figure(new), figure(new - old, "+")]
-        for source, name, old, new in compare.classes(review.before, review.after)
+        for source, name, old, new in review.classes
     ]
     if not rows:
         return ""
@@ -138,24 +140,19 @@ def classes(review: Review) -> str:
 
 def params(review: Review) -> str:
     """Return the values of params.yaml that differ."""
-    if not review.before.params or not review.after.params:
-        return ""
-    found = compare.changes(review.before.params, review.after.params)
-    rows = [[plain(cell) or "–" for cell in row] for row in found]
+    rows = [[plain(cell) or "–" for cell in row] for row in review.params]
     return f"### Params\n\n{table(['Key', 'Before', 'After'], rows)}" if rows else ""
 
 
 def stages(review: Review) -> str:
     """Return what each stage did and why, and the time that was saved."""
     rows, saved, run = [], 0.0, review.run
-    for name, stage in review.after.stages.items():
-        why = compare.reasons(review.before.stages.get(name), stage) if review.before.stages else []
+    for name, why in review.stages.items():
         what, seconds = (run.stages if run else {}).get(name, ("", 0.0))
         if what in ("restored", "unchanged"):
             saved += max(review.stage_seconds.get(name.partition("@")[0], 0.0) - seconds, 0)
-        if what == "ran" and not why:
-            why = ["nothing to restore was found"]
-        told = ", ".join(plain(reason, 80) for reason in why[:5])
+        found = why or (["nothing to restore was found"] if what == "ran" else [])
+        told = ", ".join(plain(reason, 80) for reason in found[:5])
         told += f" and {len(why) - 5} more" if len(why) > 5 else ""
         if run:
             rows.append([plain(name), what or "not reached", told, f"{seconds:.1f}"])
@@ -171,17 +168,12 @@ def stages(review: Review) -> str:
 
 
 def data(review: Review) -> str:
-    """Return the data that changed: digits and classes of the test sets, hashes, sizes."""
-    if not review.before.stages:
-        return ""
-    old, new = compare.digits(review.before), compare.digits(review.after)
+    """Return the data that changed: rows and classes of the test sets, hashes, sizes."""
     lines = [
-        f"- test digits, {named(source)}: {_count(old.get(source))} → {_count(new.get(source))}"
-        for source in {**old, **new}
-        if old and old.get(source) != new.get(source)
+        f"- test set, {named(source)}: {_count(before)} → {_count(after)}"
+        for source, before, after in review.counts
     ]
-    found = compare.data(review.before, review.after)
-    rows = [[plain(path), _blob(before), _blob(after)] for path, before, after in found]
+    rows = [[plain(path), _blob(before), _blob(after)] for path, before, after in review.data]
     if rows:
         lines.append("\n" + table(["Path", "Before", "After"], rows))
     inner = "\n".join(lines)
@@ -204,7 +196,7 @@ def _blob(row: Any) -> str:
 
 def curves(review: Review) -> str:
     """Return training curves as Mermaid charts, the line before and the line after."""
-    old, new = review.before.curves, review.after.curves
+    old, new = review.curves
     charts = [chart(title, old.get(key, []), new.get(key, [])) for title, key in CURVES.items()]
     inner = "\n\n".join(text for text in charts if text)
     title = "Training curves"

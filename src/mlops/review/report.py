@@ -15,6 +15,7 @@ Leaves, with --out, FOLDER/report.md, FOLDER/plots (DVC's page) and FOLDER/repor
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core import params
 from core.errors import DigitsError
@@ -40,9 +41,13 @@ class Review:
     head: str | None
     dirty: bool  # the working tree differs from the head
     base: Base
-    before: Side
-    after: Side
     rows: list[Row]
+    classes: list[tuple[str, str, float, float]]  # source, class, accuracy before and after
+    params: list[tuple[str, str, str]]  # key, value before, value after
+    stages: dict[str, list[str]]  # what changed of each stage of dvc.lock, against the base
+    counts: list[tuple[str, Any, Any]]  # source, (rows, classes) of its test set before and after
+    data: list[tuple[str, Any, Any]]  # path, (MD5, bytes, files) before and after
+    curves: tuple[dict[str, list[float]], dict[str, list[float]]]  # column, epochs; before, after
     verdict: str
     gate: dict[str, dict[str, Rule]]
     reasons: list[str]  # why the gate failed
@@ -99,7 +104,8 @@ def review(revision: str | None, repro: bool, link: str) -> Review:
     except DigitsError as error:
         why = next((p for p in after.problems if p.startswith("params")), str(error))
         reasons.insert(0, why)  # whatever else failed, this is why
-    if before.params and after.params and before.params.get("review") != after.params.get("review"):
+    both = bool(before.params and after.params)
+    if both and before.params.get("review") != after.params.get("review"):
         problems.append("this change moves the gate itself: section review of params.yaml")
     measured = (after.noise or before.noise).get("trained", {})
     if measured and after.params and measured.get("train") != after.params.get("train"):
@@ -111,9 +117,16 @@ def review(revision: str | None, repro: bool, link: str) -> Review:
         head=git.commit("HEAD"),
         dirty=dirty,
         base=base,
-        before=before,
-        after=after,
         rows=rows,
+        classes=compare.classes(before, after),
+        params=compare.changes(before.params, after.params) if both else [],
+        stages={
+            name: compare.reasons(before.stages.get(name), stage) if before.stages else []
+            for name, stage in after.stages.items()
+        },
+        counts=compare.counts(before, after),
+        data=compare.data(before, after) if before.stages else [],
+        curves=(before.curves, after.curves),
         verdict=compare.verdict(gated),
         gate=rules,
         reasons=reasons,

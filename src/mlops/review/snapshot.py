@@ -53,8 +53,8 @@ def read(file: Callable[[str], bytes | None], where: str) -> Side:
     side.params = parsed("params.yaml", mapping)
     side.stages = parsed("dvc.lock", lambda text: stages(mapping(text)))
     side.metrics = parsed(METRICS, metrics) | parsed(PRODUCTION, metrics, needed=False)
-    side.classes = parsed(CLASSES, classes)
-    side.curves = parsed(CURVES, curves)
+    side.classes = parsed(CLASSES, classes, needed=False)
+    side.curves = parsed(CURVES, curves, needed=False)
     side.noise = parsed("data/noise.json", noise, needed=False)
     return side
 

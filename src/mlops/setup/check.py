@@ -1,29 +1,32 @@
-"""`digits doctor`: what stands in the way of data, review and deployment, each with its mend.
+"""Check what a review and a deployment need on this machine, on GitHub and in Azure.
 
-It changes nothing. What only GitHub and Azure know is asked of their own commands, `gh` and `az`;
-where one is missing or not logged in, the finding says so and nothing is guessed.
+It changes nothing, and prints the fix below each check that failed. GitHub and Azure are asked by
+`gh` and `az`; where one is missing or not logged in, the check is reported as unknown.
 """
 
 import argparse
 import os
 import re
+import shlex
 import shutil
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from itertools import chain
 
 from azure.core.exceptions import AzureError
 
 from core.errors import DigitsError
+from mlops import dvc, git
 from mlops.azure import connection
+from mlops.azure.errors import explained
+from mlops.azure.settings import load
 from mlops.azure.workspace import connect, cores
 from mlops.deploy import release
-from mlops.setup.az import asked, github_variables, origin, subject_prefix, told
+from mlops.setup import access, az
+from mlops.setup.findings import Finding, expect, show
 
 OLDEST_NODE = 20
-# DVC and the SDK take these before anybody's own login.
-STRAY = (
+# DVC and the SDK use these before anybody's own login.
+OVERRIDES = (
     "STORAGE_CONNECTION_STRING",
     "STORAGE_KEY",
     "STORAGE_SAS_TOKEN",
@@ -33,251 +36,173 @@ STRAY = (
     "PASSWORD",
 )
 CHOICE = "AZURE_TOKEN_CREDENTIALS"  # which logins the SDK tries; these values keep that of `az`
-KEEPING = ("", "dev", "azureclicredential")
+WITH_AZ = ("", "dev", "azureclicredential")
 ISSUER = "https://token.actions.githubusercontent.com"
+CONNECT = "digits azure connect --run --github, with the resource group: it can be repeated"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the answer."""
-
-    state: Literal["ok", "wrong", "absent", "unknown"]  # absent: what can be done without
-    what: str
-    mend: str = ""
-
-
-def judged(good: object, what: str, mend: str) -> Finding:
-    """Return what was found, ok or wrong."""
-    return Finding("ok" if good else "wrong", what, mend)
-
-
-def here() -> Iterator[Finding]:
-    """Look at this machine and clone."""
+def machine() -> Iterator[Finding]:
+    """Check this machine and clone."""
     for tool in ("git", "npm"):
-        found = shutil.which(tool)
-        yield judged(found, f"{tool}: {found or 'not found'}", "install it")
-    version = (told("node", "--version") or "v0").lstrip("v")
-    new = int(version.partition(".")[0]) >= OLDEST_NODE
-    yield judged(new, f"node: {version}", f"install {OLDEST_NODE} or newer")
-    for name, mend in (("gh", "gh auth login"), ("az", "az login")):
-        if shutil.which(name) is None:
-            yield Finding("unknown", f"{name}: not found", f"install it, then `{mend}`")
-    shallow = told("git", "rev-parse", "--is-shallow-repository")
-    yield judged(shallow == "false", f"shallow clone: {shallow}", "git fetch --unshallow")
-    settings = told(sys.executable, "-m", "dvc", "config", "--list") or ""
-    for remote in ("main", "review"):
+        path = shutil.which(tool)
+        yield expect(path, f"{tool}: {path or 'not found'}", "install it")
+    version = (az.try_text("node", "--version") or "v0").lstrip("v")
+    recent = int(version.partition(".")[0]) >= OLDEST_NODE
+    yield expect(recent, f"node: {version}", f"install {OLDEST_NODE} or newer")
+    for tool, login in az.LOGIN.items():
+        if shutil.which(tool) is None:
+            yield Finding("unknown", f"{tool}: not found", f"install it, then: {login}")
+    shallow = git.line("rev-parse", "--is-shallow-repository")
+    yield expect(shallow == "false", f"shallow clone: {shallow}", "git fetch --unshallow")
+    settings = az.try_text(*dvc.command("config", "--list")) or ""
+    for remote in connection.REMOTES:
         keys = dict(re.findall(rf"^remote\.{remote}\.(\S+?)=(.*)$", settings, re.M))
-        place = keys.get("account_name", "by string" if "connection_string" in keys else None)
-        mend = f"`digits connect`, `dvc remote modify --local {remote} account_name MYACCOUNT`, or "
-        mend += "`make storage`"
-        said = f"remote {remote}: {keys.get('url', 'absent')}, account {place or 'missing'}"
-        yield judged(place and "url" in keys, said, mend)
-    stray = [f"AZURE_{name}" for name in STRAY if os.environ.get(f"AZURE_{name}")]
-    if os.environ.get(CHOICE, "").strip().lower() not in KEEPING:
-        stray.append(CHOICE)
-    said = f"stray variables: {', '.join(stray) or 'none'}"
-    mend = f"unset {' '.join(stray)}: they go before `az login` and OIDC, or leave them out"
-    yield judged(not stray, said, mend)
-    yield from elsewhere()
+        account = keys.get("account_name", "by string" if "connection_string" in keys else None)
+        text = f"remote {remote}: {keys.get('url', 'missing')}, account {account or 'missing'}"
+        fix = "digits azure connect; or for local storage: make storage"
+        yield expect(account and "url" in keys, text, fix)
+    overrides = [f"AZURE_{name}" for name in OVERRIDES if os.environ.get(f"AZURE_{name}")]
+    if os.environ.get(CHOICE, "").strip().lower() not in WITH_AZ:
+        overrides.append(CHOICE)
+    text = f"variables that override the login: {', '.join(overrides) or 'none'}"
+    yield expect(not overrides, text, f"unset {' '.join(overrides)}")
+    yield from environment()
 
 
-def elsewhere() -> Iterator[Finding]:
-    """Look for variables that lead commands to another workspace than the repository's."""
+def environment() -> Iterator[Finding]:
+    """Check that no variable leads commands to another workspace than the repository's."""
     try:
-        kept = connection.kept()
+        settings = connection.load_connection()
     except DigitsError as error:
-        yield Finding("wrong", str(error))
+        yield Finding("failed", str(error))
         return
-    for name, value in kept.items():
-        other = os.environ.get(name) or value
-        said = f"{name}: {other}; {connection.WORKSPACE} has {value}"
-        mend = f"unset {name}: with it `digits deploy` works on another workspace"
-        yield judged(other == value, said, mend)
+    for name, value in settings.items():
+        used = os.environ.get(name) or value
+        text = f"{name}: {used}; {connection.WORKSPACE} has {value}"
+        yield expect(used == value, text, f"unset {name}: `digits deploy` goes by it")
 
 
 def github(repository: str | None) -> Iterator[Finding]:
-    """Look at the repository on GitHub, and at what Azure lets in from there."""
-    prefix = repository and subject_prefix(repository)
+    """Check the repository on GitHub, if not given the origin, and what Azure grants its jobs."""
+    repository = repository or az.origin()
     if repository is None:
-        mend = "git remote add origin, or --repository OWNER/NAME"
-        yield Finding("unknown", "origin: not on GitHub", mend)
-    elif prefix is None:
-        owner, _, name = repository.partition("/")
-        mend = "`gh auth login`, so that GitHub can be asked; made or renamed since July 2026 it "
-        mend += f"has numeric ids in its subjects: repo:{owner}@OWNER_ID/{name}@REPOSITORY_ID"
-        yield Finding("unknown", "whether the subjects carry numeric ids", mend)
-    expected: dict[str, list[str]] = {}
-    jobs = list(connection.jobs(prefix or f"repo:{repository or 'OWNER/NAME'}"))
-    for job in jobs:
-        expected.setdefault(job.subject, []).append(job.name)
-    found = connection.rights()
-    trusted = {subject.rpartition(":")[2]: subject for subject in expected}
-    for subject, names in expected.items():
-        known = subject.rpartition(":environment:")[2] in found.logins.values()
-        mend = f"give the job an environment that {connection.TEMPLATE} has a login for"
-        yield judged(known, f"subject {subject}: of {', '.join(names)}", mend)
-    values: dict[str, str] = {}
-    if repository:
-        yield from environments(repository, connection.protected(jobs))
-        listed = github_variables(repository)
-        values = listed or {}
-        if listed is None:
-            yield Finding("unknown", "GitHub's variables", "`gh auth login`")
-        for name in connection.variables() if listed is not None else ():
-            mend = f"gh variable set {name} --body VALUE; `digits connect` knows it"
-            yield judged(name in values, f"variable {name}", mend)
-    scopes = places(values)
-    if scopes is None:
-        mend = "`az login`, and `az account set --subscription` that of the workspace"
-        yield Finding("unknown", "what the roles must be on: Azure not asked", mend)
-    identities = {row["clientId"]: row for row in asked("az", "identity", "list") or ()}
-    for name, environment in found.logins.items():
-        variable = connection.variable(name)
-        subject = trusted.get(environment, f"no job has the environment {environment}")
-        client = values.get(variable)
-        yield from credential(client, identities.get(client or ""), variable, subject)
-        yield from roles(client, variable, name, scopes)
-    if scopes:
-        ids = {row["id"].lower(): client for client, row in identities.items()}
-        for name in found.inside:
-            place = connection.identity(scopes["workspace"], name)
-            if place.lower() not in ids:
-                yield Finding("wrong", f"{name}: no {place}", "digits connect --run")
-            yield from roles(ids.get(place.lower()), f"digits-{name}", name, scopes)
-        yield from clusters(scopes["workspace"])
-
-
-def environments(repository: str, names: list[str]) -> Iterator[Finding]:
-    """Look whether the environments that only main may use are limited to a branch."""
-    answer = asked("gh", "api", f"repos/{repository}/environments")
-    if answer is None:
-        yield Finding("unknown", "GitHub's environments", "`gh auth login`")
+        fix = "git remote add origin URL, or --repository OWNER/NAME"
+        yield Finding("unknown", "origin: not on GitHub", fix)
         return
-    limited = {row["name"]: row["deployment_branch_policy"] for row in answer["environments"]}
-    for name in names:
-        mend = "any branch may use it: `digits connect --github`, or Settings, Environments"
-        yield judged(limited.get(name), f"environment {name}: for the default branch alone", mend)
+    values, prefix = az.github_variables(repository), az.subject_prefix(repository)
+    if values is None or prefix is None:
+        yield Finding("unknown", f"GitHub: no answer about {repository}", az.LOGIN["gh"])
+        return
+    template = access.load()
+    for name in template.variables:
+        yield expect(name in values, f"variable {name}", CONNECT)
+    try:
+        yield from environments(template, repository)
+        yield from azure_resources(template, values, prefix)
+    except DigitsError as error:  # no answer from `gh` or `az`
+        yield Finding("unknown", str(error))
 
 
-def places(values: dict[str, str]) -> dict[str, str] | None:
-    """Return the ids of what roles are given on, None when Azure does not tell them."""
-    if not {"AZURE_STORAGE_ACCOUNT", *connection.SETTINGS} <= set(values):
-        return None
-    workspace = connection.workspace_id(values)
-    query = "properties.{storage: storageAccount, registry: containerRegistry}"
-    of = asked("az", "resource", "show", "--ids", workspace, "--query", query, "--output", "json")
-    named = ("--name", values["AZURE_STORAGE_ACCOUNT"], "--query", "id", "--output", "tsv")
-    account = told("az", "storage", "account", "show", *named)
-    if not account or not of:
-        return None
-    return connection.scopes(account, workspace, of["storage"], of["registry"] or "")
+def environments(template: access.Access, repository: str) -> Iterator[Finding]:
+    """Check that the environments that only main may use are limited to a branch."""
+    rows = az.get_or_none("gh", "api", f"repos/{repository}/environments")["environments"]
+    limited = {row["name"] for row in rows if row["deployment_branch_policy"]}
+    for name in [login.environment for login in template.logins if login.protected]:
+        fix = f"any branch may use it: {CONNECT}"
+        yield expect(name in limited, f"environment {name}: for the default branch alone", fix)
 
 
-def credential(
-    client: str | None, managed: dict[str, str] | None, variable: str, subject: str
+def azure_resources(
+    template: access.Access, values: dict[str, str], prefix: str
 ) -> Iterator[Finding]:
-    """Compare whom an identity trusts with the subject that its jobs have.
+    """Check the identities in Azure, whom they trust and their roles, and the clusters.
 
-    `managed` is it as a user-assigned identity; else it is an app registration.
+    `values` are GitHub's variables, which say where they are; `prefix` is what the subjects of its
+    tokens begin with. Raises DigitsError without an answer of `az`.
     """
-    kind = "az identity federated-credential" if managed else "az ad app federated-credential"
-    place = ["--id", client or "CLIENT_ID"]
-    mend = f'--parameters \'{{"name": "digits", "issuer": "{ISSUER}", "subject": "{subject}", '
-    mend += '"audiences": ["api://AzureADTokenExchange"]}\''
-    if managed:
-        place = ["--identity-name", managed["name"], "--resource-group", managed["resourceGroup"]]
-        mend = f"--name digits --issuer {ISSUER} --subject {subject}"
-        mend += " --audiences api://AzureADTokenExchange"
-    mend = f"{kind} create {' '.join(place)} {mend}"
-    if client is None:
-        yield Finding("unknown", f"{variable}: not known; subject {subject}", mend)
-        return
-    found = asked(*kind.split(), "list", *place)
-    if found is None:
-        yield Finding("unknown", f"{variable}: Azure not asked; subject {subject}", "`az login`")
-        return
-    known = {row["subject"] for row in found if row.get("issuer", ISSUER).rstrip("/") == ISSUER}
-    said = f"{variable}: subject {subject}"
-    if subject not in known:
-        said += f" is not among {', '.join(sorted(known)) or 'none'}"
-    yield judged(subject in known, said, mend)
-    for other in sorted(known - {subject}):
-        mend = f"{kind} delete {' '.join(place)}, the one with that subject"
-        yield Finding("wrong", f"{variable}: lets in {other}, which no job of its needs", mend)
+    if not {"AZURE_STORAGE_ACCOUNT", *connection.SETTINGS} <= set(values):
+        return  # which the variables' own findings say
+    workspace = connection.workspace_id(values)
+    scopes = access.scopes(values["AZURE_STORAGE_ACCOUNT"], workspace)
+    az.require_subscription(values["AZURE_SUBSCRIPTION_ID"])
+    group = ("--resource-group", values["AZURE_RESOURCE_GROUP"])
+    rows = az.get_or_none("az", "identity", "list", *group) or ()
+    clients = {row["name"]: row["clientId"] for row in rows}
+    for login in template.logins:
+        identity = f"digits-{login.identity}"
+        matches = clients.get(identity, "") == values.get(login.variable)
+        yield expect(matches, f"{login.variable}: the client id of {identity}", CONNECT)
+        if identity in clients:
+            place = ("--identity-name", identity, *group)
+            yield credential(place, f"{prefix}:environment:{login.environment}")
+    for name in template.identities:
+        client = clients.get(f"digits-{name}")
+        yield roles(f"digits-{name}", client, template.roles(name, scopes))
+    yield from clusters(workspace)
 
 
-def roles(
-    client: str | None, variable: str, name: str, scopes: dict[str, str] | None
-) -> Iterator[Finding]:
-    """Compare the roles that an identity has, and on what, with those of the template."""
-    if client is None or scopes is None:
-        return
-    rows = asked("az", "role", "assignment", "list", "--assignee", client, "--all")
-    if rows is None:
-        yield Finding("unknown", f"{variable}: its roles", "`az login`")
-        return
-    needed = {
-        (grant.role, scopes[grant.on].lower()): (grant.role, scopes[grant.on])
-        for grant in connection.rights().grants
-        if grant.to == name
-    }
-    has = {(row["roleDefinitionName"], row["scope"].lower()): row["scope"] for row in rows}
-    for key in sorted(set(needed) - set(has)):
-        role, scope = needed[key]
-        mend = f'az role assignment create --assignee {client} --role "{role}" --scope {scope}'
-        yield Finding("wrong", f"{variable}: lacks {role} on {scope}", mend)
-    for key in sorted(set(has) - set(needed)):
-        mend = f'az role assignment delete --assignee {client} --role "{key[0]}" --scope {has[key]}'
-        yield Finding("wrong", f"{variable}: has {key[0]} on {has[key]} beyond its needs", mend)
-    if set(has) == set(needed):
-        yield Finding("ok", f"{variable}: has its {len(needed)} roles, each on the right thing")
+def credential(place: tuple[str, ...], subject: str) -> Finding:
+    """Compare the subjects that an identity trusts with that of its jobs."""
+    command = ("az", "identity", "federated-credential")
+    rows = az.get_or_none(*command, "list", *place) or ()
+    trusted = {row["subject"]: row["name"] for row in rows if row["issuer"].rstrip("/") == ISSUER}
+    text = f"{place[1]}: expected to trust {subject} alone"
+    if set(trusted) != {subject}:
+        text += f", trusts {', '.join(sorted(trusted)) or 'nobody'}"
+    fixes = [] if trusted.pop(subject, None) else [CONNECT]
+    fixes += [shlex.join((*command, "delete", *place, "--name", x)) for x in trusted.values()]
+    return expect(not fixes, text, "; ".join(fixes))
+
+
+def roles(identity: str, client: str | None, needed: set[tuple[str, str]]) -> Finding:
+    """Compare an identity's roles, each with the id of what it is on, with those it needs."""
+    command = ("az", "role", "assignment", "list", "--all", "--assignee")
+    rows = az.get_or_none(*command, client) if client else None
+    found = {row["id"]: (row["roleDefinitionName"], row["scope"].lower()) for row in rows or ()}
+    present = needed & set(found.values())
+    extra = [place for place, role in found.items() if role not in needed]
+    text = f"{identity}: has {len(present)} of {len(needed)} roles"
+    text += f" and {len(extra)} more than it needs" if extra else ""
+    fixes = [] if present == needed else [CONNECT]
+    fixes += [f"az role assignment delete --ids {' '.join(extra)}"] if extra else []
+    return expect(not fixes, text, "; ".join(fixes))
 
 
 def clusters(workspace: str) -> Iterator[Finding]:
-    """Look for the clusters that jobs and batches are to run on; a batch's may be left out."""
-    settings = release.load()[0]
+    """Check the clusters that jobs and batch scoring run on; the latter is optional."""
+    settings = load()
     for name in sorted({settings.job.compute or "", settings.batch.compute} - {""}):
-        place = f"{workspace}/computes/{name}"
-        there = asked("az", "resource", "show", "--ids", place, "--output", "json")
-        mend = "`digits connect --run` makes cpu-cluster where the quota holds a node; or name "
-        mend += "another in params.yaml"
-        if there or name == settings.job.compute:
-            yield judged(there, f"cluster {name}", mend)
+        exists = az.try_json("az", "resource", "show", "--ids", f"{workspace}/computes/{name}")
+        fix = f"{CONNECT}, and makes cpu-cluster where the quota holds a node; or name another "
+        fix += "in params.yaml"
+        if exists or name == settings.job.compute:
+            yield expect(exists, f"cluster {name}", fix)
         else:
-            said = f"cluster {name}: only `digits score --workspace azure` needs it"
-            yield Finding("absent", said, mend)
+            text = f"cluster {name}: only `digits score --workspace azure` needs it"
+            yield Finding("optional", text, fix)
 
 
 def quota(kind: str) -> Iterator[Finding]:
-    """Look at the cores that the workspace's region has free."""
-    settings = release.load()[0]
+    """Check the cores that are free in the workspace's region."""
+    settings = load()
     try:
         each, family, free = cores(connect(kind).client, settings.instance_type)
     except (DigitsError, AzureError) as error:
-        mend = "" if isinstance(error, DigitsError) else "`az login`"  # which tells its own
-        yield Finding("unknown", f"quota: {' '.join(str(error).split())[:200]}", mend)
+        yield Finding("unknown", f"quota: {explained(error)}")
         return
     needed = release.reserved(each, settings.instance_count)
-    said = f"quota: {needed} cores of {family} needed for one more revision, {free} free"
-    mend = "ask for more, or set azure.strategy to in_place"
+    text = f"quota: {needed} cores of {family} needed for one more revision, {free} free"
+    fix = "ask for more, or set azure.strategy to in_place"
     enough = free is None or free >= needed or settings.strategy == "in_place"
-    yield judged(enough, said, mend)
+    yield expect(enough, text, fix)
 
 
 def main(arguments: list[str]) -> None:
-    """Print what was found; raise DigitsError when something is wrong."""
-    parser = argparse.ArgumentParser(prog="digits doctor", description=__doc__)
+    """Print the findings; raise DigitsError when a check failed."""
+    parser = argparse.ArgumentParser(prog="digits azure check", description=__doc__)
     parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
     parser.add_argument(
         "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
     )
     given = parser.parse_args(arguments)
-    wrong = 0
-    for look in (here(), github(given.repository or origin()), quota(given.workspace)):
-        for finding in look:
-            shown = finding.mend and finding.state != "ok"
-            mend = f"\n         {finding.mend}" if shown else ""
-            print(f"{finding.state:8} {finding.what}{mend}", flush=True)
-            wrong += finding.state == "wrong"
-    if wrong:
-        raise DigitsError(f"{wrong} findings are wrong; what mends each stands below it")
+    show(chain(machine(), github(given.repository), quota(given.workspace)))

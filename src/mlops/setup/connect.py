@@ -1,4 +1,4 @@
-"""`digits connect`: from an Azure subscription to a repository that reviews and deploys with it.
+"""Connect the repository with Azure: from a subscription to reviews and deployments.
 
 It deploys .github/azure.json as a deployment stack, which is Azure's own list of what a template
 made, and may be run again at any time. Without --run it prints the commands of `az` instead, and
@@ -7,17 +7,18 @@ with --github it sets GitHub's variables and environments instead of printing ho
 
 import argparse
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from core.errors import DigitsError
 from mlops.azure import connection
-from mlops.setup import az
+from mlops.setup import access, az
 
 Command = tuple[str, ...]
 
 
 def group_command(group: str, location: str) -> Command:
-    """Return what makes the resource group; its tag lets `digits disconnect` remove it."""
+    """Return what makes the resource group; its tag lets `digits azure disconnect` remove it."""
     name = ("--name", group, "--location", location)
     return ("az", "group", "create", *name, "--tags", "made-by=digits")
 
@@ -25,12 +26,11 @@ def group_command(group: str, location: str) -> Command:
 def stack_command(group: str, prefix: str, person: str, cluster: bool) -> Command:
     """Return what deploys the template. What a later template no longer has is left alone."""
     return (
-        *("az", "stack", "group", "create", "--name", connection.STACK, "--resource-group", group),
-        *("--template-file", connection.TEMPLATE.as_posix()),
+        *("az", "stack", "group", "create", "--name", access.STACK, "--resource-group", group),
+        *("--template-file", access.TEMPLATE.as_posix()),
         *("--parameters", f"subjectPrefix={prefix}", f"person={person}"),
         f"withCluster={str(cluster).lower()}",
         *("--action-on-unmanage", "detachAll", "--deny-settings-mode", "none", "--yes"),
-        *("--output", "json"),
     )
 
 
@@ -41,117 +41,115 @@ def variables(stack: Any) -> dict[str, str]:
     """
     outputs = stack.get("properties", stack).get("outputs") or {}
     found = {name.upper(): str(row["value"]) for name, row in outputs.items()}
-    wanted = connection.variables()
-    missing = [name for name in wanted if not found.get(name)]
+    names = access.load().variables
+    missing = [name for name in names if not found.get(name)]
     if missing:
-        raise DigitsError(f"the stack has no {', '.join(missing)}; run it again with --run")
-    return {name: found[name] for name in wanted}
+        raise DigitsError(f"The stack has no {', '.join(missing)}. Run this again with --run.")
+    return {name: found[name] for name in names}
 
 
-def build(group: str, location: str | None, prefix: str, cluster: bool) -> dict[str, str]:
-    """Make what is missing in Azure; return GitHub's variables."""
-    az.must("az", "account", "show", "--output", "json")
-    if az.found("az", "group", "show", "--name", group, "--output", "json") is None:
+def build(group: str, location: str | None, prefix: str, cluster: bool) -> Any:
+    """Make what is missing in Azure; return the stack."""
+    az.run("az", "account", "show")
+    if az.get_or_none("az", "group", "show", "--name", group) is None:
         if location is None:
-            raise DigitsError(f"there is no group {group}; give --location, to make it")
-        az.must(*group_command(group, location))
-    person = az.told(*("az", "ad", "signed-in-user", "show", "--query", "id", "--output", "tsv"))
+            raise DigitsError(f"There is no resource group {group}. To make it: give --location")
+        az.run(*group_command(group, location))
+    person = az.try_json("az", "ad", "signed-in-user", "show", "--query", "id")
     if not person:
-        print("No person is logged in to Azure, or their id is not told: they get no roles.")
+        print("Azure does not say which person is logged in: nobody gets a person's roles.")
     print("This takes three to ten minutes:", flush=True)
-    return variables(az.must(*stack_command(group, prefix, person or "", cluster)))
+    return az.run(*stack_command(group, prefix, person or "", cluster))
+
+
+def show(group: str, location: str | None, prefix: str, cluster: bool) -> Any:
+    """Print what `build` would run; return the stack if there is one already."""
+    # Made again, a group that exists would lose its tags.
+    if location and az.try_json("az", "group", "show", "--name", group) is None:
+        print(f"  {shlex.join(group_command(group, location))}")
+    person = "$(az ad signed-in-user show --query id --output tsv)"
+    command = shlex.join(stack_command(group, prefix, "PERSON", cluster))
+    print(f"  {command.replace('PERSON', person)}")
+    place = ("--name", access.STACK, "--resource-group", group)
+    return az.try_json("az", "stack", "group", "show", *place)
 
 
 def environments(repository: str) -> list[Command]:
     """Return what makes the environments, those of main limited to the default branch."""
-    told = az.told("gh", "api", f"repos/{repository}", "--jq", ".default_branch")
-    branch = told or "DEFAULT_BRANCH"  # for a person to fill in: another would lock main out
-    found: list[Command] = []
-    jobs = list(connection.jobs(""))
-    limited = connection.protected(jobs)
-    for name in dict.fromkeys(str(job.environment) for job in jobs):
-        place = f"repos/{repository}/environments/{name}"
+    default = az.try_text("gh", "api", f"repos/{repository}", "--jq", ".default_branch")
+    branch = default or "DEFAULT_BRANCH"  # to be filled in: another would lock main out
+    commands: list[Command] = []
+    for login in access.load().logins:
+        place = f"repos/{repository}/environments/{login.environment}"
         put = ("gh", "api", "--method", "PUT", place)
-        if name not in limited:
-            found.append(put)
+        if not login.protected:
+            commands.append(put)
             continue
         policy = "deployment_branch_policy"
         rules = (f"{policy}[protected_branches]=false", f"{policy}[custom_branch_policies]=true")
-        found.append((*put, "-F", rules[0], "-F", rules[1]))
-        listed = az.asked("gh", "api", f"{place}/deployment-branch-policies")
-        known = [row["name"] for row in (listed or {}).get("branch_policies", ())]
-        if branch not in known:
-            post = ("gh", "api", "--method", "POST", f"{place}/deployment-branch-policies")
-            found.append((*post, "-f", f"name={branch}"))
-    return found
+        commands.append((*put, "-F", rules[0], "-F", rules[1]))
+        place += "/deployment-branch-policies"
+        policies = az.try_json("gh", "api", place) or {}
+        if branch not in [row["name"] for row in policies.get("branch_policies", ())]:
+            commands.append(("gh", "api", "--method", "POST", place, "-f", f"name={branch}"))
+    return commands
 
 
-def perform(title: str, steps: list[Command], run: bool) -> None:
+def run_or_print(title: str, commands: Iterable[Command], run: bool) -> None:
     """Run commands, or print them for a person to run."""
     print(title)
-    for step in steps:
+    for command in commands:
         if run:
-            az.must(*step)
+            az.run(*command)
         else:
-            print(f"  {shlex.join(step)}")
+            print(f"  {shlex.join(command)}")
 
 
 def main(arguments: list[str]) -> None:
-    """Connect."""
-    parser = argparse.ArgumentParser(prog="digits connect", description=__doc__)
+    """Connect the repository."""
+    parser = argparse.ArgumentParser(prog="digits azure connect", description=__doc__)
     parser.add_argument("--resource-group", required=True, metavar="NAME")
     parser.add_argument("--location", help="where to make the group if there is none: westeurope")
     parser.add_argument(
         "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
     )
     parser.add_argument("--subject-prefix", help="if `gh` cannot tell: repo:OWNER@ID/NAME@ID")
-    told = "leave out cpu-cluster, which batches need: the quota holds no node of it"
-    parser.add_argument("--without-cluster", action="store_true", help=told)
+    text = "leave out cpu-cluster, which batches need: the quota holds no node of it"
+    parser.add_argument("--without-cluster", action="store_true", help=text)
     parser.add_argument("--run", action="store_true", help="the commands, instead of printing them")
     parser.add_argument("--github", action="store_true", help="set it up too, with `gh`")
     given = parser.parse_args(arguments)
     group, repository = given.resource_group, given.repository or az.origin()
-    cluster = not given.without_cluster
-    connection.rights()  # can be read, before anything is made
+    access.load()  # can be read, before anything is made
     if repository is None:
-        raise DigitsError("origin is not on GitHub; give --repository OWNER/NAME")
+        raise DigitsError("origin is not on GitHub: give --repository OWNER/NAME")
     prefix = given.subject_prefix or az.subject_prefix(repository)
     if prefix is None:
         raise DigitsError(
-            f"GitHub does not tell how it names the tokens of {repository}, and a guess would lock "
-            "the workflows out: `gh auth login`, or give --subject-prefix (repo:OWNER/NAME, or "
+            f"GitHub does not say how it names the tokens of {repository}, and a guess would lock "
+            "the workflows out. Fix: gh auth login, or --subject-prefix (repo:OWNER/NAME, or "
             "repo:OWNER@ID/NAME@ID for a repository made or renamed since July 2026)"
         )
     # Before the identities: an environment without a limit gives its rights to every branch.
     title = "GitHub's environments, of which those of main are for the default branch alone:"
-    perform(title, environments(repository), given.github)
-    if given.run:
-        print(f"Azure, resource group {group}:")
-        values = build(group, given.location, prefix, cluster)
-    else:
-        person = "$(az ad signed-in-user show --query id --output tsv)"
-        there = az.asked("az", "group", "show", "--name", group, "--output", "json")
-        make = given.location and there is None  # it would replace the tags of one that is there
-        first = [group_command(group, given.location)] if make else []
-        perform(f"Azure, resource group {group}:", first, False)
-        step = shlex.join(stack_command(group, prefix, "PERSON", cluster))
-        print("  " + step.replace("PERSON", person))
-        show = ("az", "stack", "group", "show", "--name", connection.STACK)
-        stack = az.asked(*show, "--resource-group", group, "--output", "json")
-        if stack is None:
-            print("Run these, then this again; or let --run and --github do it.")
-            return
-        print("The stack is there already; this follows from it.")
-        values = variables(stack)
-    changed = connection.keep(values)
-    print(f"Written: {', '.join(path.as_posix() for path in changed) or 'nothing new'}; commit it.")
+    run_or_print(title, environments(repository), given.github)
+    print(f"Azure, resource group {group}:")
+    make = build if given.run else show
+    stack = make(group, given.location, prefix, not given.without_cluster)
+    if stack is None:
+        print("Run these, then this again; or let --run and --github do it.")
+        return
+    values = variables(stack)
+    changed = connection.save_connection(values)
+    files = ", ".join(path.as_posix() for path in changed)
+    print(f"Written: {files}; commit it." if files else "Written: nothing new.")
     known = az.github_variables(repository) or {}
-    where = ("--repo", repository, "--body")
+    place = ("--repo", repository, "--body")
     new = [key for key in values if known.get(key) != values[key]]
-    steps: list[Command] = [("gh", "variable", "set", key, *where, values[key]) for key in new]
-    perform("GitHub's variables:", steps, given.github)
+    commands = [("gh", "variable", "set", key, *place, values[key]) for key in new]
+    run_or_print("GitHub's variables:", commands, given.github)
     print(
         f"Left to you: reviewers of the environment production (https://github.com/{repository}"
         "/settings/environments), or the variable DEPLOY_BY_HAND=true where your plan has none. "
-        "Then `digits doctor`."
+        "Then: digits azure check"
     )

@@ -1,12 +1,12 @@
-"""`digits disconnect`: list what `digits connect` made, in Azure and elsewhere, and remove it."""
+"""List what `digits azure connect` made, in Azure and elsewhere, and remove it."""
 
 import argparse
 import re
-import shlex
 
 from core.errors import DigitsError
 from mlops.azure import connection
-from mlops.setup import az
+from mlops.setup import access, az
+from mlops.setup.connect import run_or_print
 
 VERSION = f"api-version={connection.API}"
 
@@ -14,33 +14,29 @@ VERSION = f"api-version={connection.API}"
 def refuse_another(group: str, variables: dict[str, str]) -> None:
     """Raise DigitsError when this clone, or its repository on GitHub, has another group."""
     key = "AZURE_RESOURCE_GROUP"
-    for place, values in ((connection.WORKSPACE, connection.kept()), ("GitHub", variables)):
-        mine = values.get(key, group)
-        if mine.lower() != group.lower():
+    for place, values in (
+        (connection.WORKSPACE, connection.load_connection()),
+        ("GitHub", variables),
+    ):
+        connected = values.get(key, group)
+        if connected.lower() != group.lower():
             raise DigitsError(
-                f"{place}: connected with the resource group {mine}, not {group}: give "
-                f"--resource-group {mine}; what an older connection left in {group} goes with `az "
-                f"stack group delete --name {connection.STACK} --resource-group {group} "
-                "--action-on-unmanage deleteResources`"
+                f"{place}: connected with the resource group {connected}, not {group}. Give "
+                f"--resource-group {connected}. What an older connection left in {group} goes with "
+                f"`az stack group delete --name {access.STACK} --resource-group {group} "
+                "--action-on-unmanage deleteResources`."
             )
 
 
-def listed(group: str) -> list[str]:
+def resources(group: str) -> list[str]:
     """Return the ids of what the stack made, none when there is no stack any more.
 
-    Raises DigitsError when `az` cannot tell, or looks at another subscription.
+    Raises DigitsError without an answer of `az`, or when it works on another subscription.
     """
-    account = az.must("az", "account", "show", "--output", "json") or {}
-    mine = connection.kept().get("AZURE_SUBSCRIPTION_ID")
-    if mine and account.get("id") != mine:
-        raise DigitsError(
-            f"`az` looks at subscription {account.get('id')}, this repository is connected with "
-            f"{mine}: `az account set --subscription {mine}`"
-        )
-    where = ("--name", connection.STACK, "--resource-group", group, "--output", "json")
-    stack = az.found("az", "stack", "group", "show", *where) or {}
-    resources = stack.get("properties", stack).get("resources") or ()
-    return [row["id"] for row in resources]
+    az.require_subscription(connection.load_connection().get("AZURE_SUBSCRIPTION_ID"))
+    place = ("--name", access.STACK, "--resource-group", group)
+    stack = az.get_or_none("az", "stack", "group", "show", *place) or {}
+    return [row["id"] for row in stack.get("properties", stack).get("resources") or ()]
 
 
 def of_type(kind: str, ids: list[str]) -> str | None:
@@ -49,37 +45,48 @@ def of_type(kind: str, ids: list[str]) -> str | None:
 
 
 def refuse_endpoints(workspace: str) -> None:
-    """Raise DigitsError while endpoints run in the workspace: they would be left in between."""
+    """Raise DigitsError while the workspace has endpoints, which would stop a removal half-way."""
     names = []
     for kind in ("onlineEndpoints", "batchEndpoints"):
         url = ("--url", f"{workspace}/{kind}", "--url-parameters", VERSION)
-        answer = az.must("az", "rest", "--method", "get", *url, "--output", "json")
+        answer = az.run("az", "rest", "--method", "get", *url)
         names += [row["name"] for row in (answer or {}).get("value", ())]
     if names:
-        mend = "`digits deploy destroy --workspace azure` removes that of this repository"
-        raise DigitsError(f"the workspace has endpoints ({', '.join(names)}): {mend}")
+        raise DigitsError(
+            f"The workspace has endpoints: {', '.join(names)}. Remove that of this repository with "
+            "`digits deploy destroy --workspace azure`."
+        )
 
 
-def remove(group: str, workspace: str | None) -> None:
-    """Delete what a stack made; a deleted workspace's name is free again."""
-    if workspace:
+def remove(group: str, workspace: str | None, vault: str | None) -> None:
+    """Delete what a stack made, last the stack itself, so that this can be repeated.
+
+    The names of a deleted workspace and vault are free again.
+    """
+    if workspace and exists(workspace):
         url = ("--url", workspace, "--url-parameters", VERSION, "forceToPurge=true")
-        az.must("az", "rest", "--method", "delete", *url)
-        az.must("az", "resource", "wait", "--deleted", "--ids", workspace)
-    where = ("--name", connection.STACK, "--resource-group", group)
-    az.must(
-        *("az", "stack", "group", "delete", *where, "--action-on-unmanage", "deleteResources"),
-        "--yes",
-    )
+        az.run("az", "rest", "--method", "delete", *url)
+        az.run("az", "resource", "wait", "--deleted", "--ids", workspace)
+    if vault:
+        if exists(vault):
+            az.run("az", "resource", "delete", "--ids", vault)
+        purge(vault)
+    place = ("--name", access.STACK, "--resource-group", group)
+    action = ("--action-on-unmanage", "deleteResources", "--yes")
+    az.run("az", "stack", "group", "delete", *place, *action)
+
+
+def exists(resource: str) -> bool:
+    """Return whether a resource is still there, which an earlier run may have deleted."""
+    return az.get_or_none("az", "resource", "show", "--ids", resource) is not None
 
 
 def purge(vault: str) -> None:
-    """Free the name of a deleted key vault, or tell that somebody else has to."""
-    told = ("--resource-type", "vault", "--output", "json")
+    """Free the name of a deleted key vault, or report that somebody else has to."""
     try:
-        for one in az.must("az", "keyvault", "list-deleted", *told) or ():
+        for one in az.run("az", "keyvault", "list-deleted", "--resource-type", "vault") or ():
             if one["properties"]["vaultId"].lower() == vault.lower():
-                az.must("az", "keyvault", "purge", "--name", one["name"])
+                az.run("az", "keyvault", "purge", "--name", one["name"])
     except DigitsError as error:
         if "AuthorizationFailed" not in str(error):
             raise
@@ -87,22 +94,32 @@ def purge(vault: str) -> None:
 
 
 def remove_group(group: str) -> None:
-    """Delete the resource group, if `digits connect` made it and nothing is left there."""
-    found = az.found("az", "group", "show", "--name", group, "--output", "json")
+    """Delete the resource group, if `digits azure connect` made it and nothing is left there."""
+    found = az.get_or_none("az", "group", "show", "--name", group)
     if found is None:
         return
-    rest = az.asked("az", "resource", "list", "--resource-group", group, "--output", "json")
-    made = (found.get("tags") or {}).get("made-by") == "digits"
-    if made and rest == []:
-        az.must("az", "group", "delete", "--name", group, "--yes")
+    rest = az.try_json("az", "resource", "list", "--resource-group", group)
+    if rest == [] and (found.get("tags") or {}).get("made-by") == "digits":
+        az.run("az", "group", "delete", "--name", group, "--yes")
         return
     names = ", ".join(f"{row['type']} {row['name']}" for row in rest or ()) or "nothing else"
     print(f"The group {group} stays; in it: {names}.")
 
 
+def confirm(group: str) -> None:
+    """Ask for the group's name; raise DigitsError for any other answer."""
+    print("With it go all blobs in main and review, models, and what production collected.")
+    try:
+        answer = input(f"Type the group's name ({group}) to remove it: ")
+    except EOFError:
+        answer = ""
+    if answer != group:
+        raise DigitsError("Nothing was removed. To remove it without being asked: --yes")
+
+
 def main(arguments: list[str]) -> None:
-    """Disconnect."""
-    parser = argparse.ArgumentParser(prog="digits disconnect", description=__doc__)
+    """Disconnect the repository."""
+    parser = argparse.ArgumentParser(prog="digits azure disconnect", description=__doc__)
     parser.add_argument("--resource-group", required=True, metavar="NAME")
     parser.add_argument(
         "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
@@ -113,39 +130,21 @@ def main(arguments: list[str]) -> None:
     group, repository = given.resource_group, given.repository or az.origin()
     known = az.github_variables(repository) if repository else None
     refuse_another(group, known or {})
-    ids = listed(group)
+    ids = resources(group)
     workspace = of_type("Microsoft.MachineLearningServices/workspaces", ids)
     vault = of_type("Microsoft.KeyVault/vaults", ids)
-    shown = list(ids)
-    if vault is None and (vault := connection.vault()):  # an earlier run came so far
-        shown.append(f"{vault}, deleted, if it still keeps its name")
-    print("\n".join(["Made by `digits connect`:", *(f"  {one}" for one in shown or ["nothing"])]))
-    if workspace and az.found("az", "resource", "show", "--ids", workspace) is None:
-        workspace = None  # an earlier run came so far
-    if workspace:
+    print("Made by `digits azure connect`:", *(ids or ["nothing"]), sep="\n  ")
+    if workspace and exists(workspace):
         refuse_endpoints(workspace)
     if not given.yes:
-        print("With it go all blobs in main and review, models, and what production collected.")
-        try:
-            answer = input(f"Type the group's name ({group}) to remove it: ")
-        except EOFError:
-            answer = ""
-        if answer != group:
-            raise DigitsError("nothing is removed; --yes does it without asking")
+        confirm(group)
     if ids:
-        remove(group, workspace)
-    if vault:
-        purge(vault)
+        remove(group, workspace, vault)
     remove_group(group)
-    changed = connection.keep(None)
-    print(f"Taken out of {', '.join(path.as_posix() for path in changed) or 'no file'}; commit it.")
-    print("GitHub's variables:")
-    for name in connection.variables():
-        if known is not None and name not in known:
-            continue
-        step = ("gh", "variable", "delete", name, "--repo", repository or "OWNER/NAME")
-        if given.github:
-            az.must(*step)
-        else:
-            print(f"  {shlex.join(step)}")
+    files = ", ".join(path.as_posix() for path in connection.save_connection(None))
+    print(f"Removed from {files}; commit it." if files else "Removed from no file.")
+    names = [name for name in access.load().variables if known is None or name in known]
+    place = ("--repo", repository or "OWNER/NAME")
+    commands = [("gh", "variable", "delete", name, *place) for name in names]
+    run_or_print("GitHub's variables:", commands, given.github)
     print("GitHub's environments stay: they hold no rights without these identities.")

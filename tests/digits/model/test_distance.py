@@ -79,3 +79,19 @@ def test_one_in_a_hundred_known_digits_looks_foreign_and_noise_does() -> None:
     assert (known > 0.5).mean() == pytest.approx(ood.FALSE_ALARMS, abs=0.002)
     noise = np.random.default_rng(0).integers(0, 256, (200, 28, 28), np.uint8)
     assert metrics.separation(-known, -model.predict(whole, noise)["foreign"]) > 0.99
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras
+def test_a_model_has_the_same_bytes_whatever_was_built_before(tmp_path: Path) -> None:
+    images = mnist_part("train", 200).images
+    classes = np.arange(len(images)) % 10
+    written = []
+    for name in ("first", "second"):
+        model.make_exact(1)
+        folded = model.fold(model.build(28, 10))
+        calibrated = model.calibrate(
+            folded, 1.5, ["mnist"], find_foreign(folded, (images, classes), images)
+        )
+        model.save(calibrated, tmp_path / name)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]

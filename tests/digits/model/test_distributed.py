@@ -21,8 +21,8 @@ from core.files import sha256
 # It trains on some digits of MNIST and prints what its weights come to.
 CHILD = """
 import dataclasses, sys
-from core import exact
-exact.settle()
+from core import determinism
+determinism.configure()
 from core import errors, params, tf_config
 from digits.model import distributed, network as model, training
 from conftest import mnist_part

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from conftest import Project, environment, mnist_part, python
 
+from core.dataset import read_pool
+
 PREDICT = """
 import sys, json, warnings
 import numpy as np
@@ -68,7 +70,7 @@ def test_the_folder_tells_where_it_came_from(reproduced: Project) -> None:
     assert pins
     assert all(pin in lock for pin in pins)
     assert any(pin.startswith("tensorflow") for pin in pins)
-    assert "conv2d" in (package / "_summary.txt").read_text("utf-8")
+    assert "convolution_1" in (package / "_summary.txt").read_text("utf-8")
     for name in ("conda.yaml", "python_env.yaml"):
         assert "3.11" in (package / name).read_text("utf-8")
 
@@ -99,7 +101,7 @@ def test_a_damaged_folder_is_told(reproduced: Project, tmp_path: Path) -> None:
         shutil.copytree(package / "data" / "model", model)
         messages.append(damage(model))
         models.append(str(model))
-    code = "import sys; from digit_model import DigitModel; from pathlib import Path\n"
+    code = "import sys; from loader import DigitModel; from pathlib import Path\n"
     code += "for model in sys.argv[1:]:\n"
     code += "    try: DigitModel(Path(model))\n    except ValueError as error: print(error)"
     done = subprocess.run(
@@ -114,6 +116,32 @@ def test_a_damaged_folder_is_told(reproduced: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_smoke_items_are_validation_digits_with_their_labels(reproduced: Project) -> None:
+    text = (reproduced.root / "data" / "package" / "smoke.jsonl").read_text("utf-8")
+    items = [json.loads(line) for line in text.splitlines()]
+    known, *_ = read_pool(reproduced.root / "data" / "prepared" / "validation.npz", 10, 28)
+    count = min(200, len(known))
+    images = [item["request"]["data"] for item in items]
+    np.testing.assert_array_equal(np.concatenate(images), known.images[:count])
+    assert [item["answer"]["value"] for item in items] == [str(n) for n in known.labels[:count]]
+    assert {item["answer"]["pointer"] for item in items} == {"/predictions/0/digit"}
+
+
+@pytest.mark.slow
+def test_the_bytes_do_not_depend_on_the_encoding_of_standard_output(
+    reproduced: Project, tmp_path: Path
+) -> None:
+    model = ("--model", "data/model", "--lock", "requirements.txt")
+    inputs = (*model, "--validation", "data/prepared/validation.npz")
+    code = ("--code", "src/digits/runtime", "src/core/determinism.py", "--out", str(tmp_path / "p"))
+    command = ("python", "src", "package", *inputs, *code)
+    reproduced.run(*command, PYTHONIOENCODING="iso-8859-1", PYTHONUTF8="0")
+    made = {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir() if path.is_file()}
+    package = reproduced.root / "data" / "package"
+    assert made == {path.name: path.read_bytes() for path in package.iterdir() if path.is_file()}
+
+
+@pytest.mark.slow
 def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
     lineage = project.root / "data" / "model" / "lineage.json"
     text = lineage.read_text("utf-8")
@@ -121,7 +149,7 @@ def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
     lineage.unlink()
     lineage.write_text(text.replace('"scripts": [', '"scripts": ["another",'), "utf-8")
     inputs = ("--lock", "requirements.txt", "--validation", "data/prepared/validation.npz")
-    code = ("--code", "src/digits/runtime/digit_model.py", "--out", "data/package")
+    code = ("--code", "src/digits/runtime", "--out", "data/package")
     command = ("python", "src", "package", "--model", "data/model", *inputs, *code)
     output = project.run(*command, code=1)
     assert "its scripts or classes are not those of the model" in output

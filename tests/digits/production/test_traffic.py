@@ -223,7 +223,7 @@ print(seen, int(peak.split()[1]) // 1024)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_a_million_requests_are_drawn_within_a_gigabyte(tmp_path: Path) -> None:
     """Not scored, which adds a fixed number of rows at a time and takes minutes."""

@@ -1,4 +1,7 @@
-"""Hostile requests, generated from seeds: none gets 5xx, and the server's next answer is right."""
+"""Hostile requests, generated from seeds: none gets 5xx, and the server's next answer is right.
+
+`make test` sends those of the first 300 seeds, `make prove` 2,000, --all-cases 10,000.
+"""
 
 import errno
 import io
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.slow
 Serve = Callable[..., Endpoint]
 DIGITS = mnist_part("t10k", 3).images
 GOOD = json.dumps({"data": DIGITS.tolist()}).encode()
-SAMPLE, ALL = 300, 10_000
+FEW, SOME, ALL = 300, 2000, 10_000  # seeds
 EVERY = 20  # requests, then a good one
 VALUES: list[Any] = [
     None,
@@ -204,7 +207,14 @@ def test_what_is_too_large_gets_4xx_and_the_next_answer_is_right(
     assert pid(endpoint) == "1"
 
 
-@pytest.mark.parametrize("count", [SAMPLE, pytest.param(ALL, marks=pytest.mark.prove)])
+@pytest.mark.parametrize(
+    "count",
+    [
+        FEW,
+        pytest.param(SOME, marks=pytest.mark.prove),
+        pytest.param(ALL, marks=[pytest.mark.prove, pytest.mark.all_cases]),
+    ],
+)
 def test_hostile_requests_get_no_5xx_and_stop_nothing(endpoint: Endpoint, count: int) -> None:
     expected = endpoint.post(GOOD)[:2]
     assert expected[0] == 200

@@ -103,7 +103,9 @@ def test_all_characters_of_a_class_are_used() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "1"},
+        pytest.param(
+            {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "1"}, marks=pytest.mark.prove
+        ),
         {
             "OPENBLAS_CORETYPE": "Prescott",
             "OPENBLAS_NUM_THREADS": "2",

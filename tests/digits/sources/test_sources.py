@@ -14,7 +14,9 @@ from conftest import MNIST_FILES
 from PIL import Image
 
 from core.errors import DigitsError
-from digits.sources.readers import Archive, Files, read, read_archive, read_idx
+from digits.sources.archives import Archive, read_archive
+from digits.sources.idx import read_idx
+from digits.sources.readers import Files, read
 
 MAGIC = b"\x00\x00\x08\x03"  # of an IDX file of bytes in three dimensions
 

@@ -3,7 +3,7 @@
 import pytest
 from azure.core.exceptions import HttpResponseError
 
-from azureml_emulator.standin import FAILURES
+from azureml_emulator.controls import FAILURES
 from mlops.azure.errors import explained
 
 
@@ -31,6 +31,7 @@ from mlops.azure.errors import explained
             "the storage account lets nobody in from here: see its firewall",
         ),
         (str(FAILURES["image"]), "the image could not be built"),
+        ("(Conflict) it is being updated", "another operation is under way"),
         ("(Teapot) short and stout", "(Teapot) short and stout; run this again"),
     ],
 )

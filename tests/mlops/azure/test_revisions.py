@@ -8,8 +8,8 @@ import pytest
 
 from mlops.azure import revisions
 from mlops.azure.revisions import Recipe
-from mlops.deploy import release
-from mlops.deploy.release import RECORDED, TAG_LENGTH, pull_request
+from mlops.azure.settings import RECORDED, load
+from mlops.deploy.release import TAG_LENGTH, pull_request
 
 CODE = "0f3e96b8-7239-4796-a627-dc32eea668b3:1"
 RECIPE = Recipe("1", CODE, "a8b2ca75f9d8", "Standard_DS2_v2", 1, 5.0, 1, ("model_inputs",), 1)
@@ -61,7 +61,7 @@ def test_a_record_is_read_as_it_was_written_with_keys_or_without(recipe: Recipe)
 
 
 def test_what_params_allow_fits_into_a_tag() -> None:
-    settings = release.load()[0]
+    settings = load()
     longest = (*FULL.collect, "x" * (RECORDED - len(FULL.type) - sum(map(len, FULL.collect)) - 18))
     full = dataclasses.replace(settings, instance_type=FULL.type, collections=longest)
     recipe = dataclasses.replace(FULL, collect=full.collections)

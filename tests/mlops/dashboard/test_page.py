@@ -19,15 +19,18 @@ from conftest import ROOT, Project, mnist_part
 from light import Deployable, StandIn
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
+from serving import serving_code
 from watched import a_browser, a_home, a_live_project, an_opener, known_images, send, stroke  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
+    from azureml_emulator.collector import Collector
+    from azureml_emulator.storage import CONTAINER, KEY
+    from azureml_emulator.web import Servers
     from mlops.azure import collected
     from mlops.azure.workspace import connect
     from mlops.dashboard import page
-    from mlops.dashboard.serve import CONTAINER, KEY, Collector
-from azureml_emulator import inference
+from azureml_emulator import web
 from azureml_emulator.router import Endpoint, Router
 from mlops.dashboard.watch import Watch
 
@@ -283,11 +286,13 @@ def raw(port: int, *parts: bytes) -> bytes:
 
 
 def test_slow_and_malformed_requests_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(web, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(web, "READ_SECONDS", 0.2)
     watch = Watch(tmp_path)
-    router = Router(0, lambda *_: None, watch.request)
+    servers = Servers()
+    router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints["one"] = Endpoint(["key"])
-    shown = page.Server(page.application(router, watch, Blobs())).start()  # type: ignore[arg-type]
+    shown = servers.serve(page.application(router, watch, Blobs()))  # type: ignore[arg-type]
     host = f"Host: 127.0.0.1:{shown.port}\r\n".encode()
     post = b"POST /score?endpoint=one HTTP/1.1\r\n" + host
     try:
@@ -298,10 +303,11 @@ def test_slow_and_malformed_requests_end(tmp_path: Path, monkeypatch: pytest.Mon
         assert b" 400 " in raw(shown.port, post + lengths)
         both = b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
         assert b" 400 " in raw(shown.port, post + both)
-        assert b" 413 " in raw(shown.port, post + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert b" 411 " in raw(shown.port, post + b"Transfer-Encoding: chunked\r\n\r\n")
     finally:
         shown.stop()
-        router.server.server_close()
+        router.close()
+        servers.close()
 
 
 def test_a_full_disk_stops_no_scoring(
@@ -334,9 +340,10 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
     browser: Browser, tmp_path: Path
 ) -> None:
     watch = Watch(tmp_path)
-    router = Router(0, lambda *_: None, watch.request)
+    servers = Servers()
+    router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints |= {"one": Endpoint(["key"]), "two": Endpoint(["key"])}
-    shown = page.Server(page.application(router, watch, Blobs())).start()  # type: ignore[arg-type]
+    shown = servers.serve(page.application(router, watch, Blobs()))  # type: ignore[arg-type]
     context = browser.new_context()
     held: list[Route] = []
     try:
@@ -353,7 +360,8 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
     finally:
         context.close()
         shown.stop()
-        router.server.server_close()
+        router.close()
+        servers.close()
 
 
 def test_the_real_model(
@@ -363,12 +371,13 @@ def test_the_real_model(
     with BlobServiceClient(url, credential=KEY) as service:
         container = service.get_container_client(CONTAINER)
         watch = Watch(reproduced.root)
-        router = Router(0, Collector(container, watch).take, watch.request)
+        servers = Servers()
+        collector = Collector(container, on_lost=watch.lose)
+        router = Router(servers, 0, collector.take, watch.request)
         router.endpoints["real"] = Endpoint(["key"], {"blue": 100})
-        shown = page.Server(page.application(router, watch, container)).start()
-        router.server.start()
+        shown = servers.serve(page.application(router, watch, container))
         model = reproduced.root / "data" / "package"
-        code = inference.serving_code(tmp_path / "code")
+        code = serving_code(tmp_path / "code")
         collecting = {"AZUREML_MDC_ENABLED": "true"}
         context = browser.new_context()
         try:
@@ -380,7 +389,7 @@ def test_the_real_model(
             expect(opened.locator("#digit")).to_have_text(re.compile("[0-9]"), timeout=20_000)
             table = opened.get_by_role("table", name="Probabilities")
             expect(table.get_by_role("row")).to_have_count(10 + 1)  # and the head
-            connection = http.client.HTTPConnection("127.0.0.1", router.server.server_address[1])
+            connection = http.client.HTTPConnection("127.0.0.1", router.port)
             for images in (mnist_part("t10k", 600).images, 255 - mnist_part("t10k", 500).images):
                 body = json.dumps({"data": images.tolist()})
                 headers = {"Authorization": "Bearer key", "Content-Type": "application/json"}
@@ -390,5 +399,6 @@ def test_the_real_model(
             expect(opened.locator("#drift")).to_have_text("yes")
         finally:
             context.close()
-            router.close()
             shown.stop()
+            router.close()
+            servers.close()

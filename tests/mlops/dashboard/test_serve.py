@@ -5,10 +5,7 @@ import json
 import os
 import shutil
 import signal
-import threading
-import warnings
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -16,10 +13,7 @@ from azure.storage.blob import BlobServiceClient
 from conftest import ROOT
 from light import StandIn, a_project, known_digits
 
-with warnings.catch_warnings():  # the SDK's own
-    warnings.simplefilter("ignore")
-    from mlops.dashboard.serve import CONTAINER, KEY, Collector
-from mlops.dashboard.watch import Watch
+from azureml_emulator.storage import CONTAINER, KEY
 
 REQUESTS = 200
 LIGHT = """
@@ -40,53 +34,9 @@ def run(request):
 """
 
 
-class Store:
-    """A blob store that writes nothing before it is told to."""
-
-    def __init__(self) -> None:
-        """Begin with no rows."""
-        self.open = threading.Event()
-        self.rows: list[bytes] = []
-
-    def get_blob_client(self, path: str) -> "Store":
-        """Return itself, whatever the blob."""
-        return self
-
-    def exists(self, **_: Any) -> bool:
-        """Say that the blob is there, when the store is open."""
-        return self.open.wait()
-
-    def append_block(self, rows: bytes, **_: Any) -> None:
-        """Keep the lines."""
-        self.rows += rows.splitlines()
-
-
-def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
-    store = Store()
-    collector = Collector(store, Watch(tmp_path))  # type: ignore[arg-type]
-    for number in range(REQUESTS):
-        collector.take("e", "blue", {"ce-x-request-id": str(number)}, b"[]")
-    assert not store.rows
-    store.open.set()
-    collector.close()
-    assert [json.loads(row)["xrequestid"] for row in store.rows] == [*map(str, range(REQUESTS))]
-
-
-def test_a_store_that_never_writes_holds_up_no_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("mlops.dashboard.serve.DRAIN_SECONDS", 0.01)
-    store = Store()
-    collector = Collector(store, Watch(tmp_path))  # type: ignore[arg-type]
-    collector.take("e", "blue", {}, b"[]")
-    collector.close()
-    assert "Collected requests are lost." in capsys.readouterr().out
-    store.open.set()
-
-
 @pytest.mark.prove
 def test_ctrl_c_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> None:
-    own = StandIn(tmp_path / "own")
+    own = StandIn(tmp_path / "own", page=True)
     try:
         own.start()
         assert own.process

@@ -1,9 +1,14 @@
-"""Whatever call of a command is refused or lost: what is live answers, a second run mends.
+"""Whatever call of a command is refused or lost: what is live answers, a second run succeeds.
 
-The calls are those that an undisturbed run makes; of the same one many times over, as for the end
-of an operation, the first and the last.
+The calls are those that an undisturbed run makes. Sampled, with a seed, are for each command: of
+each kind of call that writes and of each kind that asks for a score one call, and one call each of
+half of the kinds that read; a kind is the method and the path without names. Half of the calls are
+refused, of the others the answer is lost. --all-cases breaks every call; of the same one many times
+over, as for the end of an operation, the first and the last.
 """
 
+import random
+import re
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +17,13 @@ from wire import Wire, tapped
 
 pytestmark = pytest.mark.prove
 KINDS = {"management", "blob", "scoring"}
+NAMES = r"(?<=/)(?:[\w-]*[0-9a-f]{8}[\w-]*|\d+|[\w-]+\.\w+|digits)(?=/|$)"  # parts of a path
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest, all_cases: bool) -> str | None:
+    """The seed of a test's sample, which differs from one command to the next; None for all."""
+    return None if all_cases else request.node.name
 
 
 def numbers(calls: list[tuple[str, str]], kinds: set[str]) -> list[int]:
@@ -25,6 +37,23 @@ def numbers(calls: list[tuple[str, str]], kinds: set[str]) -> list[int]:
     return chosen
 
 
+def kind_of(call: tuple[str, str]) -> tuple[str, str, str]:
+    """Return what a call has in common with those of the same kind: channel, method, path."""
+    method, _, url = call[1].rpartition(" ")
+    return call[0], method, re.sub(NAMES, "*", re.sub(r"^\w+://[^/]+", "", url))
+
+
+def sample(calls: list[tuple[str, str]], chosen: list[int], seed: str) -> list[int]:
+    """Return one number of each kind of call that writes or scores, and of half that read."""
+    rng = random.Random(seed)
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for number in chosen:
+        kinds.setdefault(kind_of(calls[number]), []).append(number)
+    reading = [kind for kind in kinds if kind[1] in ("GET", "HEAD")]
+    left_out = rng.sample(reading, len(reading) // 2)
+    return sorted(rng.choice(kinds[kind]) for kind in kinds if kind not in left_out)
+
+
 def attempt(deployable: Deployable, wire: Wire, *command: str) -> tuple[int, str]:
     """Run a command over a wire."""
     with tapped(wire):
@@ -35,9 +64,13 @@ def disturb(
     prepare: Callable[[], None],
     run: Callable[[Wire], tuple[int, str]],
     check: Callable[[bool, str], None],
+    sampled: str | None,
     kinds: set[str] = KINDS,
 ) -> None:
-    """Break each call of `run` in turn, each in one of both ways, after `prepare`; `check` then."""
+    """Break calls of `run` in turn, each in one of both ways, after `prepare`; `check` then.
+
+    sampled: the seed of the sample, or None for all calls
+    """
     prepare()
     whole = Wire()
     code, output = run(whole)
@@ -45,6 +78,9 @@ def disturb(
     check(True, output)
     assert {"management", "blob"} <= {kind for kind, _ in whole.calls}
     chosen = numbers(whole.calls, kinds)
+    if sampled is not None:
+        chosen = sample(whole.calls, chosen, sampled)
+    print(f"{len(chosen)} of {len(whole.calls)} calls are broken in turn")
     missed = 0  # since an operation may end after fewer questions than in the run before
     for place, number in enumerate(chosen):
         wire = Wire(number, ("refuse", "lose")[place % 2])
@@ -60,7 +96,30 @@ def disturb(
     assert missed <= len(chosen) / 4
 
 
-def test_rollback(deployable: Deployable, standin: StandIn) -> None:
+def test_a_sample_has_every_kind_of_call_that_writes() -> None:
+    host, blob = "https://127.0.0.1:1", "http://127.0.0.1:2"
+    calls = [
+        ("management", f"{method} {host}/{path}")
+        for method, path in (
+            ("PUT", "models/digits/versions/1"),
+            ("PUT", "models/digits/versions/2"),
+            ("PUT", "onlineEndpoints/digits-3aa2a584"),
+            ("GET", "onlineEndpoints/digits-3aa2a584"),
+            ("GET", "operations/30e49b4d-ad75-43d1-ad6e-82ae4d24cc4f"),
+            ("GET", "operations/e15a0c16-93ee-45e2-aa89-0812349f5514"),
+        )
+    ]
+    calls += [("blob", f"PUT {blob}/a/{name}.json") for name in ("answers", "manifest")]
+    kinds = [kind_of(calls[number]) for number in sample(calls, list(range(len(calls))), "one")]
+    assert len(kinds) == len(set(kinds)) == 4
+    assert {kind for kind in kinds if kind[1] == "PUT"} == {
+        ("management", "PUT", "/models/*/versions/*"),
+        ("management", "PUT", "/onlineEndpoints/*"),
+        ("blob", "PUT", "/a/*"),
+    }
+
+
+def test_rollback(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
     one = deployable.commit("one")[:12]
     deployable.deploy("apply")
     (first,) = deployable.serving(standin)["traffic"]
@@ -80,11 +139,12 @@ def test_rollback(deployable: Deployable, standin: StandIn) -> None:
             deployable.deploy("rollback", first, "--wait")
             assert deployable.version(standin) == one, what
 
-    disturb(prepare, lambda wire: attempt(deployable, wire, "rollback", first), check)
+    disturb(prepare, lambda wire: attempt(deployable, wire, "rollback", first), check, seed)
 
 
+@pytest.mark.prove(minutes=4)
 @pytest.mark.parametrize("strategy", ["blue_green", "in_place"])
-def test_apply(deployable: Deployable, standin: StandIn, strategy: str) -> None:
+def test_apply(deployable: Deployable, standin: StandIn, strategy: str, seed: str | None) -> None:
     deployable.set(strategy=strategy)
     known = []
     for model in ("first", "second"):  # so that each apply removes what the last one kept
@@ -104,7 +164,7 @@ def test_apply(deployable: Deployable, standin: StandIn, strategy: str) -> None:
 
     # Each management call of blue_green has its faults in test_faults.py.
     kinds = KINDS if strategy == "in_place" else KINDS - {"management"}
-    disturb(prepare, lambda wire: attempt(deployable, wire, "apply"), check, kinds=kinds)
+    disturb(prepare, lambda wire: attempt(deployable, wire, "apply"), check, seed, kinds)
 
 
 def gone(deployable: Deployable, standin: StandIn) -> bool:
@@ -114,7 +174,8 @@ def gone(deployable: Deployable, standin: StandIn) -> bool:
     return not any(standin.call("GET", f"{workspace}/{kind}")["value"] for kind in kinds)
 
 
-def test_the_first_apply_and_destroy(deployable: Deployable, standin: StandIn) -> None:
+@pytest.mark.prove(minutes=4)
+def test_the_first_apply(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
     made: list[str] = []
 
     def nothing() -> None:
@@ -129,6 +190,13 @@ def test_the_first_apply_and_destroy(deployable: Deployable, standin: StandIn) -
         assert deployable.version(standin) == made[-1], what
         assert list(deployable.serving(standin)["traffic"].values()) == [100], what
 
+    disturb(nothing, lambda wire: attempt(deployable, wire, "apply"), after_apply, seed)
+
+
+@pytest.mark.prove(minutes=4)
+def test_destroy(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
+    made: list[str] = []
+
     def something() -> None:
         if gone(deployable, standin):
             made.append(deployable.commit(f"model{len(made)}")[:12])
@@ -139,38 +207,45 @@ def test_the_first_apply_and_destroy(deployable: Deployable, standin: StandIn) -
             deployable.deploy("destroy", "--wait")
         assert gone(deployable, standin), what
 
-    disturb(nothing, lambda wire: attempt(deployable, wire, "apply"), after_apply)
-    disturb(something, lambda wire: attempt(deployable, wire, "destroy"), after_destroy)
+    disturb(something, lambda wire: attempt(deployable, wire, "destroy"), after_destroy, seed)
 
 
-def test_pause_and_resume(deployable: Deployable, standin: StandIn) -> None:
+def paused(deployable: Deployable) -> bool:
+    """Return whether `status` says that the endpoint is paused."""
+    return ", paused" in deployable.deploy("status")
+
+
+def test_pause(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
     version = deployable.commit("one")[:12]
     deployable.deploy("apply")
 
-    def paused() -> bool:
-        return ", paused" in deployable.deploy("status")
-
     def running() -> None:
-        if paused():
+        if paused(deployable):
             deployable.deploy("resume", "--wait")
         assert deployable.version(standin) == version
 
-    def stopped() -> None:
-        if not paused():
-            deployable.deploy("pause", "--wait")
-
     def after_pause(done: bool, what: str) -> None:
         if not done:
-            assert paused() or deployable.version(standin) == version, what
+            assert paused(deployable) or deployable.version(standin) == version, what
             deployable.deploy("pause", "--wait")
         assert "100 %" not in deployable.deploy("status"), what
         assert "succeeded" not in deployable.deploy("status"), what
 
+    disturb(running, lambda wire: attempt(deployable, wire, "pause"), after_pause, seed)
+
+
+def test_resume(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
+    version = deployable.commit("one")[:12]
+    deployable.deploy("apply")
+
+    def stopped() -> None:
+        if not paused(deployable):
+            deployable.deploy("pause", "--wait")
+
     def after_resume(done: bool, what: str) -> None:
         if not done:
-            assert paused(), what
+            assert paused(deployable), what
             deployable.deploy("resume", "--wait")
         assert deployable.version(standin) == version, what
 
-    disturb(running, lambda wire: attempt(deployable, wire, "pause"), after_pause)
-    disturb(stopped, lambda wire: attempt(deployable, wire, "resume"), after_resume)
+    disturb(stopped, lambda wire: attempt(deployable, wire, "resume"), after_resume, seed)

@@ -27,10 +27,12 @@ from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
 from light import StandIn, a_standin  # noqa: F401
 from packaging.requirements import Requirement
 
-from azureml_emulator import jobs
+from azureml_emulator.services import jobs
+from azureml_emulator.storage import KEY
 from core import params
 from core.errors import DigitsError
-from mlops.dashboard.serve import KEY
+from mlops import git
+from mlops.azure.settings import Params, load
 from mlops.deploy import release
 from mlops.jobs import job, results, sweep, train
 
@@ -88,6 +90,7 @@ def under_way(project: Trainable, *arguments: str) -> Iterator[tuple[Any, str]]:
         process.communicate()
 
 
+@pytest.mark.slow(minutes=0.5)
 def test_what_a_job_made_is_restored_here(trainable: Trainable, standin: StandIn) -> None:
     trainable.commit(32)
     standin.faults()
@@ -163,7 +166,7 @@ def test_a_machine_that_computes_differently_is_told(
 
 
 def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None:
-    settings, _ = release.load()
+    settings = load()
 
     def pins(gpu: bool) -> tuple[str, dict[str, Requirement]]:
         wanted = replace(settings, job=replace(settings.job, gpu=gpu))
@@ -216,7 +219,7 @@ def test_a_sweep_of_which_nothing_began_praises_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sweep.Trials, "begun", lambda _: [])
-    tags = {"commit": release.git("rev-parse", "HEAD").strip()}
+    tags = {"commit": git.run("rev-parse", "HEAD").strip()}
     jobs = SimpleNamespace(get=lambda _: SimpleNamespace(tags=tags))
     workspace: Any = SimpleNamespace(client=SimpleNamespace(jobs=jobs))
     monkeypatch.setattr(release, "refuse_dirty", lambda: None)
@@ -233,7 +236,7 @@ def test_experiments_are_made_of_what_the_sweep_ran(monkeypatch: pytest.MonkeyPa
         raise DigitsError("the tree is dirty")
 
     monkeypatch.setattr(release, "refuse_dirty", dirty)
-    monkeypatch.setattr(job, "commit_of", lambda *_: release.git("rev-parse", "HEAD").strip())
+    monkeypatch.setattr(job, "commit_of", lambda *_: git.run("rev-parse", "HEAD").strip())
     workspace: Any = None
     with pytest.raises(DigitsError, match="the tree is dirty; then --attach s"):
         sweep.finish(workspace, "s", "Completed", sweep.Trials(workspace, "s"))
@@ -311,9 +314,9 @@ def test_what_a_job_needs_and_nobody_has_is_refused(
         results.offer(job.RAW, {})
 
 
-def on_nodes(nodes: int, verify: Any = "reproduce") -> release.Params:
+def on_nodes(nodes: int, verify: Any = "reproduce") -> Params:
     """Return the settings with another number of nodes."""
-    settings, _ = release.load()
+    settings = load()
     return replace(settings, verify=verify, job=replace(settings.job, nodes=nodes))
 
 
@@ -445,8 +448,8 @@ def test_what_has_ended_is_not_canceled() -> None:
 
 
 def test_a_workspace_that_fails_starts_no_second_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((job, "connect"), (job, "commit"), (release, "load")):
-        monkeypatch.setattr(module, name, lambda *_: (None, None))
+    for module, name in ((job, "connect"), (job, "commit"), (job, "load")):
+        monkeypatch.setattr(module, name, lambda *_: None)
     asked: Any = SimpleNamespace(compute=None, attach=None, cancel=None, workspace="local")
     with pytest.raises(DigitsError, match="with --attach and its name"), job.session(asked):
         raise HttpResponseError("502")
@@ -501,7 +504,7 @@ def test_a_job_that_loses_its_machine_starts_from_nothing(
 ) -> None:
     trainable.commit(32)
     with under_way(trainable) as (process, name):
-        standin.call("PUT", "/standin/lose", {"job": name})
+        standin.lose(name)
         wait_for(process, "training on ten digits")
         assert trainable.published(standin) == set()
         trainable.hold.unlink()

@@ -3,6 +3,7 @@
 That is written as the locked client writes it to a workspace: over TLS on loopback.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,11 +19,10 @@ import pandas as pd
 import pytest
 from conftest import Project
 from mlflow import MlflowClient
-from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 
+from azureml_emulator.web import make_certificate
 from core import params
-from mlops.dashboard.serve import make_certificate
 from mlops.jobs import results, worker
 
 WORKSPACE = "/mlflow/v1.0/subscriptions/S/resourceGroups/G/providers/P/workspaces/W"
@@ -49,8 +49,8 @@ def a_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
             pass
 
     forget(monkeypatch)
-    certificate, key = make_certificate(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    authority, certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(authority))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
@@ -110,12 +110,12 @@ def test_a_run_is_written_to_the_workspace(
 def test_the_stage_in_a_job_does_not_say_how_the_job_stands(
     tracking: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from digits.pipeline import train  # TensorFlow
+    from digits.tracking import runs
 
     in_job(monkeypatch, tracking.port)
     worker.find_run()
     curves = pd.DataFrame({"epoch": [1, 2], "loss": [0.2, 0.1]})
-    train.log_run([Param("batch_size", "64")], curves)
+    runs.log_run({"batch_size": 64}, curves)
     assert capsys.readouterr().err == ""
     for path, _, body in tracking.requests:
         assert path == f"{WORKSPACE}/api/2.0/mlflow/runs/log-batch"  # and not runs/update
@@ -132,14 +132,15 @@ def test_the_job_and_its_stage_log_the_same_params(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from digits.model.training import Recipe
-    from digits.pipeline import train  # TensorFlow
+    from digits.tracking import runs
 
     values = params.load()
     values["train"] |= {"weight_decay": 0}  # a float, written as a whole number
     monkeypatch.setattr(params, "load", lambda: values)
     own = params.section(Recipe, values, "train")
     curves = pd.DataFrame({"epoch": [1], "loss": [0.1]})
-    train.log_curves(train.settings(params.task(values), own), curves)
+    given = {"epochs": values["epochs"], "seed": values["seed"]} | dataclasses.asdict(own)
+    runs.log_curves(runs.flattened(given), curves)
     before = MlflowClient().get_run(run).data.params
     assert before["weight_decay"] == "0.0"
     worker.log_run({"mnist.accuracy": 0.997}, "")

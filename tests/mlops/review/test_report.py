@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Project, environment
+from conftest import ROOT, Project, environment
 
 from core.errors import DigitsError
 from mlops import dvc
@@ -214,6 +214,28 @@ def test_a_metrics_file_that_the_base_lacks_is_told(small: Project) -> None:
     assert not found.reasons
     (small.root / "data/evaluation/metrics.json").unlink()
     assert "mnist accuracy is missing" in told()[0].reasons
+
+
+def test_only_the_metrics_are_needed(small: Project) -> None:
+    small.git("rm", "--quiet", "data/evaluation/per_class.csv", "data/model/curves.csv")
+    commit(small, "without tables that explain")
+    found, text = told("HEAD")
+    assert (found.verdict, found.reasons, found.problems) == ("same", [], [])
+    assert "per_class" not in text and "Training curves" not in text
+
+
+def test_what_renders_the_report_needs_no_package() -> None:
+    """The jobs with write access install nothing: standard library, core.errors and the report."""
+    names = [f"mlops.bot.{path.stem}" for path in (ROOT / "src/mlops/bot").glob("[!_]*.py")]
+    program = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+    program += f"import mlops.review.render, {', '.join(names)}\n"
+    program += "print(*(name for name in sys.modules if name.split('.')[0] in ('core', 'mlops')))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    allowed = {"core", "core.errors", "mlops", "mlops.bot", "mlops.review", "mlops.review.render"}
+    assert set(done.stdout.split()) == {*allowed, *names}
 
 
 def test_bases(small: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

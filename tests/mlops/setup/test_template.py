@@ -7,10 +7,13 @@ properties are compared with what Azure's SDK, as locked, has of them.
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from arm import Deployment, named
 from cloud import PREFIX
 from conftest import ROOT
@@ -24,8 +27,8 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     )
 
     from mlops.azure import connection
-    from mlops.deploy import release
-    from mlops.setup import check
+    from mlops.azure.settings import load
+    from mlops.setup import access, check
 
 SDK = Path(azure.ai.ml.__file__).parent / "_arm_deployments" / "arm_templates"
 # From Azure's list of built-in roles; the same in every subscription.
@@ -40,6 +43,7 @@ BUILT_IN = {
     "Managed Identity Operator": "f1a07417-d97a-45cb-824c-7a7467783830",
     "AcrPull": "7f951dda-4ed3-4680-a7ca-43fe172d538d",
 }
+WORKFLOWS = ROOT / ".github" / "workflows"
 PLACES = {
     "main": "container `main`",
     "review": "container `review`",
@@ -53,9 +57,43 @@ KEYS = {"type", "apiVersion", "name", "location", "properties", "kind", "sku", "
 KEYS |= {"copy", "condition", "dependsOn"}
 
 
+@dataclass(frozen=True)
+class Job:
+    """A job that asks GitHub for an OIDC token."""
+
+    name: str  # WORKFLOW: JOB
+    environment: str | None
+    subject: str
+    in_pull_requests: bool  # a pull request can start it
+
+
+def jobs(prefix: str, folder: Path = WORKFLOWS) -> Iterator[Job]:
+    """Yield the jobs that ask for a token, with the token's subjects.
+
+    With an environment the subject is that, whatever the event; without, it is the event
+    `pull_request`, or the branch.
+    """
+    for path in sorted(folder.glob("*.yml")):
+        workflow = yaml.safe_load(path.read_text("utf-8"))
+        events = set(workflow[True])  # YAML's `on`
+        in_pull_requests = "pull_request" in events
+        for name, job in workflow["jobs"].items():
+            if job["permissions"].get("id-token") != "write":
+                continue
+            label, environment = f"{path.name}: {name}", job.get("environment")
+            if environment:
+                subject = f"{prefix}:environment:{environment}"
+                yield Job(label, environment, subject, in_pull_requests)
+                continue
+            if in_pull_requests:
+                yield Job(label, None, f"{prefix}:pull_request", True)
+            if events - {"pull_request"}:
+                yield Job(label, None, f"{prefix}:ref:refs/heads/main", False)
+
+
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
-    return json.loads((ROOT / connection.TEMPLATE).read_text("utf-8"))
+    return json.loads((ROOT / access.TEMPLATE).read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +206,7 @@ def test_the_cluster_is_as_the_sdk_knows_it(made: Deployment) -> None:
     (identity,) = cluster["identity"]["userAssignedIdentities"]
     assert identity.endswith("/digits-jobs")
     assert identity in made.resources
-    settings = release.load()[0]
+    settings = load()
     assert cluster["name"].rsplit("/", 1)[1] == settings.batch.compute
     size = cluster["properties"]["properties"]
     assert set(size) <= set(names(models.AmlComputeProperties))
@@ -215,10 +253,10 @@ def test_types_and_properties_are_those_of_the_sdks_own_templates(made: Deployme
 def test_roles_are_the_built_in_ones_and_each_is_on_what_is_meant(made: Deployment) -> None:
     assert made.f_variables("roles") == BUILT_IN
     rows = of(made, "/roleAssignments")
-    grants = connection.rights().grants
+    grants = access.load().grants
     assert len(rows) == len(grants)
-    places = connection.scopes(
-        account=made.f_variables("scopes")["main"].partition("/blobServices")[0],
+    places = access.scopes(
+        account=made.f_variables("account"),
         workspace=connection.workspace_id(
             {
                 "AZURE_SUBSCRIPTION_ID": made.subscription,
@@ -226,8 +264,6 @@ def test_roles_are_the_built_in_ones_and_each_is_on_what_is_meant(made: Deployme
                 "AZURE_ML_WORKSPACE": made.f_variables("workspace"),
             }
         ),
-        storage=made.f_variables("scopes")["storage"],
-        registry=made.f_variables("scopes")["registry"],
     )
     assert places == made.f_variables("scopes")
     identities = {
@@ -253,20 +289,24 @@ def test_roles_are_the_built_in_ones_and_each_is_on_what_is_meant(made: Deployme
 
 def test_only_main_writes_main_and_no_pull_request_deploys() -> None:
     """The trust of it all: what the review's identities may, whatever else changes."""
-    grants = {(one.to, one.role, one.on) for one in connection.rights().grants}
+    grants = {(one.to, one.role, one.on) for one in access.load().grants}
     writers = {to for to, role, on in grants if on == "main" and "Contributor" in role}
     assert writers == {"main", "person"}
     assert {(role, on) for to, role, on in grants if to == "reviewer"} == {
         ("Storage Blob Data Contributor", "review")
     }
     assert {role for to, role, _ in grants if to == "reader"} == {"Storage Blob Data Reader"}
-    opened = {job.environment for job in connection.jobs("") if job.open}
-    logins = connection.rights().logins
-    assert {name for name, environment in logins.items() if environment in opened} == {
+    opened = {job.environment for job in jobs("") if job.in_pull_requests}
+    logins = access.load().logins
+    assert {login.identity for login in logins if login.environment in opened} == {
         "reader",
         "reviewer",
     }
-    assert connection.protected(list(connection.jobs(""))) == ["main-write", "production"]
+    assert {login.environment for login in logins if login.protected} == {
+        "main-write",
+        "production",
+    }
+    assert all(login.protected != (login.environment in opened) for login in logins)
 
 
 def test_the_cluster_may_do_what_batches_ask_of_it(made: Deployment) -> None:
@@ -277,7 +317,7 @@ def test_the_cluster_may_do_what_batches_ask_of_it(made: Deployment) -> None:
     (cluster,) = of(made, "/computes").values()
     (place,) = cluster["identity"]["userAssignedIdentities"]
     identity = made.resources[place]["name"].removeprefix("digits-")
-    grants = connection.rights().grants
+    grants = access.load().grants
     has = {one.role for one in grants if (one.to, one.on) == (identity, "storage")}
     assert has == {f"Storage {kind} Data Contributor" for kind in ("Blob", "Queue", "Table")}
 
@@ -287,7 +327,7 @@ def test_credentials_are_what_the_workflows_ask_for(
 ) -> None:
     credentials = of(made, "/federatedIdentityCredentials")
     subjects = {row["properties"]["subject"] for row in credentials.values()}
-    assert subjects == {job.subject for job in connection.jobs(PREFIX)}
+    assert subjects == {job.subject for job in jobs(PREFIX)}
     assert f"{PREFIX}:environment:production" in subjects
     for row in credentials.values():
         assert row["properties"]["issuer"] == check.ISSUER
@@ -297,17 +337,20 @@ def test_credentials_are_what_the_workflows_ask_for(
 
 
 def test_the_outputs_are_githubs_variables(template: dict[str, Any], made: Deployment) -> None:
-    assert list(template["outputs"]) == connection.variables()
+    clients = [login.variable for login in access.load().logins]
+    names = ["AZURE_STORAGE_ACCOUNT", "AZURE_TENANT_ID", *connection.SETTINGS, *clients]
+    assert list(template["outputs"]) == names
     values = Deployment(template, {"subjectPrefix": PREFIX}).run()
     assert len(set(values.values())) == len(values)
     assert not any(named(value) for value in values.values())
 
 
 def test_the_table_in_setup_is_the_templates() -> None:
-    found = connection.rights()
+    found = access.load()
     lines = ["| who | logs in from | role | on |", "|---|---|---|---|"]
+    environments = {login.identity: login.environment for login in found.logins}
     for grant in found.grants:
-        environment = found.logins.get(grant.to)
+        environment = environments.get(grant.to)
         place = f"environment `{environment}`" if environment else "Azure"
         who = f"`digits-{grant.to}`"
         if grant.to == "person":
@@ -315,3 +358,25 @@ def test_the_table_in_setup_is_the_templates() -> None:
         lines.append(f"| {who} | {place} | {grant.role} | {PLACES[grant.on]} |")
     table = "\n".join(lines) + "\n"
     assert table in (ROOT / ".github" / "SETUP.md").read_text("utf-8"), table
+
+
+def test_each_identity_has_its_jobs_and_each_such_job_its_identity() -> None:
+    environments = {login.environment: login.variable for login in access.load().logins}
+    assert {job.environment for job in jobs("repo:o/r")} == set(environments)
+    used = " ".join(path.read_text("utf-8") for path in WORKFLOWS.glob("*.yml"))
+    for name in access.load().variables:
+        assert f"vars.{name}" in used
+    for path in WORKFLOWS.glob("*.yml"):
+        for job in yaml.safe_load(path.read_text("utf-8"))["jobs"].values():
+            steps = [step for step in job["steps"] if "azure/login" in step.get("uses", "")]
+            for step in steps:
+                variable = step["with"]["client-id"].split("vars.")[1].split()[0]
+                assert environments[job["environment"]] == variable
+
+
+def test_a_job_without_an_environment_has_its_event_as_subject(tmp_path: Path) -> None:
+    text = (WORKFLOWS / "pull-request.yml").read_text("utf-8")
+    lines = [line for line in text.splitlines() if "environment: review-read" not in line]
+    (tmp_path / "pull-request.yml").write_text("\n".join(lines))
+    found = {job.subject for job in jobs(PREFIX, tmp_path) if job.name.endswith(": review")}
+    assert found == {f"{PREFIX}:pull_request", f"{PREFIX}:ref:refs/heads/main"}

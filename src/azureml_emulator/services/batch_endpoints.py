@@ -1,4 +1,4 @@
-"""Batch endpoints in the stand-in: a job is processes in a copy of the code that was uploaded.
+"""Batch endpoints: a job is processes in a copy of the code that was uploaded.
 
 As on Azure a process of the deployment calls `init` once and `run` for one mini-batch of files
 after another, again when that fails; what lies below AZUREML_BI_OUTPUT_PATH is the job's output.
@@ -14,9 +14,10 @@ import uuid
 from pathlib import Path
 from typing import IO
 
-from azureml_emulator.standin import ENDPOINT_NAME, Answered, Json, RefusedError, StandIn
+from azureml_emulator.services import online_endpoints
+from azureml_emulator.state import Answer, Json, RefusedError, State
 
-# It ends when its standard input does: with the stand-in, however that ends.
+# It ends when its standard input does: with the emulator, however that ends.
 DRIVER = """
 import importlib.util, os, sys, threading, traceback
 def end():
@@ -43,74 +44,74 @@ for start in range(0, len(files), int(size)):
 """
 
 
-def put_endpoint(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     """Create a batch endpoint, or replace its settings."""
     name = path.rstrip("/").split("/")[-1]
-    if not ENDPOINT_NAME.match(name):
+    if not online_endpoints.NAME.match(name):
         message = f"The endpoint name {name} is invalid: 3 to 32 letters, digits and hyphens."
         raise RefusedError(400, "BadArgument", message)
     wanted = (body["properties"].get("defaults") or {}).get("deploymentName")
-    if wanted and f"{key}/deployments/{wanted.lower()}" not in standin.resources:
+    if wanted and f"{key}/deployments/{wanted.lower()}" not in state.resources:
         raise RefusedError(400, "BadArgument", f"The default names no deployment: {wanted}.")
-    made = {"scoringUri": f"{standin.url}{path}/jobs", "swaggerUri": ""}
-    return put(standin, path, key, body, made)
+    made = {"scoringUri": f"{state.url}{path}/jobs", "swaggerUri": ""}
+    return put(state, path, key, body, made)
 
 
-def put_deployment(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     """Create a batch deployment, or replace it."""
-    standin.get(path, key.split("/deployments/")[0], body)
+    state.get(path, key.split("/deployments/")[0], body)
     properties = body["properties"]
-    standin.asset(properties["codeConfiguration"]["codeId"])
-    standin.asset(properties["model"]["assetId"])
+    state.asset(properties["codeConfiguration"]["codeId"])
+    state.asset(properties["model"]["assetId"])
     if not properties.get("compute"):
         raise RefusedError(400, "BadArgument", f"{path} names no compute.")
-    return put(standin, path, key, body, {})
+    return put(state, path, key, body, {})
 
 
-def put(standin: StandIn, path: str, key: str, body: Json, made: Json) -> Answered:
+def put(state: State, path: str, key: str, body: Json, made: Json) -> Answer:
     """Keep a resource; an operation lets it come into force."""
-    standin.refuse_busy(key)
-    known = standin.resources.get(key)
-    stored = standin.stored(path, body, known)
-    state = {"provisioningState": "Updating" if known else "Creating"}
-    stored["properties"] = {"properties": {}} | stored["properties"] | made | state
-    standin.resources[key] = stored
+    state.refuse_busy(key)
+    known = state.resources.get(key)
+    stored = state.stored(path, body, known)
+    made["provisioningState"] = "Updating" if known else "Creating"
+    stored["properties"] = {"properties": {}} | stored["properties"] | made
+    state.resources[key] = stored
     answer = copy.deepcopy(stored)
-    return 200 if known else 201, answer, standin.later(key, lambda path: None)
+    return 200 if known else 201, answer, state.later(key, lambda path: None)
 
 
-def delete(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+def delete(state: State, path: str, key: str, body: Json) -> Answer:
     """Delete an endpoint with its deployments, or a deployment; jobs stay."""
-    if key not in standin.resources:
+    if key not in state.resources:
         return 204, None, ""
-    standin.refuse_busy(key)
+    state.refuse_busy(key)
     endpoint, _, name = key.partition("/deployments/")
-    defaults = standin.resources[endpoint]["properties"].get("defaults") or {}
+    defaults = state.resources[endpoint]["properties"].get("defaults") or {}
     if name and (defaults.get("deploymentName") or "").lower() == name:
         raise RefusedError(400, "BadRequest", f"The deployment {name} is the endpoint's default.")
-    standin.resources[key]["properties"]["provisioningState"] = "Deleting"
+    state.resources[key]["properties"]["provisioningState"] = "Deleting"
 
     def forget(key: str) -> None:
-        with standin.lock:
-            for name in [one for one in standin.resources if (one + "/").startswith(key + "/")]:
-                del standin.resources[name]
+        with state.lock:
+            for name in [one for one in state.resources if (one + "/").startswith(key + "/")]:
+                del state.resources[name]
 
-    return 202, None, standin.later(key, forget)
+    return 202, None, state.later(key, forget)
 
 
-def invoke(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+def invoke(state: State, path: str, key: str, body: Json) -> Answer:
     """Begin a job of the deployment that is asked for, or of the endpoint's default."""
     endpoint, asked = key.rsplit("/", 1)[0], body["properties"]
-    standin.get(path, endpoint, body)
-    defaults = standin.resources[endpoint]["properties"].get("defaults") or {}
+    state.get(path, endpoint, body)
+    defaults = state.resources[endpoint]["properties"].get("defaults") or {}
     chosen = asked.get("deploymentName") or defaults.get("deploymentName") or ""
     deployment = f"{endpoint}/deployments/{chosen.lower()}"
-    if deployment not in standin.resources:
+    if deployment not in state.resources:
         raise RefusedError(400, "BadArgument", f"{path}: there is no deployment {chosen}.")
     workspace = path[: key.index("/batchendpoints/")]
     name = asked.get("name") or f"batchjob-{uuid.uuid4()}"
     place = f"{workspace}/jobs/{name}"
-    if place.lower() in standin.resources:
+    if place.lower() in state.resources:
         raise RefusedError(409, "Conflict", f"A job of the name {name} exists already.")
     kinds = {"inputs": "inputData", "outputs": "outputData"}
     data = {
@@ -123,41 +124,41 @@ def invoke(standin: StandIn, path: str, key: str, body: Json) -> Answered:
     rest = {"jobType": "Pipeline", "status": "Running", "isArchived": False, "jobs": {}}
     rest |= {"displayName": name, "experimentName": endpoint.split("/")[-1], "settings": {}}
     rest |= {"properties": {"deployment": deployment}, "tags": {}, "services": {}}
-    standin.resources[place.lower()] = standin.stored(place, {"properties": rest | data}, None)
-    standin.save()
-    start(standin, place.lower())
-    return 201, copy.deepcopy(standin.resources[place.lower()]), ""
+    state.resources[place.lower()] = state.stored(place, {"properties": rest | data}, None)
+    state.save()
+    start(state, place.lower())
+    return 201, copy.deepcopy(state.resources[place.lower()]), ""
 
 
-def start(standin: StandIn, key: str) -> None:
+def start(state: State, key: str) -> None:
     """Do a job in the background; what went wrong stands in its log."""
 
     def run() -> None:
-        job = standin.resources[key]
-        home = standin.folder / "jobs" / job["name"]
+        job = state.resources[key]
+        home = state.folder / "jobs" / job["name"]
         shutil.rmtree(home, ignore_errors=True)
         (home / "output").mkdir(parents=True)
         status = "Failed"
         with (home / "log.txt").open("ab") as log:
             try:
-                status = "Completed" if work(standin, job["properties"], home, log) else "Failed"
-            except Exception as error:  # of the stand-in itself
+                status = "Completed" if work(state, job["properties"], home, log) else "Failed"
+            except Exception as error:  # of the emulator itself
                 log.write(repr(error).encode())
-        with standin.lock:
+        with state.lock:
             job["properties"]["status"] = status
-            standin.save()
+            state.save()
 
     threading.Thread(target=run, daemon=True).start()
 
 
-def work(standin: StandIn, job: Json, home: Path, log: IO[bytes]) -> bool:
+def work(state: State, job: Json, home: Path, log: IO[bytes]) -> bool:
     """Fetch, run the processes, put the output into the blob store; return whether all was done."""
-    deployment = standin.resources[job["properties"]["deployment"]]["properties"]
+    deployment = state.resources[job["properties"]["deployment"]]["properties"]
     configuration = deployment["codeConfiguration"]
-    model = standin.asset(deployment["model"]["assetId"])["properties"]["modelUri"]
+    model = state.asset(deployment["model"]["assetId"])["properties"]["modelUri"]
     (input_,), (output,) = job["inputs"].values(), job["outputs"].values()
-    fetch = standin.storage["fetch"]
-    fetch(standin.asset(configuration["codeId"])["properties"]["codeUri"], home / "code")
+    fetch = state.storage.fetch
+    fetch(state.asset(configuration["codeId"])["properties"]["codeUri"], home / "code")
     fetch(model, home / "model" / model.rstrip("/").split("/")[-1])
     fetch(input_["uri"], home / "input")
     files = sorted(str(path) for path in (home / "input").rglob("*") if path.is_file())
@@ -185,35 +186,18 @@ def work(standin: StandIn, job: Json, home: Path, log: IO[bytes]) -> bool:
         assert process.stdin
         process.stdin.close()
     target = output["uri"].split("/paths/", 1)[1].rstrip("/")
-    for path in sorted(path for path in (home / "output").rglob("*") if path.is_file()):
-        blob = f"{target}/{path.relative_to(home / 'output').as_posix()}"
-        standin.storage["client"].upload_blob(blob, path.read_bytes(), overwrite=True)
+    state.storage.upload(home / "output", target)
     for folder in ("input", "output", "model"):
         shutil.rmtree(home / folder)
     return not any(ended)
 
 
-def restore(standin: StandIn) -> None:
-    """Begin jobs that ran when the stand-in ended, and operations that were under way, anew."""
-    with standin.lock:
-        for key, body in list(standin.resources.items()):
+def restore(state: State) -> None:
+    """Begin jobs that ran when the emulator ended, and operations that were under way, anew."""
+    with state.lock:
+        for key, body in list(state.resources.items()):
             if "/batchendpoints/" in key and "provisioningState" in body["properties"]:
                 body["properties"]["provisioningState"] = "Succeeded"
             ours = "/jobs/" in key and "deployment" in body["properties"]["properties"]
             if ours and body["properties"]["status"] == "Running":
-                start(standin, key)
-
-
-def routes(workspace: str) -> list[tuple[str, dict]]:
-    """Return the routes below a workspace's pattern."""
-    endpoint = rf"{workspace}/batchendpoints/[^/]+"
-    return [
-        (rf"{workspace}/batchendpoints", {"GET": StandIn.listing}),
-        (endpoint, {"GET": StandIn.get, "PUT": put_endpoint, "DELETE": delete}),
-        (rf"{endpoint}/deployments", {"GET": StandIn.listing}),
-        (
-            rf"{endpoint}/deployments/[^/]+",
-            {"GET": StandIn.get, "PUT": put_deployment, "DELETE": delete},
-        ),
-        (rf"{endpoint}/jobs", {"POST": invoke}),
-    ]
+                start(state, key)

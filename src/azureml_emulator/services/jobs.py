@@ -1,7 +1,7 @@
-"""The stand-in's jobs, sweeps and computes: each node of a job is a process in a copy of its code.
+"""Jobs, sweeps and computes: each node of a job is a process in a copy of its code.
 
 It gets what Azure gives: its environment variables, who it is (here the blob store's connection
-string), a place for log and outputs. A job whose machine is lost, or which the stand-in's end cut
+string), a place for log and outputs. A job whose machine is lost, or which the emulator's end cut
 short, starts again from nothing.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from azureml_emulator.standin import Answered, Json, RefusedError, StandIn
+from azureml_emulator.state import Answer, Json, RefusedError, State
 
 POLL_SECONDS = 0.1
 ENDED = {"Completed", "Failed", "Canceled"}
@@ -37,54 +37,54 @@ os._exit(code % 256)
 """
 
 
-def end(standin: StandIn, key: str) -> None:
+def end(state: State, key: str) -> None:
     """Kill a job's processes, if it has any."""
-    for ran in standin.processes.get(key, ()):
+    for ran in state.processes.get(key, ()):
         if ran.stdin:
             ran.stdin.close()
 
 
-def close(standin: StandIn) -> None:
-    """Kill all jobs' processes; the jobs begin anew when the stand-in does."""
-    standin.closed = True
-    for key in list(standin.processes):
-        end(standin, key)
+def close(state: State) -> None:
+    """Kill all jobs' processes; the jobs begin anew when the emulator does."""
+    state.closed = True
+    for key in list(state.processes):
+        end(state, key)
 
 
-def put_job(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+def put_job(state: State, path: str, key: str, body: Json) -> Answer:
     """Begin a job."""
-    if key in standin.resources:
+    if key in state.resources:
         raise RefusedError(400, "UserError", f"A job named {path.split('/')[-1]} exists already.")
     compute = str(body["properties"].get("computeId") or "").lower()
-    if compute and compute not in standin.resources:
+    if compute and compute not in state.resources:
         raise RefusedError(400, "UserError", f"The compute {compute} does not exist.")
-    stored = standin.stored(path, body, None)
+    stored = state.stored(path, body, None)
     stored["properties"] = {"properties": {}, "tags": {}} | stored["properties"]
     stored["properties"] |= {"status": "NotStarted"}
-    standin.resources[key] = stored
-    standin.save()
-    begin(standin, key)
-    return 201, standin.get(path, key, body)[1], ""
+    state.resources[key] = stored
+    state.save()
+    begin(state, key)
+    return 201, state.get(path, key, body)[1], ""
 
 
-def begin(standin: StandIn, key: str) -> None:
+def begin(state: State, key: str) -> None:
     """Run a job or a sweep in the background until it has ended."""
-    swept = standin.resources[key]["properties"]["jobType"] == "Sweep"
-    threading.Thread(target=sweep if swept else run, args=(standin, key), daemon=True).start()
+    swept = state.resources[key]["properties"]["jobType"] == "Sweep"
+    threading.Thread(target=sweep if swept else run, args=(state, key), daemon=True).start()
 
 
-def restore(standin: StandIn) -> None:
-    """Begin anew the jobs that had not ended when the stand-in did."""
-    for key, body in list(standin.resources.items()):
+def restore(state: State) -> None:
+    """Begin anew the jobs that had not ended when the emulator did."""
+    for key, body in list(state.resources.items()):
         properties = body["properties"]
         ours = "/jobs/" in key and properties["jobType"] in ("Command", "Sweep")
         if ours and properties["status"] not in ENDED and not properties.get("sweep"):
-            begin(standin, key)
+            begin(state, key)
 
 
-def sweep(standin: StandIn, key: str) -> None:
-    """Run a sweep's trials, as many at a time as it says: jobs NAME_0, NAME_1 and so on."""
-    body = standin.resources[key]
+def sweep(state: State, key: str) -> None:
+    """Run a sweep's trials, as many at once as its limits allow: jobs NAME_0, NAME_1, ..."""
+    body = state.resources[key]
     asked, limits = body["properties"], body["properties"]["limits"]
     names = list(asked["searchSpace"])
     drawn = list(itertools.product(*(asked["searchSpace"][name][1][0] for name in names)))
@@ -98,28 +98,24 @@ def sweep(standin: StandIn, key: str) -> None:
             trial["command"] = trial["command"].replace(mark, str(value))
         keys.append(f"{key}_{number}")
         child = {"properties": trial | {"status": "NotStarted"}}
-        standin.resources.setdefault(
-            keys[-1], standin.stored(f"{body['id']}_{number}", child, None)
-        )
-    if say(standin, key, "Running"):
+        state.resources.setdefault(keys[-1], state.stored(f"{body['id']}_{number}", child, None))
+    if set_status(state, key, "Running"):
         return
     with ThreadPoolExecutor(limits["maxConcurrentTrials"]) as machines:
-        list(machines.map(lambda trial: run(standin, trial), keys))
-    if not standin.closed:
-        well = any(
-            standin.resources[trial]["properties"]["status"] == "Completed" for trial in keys
-        )
-        say(standin, key, "Completed" if well else "Failed")
+        list(machines.map(lambda trial: run(state, trial), keys))
+    if not state.closed:
+        well = any(state.resources[trial]["properties"]["status"] == "Completed" for trial in keys)
+        set_status(state, key, "Completed" if well else "Failed")
 
 
-def say(standin: StandIn, key: str, status: str) -> bool:
+def set_status(state: State, key: str, status: str) -> bool:
     """Set a job's status unless it has ended; return whether it has."""
-    with standin.lock:
-        properties = standin.resources[key]["properties"]
+    with state.lock:
+        properties = state.resources[key]["properties"]
         if properties["status"] in ENDED:
             return True
         properties["status"] = status
-        standin.save()
+        state.save()
     return False
 
 
@@ -137,49 +133,47 @@ def nodes(job: Json) -> list[dict[str, str]]:
     return [{"TF_CONFIG": json.dumps(task)} for task in tasks]
 
 
-def run(standin: StandIn, key: str) -> None:
+def run(state: State, key: str) -> None:
     """Run a job, again when a machine of it was lost, and keep its logs and outputs."""
-    body = standin.resources[key]
+    body = state.resources[key]
     name = body["name"]
-    home = standin.folder / "jobs" / name
-    container, place = standin.storage["client"], f"ExperimentRun/dcid.{name}"
+    home = state.folder / "jobs" / name
+    container, place = state.storage.client, f"ExperimentRun/dcid.{name}"
     count = len(nodes(body["properties"]))
     tails = [f"_process_{rank}" for rank in range(count)] if count > 1 else [""]
     logs = [container.get_blob_client(f"{place}/user_logs/std_log{tail}.txt") for tail in tails]
     try:
         lost = True
         while lost:
-            standin.lost.discard(key)
-            if say(standin, key, "Preparing"):
+            state.lost.discard(key)
+            if set_status(state, key, "Preparing"):
                 return
             shutil.rmtree(home, ignore_errors=True)
-            code = standin.asset(body["properties"]["codeId"])["properties"]["codeUri"]
+            code = state.asset(body["properties"]["codeId"])["properties"]["codeUri"]
             for rank, log in enumerate(logs):
-                standin.storage["fetch"](code, home / str(rank) / "code")
+                state.storage.fetch(code, home / str(rank) / "code")
                 if not log.exists():
                     log.create_append_blob()
-            if say(standin, key, "Running"):
+            if set_status(state, key, "Running"):
                 return
-            ended = process(standin, key, home, [log.append_block for log in logs])
-            if standin.closed:
+            ended = process(state, key, home, [log.append_block for log in logs])
+            if state.closed:
                 return
-            lost = key in standin.lost
+            lost = key in state.lost
         for outputs in sorted(home.glob("*/code/outputs")):
-            for file in sorted(path for path in outputs.rglob("*") if path.is_file()):
-                target = f"{place}/outputs/{file.relative_to(outputs).as_posix()}"
-                container.upload_blob(target, file.read_bytes(), overwrite=True)
-        say(standin, key, "Failed" if ended else "Completed")
+            state.storage.upload(outputs, f"{place}/outputs")
+        set_status(state, key, "Failed" if ended else "Completed")
     except Exception as error:
-        say(standin, key, "Failed")
-        logs[0].append_block(f"The stand-in could not run it: {error!r}\n".encode())
+        set_status(state, key, "Failed")
+        logs[0].append_block(f"The emulator could not run it: {error!r}\n".encode())
     finally:
-        end(standin, key)
+        end(state, key)
         shutil.rmtree(home, ignore_errors=True)
 
 
-def process(standin: StandIn, key: str, home: Path, keeps: list[Callable[[bytes], object]]) -> bool:
+def process(state: State, key: str, home: Path, keeps: list[Callable[[bytes], object]]) -> bool:
     """Run a job's command on each node to its end, keeping what it prints; return if any failed."""
-    body = standin.resources[key]
+    body = state.resources[key]
     env = {
         name: value
         for name, value in os.environ.items()
@@ -187,12 +181,12 @@ def process(standin: StandIn, key: str, home: Path, keeps: list[Callable[[bytes]
     }
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     env |= {"AZUREML_RUN_ID": body["name"]}
-    env |= {"AZURE_STORAGE_CONNECTION_STRING": standin.storage["connection_string"]}
-    env |= {"MLFLOW_TRACKING_URI": f"sqlite:///{standin.folder / 'mlflow.db'}"}
+    env |= {"AZURE_STORAGE_CONNECTION_STRING": state.storage.connection_string}
+    env |= {"MLFLOW_TRACKING_URI": f"sqlite:///{state.folder / 'mlflow.db'}"}
     env |= body["properties"].get("environmentVariables") or {}
     command = [sys.executable, "-c", SUPERVISE, body["properties"]["command"], str(home)]
     ran: list[subprocess.Popen[bytes]] = []
-    standin.processes[key] = ran
+    state.processes[key] = ran
     with contextlib.ExitStack() as stack:
         printed = []
         for rank, own in enumerate(nodes(body["properties"])):
@@ -213,7 +207,7 @@ def process(standin: StandIn, key: str, home: Path, keeps: list[Callable[[bytes]
         while True:
             codes = [one.poll() for one in ran]
             if any(codes) or body["properties"]["status"] in ENDED:
-                end(standin, key)  # a node that fails, or a job that is canceled, takes all along
+                end(state, key)  # a node that fails, or a job that is canceled, takes all along
             for file, keep in zip(printed, keeps, strict=True):
                 while new := file.read(1_000_000):
                     keep(new)
@@ -222,29 +216,27 @@ def process(standin: StandIn, key: str, home: Path, keeps: list[Callable[[bytes]
             time.sleep(POLL_SECONDS)
 
 
-def cancel(standin: StandIn, path: str, key: str, body: Json) -> Answered:
+def cancel(state: State, path: str, key: str, body: Json) -> Answer:
     """End a job."""
     key = key.rsplit("/", 1)[0]
-    standin.get(path, key, body)
-    for name, found in list(standin.resources.items()):
+    state.get(path, key, body)
+    for name, found in list(state.resources.items()):
         if key in (name, found["properties"].get("sweep")):
-            say(standin, name, "Canceled")
-            end(standin, name)
+            set_status(state, name, "Canceled")
+            end(state, name)
     return 200, None, ""
 
 
-def lose(standin: StandIn, name: str) -> None:
-    """Take a running job's machine away, for a test."""
-    for key in standin.resources:
+def lose(state: State, name: str) -> None:
+    """Take a running job's machine away, as Azure may with low priority."""
+    for key in state.resources:
         if key.endswith(f"/jobs/{name}"):
-            standin.lost.add(key)
-            end(standin, key)
+            state.lost.add(key)
+            end(state, key)
 
 
-def put_compute(standin: StandIn, path: str, key: str, body: Json) -> Answered:
-    """Create a cluster, which the stand-in has at once."""
-    stored = standin.stored(path, body, standin.resources.get(key))
-    stored["properties"]["provisioningState"] = "Succeeded"
-    standin.resources[key] = stored
-    standin.save()
-    return 200, stored, ""
+def put_compute(state: State, path: str, key: str, body: Json) -> Answer:
+    """Create a cluster, which is there at once."""
+    body["properties"]["provisioningState"] = "Succeeded"
+    state.put(path, key, body)
+    return state.get(path, key, body)

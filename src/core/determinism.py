@@ -1,7 +1,7 @@
-"""Settings that give the same bytes on other processors, made before NumPy or TensorFlow load.
+"""Environment variables that make CPU results bit-identical across processors.
 
-Standard library only: a copy travels in the model folder, so that what is served computes as
-what was trained.
+Call `configure` before NumPy or TensorFlow is imported. Standard library only: a copy of this
+file travels in the model folder, so that serving computes as training did.
 """
 
 import os
@@ -16,12 +16,12 @@ X86 = {
     # NumPy's own loops for exp, log and the like differ between AVX2 and AVX512.
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
 }
-# An operation that splits a sum among threads would make their number part of the result; those
-# of a graph still run beside each other.
+# An operation that splits a sum among threads would make their number part of the result; the
+# operations of a graph still run beside each other.
 SETTINGS = {"TF_NUM_INTRAOP_THREADS": "1"}
 SETTINGS |= X86 if platform.machine() in ("x86_64", "AMD64") else {}
 
 
-def settle() -> None:
-    """Make the settings in this process and those it starts, whatever its caller's are."""
+def configure() -> None:
+    """Set the variables in this process and in those that it starts, whatever they were."""
     os.environ.update(SETTINGS)

@@ -1,4 +1,4 @@
-"""Stage train: what it logs, and that no store of runs can stop it."""
+"""What a run logs, and that no store of runs can stop a training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,13 +6,12 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from mlflow.entities import Param
 
 from digits.model.training import CURVES
-from digits.pipeline.train import log_run
+from digits.tracking.runs import log_run
 
 ROW = pd.DataFrame([[1, 0.5, 0.9, 0.4, 0.92]], columns=CURVES)
-GIVEN = [Param("epochs", "1")]
+GIVEN = {"epochs": 1}
 
 
 def damaged(store: Path) -> None:

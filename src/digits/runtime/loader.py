@@ -1,16 +1,16 @@
 """Loader of the packaged model for MLflow: a copy of this file travels in the model folder.
 
-It needs TensorFlow and NumPy, and exact.py, which travels beside it. Enters: uint8 (n, size,
-size), white on black. Leaves: see `DigitModel.predict`.
+It needs TensorFlow and NumPy, and determinism.py, which travels beside it. Input: images uint8
+(n, size, size), white on black. Output: see `DigitModel.predict`.
 """
 
 import hashlib
 import json
 from pathlib import Path
 
-import exact
+import determinism
 
-exact.settle()  # before TensorFlow is loaded
+determinism.configure()  # before TensorFlow is loaded
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402

@@ -1,0 +1,184 @@
+"""The emulator in this process: all its servers, and one folder with all that it keeps.
+
+`address.json` in the folder says where the servers are, for `client.connect` and other programs;
+ports and token stay the same when the emulator starts again with the same folder.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import signal
+import ssl
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from azureml_emulator.collector import Collector, OnLost, OnRows
+from azureml_emulator.controls import Controls
+from azureml_emulator.router import Endpoint, OnRequest, Router, Running
+from azureml_emulator.services import batch_endpoints, jobs, online_endpoints, urls, workspaces
+from azureml_emulator.state import State, read_state
+from azureml_emulator.storage import ACCOUNT, run_azurite
+from azureml_emulator.web import LOOPBACK, EmulatorError, Servers, make_certificate, write_atomic
+
+EXPIRE_SECONDS = 3600.0  # between two looks at what is too old to be kept
+
+
+class Emulator:
+    """A local Azure Machine Learning, as a context manager.
+
+    What was deployed when it last ran comes up again. Raises EmulatorError if Azurite is missing,
+    the folder is in use, or its state is damaged or of another version.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        azurite: Path | None = None,
+        containers: Sequence[str] = (),
+        on_request: OnRequest | None = None,
+        on_rows: OnRows | None = None,
+        on_lost: OnLost | None = None,
+        controls: bool = False,
+    ) -> None:
+        """Keep everything in `folder`.
+
+        `azurite` is its program (see `storage.find_azurite`); `containers` are made beside the
+        workspace's own; the functions are called for each request, for the rows that a deployment
+        collects of one request, and for requests whose rows were lost; `controls` switches the
+        test controls on.
+        """
+        self.folder, self.azurite, self.containers = folder.resolve(), azurite, tuple(containers)
+        self.on_request, self.on_rows, self.on_lost = on_request, on_rows, on_lost
+        self.with_controls = controls
+        self.address_file = self.folder / "address.json"
+        self.address: dict[str, Any] = {}
+        self.opened = contextlib.ExitStack()
+
+    def __enter__(self) -> "Emulator":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self.address = self.read_address()
+        read_state(self.folder / "state.json")  # before anything is started
+        logging.getLogger("azure").setLevel(logging.CRITICAL)  # failures are reported by lines
+        with contextlib.ExitStack() as stack:
+            self.start(stack)
+            self.opened = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.opened.close()
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Start everything; `stack` gets what ends it, in the reverse order."""
+        azurite = run_azurite(
+            self.folder / "blobs", self.port("blob"), self.azurite, self.containers
+        )
+        self.storage = stack.enter_context(azurite)
+        self.servers = Servers()
+        stack.callback(self.servers.close)
+        self.collector = Collector(self.storage.client, self.on_rows, self.on_lost)
+        stack.callback(self.collector.close)
+        authority, certificate, key = make_certificate(self.folder)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        try:
+            self.router = Router(
+                self.servers, self.port("router"), self.collector.take, self.on_request
+            )
+            stack.callback(self.router.close)
+            self.state = state = State(self.folder, self.router, self.storage)
+            stack.callback(state.workers.shutdown, wait=True, cancel_futures=True)
+            stack.callback(jobs.close, state)
+            state.token = self.address.get("token") or secrets.token_urlsafe()
+            controls = Controls(state) if self.with_controls else None
+            middlewares = [controls.middleware] if controls else []
+            api = urls.application(state, middlewares)
+            server = self.servers.serve(api, self.address.get("port", 0), context)
+            stack.callback(server.stop)
+            switches = None
+            if controls:
+                switches = self.servers.serve(controls.application(), self.port("controls"))
+                stack.callback(switches.stop)
+        except OSError as error:
+            raise EmulatorError(
+                f"{self.address_file}: {error}. Is the emulator of this folder running already?"
+            ) from None
+        state.url = f"https://{LOOPBACK}:{server.port}"
+        self.address.pop("controls", None)
+        self.publish(
+            url=state.url,
+            token=state.token,
+            certificate=str(authority),
+            blobs=self.storage.url.removesuffix(f"/{ACCOUNT}"),
+            port=server.port,
+            router_port=self.router.port,
+            blob_port=self.storage.port,
+            **(
+                {"controls": f"http://{LOOPBACK}:{switches.port}", "controls_port": switches.port}
+                if switches
+                else {}
+            ),
+        )
+        online_endpoints.restore(state)
+        jobs.restore(state)
+        batch_endpoints.restore(state)
+        expiring = asyncio.run_coroutine_threadsafe(self.expire(), self.servers.loop)
+        stack.callback(expiring.cancel)
+
+    async def expire(self) -> None:
+        """Delete what the storage account's rules say is too old, again and again."""
+        while True:
+            await asyncio.sleep(EXPIRE_SECONDS)
+            await asyncio.to_thread(workspaces.enforce_retention, self.state)
+
+    def read_address(self) -> dict[str, Any]:
+        """Return what address.json held when the emulator last ran here."""
+        if not self.address_file.exists():
+            return {}
+        try:
+            return dict(json.loads(self.address_file.read_text("utf-8")))
+        except (ValueError, TypeError):
+            message = f"{self.address_file}: expected JSON, found something else. Delete this file."
+            raise EmulatorError(message) from None
+
+    def port(self, name: str) -> int:
+        """Return the port that a server had when the emulator last ran, 0 for any."""
+        return int(self.address.get(f"{name}_port", 0))
+
+    def publish(self, **values: Any) -> None:
+        """Write values to address.json."""
+        self.address |= values
+        write_atomic(self.address_file, json.dumps(self.address, indent=1) + "\n")
+
+    @property
+    def endpoints(self) -> dict[str, Endpoint]:
+        """Keys and traffic of the online endpoints, by name."""
+        return self.router.endpoints
+
+    @property
+    def running(self) -> dict[tuple[str, str], Running]:
+        """The servers that run, by endpoint and deployment."""
+        return self.router.running
+
+    @property
+    def lost(self) -> tuple[int, str]:
+        """How many requests' collected rows were lost, and why the last of them were."""
+        return self.collector.lost, self.collector.lost_reason
+
+
+def stop_event() -> threading.Event:
+    """Return an event that Ctrl-C and SIGTERM set from now on."""
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    return stop

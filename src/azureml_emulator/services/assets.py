@@ -1,0 +1,62 @@
+"""Models, codes, environments and data: versions of registered assets."""
+
+import copy
+import uuid
+
+from azureml_emulator.state import Answer, Json, RefusedError, State
+
+CONTENT = ("modelUri", "codeUri", "image", "condaFile", "dataUri")  # of a version, for good
+
+
+def put_version(state: State, path: str, key: str, body: Json) -> Answer:
+    """Register one version of an asset; what a version holds cannot change."""
+    known = state.resources.get(key)
+    if known:
+        for name in CONTENT:
+            if known["properties"].get(name) != body["properties"].get(name):
+                message = f"{path} already exists with another {name}, which cannot change."
+                raise RefusedError(409, "UserError", message)
+    stored = state.stored(path, body, known)
+    if "/data/" not in key:
+        stored["properties"]["provisioningState"] = "Succeeded"
+    stored["properties"] = {"properties": {}, "tags": {}} | stored["properties"]
+    if "/models/" in key:
+        stored["properties"].setdefault("flavors", {})  # the SDK takes no null here (ran)
+    state.resources[key] = stored
+    state.save()
+    return 200 if known else 201, copy.deepcopy(stored), ""
+
+
+def list_versions(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return the versions of an asset, newest first; 404 if it has none, but not of a code."""
+    status, found, operation = state.listing(path, key, body)
+    if "/codes/" not in key and found == {"value": []}:
+        raise RefusedError(404, "UserError", f"The container of {path} was not found.")
+    return status, found, operation
+
+
+def get_container(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return what all versions of an asset share."""
+    versions = [name for name in state.resources if name.startswith(key + "/versions/")]
+    if not versions:
+        raise RefusedError(404, "ResourceNotFound", f"The resource {path} was not found.")
+    numbers = [int(name.split("/")[-1]) for name in versions if name.split("/")[-1].isdigit()]
+    following = {"nextVersion": str(max(numbers, default=0) + 1), "properties": {}, "tags": {}}
+    return 200, state.stored(path, {"properties": following}, None), ""
+
+
+def list_containers(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return what the versions of each asset share."""
+    kept = [body["id"] for name, body in state.resources.items() if name.startswith(key + "/")]
+    places = sorted({place.split("/versions/")[0] for place in kept})
+    found = [get_container(state, one, one.lower(), {})[1] for one in places]
+    return 200, {"value": found}, ""
+
+
+def start_pending_upload(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return where code may be uploaded to."""
+    place, signed = state.storage.offer(str(uuid.uuid5(uuid.NAMESPACE_URL, key)))
+    credential = {"credentialType": "SAS", "sasUri": signed}
+    reference = {"blobUri": place, "storageAccountArmId": "/local", "credential": credential}
+    kind = {"pendingUploadId": str(uuid.uuid4()), "pendingUploadType": "TemporaryBlobReference"}
+    return 200, {"blobReferenceForConsumption": reference} | kind, ""

@@ -1,0 +1,110 @@
+"""A workspace: its datastores, operations, quota, autoscaling and rules of the storage account."""
+
+import datetime
+import uuid
+
+from azureml_emulator.services.online_endpoints import QUOTA, SIZES, used_cores
+from azureml_emulator.state import PROVIDER, Answer, Json, RefusedError, State
+from azureml_emulator.storage import ACCOUNT, CONTAINER, KEY
+
+LOCATION = "local"
+
+
+def get(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return a workspace: any that is named exists."""
+    identity = str(uuid.uuid5(uuid.NAMESPACE_URL, key))
+    group = path.split("/providers/")[0]
+    account = f"{group}/providers/Microsoft.Storage/storageAccounts/{ACCOUNT}"
+    properties = {"workspaceId": identity, "storageAccount": account, "mlFlowTrackingUri": ""}
+    resource = state.stored(path, {"properties": properties}, None)
+    return 200, resource | {"location": LOCATION}, ""
+
+
+def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return the workspace's blob store."""
+    properties = {
+        "datastoreType": "AzureBlob",
+        "accountName": ACCOUNT,
+        "containerName": CONTAINER,
+        "endpoint": "core.windows.net",
+        "protocol": "https",
+        "isDefault": True,
+        "credentials": {"credentialsType": "AccountKey"},
+        "tags": {},
+    }
+    stored = state.stored(path, {"properties": properties}, None)
+    return 200, {"value": [stored]} if key.endswith("/datastores") else stored, ""
+
+
+def list_secrets(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return the blob store's key."""
+    return 200, {"secretsType": "AccountKey", "key": KEY}, ""
+
+
+def get_operation(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return how far an operation is."""
+    name = key.split("/")[-1]
+    if name not in state.operations:
+        raise RefusedError(404, "NotFound", f"There is no operation {name}.")
+    known = {key: value for key, value in state.operations[name].items() if key != "resource"}
+    return 200, {"id": path, "name": name} | known, ""
+
+
+def list_usages(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return the quota of each family of sizes, in cores."""
+    usage = {"id": path, "type": f"{PROVIDER}/vm/dedicatedCores", "unit": "Count"}
+    found = []
+    for family, limit in QUOTA.items():
+        name = {"value": family, "localizedValue": family}
+        used = used_cores(state, family)
+        found.append(usage | {"name": name, "currentValue": used, "limit": limit})
+    return 200, {"value": found}, ""
+
+
+def list_sizes(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return the sizes that there are."""
+    rest: Json = {
+        "gpus": 0,
+        "osVhdSizeMB": 1,
+        "maxResourceVolumeMB": 1,
+        "memoryGB": 7.0,
+        "lowPriorityCapable": False,
+        "premiumIO": True,
+        "supportedComputeTypes": ["AmlCompute"],
+    }
+    value = [
+        {"name": name, "vCPUs": cores, "family": family} | rest
+        for name, (cores, family) in SIZES.items()
+    ]
+    return 200, {"value": value}, ""
+
+
+def put_autoscale(state: State, path: str, key: str, body: Json) -> Answer:
+    """Keep a deployment's setting of Azure Monitor; nothing here scales by it."""
+    target = body["properties"]["targetResourceUri"]
+    if target.lower() not in state.resources:
+        raise RefusedError(400, "ResourceNotFound", f"The target {target} was not found.")
+    for profile in body["properties"]["profiles"]:
+        bounds = [int(profile["capacity"][name]) for name in ("minimum", "default", "maximum")]
+        if bounds != sorted(bounds):
+            raise RefusedError(400, "InvalidProfile", f"{bounds} are not in order.")
+    return state.put(path, key, body)
+
+
+def put_retention(state: State, path: str, key: str, body: Json) -> Answer:
+    """Keep a storage account's rules, and go by them."""
+    answer = state.put(path, key, body)
+    state.workers.submit(enforce_retention, state)
+    return answer
+
+
+def enforce_retention(state: State) -> None:
+    """Delete blobs that are older than the storage account's rules allow."""
+    now = datetime.datetime.now(datetime.UTC)
+    with state.lock:
+        found = [body for key, body in state.resources.items() if "/managementpolicies/" in key]
+    for rule in (rule for one in found for rule in one["properties"]["policy"]["rules"]):
+        days = rule["definition"]["actions"]["baseBlob"]["delete"]
+        oldest = now - datetime.timedelta(days=days["daysAfterModificationGreaterThan"])
+        for prefix in rule["definition"]["filters"]["prefixMatch"]:
+            state.storage.expire(prefix, oldest)

@@ -1,0 +1,173 @@
+"""What the emulator knows: resources by path, operations under way, keys; kept in one file.
+
+The functions of `services` are given the state, the path of a call, its key (the path in lower
+case: Azure ignores the case) and its body; they return an `Answer`. The caller holds the lock.
+"""
+
+import copy
+import json
+import re
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from azureml_emulator.router import Router
+from azureml_emulator.storage import BlobStore
+from azureml_emulator.web import EmulatorError, write_atomic
+
+VERSION = 1  # of the file's format
+PROVIDER = "Microsoft.MachineLearningServices"
+BUSY = {"Creating", "Updating", "Deleting"}
+Json = dict[str, Any]
+Answer = tuple[int, Json | None, str]  # status, body, id of the operation that began
+Work = Callable[[str], None]  # what an operation does to the resource of a path
+
+
+class RefusedError(Exception):
+    """An answer with an error in Azure's form."""
+
+    def __init__(self, status: int, code: str, message: str, *details: Json) -> None:
+        super().__init__(message)
+        error = {"code": code, "message": message} | ({"details": list(details)} if details else {})
+        self.status, self.body = status, {"error": error}
+
+
+def read_state(path: Path) -> Json:
+    """Return what a state file holds, nothing if there is none.
+
+    Raises EmulatorError if it is damaged or of another version.
+    """
+    if not path.exists():
+        return {}
+    try:
+        state = json.loads(path.read_text("utf-8"))
+        version = state.get("version")
+        kinds = {type(state.get(name)) for name in ("resources", "operations", "keys")}
+    except (ValueError, AttributeError):
+        version, kinds = "damaged JSON", set()
+    if version != VERSION or kinds != {dict}:
+        found = "version none" if version is None else f"version {version}"
+        raise EmulatorError(
+            f"{path}: expected version {VERSION} of the emulator's state, found {found}. "
+            f"Delete the folder {path.parent} and deploy again, or choose another by --folder."
+        )
+    return state
+
+
+class State:
+    """Resources by path, operations, keys, and what runs for them."""
+
+    def __init__(self, folder: Path, router: Router, storage: BlobStore) -> None:
+        """Read the state in `folder`. Raises EmulatorError as `read_state` does."""
+        self.folder, self.router, self.storage = folder, router, storage
+        self.token = ""  # that a caller of the management API must have
+        self.url = ""  # of the management API
+        self.lock = threading.RLock()
+        self.workers = ThreadPoolExecutor(8)
+        self.processes: dict[str, list[subprocess.Popen[bytes]]] = {}  # of jobs' nodes, by path
+        self.lost: set[str] = set()  # jobs whose machine is gone
+        self.closed = False
+        self.path = folder / "state.json"
+        state = read_state(self.path)
+        self.resources: dict[str, Json] = state.get("resources", {})
+        self.operations: dict[str, Json] = state.get("operations", {})
+        self.keys: dict[str, list[str]] = state.get("keys", {})
+        self.perform: Callable[[str, Work], None] = lambda path, work: work(path)
+
+    def save(self) -> None:
+        """Write the state."""
+        state = {"version": VERSION, "resources": self.resources}
+        state |= {"operations": self.operations, "keys": self.keys}
+        write_atomic(self.path, json.dumps(state, indent=1))
+
+    def later(self, path: str, work: Work, name: str = "") -> str:
+        """Run `work` on a resource in the background; return the operation's id.
+
+        `perform` runs it: test controls may put something in its place.
+        """
+        name = name or str(uuid.uuid4())
+        self.operations[name] = {"resource": path, "status": "InProgress"}
+
+        def run() -> None:
+            try:
+                self.perform(path, work)
+                outcome: Json = {"status": "Succeeded"}
+            except RefusedError as error:
+                outcome = {"status": "Failed"} | error.body
+            except Exception as error:  # what went wrong is the operation's answer
+                body = RefusedError(500, "InternalServerError", repr(error)).body
+                outcome = {"status": "Failed"} | body
+            with self.lock:
+                self.operations[name] |= outcome
+                if path in self.resources:
+                    self.resources[path]["properties"]["provisioningState"] = outcome["status"]
+                self.save()
+
+        self.save()
+        self.workers.submit(run)
+        return name
+
+    def pending(self, path: str) -> str:
+        """Return the id of the operation under way on a resource, or a new one."""
+        for name, operation in self.operations.items():
+            if operation["resource"] == path and operation["status"] == "InProgress":
+                return name
+        return str(uuid.uuid4())
+
+    def asset(self, identity: str) -> Json:
+        """Return a registered asset by its id. Raises RefusedError (400) if there is none."""
+        path = identity.removeprefix("azureml:").lower()
+        if path not in self.resources:
+            raise RefusedError(400, "BadArgument", f"The asset {identity} does not exist.")
+        return self.resources[path]
+
+    def refuse_busy(self, key: str) -> None:
+        """Refuse to change what is being changed."""
+        state = self.resources.get(key, {"properties": {}})["properties"].get("provisioningState")
+        if state in BUSY:
+            raise RefusedError(409, "Conflict", f"{key} is {state}: try again when that is done.")
+
+    def stored(self, path: str, body: Json, known: Json | None) -> Json:
+        """Return a resource as Azure gives it back; `known` is what it was before."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        made = {"createdBy": "local", "createdByType": "User", "createdAt": now}
+        made = known["systemData"] if known else made
+        changed = {"lastModifiedBy": "local", "lastModifiedByType": "User", "lastModifiedAt": now}
+        resource: Json = {"id": path, "name": path.rstrip("/").split("/")[-1]}
+        # .../providers/P/workspaces/NAME/models/NAME is of type P/workspaces/models
+        parts = path.split("/providers/")[-1].split("/")
+        resource["type"] = "/".join([parts[0], *parts[1::2]])
+        resource |= copy.deepcopy(body) | {"systemData": made | changed}
+        return resource
+
+    # Calls that are alike for many kinds of resources -------------------------------------------
+
+    def get(self, path: str, key: str, body: Json) -> Answer:
+        """Return a resource."""
+        if key not in self.resources:
+            raise RefusedError(404, "ResourceNotFound", f"The resource {path} was not found.")
+        return 200, copy.deepcopy(self.resources[key]), ""
+
+    def listing(self, path: str, key: str, body: Json) -> Answer:
+        """Return the resources of one kind, newest first."""
+        inside = re.compile(re.escape(key) + "/[^/]+")
+        found = [value for name, value in self.resources.items() if inside.fullmatch(name)]
+        return 200, {"value": copy.deepcopy(found[::-1])}, ""
+
+    def put(self, path: str, key: str, body: Json) -> Answer:
+        """Keep a resource that has nothing running."""
+        known = self.resources.get(key)
+        self.resources[key] = self.stored(path, body, known)
+        self.save()
+        return 200 if known else 201, copy.deepcopy(self.resources[key]), ""
+
+    def delete(self, path: str, key: str, body: Json) -> Answer:
+        """Forget a resource that has nothing running."""
+        found = self.resources.pop(key, None)
+        self.save()
+        return 200 if found else 204, None, ""

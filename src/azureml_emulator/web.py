@@ -1,0 +1,158 @@
+"""HTTP servers on loopback, all on one event loop in a thread of its own.
+
+Every server has the same limits: a connection without a complete request head is closed after
+IDLE_SECONDS, a body must arrive within READ_SECONDS (408) and may not exceed its application's
+`client_max_size` (413). The parser of aiohttp refuses conflicting lengths with 400.
+"""
+
+import asyncio
+import logging
+import ssl
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trustme
+from aiohttp import web
+
+LOOPBACK = "127.0.0.1"
+IDLE_SECONDS = 75.0  # nginx's default
+READ_SECONDS = 60.0
+STOP_SECONDS = 5.0  # that requests under way may take when a server stops
+THREADS = 16  # for blocking work of all servers
+LOG = logging.getLogger("azureml_emulator")  # silent unless the program configures it
+LOG.addHandler(logging.NullHandler())
+T = TypeVar("T")
+
+
+class EmulatorError(Exception):
+    """Something that the user can fix. The message says what, where and how, in one line."""
+
+
+@dataclass
+class Server:
+    """One listening server."""
+
+    servers: "Servers"
+    runner: web.AppRunner
+    port: int
+
+    def stop(self) -> None:
+        """Stop listening; requests under way may take STOP_SECONDS."""
+        self.servers.run(self.runner.cleanup())
+
+
+class Servers:
+    """The thread with the event loop. Blocking work of handlers goes to `asyncio.to_thread`."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.threads = ThreadPoolExecutor(THREADS)
+        self.loop.set_default_executor(self.threads)
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop; wait for its result. For other threads only."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+    def serve(
+        self, application: web.Application, port: int = 0, context: ssl.SSLContext | None = None
+    ) -> Server:
+        """Serve an application on a port of loopback (0: a free one), with TLS if given a context.
+
+        Raises OSError if the port is taken.
+        """
+
+        async def listen() -> Server:
+            runner = web.AppRunner(
+                application,
+                access_log=None,
+                logger=LOG,
+                keepalive_timeout=IDLE_SECONDS,
+                shutdown_timeout=STOP_SECONDS,
+            )
+            await runner.setup()
+            try:
+                await web.TCPSite(runner, LOOPBACK, port, ssl_context=context).start()
+            except OSError:
+                await runner.cleanup()
+                raise
+            return Server(self, runner, runner.addresses[0][1])
+
+        return self.run(listen())
+
+    def close(self) -> None:
+        """End the loop and its threads, after all servers were stopped."""
+
+        async def cancel() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self.run(cancel())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.threads.shutdown()
+        self.loop.close()
+
+
+def check_length(request: web.Request, required: bool) -> None:
+    """Refuse a body by its head: 411 without Content-Length if that is required, 413 if too large.
+
+    A refusal closes the connection: its body was not read.
+    """
+    length = request.content_length
+    refusal: web.HTTPException | None = None
+    if required and length is None:
+        refusal = web.HTTPLengthRequired(text="Send the body's length as Content-Length alone.")
+    elif length is not None and length > request.client_max_size:
+        text = f"The body is too large: {length:,} bytes; at most {request.client_max_size:,}."
+        refusal = web.HTTPRequestEntityTooLarge(request.client_max_size, length, text=text)
+    if refusal:
+        refusal.force_close()
+        raise refusal
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Return the body; 408 if it does not arrive within READ_SECONDS, 413 if it is too large."""
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        refusal = web.HTTPRequestTimeout(text=f"No complete body within {READ_SECONDS:g} s.")
+        refusal.force_close()
+        raise refusal from None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write UTF-8, for the owner alone; readers see the complete file or the one before."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    partial.write_text(text, "utf-8", newline="\n")
+    partial.replace(path)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path, Path]:
+    """Return the files of an authority, which clients trust, of a certificate, and of its key.
+
+    The certificate is for 127.0.0.1. All three are made anew unless all are there: they must
+    belong together. They are valid for longer than any folder lives.
+    """
+    names = ("authority.pem", "certificate.pem", "key.pem")
+    authority_file, certificate_file, key_file = (folder / name for name in names)
+    if not all(file.exists() for file in (authority_file, certificate_file, key_file)):
+        authority = trustme.CA()
+        made = authority.issue_cert(LOOPBACK)
+        for file in (authority_file, certificate_file, key_file):
+            file.unlink(missing_ok=True)
+        write_atomic(authority_file, authority.cert_pem.bytes().decode())
+        chain = b"".join(part.bytes() for part in made.cert_chain_pems)
+        write_atomic(certificate_file, chain.decode())
+        write_atomic(key_file, made.private_key_pem.bytes().decode())
+    return authority_file, certificate_file, key_file

@@ -1,0 +1,1 @@
+"""Tracking of runs by MLflow: it writes no output of a stage."""

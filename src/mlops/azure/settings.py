@@ -1,0 +1,114 @@
+"""params.yaml's section `azure`: how the model is deployed, and where jobs run."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from core import params
+
+RECORDED = 130  # characters of instance_type and collections: a revision's record is one tag
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """How the new deployment is asked before it gets traffic, and at each step of it."""
+
+    __pydantic_config__ = params.STRICT
+
+    digits: Annotated[int, Field(ge=1, le=10_000)]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    latency_seconds: Positive  # of the slowest answer
+
+
+@dataclass(frozen=True)
+class Autoscale:
+    """When instances beyond `instance_count` come and go."""
+
+    __pydantic_config__ = params.STRICT
+
+    most: Annotated[int, Field(ge=2, le=100)]  # instances
+    cpu_percent: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(le=99)]]
+    minutes: Annotated[int, Field(ge=5, le=720)]
+
+    def __post_init__(self) -> None:
+        """Between the bounds nothing happens; without a gap instances come and go for ever."""
+        if self.cpu_percent[0] >= self.cpu_percent[1]:
+            raise ValueError("cpu_percent must be [less, more]")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where `digits train` and `digits sweep` run the pipeline."""
+
+    __pydantic_config__ = params.STRICT
+
+    compute: str | None  # a cluster's name; None is serverless, which costs nothing when idle
+    instance_type: str  # of serverless
+    gpu: bool  # then TensorFlow is installed with CUDA
+    nodes: Annotated[int, Field(ge=1, le=64)]
+    timeout_hours: Annotated[float, Field(gt=0, le=168)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where a batch endpoint scores files."""
+
+    __pydantic_config__ = params.STRICT
+
+    compute: Annotated[str, Field(min_length=1)]
+    instances: Annotated[int, Field(ge=1, le=100)]
+    processes: Annotated[int, Field(ge=1, le=100)]  # of each
+    retries: Annotated[int, Field(ge=0, le=10)]  # of a file
+    timeout_seconds: Annotated[int, Field(ge=1, le=86_400)]  # of a file
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml's section `azure`."""
+
+    __pydantic_config__ = params.STRICT
+
+    endpoint: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,22}$")]
+    strategy: Literal["blue_green", "in_place"]
+    traffic_percent: tuple[Annotated[int, Field(ge=1, le=100)], ...]
+    step_seconds: Annotated[float, Field(ge=0)]
+    smoke: Smoke
+    auth_mode: Literal["key", "aml_token", "aad_token"]
+    public_access: bool
+    instance_type: str
+    instance_count: Annotated[int, Field(ge=1, le=100)]
+    autoscale: Autoscale | None
+    price_an_hour: Positive | None
+    request_timeout_seconds: Annotated[float, Field(ge=0.5, le=180)]
+    requests_at_a_time: Annotated[int, Field(ge=1, le=1000)]
+    image: Annotated[str, Field(pattern=r"^[^ ]+(:|@sha256:)[^:/ ]+$")]
+    verify: Literal["reproduce", "restore"]
+    code: str
+    identity: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]{2,127}$")] | None
+    collections: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...]
+    collection_days: Annotated[int, Field(ge=1, le=3650)] | None
+    lease_seconds: Annotated[int, Field(ge=15, le=60)]  # what a blob's lease may last
+    job: Job
+    batch: Batch
+
+    def __post_init__(self) -> None:
+        """Traffic must grow, and end with all of it; the image must stay what it is."""
+        if self.autoscale and self.autoscale.most <= self.instance_count:
+            raise ValueError("autoscale.most must be more than instance_count")
+        if len(self.instance_type) + sum(len(name) + 3 for name in self.collections) > RECORDED:
+            raise ValueError(
+                "instance_type and collections are too long for the record of a revision: "
+                f"{RECORDED} characters in all, 3 for each collection included"
+            )
+        if self.image.endswith(":latest"):
+            raise ValueError("image must be pinned by a digest or a dated tag, not latest")
+        steps = self.traffic_percent
+        if not steps or steps[-1] != 100 or list(steps) != sorted(set(steps)):
+            raise ValueError("traffic_percent must grow from step to step and end with 100")
+
+
+def load() -> Params:
+    """Return the section as it stands in params.yaml; raises DigitsError as core.params does."""
+    return params.section(Params, params.load(), "azure")

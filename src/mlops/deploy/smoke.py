@@ -1,0 +1,112 @@
+"""The smoke test: requests with known answers, sent to a deployment before it gets traffic.
+
+They come from the model folder's `smoke.jsonl`, one JSON object a line:
+
+    {"request": {...}, "answer": {"pointer": "/predictions/0/digit", "value": "7"}}
+
+`request` is what a client sends. `pointer` is a JSON Pointer (RFC 6901) into the answer, `value`
+what a right answer has there. An answer that has the key `model_version` must name the model.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import DigitsError
+from mlops.azure.endpoint import Answer, Target
+from mlops.azure.settings import Smoke
+
+FIX = "run `dvc repro`, or `dvc pull data/package`"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One request and what a right answer holds."""
+
+    request: Any
+    pointer: str
+    value: Any
+
+    def value_in(self, answer: Answer) -> Any:
+        """Return what an answer has at the pointer; raise DigitsError when it has nothing there."""
+        try:
+            return resolve(answer.body, self.pointer)
+        except LookupError:
+            text = json.dumps(answer.body)[:200]
+            raise DigitsError(f"smoke test: the answer has no {self.pointer}: {text}") from None
+
+
+def resolve(document: Any, pointer: str) -> Any:
+    """Return the value that a JSON Pointer names; raise LookupError when there is none."""
+    if pointer and not pointer.startswith("/"):
+        raise LookupError(pointer)
+    for token in pointer.split("/")[1:]:
+        name = token.replace("~1", "/").replace("~0", "~")
+        if isinstance(document, list) and re.fullmatch("0|[1-9][0-9]*", name):
+            document = document[int(name)]
+        elif isinstance(document, dict):
+            document = document[name]
+        else:
+            raise LookupError(pointer)
+    return document
+
+
+def read(path: Path, count: int) -> list[Item]:
+    """Return the first items of a file; raise DigitsError when it is absent, empty or damaged."""
+    try:
+        lines = path.read_text("utf-8").splitlines()[:count]
+    except FileNotFoundError:
+        raise DigitsError(f"{path}: not found; {FIX}") from None
+    except ValueError as error:
+        raise DigitsError(f"{path}: expected UTF-8 text: {error}; {FIX}") from None
+    items = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            answer = row["answer"]
+            items.append(Item(row["request"], str(answer["pointer"]), answer["value"]))
+        except (ValueError, KeyError, TypeError) as error:
+            expected = '{"request": ..., "answer": {"pointer": ..., "value": ...}}'
+            raise DigitsError(
+                f"{path}:{number}: expected {expected}, found {line[:60]!r} ({error!r}); {FIX}"
+            ) from None
+    if not items:
+        raise DigitsError(f"{path}: expected a request a line, found none; {FIX}")
+    return items
+
+
+def check(
+    target: Target, deployment: str, items: Sequence[Item], wanted: Smoke, version: str | None
+) -> list[Any]:
+    """Send the requests to a deployment by name; return what its answers have at the pointers.
+
+    Raises DigitsError when the share of right answers or the slowest answer is out of bounds, or
+    when another model answers than `version`.
+    """
+    answers = [target.ask(item.request, deployment) for item in items]
+    for answer in answers:
+        require_version(answer, version)
+    values = [item.value_in(answer) for item, answer in zip(items, answers, strict=True)]
+    right = sum(value == item.value for value, item in zip(values, items, strict=True))
+    if right < wanted.accuracy * len(items):
+        raise DigitsError(
+            f"smoke test: {right} of {len(items)} answers right, {wanted.accuracy:.0%} are needed "
+            "(azure.smoke.accuracy); the model is not fit to serve"
+        )
+    slowest = max(answer.seconds for answer in answers)
+    if slowest > wanted.latency_seconds:
+        raise DigitsError(
+            f"smoke test: the slowest answer took {slowest:.2f} s, "
+            f"{wanted.latency_seconds:g} s are allowed (azure.smoke.latency_seconds)"
+        )
+    return values
+
+
+def require_version(answer: Answer, version: str | None) -> None:
+    """Raise DigitsError when an answer names another model; one that names none is accepted."""
+    named = answer.body.get("model_version") if isinstance(answer.body, dict) else None
+    if version and named is not None and not (named and version.startswith(str(named))):
+        raise DigitsError(f"smoke test: model {named or 'unnamed'} answered, not {version[:12]}")

@@ -1,0 +1,84 @@
+"""Who may do what in Azure, as the ARM template says: identities, their logins and their roles."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import DigitsError
+from mlops.azure.connection import REMOTES
+
+TEMPLATE = Path(".github/azure.json")
+STACK = "digits"  # the deployment stack: Azure's own list of what a template made
+
+
+@dataclass(frozen=True)
+class Login:
+    """An identity as which the jobs of a GitHub environment log in."""
+
+    identity: str
+    environment: str
+    protected: bool  # for the default branch alone
+
+    @property
+    def variable(self) -> str:
+        """GitHub's variable with the identity's client id."""
+        return f"AZURE_{self.identity.upper()}_CLIENT_ID"
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A role, to an identity or a person, on a key of `scopes`."""
+
+    to: str
+    role: str
+    on: str
+
+
+@dataclass(frozen=True)
+class Access:
+    """The template's identities and their roles."""
+
+    identities: tuple[str, ...]
+    logins: tuple[Login, ...]
+    grants: tuple[Grant, ...]
+    variables: tuple[str, ...]  # the outputs, which are named as GitHub's variables
+
+    def roles(self, identity: str, scopes: dict[str, str]) -> set[tuple[str, str]]:
+        """Return an identity's roles, each with the id of what it is on, in lower case."""
+        of = (grant for grant in self.grants if grant.to == identity)
+        return {(grant.role, scopes[grant.on].lower()) for grant in of}
+
+
+def load() -> Access:
+    """Read the template; raise DigitsError where that is damaged."""
+    try:
+        template = json.loads(TEMPLATE.read_text("utf-8"))
+        values = template["variables"]
+        return Access(
+            tuple(values["identities"]),
+            tuple(Login(**row) for row in values["logins"]),
+            tuple(Grant(**row) for row in (*values["grants"], *values["personal"])),
+            tuple(template["outputs"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DigitsError(
+            f"{TEMPLATE}: expected identities, logins, grants, personal and outputs, found "
+            f"{error!r}. In the project's root: git checkout {TEMPLATE}"
+        ) from None
+
+
+def scopes(account: str, workspace: str) -> dict[str, str]:
+    """Return the resource ids that roles are given on, by the template's way of naming.
+
+    Takes the name of the account that has the containers, and the workspace's id.
+    """
+    providers = workspace.partition("/providers/")[0] + "/providers"
+    accounts = f"{providers}/Microsoft.Storage/storageAccounts"
+    containers = f"{accounts}/{account}/blobServices/default/containers"
+    return {
+        **{name: f"{containers}/{name}" for name in REMOTES},
+        "storage": f"{accounts}/{account.replace('digits', 'digitsml', 1)}",
+        "workspace": workspace,
+        "endpoint": f"{providers}/Microsoft.ManagedIdentity/userAssignedIdentities/digits-endpoint",
+        "registry": f"{providers}/Microsoft.ContainerRegistry/registries/{account}",
+    }

@@ -1,0 +1,16 @@
+"""The code of a deployment, as `digits deploy` uploads it."""
+
+import shutil
+from pathlib import Path
+
+from mlops.deploy.release import CODE
+
+SERVING = Path(__file__).resolve().parents[2] / "src" / "digits" / "serving"
+
+
+def serving_code(target: Path) -> Path:
+    """Copy the code of a deployment into a folder, which is made; return the folder."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in CODE:
+        shutil.copyfile(SERVING / name, target / name)
+    return target
