@@ -1,28 +1,31 @@
 """What happened in production: requests and late labels enter, windows with verdicts leave.
 
-Requests are put in the order of their times and cut into windows; each is summarised (drift.py)
-and judged against the reference in turn. The stream is read twice, in batches, so that memory
-does not grow with the images.
+Requests are put in the order of their times and cut into windows; each is judged against the
+reference in turn. This is the one engine of stage monitor, `digits monitor` and the live page:
+
+    analysis = analyse(stream, labels, reference, own, classes, image_size)  # of Parquet batches
+    monitor = Monitor(classes, image_size)                 # or as rows come, again and again:
+    monitor.requests.add(batch); monitor.labels.add(batch)
+    analysis = monitor.analyse(reference, own, now_ms)
+
+Memory does not grow with the images: the bins of each row are kept, 47 bytes a row in all.
 """
 
-import csv
-import datetime
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
-from scipy.stats import binomtest
 
 from core.errors import DigitsError
-from core.files import replacing
 from core.params import STRICT
+from core.statistics import wilson
 from digits.monitoring import drift
 from digits.monitoring.drift import Reference, Verdict
-from digits.monitoring.histograms import SIGNALS, Summary, bins
+from digits.monitoring.histograms import SIGNALS, BinnedRequests, Summary, count
+from digits.monitoring.labels import Joined, Labels
 from digits.production import records
 
 Stream = Callable[[], Iterable[pa.RecordBatch]]
@@ -60,7 +63,6 @@ class Window:
 
     @property
     def requests(self) -> int:
-        """The number of requests."""
         return len(self.summary)
 
 
@@ -112,8 +114,7 @@ class Analysis:
 
     def accuracy(self, first: int = 0) -> tuple[float, float, float] | None:
         """Return accuracy and its 95 % interval from a window on, None without labels."""
-        chosen = self.windows[first:]
-        return wilson(sum(w.right for w in chosen), sum(w.labelled for w in chosen))
+        return accuracy(self.windows[first:])
 
     def estimated(self, first: int = 0) -> float | None:
         """Return the estimate of accuracy from a window on, None without requests."""
@@ -184,16 +185,129 @@ def _most(log_e_values: np.ndarray) -> float:
     return float((total - np.minimum.accumulate(total)).max())
 
 
-def wilson(right: int, labelled: int) -> tuple[float, float, float] | None:
-    """Return the share and Wilson's 95 % interval, None when nothing is labelled.
+def accuracy(windows: list[Window]) -> tuple[float, float, float] | None:
+    """Return the accuracy of windows by labels and its 95 % interval, None without labels."""
+    labelled = sum(window.labelled for window in windows)
+    return wilson(sum(window.right for window in windows), labelled) if labelled else None
 
-    It takes each request for another digit; simulated production repeats those of a pool, and
-    there it is too narrow.
-    """
-    if not labelled:
-        return None
-    interval = binomtest(right, labelled).proportion_ci(0.95, method="wilson")
-    return right / labelled, float(interval.low), float(interval.high)
+
+class Monitor:
+    """Requests and labels as they come, and the analysis of those so far."""
+
+    def __init__(self, classes: tuple[str, ...], image_size: int) -> None:
+        self.classes, self.image_size = classes, image_size
+        self.requests = BinnedRequests(classes, image_size)
+        self.labels = Labels(classes)
+        self.judged: tuple[Reference, drift.Settings, np.ndarray, list[Verdict]] | None = None
+
+    def analyse(
+        self,
+        reference: Reference,
+        own: Params,
+        now_ms: int | None = None,
+        stream: Stream | None = None,
+    ) -> Analysis:
+        """Return what happened; verdicts on windows that stayed as they were are not made again.
+
+        `now_ms`, ms since 1970: where production goes on. `stream` gives the same batches again,
+        for images of examples; without it there are none. Raises DigitsError when the newest
+        requests were answered by other models than the reference's.
+        """
+        classes = self.classes
+        if len(reference.summary.classes) != len(classes):
+            raise DigitsError("the reference has other classes than params.yaml; run `dvc repro`")
+        latest_ms = None if now_ms is None else now_ms + records.SKEW_MS
+        rows = self.requests.rows({reference.model_version}, latest_ms)
+        if others := passed_over(rows, own.window):
+            raise DigitsError(
+                f"the reference is of model {reference.model_version}, but the newest requests "
+                f"were answered by {', '.join(others)}; check out the commit that is deployed and "
+                "run `dvc repro`, or deploy this one"
+            )
+        ordered = rows.ordered()
+        joined = self.labels.join(rows)
+        counts = count(self.requests.bins()[ordered], own.window, self.requests.width)
+        windows: list[Window] = []
+        for number, verdict in enumerate(self._verdicts(reference, own.alarm, counts)):
+            inside = ordered[number * own.window : (number + 1) * own.window]
+            known = inside[joined.truth[inside] >= 0]
+            windows.append(
+                Window(
+                    first_ms=int(rows.time[inside[0]]),
+                    last_ms=int(rows.time[inside[-1]]),
+                    summary=Summary(counts[number]),
+                    verdict=verdict,
+                    labelled=len(known),
+                    right=int((joined.truth[known] == rows.label[known]).sum()),
+                )
+            )
+        episodes = alarms(windows)
+        examples = []
+        if stream and episodes:
+            shown = self._strangest(reference, ordered, episodes[-1], len(windows), own)
+            images = self._images(stream(), list(shown))
+            examples = [
+                Example(window, images[row], classes[rows.label[row]], _truth(joined, classes, row))
+                for row, window in shown.items()
+            ]
+        unknown = [name not in reference.scripts for name in joined.scripts]
+        foreign = np.array([*unknown, False])[joined.script]
+        return Analysis(
+            reference=reference,
+            windows=windows,
+            episodes=episodes,
+            examples=examples,
+            gaps=records.gaps(rows.time[ordered], own.window, now_ms),
+            faults=rows.faults | joined.faults,
+            first_foreign_ms=int(rows.time[foreign].min()) if foreign.any() else None,
+        )
+
+    def _verdicts(
+        self, reference: Reference, settings: drift.Settings, counts: np.ndarray
+    ) -> list[Verdict]:
+        """Return the verdicts on windows; the first ones may be those of the last call."""
+        known: list[Verdict] = []
+        if self.judged and self.judged[0] is reference and self.judged[1] == settings:
+            pairs = zip(self.judged[2], counts, strict=False)
+            other = (n for n, (old, new) in enumerate(pairs) if not np.array_equal(old, new))
+            known = self.judged[3][: next(other, min(len(self.judged[2]), len(counts)))]
+        before = known[-1] if known else None
+        verdicts = [*known, *reference.verdicts(counts[len(known) :], settings, before)]
+        self.judged = (reference, settings, counts, verdicts)
+        return verdicts
+
+    def _strangest(
+        self,
+        reference: Reference,
+        ordered: np.ndarray,
+        episode: Episode,
+        window_count: int,
+        own: Params,
+    ) -> dict[int, int]:
+        """Return the strangest rows of an alarm, spread over its windows, and their windows."""
+        end = episode.ended or window_count
+        spread = np.unique(np.linspace(episode.began, end - 1, own.examples).astype(int)).tolist()
+        found: dict[int, int] = {}
+        for window in spread:
+            inside = np.sort(ordered[window * own.window : (window + 1) * own.window])
+            strange = reference.strangeness(self.requests.bins()[inside])
+            some = min(-(-own.examples // len(spread)), EXAMPLES_A_WINDOW)
+            chosen = inside[np.argsort(-strange, kind="stable")[:some]]
+            found |= dict.fromkeys(chosen.tolist(), window)
+        return dict(list(found.items())[: own.examples])
+
+    def _images(self, stream: Iterable[pa.RecordBatch], rows: list[int]) -> dict[int, np.ndarray]:
+        """Return the images of rows of a stream."""
+        found: dict[int, np.ndarray] = {}
+        start = 0
+        for batch in stream:
+            inside = [row for row in rows if start <= row < start + len(batch)]
+            if inside:
+                chosen = batch.take(pa.array([row - start for row in inside]))
+                images = records.images(chosen, self.image_size)
+                found |= {row: image.copy() for row, image in zip(inside, images, strict=True)}
+            start += len(batch)
+        return found
 
 
 def analyse(
@@ -205,63 +319,22 @@ def analyse(
     image_size: int,
     now_ms: int | None = None,
 ) -> Analysis:
-    """Return what happened; `stream` gives the same batches of REQUESTS each time it is called.
+    """Return what happened, with examples; `stream` gives the same batches each time it is called.
 
-    `now_ms`, ms since 1970: where production goes on. Raises DigitsError when the newest requests
-    were answered by other models than the reference's.
+    See `Monitor.analyse`.
     """
-    if len(reference.summary.classes) != len(classes):
-        raise DigitsError("the reference has other classes than params.yaml; run `dvc repro`")
-    latest_ms = None if now_ms is None else now_ms + records.SKEW_MS
-    rows = records.look(stream(), classes, image_size, {reference.model_version}, latest_ms)
-    if others := passed_over(rows, own.window):
-        raise DigitsError(
-            f"the reference is of model {reference.model_version}, but the newest requests were "
-            f"answered by {', '.join(others)}; check out the commit that is deployed and run "
-            "`dvc repro`, or deploy this one"
-        )
-    counted = np.flatnonzero(rows.counts)
-    ordered = counted[np.argsort(rows.time[counted], kind="stable")]
-    window_of = np.full(len(rows.time), -1, np.int32)  # of each row in the stream's order
-    window_of[ordered] = np.arange(len(ordered)) // own.window
-    truth, scripts, label_faults = records.match(labels, rows, classes)
-    counts, candidates = summarise(stream(), rows, window_of, reference, image_size)
+    monitor = Monitor(classes, image_size)
+    for batch in stream():
+        monitor.requests.add(batch)
+    for batch in labels:
+        monitor.labels.add(batch)
+    return monitor.analyse(reference, own, now_ms, stream)
 
-    windows: list[Window] = []
-    for number, verdict in enumerate(reference.verdicts(counts, own.alarm)):
-        inside = ordered[number * own.window : (number + 1) * own.window]
-        known = inside[truth[inside] >= 0]
-        windows.append(
-            Window(
-                first_ms=int(rows.time[inside[0]]),
-                last_ms=int(rows.time[inside[-1]]),
-                summary=Summary(counts[number]),
-                verdict=verdict,
-                labelled=len(known),
-                right=int((truth[known] == rows.label[known]).sum()),
-            )
-        )
-    episodes = alarms(windows)
-    last = episodes[-1] if episodes else None
-    shown = spread(candidates, window_of, last, len(windows), own.examples)
-    foreign = [row for row, script in scripts.items() if script not in reference.scripts]
-    return Analysis(
-        reference=reference,
-        windows=windows,
-        episodes=episodes,
-        examples=[
-            Example(
-                int(window_of[row]),
-                image,
-                classes[rows.label[row]],
-                f"{scripts[row]} {classes[truth[row]]}" if row in scripts else None,
-            )
-            for row, image in shown
-        ],
-        gaps=records.gaps(rows.time[ordered], own.window, now_ms),
-        faults=rows.faults | label_faults,
-        first_foreign_ms=min((int(rows.time[row]) for row in foreign), default=None),
-    )
+
+def _truth(joined: Joined, classes: tuple[str, ...], row: int) -> str | None:
+    if joined.truth[row] < 0:
+        return None
+    return f"{joined.scripts[joined.script[row]]} {classes[joined.truth[row]]}"
 
 
 def passed_over(rows: records.Rows, window: int) -> list[str]:
@@ -278,47 +351,6 @@ def passed_over(rows: records.Rows, window: int) -> list[str]:
     return sorted({rows.versions[number] for number in rows.version[others].tolist()})
 
 
-def summarise(
-    stream: Iterable[pa.RecordBatch],
-    rows: records.Rows,
-    window_of: np.ndarray,
-    reference: Reference,
-    image_size: int,
-) -> tuple[np.ndarray, list[tuple[float, int, np.ndarray]]]:
-    """Return the counts of all windows (windows, bins), and strange requests of each.
-
-    Those are strangeness, row and image; up to EXAMPLES_A_WINDOW of a window, however the rows
-    of the windows are mixed in the stream.
-    """
-    width = len(reference.summary.counts)
-    counts = np.zeros((int(window_of.max(initial=-1)) + 1, width), np.int64)
-    best: dict[int, list[tuple[float, int, np.ndarray]]] = {}
-    start = 0
-    for batch in stream:
-        inside = np.flatnonzero(window_of[start : start + len(batch)] >= 0)
-        if len(inside):
-            whole = batch if len(inside) == len(batch) else batch.take(pa.array(inside))
-            images = records.images(whole, image_size)
-            chosen = start + inside
-            window = window_of[chosen]
-            places = bins(images, rows.label[chosen], rows.confidence[chosen], rows.foreign[chosen])
-            first = int(window.min())
-            flat = ((window - first)[:, None] * width + places).ravel()
-            found = np.bincount(flat, minlength=(int(window.max()) - first + 1) * width)
-            counts[first : int(window.max()) + 1] += found.reshape(-1, width)
-            strange = reference.strangeness(places)
-            order = np.lexsort((-strange, window))
-            edges = np.searchsorted(window[order], window[order])  # where each window starts
-            for place in order[np.arange(len(order)) - edges < EXAMPLES_A_WINDOW]:
-                held = best.setdefault(int(window[place]), [])
-                if len(held) < EXAMPLES_A_WINDOW or strange[place] > held[-1][0]:
-                    held.append((float(strange[place]), int(chosen[place]), images[place].copy()))
-                    held.sort(key=lambda example: (-example[0], example[1]))
-                    del held[EXAMPLES_A_WINDOW:]
-        start += len(batch)
-    return counts, [example for held in best.values() for example in held]
-
-
 def alarms(windows: list[Window]) -> list[Episode]:
     """Return the alarms in order."""
     found: list[Episode] = []
@@ -332,70 +364,3 @@ def alarms(windows: list[Window]) -> list[Episode]:
             found[-1] = Episode(found[-1].began, found[-1].alarm, number)
         on = window.verdict.drift
     return found
-
-
-def spread(
-    candidates: list[tuple[float, int, np.ndarray]],
-    window_of: np.ndarray,
-    episode: Episode | None,
-    window_count: int,
-    count: int,
-) -> list[tuple[int, np.ndarray]]:
-    """Return rows and images of the strangest requests of an alarm, spread over its windows."""
-    if episode is None:
-        return []
-    end = episode.ended or window_count
-    chosen = np.unique(np.linspace(episode.began, end - 1, count).astype(int)).tolist()
-    best: dict[int, list[tuple[int, np.ndarray]]] = {number: [] for number in chosen}
-    for _, row, image in sorted(candidates, key=lambda found: (-found[0], found[1])):
-        if (number := int(window_of[row])) in best and len(best[number]) * len(best) < count:
-            best[number].append((row, image))
-    return [example for number in chosen for example in best[number]][:count]
-
-
-def iso(time_ms: int) -> str:
-    """Return a time as ISO 8601 in UTC, to the second."""
-    time = datetime.datetime.fromtimestamp(time_ms / 1000, datetime.UTC)
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def figures(analysis: Analysis) -> dict[str, float]:
-    """Return the headline figures; those that are not known are left out.
-
-    false_alarms rose before the first labelled request in a script that the reference lacks;
-    requests_until_alarm came from it on until the first alarm after it.
-    """
-    windows = analysis.windows
-    found: dict[str, float] = {}
-    if accuracy := analysis.accuracy():
-        found |= dict(zip(("accuracy", "accuracy_low", "accuracy_high"), accuracy, strict=True))
-    if (estimated := analysis.estimated()) is not None:
-        found["estimated_accuracy"] = estimated
-    labelled = [w for w in windows if w.labelled]
-    if labelled:
-        missed = sum(w.labelled * abs(w.verdict.accuracy - w.right / w.labelled) for w in labelled)
-        found["estimation_error"] = missed / sum(w.labelled for w in labelled)
-    found |= {"windows": len(windows), "alarms": len(analysis.episodes)}
-    first = analysis.first_foreign_ms
-    if first is not None:
-        raised = [windows[episode.alarm].last_ms for episode in analysis.episodes]
-        found["false_alarms"] = sum(time < first for time in raised)
-        if late := [time for time in raised if time >= first]:
-            between = [w for w in windows if first <= w.last_ms <= late[0]]
-            found["requests_until_alarm"] = sum(w.requests for w in between)
-    return {name: round(value, 6) for name, value in found.items()}
-
-
-def write_windows(path: Path, windows: list[Window]) -> None:
-    """Write one row a window, as `dvc plots` reads it."""
-    header = ["window", "time", "requests", "accuracy", "accuracy_low", "accuracy_high"]
-    header += ["estimated_accuracy", "strangers", "evidence", "drift", *SIGNALS]
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        for number, window in enumerate(windows):
-            row: list[Any] = [number, iso(window.first_ms), window.requests]
-            row += [f"{x:.4f}" for x in wilson(window.right, window.labelled) or ()] or [""] * 3
-            row += [f"{window.verdict.accuracy:.4f}", f"{window.verdict.strangers:.4f}"]
-            row += [f"{window.verdict.evidence:.3g}", int(window.verdict.drift)]
-            writer.writerow([*row, *(f"{window.verdict.p[name]:.2g}" for name in SIGNALS)])

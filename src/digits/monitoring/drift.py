@@ -297,10 +297,6 @@ class Reference:
             accuracy=self.accuracy(window, like),
         )
 
-    def strangers(self, window: Summary) -> float:
-        """Return an estimate of the share of requests that look like nothing the model knows."""
-        return self.beyond(window, self.like(window.counts), "looks")
-
     def beyond(self, window: Summary, like: np.ndarray, signal: str) -> float:
         """Return an estimate of the share of requests that only this signal's tail can hold.
 
@@ -314,15 +310,14 @@ class Reference:
         found = float(of_signal(window.counts, signal)[tail].sum()) / max(len(window), 1)
         return max(0.0, (found - known) / (1 - known))
 
-    def accuracy(self, window: Summary, like: np.ndarray | None = None) -> float:
-        """Return an estimate of a window's accuracy before its labels come; `like` spares time.
+    def accuracy(self, window: Summary, like: np.ndarray) -> float:
+        """Return an estimate of a window's accuracy before its labels come, given those like it.
 
         What the model knows it reads as well as its confidence in the reference says; strangers
         it reads by chance, since it is sure of its mistakes in a script that it has never seen:
         the mean confidence of the window would be far too high. Where the images themselves are
         altered (dimmed or moved), they may still be digits that it knows, and confidence counts.
         """
-        like = self.like(window.counts) if like is None else like
         strangers = self.beyond(window, like, "looks")
         altered = max(self.beyond(window, like, name) for name in ("brightness", "row", "column"))
         strange = altered * window.sureness + (1 - altered) / len(window.classes)

@@ -17,7 +17,7 @@ from core.files import write_text
 from digits.monitoring import analysis as monitoring
 from digits.monitoring import drift, report
 from digits.monitoring.analysis import Params
-from digits.monitoring.histograms import Summary
+from digits.monitoring.histograms import BinnedRequests, Summary, count
 from digits.production import records
 
 
@@ -26,23 +26,24 @@ def fit(path: Path, pool: list[Digits], classes: tuple[str, ...]) -> drift.Refer
 
     Raises DigitsError when there are other rows, or several models.
     """
-    batches = list(records.read(path, records.REQUESTS))
-    versions = {name for batch in batches for name in batch["model_version"].to_pylist()}
-    rows = records.look(batches, classes, pool[0].images.shape[1], versions)
+    requests = BinnedRequests(classes, pool[0].images.shape[1])
+    for batch in records.read(path, records.REQUESTS):
+        requests.add(batch)
+    rows = requests.rows(None)
+    versions = rows.versions
     if len(versions) != 1 or len(rows.counts) != sum(map(len, pool)) or not rows.counts.all():
         raise DigitsError(f"{path}: is not of the validation pool; run `dvc repro -f simulate`")
     scripts: dict[str, Summary] = {}
     start = 0
     for digits in pool:
-        part = slice(start, start + len(digits))
-        columns = (rows.label[part], rows.confidence[part], rows.foreign[part])
-        found = Summary.of(digits.images, *columns, len(classes))
+        part = requests.bins()[start : start + len(digits)]
+        found = Summary(count(part, len(part), requests.width)[0])
         if known := scripts.get(digits.script):  # rendered digits of a script, and written ones
             found += known
         scripts[digits.script] = found
         start += len(digits)
     enough = {name: found for name, found in scripts.items() if len(found) >= drift.FEWEST}
-    return drift.Reference.fit(enough, versions.pop())
+    return drift.Reference.fit(enough, versions[0])
 
 
 def main(arguments: list[str]) -> None:
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> None:
         task.image_size,
     )
     reference.write(paths.out / "reference.json")
-    monitoring.write_windows(paths.out / "windows.csv", analysis.windows)
+    report.write_windows(paths.out / "windows.csv", analysis.windows)
     write_text(paths.out / "report.html", report.page(analysis, own))
-    figures = {"production": monitoring.figures(analysis)}
+    figures = {"production": report.figures(analysis)}
     write_text(paths.out / "metrics.json", json.dumps(figures, indent=2) + "\n")

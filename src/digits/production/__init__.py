@@ -1,1 +1,6 @@
-"""Production traffic and its records, and the scoring of files in batches."""
+"""Production traffic and its records, and the scoring of files in batches.
+
+The public interface, all that mlops imports: records (requests and labels as rows, from lines of
+a data collector or from Parquet), traffic.Schedule (params.yaml's section `simulate`), traffic.read
+and traffic.Stream, and the scoring of files.
+"""

@@ -4,13 +4,14 @@ Parquet files of two schemas: stage simulate writes them, and what a data collec
 brought to the first. A row's identity is `request_id` and `position`, the image's place in it;
 with the same image too it is the same request, sent again: a client may use an id twice.
 What enters may be damaged, doubled or in any order: `Rows` says which rows count, and how many
-do not, and why. Memory holds one batch of images, and 40 bytes for each row.
+do not, and why. Memory holds one batch of images, and 31 bytes for each row.
 """
 
 import base64
 import datetime
+import heapq
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,6 @@ LABELS = pa.schema(
 )
 ROWS_A_BATCH = 4096  # 3 MB of images of 28 x 28
 FAULTS = ("damaged", "doubled", "clock", "other_version", "late", "out_of_order")
-LABEL_FAULTS = ("labels_damaged", "labels_doubled", "labels_other_version", "labels_unmatched")
 LATE_MS = 3_600_000  # behind a row that came before it: later than a request can take
 GAP_CHANCE = 0.01  # that steady traffic has one gap as long as what is told
 GAP_SECONDS = 30.0  # shorter ones are not told
@@ -116,7 +116,7 @@ def collected(line: bytes) -> list[dict[str, Any]]:
         raise ValueError(repr(error)) from None
 
 
-def labelled(line: bytes) -> dict[str, Any]:
+def labelled(line: bytes) -> list[dict[str, Any]]:
     """Return the row of LABELS in one line of JSON; raise ValueError if it is damaged."""
     try:
         row = json.loads(line)
@@ -124,9 +124,29 @@ def labelled(line: bytes) -> dict[str, Any]:
         position = row["position"]
         if type(position) is not int or not 0 <= position < POSITIONS:  # true is no number
             raise ValueError(f"position {position!r}")
-        return found | {"position": position, "time": _time(row["time"])}
+        return [found | {"position": position, "time": _time(row["time"])}]
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(repr(error)) from None
+
+
+def merge(
+    blobs: Iterable[Iterator[tuple[str, bytes]]],
+    parse: Callable[[bytes], list[dict[str, Any]]],
+    damaged: list[str],
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of lines (place, content), each blob's in its order, by their times.
+
+    `parse` is `collected` or `labelled`; `damaged` gets the places of lines that it cannot read.
+    """
+
+    def parsed(lines: Iterator[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
+        for place, line in lines:
+            try:
+                yield from parse(line)
+            except ValueError as error:
+                damaged.append(f"{place}: {error}"[:300])
+
+    return heapq.merge(*map(parsed, blobs), key=lambda row: row["time"])
 
 
 def _text(value: Any) -> str:
@@ -160,9 +180,9 @@ class Rows:
     """What is known of each row of a stream without its image, all (n,) in the stream's order.
 
     identity: uint64; time: int64, ms since 1970; label: int16, the answer as an index of classes;
-    version, deployment: int16, indices of `versions` and `deployments`; confidence, foreign:
-    float32; counts: bool, whether the row is to be counted; other: bool, whether it is not because
-    another model answered; faults: how many rows have which.
+    version, deployment: int16, indices of `versions` and `deployments`; counts: bool, whether the
+    row is to be counted; other: bool, whether it is not because another model answered; faults:
+    how many rows have which.
     """
 
     identity: np.ndarray
@@ -170,13 +190,125 @@ class Rows:
     label: np.ndarray
     version: np.ndarray
     deployment: np.ndarray
-    confidence: np.ndarray
-    foreign: np.ndarray
     counts: np.ndarray
     other: np.ndarray
     versions: list[str]
     deployments: list[str]
     faults: dict[str, int]
+
+    def ordered(self) -> np.ndarray:
+        """Return the indices of the rows that count in the order of their times."""
+        chosen = np.flatnonzero(self.counts)
+        return chosen[_by_time(self.time[chosen], self.deployment[chosen], self.deployments)]
+
+
+def _by_time(time: np.ndarray, deployment: np.ndarray, deployments: list[str]) -> np.ndarray:
+    """Return the order of rows (n,) by time, at one time by the name of the deployment.
+
+    Deployments answer side by side: in which order their rows are read means nothing.
+    """
+    rank = np.argsort(np.argsort(np.array(deployments, object)))
+    return np.lexsort((rank[deployment], time))
+
+
+class Scan:
+    """Reads a stream once, batch by batch; `rows` states which of the rows read so far count."""
+
+    def __init__(self, classes: tuple[str, ...], image_size: int) -> None:
+        self.classes, self.image_size = classes, image_size
+        self.columns: dict[str, list[np.ndarray]] = {}
+        self.names: dict[str, dict[str, int]] = {"model_version": {}, "deployment": {}}
+
+    def add(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Read a batch; return which of its rows are valid, bool (n,)."""
+        found = self.describe(batch)
+        for name, values in found.items():
+            self.columns.setdefault(name, []).append(values)
+        return found["valid"]
+
+    def describe(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+        """Return what is kept of a batch, arrays (n, ...)."""
+        label = pc.index_in(batch["digit"], pa.array(self.classes))
+        size = pc.equal(pc.binary_length(batch["image"]), self.image_size**2)
+        valid = size.fill_null(False).to_numpy(zero_copy_only=False)
+        for name in ("confidence", "foreign"):
+            number = floats(batch[name])
+            valid &= (number >= 0) & (number <= 1)
+        for column in (*batch.columns, label):
+            valid &= column.is_valid().to_numpy(zero_copy_only=False)
+        time = batch["time"].cast(pa.int64()).fill_null(0)
+        found = {
+            "identity": identities(batch),
+            "time": time.to_numpy(zero_copy_only=False),
+            "label": label.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int16),
+            "valid": valid,
+            "image": _fingerprints(batch, valid, self.image_size),
+        }
+        for name, known in self.names.items():
+            coded = batch[name].fill_null("").dictionary_encode()
+            table = [known.setdefault(text, len(known)) for text in coded.dictionary.to_pylist()]
+            indices = coded.indices.to_numpy(zero_copy_only=False)
+            found[name] = np.array(table, np.int16)[indices]
+        return found
+
+    @property
+    def count(self) -> int:
+        """How many rows were read."""
+        return sum(map(len, self.columns.get("valid", [])))
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one of the arrays that `describe` names, of all rows so far."""
+        parts = self.columns.get(name, [])
+        if len(parts) != 1:
+            parts[:] = [np.concatenate(parts) if parts else np.zeros(0, np.int16)]
+        return parts[0]
+
+    def forget(self, count: int) -> None:
+        """Forget the first rows."""
+        for name in self.columns:
+            self.columns[name] = [self.column(name)[count:].copy()]
+
+    def rows(self, known_versions: set[str] | None, now_ms: int | None = None) -> Rows:
+        """Return which rows count.
+
+        Rows are not counted when they are damaged, come from a model that is not in
+        `known_versions` (None: any), lie after `now_ms` or repeat one of an earlier time; late
+        ones and those out of order are.
+        """
+        versions = list(self.names["model_version"])
+        known = np.array([known_versions is None or name in known_versions for name in versions])
+        valid, time = self.column("valid").astype(bool), self.column("time")
+        version = self.column("model_version")
+        future = valid & (time > now_ms) if now_ms is not None else np.zeros(len(time), bool)
+        counts = valid & ~future
+        other = counts.copy()
+        other[counts] = ~known.astype(bool)[version[counts]]
+        counts &= ~other
+        doubled = np.zeros(len(time), bool)
+        identity = self.column("identity")
+        shared = pd.Series(identity[counts]).duplicated(keep=False)
+        rows = np.flatnonzero(counts)[shared]
+        deployment, deployments = self.column("deployment"), list(self.names["deployment"])
+        rows = rows[_by_time(time[rows], deployment[rows], deployments)]
+        sent = pd.DataFrame({"identity": identity[rows], "image": self.column("image")[rows]})
+        doubled[rows] = sent.duplicated().to_numpy()
+        counts &= ~doubled
+        latest = np.maximum.accumulate(np.where(counts, time, np.iinfo(np.int64).min))
+        behind = np.where(counts, latest - time, 0)
+        late, early = behind > LATE_MS, (behind > 0) & (behind <= LATE_MS)
+        faults = (~valid, doubled, future, other, late, early)
+        return Rows(
+            identity=identity,
+            time=time,
+            label=self.column("label"),
+            version=version,
+            deployment=deployment,
+            counts=counts,
+            other=other,
+            versions=versions,
+            deployments=deployments,
+            faults={name: int(fault.sum()) for name, fault in zip(FAULTS, faults, strict=True)},
+        )
 
 
 def look(
@@ -186,144 +318,31 @@ def look(
     known_versions: set[str] | None,
     now_ms: int | None = None,
 ) -> Rows:
-    """Read a stream once and say which of its rows count.
-
-    Rows are not counted when they are damaged, come from a model that is not in `known_versions`
-    (None: any), lie after `now_ms` or repeat one before them; late ones and those out of order are.
-    """
-    columns: dict[str, list[np.ndarray]] = {
-        name: []
-        for name in ("identity", "time", "label", "confidence", "foreign", "whole", "image")
-    }
-    names: dict[str, dict[str, int]] = {"model_version": {}, "deployment": {}}
-    codes: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    """Read a stream once and return which of its rows count; see `Scan.rows`."""
+    scan = Scan(classes, image_size)
     for batch in stream:
-        label = pc.index_in(batch["digit"], pa.array(classes))
-        confidence, foreign = _floats(batch["confidence"]), _floats(batch["foreign"])
-        whole = _floats(pc.equal(pc.binary_length(batch["image"]), image_size**2)) == 1
-        for number in (confidence, foreign):
-            whole &= (number >= 0) & (number <= 1)
-        for column in (*batch.columns, label):
-            whole &= column.is_valid().to_numpy(zero_copy_only=False)
-        columns["identity"].append(identities(batch))
-        time = batch["time"].cast(pa.int64()).fill_null(0)
-        columns["time"].append(time.to_numpy(zero_copy_only=False))
-        columns["label"].append(label.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int16))
-        columns["confidence"].append(confidence)
-        columns["foreign"].append(foreign)
-        columns["whole"].append(whole)
-        columns["image"].append(_fingerprints(batch, whole, image_size))
-        for name, known in names.items():
-            coded = batch[name].fill_null("").dictionary_encode()
-            table = [known.setdefault(text, len(known)) for text in coded.dictionary.to_pylist()]
-            indices = coded.indices.to_numpy(zero_copy_only=False)
-            codes[name].append(np.array(table, np.int16)[indices])
-    joined = {name: _join(columns.pop(name)) for name in list(columns)}  # never two of all
-    versions = list(names["model_version"])
-    version = _join(codes["model_version"]).astype(np.int16)
-    return _judge(
-        joined,
-        version,
-        _join(codes["deployment"]).astype(np.int16),
-        versions,
-        list(names["deployment"]),
-        np.array([known_versions is None or name in known_versions for name in versions], bool),
-        now_ms,
-    )
+        scan.add(batch)
+    return scan.rows(known_versions, now_ms)
 
 
-def _judge(
-    joined: dict[str, np.ndarray],
-    version: np.ndarray,
-    deployment: np.ndarray,
-    versions: list[str],
-    deployments: list[str],
-    known: np.ndarray,
-    now_ms: int | None,
-) -> Rows:
-    whole, time = joined["whole"].astype(bool), joined["time"]
-    future = whole & (time > now_ms) if now_ms is not None else np.zeros(len(time), bool)
-    counts = whole & ~future
-    other = counts.copy()
-    other[counts] = ~known[version[counts]]
-    counts &= ~other
-    doubled = np.zeros(len(time), bool)
-    shared = pd.Series(joined["identity"][counts]).duplicated(keep=False)
-    rows = np.flatnonzero(counts)[shared]
-    sent = pd.DataFrame({name: joined[name][rows] for name in ("identity", "image")})
-    doubled[rows] = sent.duplicated().to_numpy()
-    counts &= ~doubled
-    latest = np.maximum.accumulate(np.where(counts, time, np.iinfo(np.int64).min))
-    behind = np.where(counts, latest - time, 0)
-    faults = (~whole, doubled, future, other, behind > LATE_MS, (behind > 0) & (behind <= LATE_MS))
-    return Rows(
-        identity=joined["identity"],
-        time=time,
-        label=joined["label"],
-        version=version,
-        deployment=deployment,
-        confidence=joined["confidence"],
-        foreign=joined["foreign"],
-        counts=counts,
-        other=other,
-        versions=versions,
-        deployments=deployments,
-        faults={name: int(fault.sum()) for name, fault in zip(FAULTS, faults, strict=True)},
-    )
-
-
-def match(
-    labels: Iterable[pa.RecordBatch], rows: Rows, classes: tuple[str, ...]
-) -> tuple[np.ndarray, dict[int, str], dict[str, int]]:
-    """Return the true class of each row, int16 (n,), -1 where not known; its script; faults.
-
-    Labels of what another model answered are no fault of theirs: they are counted by themselves.
-    """
-    counted = np.flatnonzero(rows.counts)
-    order = counted[np.argsort(rows.identity[counted])]
-    sorted_ids, other_ids = rows.identity[order], np.sort(rows.identity[rows.other])
-    truth = np.full(len(rows.time), -1, np.int16)
-    scripts: dict[int, str] = {}
-    faults = dict.fromkeys(LABEL_FAULTS, 0)
-    number = {name: index for index, name in enumerate(classes)}
-    for batch in labels:
-        ids = identities(batch)
-        places, ends = (np.searchsorted(sorted_ids, ids, side) for side in ("left", "right"))
-        first, last = (np.searchsorted(other_ids, ids, side) for side in ("left", "right"))
-        names, written = batch["label"].to_pylist(), batch["script"].to_pylist()
-        for place, end, other, name, script in zip(
-            places, ends, last > first, names, written, strict=True
-        ):
-            if name not in number or script is None:
-                faults["labels_damaged"] += 1
-            elif place == end and other:
-                faults["labels_other_version"] += 1
-            elif end - place != 1:  # none, or images that share an id: which of them is not known
-                faults["labels_unmatched"] += 1
-            elif truth[row := int(order[place])] >= 0:
-                faults["labels_doubled"] += 1
-            else:
-                truth[row] = number[name]
-                scripts[row] = script
-    return truth, scripts, faults
-
-
-def _fingerprints(batch: pa.RecordBatch, whole: np.ndarray, image_size: int) -> np.ndarray:
-    """Return a number for each row's image, uint64 (n,); zero where the row is not whole."""
+def _fingerprints(batch: pa.RecordBatch, valid: np.ndarray, image_size: int) -> np.ndarray:
+    """Return a number for each row's image, uint64 (n,); zero where the row is damaged."""
     found = np.zeros(len(batch), np.uint64)
-    pixels = images(batch if whole.all() else batch.filter(pa.array(whole)), image_size)
+    pixels = valid_images(batch, valid, image_size)
     flat = pixels.reshape(len(pixels), image_size**2)
     words = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8))).view(np.uint64)  # (n, words)
-    found[whole] = words @ np.full(words.shape[1], POSITION_STEP).cumprod()
+    found[valid] = words @ np.full(words.shape[1], POSITION_STEP).cumprod()
     return found
 
 
-def _floats(column: pa.Array) -> np.ndarray:
+def valid_images(batch: pa.RecordBatch, valid: np.ndarray, image_size: int) -> np.ndarray:
+    """Return the images of the valid rows of a batch, uint8 (valid, size, size)."""
+    return images(batch if valid.all() else batch.filter(pa.array(valid)), image_size)
+
+
+def floats(column: pa.Array) -> np.ndarray:
+    """Return a column as float32 (n,), NaN where it has no value."""
     return column.cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False)
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def images(batch: pa.RecordBatch, image_size: int) -> np.ndarray:

@@ -2,89 +2,106 @@
 
 The data collector writes `modelDataCollector/ENDPOINT/DEPLOYMENT/model_inputs_outputs/YYYY/MM/
 DD/HH/*.jsonl`; labels of live traffic come later as `labels/ENDPOINT/YYYY/MM/DD/HH.jsonl`, one
-JSON object a line with the keys of production.LABELS. Here, and nowhere else, these paths stand.
+JSON object a line. Here, and nowhere else, these paths stand. What a line says is read by
+digits.production.records.
 """
 
 import contextlib
 import datetime
-import heapq
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-from azure.core.exceptions import ResourceExistsError
+from azure.core.exceptions import AzureError, ResourceExistsError
 from azure.storage.blob import BlobProperties, ContainerClient
 
 from core.errors import DigitsError
-from digits.production import records
-from mlops.azure.workspace import Workspace, empty, store
+
+if TYPE_CHECKING:
+    from mlops.azure.workspace import Workspace
 
 ROWS = "modelDataCollector/{endpoint}/"
-ROWS_PATH = re.compile(r"/model_inputs_outputs/(\d{4}/\d\d/\d\d/\d\d)/[^/]+\.jsonl$")
 LABELS = "labels/{endpoint}/"
-LABELS_PATH = re.compile(r"/(\d{4}/\d\d/\d\d/\d\d)\.jsonl$")
+HOURS = {  # where a blob's path names its hour
+    ROWS: re.compile(r"/model_inputs_outputs/(\d{4}/\d\d/\d\d/\d\d)/[^/]+\.jsonl$"),
+    LABELS: re.compile(r"/(\d{4}/\d\d/\d\d/\d\d)\.jsonl$"),
+}
 HOUR = "%Y/%m/%d/%H"
 BLOCK_BYTES = 4_000_000  # that are appended or read at once; 4 MiB is the most to append
-CLOCK = datetime.timedelta(days=1)  # that a row's time may be away from the hour it is kept in
-Row = dict[str, Any]
+Line = tuple[str, bytes]  # its place, for messages, and its content
 
 
-@dataclass
-class Faults:
-    """What was wrong with what was read: the places of damaged lines, and rows with a wrong clock.
+@dataclass(frozen=True)
+class Hour:
+    """What was kept in one hour: the lines of each blob, one blob an instance."""
 
-    Such a row would stretch the story by years: it is left out, as its true time is not known.
-    """
-
-    damaged: list[str] = field(default_factory=list)
-    clock: int = 0
+    start: datetime.datetime
+    blobs: list[Iterator[Line]]
 
 
-def rows(
-    workspace: Workspace,
-    endpoint: str,
-    since: datetime.datetime | None = None,
-    faults: Faults | None = None,
-) -> Iterator[pa.RecordBatch]:
-    """Yield batches of production.REQUESTS that were collected since a time, in its order.
-
-    `faults` gets what is left out.
-    """
-    prefix = ROWS.format(endpoint=endpoint)
-    found = _read(store(workspace), prefix, since, faults or Faults(), records.collected)
-    return records.batches(found, records.REQUESTS)
-
-
-def labels(
-    workspace: Workspace,
-    endpoint: str,
-    since: datetime.datetime | None = None,
-    faults: Faults | None = None,
-) -> Iterator[pa.RecordBatch]:
-    """Yield batches of production.LABELS that came since a time; as `rows`."""
-    prefix = LABELS.format(endpoint=endpoint)
-
-    def parse(line: bytes) -> list[Row]:
-        return [records.labelled(line)]
-
-    found = _read(store(workspace), prefix, since, faults or Faults(), parse)
-    return records.batches(found, records.LABELS)
+def hours(
+    container: ContainerClient, folder: str, endpoint: str, since: datetime.datetime | None = None
+) -> Iterator[Hour]:
+    """Yield the hours of ROWS or LABELS, the oldest first, from the one that `since` lies in."""
+    found: dict[datetime.datetime, list[BlobProperties]] = {}
+    for blob in container.list_blobs(name_starts_with=folder.format(endpoint=endpoint)):
+        hour = _hour(blob.name, HOURS[folder])
+        if hour and (since is None or hour > since - datetime.timedelta(hours=1)):
+            found.setdefault(hour, []).append(blob)
+    this_hour = datetime.datetime.now(datetime.UTC).replace(minute=0, second=0, microsecond=0)
+    for hour, blobs in sorted(found.items()):
+        over = hour < this_hour
+        yield Hour(hour, [_lines(container, blob.name, blob.size, over) for blob in blobs])
 
 
-def append_labels(workspace: Workspace, endpoint: str, known: Iterable[dict[str, Any]]) -> None:
+class Follower:
+    """Reads what was appended to the blobs of ROWS or LABELS since it last looked."""
+
+    def __init__(self, folder: str, endpoint: str) -> None:
+        self.prefix, self.pattern = folder.format(endpoint=endpoint), HOURS[folder]
+        self.read: dict[str, int] = {}  # bytes, by blob
+
+    def fresh(self, container: ContainerClient, at_most: int) -> Iterator[Hour]:
+        """Yield the complete lines that are new, the oldest hour first, of about so many bytes.
+
+        What is left comes with the next call; so does all when the store does not answer.
+        """
+        try:
+            blobs = container.list_blobs(name_starts_with=self.prefix, retry_total=0)
+            named = [(_hour(blob.name, self.pattern), blob.name, blob.size) for blob in blobs]
+            for hour, group in groupby(sorted(one for one in named if one[0]), itemgetter(0)):
+                found: list[Iterator[Line]] = []
+                for _, name, size in group:
+                    start = self.read.get(name, 0)
+                    length = min(size - start, at_most)
+                    if length > 0:
+                        part = container.download_blob(name, start, length, retry_total=0)
+                        *lines, rest = part.readall().split(b"\n")
+                        found.append(iter([(name, line) for line in lines if line.strip()]))
+                        self.read[name] = start + length - len(rest)
+                        at_most -= length
+                yield Hour(hour, found)
+        except AzureError:
+            pass  # the store is away: what is there waits
+
+
+def append_labels(workspace: "Workspace", endpoint: str, known: Iterable[dict[str, Any]]) -> None:
     """Append labels, dicts with the keys of production.LABELS, `time` being a datetime.
 
-    Whoever appends one again after a failure does no harm: readers drop doubles.
+    Whoever appends one again after a failure does no harm: readers drop duplicates.
     """
+    from mlops.azure.workspace import store  # the SDK, which the live page does without
+
     container = store(workspace)
     blocks: dict[str, list[bytes]] = {}
     for label in known:
         time = label["time"].astimezone(datetime.UTC)
         row = label | {"time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z")}
-        line = json.dumps({name: row[name] for name in records.LABELS.names}).encode() + b"\n"
+        line = json.dumps(row).encode() + b"\n"
         path = f"{LABELS.format(endpoint=endpoint)}{time.strftime(HOUR)}.jsonl"
         parts = blocks.setdefault(path, [b""])
         if len(parts[-1]) + len(line) > BLOCK_BYTES:
@@ -99,62 +116,23 @@ def append_labels(workspace: Workspace, endpoint: str, known: Iterable[dict[str,
             blob.append_block(part)
 
 
-def forget(workspace: Workspace, endpoint: str) -> None:
+def forget(workspace: "Workspace", endpoint: str) -> None:
     """Delete all that was kept of an endpoint."""
+    from mlops.azure.workspace import empty, store
+
     for folder in (ROWS, LABELS):
         empty(store(workspace), folder.format(endpoint=endpoint))
-
-
-def _read(
-    container: ContainerClient,
-    prefix: str,
-    since: datetime.datetime | None,
-    faults: Faults,
-    parse: Callable[[bytes], list[Row]],
-) -> Iterator[Row]:
-    """Yield rows, the oldest hour first; the blobs of an hour, one an instance, by their times.
-
-    A label's clock may be wrong: nothing is told by it.
-    """
-    pattern = ROWS_PATH if prefix.startswith(ROWS.split("{")[0]) else LABELS_PATH
-    hours: dict[datetime.datetime, list[BlobProperties]] = {}
-    for blob in container.list_blobs(name_starts_with=prefix):
-        hour = _hour(blob.name, pattern)
-        if hour and (since is None or hour > since - datetime.timedelta(hours=1)):
-            hours.setdefault(hour, []).append(blob)
-
-    def parsed(blob: BlobProperties, hour: datetime.datetime) -> Iterator[Row]:
-        for place, line in _lines(container, blob.name, blob.size, hour < this_hour):
-            try:
-                found = parse(line)
-            except ValueError as error:
-                faults.damaged.append(f"{place}: {error}"[:300])
-                continue
-            for row in found:
-                if pattern is ROWS_PATH and abs(row["time"] - hour) > CLOCK:
-                    faults.clock += 1
-                else:
-                    yield row
-
-    this_hour = datetime.datetime.now(datetime.UTC).replace(minute=0, second=0, microsecond=0)
-    for hour, blobs in sorted(hours.items()):
-        streams = [parsed(blob, hour) for blob in blobs]
-        for row in heapq.merge(*streams, key=lambda row: row["time"]):
-            if since is None or row["time"] >= since:
-                yield row
 
 
 def _hour(name: str, pattern: re.Pattern[str]) -> datetime.datetime | None:
     """Return the hour that a blob's path names, None for another path."""
     match = pattern.search(name)
-    with contextlib.suppress(ValueError):  # a month 13
+    with contextlib.suppress(ValueError):  # there is no month 13
         return match and datetime.datetime.strptime(match[1], HOUR).replace(tzinfo=datetime.UTC)
     return None
 
 
-def _lines(
-    container: ContainerClient, name: str, size: int, over: bool
-) -> Iterator[tuple[str, bytes]]:
+def _lines(container: ContainerClient, name: str, size: int, over: bool) -> Iterator[Line]:
     """Yield place and line of a blob of `size` bytes, which may grow meanwhile.
 
     Each part is a download of its own, since one download refuses a blob that has changed. A last

@@ -5,18 +5,20 @@ picture on to the endpoint with its key, so that the page never holds it. Only p
 address may use it: another name in Host or Origin is refused.
 """
 
-import http.client
+import asyncio
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+
+import aiohttp
+from aiohttp import web
+from azure.storage.blob import ContainerClient
 
 from azureml_emulator.router import Router
-from azureml_emulator.web import LOOPBACK
-from mlops.dashboard.watch import Labels, Watch
+from azureml_emulator.web import LOOPBACK, check_length, read_body
+from mlops.dashboard.watch import Watch
 
 WEB = Path(__file__).parent / "web"
 KINDS = {
@@ -26,7 +28,7 @@ KINDS = {
     ".svg": "image/svg+xml",
 }
 BODY_BYTES = 10_000_000  # as request.py takes at most
-TIMEOUT_SECONDS = 60
+ANSWER_SECONDS = 60.0  # that an endpoint may take
 SAFE = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -38,181 +40,125 @@ SAFE = {
     "Cache-Control": "no-store",
 }
 Json = dict[str, Any]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 
-class Server(ThreadingHTTPServer):
-    """A server of this machine alone; Ctrl-C does not wait for clients that keep a connection."""
+def application(router: Router, watch: Watch, container: ContainerClient) -> web.Application:
+    """Return the application that serves the page; `container` has what is collected."""
 
-    daemon_threads = True
-    request_queue_size = 128
+    async def show_state(request: web.Request) -> web.Response:
+        wanted = request.query.get("endpoint", "")
+        known = await asyncio.to_thread(state, router, watch, container, wanted)
+        return web.json_response(known)
 
-    def start(self) -> "Server":
-        """Serve from a thread."""
-        threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True).start()
-        return self
+    async def score(request: web.Request) -> web.Response:
+        return await pass_on(request, router)
 
-    def stop(self) -> None:
-        """Stop serving and free the port."""
-        self.shutdown()
-        self.server_close()
+    async def session(app: web.Application) -> AsyncIterator[None]:
+        timeout = aiohttp.ClientTimeout(ANSWER_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as app[SESSION]:
+            yield
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    """What a page's handler needs."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # a kept connection would wait 40 ms for each answer's body
-
-    def log_message(self, *arguments: Any) -> None:
-        """Write no line a request."""
-
-    def body(self) -> bytes:
-        """Return the request's body."""
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        """Send one answer."""
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
+    app.cleanup_ctx.append(session)
+    app.router.add_get("/state", show_state)
+    app.router.add_post("/score", score)
+    for file in WEB.iterdir():  # no path of a request is ever opened
+        if file.suffix in KINDS:
+            app.router.add_get(f"/{file.name}", content(file))
+    app.router.add_get("/", content(WEB / "index.html"))
+    return app
 
 
-def latest(windows: list[Json], live: set[str]) -> list[Json]:
-    """Return the last window with a verdict of each live deployment and the model it runs now."""
-    runs = {row["deployment"]: row["version"] for row in windows if row["deployment"] in live}
-    found = {
-        row["deployment"]: row
-        for row in windows
-        if row["verdict"] and row["version"] == runs.get(row["deployment"])
+def content(file: Path) -> Handler:
+    """Return the handler that answers with a file."""
+    body = file.read_bytes()
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=KINDS[file.suffix], charset="utf-8")
+
+    return answer
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what does not come from this page; send every answer with the headers in SAFE.
+
+    A page of another site whose name leads here would send that name as the Host.
+    """
+    port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
+    host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+    response: web.StreamResponse
+    if host not in (f"{LOOPBACK}:{port}", f"localhost:{port}") or origin not in (
+        None,
+        f"http://{host}",
+    ):
+        text = f"open http://{LOOPBACK}:{port} itself; other pages may not use it"
+        response = refuse(web.HTTPForbidden(text=text))
+    else:
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = refuse(error)
+    response.headers.update(SAFE)
+    return response
+
+
+async def pass_on(request: web.Request, router: Router) -> web.Response:
+    """Pass a picture on to an endpoint, with its key; return what it answers."""
+    check_length(request, required=True)
+    name, script = request.query.get("endpoint", ""), request.query.get("script", "")
+    endpoint = router.endpoints.get(name)
+    if endpoint is None:
+        text = "nothing is deployed yet: run `digits deploy apply --workspace local`"
+        raise web.HTTPNotFound(text=text)
+    headers = {
+        "Authorization": f"Bearer {endpoint.keys[0]}",
+        "Content-Type": request.headers.get("Content-Type", ""),
     }
-    return list(found.values())
+    body = await read_body(request)
+    began = time.monotonic()
+    try:
+        async with request.app[SESSION].post(
+            f"{router.url}/{name}/score",
+            params={"script": script} if script else None,
+            data=body,
+            headers=headers,
+        ) as answer:
+            text = await answer.text(errors="replace")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return web.json_response({"message": f"the endpoint does not answer: {error}"}, status=502)
+    try:
+        found = dict(json.loads(text))
+    except (ValueError, TypeError):
+        found = {"message": text[:300]}
+    found["deployment"] = answer.headers.get("azureml-model-deployment", "")
+    found["milliseconds"] = (time.monotonic() - began) * 1000
+    return web.json_response(found, status=answer.status)
 
 
-def handler(router: Router, watch: Watch, labels: Labels) -> type[Handler]:
-    """Return the class that answers."""
+def state(router: Router, watch: Watch, container: ContainerClient, wanted: str) -> Json:
+    """Return the state of an endpoint: the one asked for, or the one asked last."""
+    names = sorted(router.endpoints)
+    used = [name for name in reversed(list(watch.endpoints)) if name in names]
+    name = wanted if wanted in names else next(iter([*used, *names]), "")
+    endpoint = router.endpoints.get(name)
+    traffic = endpoint.traffic if endpoint else {}
+    up = {deployment for place, deployment in list(router.running) if place == name}
+    live = {one for one, weight in traffic.items() if weight}
+    return watch.state(name, live, container) | {
+        "endpoint": name,
+        "endpoints": names,
+        "deployments": [
+            {"name": one, "weight": traffic.get(one, 0), "up": one in up}
+            for one in sorted({*traffic, *up})
+        ],
+    }
 
-    class Page(Handler):
-        """One connection of a browser."""
 
-        timeout = TIMEOUT_SECONDS
-
-        def do_GET(self) -> None:
-            """Answer with a file of web/, or with the state."""
-            if not self.ours():
-                return None
-            url = urlsplit(self.path)
-            if url.path == "/state":
-                return self.say(200, self.state(parse_qs(url.query).get("endpoint", [""])[0]))
-            name = url.path.removeprefix("/") or "index.html"
-            # Compared with what is there: no path of a request is ever opened.
-            file = next((file for file in WEB.iterdir() if file.name == name), None)
-            if file is None or file.suffix not in KINDS:
-                return self.say(404, {"message": "there is no such page"})
-            kind = f"{KINDS[file.suffix]}; charset=utf-8"
-            return self.answer(200, file.read_bytes(), SAFE | {"Content-Type": kind})
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def do_POST(self) -> None:
-            """Pass a picture on to an endpoint, with its key."""
-            url = urlsplit(self.path)
-            if not self.ours():
-                return None
-            if url.path != "/score":
-                return self.refuse(404, "there is no such page")
-            length = self.headers.get("Content-Length", "")
-            if not length.isdigit() or int(length) > BODY_BYTES:
-                return self.refuse(413, f"send at most {BODY_BYTES:,} bytes, and their number")
-            body = self.body()
-            query = parse_qs(url.query)
-            name = query.get("endpoint", [""])[0]
-            endpoint = router.endpoints.get(name)
-            if endpoint is None:
-                return self.refuse(
-                    404, "nothing is deployed yet: run `digits deploy apply --workspace local`"
-                )
-            path = f"/{name}/score"
-            if script := query.get("script", [""])[0]:
-                path += f"?script={quote(script)}"
-            headers = {
-                "Authorization": f"Bearer {endpoint.keys[0]}",
-                "Content-Type": self.headers.get("Content-Type", ""),
-            }
-            port = router.port
-            began = time.monotonic()
-            connection = http.client.HTTPConnection(LOOPBACK, port, timeout=TIMEOUT_SECONDS)
-            try:
-                connection.request("POST", path, body, headers)
-                answer = connection.getresponse()
-                told = answer.read()
-                try:
-                    found = dict(json.loads(told))
-                except (ValueError, TypeError):
-                    found = {"message": told.decode(errors="replace")[:300]}
-                found["deployment"] = answer.headers.get("azureml-model-deployment", "")
-                found["milliseconds"] = (time.monotonic() - began) * 1000
-                return self.say(answer.status, found)
-            except (OSError, http.client.HTTPException) as error:
-                return self.say(502, {"message": f"the endpoint does not answer: {error}"})
-            finally:
-                connection.close()
-
-        def ours(self) -> bool:
-            """Return whether the request came from this page; refuse it otherwise.
-
-            A page of another site whose name leads here would send that name as the Host.
-            """
-            port = self.server.server_address[1]  # type: ignore[index]
-            hosts = {f"{LOOPBACK}:{port}", f"localhost:{port}"}
-            host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-            if host in hosts and origin in (None, f"http://{host}"):
-                return True
-            self.refuse(403, f"open http://{LOOPBACK}:{port} itself; other pages may not use it")
-            return False
-
-        def refuse(self, status: int, sentence: str) -> None:
-            """Answer without reading the body, which ends the connection."""
-            self.close_connection = True
-            self.say(status, {"message": sentence})
-
-        def state(self, wanted: str) -> Json:
-            """Return the state of an endpoint: the one asked for, or the one asked last."""
-            names = sorted(router.endpoints)
-            used = [name for name in reversed(watch.endpoints) if name in names]
-            name = wanted if wanted in names else next(iter([*used, *names]), "")
-            watch.labels(name, labels.fresh(name))
-            known = watch.state(name)
-            endpoint = router.endpoints.get(name)
-            traffic = endpoint.traffic if endpoint else {}
-            up = {deployment for place, deployment in list(router.running) if place == name}
-            known["deployments"] = [
-                {"name": one, "weight": traffic.get(one, 0), "up": one in up}
-                for one in sorted({*traffic, *up})
-            ]
-            live = {one for one, weight in traffic.items() if weight}
-            judged = latest(known["windows"], live)
-            drifted = [row for row in judged if row["verdict"]["drift"]]
-            first = min(drifted, key=lambda row: row["since"], default=None)
-            reasons = [watch.detector.why_not(known["versions"].get(one, "")) for one in live]
-            return known | {
-                "endpoint": name,
-                "endpoints": names,
-                "drift": bool(drifted) if judged else None,
-                "drift_since": first["since"] if first else None,
-                "drift_at_least": bool(first and first["at_least"]),
-                "reason": next(filter(None, reasons), ""),
-            }
-
-        def say(self, status: int, body: Json) -> None:
-            """Send JSON."""
-            kind = {"Content-Type": "application/json"}
-            self.answer(status, json.dumps(body).encode(), SAFE | kind)
-
-    return Page
+def refuse(error: web.HTTPException) -> web.Response:
+    """Return a refusal as JSON; it closes the connection, whose body may not have been read."""
+    response = web.json_response({"message": error.text}, status=error.status)
+    response.force_close()
+    return response

@@ -1,7 +1,8 @@
 """`digits monitor`: what production is like now, from what the workspace collected.
 
-Enters: collected requests and labels, and data/monitoring/reference.json of the model that is
-deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
+Enters: collected requests and labels, or with --production those of a folder as stage simulate
+writes it, and data/monitoring/reference.json of the model that is deployed. Leaves, with --out,
+FOLDER/report.html and FOLDER/monitoring.json:
 
     drift               whether the alarm is on, in the last window
     since               when the drift of that alarm began, ISO 8601, or null
@@ -17,7 +18,8 @@ deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
     remedy              what those call for: retrain, mend (a scanner) or label; null without any
     faults              rows and labels by what was wrong with them
     gaps                [from, to] without requests, ISO 8601; the last until now, if none come
-    endpoint, model_version
+    endpoint            its name, or the folder
+    model_version       of the reference
 
 The exit code is 0 whether or not there is drift. With --labelled, FOLDER/SCRIPT_YYYYMMDD.csv gets
 the digits that have labels, each once, the day being that of the newest label; digits that other
@@ -25,16 +27,20 @@ files of the script hold already are left out.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
+from azure.storage.blob import ContainerClient
 
 from core import params
 from core.dataset import MNIST, Digits, read_csv, write_csv
@@ -42,42 +48,25 @@ from core.errors import DigitsError
 from core.files import write_text
 from digits.monitoring import analysis as monitoring
 from digits.monitoring import report
-from digits.monitoring.analysis import Analysis, Params, iso
+from digits.monitoring.analysis import Analysis, Params
 from digits.monitoring.drift import Reference
+from digits.monitoring.labels import join
 from digits.production import records
 from mlops.azure import collected, connection, settings
-from mlops.azure.endpoint import Target
+from mlops.azure.collected import Hour
 from mlops.azure.errors import explained
-from mlops.azure.workspace import Workspace, connect
 
 REFERENCE = Path("data/monitoring/reference.json")
+CLOCK = datetime.timedelta(days=1)  # that a row's time may be away from the hour it is kept in
+Row = dict[str, Any]
 
 
-def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
-    """Return monitoring.json."""
-    since, windows = analysis.since_ms, analysis.windows
-    first = analysis.episodes[-1].began if analysis.drift else 0
-    lately = analysis.lately()
-    accuracy = analysis.accuracy(first)
-    return {
-        "drift": analysis.drift,
-        "since": iso(since) if since is not None else None,
-        "at_least": analysis.drift and analysis.at_least,
-        "window": own.window,
-        "windows": len(windows),
-        "requests": sum(window.requests for window in windows),
-        "alarms": len(analysis.episodes),
-        "accuracy": accuracy[0] if accuracy else None,
-        "estimated_accuracy": analysis.estimated(first),
-        "strangers": analysis.strangers(lately),
-        "lately": sum(window.requests for window in windows[lately:]),
-        "causes": analysis.causes(),
-        "remedy": analysis.remedy(),
-        "faults": analysis.faults,
-        "gaps": [[iso(start), iso(end)] for start, end in analysis.gaps],
-        "endpoint": endpoint,
-        "model_version": analysis.reference.model_version,
-    }
+@dataclass
+class LeftOut:
+    """What was not read: the places of damaged lines, and how many rows have a wrong clock."""
+
+    damaged: list[str] = field(default_factory=list)
+    clock: int = 0
 
 
 def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task) -> list[str]:
@@ -90,7 +79,8 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
         records.read(requests, records.REQUESTS), task.classes, task.image_size, None
     )
     known = list(records.read(labels, records.LABELS))
-    truth, written, _ = records.match(known, rows, task.classes)
+    joined = join(known, rows, task.classes)
+    truth = joined.truth
     now = datetime.datetime.now(datetime.UTC)  # a label's clock may be ahead
     times = (min(at, now) for batch in known for at in batch["time"].to_pylist())
     newest = max(times, default=None)
@@ -98,7 +88,7 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
     start = 0
     for batch in records.read(requests, records.REQUESTS):
         for place in np.flatnonzero(truth[start : start + len(batch)] >= 0).tolist():
-            script = written[start + place]
+            script = joined.scripts[joined.script[start + place]]
             if script in digits:
                 digits[script].setdefault(batch["image"][place].as_py(), int(truth[start + place]))
         start += len(batch)
@@ -121,18 +111,42 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
     return told
 
 
+def rows(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) -> Iterator[Row]:
+    """Yield rows of REQUESTS since a time, hour by hour, in the order of their times.
+
+    A row whose clock is wrong is left out: it would stretch the report by years, and its true
+    time is not known.
+    """
+    for hour in hours:
+        for row in records.merge(hour.blobs, records.collected, left.damaged):
+            if abs(row["time"] - hour.start) > CLOCK:
+                left.clock += 1
+            elif since is None or row["time"] >= since:
+                yield row
+
+
+def labels(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) -> Iterator[Row]:
+    """Yield rows of LABELS that came since a time; nothing is told by their clocks."""
+    for hour in hours:
+        for row in records.merge(hour.blobs, records.labelled, left.damaged):
+            if since is None or row["time"] >= since:
+                yield row
+
+
 def fetch(
-    workspace: Workspace, endpoint: str, since: datetime.datetime | None, to: Path
-) -> collected.Faults:
+    container: ContainerClient, endpoint: str, since: datetime.datetime | None, to: Path
+) -> LeftOut:
     """Download requests and labels as Parquet; return what was left out."""
-    faults = collected.Faults()
-    rows = collected.rows(workspace, endpoint, since, faults)
-    records.write(to / "requests.parquet", rows, records.REQUESTS)
-    labels = collected.labels(workspace, endpoint, since, faults)
-    records.write(to / "labels.parquet", labels, records.LABELS)
-    for place in faults.damaged[:5]:
+    left = LeftOut()
+    for name, schema, folder, read in (
+        ("requests", records.REQUESTS, collected.ROWS, rows),
+        ("labels", records.LABELS, collected.LABELS, labels),
+    ):
+        found = read(collected.hours(container, folder, endpoint, since), since, left)
+        records.write(to / f"{name}.parquet", records.batches(found, schema), schema)
+    for place in left.damaged[:5]:
         print(f"not counted: {place}", file=sys.stderr)
-    return faults
+    return left
 
 
 def moment(text: str) -> datetime.datetime:
@@ -141,8 +155,40 @@ def moment(text: str) -> datetime.datetime:
     return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
 
 
+def analyse_files(
+    folder: Path, reference: Reference, own: Params, task: params.Task, left: LeftOut, now_ms: int
+) -> Analysis:
+    """Return the analysis of a folder's requests.parquet and labels.parquet."""
+    analysis = monitoring.analyse(
+        lambda: records.read(folder / "requests.parquet", records.REQUESTS),
+        records.read(folder / "labels.parquet", records.LABELS),
+        reference,
+        own,
+        task.classes,
+        task.image_size,
+        now_ms,
+    )
+    analysis.faults["lines_damaged"] = len(left.damaged)
+    analysis.faults["clock"] += left.clock
+    return analysis
+
+
+@contextlib.contextmanager
+def downloaded(
+    workspace_name: str, name: str | None, since: datetime.datetime | None
+) -> Iterator[tuple[str, Path, LeftOut]]:
+    """Yield the name of an endpoint, a folder of what it collected, and what was left out."""
+    from mlops.azure.endpoint import Target  # the SDK, which --production does without
+    from mlops.azure.workspace import connect, store
+
+    workspace = connect(workspace_name)
+    endpoint = collected.endpoint_name(name, Target(workspace, settings.load()).name)
+    with tempfile.TemporaryDirectory() as folder:
+        yield endpoint, Path(folder), fetch(store(workspace), endpoint, since, Path(folder))
+
+
 def main(arguments: list[str]) -> None:
-    """Fetch, judge, tell."""
+    """Fetch, judge, report."""
     parser = argparse.ArgumentParser(prog="digits monitor", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     connection.add_workspace(parser, "azure")
@@ -150,43 +196,38 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--since", type=moment, help="ISO 8601; from the first request, if left out"
     )
+    parser.add_argument(
+        "--production", type=Path, metavar="FOLDER", help="of Parquet files instead of a workspace"
+    )
     parser.add_argument("--reference", type=Path, default=REFERENCE)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--labelled", type=Path, metavar="FOLDER")
     asked = parser.parse_args(arguments)
-    task = params.task(params.load())
-    own = params.section(Params, params.load(), "monitor")
+    if asked.production and (asked.endpoint or asked.since):
+        parser.error("--production FOLDER takes neither --endpoint nor --since")
+    values = params.load()
+    task, own = params.task(values), params.section(Params, values, "monitor")
     reference = Reference.read(asked.reference)
-    now = time.time()
+    now_ms = int(time.time() * 1000)
+    source = (
+        contextlib.nullcontext((str(asked.production), asked.production, LeftOut()))
+        if asked.production
+        else downloaded(asked.workspace, asked.endpoint, asked.since)
+    )
     try:
-        workspace = connect(asked.workspace)
-        derived = Target(workspace, settings.load()).name
-        endpoint = collected.endpoint_name(asked.endpoint, derived)
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            left_out = fetch(workspace, endpoint, asked.since, place)
-            requests, labels = place / "requests.parquet", place / "labels.parquet"
-            analysis = monitoring.analyse(
-                lambda: records.read(requests, records.REQUESTS),
-                records.read(labels, records.LABELS),
-                reference,
-                own,
-                task.classes,
-                task.image_size,
-                int(now * 1000),
-            )
-            analysis.faults["lines_damaged"] = len(left_out.damaged)
-            analysis.faults["clock"] += left_out.clock
+        with source as (endpoint, folder, left):
+            analysis = analyse_files(folder, reference, own, task, left, now_ms)
             if asked.labelled:
-                for line in write_labelled(asked.labelled, requests, labels, task):
+                files = folder / "requests.parquet", folder / "labels.parquet"
+                for line in write_labelled(asked.labelled, *files, task):
                     print(line)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explained(error)) from error
-    told = content(analysis, own, endpoint)
+    found = report.findings(analysis, own) | {"endpoint": endpoint}
     if asked.out:
-        write_text(asked.out / "monitoring.json", json.dumps(told, indent=2) + "\n")
+        write_text(asked.out / "monitoring.json", json.dumps(found, indent=2) + "\n")
         write_text(asked.out / "report.html", report.page(analysis, own))
-    least = "at least " if told["at_least"] else ""
-    state = f"drift {least}since {told['since']}" if told["drift"] else "no drift"
-    known = "not known" if told["accuracy"] is None else f"{told['accuracy']:.2%}"
-    print(f"{endpoint}: {state}; {told['requests']:,} requests, accuracy by labels {known}")
+    least = "at least " if found["at_least"] else ""
+    state = f"drift {least}since {found['since']}" if found["drift"] else "no drift"
+    known = "not known" if found["accuracy"] is None else f"{found['accuracy']:.2%}"
+    print(f"{endpoint}: {state}; {found['requests']:,} requests, accuracy by labels {known}")

@@ -178,7 +178,8 @@ def test_a_damaged_line_raises_value_error_alone(damaged: bytes) -> None:
 def test_a_damaged_label_raises_value_error_alone(change: dict[str, Any]) -> None:
     whole = {"time": "2026-01-05T10:00:00.500Z", "request_id": "abc", "position": 1}
     whole |= {"label": "7", "script": "mnist"}
-    assert records.labelled(json.dumps(whole).encode())["label"] == "7"
+    (row,) = records.labelled(json.dumps(whole).encode())
+    assert row["label"] == "7"
     with pytest.raises(ValueError):
         records.labelled(json.dumps(whole | change).encode())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.core.exceptions import ServiceRequestError
 from azure.storage.blob import ContainerClient
 from conftest import Azurite, free_port
 
@@ -41,10 +42,9 @@ def a_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerClien
 
 
 @pytest.fixture(autouse=True)
-def in_small_parts(store: ContainerClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the module read that container."""
+def in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the module read small parts."""
     monkeypatch.setattr(collected, "BLOCK_BYTES", PART)
-    monkeypatch.setattr(collected, "store", lambda workspace: store)
 
 
 def line(second: float, start: datetime.datetime = START) -> bytes:
@@ -64,10 +64,20 @@ def kept(store: ContainerClient, endpoint: str, hour: str, content: bytes, name:
     return blob
 
 
-def ids(endpoint: str, since: datetime.datetime | None = None) -> list[str]:
+def read(
+    store: ContainerClient,
+    endpoint: str,
+    since: datetime.datetime | None = None,
+    left: monitor.LeftOut | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows that were collected."""
+    hours = collected.hours(store, collected.ROWS, endpoint, since)
+    return list(monitor.rows(hours, since, left or monitor.LeftOut()))
+
+
+def ids(store: ContainerClient, endpoint: str, since: datetime.datetime | None = None) -> list[str]:
     """Return the ids of what was collected."""
-    rows: Any = collected.rows(None, endpoint, since)  # type: ignore[arg-type]
-    return [name for batch in rows for name in batch["request_id"].to_pylist()]
+    return [row["request_id"] for row in read(store, endpoint, since)]
 
 
 def test_a_blob_that_grows_while_it_is_read_is_read(
@@ -81,15 +91,15 @@ def test_a_blob_that_grows_while_it_is_read_is_read(
         return parse(content)
 
     monkeypatch.setattr(records, "collected", slow)
-    assert ids("grows") == [str(number) for number in range(20)]
+    assert ids(store, "grows") == [str(number) for number in range(20)]
 
 
 def test_instances_are_read_side_by_side(store: ContainerClient) -> None:
     for name in ("a", "b"):
         own = [line(2 * number + (name == "b")) for number in range(20)]
         kept(store, "two", "2026/01/05/10", b"".join(own), name)
-    rows: Any = collected.rows(None, "two")  # type: ignore[arg-type]
-    found = records.look(rows, ("1",), 1, None)
+    batches = records.batches(read(store, "two"), records.REQUESTS)
+    found = records.look(batches, ("1",), 1, None)
     assert found.counts.sum() == 40
     assert found.faults["out_of_order"] == 0
 
@@ -97,14 +107,14 @@ def test_instances_are_read_side_by_side(store: ContainerClient) -> None:
 def test_a_cut_line_waits_until_its_hour_is_over(store: ContainerClient) -> None:
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
     kept(store, "cut", f"{soon:{collected.HOUR}}", line(0, soon) + line(1, soon)[:-1])
-    assert ids("cut") == ["0"]
+    assert ids(store, "cut") == ["0"]
     content = line(0) + line(1)[:-1]
     kept(store, "whole", "2026/01/05/10", content)
-    assert ids("whole") == ["0", "1"]
+    assert ids(store, "whole") == ["0", "1"]
     kept(store, "half", "2026/01/05/10", content[:-9])
-    faults = collected.Faults()
-    assert len(list(collected.rows(None, "half", None, faults))) == 1  # type: ignore[arg-type]
-    assert len(faults.damaged) == 1
+    left = monitor.LeftOut()
+    assert len(read(store, "half", None, left)) == 1
+    assert len(left.damaged) == 1
 
 
 def test_a_clock_a_day_from_its_hour_is_counted_and_left_out(store: ContainerClient) -> None:
@@ -112,17 +122,43 @@ def test_a_clock_a_day_from_its_hour_is_counted_and_left_out(store: ContainerCli
     content = line(0) + line(7, reset) + line(-86_400) + line(-86_401) + line(1)
     kept(store, "clock", "2026/01/05/10", content)
     kept(store, "clock", "2026/13/05/10", line(2))  # no hour at all: none that a collector writes
-    faults = collected.Faults()
-    rows: Any = collected.rows(None, "clock", None, faults)  # type: ignore[arg-type]
-    assert {name for batch in rows for name in batch["request_id"].to_pylist()} == {
-        *("0", "1", "-86400")
-    }
-    assert (faults.clock, faults.damaged) == (2, [])
+    left = monitor.LeftOut()
+    rows = read(store, "clock", None, left)
+    assert {row["request_id"] for row in rows} == {"0", "1", "-86400"}
+    assert (left.clock, left.damaged) == (2, [])
 
 
 def test_since_a_time_within_an_hour(store: ContainerClient) -> None:
     kept(store, "since", "2026/01/05/10", b"".join(map(line, range(6))))
-    assert ids("since", START + datetime.timedelta(seconds=4)) == ["4", "5"]
+    assert ids(store, "since", START + datetime.timedelta(seconds=4)) == ["4", "5"]
+
+
+def test_a_follower_gives_each_complete_line_once(store: ContainerClient) -> None:
+    follower = collected.Follower(collected.ROWS, "follow")
+
+    def fresh(at_most: int = 10_000) -> list[str]:
+        found = monitor.rows(follower.fresh(store, at_most), None, monitor.LeftOut())
+        return [row["request_id"] for row in found]
+
+    assert fresh() == []
+    blob = kept(store, "follow", "2026/01/05/10", line(0) + line(1)[:-9])
+    kept(store, "follow", "2026/01/05/11", line(3600) + b"\n")
+    assert fresh() == ["0", "3600"]
+    blob.append_block(line(1)[-9:] + line(2))
+    assert fresh(len(line(1))) == ["1"]  # about so many bytes at once
+    assert fresh() == ["2"]
+    assert fresh() == []
+
+
+def test_a_follower_waits_for_a_store_that_is_away() -> None:
+    class Away:
+        """A container that does not answer."""
+
+        def list_blobs(self, **_: Any) -> Any:
+            raise ServiceRequestError("away")
+
+    follower = collected.Follower(collected.ROWS, "e")
+    assert list(follower.fresh(Away(), 1000)) == []  # type: ignore[arg-type]
 
 
 def test_labelled_digits_that_are_no_longer_collected_stay(tmp_path: Path) -> None:

@@ -5,15 +5,16 @@ import http.client
 import io
 import json
 import re
+import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from azure.storage.blob import BlobServiceClient
+from blobs import Blobs
 from conftest import ROOT, Project, mnist_part
 from light import Deployable, StandIn
 from PIL import Image
@@ -29,9 +30,9 @@ with warnings.catch_warnings():  # the SDK's own
     from mlops.azure import collected
     from mlops.azure.workspace import connect
     from mlops.dashboard import page
+from azureml_emulator import web
 from azureml_emulator.router import Endpoint, Router
-from mlops.dashboard.detector import Detector
-from mlops.dashboard.watch import Labels, Watch
+from mlops.dashboard.watch import Watch
 
 pytestmark = pytest.mark.slow
 
@@ -276,6 +277,39 @@ def test_only_its_own_page_may_use_it(home: StandIn) -> None:
     assert "http" not in policy
 
 
+def raw(port: int, *parts: bytes) -> bytes:
+    """Send bytes to the page's server as they are; return what it sends until it closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_slow_and_malformed_requests_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(web, "READ_SECONDS", 0.2)
+    watch = Watch(tmp_path)
+    servers = Servers()
+    router = Router(servers, 0, lambda *_: None, watch.request)
+    router.endpoints["one"] = Endpoint(["key"])
+    shown = servers.serve(page.application(router, watch, Blobs()))  # type: ignore[arg-type]
+    host = f"Host: 127.0.0.1:{shown.port}\r\n".encode()
+    post = b"POST /score?endpoint=one HTTP/1.1\r\n" + host
+    try:
+        assert raw(shown.port) == b""  # idle
+        assert raw(shown.port, b"GET / HTTP/1.1\r\n" + host) == b""  # headers that do not end
+        assert b" 408 " in raw(shown.port, post + b"Content-Length: 9\r\n\r\nhalf")
+        lengths = b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n"
+        assert b" 400 " in raw(shown.port, post + lengths)
+        both = b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert b" 400 " in raw(shown.port, post + both)
+        assert b" 411 " in raw(shown.port, post + b"Transfer-Encoding: chunked\r\n\r\n")
+    finally:
+        shown.stop()
+        router.close()
+        servers.close()
+
+
 def test_a_full_disk_stops_no_scoring(
     live: Deployable, home: StandIn, open_page: Callable[..., Page]
 ) -> None:
@@ -305,18 +339,16 @@ def test_a_full_disk_stops_no_scoring(
 def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
     browser: Browser, tmp_path: Path
 ) -> None:
-    watch = Watch(Detector(tmp_path))
-    nothing = SimpleNamespace(list_blobs=lambda **_: [])
+    watch = Watch(tmp_path)
     servers = Servers()
     router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints |= {"one": Endpoint(["key"]), "two": Endpoint(["key"])}
-    labels = Labels(nothing)  # type: ignore[arg-type]
-    shown = page.Server(("127.0.0.1", 0), page.handler(router, watch, labels)).start()
+    shown = servers.serve(page.application(router, watch, Blobs()))  # type: ignore[arg-type]
     context = browser.new_context()
     held: list[Route] = []
     try:
         opened = context.new_page()
-        opened.goto(f"http://127.0.0.1:{shown.server_address[1]}")
+        opened.goto(f"http://127.0.0.1:{shown.port}")
         where = opened.locator("#where")
         expect(where).to_contain_text("endpoint one")
         opened.route("**/state?endpoint=one", lambda route: held.append(route))
@@ -332,25 +364,18 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
         servers.close()
 
 
-@pytest.mark.slow(minutes=0.3)
 def test_the_real_model(
     reproduced: Project, home: StandIn, browser: Browser, tmp_path: Path
 ) -> None:
-    watch = Watch(Detector(reproduced.root))
     url = f"{home.address['blobs']}/devstoreaccount1"
     with BlobServiceClient(url, credential=KEY) as service:
         container = service.get_container_client(CONTAINER)
+        watch = Watch(reproduced.root)
         servers = Servers()
-
-        def rows(endpoint: str, deployment: str, _: str, request: str, rows: list[Any]) -> None:
-            watch.rows(endpoint, deployment, request, rows)
-
-        collector = Collector(container, rows, watch.lose)
+        collector = Collector(container, on_lost=watch.lose)
         router = Router(servers, 0, collector.take, watch.request)
         router.endpoints["real"] = Endpoint(["key"], {"blue": 100})
-        shown = page.Server(
-            ("127.0.0.1", 0), page.handler(router, watch, Labels(container))
-        ).start()
+        shown = servers.serve(page.application(router, watch, container))
         model = reproduced.root / "data" / "package"
         code = serving_code(tmp_path / "code")
         collecting = {"AZUREML_MDC_ENABLED": "true"}
@@ -358,7 +383,7 @@ def test_the_real_model(
         try:
             router.start(("real", "blue"), code, model, collecting, tmp_path / "log", 60.0)
             opened = context.new_page()
-            opened.goto(f"http://127.0.0.1:{shown.server_address[1]}")
+            opened.goto(f"http://127.0.0.1:{shown.port}")
             expect(opened.locator("#health")).to_have_text("live")
             stroke(opened, (140, 40), (140, 240))
             expect(opened.locator("#digit")).to_have_text(re.compile("[0-9]"), timeout=20_000)
@@ -374,6 +399,6 @@ def test_the_real_model(
             expect(opened.locator("#drift")).to_have_text("yes")
         finally:
             context.close()
+            shown.stop()
             router.close()
             servers.close()
-            shown.stop()

@@ -1,246 +1,275 @@
-"""What the page remembers: within bounds, each answer and each label once."""
+"""What the page shows of production: each answer and each label once, within bounds."""
 
-import base64
-import json
+import datetime
+import os
+import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from blobs import Blobs
 from conftest import ROOT
 
-from core import params
 from digits.monitoring.drift import Reference
 from digits.monitoring.histograms import Summary
-from mlops.dashboard import page
-from mlops.dashboard import watch as module
-from mlops.dashboard.detector import Detector
-from mlops.dashboard.watch import Watch, last_minute
+
+with warnings.catch_warnings():  # the SDK's own
+    warnings.simplefilter("ignore")
+    from mlops.dashboard import watch as module
+    from mlops.dashboard.watch import Watch, last_minute
 
 VERSION = "0123456789ab"
+START = datetime.datetime(2026, 1, 5, tzinfo=datetime.UTC)
+LIVE = {"blue", "green"}
 
 
-def row(digit: str = "3", foreign: float = 0.1, version: str = VERSION) -> dict[str, Any]:
-    """Return one collected row."""
-    image = np.random.default_rng(int(foreign * 1e6)).integers(0, 256, (28, 28), np.uint8)
-    answer = {"digit": digit, "confidence": 0.99, "foreign": foreign}
-    return {"image": base64.b64encode(image.tobytes()).decode(), "model_version": version} | answer
+class Site:
+    """A project's folder, what was collected, and what the page shows of it."""
+
+    def __init__(self, root: Path, known: bool = True) -> None:
+        self.root, self.blobs = root, Blobs()
+        self.seen = Watch(root)
+        self.clock = START
+        if known:
+            self.write_project()
+
+    def write_project(self, version: str = VERSION) -> None:
+        """Write settings and a reference of requests that look known."""
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (2000, 28, 28), np.uint8)
+        sure, foreign = np.full(2000, 0.99), rng.uniform(0, 0.5, 2000)
+        known = Summary.of(images, rng.integers(0, 10, 2000), sure, foreign, 10)
+        (self.root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
+        path = self.root / "data" / "monitoring" / "reference.json"
+        Reference.fit({"mnist": known}, version).write(path)
+
+    def ask(self, name: str, *changes: dict[str, Any], endpoint: str = "e") -> None:
+        """Collect a request of one image for each of `changes`, a second after the last."""
+        self.clock += datetime.timedelta(seconds=1)
+        rows = []
+        for change in changes or ({},):
+            row: dict[str, Any] = {"digit": "3", "confidence": 0.99, "foreign": 0.1}
+            row |= {"deployment": "blue", "model_version": VERSION, "request_id": name} | change
+            rng = np.random.default_rng(int(float(row["foreign"]) * 1e6))
+            row = {"time": self.clock, "image": rng.integers(0, 256, 784, np.uint8).tobytes()} | row
+            rows.append(row)
+        self.blobs.collect(endpoint, rows)
+
+    def label(self, name: str, digit: str = "3", position: int = 0) -> None:
+        """Let the true label of an image come."""
+        place = {"request_id": name, "position": position, "time": self.clock}
+        self.blobs.label("e", place | {"label": digit, "script": "mnist"})
+
+    def state(self, live: set[str] | None = None, endpoint: str = "e") -> dict[str, Any]:
+        """Return what the page shows."""
+        asked = LIVE if live is None else live
+        return self.seen.state(endpoint, asked, self.blobs)  # type: ignore[arg-type]
 
 
-def label(request: str, digit: str = "3", position: int = 0) -> bytes:
-    """Return one line of labels."""
-    place = {"time": "2026-01-05T00:00:00Z", "request_id": request, "position": position}
-    return json.dumps(place | {"label": digit, "script": "mnist"}).encode()
+@pytest.fixture(name="site")
+def a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A project with a reference, whose page looks each time it is asked."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    return Site(tmp_path)
 
 
-def watch(folder: Path) -> Watch:
-    """Return a watch whose project has a reference."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2000, 28, 28), np.uint8)
-    sure, foreign = np.full(2000, 0.99), rng.uniform(0, 0.5, 2000)
-    known = Summary.of(images, rng.integers(0, 10, 2000), sure, foreign, 10)
-    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
-    Reference.fit({"mnist": known}, VERSION).write(
-        folder / "data" / "monitoring" / "reference.json"
-    )
-    return Watch(Detector(folder))
-
-
-def test_a_request_sent_again_counts_once(tmp_path: Path) -> None:
-    seen = watch(tmp_path)
+def test_a_request_sent_again_counts_once(site: Site) -> None:
     for _ in range(2):
-        seen.rows("e", "blue", "one", [row(), row("4")])
-    state = seen.state("e")
+        site.ask("one", {}, {"digit": "4"})
+    state = site.state()
     assert (state["digits"], state["doubled"]) == (2, 2)
-    assert state["classes"] == {"3": 1, "4": 1}
+    assert state["classes"] == dict.fromkeys("0123456789", 0) | {"3": 1, "4": 1}
 
 
-def test_another_image_under_the_same_id_is_an_answer_of_its_own(tmp_path: Path) -> None:
-    seen = watch(tmp_path)
+def test_another_image_under_the_same_id_is_an_answer_of_its_own(site: Site) -> None:
     for foreign in (0.1, 0.2, 0.2):
-        seen.rows("e", "blue", "one", [row(foreign=foreign)])
-    seen.labels("e", [label("one")])  # whose image?
-    state = seen.state("e")
+        site.ask("one", {"foreign": foreign})
+    site.label("one")  # whose image?
+    state = site.state()
     assert (state["digits"], state["doubled"], state["labelled"]) == (2, 1, 0)
 
 
-def test_a_label_counts_once_and_late_ones_reach_their_window(tmp_path: Path) -> None:
-    seen = watch(tmp_path)
-    for number in range(500):
-        seen.rows("e", "blue", str(number), [row()])
-    seen.rows("e", "blue", "500", [row()])
-    seen.labels("e", [label("0"), label("0"), label("1", "4"), label("unknown"), label("500")])
-    state = seen.state("e")
-    (window,) = state["windows"]
-    assert (window["labelled"], window["right"]) == (2, 1)
+def test_a_label_counts_once_and_late_ones_reach_their_window(site: Site) -> None:
+    for number in range(501):
+        site.ask(str(number))
+    site.state()
+    for name, digit in (("0", "3"), ("0", "3"), ("1", "4"), ("unknown", "3"), ("500", "3")):
+        site.label(name, digit)
+    state = site.state()
+    full, last = state["windows"]
+    assert (full["labelled"], full["accuracy"][0], last["labelled"]) == (2, 0.5, 1)
+    assert (last["requests"], state["window"]) == (1, 500)
     assert (state["labelled"], state["accuracy"][0]) == (3, 2 / 3)
     assert state["scripts"]["mnist"][3] == 3
 
 
-def test_damaged_rows_and_labels_are_counted(tmp_path: Path) -> None:
-    seen = watch(tmp_path)
-    broken: list[Any] = [row() | {"confidence": "much"}, {"image": "%"}, None, row()]
-    broken += [row() | {"image": "AAAA"}, row("no class of ours"), row(foreign=1.5)]
-    seen.rows("e", "blue", "one", broken)
-    seen.labels("e", [b"{", b"[]", label("one", "three", 3), label("one", position=3)])
-    state = seen.state("e")
-    assert (state["digits"], state["damaged"], state["labelled"]) == (1, 9, 1)
+def test_damaged_rows_and_labels_are_counted(site: Site) -> None:
+    site.ask("one")
+    site.ask("damaged 1", {"confidence": "much"})
+    site.ask("damaged 2", {"image": bytes(3)})
+    site.ask("damaged 3", {"digit": "no class of ours"})
+    site.ask("damaged 4", {"foreign": 1.5})
+    for path, line in (
+        ("modelDataCollector/e/blue/model_inputs_outputs", b"{"),
+        ("labels/e", b"["),
+    ):
+        hour = f"{START:%Y/%m/%d/%H}"
+        file = f"{hour}.jsonl" if path.startswith("labels") else f"{hour}/local.jsonl"
+        site.blobs.append(f"{path}/{file}", line)
+    site.label("one", "three")
+    site.label("one")
+    state = site.state()
+    assert (state["digits"], state["damaged"], state["labelled"]) == (1, 6, 1)
     assert state["accuracy"][0] == 1
+    assert state["monitoring"]["faults"]["damaged"] == 3
+    assert [one["digit"] for one in state["recent"]] == ["3"]
 
 
-def test_accuracy_is_that_of_the_models_that_answer(tmp_path: Path) -> None:
-    seen = watch(tmp_path)
-    for version, digit in (("old", "4"), (VERSION, "3")):
+def test_accuracy_is_that_of_the_models_that_answer(site: Site) -> None:
+    for deployment, version, digit in (("blue", "old", "4"), ("green", VERSION, "3")):
         for number in range(500):
-            seen.rows("e", version, f"{version} {number}", [row(digit, version=version)])
-        seen.labels("e", [label(f"{version} {number}") for number in range(10)])
-        state = seen.state("e")
+            change = {"deployment": deployment, "model_version": version, "digit": digit}
+            site.ask(f"{version} {number}", change)
+        for number in range(10):
+            site.label(f"{version} {number}")
+        state = site.state({deployment})
         assert state["accuracy"][0] == (digit == "3")
         assert (state["labelled"], state["scripts"]["mnist"][3]) == (10, 10)
-    seen.labels("e", [label(f"old {number}") for number in range(10, 20)])  # late
-    assert seen.state("e")["labelled"] == 10
+        assert state["classes"][digit] == 500
+    for number in range(10, 20):
+        site.label(f"old {number}")  # late
+    assert site.state({"green"})["labelled"] == 10
+    assert site.state(LIVE)["labelled"] == 30
+    assert site.state(set())["labelled"] == 10  # nothing is live: what answered last
 
 
-def test_drift_is_seen_and_ends_with_the_model(tmp_path: Path) -> None:
-    seen = watch(tmp_path)
+def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
     rng = np.random.default_rng(1)
     for number in range(1000):
         foreign = 0.99 if number % 5 == 0 and number >= 500 else float(rng.uniform(0, 0.5))
-        digit = str(rng.integers(0, 10))
-        seen.rows("e", "blue", str(number), [row(digit, foreign)])
-    quiet, drift = seen.state("e")["windows"]
-    assert not quiet["verdict"]["drift"]
-    assert drift["verdict"]["drift"]
+        site.ask(str(number), {"digit": str(rng.integers(0, 10)), "foreign": foreign})
+    state = site.state()
+    quiet, drift = state["windows"]
+    assert not quiet["drift"]
+    assert drift["drift"]
     assert drift["strangers"] > 0.1
     assert drift["estimated"] < quiet["estimated"] - 0.1
-    assert drift["since"] >= quiet["ended"] - 1e-3
-    assert not drift["at_least"]
-    for number in range(500):
-        seen.rows("e", "blue", f"new{number}", [row(version="another")])
-    assert seen.state("e")["windows"][-1]["verdict"] is None
-    assert "the reference is of model 0123" in seen.detector.why_not("another")
+    found = state["monitoring"]
+    since = datetime.datetime.fromisoformat(found["since"])
+    assert since.timestamp() == quiet["ended"] + 1
+    assert (found["drift"], found["at_least"]) == (True, False)
+    assert state["strangest"][0]["foreign"] == pytest.approx(0.99)
+    assert site.state(set())["monitoring"] is None  # nothing is live
+    for number in range(1500):
+        site.ask(f"new{number}", {"model_version": "another"})
+    state = site.state()
+    assert (state["windows"], state["monitoring"]) == ([], None)
+    assert f"the reference is of model {VERSION}" in state["reason"]
+    assert "by another" in state["reason"]
 
 
-def test_a_model_that_still_runs_is_judged_by_its_own_reference(tmp_path: Path) -> None:
-    seen = watch(tmp_path)
-    seen.state("e")
-    path = tmp_path / "data" / "monitoring" / "reference.json"
-    old = Reference.read(path)
-    Reference.fit({"mnist": old.summary + old.summary}, "another").write(path)
-    for number in range(500):
-        seen.rows("e", "blue", str(number), [row()])
-        seen.rows("e", "green", str(number), [row(version="another")])
-    assert all(window["verdict"] for window in seen.state("e")["windows"])
-    assert len(seen.state("e")["expected"]) == 10
-
-
-def test_a_window_without_a_verdict_does_not_end_an_alarm(tmp_path: Path) -> None:
-    seen = watch(tmp_path)
-
-    def fill(name: str, foreign: float) -> list[dict[str, Any]]:
+def test_settings_that_cannot_be_read_do_not_end_an_alarm(site: Site) -> None:
+    def fill(name: str, foreign: float) -> dict[str, Any]:
         for number in range(500):
-            seen.rows("e", "blue", f"{name} {number}", [row(str(number % 10), foreign)])
-        windows: list[dict[str, Any]] = seen.state("e")["windows"]
-        return windows
+            site.ask(f"{name} {number}", {"digit": str(number % 10), "foreign": foreign})
+        return site.state()
 
-    drifted = page.latest(fill("drift", 0.99), {"blue"})
-    path = tmp_path / "params.yaml"
+    drifted = fill("drift", 0.99)["monitoring"]
+    path = site.root / "params.yaml"
     text = path.read_text("utf-8")
     path.write_text("", "utf-8")
-    windows = fill("not judged", 0.99)
-    assert windows[-1]["verdict"] is None
-    assert page.latest(windows, {"blue"}) == drifted
+    state = fill("not judged", 0.99)
+    assert state["monitoring"] is None
+    assert "Not judged: " in state["reason"]
+    assert state["classes"]["3"] == 50  # is shown nevertheless
     path.write_text(text, "utf-8")
-    first, _, last = fill("calm", 0.1)
-    assert first["verdict"]["drift"]
-    assert last["verdict"]["drift"]
-    assert last["since"] == first["since"]
-    assert last["at_least"]  # the first window of all drifted
+    found = fill("calm", 0.1)["monitoring"]
+    assert found["drift"]
+    assert found["since"] == drifted["since"]
+    assert found["at_least"]  # the first window of all drifted
 
 
-def test_a_file_that_changed_is_known_when_it_is_read(
+def test_what_is_missing_is_said_and_read_when_it_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = watch(tmp_path)
-    load, during = params.load, []
-
-    def slow(path: Path) -> Any:
-        during.append((seen.detector.lock.locked(), seen.detector.stamp))
-        return load(path)
-
-    monkeypatch.setattr(params, "load", slow)
-    seen.detector.refresh()
-    assert during == [(True, [])]  # another thread waits, since the stamp is the last to change
-    assert seen.detector.stamp
-
-
-def test_what_is_missing_is_said_and_read_when_it_comes(tmp_path: Path) -> None:
-    seen = Watch(Detector(tmp_path))
-    seen.state("e")
-    assert "params.yaml: not found" in seen.detector.why_not("")
-    watch(tmp_path)
-    assert seen.state("e")["limit"] == 1000
-    assert seen.detector.why_not(VERSION) == ""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    site = Site(tmp_path, known=False)
+    site.ask("before")
+    state = site.state()
+    assert "params.yaml: not found" in state["reason"]
+    assert (state["digits"], state["recent"]) == (0, [])
+    site.write_project()
+    state = site.state()
+    assert (state["limit"], state["reason"], state["digits"]) == (1000, "", 1)
+    assert len(state["expected"]) == 10
+    assert state["known_scripts"] == ["mnist", "devanagari", "japanese"]
 
 
-def test_windows_of_a_release_that_is_over_are_not_shown(tmp_path: Path) -> None:
-    seen = watch(tmp_path)
-
-    def ask(deployment: str, count: int, version: str = VERSION) -> list[tuple[str, int]]:
-        for number in range(count):
-            seen.request("e", deployment, 200, 0.01)
-            name = f"{deployment} {version} {number}"
-            seen.rows("e", deployment, name, [row(version=version)])
-        found = seen.state("e")
-        shown = [(one["deployment"], one["digits"]) for one in found["filling"]]
-        assert found["classes"]["3"] == sum(digits for _, digits in shown)
-        return shown
-
-    assert ask("blue", 3) == [("blue", 3)]
-    assert ask("green", 5) == [("blue", 3), ("green", 5)]  # both are live
-    assert ask("green", 2, "another") == [("blue", 3), ("green", 2)]
-    requests = seen.endpoints["e"].requests
-    old = [(at - module.MINUTE, *rest) for at, *rest in requests if rest[0] == "blue"]
-    requests.clear()
-    requests.extend(old)  # type: ignore[arg-type]
-    assert ask("green", 1, "another2") == [("green", 1)]
-    requests.clear()
-    assert ask("green", 0) == [("green", 1)]  # nothing comes: the one that was filled last
+def test_other_classes_or_images_of_another_size_are_read_anew(site: Site) -> None:
+    site.ask("one")
+    assert site.state()["digits"] == 1
+    path = site.root / "params.yaml"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace("image_size: 28", "image_size: 16"), "utf-8")
+    os.utime(path, ns=(1, 1))
+    site.ask("two", {"image": bytes(256)})
+    state = site.state()
+    assert (state["digits"], state["damaged"], len(state["recent"])) == (1, 1, 1)
+    path.write_text(text, "utf-8")
+    assert site.state()["digits"] == 1
 
 
-def test_each_endpoint_gets_its_labels() -> None:
-    class Container:
-        """Two endpoints' labels."""
+def test_windows_that_stayed_are_not_judged_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, verdicts = [], Reference.verdicts
 
-        def list_blobs(self, name_starts_with: str, **_: Any) -> list[Any]:
-            return [SimpleNamespace(name=f"{name_starts_with}2026/01/05/00.jsonl", size=3)]
+    def counted(self: Reference, windows: np.ndarray, *rest: Any) -> Any:
+        judged.append(len(windows))
+        return verdicts(self, windows, *rest)
 
-        def download_blob(self, name: str, *_: Any, **__: Any) -> Any:
-            return SimpleNamespace(readall=lambda: f"{name.split('/')[1]}\n\n".encode())
+    monkeypatch.setattr(Reference, "verdicts", counted)
+    for number in range(1600):
+        site.ask(str(number), {"digit": str(number % 10)})
+        if number in (1099, 1100):
+            site.state()
+    site.state()
+    early = {"time": START + datetime.timedelta(seconds=600, milliseconds=1)}
+    site.ask("late", early)
+    site.state()
+    assert judged == [3, 1, 2, 3]  # a late row moves those after it
 
-    labels = module.Labels(Container())  # type: ignore[arg-type]
-    assert [labels.fresh(name)[0] for name in ("e", "f")] == [b"e", b"f"]
-    assert labels.fresh("e") == []  # within a second
-    assert labels.fresh("") == []
+
+def test_it_looks_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(tmp_path)
+    now = [100.0]
+    monkeypatch.setattr("mlops.dashboard.watch.time.monotonic", lambda: now[0])
+    digits: list[int] = []
+    for seconds in (0.0, 0.9, 0.2):
+        site.ask(str(len(digits)))
+        now[0] += seconds
+        digits.append(site.state()["digits"])
+    assert digits == [1, 1, 3]
 
 
-def test_memory_is_bounded(tmp_path: Path, monkeypatch: Any) -> None:
-    for name in ("REQUESTS", "AWAITED", "RECENT", "SCRIPTS"):
-        monkeypatch.setattr(module, name, 10)
-    monkeypatch.setattr(module, "ENDPOINTS", 2)
-    monkeypatch.setattr(module, "FILLING", 2)
-    seen = watch(tmp_path)
+def test_memory_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"REQUESTS": 10, "RECENT": 10, "KEPT": 20, "ENDPOINTS": 2}.items():
+        monkeypatch.setattr(module, name, value)
     for endpoint in ("e", "f", "g"):
         for number in range(30):
-            seen.request(endpoint, "blue", 200, 0.01)
-            seen.rows(endpoint, f"revision {number // 5}", str(number), [row(version=f"{number}")])
-            seen.labels(endpoint, [label(str(number))])
-    assert list(seen.endpoints) == ["f", "g"]
-    last = seen.endpoints["g"]
-    assert (len(last.requests), len(last.answers), len(last.recent)) == (10, 10, 10)
-    assert (last.digits, len(last.scripts)) == (30, 10)
-    assert list(last.filling) == [("revision 5", "28"), ("revision 5", "29")]
+            site.seen.request(endpoint, "blue", 200, 0.01)
+            site.ask(str(number), endpoint=endpoint)
+            site.label(str(number))
+        site.state(endpoint=endpoint)
+    assert list(site.seen.endpoints) == ["f", "g"]
+    last = site.seen.endpoints["g"]
+    assert (len(last.requests), len(last.recent)) == (10, 10)
+    assert last.monitor
+    assert last.monitor.requests.count == 10
+    state = site.state()  # of an endpoint that was forgotten: read again
+    assert (state["digits"], state["labelled"]) == (10, 10)
+    assert site.seen.endpoints["e"].monitor.labels.count == 10  # type: ignore[union-attr]
 
 
 def test_the_last_minute() -> None:

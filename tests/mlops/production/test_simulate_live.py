@@ -15,8 +15,8 @@ from light import DIGITS, Deployable, StandIn, a_deployable, a_standin, known_di
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     from mlops.azure import collected
-    from mlops.azure.workspace import connect
-    from mlops.production import simulate
+    from mlops.azure.workspace import connect, store
+    from mlops.production import monitor, simulate
 from core.dataset import write_pool
 
 
@@ -98,7 +98,8 @@ def test_the_stand_in_is_killed_in_the_middle_and_ctrl_c_comes_too(
             patched.setenv("DIGITS_LOCAL_WORKSPACE", deployable.workspace)
             workspace = connect("local")
         name = deployable.serving(standin)["name"]
-        rows = [row for part in collected.labels(workspace, name) for row in part.to_pylist()]
+        hours = collected.hours(store(workspace), collected.LABELS, name)
+        rows = list(monitor.labels(hours, None, monitor.LeftOut()))
     finally:
         os.chdir(before)
     assert f"{len(rows):,} true labels written" in said

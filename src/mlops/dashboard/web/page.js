@@ -192,26 +192,23 @@ function showWindows(state) {
   const words = windows.length ? [clock(windows[0].ended), clock(windows.at(-1).ended)] : ["", ""];
   const place = (i) => (windows.length > 1 ? i / (windows.length - 1) : 0.5);
   const empty = (sentence) => () => nothing(sentence);
-  const judged = windows.some(({ verdict }) => verdict);
-  const name = (window) => `Window of ${clock(window.ended)}, ${window.deployment}`;
+  const name = (window) => `Window of ${clock(window.ended)}`;
 
-  tell($("judged"), `each point is a window of ${state.window_digits} digits, judged without labels; `
+  tell($("judged"), `each point is a window of ${state.window ?? "some"} digits, judged without labels; `
     + `in the alarm's colour from the alarm on. ${filling(state)}`);
   const points = windows.map((window, i) => ({
-    at: place(i), name: name(window), value: window.verdict?.evidence ?? null, alarm: window.verdict?.drift,
+    at: place(i), name: name(window), value: window.evidence, alarm: window.drift,
   }));
   const limit = state.limit && { value: state.limit, name: "alarm" };
   const top = state.limit || 1000;
   const ticks = [1, 10, 100, 1000, 10000].filter((tick) => tick <= top);
-  const cause = ({ verdict }) => (verdict ? verdict.cause : "–");
-  chart("evidence", judged ? `Evidence for drift by window; ${words2(state)}` : "No window was judged yet",
-    judged ? (width) => lines(width, [{ kind: "kind0", points, dots: true }],
+  chart("evidence", windows.length ? `Evidence for drift by window; ${words2(state)}` : "No window was judged yet",
+    windows.length ? (width) => lines(width, [{ kind: "kind0", points, dots: true }],
       { bottom: 1, top, ticks, scale: Math.log10, words, limit, format: (value) => `${+value.toPrecision(3)}` })
-      : empty(state.reason || "No window is full yet."),
-    { head: ["Window ended", "Deployment", "Evidence", "Alarm", "Most unusual", "Strangers, estimated"],
-      rows: () => windows.map((window) => [clock(window.ended), window.deployment,
-        window.verdict ? window.verdict.evidence.toPrecision(3) : "–", window.verdict?.drift ? "yes" : "no",
-        cause(window), percent(window.strangers)]) });
+      : empty(state.reason || "No digits have been collected yet."),
+    { head: ["Window ended", "Evidence", "Alarm", "Most unusual", "Strangers, estimated"],
+      rows: () => windows.map((window) => [clock(window.ended), window.evidence.toPrecision(3),
+        window.drift ? "yes" : "no", window.cause, percent(window.strangers)]) });
 
   const measured = windows.map((window, i) => {
     const [value, low, high] = window.accuracy ?? [null];
@@ -231,24 +228,28 @@ function showWindows(state) {
         window.accuracy ? `${percent(window.accuracy[1])} to ${percent(window.accuracy[2])}` : "–", window.labelled,
         percent(window.estimated)]) });
 
-  const classes = [...new Set([...Object.keys(state.expected ?? {}), ...Object.keys(state.classes)])].sort();
+  const classes = Object.keys(state.classes).sort();
   const of = Object.values(state.classes).reduce((sum, value) => sum + value, 0);
   const share = (key) => (state.classes[key] ?? 0) / (of || 1);
   const columns = classes.map((key) => ({ name: key, parts: [{ kind: "kind0", name: "Answer", value: share(key) }] }));
-  const marks = state.expected && classes.map((key) => state.expected[key] ?? 0);
+  const expected = state.expected && Object.fromEntries(Object.keys(state.classes).map((key, i) => [key, state.expected[i]]));
+  const marks = expected && classes.map((key) => expected[key]);
   chart("classes", `Share of each answer among ${count(of, "digit")}`,
     of ? (width) => bars(width, columns, { top: Math.max(0.2, roundUp(Math.max(...classes.map(share)) * 10) / 10), marks, named: true, format: (value) => percent(value, 0) })
       : empty("No digits have been collected yet."),
     { legend: [["kind0", "now"], ...(marks ? [["mark", "what the model was validated on"]] : [])], head: ["Digit", "Now", "Validated on"],
-      rows: () => classes.map((key) => [key, percent(share(key)), percent(state.expected?.[key] ?? null)]) });
+      rows: () => classes.map((key) => [key, percent(share(key)), percent(expected?.[key] ?? null)]) });
 }
 
-/** Say how far the windows are that are filling now; whose, if there are several. */
-const filling = ({ filling, window_digits }) =>
-  filling.map(({ digits, deployment }) => `Next${filling.length > 1 ? ` of ${deployment}` : ""}: ${digits} of ${window_digits}.`).join(" ");
-/** Say since when it drifts; at least, where the first window that was seen drifts already. */
-const since = (state) => `${state.drift_at_least ? "at least " : ""}since ${clock(state.drift_since)}`;
-const words2 = (state) => (state.drift ? `drift ${since(state)}` : "no drift");
+/** Say how far the last window is, if it is not full. */
+function filling({ windows, window }) {
+  const last = windows.at(-1)?.requests ?? window;
+  return last < window ? `The last one has ${last} so far.` : "";
+}
+const drifts = ({ monitoring }) => (monitoring ? monitoring.drift : null);
+/** Say since when it drifts; at least, where the first window drifts already. */
+const since = ({ monitoring }) => `${monitoring.at_least ? "at least " : ""}since ${clock(Date.parse(monitoring.since) / 1000)}`;
+const words2 = (state) => (drifts(state) ? `drift ${since(state)}` : "no drift");
 
 function showDeployments(state) {
   const { minute } = state;
@@ -314,18 +315,19 @@ function showFigures(state) {
   tell($("accuracy"), percent(state.accuracy?.[0] ?? null));
   tell($("labelled"), state.accuracy
     ? `${percent(state.accuracy[1])} to ${percent(state.accuracy[2])}, ${count(state.labelled, "label")}${estimate}` : `no true labels yet${estimate}`);
-  tell($("drift"), state.drift === null ? "unknown" : state.drift ? "yes" : "no");
-  tell($("since"), state.drift === null ? state.reason || "no window is full yet" : state.drift ? since(state) : "in the latest window");
-  $("drifttile").classList.toggle("alarm", state.drift === true);
-  tell($("counts"), `${count(state.digits, "digit")} collected since \`digits serve\` began; ${state.doubled} sent twice and `
-    + `${state.damaged} damaged were left out; ${count(state.lost, "collected request")} lost.`);
+  const drift = drifts(state);
+  tell($("drift"), drift === null ? "unknown" : drift ? "yes" : "no");
+  tell($("since"), drift === null ? state.reason || "nothing was collected yet" : drift ? since(state) : "in the latest window");
+  $("drifttile").classList.toggle("alarm", drift === true);
+  tell($("counts"), `${count(state.digits, "digit")} collected; ${state.doubled} sent twice and ${state.damaged} damaged `
+    + `were left out; ${count(state.lost, "collected request")} lost since \`digits serve\` began.`);
 }
 
 function showNotices(state) {
   const notices = [];
   if (!state.endpoint) notices.push(["plain", "Nothing is deployed yet.", "In another terminal: digits deploy apply --workspace local"]);
   else if (!answers(state)) notices.push(["plain", "No deployment has traffic yet.", "It is starting, or paused: digits deploy status --workspace local"]);
-  if (state.drift) notices.push(["alarm", `Drift ${since(state)}.`, "Production looks unlike what the model was validated on. Look at the latest digits, then: digits monitor --workspace local"]);
+  if (drifts(state)) notices.push(["alarm", `Drift ${since(state)}.`, "Production looks unlike what the model was validated on. Look at the latest digits, then: digits monitor --workspace local"]);
   if (state.lost) notices.push(["alarm", `${count(state.lost, "collected request")} lost.`, `Scoring goes on. ${state.lost_reason}`]);
   const key = JSON.stringify(notices);
   if ($("notices").dataset.key === key) return;
@@ -353,7 +355,7 @@ function health(kind, text) {
 }
 
 function stateOfHealth(state) {
-  if (state.drift) return ["alarm", "drift"];
+  if (drifts(state)) return ["alarm", "drift"];
   if (!state.endpoint) return ["", "nothing deployed"];
   return answers(state) ? ["good", "live"] : ["", "no deployment"];
 }
