@@ -71,7 +71,6 @@ def test_heavy_packages_are_imported_where_they_are_needed(name: str, rules: lis
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="mlops.azure.collected still imports digits.production")
 def test_a_deployment_loads_neither_the_model_nor_emulator_nor_page() -> None:
     program = "import sys; import mlops.deploy.rollout; print(*sorted(sys.modules))"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`dvc repro` and `dvc status`, and what they say of each stage."""
+"""The program DVC: run a command, and what `dvc repro` and `dvc status` report of each stage."""
 
 import json
 import os
@@ -9,6 +9,8 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+from core.errors import DigitsError
 
 EVENTS = {
     re.compile(r"Running stage '(.+)':\s*"): "ran",
@@ -37,6 +39,29 @@ def environment() -> dict[str, str]:
     """Return an environment in which stages find this Python."""
     folder = str(Path(sys.executable).parent)
     return os.environ | {"PATH": folder + os.pathsep + os.environ.get("PATH", "")}
+
+
+def run(
+    *arguments: str, folder: Path | None = None, fix: str = "run this again", **env: str
+) -> str:
+    """Run DVC in a folder; return its standard output.
+
+    Waits for another DVC that holds the lock. Raises DigitsError with DVC's own error, and with
+    `fix`, when it fails.
+    """
+    done = subprocess.run(
+        command("--wait-for-lock", *arguments),
+        cwd=folder,
+        env=environment() | env,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode:
+        _, _, error = done.stderr.partition("ERROR: ")
+        reason = " ".join((error or done.stderr or done.stdout).split())[:500]
+        raise DigitsError(f"dvc {arguments[0]}: {reason or done.returncode}; {fix}")
+    return done.stdout
 
 
 def repro(*options: str) -> Run:
@@ -77,12 +102,10 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
     against dvc.lock.
     """
     kept = {*cached, *(str(folder) for path in cached for folder in PurePosixPath(path).parents)}
-    done = subprocess.run(command("status", "--json"), capture_output=True, encoding="utf-8")
     try:
-        told = json.loads(done.stdout)
-    except ValueError:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-        return [f"'dvc status' failed: {lines[-1]}"], []
+        told = json.loads(run("status", "--json"))
+    except (DigitsError, ValueError) as error:
+        return [f"'dvc status' failed: {error}"], []
     stale: list[str] = []
     missing: list[str] = []
     for stage, entries in told.items():
@@ -109,10 +132,8 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
 def plots(base: str | None, folder: Path) -> str:
     """Write DVC's plots page into a folder; return what went wrong, empty when nothing did."""
     arguments = ["plots", "diff", base] if base else ["plots", "show"]
-    done = subprocess.run(
-        command(*arguments, "--out", str(folder)), capture_output=True, encoding="utf-8"
-    )
-    if done.returncode == 0:
-        return ""
-    lines = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-    return f"DVC's page of plots was not made: {lines[-1]}"
+    try:
+        run(*arguments, "--out", str(folder))
+    except DigitsError as error:
+        return f"DVC's page of plots was not made: {error}"
+    return ""

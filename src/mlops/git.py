@@ -1,6 +1,7 @@
-"""What git knows: the commit to compare with, and files as they were there.
+"""The program git: run a command, find the commit to compare with, read files as they were there.
 
-Nothing is checked out and no blob is needed: metrics, curves, params.yaml and dvc.lock are in git.
+To compare, nothing is checked out and no blob is needed: metrics, curves, params.yaml and dvc.lock
+are in git.
 """
 
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from core.errors import DigitsError
 
 MAIN = "main"
+COMMAND = ("git", "-c", "core.quotePath=false")
 
 
 @dataclass(frozen=True)
@@ -20,19 +22,21 @@ class Base:
     broken: bool = False  # there should be one: what it would tell cannot be judged
 
 
-def git(*arguments: str) -> bytes | None:
-    """Return what git prints, None when it ends with an error."""
-    command = ["git", "-c", "core.quotePath=false", *arguments]
-    done = subprocess.run(command, capture_output=True)
-    return done.stdout if done.returncode == 0 else None
-
-
 def run(*arguments: str) -> str:
     """Return what git prints; raise DigitsError with its message when it fails."""
-    done = subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
-        raise DigitsError(f"git {arguments[0]}: {done.stderr.strip()}; run from the repository")
+        reason = " ".join(done.stderr.split())
+        raise DigitsError(f"git {' '.join(arguments[:3])}: {reason}; run from the repository")
     return done.stdout
+
+
+def git(*arguments: str) -> bytes | None:
+    """Return what git prints, None when it ends with an error."""
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True)
+    return done.stdout if done.returncode == 0 else None
 
 
 def line(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""One job of Azure ML or its stand-in: what it is made of, its log, and what it left.
+"""One job of Azure ML or its emulator: what it is made of, its log, and what it left.
 
 Its code is what git has at HEAD, its environment has the versions of requirements-dev.txt, and
 its data comes from the container `review`. Log and outputs lie in the workspace's own store,
@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from azure.ai.ml import TensorFlowDistribution, command
 from azure.ai.ml.entities import Environment, ManagedIdentityConfiguration
 from azure.core.exceptions import (
@@ -32,30 +31,27 @@ from azure.core.exceptions import (
 from azure.storage.blob import BlobProperties, ContainerClient
 
 from core import params
-from core.console import hidden_stderr
 from core.errors import DigitsError
 from core.files import write_text
+from mlops import git
 from mlops.azure import connection
 from mlops.azure.errors import LOGS, explained
 from mlops.azure.settings import Params, load
 from mlops.azure.workspace import Workspace, connect, quiet, store
 from mlops.deploy import release
-from mlops.git import run as git
 from mlops.jobs import results
 
 LOCK = Path("requirements-dev.txt")  # what runs DVC, and all that stages import
 EXPERIMENT = "digits"  # as stage train names it, too
-METRIC = "mnist.accuracy"  # that a sweep wants high
 ENDED = {"Completed", "Failed", "Canceled", "NotResponding"}
-RAW = ("mnist", "foreign")  # stages that read npm's packages
 SECONDS_AN_HOUR = 3600
 
 
 def commit() -> str:
     """Return the commit that a job is to run; raise DigitsError when others cannot get it."""
     release.refuse_dirty()
-    head = git("rev-parse", "HEAD").strip()
-    if not git("for-each-ref", "--count=1", "--contains", head, "refs/remotes/origin").strip():
+    head = git.run("rev-parse", "HEAD").strip()
+    if not git.run("for-each-ref", "--count=1", "--contains", head, "refs/remotes/origin").strip():
         raise DigitsError(
             f"commit {head[:10]} is not on origin, so nobody could tell later what the job ran; "
             "`git push origin HEAD` first"
@@ -66,15 +62,16 @@ def commit() -> str:
 def write_code(target: Path) -> Path:
     """Write what git has at HEAD into a folder; return it."""
     archive = target / "code.zip"
-    git("archive", "--format=zip", f"--output={archive}", "HEAD")
+    git.run("archive", "--format=zip", f"--output={archive}", "HEAD")
     with zipfile.ZipFile(archive) as file:
         file.extractall(target / "code")
     (target / "code" / ".amlignore").touch()  # or the SDK would leave out what .gitignore names
     return target / "code"
 
 
-def environment(settings: Params, python: str) -> Environment:
-    """Return the environment: the pinned image, and every package of the lock."""
+def environment(settings: Params) -> Environment:
+    """Return the environment: the pinned image, this Python, and every package of the lock."""
+    python = results.machine()["python"]
     pins = re.findall(r"^\S+==.+?(?= \\$)", LOCK.read_text("utf-8"), re.M)
     if settings.job.gpu:
         pins = [re.sub(r"^tensorflow-cpu==", "tensorflow[and-cuda]==", pin) for pin in pins]
@@ -103,7 +100,6 @@ def define(
             ) from None
         if getattr(cluster, "min_instances", 0):
             print(f"{wanted.compute} keeps {cluster.min_instances} nodes, which cost while idle.")
-    python = yaml.safe_load(params.PATH.read_text("utf-8"))["package"]["python"]
     # Given here, not set later: a sweep's trials have what `command` was called with.
     distribution = TensorFlowDistribution(worker_count=wanted.nodes) if wanted.nodes > 1 else None
     return command(
@@ -112,7 +108,7 @@ def define(
         code=str(write_code(folder)),
         command=f"python -m mlops.jobs.worker {words}".strip(),
         inputs=inputs,
-        environment=environment(settings, python),
+        environment=environment(settings),
         environment_variables={
             "PYTHONPATH": "src",
             "PYTHONUNBUFFERED": "1",  # or the log would come when a stage ends
@@ -129,51 +125,18 @@ def define(
     )
 
 
-def parts(batch_size: int, nodes: int) -> list[int]:
-    """Return the parts of a batch, in digits, that batch normalisation sees one at a time.
+def note_on_nodes(settings: Params) -> str:
+    """Return a line on what several nodes may mean for azure.verify, empty when there is none.
 
-    They are those of modules training, on one machine, and distributed. Raises DigitsError when
-    the nodes cannot share a batch evenly.
+    Whether they make the bytes that one machine makes is for stage train to know.
     """
-    if nodes == 1:
-        return [batch_size // 2, batch_size - batch_size // 2]
-    with hidden_stderr():  # TensorFlow's notes; it takes seconds to load
-        from digits.model.distributed import PART
-    share, left = divmod(batch_size, nodes)
-    if left:
-        raise DigitsError(
-            f"{params.PATH}: train.batch_size of {batch_size} is not to be shared evenly by "
-            f"azure.job.nodes, {nodes}; make it a multiple"
-        )
-    count = 1 if share % 2 else max(1, min(2, share // PART))
-    return [share // count] * count * nodes
-
-
-def other_bytes(settings: Params, batch_sizes: list[int] | None = None) -> list[str]:
-    """Return a line about each size of a batch with which the nodes end with other bytes than one.
-
-    `nodes` is in no stage's params, so nothing else would tell. The size is that of params.yaml,
-    unless some are given.
-    """
-    nodes, lines = settings.job.nodes, []
-    if nodes == 1:
-        return []
-    with hidden_stderr():  # TensorFlow's notes; it takes seconds to load
-        from digits.model.training import Recipe
-    for size in batch_sizes or [params.section(Recipe, params.load(), "train").batch_size]:
-        if parts(size, nodes) != (alone := parts(size, 1)):
-            line = (
-                f"Batches of {size}: {nodes} nodes take parts of {parts(size, nodes)[0]} digits, "
-                f"one machine of {alone[0]}: the model's bytes will not be those that one makes"
-            )
-            if settings.verify == "reproduce":
-                keeping = "1 or 2" if size % 2 == 0 and parts(size, 2) == alone else "1"
-                line += (
-                    ", and deploy.yml will refuse it, as azure.verify is reproduce; make that "
-                    f"restore, or azure.job.nodes {keeping}"
-                )
-            lines.append(f"{line}.")
-    return lines
+    if settings.job.nodes == 1 or settings.verify != "reproduce":
+        return ""
+    return (
+        f"azure.job.nodes is {settings.job.nodes}, and azure.verify is reproduce: unless the nodes "
+        "make the same bytes as one machine does, deploy.yml will refuse the model; "
+        f"{params.PATH} says when they do.\n"
+    )
 
 
 def submit(workspace: Workspace, job: Any) -> str:
@@ -288,17 +251,25 @@ def save_log(workspace: Workspace, name: str) -> Path:
     return file
 
 
-def left(workspace: Workspace, name: str) -> tuple[str, dict[str, Any]] | None:
-    """Return dvc.lock and the account that a job left, None unless it ended well."""
-    folder = f"{place(name)}/{results.OUTPUTS}"
+def read_summary(workspace: Workspace, name: str) -> dict[str, Any] | None:
+    """Return the values, metrics and machine of a job; None unless it ended well."""
     try:
-        lock, account = (
-            kept(workspace).download_blob(f"{folder}/{file}").readall().decode()
-            for file in (results.LOCK, results.ACCOUNT)
-        )
+        return dict(json.loads(_output(workspace, name, results.SUMMARY)))
     except ResourceNotFoundError:
         return None
-    return lock, json.loads(account)
+
+
+def read_outputs(workspace: Workspace, name: str, ran: str) -> dict[str, bytes]:
+    """Return dvc.lock, params.yaml and the small tables that a job of commit `ran` left."""
+    lock = _output(workspace, name, results.LOCK)
+    pipeline = git.run("show", f"{ran}:{results.PIPELINE}")
+    names = [results.PARAMS, *results.tables(pipeline, lock.decode())]
+    return {results.LOCK: lock} | {file: _output(workspace, name, file) for file in names}
+
+
+def _output(workspace: Workspace, name: str, file: str) -> bytes:
+    blob = f"{place(name)}/{results.OUTPUTS}/{file}"
+    return kept(workspace).download_blob(blob).readall()
 
 
 def read_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -313,7 +284,7 @@ def read_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> arg
 
 @contextlib.contextmanager
 def session(asked: argparse.Namespace) -> Iterator[tuple[Workspace, Params]]:
-    """Yield the workspace and the settings; what it refuses is told with cause and mend."""
+    """Yield the workspace and the settings; errors of it are raised with cause and fix."""
     settings = load()
     if asked.compute:
         compute = None if asked.compute == "serverless" else asked.compute

@@ -1,35 +1,66 @@
-"""What a job leaves: files by their hash and the run cache in a container, and its own account.
+"""What crosses between a job and this clone: files by `dvc push` and `dvc fetch`, and `outputs/`.
 
-Contents go before the run cache, and the account last, so that what was cut short names nothing
-that is absent. Of the run cache a job leaves, and its client takes, the stages of its own dvc.lock
-alone: no other run that somebody left in the container comes along. Imported by the job itself,
-too: it needs no workspace.
+A job leaves in outputs/ dvc.lock, params.yaml and the small tables that git keeps (outs with
+`cache: false`), and job.json, written last: the values that it was given, its metrics and its
+machine. All other outs are in the container `review`, named by the hashes of that dvc.lock. No run
+cache crosses. This module is imported by the job, too: it needs no workspace.
 """
 
 import contextlib
+import functools
+import json
+import operator
 import platform
+import re
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import configobj
 import yaml
+from ruamel.yaml import YAML
 
 from core.errors import DigitsError
-from core.files import write_text
+from core.files import replacing
+from mlops import dvc, git
 
 REMOTE = "review"  # main trusts nothing that a job made
 OUTPUTS = Path("outputs")  # of a job: Azure keeps what is written there
-AGAIN = "run this again"
-ATTACH = f"{AGAIN} with --attach and the job's name"  # or it would be another job
-UNHASHED = ["size", "nfiles"]  # of an entry's files; as DVC itself does
-MAY_LACK = {"deleted", "not in cache"}  # of outs here: the container may have them
-LOCK, ACCOUNT, PARAMS = "dvc.lock", "job.json", "params.yaml"
+ATTACH = "run this again with --attach and the job's name"  # or it would be another job
+LOCK, PIPELINE, PARAMS, SUMMARY = "dvc.lock", "dvc.yaml", "params.yaml", "job.json"
+NPM = "package-lock.json"  # a stage that depends on it reads packages that a job does not have
 
 
 def stages(lock: str) -> dict[str, Any]:
     """Return the stages of a dvc.lock."""
     return dict((yaml.safe_load(lock) or {}).get("stages") or {})
+
+
+def npm_stages(known: dict[str, Any]) -> set[str]:
+    """Return the names of the stages of a dvc.lock, without @item, that read npm's packages."""
+    return {
+        name.partition("@")[0]
+        for name, stage in known.items()
+        if any(dep["path"] == NPM for dep in stage.get("deps", ()))
+    }
+
+
+def tables(pipeline: str, lock: str) -> list[str]:
+    """Return the outs of a dvc.lock that dvc.yaml declares with `cache: false`."""
+    found = []
+    for stage in yaml.safe_load(pipeline)["stages"].values():
+        block = stage.get("do", stage)
+        listed = [one for kind in ("outs", "metrics", "plots") for one in block.get(kind, ())]
+        options = [pair for one in listed if isinstance(one, dict) for pair in one.items()]
+        found += [path for path, how in options if (how or {}).get("cache") is False]
+    # ${key} of a foreach or matrix stands for any name.
+    parts = [map(re.escape, re.split(r"\$\{[^}]*\}", path)) for path in found]
+    pattern = re.compile("|".join("[^/]+".join(part) for part in parts) or "(?!)")
+    paths = [out["path"] for stage in stages(lock).values() for out in stage.get("outs", ())]
+    return [path for path in paths if pattern.fullmatch(path)]
 
 
 def machine() -> dict[str, Any]:
@@ -42,134 +73,120 @@ def machine() -> dict[str, Any]:
     return {"kind": kind, "python": python, "avx2": avx2, "gpu": gpu}
 
 
+def place(files: dict[str, bytes], folder: Path) -> None:
+    """Write files, given by their paths, below a folder."""
+    for name, content in files.items():
+        with replacing(folder / name) as partial:
+            partial.write_bytes(content)
+
+
+def change_params(settings: list[str]) -> None:
+    """Change values of params.yaml, given as KEY=VALUE; its comments stay."""
+    editor = YAML()
+    editor.preserve_quotes, editor.width = True, 1000
+    values = editor.load(Path(PARAMS).read_text("utf-8"))
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        *sections, last = key.split(".")
+        functools.reduce(operator.getitem, sections, values)[last] = yaml.safe_load(value)
+    with replacing(Path(PARAMS)) as partial:
+        editor.dump(values, partial)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A temporary git worktree, which shares DVC's cache with this clone."""
+
+    folder: Path
+
+    def dvc(self, *arguments: str, fix: str = "run this again") -> str:
+        """Run DVC in the worktree as `mlops.dvc.run` does."""
+        site = str(self.folder.parent / "site")  # or DVC leaves a database for each worktree
+        return dvc.run(*arguments, folder=self.folder, fix=fix, DVC_SITE_CACHE_DIR=site)
+
+    def fetch(self, files: dict[str, bytes]) -> None:
+        """Place what a job left, and fetch the outs that its dvc.lock names into the cache."""
+        place(files, self.folder)
+        self.dvc("fetch", "--remote", REMOTE, fix=ATTACH)
+
+
+@functools.cache
+def cache(folder: Path) -> str:
+    """Return the folder of DVC's cache for the project in a folder."""
+    return dvc.run("cache", "dir", folder=folder).strip()
+
+
 @contextlib.contextmanager
-def _opened(settings: dict[str, str], mend: str = AGAIN) -> Iterator[Any]:
-    # mypy: DVC ships no types
-    from dvc.exceptions import DvcException  # type: ignore[import-untyped] # a second to load
-    from dvc.repo import Repo, lock_repo  # type: ignore[import-untyped]
+def worktree(commit: str, settings: dict[str, str]) -> Iterator[Tree]:
+    """Yield a temporary git worktree at a commit; `settings` are those of the container `review`.
 
-    try:
-        with Repo(remote=REMOTE, remote_config=settings) as repo, lock_repo(repo):
-            yield repo
-    except (DvcException, OSError) as error:  # those of the blob store are OSErrors in DVC
-        raise DigitsError(f"the container {REMOTE}: {error}; {mend}") from error
-
-
-def _hashes(lock: str) -> set[Any]:
-    from dvc_data.hashfile.hash_info import HashInfo
-
-    found = [out for stage in stages(lock).values() for out in stage.get("outs", ())]
-    return {HashInfo("md5", out["md5"]) for out in found}
-
-
-def _with_files(repo: Any, hashes: set[Any]) -> set[Any]:
-    """Return hashes with those of the files in folders, which DVC does not move by itself."""
-    from dvc_data.hashfile.tree import Tree
-
-    trees = [Tree.load(repo.cache.local, one) for one in hashes if one.isdir]
-    return hashes | {file for tree in trees for _, _, file in tree}
-
-
-def _runs(lock: str) -> dict[str, str]:
-    """Return what DVC's run cache has for the stages of a dvc.lock, by its place there."""
-    from dvc.utils import dict_sha256  # type: ignore[import-untyped]
-
-    found = {}
-    for entry in stages(lock).values():
-        outs = [out["path"] for out in entry.get("outs", ())]
-        key = dict_sha256(entry | {"outs": outs}, exclude=UNHASHED)
-        place = f"runs/{key[:2]}/{key}/{dict_sha256(entry, exclude=UNHASHED)}"
-        if outs and entry.get("deps"):
-            found[place] = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True)
-    return found
-
-
-def _moved(done: Any, how: str, mend: str = AGAIN) -> None:
-    if done.failed:
-        raise DigitsError(f"{len(done.failed)} files were not {how}; {mend}")
-
-
-def push(lock: str) -> None:
-    """Push the outs of a dvc.lock, small metrics too, then its stages' run cache."""
-    with _opened({}) as repo:
-        wanted = _with_files(repo, _hashes(lock))
-        _moved(repo.cloud.push(wanted, remote=REMOTE), "pushed")
-        odb = repo.cloud.get_remote_odb(REMOTE, "push --run-cache", hash_name="md5-dos2unix")
-        for place, entry in _runs(lock).items():
-            path = odb.fs.join(odb.path, place)
-            odb.fs.makedirs(odb.fs.parent(path), exist_ok=True)
-            odb.fs.pipe_file(path, entry.encode())
-
-
-def fetch(locks: list[str], settings: dict[str, str]) -> None:
-    """Fetch the outs of dvc.locks into DVC's cache; put their stages into its run cache."""
-    with _opened(settings, ATTACH) as repo:
-        for lock in locks:
-            hashes = _hashes(lock)
-            folders = {one for one in hashes if one.isdir}
-            _moved(repo.cloud.pull(folders, remote=REMOTE), "fetched", ATTACH)
-            wanted = _with_files(repo, hashes)
-            _moved(repo.cloud.pull(wanted, remote=REMOTE), "fetched", ATTACH)
-            for place, entry in _runs(lock).items():
-                write_text(Path(repo.cache.legacy.path, place), entry)
-
-
-def take() -> None:
-    """Fetch what dvc.lock and .dvc files name; put the files in place."""
-    with _opened({}) as repo:
-        repo.pull(remote=REMOTE, allow_missing=True)
-
-
-def offer(stages_first: tuple[str, ...], settings: dict[str, str]) -> None:
-    """Push what dvc.lock and .dvc files name and is here: a job begins with it.
-
-    Raises DigitsError when one of the first stages would run in the job, which lacks what they
-    read: npm's packages; and when something that the job will not make is nowhere.
+    Raises DigitsError when this clone does not have the commit.
     """
-    with _opened(settings) as repo:
-        run = _to_run(repo)
-        if npm := sorted(name for name in run if name.partition("@")[0] in stages_first):
-            raise DigitsError(
-                f"stage {npm[0]} is not what dvc.lock has, and a job has no npm packages to "
-                "run it; `dvc repro prepare` here, commit dvc.lock and push first"
-            )
-        needed = [one for one in repo.index.stages if one.addressing not in run]
-        if missing := _missing(repo, needed):
-            lacking = [one for one in needed if _missing(repo, [one])]
-            names = " ".join(one.addressing for one in lacking)
-            made = all(one.cmd for one in lacking)  # a .dvc file has no command that makes it
-            raise DigitsError(
-                f"{missing[0]}: neither here nor in the container {REMOTE}, from which the job "
-                "takes it; `dvc pull` first" + (f", or `dvc repro {names}`" if made else "")
-            )
-        repo.push(remote=REMOTE)
+    if git.commit(commit) is None:
+        raise DigitsError(
+            f"commit {commit[:10]} is not in this clone; `git fetch origin`, then {ATTACH}"
+        )
+    config = configobj.ConfigObj(encoding="utf-8")
+    config["cache"] = {"dir": cache(Path.cwd()), "type": "reflink,symlink,copy"}
+    config[f'remote "{REMOTE}"'] = settings
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        folder = Path(home).resolve() / "tree"
+        add = ("worktree", "add", "--quiet", "--detach", str(folder), commit)
+        git.run("-c", f"core.hooksPath={home}", *add)  # hooks of DVC would check out all files
+        try:
+            with (folder / ".dvc" / "config.local").open("wb") as file:
+                config.write(file)
+            yield Tree(folder)
+        finally:
+            git.run("worktree", "remove", "--force", str(folder))
 
 
-def _missing(repo: Any, found: list[Any]) -> list[str]:
-    """Return what of some stages is neither here nor in the container."""
-    targets = [one.addressing for one in found]
-    told = repo.status(targets=targets, cloud=True, remote=REMOTE)
-    return sorted(path for path, how in told.items() if how == "missing")
+def upload_inputs(settings: dict[str, str]) -> None:
+    """Push what the dvc.lock and .dvc files of HEAD name: a job begins with it."""
+    with worktree("HEAD", settings) as tree:
+        tree.dvc("pull", "--remote", REMOTE, "--allow-missing")  # as the job will
+        if state := json.loads(tree.dvc("status", "--json")):
+            refuse_state(tree, state)
+        tree.dvc("push", "--remote", REMOTE)
 
 
-def _to_run(repo: Any) -> set[str]:
-    """Return the stages that a job would run: those that changed, and those after them.
+def refuse_state(tree: Tree, state: dict[str, Any]) -> None:
+    """Raise DigitsError when a job cannot begin with what `dvc status` reports of a worktree.
 
-    What is missing here is no change, nor is a folder in which it is missing.
+    It can when no stage is to run that reads npm's packages, and when all that the job will not
+    make is here or in the container.
     """
-    from networkx import ancestors  # type: ignore[import-untyped]
-
-    found = [
-        (stage, path, str(how))
-        for stage, entries in repo.status().items()
+    options = ("--dry", "--allow-missing", "--no-run-cache", "--force-downstream")
+    to_run = re.findall(r"^Running stage '(.+)':", tree.dvc("repro", *options), re.M)
+    lock = tree.folder / LOCK
+    npm = npm_stages(stages(lock.read_text("utf-8") if lock.exists() else ""))
+    if refused := [name for name in to_run if name.partition("@")[0] in npm]:
+        raise DigitsError(
+            f"stage {refused[0]} is not what {LOCK} has, and a job has no npm packages to run it; "
+            f"`dvc repro {refused[0]}` here, commit {LOCK} and push first"
+        )
+    missing = {
+        path: name
+        for name, entries in state.items()
         for entry in entries
-        for paths in (entry.values() if isinstance(entry, dict) else [{entry: entry}])
-        for path, how in paths.items()
-    ]
-    lacking = {path for _, path, how in found if how in MAY_LACK}
-    lacking |= {str(folder) for path in lacking for folder in Path(path).parents}
-    changed = {stage for stage, path, _ in found if path not in lacking}
-    for stage in repo.index.stages:
-        if stage.addressing in changed:
-            changed = changed | {one.addressing for one in ancestors(repo.index.graph, stage)}
-    return changed
+        if name not in to_run and isinstance(entry, dict)
+        for path, how in entry.get("changed outs", {}).items()
+        if how == "not in cache"
+    }
+    if missing:
+        names = list(dict.fromkeys(missing.values()))
+        made = not any(name.endswith(".dvc") for name in names)  # by a command
+        raise DigitsError(
+            f"{min(missing)}: neither here nor in the container {REMOTE}, from which the job takes "
+            "it; `dvc pull` first" + (f", or `dvc repro {' '.join(names)}`" if made else "")
+        )
+
+
+def download_inputs() -> None:
+    """Fetch, in a job, what dvc.lock and .dvc files name, and put the files in place."""
+    dvc.run("pull", "--remote", REMOTE, "--allow-missing")
+
+
+def upload_outputs() -> None:
+    """Push, in a job, all outs of dvc.lock that DVC caches."""
+    dvc.run("push", "--remote", REMOTE)

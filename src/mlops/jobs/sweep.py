@@ -1,16 +1,13 @@
 """`digits sweep`: a search over values of params.yaml as one sweep job, a trial each.
 
-Each trial that ended well becomes a DVC experiment, restored from the run cache: `dvc exp show`
-lists them. The sweep goes on when this command is stopped; --attach looks again.
+Each trial that ended well becomes a DVC experiment, saved in a temporary git worktree: `dvc exp
+show` lists them. The sweep goes on when this command is stopped; --attach looks again.
 """
 
 import argparse
-import copy
-import importlib.util
 import itertools
 import json
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,25 +18,28 @@ import yaml
 from azure.ai.ml.sweep import Choice, RandomSamplingAlgorithm
 
 from core import params
-from core.console import hidden_stderr
 from core.errors import DigitsError
 from mlops import dvc, git
 from mlops.azure.settings import Params
 from mlops.azure.workspace import Workspace
-from mlops.deploy import release
 from mlops.jobs import job, results
+from mlops.review import gate
 
-PIPELINE = Path("dvc.yaml")
 AT_A_TIME = 4  # trials; a cluster's size and the quota bound them, too
 TRIAL = re.compile(r"dcid\.([^/]+_(\d+))/")
 
 
-def space(settings: list[str], values: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return the values to try of each key.
+def space(
+    settings: list[str], values: dict[str, Any], stages: dict[str, Any]
+) -> dict[str, list[Any]]:
+    """Return the values to try of each key; `stages` are those of dvc.lock.
 
-    Raises DigitsError for what params.yaml has not, and for what no trial could run with.
+    Raises DigitsError for a key that is not in params.yaml, that no stage reads or that a stage
+    reads which no job can run, and for a value of another type. Other bounds are for the stages
+    to check, in their trials.
     """
     found: dict[str, list[Any]] = {}
+    npm = results.npm_stages(stages)
     for setting in settings:
         key, _, listed = setting.partition("=")
         known: Any = values
@@ -55,47 +55,37 @@ def space(settings: list[str], values: dict[str, Any]) -> dict[str, list[Any]]:
             )
         found[key] = [*found.get(key, ()), *tried]
         for value in tried:
-            check(key, value, values)
-        if (stage := raw_stage(key, values)) and any(value != known for value in tried):
+            if "." not in key:
+                params.task(values | {key: value})
+            elif type(value) is not type(known) and (type(known), type(value)) != (float, int):
+                raise DigitsError(
+                    f"{setting}: {key} is {value!r}: expected a {type(known).__name__} like "
+                    f"{known!r} in {params.PATH}; correct the value"
+                )
+        readers = [name for name, stage in stages.items() if reads(stage, key)]
+        if not readers:
+            raise DigitsError(f"{key}: no stage reads it, so every trial would be the same")
+        raw = next((name for name in readers if name.partition("@")[0] in npm), None)
+        if raw and any(value != known for value in tried):
             raise DigitsError(
-                f"{setting}: stage {stage} makes other digits with another {key}, and a job has no "
+                f"{setting}: stage {raw} has another result with another {key}, and a job has no "
                 f"npm packages to run it; `dvc exp run -S {key}=VALUE` here tries one value"
             )
     return found
 
 
-def raw_stage(key: str, values: dict[str, Any]) -> str | None:
-    """Return the stage of dvc.yaml that reads npm's packages and this key, None without one."""
-    stages = yaml.safe_load(PIPELINE.read_text("utf-8"))["stages"]
-    for name in job.RAW:
-        stage = stages.get(name, {})
-        if "foreach" in stage and not values[name]:
-            continue  # `foreign: []`: no script, no stage
-        for listed in stage.get("do", stage).get("params", ()):
-            block = str(listed).partition("${")[0].rstrip(".")  # foreign.${key} is any script's
-            if f"{key}.".startswith(f"{block}."):
-                return name
-    return None
+def defined_stages() -> dict[str, Any]:
+    """Return the stages of dvc.lock that dvc.yaml still has."""
+    names = dvc.run("stage", "list", "--name-only").split()
+    lock = Path(results.LOCK)
+    known = results.stages(lock.read_text("utf-8") if lock.exists() else "")
+    return {name: known[name] for name in names if name in known}
 
 
-def check(key: str, value: Any, values: dict[str, Any]) -> None:
-    """Raise DigitsError for a value that the stage would refuse, as each trial then would."""
-    changed = copy.deepcopy(values)
-    *place, last = key.split(".")
-    block = changed
-    for part in place:
-        block = block[part]
-    block[last] = value
-    if not place:
-        params.task(changed)
-        return
-    stage = place[0]
-    module = f"digits.pipeline.{stage}"
-    if importlib.util.find_spec(module) is None:
-        raise DigitsError(f"{key}: no stage reads it, so every trial would be the same")
-    with hidden_stderr():  # TensorFlow's notes
-        kind = importlib.import_module(module).Params
-    params.section(kind, changed, ".".join(place[: 1 + (stage == "foreign")]))
+def reads(stage: dict[str, Any], key: str) -> bool:
+    """Return whether a stage of dvc.lock depends on a key of params.yaml."""
+    tracked = stage.get("params", {}).get(results.PARAMS, ())
+    return any(f"{key}.".startswith(f"{name}.") for name in tracked)
 
 
 @dataclass
@@ -104,7 +94,7 @@ class Trials:
 
     workspace: Workspace
     sweep: str
-    made: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # dvc.lock, account
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)  # a summary each, by name
 
     def begun(self) -> list[str]:
         """Return the names of the trials that have written something, in order."""
@@ -116,9 +106,9 @@ class Trials:
     def more(self, ended: bool) -> Iterator[str]:
         """Yield a line about each trial that has ended well since."""
         for name in self.begun():
-            if name not in self.made and (left := job.left(self.workspace, name)):
-                self.made[name] = left
-                yield f"{name}: {' '.join(left[1]['set'])}: {json.dumps(left[1]['metrics'])}"
+            if name not in self.made and (summary := job.read_summary(self.workspace, name)):
+                self.made[name] = summary
+                yield f"{name}: {' '.join(summary['set'])}: {json.dumps(summary['metrics'])}"
 
     def failed(self) -> Iterator[str]:
         """Save the logs of the trials that left nothing; yield a line about each."""
@@ -127,21 +117,14 @@ class Trials:
                 yield f"{name} ended badly; its log is in {job.save_log(self.workspace, name)}"
 
 
-def experiment(name: str, settings: list[str]) -> str:
-    """Make a DVC experiment of what a trial made, once; return a line about it."""
+def experiment(tree: results.Tree, name: str, files: dict[str, bytes]) -> str:
+    """Save what a trial left as a DVC experiment, once; return a line about it."""
     if git.run("for-each-ref", f"refs/exps/*/*/{name}"):
         return f"experiment {name}: there already"
-    done = subprocess.run(
-        dvc.command("exp", "run", "--temp", "--name", name, *(f"-S{one}" for one in settings)),
-        env=dvc.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-    )
-    if done.returncode:
-        raise DigitsError(f"dvc exp run {name}: {done.stdout.strip()[-1000:]}; run --attach again")
-    ran = re.findall(r"Running stage '(.+?)'", done.stdout)
-    return f"experiment {name}: {' '.join(settings)}" + (f" (ran {', '.join(ran)})" if ran else "")
+    tree.fetch(files)
+    tree.dvc("checkout", fix=results.ATTACH)
+    tree.dvc("exp", "save", "--name", name, *(f"-I{file}" for file in files), fix=results.ATTACH)
+    return f"experiment {name}: saved"
 
 
 def start(
@@ -154,17 +137,17 @@ def start(
     count = len(list(itertools.product(*tried.values())))
     names = {key: key.replace(".", "__") for key in tried}
     words = " ".join(f'"{key}=${{{{inputs.{name}}}}}"' for key, name in names.items())
-    lines = job.other_bytes(settings, tried.get("train.batch_size"))
-    print("".join(f"{line}\n" for line in lines), end="")
-    results.offer(job.RAW, job.remote(workspace))
+    print(job.note_on_nodes(settings), end="")
+    metric, goal = target()
+    results.upload_inputs(job.remote(workspace))
     with tempfile.TemporaryDirectory() as folder:
         one = job.define(
             workspace, settings, Path(folder), f"--set {words}", dict.fromkeys(names.values(), "")
         )
         node = one(**{names[key]: Choice(values) for key, values in tried.items()})
         sweep = node.sweep(
-            primary_metric=job.METRIC,
-            goal="maximize",
+            primary_metric=metric,
+            goal=goal,
             sampling_algorithm="grid",
             identity=one.identity,
         )
@@ -184,23 +167,26 @@ def start(
     return name
 
 
+def target() -> tuple[str, str]:
+    """Return the metric that a sweep improves, the first of the review's gate, and the goal."""
+    for source, metrics in gate.load().gate.items():
+        for metric, rule in metrics.items():
+            return f"{source}.{metric}", "maximize" if rule.direction == "higher" else "minimize"
+    raise DigitsError(f"{params.PATH}: review.gate: names no metric to improve; add one")
+
+
 def finish(workspace: Workspace, name: str, status: str, trials: Trials) -> None:
-    """Fetch what the trials made and make experiments of it; raise DigitsError when none did."""
-    ran = job.commit_of(workspace, name)
-    if ran != git.run("rev-parse", "HEAD").strip():
-        raise DigitsError(f"{name} ran commit {ran[:10]}; check that out, then --attach {name}")
-    try:
-        release.refuse_dirty()  # for experiments take along what is not committed
-    except DigitsError as error:
-        raise DigitsError(f"{error}; then --attach {name}") from None
+    """Make experiments of what the trials left; raise DigitsError when no trial ended well."""
     bad = list(trials.failed())
     print("\n".join([f"{len(trials.made)} trials ended well.", *bad]))
     if not trials.made:
         raise DigitsError(f"{name} ended as {status}, and no trial ended well; see the logs")
-    results.fetch([lock for lock, _ in trials.made.values()], job.remote(workspace))
-    for trial, (_, account) in trials.made.items():
-        print(experiment(trial, account["set"]), flush=True)
-    print("`dvc exp show` compares them, `dvc exp apply NAME` takes one.")
+    ran = job.commit_of(workspace, name)
+    with results.worktree(ran, job.remote(workspace)) as tree:
+        for trial in trials.made:
+            files = job.read_outputs(workspace, trial, ran)
+            print(experiment(tree, trial, files), flush=True)
+    print(f"`dvc exp show --rev {ran[:10]}` compares them, `dvc exp apply NAME` takes one.")
 
 
 def main(arguments: list[str]) -> None:
@@ -215,7 +201,7 @@ def main(arguments: list[str]) -> None:
         parser.error("name what to try: -S train.batch_size=32,64")
     if asked.random is not None and asked.random < 1:
         parser.error("--random takes a number of trials, 1 or more")
-    tried = space(asked.set, params.load())
+    tried = space(asked.set, params.load(), defined_stages()) if asked.set else {}
     with job.session(asked) as (workspace, settings):
         if asked.cancel:
             job.cancel(workspace, asked.cancel)

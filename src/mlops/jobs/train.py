@@ -1,7 +1,8 @@
-"""`digits train`: the pipeline of this commit as one job on Azure ML, or on its stand-in.
+"""`digits train`: the pipeline of this commit as one job on Azure ML, or on its emulator.
 
-What it made is then in DVC's cache here: `dvc repro` restores it instead of training. The job goes
-on when this command is stopped; --attach looks again, --cancel ends it.
+What it made is then placed here: dvc.lock, the small tables, and by `dvc checkout` all other outs,
+so that `dvc repro` has nothing to run. The job goes on when this command is stopped; --attach looks
+again, --cancel ends it.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DigitsError
-from mlops import git
+from mlops import dvc, git
 from mlops.azure.settings import Params
 from mlops.azure.workspace import Workspace
 from mlops.jobs import job, results
@@ -19,39 +20,55 @@ LAST_LINES = 12
 
 
 def finish(workspace: Workspace, name: str, status: str) -> None:
-    """Fetch what a job made and say how it compares; raise DigitsError when it did not end well."""
-    made = job.left(workspace, name)
-    if status != "Completed" or made is None:
+    """Place what a job made and compare it; raise DigitsError when it did not end well."""
+    summary = job.read_summary(workspace, name)
+    if status != "Completed" or summary is None:
         file = job.save_log(workspace, name)
         log = file.read_text("utf-8").splitlines()
         how = "was canceled" if status == "Canceled" else f"ended as {status}: {cause(log)}"
-        lines = "\n".join(["", *(f"  {line}" for line in log[-LAST_LINES:])])
-        raise DigitsError(f"{name} {how}; its log is in {file} and ends with:{lines}")
-    lock, account = made
-    results.fetch([lock], job.remote(workspace))
-    print("\n".join(compared(lock, account)))
-    ran, head = job.commit_of(workspace, name), git.run("rev-parse", "HEAD").strip()
-    if ran != head:
-        print(f"That was commit {ran[:10]}; check it out first: here is {head[:10]}.")
+        end = "\n".join(["", *(f"  {line}" for line in log[-LAST_LINES:])])
+        raise DigitsError(f"{name} {how}; its log is in {file} and ends with:{end}")
+    ran = job.commit_of(workspace, name)
+    with results.worktree(ran, job.remote(workspace)) as tree:
+        files = job.read_outputs(workspace, name, ran)
+        refuse_changed(ran, files)
+        tree.fetch(files)
+    before = (git.show(ran, results.LOCK) or b"").decode()
+    lines = compared(before, files[results.LOCK].decode(), summary)
+    results.place(files, Path())
+    dvc.run("checkout", fix="free those files, then `dvc checkout` puts the job's in place")
+    print("\n".join([*lines, "What the job made is in place; `git diff` shows it, commit it."]))
+
+
+def refuse_changed(ran: str, files: dict[str, bytes]) -> None:
+    """Raise DigitsError when a file that a job of commit `ran` left is another one here since."""
+    changed = git.run("diff", "--name-only", "-z", ran, "--", *files).split("\0")
+    changed += git.run("ls-files", "--others", "-z", "--", *files).split("\0")
+    for name in filter(None, changed):
+        if not Path(name).exists() or Path(name).read_bytes() != files[name]:
+            raise DigitsError(
+                f"{name}: not as at commit {ran[:10]}, which the job ran, so what it made is not "
+                f"put in its place; check that commit out, then {results.ATTACH}"
+            )
 
 
 def cause(log: list[str]) -> str:
-    """Return what the worker of any node said last, with the mend, or that none said anything."""
-    told = [line.removeprefix("job: ") for line in log if line.startswith("job: ")]
-    if not told:
+    """Return what the worker of any node said last, with the fix, or that none said anything."""
+    errors = [line.removeprefix("job: ") for line in log if line.startswith("job: ")]
+    if not errors:
         return "it ended before it could say why, as for want of memory or time; see azure.job"
-    return f"{told[-1]}; mend that, commit, push and run again"
+    return f"{errors[-1]}; fix that, commit, push and run again"
 
 
 def inputs(stage: dict[str, Any]) -> list[Any]:
-    """Return what of a stage in dvc.lock DVC's run cache knows it by."""
+    """Return what of a stage in dvc.lock decides over its outs."""
     paths = [out["path"] for out in stage.get("outs", ())]
     return [paths, *(stage.get(key) for key in ("cmd", "deps", "params"))]
 
 
-def compared(lock: str, account: dict[str, Any]) -> list[str]:
-    """Return lines about a job's dvc.lock beside the one here, and about its machine."""
-    ours, theirs = results.stages(Path(results.LOCK).read_text("utf-8")), results.stages(lock)
+def compared(before: str, lock: str, summary: dict[str, Any]) -> list[str]:
+    """Return lines about a job's dvc.lock beside the one before it, and about its machine."""
+    ours, theirs = results.stages(before), results.stages(lock)
     same, other, new = [], [], []
     for stage, found in theirs.items():
         known = ours.get(stage)
@@ -63,15 +80,15 @@ def compared(lock: str, account: dict[str, Any]) -> list[str]:
             other += [made["path"] for made in found["outs"] if made not in known["outs"]]
     lines = [f"{len(same)} stages with the same bytes as dvc.lock here."] if same else []
     lines += [f"Not the same bytes as dvc.lock here: {', '.join(other)}."] if other else []
-    lines += [f"New: {', '.join(new)}; `dvc repro` restores what the job made."] if new else []
+    lines += [f"New: {', '.join(new)}."] if new else []
     here = results.machine()
     if differ := [
-        f"{key} {account['machine'][key]}, here {value}"
+        f"{key} {summary['machine'][key]}, here {value}"
         for key, value in here.items()
-        if account["machine"][key] != value
+        if summary["machine"][key] != value
     ]:
         lines.append(
-            f"The job's machine computes differently ({'; '.join(differ)}): what is restored has "
+            f"The job's machine computes differently ({'; '.join(differ)}): what it made has "
             "its bytes, not those that this machine would make."
         )
     return lines
@@ -79,8 +96,8 @@ def compared(lock: str, account: dict[str, Any]) -> list[str]:
 
 def start(workspace: Workspace, settings: Params) -> str:
     """Submit the job of this commit; return its name."""
-    print("".join(f"{line}\n" for line in job.other_bytes(settings)), end="")
-    results.offer(job.RAW, job.remote(workspace))
+    print(job.note_on_nodes(settings), end="")
+    results.upload_inputs(job.remote(workspace))
     with tempfile.TemporaryDirectory() as folder:
         name = job.submit(workspace, job.define(workspace, settings, Path(folder)))
     print(f"{name} is submitted.", flush=True)

@@ -1,8 +1,8 @@
 """The pipeline inside a job: `python -m mlops.jobs.worker`, in a copy of what git has.
 
 Enters: the account of the container `review`, as DIGITS_ACCOUNT, and values of params.yaml on the
-command line. Data comes from there, results go there; outputs/ has dvc.lock and what machine made
-it, written last. A stage that fails ends the job with code 1.
+command line. Data comes from there, results go there and to outputs/, as module `results` says. A
+stage that fails ends the job with code 1.
 
 A job restores what dvc.lock names and no run of another job, which may have had another machine or
 number of nodes: what is new has the bytes of this one. Each of several nodes runs the whole
@@ -12,7 +12,6 @@ does so when stage train is over on all.
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -21,21 +20,24 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
+import pandas as pd
 from filelock import FileLock
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Metric, Param, RunTag
 
-from core import console, params, tf_config
+from core import console, tf_config
 from core.errors import DigitsError
 from core.files import write_text
 from mlops import dvc
 from mlops.jobs import results
+from mlops.review.snapshot import METRICS
 
 EXPERIMENT = "digits"  # of MLflow, as stage train names it, too
 # MLflow's own 7 tries of 120 s each would hold up a job that is over.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-METRICS = Path("data/evaluation/metrics.json")
+PARAMS_AT_ONCE = 100  # that MLflow takes in one request
 CONFIG = """[core]
     analytics = false
     remote = {remote}
@@ -66,7 +68,7 @@ def find_run() -> None:
 
 
 def log_run(metrics: dict[str, float], lock: str) -> None:
-    """Log what the job measured and where it comes from; then with what, in stage train's words.
+    """Log what the job measured and where it comes from; then the params that dvc.lock has.
 
     MLflow refuses a param that has another value already, and all that comes with it.
     """
@@ -79,13 +81,15 @@ def log_run(metrics: dict[str, float], lock: str) -> None:
         metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
-    with console.hidden_stderr():  # TensorFlow's notes; it takes seconds to load
-        from digits.model.training import Recipe
-        from digits.tracking.runs import flattened
-    values = params.load()
-    task, own = params.task(values), params.section(Recipe, values, "train")
-    given = {"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own)
-    client.log_batch(run, params=flattened(given))
+    tracked: dict[str, Any] = {}
+    for stage in results.stages(lock).values():
+        tracked |= stage.get("params", {}).get(results.PARAMS, {})
+    flat = pd.json_normalize(tracked).to_dict("records")[0]
+    rows = [
+        Param(str(name), str(value)) for name, value in flat.items() if not isinstance(value, list)
+    ]
+    for first in range(0, len(rows), PARAMS_AT_ONCE):
+        client.log_batch(run, params=rows[first : first + PARAMS_AT_ONCE])
 
 
 @contextlib.contextmanager
@@ -110,32 +114,32 @@ def main(arguments: list[str]) -> None:
     config = CONFIG.format(remote=results.REMOTE, account=account)
     write_text(Path(".dvc", "config.local"), config)
     if asked.set:
-        from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped] # as `dvc exp run -S`
-
-        apply_overrides(results.PARAMS, asked.set)
+        results.change_params(asked.set)
     _, rank = tf_config.find()
     if tracked := rank == 0 and "MLFLOW_TRACKING_URI" in os.environ:
         with forgiving():
             find_run()
-    results.take()
+    results.download_inputs()
     run = dvc.repro("--pull", "--allow-missing", "--no-run-cache")
     if run.failed:
         raise DigitsError(f"{run.failed} failed: see above")
     if rank:
         return  # the first node speaks for all
     lock = Path(results.LOCK).read_text("utf-8")
-    results.push(lock)
-    measured = json.loads(METRICS.read_text("utf-8")) if METRICS.exists() else {}
+    results.upload_outputs()
+    table = Path(METRICS)
+    measured = json.loads(table.read_text("utf-8")) if table.exists() else {}
     metrics = {
         f"{source}.{name}": value for source, row in measured.items() for name, value in row.items()
     }
     if tracked:
         with forgiving():
             log_run(metrics, lock)
-    made = {"set": asked.set, "metrics": metrics, "machine": results.machine()}
-    for name in (results.LOCK, results.PARAMS):
-        write_text(results.OUTPUTS / name, Path(name).read_text("utf-8"))
-    write_text(results.OUTPUTS / results.ACCOUNT, json.dumps(made, indent=1) + "\n")
+    pipeline = Path(results.PIPELINE).read_text("utf-8")
+    names = (results.LOCK, results.PARAMS, *results.tables(pipeline, lock))
+    results.place({name: Path(name).read_bytes() for name in names}, results.OUTPUTS)
+    summary = {"set": asked.set, "metrics": metrics, "machine": results.machine()}
+    write_text(results.OUTPUTS / results.SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from core import params
 from core.errors import DigitsError
 from mlops import git
 from mlops.azure.settings import Params, load
-from mlops.deploy import release
 from mlops.jobs import job, results, sweep, train
+from mlops.review import gate
 
 pytestmark = pytest.mark.slow
 WINDOWS = pytest.mark.skipif(sys.platform == "win32", reason="stops a process by a signal")
@@ -42,13 +42,16 @@ SECONDS = 400
 JOB = re.compile(r"digits-[0-9a-f]{8}-[0-9a-f]{8}")
 
 
-def restored(project: Trainable, batch_size: int) -> None:
-    """Assert that `dvc repro` restores what a job made, and runs nothing."""
+def placed(project: Trainable, batch_size: int) -> None:
+    """Assert that what a job made is in place, and that no stage has anything left to do."""
+    assert json.loads(project.dvc("status", "--json")) == {}
     output = project.dvc("repro")
     assert project.stages_run(output) == []
-    assert "Stage 'train' is cached" in output
+    assert "is cached" not in output
     model = (project.root / "data" / "model" / "model.txt").read_text()
     assert f"'batch_size': {batch_size}," in model
+    metrics = json.loads((project.root / "data/evaluation/metrics.json").read_text())
+    assert metrics == {"mnist": {"accuracy": 1 - batch_size / 1000}}
 
 
 def logged(standin: StandIn, job: str) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def logged(standin: StandIn, job: str) -> dict[str, Any]:
         for table in ("latest_metrics", "params", "tags"):
             query = f"select key, value from {table} where run_uuid = ?"
             found |= dict(store.execute(query, (run,)).fetchall())
-    wanted = ("mnist.accuracy", "batch_size", "distortion.shear", "commit")
+    wanted = ("mnist.accuracy", "train.batch_size", "train.distortion.shear", "commit")
     return {name: found[name] for name in wanted}
 
 
@@ -91,7 +94,7 @@ def under_way(project: Trainable, *arguments: str) -> Iterator[tuple[Any, str]]:
 
 
 @pytest.mark.slow(minutes=0.5)
-def test_what_a_job_made_is_restored_here(trainable: Trainable, standin: StandIn) -> None:
+def test_what_a_job_made_is_placed_here(trainable: Trainable, standin: StandIn) -> None:
     trainable.commit(32)
     standin.faults()
     said = trainable.digits("train")
@@ -104,11 +107,11 @@ def test_what_a_job_made_is_restored_here(trainable: Trainable, standin: StandIn
     assert compared > 5
     assert logged(standin, JOB.findall(said)[0]) == {
         "mnist.accuracy": 0.968,
-        "batch_size": "32",
-        "distortion.shear": "0.2",
+        "train.batch_size": "32",
+        "train.distortion.shear": "0.2",
         "commit": trainable.git("rev-parse", "HEAD").strip(),
     }
-    restored(trainable, 32)
+    placed(trainable, 32)
 
 
 def test_what_others_could_not_get_is_refused(
@@ -135,8 +138,7 @@ def test_what_others_could_not_get_is_refused(
         job.commit()
 
 
-def test_a_stage_with_other_outs_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_stage_with_other_outs_is_new() -> None:
     out, more = ({"path": name, "md5": "1"} for name in ("model.txt", "curves.csv"))
     plain = {"cmd": "true"}
 
@@ -144,25 +146,20 @@ def test_a_stage_with_other_outs_is_new(tmp_path: Path, monkeypatch: pytest.Monk
         stages = {"train": plain | {"outs": list(outs)}, "monitor": plain}
         return yaml.safe_dump({"stages": stages})
 
-    Path("dvc.lock").write_text(lock(out))
-    account = {"machine": results.machine()}
-    said = train.compared(lock(out, more), account)
-    assert said[0].startswith("1 stages with the same bytes") and said[1].startswith("New: train;")
+    summary = {"machine": results.machine()}
+    said = train.compared(lock(out), lock(out, more), summary)
+    assert said[0].startswith("1 stages with the same bytes") and said[1] == "New: train."
     assert len(said) == 2
-    said = train.compared(lock(out | {"md5": "2"}), account)
+    said = train.compared(lock(out), lock(out | {"md5": "2"}), summary)
     assert said[1:] == ["Not the same bytes as dvc.lock here: model.txt."]
 
 
-def test_a_machine_that_computes_differently_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("dvc.lock").write_text("stages: {}")
-    account = {"machine": results.machine() | {"gpu": "other"}}
-    (said,) = train.compared("stages: {}", account)
+def test_a_machine_that_computes_differently_is_reported() -> None:
+    summary = {"machine": results.machine() | {"gpu": "other"}}
+    (said,) = train.compared("stages: {}", "stages: {}", summary)
     here = results.machine()["gpu"]
     assert said.startswith(f"The job's machine computes differently (gpu other, here {here}):")
-    assert train.compared("stages: {}", {"machine": results.machine()}) == []
+    assert train.compared("", "stages: {}", {"machine": results.machine()}) == []
 
 
 def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None:
@@ -170,7 +167,7 @@ def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None
 
     def pins(gpu: bool) -> tuple[str, dict[str, Requirement]]:
         wanted = replace(settings, job=replace(settings.job, gpu=gpu))
-        found = job.environment(wanted, "3.11")
+        found = job.environment(wanted)
         conda: Any = found.conda_file
         (packages,) = (one for one in conda["dependencies"] if isinstance(one, dict))
         installed = [Requirement(pin) for pin in packages["pip"]]
@@ -193,125 +190,198 @@ def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None
 
 
 def test_what_a_sweep_tries_is_checked() -> None:
-    values = params.load()
+    values, stages = params.load(), results.stages(Path("dvc.lock").read_text("utf-8"))
     one, other = "train.batch_size=32", "train.batch_size=64,128"
-    assert sweep.space([one, other], values) == {"train.batch_size": [32, 64, 128]}
+    assert sweep.space([one, other], values, stages) == {"train.batch_size": [32, 64, 128]}
     for listed in ("[32,64]", "32,,64", "{", ""):
         with pytest.raises(DigitsError, match="write KEY=VALUE,VALUE"):
-            sweep.space([f"train.batch_size={listed}"], values)
+            sweep.space([f"train.batch_size={listed}"], values, stages)
     good = ["epochs=1,2", "prepare.foreign_share=0.1", "train.distortion.shear=0,0.3", "seed=1"]
-    assert sweep.space(good, values)["epochs"] == [1, 2]
+    assert sweep.space(good, values, stages)["epochs"] == [1, 2]
     for setting, said in (
-        ("train.batch_size=32,many", "train.batch_size is 'many'"),
+        ("train.batch_size=32,many", "train.batch_size is 'many': expected a int like 64"),
+        ("train.batch_size=32,0.5", "train.batch_size is 0.5"),
         ("epochs=5,0", "epochs is 0"),
         ("foreign.japanese.reader.hand.shear=a", "foreign.japanese"),
         ("azure.strategy=in_place", "no stage reads it"),
-        ("seed=1,2", r"stage foreign makes .* another seed, .*`dvc exp run -S seed=VALUE` here"),
-        ("image_size=20,28", "stage mnist makes"),
-        ("foreign.japanese.per_class.train=500,1000", "stage foreign makes"),
+        ("seed=1,2", r"stage foreign@\w+ has .* another seed, .*`dvc exp run -S seed=VALUE` here"),
+        ("image_size=20,28", "stage mnist has"),
+        ("foreign.japanese.per_class.train=500,1000", "stage foreign@japanese has"),
     ):
         with pytest.raises(DigitsError, match=said):
-            sweep.space([setting], values)
-    assert sweep.space(["seed=1,2"], values | {"foreign": []}) == {"seed": [1, 2]}
+            sweep.space([setting], values, stages)
+    plain = {name: stage for name, stage in stages.items() if not name.startswith("foreign@")}
+    assert sweep.space(["seed=1,2"], values, plain) == {"seed": [1, 2]}
+
+
+def test_a_sweep_improves_the_first_metric_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep.target() == ("mnist.accuracy", "maximize")
+    rule = gate.Rule("lower", 1.0, 0.0)
+    found = gate.Params(gate.Retrain(False, {}), {}, {"test": {"loss": rule}})
+    monkeypatch.setattr(gate, "load", lambda: found)
+    assert sweep.target() == ("test.loss", "minimize")
+    monkeypatch.setattr(gate, "load", lambda: replace(found, gate={}))
+    with pytest.raises(DigitsError, match=r"review\.gate: names no metric"):
+        sweep.target()
 
 
 def test_a_sweep_of_which_nothing_began_praises_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sweep.Trials, "begun", lambda _: [])
-    tags = {"commit": git.run("rev-parse", "HEAD").strip()}
-    jobs = SimpleNamespace(get=lambda _: SimpleNamespace(tags=tags))
-    workspace: Any = SimpleNamespace(client=SimpleNamespace(jobs=jobs))
-    monkeypatch.setattr(release, "refuse_dirty", lambda: None)
+    workspace: Any = None
     with pytest.raises(DigitsError, match="ended as Canceled, and no trial ended well"):
         sweep.finish(workspace, "s", "Canceled", sweep.Trials(workspace, "s"))
     assert capsys.readouterr().out == "0 trials ended well.\n"
-    tags["commit"] = "f" * 40
-    with pytest.raises(DigitsError, match="s ran commit ffffffffff; check that out, then --attach"):
-        sweep.finish(workspace, "s", "Completed", sweep.Trials(workspace, "s"))
 
 
 def test_experiments_are_made_of_what_the_sweep_ran(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dirty() -> None:
-        raise DigitsError("the tree is dirty")
-
-    monkeypatch.setattr(release, "refuse_dirty", dirty)
-    monkeypatch.setattr(job, "commit_of", lambda *_: git.run("rev-parse", "HEAD").strip())
+    monkeypatch.setattr(sweep.Trials, "begun", lambda _: [])
+    monkeypatch.setattr(job, "commit_of", lambda *_: "f" * 40)
+    monkeypatch.setattr(job, "remote", lambda _: {})
     workspace: Any = None
-    with pytest.raises(DigitsError, match="the tree is dirty; then --attach s"):
-        sweep.finish(workspace, "s", "Completed", sweep.Trials(workspace, "s"))
+    with pytest.raises(DigitsError, match=r"ffffffffff is not in this clone; `git fetch.*--attach"):
+        sweep.finish(workspace, "s", "Completed", sweep.Trials(workspace, "s", {"s_0": {}}))
 
 
-def test_of_the_run_cache_only_the_stages_of_the_job_are_taken(
+def test_tables_are_the_outs_that_dvc_does_not_cache() -> None:
+    uncached = {"cache": False}
+    pipeline = {
+        "train": {"outs": ["model.txt", {"sums.csv": uncached}], "metrics": [{"m.json": uncached}]},
+        "each": {"foreach": ["a"], "do": {"plots": [{"data/${item}.csv": uncached | {"x": "n"}}]}},
+        "cached": {"plots": ["plot.csv", {"other.csv": {"x": "n"}}]},
+    }
+    names = ("model.txt", "sums.csv", "m.json", "plot.csv", "other.csv", "data/a.csv", "data/b/a")
+    outs = [{"path": name} for name in (*names, "../data/a.csv", "mxjson")]
+    text, lock = (yaml.safe_dump({"stages": s}) for s in (pipeline, {"all": {"outs": outs}}))
+    assert results.tables(text, lock) == ["sums.csv", "m.json", "data/a.csv"]
+    lock = Path("dvc.lock").read_text("utf-8")
+    found = results.tables(Path("dvc.yaml").read_text("utf-8"), lock)
+    kept = git.run("ls-files", "data").split()
+    outs = [out for stage in results.stages(lock).values() for out in stage["outs"]]
+    assert found == [out["path"] for out in outs if out["path"] in kept]
+    assert "data/evaluation/metrics.json" in found
+
+
+def test_params_are_changed_and_keep_their_comments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote, project = tmp_path / "remote", Project(tmp_path / "project")
-    project.root.mkdir()
-    project.git("init", "--quiet")
-    project.dvc("init", "--quiet")
-    (project.root / "pool.txt").write_text("ten digits")
-    stage = ("--name", "train", "--deps", "pool.txt", "--outs", "model.txt")
-    project.dvc("stage", "add", "--run", *stage, "cp pool.txt model.txt")
-    project.dvc("remote", "add", results.REMOTE, str(remote))
-    lock = (project.root / "dvc.lock").read_text()
-    monkeypatch.chdir(project.root)
-    results.push(lock)
-    (run,) = (path for path in (remote / "runs").rglob("*") if path.is_file())
-    (remote / "runs" / "00" / "planted").mkdir(parents=True)
-    (remote / "runs" / "00" / "planted" / "entry").write_text("cmd: another's")
-    run.write_text("cmd: another's")  # what the job says counts
-    shutil.rmtree(project.root / ".dvc" / "cache")
-    for name in ("dvc.lock", "model.txt"):
-        (project.root / name).unlink()
-    results.fetch([lock], {})
-    assert len([path for path in Path(".dvc/cache/runs").rglob("*") if path.is_file()]) == 1
-    assert "Stage 'train' is cached" in project.dvc("repro")
-    assert Path("model.txt").read_text() == "ten digits"
+    text = Path("params.yaml").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(text, "utf-8")
+    results.change_params(["train.batch_size=32", "train.distortion.shear=0.5", "epochs=3"])
+    changed = Path("params.yaml").read_text("utf-8")
+    for line in ("epochs: 3\n", "  batch_size: 32\n", "    shear: 0.5\n"):
+        assert line in changed
+    comments = [re.findall("# .*", one) for one in (text, changed)]
+    assert comments[0] == comments[1] and len(comments[0]) > 50
+    values = yaml.safe_load(text) | {"epochs": 3}
+    values["train"] |= {"batch_size": 32}
+    values["train"]["distortion"]["shear"] = 0.5
+    assert yaml.safe_load(changed) == values
 
 
-@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's
-def test_what_a_job_needs_and_nobody_has_is_refused(
+def test_what_was_changed_since_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote, project = tmp_path / "remote", Project(tmp_path / "project")
-    project.root.mkdir()
+    project = Project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lock, table = Path("dvc.lock"), Path("metrics.json")
+    lock.write_text("before")
     project.git("init", "--quiet")
-    project.dvc("init", "--quiet")
-    project.dvc("remote", "add", results.REMOTE, str(remote))
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "One")
+    ran = project.git("rev-parse", "HEAD").strip()
+    made = {"dvc.lock": b"after", "metrics.json": b"{}"}
+    train.refuse_changed(ran, made)
+    table.write_text("{}")  # as the job left it
+    lock.write_text("after")
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "Two")
+    train.refuse_changed(ran, made)
+    for file, text in ((lock, "another"), (table, "[]")):
+        file.write_text(text)
+        with pytest.raises(DigitsError, match=rf"^{file}: not as at commit {ran[:10]}, .*--attach"):
+            train.refuse_changed(ran, made)
+        file.write_bytes(made[file.name])
+    lock.unlink()
+    with pytest.raises(DigitsError, match=r"^dvc\.lock: not as at commit"):
+        train.refuse_changed(ran, made)
+
+
+@pytest.fixture(name="chain")
+def a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project of three stages without an emulator, its inputs pushed for a job."""
+    project = Project(tmp_path / "project")
+    (project.root / ".dvc").mkdir(parents=True)
     monkeypatch.chdir(project.root)
+    remote = f"['remote \"{results.REMOTE}\"']\n    url = {tmp_path / 'remote'}\n"
+    Path(".dvc", "config").write_text(remote)
+    Path(".dvc", ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
     Path("package-lock.json").write_text("{}")
-    pool = ("--name", "mnist", "--deps", "package-lock.json", "--outs", "pool/digits.txt")
-    project.dvc("stage", "add", "--run", *pool, "mkdir -p pool; echo ten digits > pool/digits.txt")
-    model = ("--name", "train", "--deps", "pool", "--outs", "model")
-    project.dvc("stage", "add", "--run", *model, "mkdir model; wc pool/digits.txt > model/one.txt")
-    results.offer(job.RAW, {})
-    for made in (Path("model"), Path(".dvc", "cache")):
-        shutil.rmtree(made)
-    Path("pool", "digits.txt").unlink()  # git keeps the folder, with a .gitignore
-    results.offer(job.RAW, {})  # the container has all
-    shutil.rmtree(remote)
-    with pytest.raises(
-        DigitsError, match=r"^model.*: neither .*; `dvc pull` first, or `dvc repro mnist train`"
-    ):
-        results.offer(job.RAW, {})
-    project.edit("dvc.yaml", "wc", "sort")
+    digits = "pool/digits.txt"
+    stages = {
+        "mnist": ("package-lock.json", digits, f"mkdir -p pool && echo ten digits > {digits}"),
+        "train": ("pool", "model", f"mkdir model && wc {digits} > model/one.txt"),
+        "package": ("model", "size.txt", "wc model/one.txt > size.txt"),
+    }
+    pipeline = {
+        name: {"cmd": cmd, "deps": [dep], "outs": [out]} for name, (dep, out, cmd) in stages.items()
+    }
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": pipeline}, sort_keys=False))
+    project.git("init", "--quiet")
+    project.dvc("repro", "--quiet")
+    commit_all(project)
+    results.upload_inputs({})
+    return project
+
+
+def commit_all(project: Project) -> None:
+    """Commit the working tree."""
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message", "A small pipeline")
+
+
+def lose(*folders: str) -> None:
+    """Remove folders, and the digits from one that git keeps for its .gitignore."""
+    for folder in folders:
+        shutil.rmtree(folder)
+    Path("pool", "digits.txt").unlink(missing_ok=True)
+
+
+def test_what_a_job_needs_and_nobody_has_is_refused(chain: Project) -> None:
+    lose("../remote", ".dvc/cache")
+    chain.edit("dvc.yaml", "wc pool", "cat pool")
+    commit_all(chain)
     with pytest.raises(DigitsError, match=r"^pool.digits\.txt: neither .*, or `dvc repro mnist`$"):
-        results.offer(job.RAW, {})  # what the job is to train is not named
-    project.dvc("repro", "--quiet", "mnist")
-    results.offer(job.RAW, {})  # the job trains
+        results.upload_inputs({})  # what the job is to train is not named, nor what comes of it
+    chain.edit("dvc.yaml", "ten digits", "nine digits")
+    commit_all(chain)
+    with pytest.raises(DigitsError, match=r"stage mnist is not what dvc\.lock has.*`dvc repro mn"):
+        results.upload_inputs({})
+    assert chain.git("worktree", "list").count("\n") == 1
+
+
+@pytest.mark.prove
+def test_what_a_job_needs_may_be_here_or_in_the_container(chain: Project) -> None:
+    lose("model", ".dvc/cache")
+    results.upload_inputs({})  # the container has all
+    lose("../remote", ".dvc/cache")
+    chain.dvc("repro", "--quiet", "mnist")
+    with pytest.raises(
+        DigitsError, match=r"^model: neither .*; `dvc pull` first, or `dvc repro train package`$"
+    ):
+        results.upload_inputs({})
+    chain.edit("dvc.yaml", "wc pool", "cat pool")
+    commit_all(chain)
+    results.upload_inputs({})  # the job trains
     Path("letters.txt").write_text("labelled by hand")
-    project.dvc("add", "--quiet", "letters.txt")
+    chain.dvc("add", "--quiet", "letters.txt")
+    commit_all(chain)
+    lose("../remote", ".dvc/cache")
     Path("letters.txt").unlink()
-    shutil.rmtree(Path(".dvc", "cache"))
-    Path("pool", "digits.txt").unlink()
-    shutil.rmtree(remote)
     with pytest.raises(DigitsError, match=r"^letters\.txt: neither here.*; `dvc pull` first$"):
-        results.offer(job.RAW, {})
-    Path("letters.txt.dvc").unlink()
-    project.dvc("repro", "--quiet", "mnist")
-    project.edit("dvc.yaml", "ten digits", "nine digits")
-    with pytest.raises(DigitsError, match=r"stage mnist is not what dvc\.lock has"):
-        results.offer(job.RAW, {})
+        results.upload_inputs({})
 
 
 def on_nodes(nodes: int, verify: Any = "reproduce") -> Params:
@@ -320,43 +390,24 @@ def on_nodes(nodes: int, verify: Any = "reproduce") -> Params:
     return replace(settings, verify=verify, job=replace(settings.job, nodes=nodes))
 
 
-def test_nodes_that_make_other_bytes_than_one_machine_are_told() -> None:
-    assert job.other_bytes(on_nodes(1), [64, 65, 1000]) == []
-    assert job.other_bytes(on_nodes(2), [32, 64, 126]) == []
-    (said,) = job.other_bytes(on_nodes(4), [64])
-    assert "Batches of 64: 4 nodes take parts of 16 digits, one machine of 32" in said
-    assert said.endswith(
-        "as azure.verify is reproduce; make that restore, or azure.job.nodes 1 or 2."
-    )
-    (said,) = job.other_bytes(on_nodes(4, verify="restore"), [64])
-    assert said.endswith("the model's bytes will not be those that one makes.")
-    (said,) = job.other_bytes(on_nodes(2), [64, 128])
-    assert "Batches of 128: 2 nodes take parts of 32 digits, one machine of 64" in said
-    assert said.endswith("azure.job.nodes 1.")
-    with pytest.raises(
-        DigitsError, match=r"batch_size of 64 is not to be shared evenly.*, 3; make"
-    ):
-        job.other_bytes(on_nodes(3), [64])
-
-
-def test_they_are_told_before_anything_is_submitted(
+def test_a_note_on_nodes_comes_before_anything_is_submitted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(*_: Any) -> None:
         raise DigitsError("no further")
 
-    monkeypatch.setattr(results, "offer", stop)
+    monkeypatch.setattr(results, "upload_inputs", stop)
     monkeypatch.setattr(job, "remote", lambda _: {})
     workspace: Any = None
-    with pytest.raises(DigitsError, match="no further"):
-        train.start(workspace, on_nodes(4))
-    said = capsys.readouterr().out
-    assert said.startswith("Batches of 64: 4 nodes") and said.count("\n") == 1
-    for tried, told in (({"train.batch_size": [128, 256]}, [128, 256]), ({"epochs": [1]}, [64])):
+    for settings, count in ((on_nodes(4), 1), (on_nodes(1), 0), (on_nodes(4, "restore"), 0)):
         with pytest.raises(DigitsError, match="no further"):
-            sweep.start(workspace, on_nodes(4), tried, None)
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.partition(":")[0] for line in lines] == [f"Batches of {n}" for n in told]
+            train.start(workspace, settings)
+        said = capsys.readouterr().out
+        with pytest.raises(DigitsError, match="no further"):
+            sweep.start(workspace, settings, {"epochs": [1]}, None)
+        assert capsys.readouterr().out == said
+        assert said.count("azure.job.nodes is 4, and azure.verify is reproduce: ") == count
+        assert said.count("\n") == count
 
 
 @pytest.mark.filterwarnings("ignore")  # the SDK's own
@@ -370,7 +421,7 @@ def test_the_nodes_of_a_trial_are_those_of_a_job(
         bodies.append(one._to_job()._to_rest_object().as_dict()["properties"])
 
     monkeypatch.setattr(job, "commit", lambda: "c0ffee")
-    for module, name in ((results, "offer"), (job, "remote"), (job, "account")):
+    for module, name in ((results, "upload_inputs"), (job, "remote"), (job, "account")):
         monkeypatch.setattr(module, name, lambda *_: "data")
     monkeypatch.setattr(job, "write_code", lambda folder: folder)
     monkeypatch.setattr(job, "submit", submit)
@@ -384,40 +435,6 @@ def test_the_nodes_of_a_trial_are_those_of_a_job(
         configs = [json.loads(one.get("TF_CONFIG", "{}")) for one in found]
         ranks = [one.get("task", {}).get("index") for one in configs]
         assert ranks == ([None] if count == 1 else [0, 1])
-
-
-@pytest.mark.parametrize("nodes", [1, 2, 4])
-@pytest.mark.parametrize("batch_size", [64, 100, 128, 260])
-def test_the_parts_that_are_told_are_those_of_the_loop(
-    monkeypatch: pytest.MonkeyPatch, batch_size: int, nodes: int
-) -> None:
-    import tensorflow as tf
-
-    from digits.model import distributed, training
-
-    seen = []
-
-    def part(order: Any, _: Any) -> list[Any]:
-        seen.append(int(order.shape[0]))
-        return [tf.zeros(order.shape[0]), tf.constant(0), tf.zeros(1)]
-
-    context = SimpleNamespace(
-        all_gather=lambda value, axis: tf.concat([value] * nodes, axis),
-        all_reduce=lambda _, value: value,
-    )
-    monkeypatch.setattr(tf.distribute, "get_replica_context", lambda: context)
-    for module in (training, distributed):
-        monkeypatch.setattr(module, "pieces", lambda *_: (part, lambda *_: None))
-    machines = object.__new__(distributed.Machines)
-    machines.count, machines.rank = nodes, 0
-    machines.strategy = SimpleNamespace(run=lambda step, rows: step(*rows))
-    variables = [SimpleNamespace(value=tf.Variable([0.0]))]
-    network: Any = SimpleNamespace(trainable_variables=variables, non_trainable_variables=variables)
-    own: Any = SimpleNamespace(batch_size=batch_size)
-    trainer: Any = machines.trainer if nodes > 1 else training._trainer
-    step = trainer(network, None, None, own)
-    step(tf.zeros((1, batch_size), tf.int32), tf.zeros((1, batch_size, 8)), tf.zeros((1, 3)))
-    assert seen * nodes == job.parts(batch_size, nodes)
 
 
 def test_jobs_write_to_the_workspaces_account_if_it_has_the_container(
@@ -461,7 +478,7 @@ def test_stages_that_need_npm_are_refused(trainable: Trainable) -> None:
     trainable.commit(32)
     said = trainable.digits("train", code=1)
     assert "stage mnist is not what dvc.lock has" in said
-    assert "`dvc repro prepare` here" in said
+    assert "`dvc repro mnist` here" in said
 
 
 @pytest.mark.prove
@@ -479,7 +496,7 @@ def test_a_job_that_fails_tells_why_and_leaves_nothing(
     assert trainable.published(standin) == set()
     trainable.commit(32)
     trainable.digits("train")
-    restored(trainable, 32)
+    placed(trainable, 32)
 
 
 @pytest.mark.prove
@@ -511,7 +528,7 @@ def test_a_job_that_loses_its_machine_starts_from_nothing(
         assert "New: train" in process.stdout.read()
         assert process.wait(60) == 0
     assert len(trainable.published(standin)) == 1
-    restored(trainable, 32)
+    placed(trainable, 32)
 
 
 @pytest.mark.prove
@@ -532,7 +549,7 @@ def test_of_two_nodes_the_first_publishes_and_each_may_fail(
         assert f"node {node} is training" in log_of(standin, name, node)
     assert len(trainable.published(standin)) == 1
     assert logged(standin, name)["mnist.accuracy"] == 0.968
-    restored(trainable, 32)
+    placed(trainable, 32)
     assert (trainable.root / "data/model/model.txt").read_text().startswith("node 0")
     trainable.git("checkout", "--quiet", ".")
     again = JOB.findall(trainable.digits("train"))[0]  # nothing is restored
@@ -540,12 +557,13 @@ def test_of_two_nodes_the_first_publishes_and_each_may_fail(
         assert f"node {node} is training" in log_of(standin, again, node)
 
     trainable.edit("stage.py", "while Path", "if rank:\n    sys.exit('node 1 is ill')\nwhile Path")
-    trainable.commit(32)
+    before = trainable.published(standin)
+    trainable.commit(16)
     trainable.hold.touch()  # for the other one, which would never end
     said = trainable.digits("train", code=1)
     assert "ended as Failed" in said
     assert "node 1 is ill" in said
-    assert trainable.published(standin) == set()
+    assert trainable.published(standin) == before
 
 
 @WINDOWS
@@ -559,7 +577,7 @@ def test_ctrl_c_stops_the_command_and_not_the_job(trainable: Trainable) -> None:
         assert f"`--workspace local --attach {name}` looks again" in said
     said = trainable.digits("train", "--attach", name)
     assert "New: train" in said
-    restored(trainable, 32)
+    placed(trainable, 32)
 
 
 @pytest.mark.prove
@@ -571,7 +589,7 @@ def test_two_jobs_for_one_commit_end_well(trainable: Trainable, standin: StandIn
             assert "New: train" in process.stdout.read()
             assert process.wait(60) == 0
     assert len(trainable.published(standin)) == 1
-    restored(trainable, 32)
+    placed(trainable, 32)
 
 
 @pytest.mark.prove
@@ -590,7 +608,7 @@ def test_a_job_begins_anew_with_the_stand_in(trainable: Trainable, tmp_path: Pat
             own.start()
         said = trainable.digits("train", "--attach", name)
         assert "New: train" in said
-        restored(trainable, 32)
+        placed(trainable, 32)
     finally:
         own.stop()
 
@@ -624,7 +642,6 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> 
     assert compared > 5
     (name,) = set(JOB.findall(said))
     assert said.count("ended badly; its log is in") == 2
-    assert "(ran " not in said
     table = list(csv.DictReader(io.StringIO(trainable.dvc("exp", "show", "--csv"))))
     made = {row["Experiment"]: row for row in table if row["Experiment"].startswith(name)}
     assert len(made) == 2
@@ -633,9 +650,16 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> 
         for row in made.values()
     }
     assert tried == {("32", "0.01"): "0.968", ("32", "0.02"): "0.968"}
+    trainable.edit("stage.py", "weights", "other weights")  # of no concern to the experiments
     again = trainable.digits("sweep", "--attach", name)
     assert again.count(": there already") == 2
+    trainable.git("checkout", "--quiet", ".")
     assert trainable.git("status", "--porcelain") == ""
+    assert trainable.git("worktree", "list").count("\n") == 1
+    trainable.dvc("exp", "apply", next(iter(made)))
+    placed(trainable, 32)
+    trainable.git("checkout", "--quiet", ".")
+    trainable.dvc("checkout", "--quiet")
     assert "no single value" in trainable.digits("sweep", "-S", "train.none=1", code=1)
     said = trainable.digits("sweep", "-S", "train.batch_size=16,24,48", "--random", "2")
     assert "is submitted: 2 trials." in said
@@ -675,9 +699,11 @@ def test_the_real_stages_give_the_same_bytes_in_a_job(
     trainable.commit(32)
     said = trainable.digits("train")
     assert "Running stage 'train'" in said
-    assert "New: train, evaluate, package, simulate, monitor; `dvc repro` restores" in said
+    assert "New: train, evaluate, package, simulate, monitor." in said
+    assert json.loads(trainable.dvc("status", "--json")) == {}
     output = trainable.dvc("repro")
     assert trainable.stages_run(output) == []
+    assert "is cached" not in output
     trainable.git("commit", "--quiet", "--all", "--message", "What the job made")
     assert trainable.stages_run(trainable.dvc("repro", "--force", "train")) != []
     assert trainable.git("status", "--porcelain") == ""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import Project
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -28,6 +29,16 @@ from mlops.jobs import results, worker
 WORKSPACE = "/mlflow/v1.0/subscriptions/S/resourceGroups/G/providers/P/workspaces/W"
 OWN = ("TRACKING_URI", "TRACKING_TOKEN", "RUN_ID", "EXPERIMENT_ID")
 VARIABLES = (*(f"MLFLOW_{name}" for name in OWN), *worker.PATIENCE)
+TRAIN = {"batch_size": 64, "distortion": {"shear": 0.2}}
+TRACKED = [{"epochs": 20, "classes": ["0", "1"]}, {"train": TRAIN}]  # params of two stages
+LOCK = yaml.safe_dump(
+    {
+        "stages": {
+            **{f"stage{n}": {"params": {"params.yaml": one}} for n, one in enumerate(TRACKED)},
+            "without": {},
+        }
+    }
+)
 STORE = pytest.mark.filterwarnings("ignore:The ``noload``:DeprecationWarning")  # MLflow's store
 
 
@@ -92,7 +103,7 @@ def test_a_run_is_written_to_the_workspace(
     in_job(monkeypatch, tracking.port)
     with worker.forgiving():
         worker.find_run()
-        worker.log_run({"mnist.accuracy": 0.997}, "schema: '2.0'\n")
+        worker.log_run({"mnist.accuracy": 0.997}, LOCK)
     assert capsys.readouterr().err == ""
     for path, authorization, body in tracking.requests:
         assert path == f"{WORKSPACE}/api/2.0/mlflow/runs/log-batch"
@@ -104,7 +115,7 @@ def test_a_run_is_written_to_the_workspace(
     ]
     assert {one["key"]: one["value"] for one in measured["tags"]}["commit"] == "c0ffee"
     logged = {one["key"]: one["value"] for one in settings["params"]}
-    assert logged["batch_size"] == str(params.load()["train"]["batch_size"])
+    assert logged == {"epochs": "20", "train.batch_size": "64", "train.distortion.shear": "0.2"}
 
 
 def test_the_stage_in_a_job_does_not_say_how_the_job_stands(
@@ -128,32 +139,39 @@ def test_the_stage_in_a_job_does_not_say_how_the_job_stands(
 
 
 @STORE
-def test_the_job_and_its_stage_log_the_same_params(
-    run: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_job_logs_beside_its_stage(run: str) -> None:
     from digits.model.training import Recipe
     from digits.tracking import runs
 
     values = params.load()
-    values["train"] |= {"weight_decay": 0}  # a float, written as a whole number
-    monkeypatch.setattr(params, "load", lambda: values)
     own = params.section(Recipe, values, "train")
     curves = pd.DataFrame({"epoch": [1], "loss": [0.1]})
     given = {"epochs": values["epochs"], "seed": values["seed"]} | dataclasses.asdict(own)
     runs.log_curves(runs.flattened(given), curves)
     before = MlflowClient().get_run(run).data.params
-    assert before["weight_decay"] == "0.0"
-    worker.log_run({"mnist.accuracy": 0.997}, "")
+    lock = Path("dvc.lock").read_text("utf-8")
+    worker.log_run({"mnist.accuracy": 0.997}, lock)
     after = MlflowClient().get_run(run).data
-    assert after.params == before
+    added = {key: value for key, value in after.params.items() if key not in before}
+    assert after.params == before | added
+    assert added["train.batch_size"] == before["batch_size"]
+    assert added["prepare.production_count"] == "5000"
     assert after.metrics == {"loss": 0.1, "mnist.accuracy": 0.997}
 
 
 @STORE
+def test_more_params_are_logged_than_a_request_takes(run: str) -> None:
+    many = {f"section.value_{number}": number for number in range(250)}
+    lock = yaml.safe_dump({"stages": {"train": {"params": {"params.yaml": many}}}})
+    worker.log_run({}, lock)
+    assert len(MlflowClient().get_run(run).data.params) == 250
+
+
+@STORE
 def test_metrics_are_logged_though_params_are_refused(run: str) -> None:
-    MlflowClient().log_param(run, "batch_size", "another")
+    MlflowClient().log_param(run, "train.batch_size", "another")
     with pytest.raises(MlflowException, match="Changing param values is not allowed"):
-        worker.log_run({"mnist.accuracy": 0.997}, "")
+        worker.log_run({"mnist.accuracy": 0.997}, LOCK)
     assert MlflowClient().get_run(run).data.metrics == {"mnist.accuracy": 0.997}
 
 
@@ -175,20 +193,30 @@ def test_a_job_restores_no_run_of_another(tmp_path: Path, monkeypatch: pytest.Mo
     project.git("init", "--quiet")
     project.dvc("init", "--quiet")
     project.dvc("remote", "add", results.REMOTE, str(tmp_path / "remote"))
-    (project.root / "params.yaml").write_text("{}")
+    (project.root / "params.yaml").write_text("train: {size: 1} # kept\n")
     (project.root / "pool.txt").write_text("ten digits")
     write = "python -c \"import os; open('model.txt', 'w').write(os.environ['MACHINE'])\""
-    stage = ("--name", "train", "--deps", "pool.txt", "--outs", "model.txt", write)
-    project.dvc("stage", "add", "--run", *stage, MACHINE="a GPU")
+    inputs = ("--deps", "pool.txt", "--params", "train.size")
+    stage = (*inputs, "--outs", "model.txt", "--metrics-no-cache", "pool.txt.json")
+    write += " && echo {} > pool.txt.json"
+    for size in (2, 1):
+        (project.root / "params.yaml").write_text(f"train: {{size: {size}}} # kept\n")
+        if size == 2:
+            project.dvc("stage", "add", "--run", "--name", "train", *stage, write, MACHINE="a GPU")
+        else:
+            project.dvc("repro", MACHINE="a GPU")
+    project.dvc("push", "--run-cache", "--remote", results.REMOTE)
     monkeypatch.chdir(project.root)
-    lock = Path("dvc.lock")
-    results.push(lock.read_text())
-    for made in (lock, Path("model.txt")):
-        made.unlink()
     shutil.rmtree(".dvc/cache")
     monkeypatch.setattr(worker, "CONFIG", f"[core]\n    remote = {results.REMOTE}\n")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MACHINE", "a plain CPU")
-    worker.main([])
+    before = set((tmp_path / "remote").rglob("*"))
+    worker.main(["--set", "train.size=2"])
     assert Path("model.txt").read_text() == "a plain CPU"
-    assert json.loads((results.OUTPUTS / results.ACCOUNT).read_text())["set"] == []
+    outputs = {file.name: file.read_text() for file in results.OUTPUTS.iterdir()}
+    assert outputs.keys() == {"dvc.lock", "params.yaml", "pool.txt.json", results.SUMMARY}
+    assert outputs["params.yaml"] == "train: {size: 2} # kept\n"
+    assert json.loads(outputs[results.SUMMARY])["set"] == ["train.size=2"]
+    new = [file for file in (tmp_path / "remote").rglob("*") if file not in before]
+    assert [file.read_text() for file in new if file.is_file()] == ["a plain CPU"]
