@@ -24,8 +24,9 @@ with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from azure.ai.ml._restclient.arm_ml_service import models
 
-    from mlops.production import batch_endpoint, score
+    from mlops.production import batch_endpoint
 from core.errors import DigitsError
+from mlops.cli import call
 from mlops.dashboard.serve import CONTAINER, KEY
 from mlops.deploy.release import folder_hash
 
@@ -94,7 +95,7 @@ def run(project: Deployable, *words: str) -> None:
     ):
         warnings.simplefilter("ignore")  # the SDK's own
         try:
-            score.main([*words, "--workspace", "local"])
+            call("score", *words, "--workspace", "local")
         finally:
             signal.signal(signal.SIGTERM, old)
 

@@ -27,9 +27,9 @@ from conftest import ROOT, Project, environment
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
-    from mlops.deploy import rollout
 from core.dataset import Digits, write_pool
 from core.errors import DigitsError
+from mlops.cli import call
 from mlops.deploy.release import folder_hash
 
 DIGITS = [sys.executable, "-c", "import sys; from mlops.cli import main; sys.exit(main())"]
@@ -60,7 +60,7 @@ def run(body):
 
 @dataclass
 class StandIn:
-    """A running `digits serve`."""
+    """A running `digits local`."""
 
     folder: Path
     process: subprocess.Popen[str] | None = None
@@ -69,7 +69,7 @@ class StandIn:
     def start(self) -> None:
         """Start it; return when it serves."""
         self.process = subprocess.Popen(
-            [*DIGITS, "serve", "--folder", str(self.folder)],
+            [*DIGITS, "local", "--folder", str(self.folder)],
             cwd=self.project,
             env=environment() | {"PYTHONPATH": str(ROOT / "src")},
             stdout=subprocess.PIPE,
@@ -226,7 +226,7 @@ class Deployable(Project):
             warnings.simplefilter("ignore")  # the SDK's own
             os.chdir(self.root)
             try:
-                rollout.main([*arguments, "--workspace", "local"])
+                call("deploy", *arguments, "--workspace", "local")
             except DigitsError as error:
                 return 1, f"{said.getvalue()}{error}\n"
             finally:

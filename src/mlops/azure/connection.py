@@ -4,7 +4,6 @@ Who may do what stands in the ARM template, as whom jobs log in in the workflows
 keeps the storage account in .dvc/config and the workspace where Azure's SDK looks for it.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -141,12 +140,6 @@ def workspace_id(values: dict[str, str]) -> str:
     return f"/subscriptions/{subscription}/resourceGroups/{group}/providers/{provider}/{name}"
 
 
-def add_workspace(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Let a command take a workspace."""
-    told = "`local`: the stand-in; `azure`: that of this repository; or another's name in its group"
-    parser.add_argument("--workspace", metavar="NAME", default=default, help=told)
-
-
 def vault() -> str | None:
     """Return the id of the key vault that the template made for what the repository keeps.
 
@@ -169,7 +162,8 @@ def kept() -> dict[str, str]:
         values = json.loads(WORKSPACE.read_text("utf-8"))
         return {name: str(values[key]) for name, key in SETTINGS.items()}
     except (ValueError, KeyError, TypeError) as error:
-        raise DigitsError(f"{WORKSPACE}: {error!r}; `digits connect` writes it anew") from None
+        fix = "`digits azure connect` writes it anew"
+        raise DigitsError(f"{WORKSPACE}: {error!r}; {fix}") from None
 
 
 def keep(values: dict[str, str] | None) -> list[Path]:

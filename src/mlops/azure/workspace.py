@@ -74,7 +74,7 @@ class Workspace:
 
 
 def connect(kind: str, folder: Path = FOLDER) -> Workspace:
-    """Return the workspace `local` (as `digits serve` wrote its address), `azure`, or a named one.
+    """Return the workspace `local` (as `digits local` wrote its address), `azure`, or a named one.
 
     Raises DigitsError when no stand-in runs, or when a setting is missing.
     """
@@ -87,7 +87,7 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
         known |= {} if kind == "azure" else {connection.NAME: kind}
         missing = [name for name in SETTINGS if name not in known]
         if missing:
-            mend = "`digits connect`, or --workspace local"
+            mend = "`digits azure connect`, or --workspace local"
             raise DigitsError(f"{', '.join(missing)}: not set; {mend}")
         names = tuple(known[name] for name in SETTINGS)
         credential: Any = DefaultAzureCredential()
@@ -98,7 +98,7 @@ def connect(kind: str, folder: Path = FOLDER) -> Workspace:
         try:
             address = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
-            raise DigitsError(f"{path}: not found; start `digits serve` first") from None
+            raise DigitsError(f"{path}: not found; start `digits local` first") from None
         names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))
         credential = LocalCredential(address["token"])
         blobs = address["blobs"] + "/{}"

@@ -1,11 +1,10 @@
-"""`digits serve`: production on this machine, on loopback alone, until Ctrl-C.
+"""`digits local`: production on this machine, on loopback alone, until Ctrl-C.
 
 It starts the stand-in of Azure ML's API (TLS with a certificate made here), Azurite for its blob
 store, an endpoint, and a page that shows it; what was deployed when it last ran comes up again.
 Everything lies in one folder, `address.json` among it: where `--workspace local` finds it.
 """
 
-import argparse
 import contextlib
 import datetime
 import ipaddress
@@ -58,7 +57,7 @@ BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
 WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
 DAYS = 397  # that a certificate is valid
-LAST_DAYS = 30  # of these it is no longer used when `digits serve` starts
+LAST_DAYS = 30  # of these it is no longer used when `digits local` starts
 DRAIN_SECONDS = 30.0  # that writing what waits may take at the end
 EXPIRE_SECONDS = 3600.0  # between two looks at what is too old to be kept
 
@@ -277,11 +276,9 @@ class Collector:
             item = item and self.rows.get()
 
 
-def main(arguments: list[str]) -> None:
+def main(folder: Path) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="digits serve", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where everything is kept")
-    folder = parser.parse_args(arguments).folder.resolve()
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     address_file = folder / "address.json"
@@ -303,7 +300,7 @@ def main(arguments: list[str]) -> None:
             shown = page.handler(router, watch, Labels(storage["client"]))
             page_server = Server((LOOPBACK, address.get("page_port", 0)), shown)
         except OSError as error:
-            raise DigitsError(f"{address_file}: {error}; is `digits serve` running?") from None
+            raise DigitsError(f"{address_file}: {error}; is `digits local` running?") from None
         # Each connection's handshake is its thread's own affair.
         server.socket = context.wrap_socket(
             server.socket, server_side=True, do_handshake_on_connect=False

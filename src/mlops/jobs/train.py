@@ -4,9 +4,9 @@ What it made is then in DVC's cache here: `dvc repro` restores it instead of tra
 on when this command is stopped; --attach looks again, --cancel ends it.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from core.errors import DigitsError
@@ -86,11 +86,8 @@ def start(workspace: Workspace, settings: release.Params) -> str:
     return name
 
 
-def main(arguments: list[str]) -> None:
+def main(asked: SimpleNamespace) -> None:
     """Submit a job and follow it, or look at one, or cancel it."""
-    asked = job.read_arguments(
-        argparse.ArgumentParser(prog="digits train", description=__doc__), arguments
-    )
     with job.session(asked) as (workspace, settings):
         if asked.cancel:
             job.cancel(workspace, asked.cancel)

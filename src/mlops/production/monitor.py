@@ -24,14 +24,15 @@ the digits that have labels, each once, the day being that of the newest label; 
 files of the script hold already are left out.
 """
 
-import argparse
+import contextlib
 import datetime
 import json
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
@@ -45,13 +46,12 @@ from digits.monitoring import report
 from digits.monitoring.analysis import Analysis, Params, iso
 from digits.monitoring.drift import Reference
 from digits.production import records
-from mlops.azure import collected, connection
-from mlops.azure.endpoint import Target
 from mlops.azure.errors import explained
-from mlops.azure.workspace import Workspace, connect
 from mlops.deploy import release
 
-REFERENCE = Path("data/monitoring/reference.json")
+if TYPE_CHECKING:  # imported where a workspace is asked, since the SDK takes seconds
+    from mlops.azure import collected
+    from mlops.azure.workspace import Workspace
 
 
 def content(analysis: Analysis, own: Params, endpoint: str) -> dict[str, Any]:
@@ -123,9 +123,11 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
 
 
 def fetch(
-    workspace: Workspace, endpoint: str, since: datetime.datetime | None, to: Path
-) -> collected.Faults:
+    workspace: "Workspace", endpoint: str, since: datetime.datetime | None, to: Path
+) -> "collected.Faults":
     """Download requests and labels as Parquet; return what was left out."""
+    from mlops.azure import collected
+
     faults = collected.Faults()
     rows = collected.rows(workspace, endpoint, since, faults)
     records.write(to / "requests.parquet", rows, records.REQUESTS)
@@ -136,57 +138,60 @@ def fetch(
     return faults
 
 
-def moment(text: str) -> datetime.datetime:
-    """Return a time with its zone, UTC where it names none."""
-    found = datetime.datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+def collect(
+    asked: SimpleNamespace, settings: release.Params, task: params.Task, to: Path
+) -> tuple[str, "collected.Faults"]:
+    """Download what a workspace collected; return the endpoint's name and what was left out."""
+    from mlops.azure import collected
+    from mlops.azure.endpoint import Target
+    from mlops.azure.workspace import connect
 
-
-def main(arguments: list[str]) -> None:
-    """Fetch, judge, tell."""
-    parser = argparse.ArgumentParser(prog="digits monitor", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    connection.add_workspace(parser, "azure")
-    parser.add_argument("--endpoint", help="its name; the one that is deployed, if left out")
-    parser.add_argument(
-        "--since", type=moment, help="ISO 8601; from the first request, if left out"
-    )
-    parser.add_argument("--reference", type=Path, default=REFERENCE)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--labelled", type=Path, metavar="FOLDER")
-    asked = parser.parse_args(arguments)
-    settings, task = release.load()
-    own = params.section(Params, params.load(), "monitor")
-    reference = Reference.read(asked.reference)
-    now = time.time()
     try:
         workspace = connect(asked.workspace)
         derived = Target(workspace, settings, task).name
         endpoint = collected.endpoint_name(asked.endpoint, derived)
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            left_out = fetch(workspace, endpoint, asked.since, place)
-            requests, labels = place / "requests.parquet", place / "labels.parquet"
-            analysis = monitoring.analyse(
-                lambda: records.read(requests, records.REQUESTS),
-                records.read(labels, records.LABELS),
-                reference,
-                own,
-                task.classes,
-                task.image_size,
-                int(now * 1000),
-            )
-            analysis.faults["lines_damaged"] = len(left_out.damaged)
-            analysis.faults["clock"] += left_out.clock
-            if asked.labelled:
-                for line in write_labelled(asked.labelled, requests, labels, task):
-                    print(line)
+        return endpoint, fetch(workspace, endpoint, asked.since, to)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explained(error)) from error
+
+
+def main(asked: SimpleNamespace) -> None:
+    """Judge what a workspace collected, or what lies in a folder."""
+    settings, task = release.load()
+    own = params.section(Params, params.load(), "monitor")
+    reference = Reference.read(asked.reference)
+    now_ms = None if asked.production else int(time.time() * 1000)
+    with contextlib.ExitStack() as stack:
+        left_out = None
+        if asked.production:
+            place, endpoint = asked.production, asked.production.as_posix()
+        else:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            endpoint, left_out = collect(asked, settings, task, place)
+        requests, labels = place / "requests.parquet", place / "labels.parquet"
+        analysis = monitoring.analyse(
+            lambda: records.read(requests, records.REQUESTS),
+            records.read(labels, records.LABELS),
+            reference,
+            own,
+            task.classes,
+            task.image_size,
+            now_ms,
+        )
+        if left_out:
+            analysis.faults["lines_damaged"] = len(left_out.damaged)
+            analysis.faults["clock"] += left_out.clock
+        if asked.labelled:
+            for line in write_labelled(asked.labelled, requests, labels, task):
+                print(line, file=sys.stderr if asked.as_json else sys.stdout)
     told = content(analysis, own, endpoint)
+    text = json.dumps(told, indent=2) + "\n"
     if asked.out:
-        write_text(asked.out / "monitoring.json", json.dumps(told, indent=2) + "\n")
+        write_text(asked.out / "monitoring.json", text)
         write_text(asked.out / "report.html", report.page(analysis, own))
+    if asked.as_json:
+        print(text, end="")
+        return
     least = "at least " if told["at_least"] else ""
     state = f"drift {least}since {told['since']}" if told["drift"] else "no drift"
     known = "not known" if told["accuracy"] is None else f"{told['accuracy']:.2%}"

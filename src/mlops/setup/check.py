@@ -1,17 +1,15 @@
-"""`digits doctor`: what stands in the way of data, review and deployment, each with its mend.
+"""`digits azure check`: what stands in the way of data, review and deployment, each with its mend.
 
 It changes nothing. What only GitHub and Azure know is asked of their own commands, `gh` and `az`;
 where one is missing or not logged in, the finding says so and nothing is guessed.
 """
 
-import argparse
+import itertools
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from azure.core.exceptions import AzureError
 
@@ -19,9 +17,10 @@ from core.errors import DigitsError
 from mlops.azure import connection
 from mlops.azure.workspace import connect, cores
 from mlops.deploy import release
+from mlops.setup import local
 from mlops.setup.az import asked, github_variables, origin, subject_prefix, told
+from mlops.setup.findings import Finding, judged, show
 
-OLDEST_NODE = 20
 # DVC and the SDK take these before anybody's own login.
 STRAY = (
     "STORAGE_CONNECTION_STRING",
@@ -37,28 +36,9 @@ KEEPING = ("", "dev", "azureclicredential")
 ISSUER = "https://token.actions.githubusercontent.com"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the answer."""
-
-    state: Literal["ok", "wrong", "absent", "unknown"]  # absent: what can be done without
-    what: str
-    mend: str = ""
-
-
-def judged(good: object, what: str, mend: str) -> Finding:
-    """Return what was found, ok or wrong."""
-    return Finding("ok" if good else "wrong", what, mend)
-
-
 def here() -> Iterator[Finding]:
     """Look at this machine and clone."""
-    for tool in ("git", "npm"):
-        found = shutil.which(tool)
-        yield judged(found, f"{tool}: {found or 'not found'}", "install it")
-    version = (told("node", "--version") or "v0").lstrip("v")
-    new = int(version.partition(".")[0]) >= OLDEST_NODE
-    yield judged(new, f"node: {version}", f"install {OLDEST_NODE} or newer")
+    yield from local.tools()
     for name, mend in (("gh", "gh auth login"), ("az", "az login")):
         if shutil.which(name) is None:
             yield Finding("unknown", f"{name}: not found", f"install it, then `{mend}`")
@@ -68,8 +48,8 @@ def here() -> Iterator[Finding]:
     for remote in ("main", "review"):
         keys = dict(re.findall(rf"^remote\.{remote}\.(\S+?)=(.*)$", settings, re.M))
         place = keys.get("account_name", "by string" if "connection_string" in keys else None)
-        mend = f"`digits connect`, `dvc remote modify --local {remote} account_name MYACCOUNT`, or "
-        mend += "`make storage`"
+        mend = f"`digits azure connect`, `dvc remote modify --local {remote} account_name "
+        mend += "MYACCOUNT`, or `make storage`"
         said = f"remote {remote}: {keys.get('url', 'absent')}, account {place or 'missing'}"
         yield judged(place and "url" in keys, said, mend)
     stray = [f"AZURE_{name}" for name in STRAY if os.environ.get(f"AZURE_{name}")]
@@ -124,7 +104,7 @@ def github(repository: str | None) -> Iterator[Finding]:
         if listed is None:
             yield Finding("unknown", "GitHub's variables", "`gh auth login`")
         for name in connection.variables() if listed is not None else ():
-            mend = f"gh variable set {name} --body VALUE; `digits connect` knows it"
+            mend = f"gh variable set {name} --body VALUE; `digits azure connect` knows it"
             yield judged(name in values, f"variable {name}", mend)
     scopes = places(values)
     if scopes is None:
@@ -142,7 +122,7 @@ def github(repository: str | None) -> Iterator[Finding]:
         for name in found.inside:
             place = connection.identity(scopes["workspace"], name)
             if place.lower() not in ids:
-                yield Finding("wrong", f"{name}: no {place}", "digits connect --run")
+                yield Finding("wrong", f"{name}: no {place}", "digits azure connect --run")
             yield from roles(ids.get(place.lower()), f"digits-{name}", name, scopes)
         yield from clusters(scopes["workspace"])
 
@@ -155,7 +135,7 @@ def environments(repository: str, names: list[str]) -> Iterator[Finding]:
         return
     limited = {row["name"]: row["deployment_branch_policy"] for row in answer["environments"]}
     for name in names:
-        mend = "any branch may use it: `digits connect --github`, or Settings, Environments"
+        mend = "any branch may use it: `digits azure connect --github`, or Settings, Environments"
         yield judged(limited.get(name), f"environment {name}: for the default branch alone", mend)
 
 
@@ -239,8 +219,8 @@ def clusters(workspace: str) -> Iterator[Finding]:
     for name in sorted({settings.job.compute or "", settings.batch.compute} - {""}):
         place = f"{workspace}/computes/{name}"
         there = asked("az", "resource", "show", "--ids", place, "--output", "json")
-        mend = "`digits connect --run` makes cpu-cluster where the quota holds a node; or name "
-        mend += "another in params.yaml"
+        mend = "`digits azure connect --run` makes cpu-cluster where the quota holds a node; or "
+        mend += "name another in params.yaml"
         if there or name == settings.job.compute:
             yield judged(there, f"cluster {name}", mend)
         else:
@@ -264,20 +244,7 @@ def quota(kind: str) -> Iterator[Finding]:
     yield judged(enough, said, mend)
 
 
-def main(arguments: list[str]) -> None:
+def main(workspace: str = "azure", repository: str | None = None, as_json: bool = False) -> None:
     """Print what was found; raise DigitsError when something is wrong."""
-    parser = argparse.ArgumentParser(prog="digits doctor", description=__doc__)
-    parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
-    parser.add_argument(
-        "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
-    )
-    given = parser.parse_args(arguments)
-    wrong = 0
-    for look in (here(), github(given.repository or origin()), quota(given.workspace)):
-        for finding in look:
-            shown = finding.mend and finding.state != "ok"
-            mend = f"\n         {finding.mend}" if shown else ""
-            print(f"{finding.state:8} {finding.what}{mend}", flush=True)
-            wrong += finding.state == "wrong"
-    if wrong:
-        raise DigitsError(f"{wrong} findings are wrong; what mends each stands below it")
+    looks = (here(), github(repository or origin()), quota(workspace))
+    show(itertools.chain.from_iterable(looks), as_json)

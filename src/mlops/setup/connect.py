@@ -1,12 +1,12 @@
-"""`digits connect`: from an Azure subscription to a repository that reviews and deploys with it.
+"""`digits azure connect`: make what reviews and deployments need in an Azure subscription.
 
 It deploys .github/azure.json as a deployment stack, which is Azure's own list of what a template
 made, and may be run again at any time. Without --run it prints the commands of `az` instead, and
 with --github it sets GitHub's variables and environments instead of printing how.
 """
 
-import argparse
 import shlex
+from types import SimpleNamespace
 from typing import Any
 
 from core.errors import DigitsError
@@ -17,7 +17,7 @@ Command = tuple[str, ...]
 
 
 def group_command(group: str, location: str) -> Command:
-    """Return what makes the resource group; its tag lets `digits disconnect` remove it."""
+    """Return what makes the resource group; its tag lets `digits azure disconnect` remove it."""
     name = ("--name", group, "--location", location)
     return ("az", "group", "create", *name, "--tags", "made-by=digits")
 
@@ -96,20 +96,8 @@ def perform(title: str, steps: list[Command], run: bool) -> None:
             print(f"  {shlex.join(step)}")
 
 
-def main(arguments: list[str]) -> None:
+def main(given: SimpleNamespace) -> None:
     """Connect."""
-    parser = argparse.ArgumentParser(prog="digits connect", description=__doc__)
-    parser.add_argument("--resource-group", required=True, metavar="NAME")
-    parser.add_argument("--location", help="where to make the group if there is none: westeurope")
-    parser.add_argument(
-        "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
-    )
-    parser.add_argument("--subject-prefix", help="if `gh` cannot tell: repo:OWNER@ID/NAME@ID")
-    told = "leave out cpu-cluster, which batches need: the quota holds no node of it"
-    parser.add_argument("--without-cluster", action="store_true", help=told)
-    parser.add_argument("--run", action="store_true", help="the commands, instead of printing them")
-    parser.add_argument("--github", action="store_true", help="set it up too, with `gh`")
-    given = parser.parse_args(arguments)
     group, repository = given.resource_group, given.repository or az.origin()
     cluster = not given.without_cluster
     connection.rights()  # can be read, before anything is made
@@ -153,5 +141,5 @@ def main(arguments: list[str]) -> None:
     print(
         f"Left to you: reviewers of the environment production (https://github.com/{repository}"
         "/settings/environments), or the variable DEPLOY_BY_HAND=true where your plan has none. "
-        "Then `digits doctor`."
+        "Then `digits azure check`."
     )

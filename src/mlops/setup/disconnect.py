@@ -1,8 +1,8 @@
-"""`digits disconnect`: list what `digits connect` made, in Azure and elsewhere, and remove it."""
+"""`digits azure disconnect`: list what `digits azure connect` made, and remove it."""
 
-import argparse
 import re
 import shlex
+from types import SimpleNamespace
 
 from core.errors import DigitsError
 from mlops.azure import connection
@@ -87,7 +87,7 @@ def purge(vault: str) -> None:
 
 
 def remove_group(group: str) -> None:
-    """Delete the resource group, if `digits connect` made it and nothing is left there."""
+    """Delete the resource group, if `digits azure connect` made it and nothing is left there."""
     found = az.found("az", "group", "show", "--name", group, "--output", "json")
     if found is None:
         return
@@ -100,16 +100,8 @@ def remove_group(group: str) -> None:
     print(f"The group {group} stays; in it: {names}.")
 
 
-def main(arguments: list[str]) -> None:
+def main(given: SimpleNamespace) -> None:
     """Disconnect."""
-    parser = argparse.ArgumentParser(prog="digits disconnect", description=__doc__)
-    parser.add_argument("--resource-group", required=True, metavar="NAME")
-    parser.add_argument(
-        "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
-    )
-    parser.add_argument("--yes", action="store_true", help="remove it without asking")
-    parser.add_argument("--github", action="store_true", help="delete its variables too, with `gh`")
-    given = parser.parse_args(arguments)
     group, repository = given.resource_group, given.repository or az.origin()
     known = az.github_variables(repository) if repository else None
     refuse_another(group, known or {})
@@ -119,7 +111,8 @@ def main(arguments: list[str]) -> None:
     shown = list(ids)
     if vault is None and (vault := connection.vault()):  # an earlier run came so far
         shown.append(f"{vault}, deleted, if it still keeps its name")
-    print("\n".join(["Made by `digits connect`:", *(f"  {one}" for one in shown or ["nothing"])]))
+    lines = [f"  {one}" for one in shown or ["nothing"]]
+    print("\n".join(["Made by `digits azure connect`:", *lines]))
     if workspace and az.found("az", "resource", "show", "--ids", workspace) is None:
         workspace = None  # an earlier run came so far
     if workspace:

@@ -1,4 +1,4 @@
-"""`digits connect` and `disconnect`, and what `digits doctor` says after each; see cloud.py."""
+"""`digits azure connect` and `disconnect`, and what `check` says after each; see cloud.py."""
 
 import json
 import sys
@@ -15,8 +15,9 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     warnings.simplefilter("ignore")
     from mlops.azure import connection, workspace
     from mlops.setup import az as commands
-    from mlops.setup import check, connect, disconnect
+    from mlops.setup import check, connect
 from core.errors import DigitsError
+from mlops.cli import call
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
 GROUP = ["--resource-group", "course"]
@@ -30,7 +31,7 @@ def kept() -> tuple[str, str | None]:
 
 
 def wrong() -> list[str]:
-    """Return what the doctor finds on GitHub and in Azure."""
+    """Return what the check finds on GitHub and in Azure."""
     return [one.what for one in check.github("octo/digits") if one.state != "ok"]
 
 
@@ -41,7 +42,7 @@ def test_from_nothing_to_ready_and_back(
     before = kept()
     assert wrong()
     cloud.change(calls=[])
-    connect.main(RUN)
+    call("azure", "connect", *RUN)
     out = capsys.readouterr().out
     assert len(cloud.calls("az")) == 5  # as SETUP.md has it
     assert cloud.calls("group", "create", "--location")
@@ -61,12 +62,12 @@ def test_from_nothing_to_ready_and_back(
     assert all(cloud.state["calls"].index(call) < stack for call in limits)
     assert "reviewers of the environment production" in out
     capsys.readouterr()
-    check.main(["--workspace", "local"])  # raises for what is wrong
+    call("azure", "check", "--workspace", "local")  # raises for what is wrong
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unknown")]
     assert len(said) == 1 and "quota" in said[0]  # no stand-in runs
 
     written = kept()
-    connect.main(RUN)  # again: nothing new
+    call("azure", "connect", *RUN)  # again: nothing new
     assert len(cloud.calls("variable", "set", "AZURE_TENANT_ID")) == 1
     assert "nothing new" in capsys.readouterr().out
     assert kept() == written and cloud.state["environments"]["production"] == ["main"]
@@ -74,25 +75,25 @@ def test_from_nothing_to_ready_and_back(
 
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     with pytest.raises(DigitsError, match="nothing is removed"):
-        disconnect.main(GROUP)  # that is not its name
+        call("azure", "disconnect", *GROUP)  # that is not its name
     assert cloud.state["stack"] and kept() == written
     for endpoint in ("digits-1234", "batch-1234"):
         cloud.change(endpoints=[endpoint])
         with pytest.raises(DigitsError, match="digits deploy destroy"):
-            disconnect.main([*GROUP, "--yes"])
+            call("azure", "disconnect", *GROUP, "--yes")
     assert cloud.state["stack"]
     for question in ("stack group show", "resource show"):
         cloud.change(endpoints=[], fail={question: "Max retries exceeded"})
         with pytest.raises(DigitsError, match="is the network there"):
-            disconnect.main([*GROUP, "--yes"])
+            call("azure", "disconnect", *GROUP, "--yes")
         assert cloud.state["stack"] and kept() == written
     cloud.change(endpoints=[], fail={"stack group delete": "(Conflict) something else goes on"})
     with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
-        disconnect.main([*GROUP, "--yes"])
+        call("azure", "disconnect", *GROUP, "--yes")
     assert cloud.state["deleted"] == [connection.workspace_id(values)] and kept() == written
     cloud.change(fail={"keyvault purge": "(VaultBusy) later"})
     with pytest.raises(DigitsError, match="run this again: it goes on where it stopped"):
-        disconnect.main([*GROUP, "--yes"])
+        call("azure", "disconnect", *GROUP, "--yes")
     assert cloud.state["stack"] is None and kept() == written and cloud.state["groups"]
     (vault,) = cloud.state["vaults"]
     others = [vault.replace("/course/", "/other/"), f"{vault.rpartition('/')[0]}/digits-payroll"]
@@ -100,13 +101,13 @@ def test_from_nothing_to_ready_and_back(
     out = capsys.readouterr().out
     assert "/providers/Microsoft.MachineLearningServices/workspaces/digits\n" in out
     cloud.change(variables=cloud.state["variables"] | {"DEPLOY_BY_HAND": "true"})
-    disconnect.main([*GROUP, "--yes", "--github"])
+    call("azure", "disconnect", *GROUP, "--yes", "--github")
     assert f"{vault}, deleted, if it still keeps its name" in capsys.readouterr().out
     assert kept() == before
     assert (cloud.state["groups"], cloud.state["stack"]) == ({}, None)
-    assert cloud.state["variables"] == {"DEPLOY_BY_HAND": "true"}  # no work of `digits connect`
+    assert cloud.state["variables"] == {"DEPLOY_BY_HAND": "true"}  # not made by `connect`
     assert cloud.state["purged"] == [vault.rpartition("/")[2]]
-    disconnect.main([*GROUP, "--yes", "--github"])  # again: there is nothing
+    call("azure", "disconnect", *GROUP, "--yes", "--github")  # again: there is nothing
     assert "nothing" in capsys.readouterr().out
 
 
@@ -114,7 +115,7 @@ def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = kept()
-    connect.main([*GROUP, "--location", "westeurope"])
+    call("azure", "connect", *GROUP, "--location", "westeurope")
     out = capsys.readouterr().out
     lines = [line.strip() for line in out.splitlines()]
     assert 1 <= sum(line.startswith("az ") for line in lines) <= 8
@@ -129,7 +130,7 @@ def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
     cloud.change(groups={"course": {}})
     person = "33333333-0000-0000-0000-000000000000"
     commands.must(*connect.stack_command("course", PREFIX, person, True))
-    connect.main(GROUP)
+    call("azure", "connect", *GROUP)
     out = capsys.readouterr().out
     account = connection.kept() and kept()[0].partition("account_name = ")[2].split()[0]
     assert f"gh variable set AZURE_STORAGE_ACCOUNT --repo octo/digits --body {account}" in out
@@ -140,8 +141,8 @@ def test_a_group_that_was_there_stays_with_its_tags(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cloud.change(groups={"course": {"owner": "somebody"}})
-    connect.main(RUN[:-1])
-    disconnect.main([*GROUP, "--yes"])
+    call("azure", "connect", *RUN[:-1])
+    call("azure", "disconnect", *GROUP, "--yes")
     assert cloud.state["groups"] == {"course": {"owner": "somebody"}}
     assert "The group course stays; in it: nothing else." in capsys.readouterr().out
 
@@ -150,46 +151,46 @@ def test_the_tags_of_a_group_are_not_replaced_by_what_is_printed(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*GROUP, "--location", "westeurope"]
-    connect.main(command)
+    call("azure", "connect", *command)
     assert "az group create" in capsys.readouterr().out
     cloud.change(groups={"course": {"owner": "somebody"}})
-    connect.main(command)
+    call("azure", "connect", *command)
     assert "az group create" not in capsys.readouterr().out
 
 
 def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
-    connect.main(RUN)
+    call("azure", "connect", *RUN)
     before = cloud.state["variables"]
     strangers = "/subscriptions/s/resourceGroups/typo/providers/Microsoft.KeyVault/vaults"
     cloud.change(groups=cloud.state["groups"] | {"typo": {}}, vaults=[f"{strangers}/digits-x"])
     typo = ["--resource-group", "typo", "--yes", "--github"]
     with pytest.raises(DigitsError, match=r"config.json: connected with the resource group course"):
-        disconnect.main(typo)
+        call("azure", "disconnect", *typo)
     connection.keep(None)  # as in a clone that never got the commit
     with pytest.raises(DigitsError, match=r"GitHub: connected with .*give --resource-group course"):
-        disconnect.main(typo)
+        call("azure", "disconnect", *typo)
     assert cloud.state["stack"] and cloud.state["variables"] == before
     cloud.change(gh=False)  # now nothing tells: but there is nothing, and no name is guessed
-    disconnect.main(typo[:-1])
+    call("azure", "disconnect", *typo[:-1])
     assert cloud.state["stack"] and cloud.state["purged"] == []
     assert set(cloud.state["groups"]) == {"course", "typo"}
     cased = before | {"AZURE_RESOURCE_GROUP": "Course"}  # Azure's names know no case
     cloud.change(gh=True, variables=cased)
-    disconnect.main([*GROUP, *typo[2:]])
+    call("azure", "disconnect", *GROUP, *typo[2:])
     assert (cloud.state["stack"], cloud.state["variables"]) == (None, {})
 
 
 def test_who_looks_elsewhere_or_may_not_purge_is_told(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    connect.main(RUN[:-1])
+    call("azure", "connect", *RUN[:-1])
     written = connection.WORKSPACE.read_text()
     connection.WORKSPACE.write_text(written.replace(Deployment.subscription, "another"))
     with pytest.raises(DigitsError, match="az account set --subscription another"):
-        disconnect.main([*GROUP, "--yes"])
+        call("azure", "disconnect", *GROUP, "--yes")
     connection.WORKSPACE.write_text(written)
     cloud.change(fail={"keyvault purge": "(AuthorizationFailed) not you"})
-    disconnect.main([*GROUP, "--yes"])
+    call("azure", "disconnect", *GROUP, "--yes")
     assert "keeps its name for a while, for you may not purge it" in capsys.readouterr().out
     assert cloud.state["groups"] == {} and not connection.WORKSPACE.exists()
 
@@ -239,69 +240,70 @@ def test_a_connection_that_failed_wrote_nothing_and_goes_on(cloud: Cloud) -> Non
     before = kept()
     cloud.change(fail={"stack group create": "(QuotaExceeded) ..."})
     with pytest.raises(DigitsError, match="a quota is used up"):
-        connect.main(RUN[:-1])
+        call("azure", "connect", *RUN[:-1])
     assert kept() == before and cloud.state["variables"] == {}
     cloud.change(fail={})
-    connect.main([*GROUP, "--run"])
+    call("azure", "connect", *GROUP, "--run")
     assert kept() != before
 
 
 def test_without_quota_for_a_node_all_but_the_cluster_is_made(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    connect.main([*GROUP, "--location", "westeurope", "--without-cluster"])
+    call("azure", "connect", *GROUP, "--location", "westeurope", "--without-cluster")
     assert "withCluster=false" in capsys.readouterr().out
-    connect.main([*RUN, "--without-cluster"])
+    call("azure", "connect", *RUN, "--without-cluster")
     made, _ = deployed(cloud.state)
     assert not [place for place in made.resources if "/computes/" in place]
     assert len([call for call in cloud.calls("az") if "create" in call]) == 2
     assert set(cloud.state["variables"]) == set(connection.variables())
-    check.main(["--workspace", "local"])  # raises for what is wrong
-    connect.main(RUN)  # there is quota now
+    call("azure", "check", "--workspace", "local")  # raises for what is wrong
+    call("azure", "connect", *RUN)  # there is quota now
     made, _ = deployed(cloud.state)
     assert [place for place in made.resources if place.endswith("/computes/cpu-cluster")]
 
 
 def test_what_is_not_known_is_not_guessed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DigitsError, match="give --location"):
-        connect.main([*GROUP, "--run"])
+        call("azure", "connect", *GROUP, "--run")
     cloud.change(gh=False)
     with pytest.raises(DigitsError, match="--subject-prefix"):
-        connect.main([*GROUP, "--run"])
-    connect.main([*GROUP, "--location", "x", "--run", "--subject-prefix", "repo:octo/digits"])
-    (call,) = cloud.calls("stack", "create")
-    assert "subjectPrefix=repo:octo/digits" in call
+        call("azure", "connect", *GROUP, "--run")
+    prefix = ["--subject-prefix", "repo:octo/digits"]
+    call("azure", "connect", *GROUP, "--location", "x", "--run", *prefix)
+    (made,) = cloud.calls("stack", "create")
+    assert "subjectPrefix=repo:octo/digits" in made
     Project(Path()).git("remote", "set-url", "origin", "https://example.org/digits.git")
     with pytest.raises(DigitsError, match="--repository"):
-        connect.main(GROUP)
+        call("azure", "connect", *GROUP)
     (cloud.bin / "az").unlink()
     monkeypatch.setenv("PATH", str(cloud.bin))
     given = ("--subject-prefix", "repo:octo/digits", "--repository", "octo/digits")
     with pytest.raises(DigitsError, match="az: not found; install it"):
-        connect.main([*GROUP, "--run", *given])
+        call("azure", "connect", *GROUP, "--run", *given)
 
 
 def test_a_damaged_repository_is_told(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
-    connect.main(RUN[:-1])
+    call("azure", "connect", *RUN[:-1])
     connection.WORKSPACE.write_text("{}")
-    with pytest.raises(DigitsError, match="digits connect"):
+    with pytest.raises(DigitsError, match="digits azure connect"):
         workspace.connect("azure")
     connection.DVC.write_text("[core]\n")
     with pytest.raises(DigitsError, match="git checkout"):
-        connect.main([*GROUP, "--run"])
+        call("azure", "connect", *GROUP, "--run")
     connection.TEMPLATE.write_text("{")
     made = len(cloud.calls("az"))
     with pytest.raises(DigitsError, match=r"git checkout .github.azure\.json"):
-        connect.main([*GROUP, "--run"])
+        call("azure", "connect", *GROUP, "--run")
     assert len(cloud.calls("az")) == made
 
 
 def test_the_workspace_is_where_the_repository_says(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DigitsError, match=r"AZURE_ML_WORKSPACE: not set; `digits connect`"):
+    with pytest.raises(DigitsError, match=r"AZURE_ML_WORKSPACE: not set; `digits azure connect`"):
         workspace.connect("azure")
-    connect.main(RUN[:-1])
+    call("azure", "connect", *RUN[:-1])
     assert workspace.connect("azure").client.workspace_name == "digits"
     monkeypatch.setenv("AZURE_ML_WORKSPACE", "mine")  # goes first, as in a workflow
     found = workspace.connect("azure").client

@@ -60,7 +60,7 @@ async function ask() {
     if (answer.ok) answered(told);
     else refused(`${answer.status}: ${told.message}`);
   } catch (error) {
-    if (mine === asked) refused(`No answer: ${error.message}. Does \`digits serve\` still run?`);
+    if (mine === asked) refused(`No answer: ${error.message}. Does \`digits local\` still run?`);
   }
 }
 
@@ -317,7 +317,7 @@ function showFigures(state) {
   tell($("drift"), state.drift === null ? "unknown" : state.drift ? "yes" : "no");
   tell($("since"), state.drift === null ? state.reason || "no window is full yet" : state.drift ? since(state) : "in the latest window");
   $("drifttile").classList.toggle("alarm", state.drift === true);
-  tell($("counts"), `${count(state.digits, "digit")} collected since \`digits serve\` began; ${state.doubled} sent twice and `
+  tell($("counts"), `${count(state.digits, "digit")} collected since \`digits local\` began; ${state.doubled} sent twice and `
     + `${state.damaged} damaged were left out; ${count(state.lost, "collected request")} lost.`);
 }
 
@@ -365,7 +365,7 @@ async function poll() {
     const state = await asked.then((answer) => answer.json()).catch(() => null);
     if ($("endpoint").value !== chosen) return; // another was chosen meanwhile: this is not its state
     if (!state) {
-      health("alarm", "digits serve has stopped");
+      health("alarm", "digits local has stopped");
     } else {
       showChoices(state);
       showNotices(state);

@@ -1,4 +1,4 @@
-"""`digits doctor` on what `digits connect` made, and on flaws in it; gh and az: see cloud.py."""
+"""`digits azure check` on what `connect` made, and on flaws in it; gh and az: see cloud.py."""
 
 import sys
 import warnings
@@ -18,13 +18,14 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     from mlops.deploy import release
     from mlops.setup import az, check, connect
 from core.errors import DigitsError
+from mlops.cli import call
 
 needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
 
 
 @pytest.fixture
 def connected(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> Cloud:
-    """What `digits connect --run --github` leaves."""
+    """What `digits azure connect --run --github` leaves."""
     cloud.change(groups={"course": {}})
     az.must(*connect.stack_command("course", PREFIX, "", True))
     stack = az.asked(
@@ -72,7 +73,7 @@ def test_a_cluster_that_is_absent_is_a_fault_where_jobs_are_to_run_there(
     rows = found()
     (said,) = rows["absent"]
     assert "cluster cpu-cluster: only `digits score --workspace azure` needs it" in said
-    assert "`digits connect --run` makes cpu-cluster" in said
+    assert "`digits azure connect --run` makes cpu-cluster" in said
     assert rows["wrong"] == []
     settings, task = release.load()
     settings = replace(settings, job=replace(settings.job, compute="cpu-cluster"))
@@ -183,8 +184,8 @@ def test_this_machine_is_looked_at(
         monkeypatch.setenv(f"AZURE_{name}", "x")
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "prod")
     cloud.change(gh=False, login=False)
-    with pytest.raises(DigitsError, match="3 findings"):
-        check.main(["--workspace", "local", "--repository", "a/b"])
+    with pytest.raises(DigitsError, match="3 checks failed"):
+        call("azure", "check", "--workspace", "local", "--repository", "a/b")
     said = capsys.readouterr().out
     assert f"unset {' '.join(f'AZURE_{name}' for name in stray)}: " in said
     assert "remote main: azure://main, account missing" in said
@@ -219,15 +220,15 @@ def test_variables_that_lead_to_another_workspace_are_found(
     assert "unset AZURE_ML_WORKSPACE" in wrong.mend
     connection.WORKSPACE.write_text("{}")
     (wrong,) = check.elsewhere()
-    assert wrong.state == "wrong" and "`digits connect` writes it anew" in wrong.what
+    assert wrong.state == "wrong" and "`digits azure connect` writes it anew" in wrong.what
 
 
 def test_a_stand_in_that_does_not_run_is_no_matter_of_logging_in(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DigitsError, match="are wrong"):
-        check.main(["--workspace", "local"])
-    assert "`digits serve` first" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(DigitsError, match="checks failed"):
+        call("azure", "check", "--workspace", "local")
+    assert "`digits local` first" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("strategy", "state"), [("blue_green", "wrong"), ("in_place", "ok")])
