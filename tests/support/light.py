@@ -27,6 +27,7 @@ from conftest import ROOT, Project, environment
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
+    import mlops.deploy.rollout  # noqa: F401 # for all modules that import the SDK after this
 from core.dataset import Digits, write_pool
 from core.errors import DigitsError
 from mlops.cli import call
