@@ -180,6 +180,26 @@ def test_a_failure_is_one_line_and_ends_with_1(tmp_path: Path) -> None:
     assert done.stderr == "monitor: params.yaml: not found; run from the project's root\n"
 
 
+def test_ctrl_c_ends_with_130() -> None:
+    code = "import sys; from mlops import cli; from mlops.review import relock\n"
+    code += "def main(): raise KeyboardInterrupt\n"
+    code += "relock.main = main; sys.argv = ['digits', 'relock']; sys.exit(cli.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, encoding="utf-8"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "relock: stopped\n")
+
+
+def test_a_reader_of_help_that_has_seen_enough_is_no_failure() -> None:
+    process = subprocess.Popen(
+        ["digits", "--help"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    process.stdout.close()
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 141
+
+
 def test_a_command_without_its_packages_is_left_out_and_says_so(tmp_path: Path) -> None:
     env = {"PYTHONPATH": blocking(tmp_path, "azure.ai.ml")}
     assert "  monitor " in digits("--help", **env).stdout

@@ -1,6 +1,7 @@
 """`digits monitor`: what production is like now, from what the workspace collected.
 
-Enters: collected requests and labels, and data/monitoring/reference.json of the model that is
+Enters: collected requests and labels, from a workspace or (--production) from a folder as stage
+simulate writes it, and data/monitoring/reference.json of the model that is
 deployed. Leaves, with --out, FOLDER/report.html and FOLDER/monitoring.json:
 
     drift               whether the alarm is on, in the last window
