@@ -210,7 +210,7 @@ def env() -> None:
 def repro() -> None:
     """Reproduce the pipeline, then show the metrics."""
     env()
-    run(BIN / "digits", "params")
+    run(BIN / "digits", "check")
     run(BIN / "dvc", "repro")
     show_metrics()
 
@@ -266,7 +266,7 @@ def noise() -> None:
     """Train five seeds and store how much the metrics differ, in data/noise.json."""
     env()
     run(BIN / "dvc", "repro", "prepare")
-    run(BIN / "digits", "noise", *sys.argv[2:])
+    run(PYTHON, "-m", "mlops.review.seed_variance", *sys.argv[2:])
 
 
 def mlflow() -> None:

@@ -4,6 +4,7 @@ Started this way a stage always runs the src of the directory it stands in, also
 experiment's temporary folder.
 """
 
+import difflib
 import pkgutil
 import sys
 
@@ -15,9 +16,14 @@ def main(arguments: list[str]) -> int:
     """Run the stage named first with the other arguments; return the exit code."""
     stages = [module.name for module in pkgutil.iter_modules(digits.pipeline.__path__)]
     name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print(f"usage: python src {{{','.join(stages)}}} ...")
+        return 0
     if name not in stages:
         print(f"usage: python src {{{','.join(stages)}}} ...", file=sys.stderr)
-        return 1
+        if near := difflib.get_close_matches(name, stages, 1):
+            print(f"No such stage {name!r}. Did you mean {near[0]!r}?", file=sys.stderr)
+        return 2
     return console.run(name, f"digits.pipeline.{name}", arguments[1:])
 
 

@@ -1,4 +1,4 @@
-"""`python src STAGE`: every failure is one clear line and exit code 1, never a traceback."""
+"""`python src STAGE`: every failure is one clear line, never a traceback; exit code 1, usage 2."""
 
 import shutil
 import subprocess
@@ -21,13 +21,15 @@ def tree(tmp_path: Path) -> Project:
 
 
 def test_usage_lists_the_stages(tree: Project) -> None:
-    output = tree.run("python", "src", "trane", code=1)
+    output = tree.run("python", "src", "trane", code=2)
     assert "usage" in output
     assert "prepare" in output
+    assert "Did you mean 'train'?" in output
+    assert tree.run("python", "src", "--help") in output
 
 
-def test_usage_lists_the_commands(tree: Project) -> None:
-    assert "retrain" in tree.run("digits", "reality", code=1)
+def test_wrong_usage_of_a_stage_is_no_failure(tree: Project) -> None:
+    assert "--out" in tree.run("python", "src", "mnist", code=2)
 
 
 def test_a_bad_value_is_told(tree: Project) -> None:
@@ -104,7 +106,7 @@ def test_a_python_without_the_packages_is_told(tree: Project) -> None:
 def test_a_console_that_cannot_show_a_digit_crashes_nothing(tree: Project, encoding: str) -> None:
     tree.edit("params.yaml", 'classes: ["0", "1"', 'classes: ["०零", "०零"')
     done = subprocess.run(
-        ["digits", "params"],
+        ["python", "src", "mnist", "--out", "data/mnist"],
         cwd=tree.root,
         env=environment() | {"PYTHONIOENCODING": encoding},
         capture_output=True,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Project, environment
 
-from mlops.cli import COMMANDS
+from mlops.commands import COMMANDS
 
 COURSE = ROOT / ".github" / "COURSE.md"
 LINES, IMAGE_BYTES, TIMEOUT_SECONDS = 420, 300_000, 600
@@ -90,8 +90,8 @@ class Student:
             self.said = ""
 
     def type(self, line: str) -> None:
-        """Run one command; `digits serve` goes on in a terminal of its own."""
-        if line == "digits serve":
+        """Run one command; `digits local` goes on in a terminal of its own."""
+        if line == "digits local":
             self.servers.append(self.serve())
             return
         done = subprocess.run(
@@ -108,9 +108,9 @@ class Student:
         self.said += done.stdout
 
     def serve(self) -> subprocess.Popen[str]:
-        """Start `digits serve`; return when it serves."""
+        """Start `digits local`; return when it serves."""
         process = subprocess.Popen(
-            ["digits", "serve"],
+            ["digits", "local"],
             cwd=self.project.root,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -209,7 +209,7 @@ def test_every_command_of_the_course_exists() -> None:
             line for block in lab.blocks if block.kind in ("bash", "sh") for line in block.lines
         ]
         for name in re.findall(r"(?:^|&& )digits (\S+)", "\n".join(lines), flags=re.M):
-            assert name in COMMANDS, (number, name)
+            assert name in {command.name for command in COMMANDS}, (number, name)
 
 
 def test_what_the_course_names_is_there() -> None:

@@ -8,8 +8,9 @@ import errno
 import importlib
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from core import determinism
@@ -36,19 +37,38 @@ def hidden_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def run(name: str, module: str, arguments: list[str]) -> int:
-    """Import a module and call its `main`; return the exit code.
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does."""
 
-    1 with one line on standard error for what a person can mend, 130 for Ctrl-C.
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def run(name: str, module: str, arguments: list[str]) -> int:
+    """Import a module and call its `main`; return the exit code as `report_errors` does."""
+
+    def work() -> None:
+        with hidden_stderr():
+            imported = importlib.import_module(module)
+        imported.main(arguments)
+
+    return report_errors(name, work)
+
+
+def report_errors(name: str, work: Callable[[], int | None]) -> int:
+    """Do some work; return its exit code, 0 where it returns none.
+
+    1 with one line on standard error for what a person can fix, 130 for Ctrl-C, 141 when the
+    reader of standard output is gone.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     determinism.configure()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        with hidden_stderr():
-            imported = importlib.import_module(module)
-        imported.main(arguments)
+        code = work()
         sys.stdout.flush()
     except BrokenPipeError:  # who reads has seen enough, as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,4 +93,4 @@ def run(name: str, module: str, arguments: list[str]) -> int:
             sys.stdout.flush()
         print(f"{name}: stopped", file=sys.stderr, flush=True)
         os._exit(130)  # all is tidied up; TensorFlow's own end would take seconds more
-    return 0
+    return code or 0

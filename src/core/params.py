@@ -1,6 +1,7 @@
 """params.yaml, read strictly: the only place with values.
 
-Each stage declares the dataclass of its own section in its own module and gives it to `section`.
+The dataclass of a section stands where it is used, which gives it to `section`; the modules
+`commands` of the wings list them all.
 The file is parsed by the same YAML library as DVC's, so that both see the same values.
 """
 
@@ -13,11 +14,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from core import wings
 from core.errors import DigitsError
 
 PATH = Path("params.yaml")
-PIPELINE = Path(__file__).parent.parent / "digits" / "pipeline"
-LIFE = ("azure", "review")  # sections of what happens to the model after the pipeline
 Section = TypeVar("Section")
 ScriptName = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -58,10 +58,10 @@ class _Block:
 def load(path: Path = PATH) -> dict[str, Any]:
     """Return params.yaml as plain Python values.
 
-    Each stage has a section; a package beside the pipeline, such as `review`, may have one.
+    The wings declare its sections; what these hold is not looked at.
 
     Raises DigitsError when the file is absent, is no YAML mapping, has a duplicate key, or
-    lacks a key at its top level or has an unknown one; what the sections hold is not looked at.
+    lacks a key at its top level or has an unknown one.
     """
     try:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
@@ -72,8 +72,9 @@ def load(path: Path = PATH) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DigitsError(f"{path}: is not a mapping of keys to values; see the one in git")
     needed = [field.name for field in dataclasses.fields(Task)]
-    needed += sorted(stage.stem for stage in PIPELINE.glob("[!_]*.py"))
-    known = [*needed, *LIFE]
+    sections = wings.declared("SECTIONS")
+    known = [*needed, *(section.name for section in sections)]
+    needed += [section.name for section in sections if section.required]
     for key in values:
         if key not in known:
             raise DigitsError(f"{path}: {key}: unknown key; known are {', '.join(known)}")
@@ -152,10 +153,3 @@ def _keys(values: Any, place: tuple[int | str, ...]) -> list[str]:
             keys.append(str(part))
         values = values[part] if inside else values
     return keys
-
-
-def main(arguments: list[str]) -> None:
-    """Check what belongs to no stage alone: syntax, keys and values at the top level."""
-    values = load()
-    task(values)
-    foreign_scripts(values)

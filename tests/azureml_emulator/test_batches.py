@@ -23,9 +23,10 @@ with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from azure.ai.ml._restclient.arm_ml_service import models
 
-    from mlops.production import batch_endpoint, score
+    from mlops.production import batch_endpoint
 from azureml_emulator.storage import CONTAINER, KEY
 from core.errors import DigitsError
+from mlops.cli import call
 from mlops.deploy.release import folder_hash
 
 pytestmark = pytest.mark.slow
@@ -93,7 +94,7 @@ def run(project: Deployable, *words: str) -> None:
     ):
         warnings.simplefilter("ignore")  # the SDK's own
         try:
-            score.main([*words, "--workspace", "local"])
+            call("score", *words, "--workspace", "local")
         finally:
             signal.signal(signal.SIGTERM, old)
 

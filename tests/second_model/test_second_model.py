@@ -88,7 +88,6 @@ def test_a_review_judges_another_model(irises: Project) -> None:
 
 
 @pytest.mark.prove
-@pytest.mark.xfail(strict=True, reason="mlops.azure.collected still imports digits.production")
 def test_another_model_is_deployed_rolled_back_and_destroyed(
     irises: Project, standin: StandIn
 ) -> None:

@@ -27,11 +27,12 @@ from conftest import ROOT, Project, environment
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
-    from mlops.deploy import rollout
+    import mlops.deploy.rollout  # noqa: F401 # for all modules that import the SDK after this
 from azureml_emulator.storage import PROGRAM
 from core.dataset import Digits
 from core.errors import DigitsError
 from mlops.azure.connection import REMOTES
+from mlops.cli import call
 from mlops.deploy.release import folder_hash
 
 DIGITS = [sys.executable, "-c", "import sys; from mlops.cli import main; sys.exit(main())"]
@@ -62,7 +63,7 @@ def run(body):
 
 @dataclass
 class StandIn:
-    """A running emulator: alone with its test controls, or `digits serve` in a project."""
+    """A running emulator: alone with its test controls, or `digits local` in a project."""
 
     folder: Path
     process: subprocess.Popen[str] | None = None
@@ -264,7 +265,7 @@ class Deployable(Project):
             warnings.simplefilter("ignore")  # the SDK's own
             os.chdir(self.root)
             try:
-                rollout.main([*arguments, "--workspace", "local"])
+                call("deploy", *arguments, "--workspace", "local")
             except DigitsError as error:
                 return 1, f"{said.getvalue()}{error}\n"
             finally:

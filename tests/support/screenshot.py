@@ -1,6 +1,6 @@
 """Write a PNG: `python tests/support/screenshot.py OUT.png [--only SELECTOR] [--file REPORT] ...`.
 
-It opens the page of the `digits serve` that runs in this project and draws a three; with --file
+It opens the page of the `digits local` that runs in this project and draws a three; with --file
 an HTML report, or a Markdown report as GitHub would show it. Those of .github/COURSE.md, made in
 a project that is reproduced and, for the page, where lab 6 has been done:
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("out", type=Path)
-    parser.add_argument("--folder", type=Path, default=Path(".standin"), help="of `digits serve`")
+    parser.add_argument("--folder", type=Path, default=Path(".standin"), help="of `digits local`")
     parser.add_argument("--file", type=Path, help="a report instead of the page")
     parser.add_argument("--only", default="", help="the part of the page, as a CSS selector")
     parser.add_argument("--dark", action="store_true")

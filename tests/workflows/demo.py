@@ -2,7 +2,7 @@
 
 A copy of what is committed goes the whole way: trained, reviewed, deployed, asked, watched,
 retrained, reviewed and deployed again. Nothing in it is played but the addresses: GitHub is the
-one of loopback.py, where act runs the real workflow files, Azure ML is `digits serve`, Azure Blob
+one of loopback.py, where act runs the real workflow files, Azure ML is `digits local`, Azure Blob
 is Azurite. To take minutes it trains two epochs, and an eighth of the traffic comes as fast as it
 is answered; its gate is twice as wide, since the first commit has the figures of twenty epochs.
 """

@@ -3,7 +3,6 @@
 The account stands in .dvc/config, the workspace where Azure's SDK looks for it.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -32,12 +31,6 @@ def workspace_id(values: dict[str, str]) -> str:
     subscription, group, name = (values[key] for key in SETTINGS)
     provider = "Microsoft.MachineLearningServices/workspaces"
     return f"/subscriptions/{subscription}/resourceGroups/{group}/providers/{provider}/{name}"
-
-
-def add_workspace(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add the option --workspace to a command."""
-    text = "`local`: the emulator; `azure`: that of this repository; or another's name in its group"
-    parser.add_argument("--workspace", metavar="NAME", default=default, help=text)
 
 
 def load_connection() -> dict[str, str]:

@@ -71,7 +71,7 @@ class Workspace:
 
 
 def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
-    """Return the workspace `local` (as `digits serve` wrote its address), `azure`, or a named one.
+    """Return the workspace `local` (as `digits local` wrote its address), `azure`, or a named one.
 
     Raises DigitsError when no stand-in runs, or when a setting is missing.
     """
@@ -95,7 +95,7 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
         try:
             address = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
-            raise DigitsError(f"{path}: not found; start `digits serve` first") from None
+            raise DigitsError(f"{path}: not found; start `digits local` first") from None
         names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))
         credential = LocalCredential(address["token"])
         blobs = address["blobs"] + "/{}"

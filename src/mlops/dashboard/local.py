@@ -1,17 +1,16 @@
-"""Production on this machine: `digits serve`, on loopback alone, until Ctrl-C.
+"""Production on this machine: `digits local`, on loopback alone, until Ctrl-C.
 
 It runs the emulator of Azure ML and a page that shows its endpoints, in one process; what was
 deployed when it last ran comes up again. Everything lies in one folder, `address.json` among it:
 where `--workspace local` finds it.
 """
 
-import argparse
 from pathlib import Path
 
 from azureml_emulator.server import Emulator, stop_event
 from azureml_emulator.web import LOOPBACK, EmulatorError, Server
 from core.errors import DigitsError
-from mlops.azure.connection import EMULATOR, REMOTES
+from mlops.azure.connection import REMOTES
 from mlops.dashboard import page
 from mlops.dashboard.watch import Watch
 
@@ -27,11 +26,8 @@ def serve_page(running: Emulator, watch: Watch) -> Server:
     return running.servers.serve(shown, running.port("page"))
 
 
-def main(arguments: list[str]) -> None:
+def main(folder: Path) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="digits serve", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=EMULATOR, help="where everything is kept")
-    folder = parser.parse_args(arguments).folder
     stop = stop_event()
     watch = Watch(Path.cwd())
     try:

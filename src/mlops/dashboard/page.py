@@ -1,4 +1,4 @@
-"""The page of `digits serve`: draw a digit and see the answer, watch production live.
+"""The page of `digits local`: draw a digit and see the answer, watch production live.
 
 GET / and the files of web/, GET /state (watch.py's, as JSON) and POST /score, which passes a
 picture on to the endpoint with its key, so that the page never holds it. Only pages of this

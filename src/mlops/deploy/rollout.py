@@ -5,9 +5,8 @@ what is live stands in the endpoint's tags, which change together with its traff
 died half-way leaves nothing that the next one could take for done.
 """
 
-import argparse
 import contextlib
-import signal
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,9 +14,10 @@ from typing import Any
 
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 
+from core import console
 from core.errors import DigitsError
 from core.files import write_text
-from mlops.azure import connection, revisions
+from mlops.azure import revisions
 from mlops.azure.endpoint import Target
 from mlops.azure.errors import LOGS, explained
 from mlops.azure.revisions import Recipe, Release
@@ -332,55 +332,53 @@ class Deployer:
             )
         return endpoint
 
-    def status(self) -> None:
+    def status(self, as_json: bool) -> None:
         """Print what is there."""
         endpoint = self.target.get()
         if endpoint is None:
-            print(f"endpoint {self.target.name}: absent")
+            absent = {"endpoint": self.target.name, "url": None}
+            print(json.dumps(absent) if as_json else f"endpoint {self.target.name}: absent")
             return
-        paused = ", paused" if "paused" in endpoint.tags else ""
-        print(f"endpoint {self.target.name}: {endpoint.scoring_uri}{paused}")
-        states = self.target.deployments()
-        recipes = revisions.known(endpoint)
-        for name in dict.fromkeys([*recipes, *states]):
-            share = endpoint.traffic.get(name, 0)
-            marks = [mark for mark in ("live", "previous") if endpoint.tags.get(mark) == name]
-            made = f"model {recipes[name].model}" if name in recipes else "not yet live"
-            state = states.get(name, "not deployed")
-            print(f"  {name}  {share:3} %  {state:12}  {made}  {' '.join(marks)}".rstrip())
+        states, recipes = self.target.deployments(), revisions.known(endpoint)
+        rows = [
+            {
+                "name": name,
+                "traffic_percent": endpoint.traffic.get(name, 0),
+                "state": states.get(name, "not deployed"),
+                "model": recipes[name].model if name in recipes else None,
+                "marks": [mark for mark in ("live", "previous") if endpoint.tags.get(mark) == name],
+            }
+            for name in dict.fromkeys([*recipes, *states])
+        ]
+        paused = "paused" in endpoint.tags
+        if as_json:
+            place = {"endpoint": self.target.name, "url": endpoint.scoring_uri, "paused": paused}
+            print(json.dumps(place | {"revisions": rows}, indent=2))
+            return
+        print(f"endpoint {self.target.name}: {endpoint.scoring_uri}{', paused' if paused else ''}")
+        for row in rows:
+            made = f"model {row['model']}" if row["model"] else "not yet live"
+            share = f"{row['name']}  {row['traffic_percent']:3} %  {row['state']:12}"
+            print(f"  {share}  {made}  {' '.join(row['marks'])}".rstrip())
 
-    def plan(self, new: Release) -> None:
+    def plan(self, new: Release, as_json: bool) -> None:
         """Print what `apply` would change; change nothing."""
-        print("\n".join(plan.lines(self.target, new)))
-
-
-def main(arguments: list[str]) -> None:
-    """Run one command on one workspace."""
-    parser = argparse.ArgumentParser(prog="digits deploy", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("plan", "apply", "status", "rollback", "pause", "resume", "destroy"):
-        command = commands.add_parser(name, help=getattr(Deployer, name).__doc__)
-        connection.add_workspace(command, "azure")
-        command.add_argument("--wait", action="store_true", help="for another deployment's end")
-        if name == "rollback":
-            command.add_argument("revision", nargs="?", help="as `status` names it")
-    asked = parser.parse_args(arguments)
-    settings = load()
-    new = release.read(settings) if asked.command in ("plan", "apply") else None
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        target = Target(connect(asked.workspace), settings)
-        deployer = Deployer(target, settings, asked.wait)
-        action = getattr(deployer, asked.command)
-        if new:
-            action(new)
-        elif asked.command == "rollback":
-            action(asked.revision)
+        lines = list(plan.lines(self.target, new))
+        if as_json:
+            found = {key: text.strip() for key, _, text in (line.partition(" ") for line in lines)}
+            print(json.dumps(found, indent=2))
         else:
-            action()
+            print("\n".join(lines))
+
+
+def main(command: str, workspace: str, wait: bool = False, **options: Any) -> None:
+    """Call a method of Deployer on the endpoint of a workspace."""
+    settings = load()
+    if command in ("plan", "apply"):
+        options["new"] = release.read(settings)
+    console.interrupt_on_sigterm()
+    try:
+        target = Target(connect(workspace), settings)
+        getattr(Deployer(target, settings, wait), command)(**options)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explained(error)) from error

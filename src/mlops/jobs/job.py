@@ -5,7 +5,6 @@ its data comes from the container `review`. Log and outputs lie in the workspace
 below ExperimentRun/dcid.NAME, as Azure lays them out.
 """
 
-import argparse
 import contextlib
 import functools
 import hashlib
@@ -18,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from azure.ai.ml import TensorFlowDistribution, command
@@ -34,7 +34,6 @@ from core import params
 from core.errors import DigitsError
 from core.files import write_text
 from mlops import git
-from mlops.azure import connection
 from mlops.azure.errors import LOGS, explained
 from mlops.azure.settings import Params, load
 from mlops.azure.workspace import Workspace, connect, quiet, store
@@ -272,18 +271,8 @@ def _output(workspace: Workspace, name: str, file: str) -> bytes:
     return kept(workspace).download_blob(blob).readall()
 
 
-def read_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Return the command line with what all commands on jobs take."""
-    connection.add_workspace(parser, "azure")
-    parser.add_argument("--compute", help="a cluster's name, or serverless, instead of params.yaml")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--attach", metavar="JOB", help="follow a job, fetch what it made")
-    what.add_argument("--cancel", metavar="JOB", help="end a job")
-    return parser.parse_args(arguments)
-
-
 @contextlib.contextmanager
-def session(asked: argparse.Namespace) -> Iterator[tuple[Workspace, Params]]:
+def session(asked: SimpleNamespace) -> Iterator[tuple[Workspace, Params]]:
     """Yield the workspace and the settings; errors of it are raised with cause and fix."""
     settings = load()
     if asked.compute:

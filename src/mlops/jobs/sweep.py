@@ -4,7 +4,6 @@ Each trial that ended well becomes a DVC experiment, saved in a temporary git wo
 show` lists them. The sweep goes on when this command is stopped; --attach looks again.
 """
 
-import argparse
 import itertools
 import json
 import re
@@ -12,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -189,19 +189,9 @@ def finish(workspace: Workspace, name: str, status: str, trials: Trials) -> None
     print(f"`dvc exp show --rev {ran[:10]}` compares them, `dvc exp apply NAME` takes one.")
 
 
-def main(arguments: list[str]) -> None:
+def main(asked: SimpleNamespace) -> None:
     """Submit a sweep and follow it, or look at one, or cancel it."""
-    parser = argparse.ArgumentParser(prog="digits sweep", description=__doc__)
-    parser.add_argument(
-        "-S", "--set", action="append", default=[], metavar="KEY=VALUE,...", help="values to try"
-    )
-    parser.add_argument("--random", type=int, metavar="N", help="N of the grid, drawn at random")
-    asked = job.read_arguments(parser, arguments)
-    if not (asked.set or asked.attach or asked.cancel):
-        parser.error("name what to try: -S train.batch_size=32,64")
-    if asked.random is not None and asked.random < 1:
-        parser.error("--random takes a number of trials, 1 or more")
-    tried = space(asked.set, params.load(), defined_stages()) if asked.set else {}
+    tried = space(list(asked.set), params.load(), defined_stages()) if asked.set else {}
     with job.session(asked) as (workspace, settings):
         if asked.cancel:
             job.cancel(workspace, asked.cancel)

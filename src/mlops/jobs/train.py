@@ -5,9 +5,9 @@ so that `dvc repro` has nothing to run. The job goes on when this command is sto
 again, --cancel ends it.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from core.errors import DigitsError
@@ -104,11 +104,8 @@ def start(workspace: Workspace, settings: Params) -> str:
     return name
 
 
-def main(arguments: list[str]) -> None:
+def main(asked: SimpleNamespace) -> None:
     """Submit a job and follow it, or look at one, or cancel it."""
-    asked = job.read_arguments(
-        argparse.ArgumentParser(prog="digits train", description=__doc__), arguments
-    )
     with job.session(asked) as (workspace, settings):
         if asked.cancel:
             job.cancel(workspace, asked.cancel)

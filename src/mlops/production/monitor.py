@@ -26,7 +26,6 @@ the digits that have labels, each once, the day being that of the newest label; 
 files of the script hold already are left out.
 """
 
-import argparse
 import contextlib
 import datetime
 import json
@@ -36,6 +35,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ from digits.monitoring.analysis import Analysis, Params
 from digits.monitoring.drift import Reference
 from digits.monitoring.labels import join
 from digits.production import records
-from mlops.azure import collected, connection, settings
+from mlops.azure import collected, settings
 from mlops.azure.collected import Hour
 from mlops.azure.errors import explained
 
@@ -149,14 +149,13 @@ def fetch(
     return left
 
 
-def moment(text: str) -> datetime.datetime:
-    """Return a time with its zone, UTC where it names none."""
-    found = datetime.datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
-
-
 def analyse_files(
-    folder: Path, reference: Reference, own: Params, task: params.Task, left: LeftOut, now_ms: int
+    folder: Path,
+    reference: Reference,
+    own: Params,
+    task: params.Task,
+    left: LeftOut,
+    now_ms: int | None,
 ) -> Analysis:
     """Return the analysis of a folder's requests.parquet and labels.parquet."""
     analysis = monitoring.analyse(
@@ -187,30 +186,14 @@ def downloaded(
         yield endpoint, Path(folder), fetch(store(workspace), endpoint, since, Path(folder))
 
 
-def main(arguments: list[str]) -> None:
-    """Fetch, judge, report."""
-    parser = argparse.ArgumentParser(prog="digits monitor", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    connection.add_workspace(parser, "azure")
-    parser.add_argument("--endpoint", help="its name; the one that is deployed, if left out")
-    parser.add_argument(
-        "--since", type=moment, help="ISO 8601; from the first request, if left out"
-    )
-    parser.add_argument(
-        "--production", type=Path, metavar="FOLDER", help="of Parquet files instead of a workspace"
-    )
-    parser.add_argument("--reference", type=Path, default=REFERENCE)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--labelled", type=Path, metavar="FOLDER")
-    asked = parser.parse_args(arguments)
-    if asked.production and (asked.endpoint or asked.since):
-        parser.error("--production FOLDER takes neither --endpoint nor --since")
+def main(asked: SimpleNamespace) -> None:
+    """Judge what a workspace collected, or what lies in a folder."""
     values = params.load()
     task, own = params.task(values), params.section(Params, values, "monitor")
     reference = Reference.read(asked.reference)
-    now_ms = int(time.time() * 1000)
+    now_ms = None if asked.production else int(time.time() * 1000)
     source = (
-        contextlib.nullcontext((str(asked.production), asked.production, LeftOut()))
+        contextlib.nullcontext((asked.production.as_posix(), asked.production, LeftOut()))
         if asked.production
         else downloaded(asked.workspace, asked.endpoint, asked.since)
     )
@@ -220,13 +203,17 @@ def main(arguments: list[str]) -> None:
             if asked.labelled:
                 files = folder / "requests.parquet", folder / "labels.parquet"
                 for line in write_labelled(asked.labelled, *files, task):
-                    print(line)
+                    print(line, file=sys.stderr if asked.as_json else sys.stdout)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explained(error)) from error
     found = report.findings(analysis, own) | {"endpoint": endpoint}
+    text = json.dumps(found, indent=2) + "\n"
     if asked.out:
-        write_text(asked.out / "monitoring.json", json.dumps(found, indent=2) + "\n")
+        write_text(asked.out / "monitoring.json", text)
         write_text(asked.out / "report.html", report.page(analysis, own))
+    if asked.as_json:
+        print(text, end="")
+        return
     least = "at least " if found["at_least"] else ""
     state = f"drift {least}since {found['since']}" if found["drift"] else "no drift"
     known = "not known" if found["accuracy"] is None else f"{found['accuracy']:.2%}"

@@ -5,42 +5,33 @@ same command again after Ctrl-C: it goes on. With --workspace, a folder that lie
 there can be named instead: azureml://datastores/NAME/paths/FOLDER.
 """
 
-import argparse
-import signal
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from core import console
 from core.errors import DigitsError
 from digits.production import scoring
-from mlops.azure import connection
-
-STORED = "azureml://"
 
 
-def main(arguments: list[str]) -> None:
-    """Score files, here or in a workspace."""
-    parser = argparse.ArgumentParser(prog="digits score", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the answers")
-    parser.add_argument("--script", help="what the digits are written in, if it is known")
-    parser.add_argument("--package", type=Path, default=scoring.PACKAGE, help="the model")
-    connection.add_workspace(parser, None)
-    asked = parser.parse_args(arguments)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    files = [Path(name) for name in asked.files]
-    stored = [name for name in asked.files if name.startswith(STORED)]
-    if stored and (len(asked.files) > 1 or asked.workspace is None):
-        raise DigitsError(f"{stored[0]}: goes alone, with --workspace")
-    if asked.workspace:
-        remote(stored[0] if stored else files, asked.out, asked.workspace, asked.script)
-    else:
-        print(local(files, asked.out, asked.package, asked.script))
+def main(
+    source: list[Path] | str,
+    workspace: str | None,
+    out: Path,
+    script: str | None,
+    package: Path,
+    as_json: bool,
+) -> None:
+    """Score files here or in a workspace, where `source` may be the address of a folder."""
+    console.interrupt_on_sigterm()
+    if workspace:
+        remote(source, out, workspace, script)
+    elif not isinstance(source, str):
+        found = local(source, out, package, script)
+        print(json.dumps(found) if as_json else summary(**found))
 
 
 def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -> None:
@@ -66,8 +57,8 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
         raise DigitsError(explained(error)) from error
 
 
-def local(files: list[Path], out: Path, package: Path, script: str | None) -> str:
-    """Score with a progress bar; return what it came to."""
+def local(files: list[Path], out: Path, package: Path, script: str | None) -> dict[str, Any]:
+    """Score with a progress bar; return the counts, the seconds and the rate of the model."""
     total = scoring.check(files, scoring.manifest(package, script)[1])
     began, loaded, first, scored, before = time.monotonic(), None, 0, 0, 0
     with tqdm(total=total, unit="image", unit_scale=True, mininterval=1, disable=None) as progress:
@@ -77,8 +68,14 @@ def local(files: list[Path], out: Path, package: Path, script: str | None) -> st
             if fresh and loaded is None:
                 loaded, first = time.monotonic(), count
     seconds, now = time.monotonic() - began, time.monotonic()
-    told = f"{scored:,} images in {seconds:.1f} s ({before:,} were done before)"
-    if loaded and scored > first:
-        rate = (scored - first) / (now - loaded)
-        told += f", {scored / seconds:,.0f} a second, {rate:,.0f} once the model was loaded"
-    return told
+    rate = (scored - first) / (now - loaded) if loaded and scored > first else None
+    return {"images": scored, "done_before": before, "seconds": seconds, "images_a_second": rate}
+
+
+def summary(images: int, done_before: int, seconds: float, images_a_second: float | None) -> str:
+    """Return what `local` returns in words."""
+    said = f"{images:,} images in {seconds:.1f} s ({done_before:,} were done before)"
+    if images_a_second:
+        said += f", {images / seconds:,.0f} a second, "
+        said += f"{images_a_second:,.0f} once the model was loaded"
+    return said

@@ -12,9 +12,10 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,8 +26,10 @@ from tqdm import tqdm
 from core.errors import DigitsError
 from core.files import write_text
 from digits.production.traffic import Stream
-from mlops.azure import collected
-from mlops.azure.endpoint import Target
+
+if TYPE_CHECKING:  # imported here alone, since the SDK takes seconds and may be absent
+    from mlops.azure.endpoint import Target
+    from mlops.azure.settings import Params
 
 ROWS = 1000  # requests whose images are in memory at a time
 LABELS_AT_ONCE = 10_000
@@ -63,6 +66,20 @@ class Reached:
         return sum(self.answered.values()) + len(self.refused)
 
 
+@dataclass
+class Address:
+    """An endpoint in no workspace, which is known by its address and a key."""
+
+    name: str  # its address
+    key_file: Path
+    settings: "Params"
+
+    def authorise(self) -> dict[str, str]:
+        """Return the headers of a request, the key included, and the address as `url`."""
+        bearer = {"Authorization": f"Bearer {self.key_file.read_text('utf-8').strip()}"}
+        return bearer | {"Content-Type": "application/json", "url": self.name}
+
+
 class Link:
     """One kept connection to the endpoint."""
 
@@ -97,13 +114,17 @@ class Run:
         self,
         stream: Stream,
         classes: tuple[str, ...],
-        target: Target,
+        target: "Target | Address",
         reached: Reached,
         speed: float | None,
+        put_labels: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> None:
-        """Take up a run where it is; with `speed` None it goes as fast as it can."""
+        """Take up a run where it is; with `speed` None it goes as fast as it can.
+
+        `put_labels` stores true labels, or raises AzureError where they have to wait.
+        """
         self.stream, self.classes, self.target = stream, classes, target
-        self.reached, self.speed = reached, speed
+        self.reached, self.speed, self.put_labels = reached, speed, put_labels
         self.lock, self.stopping = threading.Lock(), threading.Event()
         self.failure: BaseException | None = None
         self.headers = target.authorise()
@@ -296,12 +317,13 @@ class Run:
                 break  # on its way
             place += 1
         try:
-            if rows:
-                collected.append_labels(self.target.workspace, self.target.name, rows)
+            if rows and self.put_labels:
+                self.put_labels(rows)
+                known.labels_written += len(rows)
         except AzureError as error:
             tqdm.write(f"the labels wait: {str(error).splitlines()[0][:200]}")
             return False
-        known.labels, known.labels_written = place, known.labels_written + len(rows)
+        known.labels = place
         return True
 
     def write_last_labels(self) -> None:
@@ -329,4 +351,5 @@ class Run:
         )
         for script, count in known.answered.items():
             print(f"  {script}: {known.right[script] / count:.2%} of {count:,} right")
-        print(f"  {known.labels_written:,} true labels written")
+        if self.put_labels:
+            print(f"  {known.labels_written:,} true labels written")

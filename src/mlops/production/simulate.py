@@ -4,28 +4,25 @@ With `--speed 3600` an hour of the story passes in a second. How far it has come
 .simulate/, where `--resume` goes on.
 """
 
-import argparse
 import contextlib
 import datetime
 import hashlib
 import json
 import secrets
-import signal
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from azure.core.exceptions import AzureError
 from filelock import FileLock, Timeout
 
-from core import params
+from core import console, params
 from core.errors import DigitsError
 from digits.production.traffic import Schedule, Stream, read
-from mlops.azure import collected, connection
-from mlops.azure.endpoint import Target
 from mlops.azure.errors import explained
-from mlops.azure.settings import load
-from mlops.azure.workspace import connect
-from mlops.production.sender import Reached, Run
+from mlops.azure.settings import Params, load
+from mlops.production.sender import Address, Reached, Run
 
 FOLDER = Path(".simulate")
 POOL, LABELLED = Path("data/prepared/production.npz"), Path("data/labelled")
@@ -59,55 +56,42 @@ def reached(path: Path, asked: Any, stream: Stream) -> Reached:
     return Reached(secrets.token_hex(4), made_of, first, stop, following=first)
 
 
-def speed(text: str) -> float | None:
-    """Return the factor on the command line, None for `max`; raise ValueError for another word."""
-    factor = None if text == "max" else float(text)
-    if factor is not None and not 0 < factor < float("inf"):
-        raise ValueError(text)
-    return factor
+def workspace_target(
+    kind: str, endpoint: str | None, settings: Params
+) -> tuple[Any, Callable[[list[dict[str, Any]]], None]]:
+    """Return an endpoint of a workspace, and what writes its labels there."""
+    from mlops.azure import collected
+    from mlops.azure.endpoint import Target
+    from mlops.azure.workspace import connect
+
+    target = Target(connect(kind), settings)
+    target.name = collected.endpoint_name(endpoint, target.name)
+    if target.get() is None:
+        raise DigitsError(
+            f"there is no endpoint {target.name}; `digits deploy apply --workspace {kind}` first"
+        )
+    return target, lambda rows: collected.append_labels(target.workspace, target.name, rows)
 
 
-def positive(text: str) -> int:
-    """Return the whole number above 0 on the command line; raise ValueError for another word."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def main(arguments: list[str]) -> None:
+def main(asked: SimpleNamespace) -> None:
     """Send the traffic of params.yaml, or go on with what was stopped."""
-    parser = argparse.ArgumentParser(prog="digits simulate", description=__doc__)
-    connection.add_workspace(parser, "azure")
-    parser.add_argument("--endpoint", help="its name; without, that of params.yaml")
-    parser.add_argument("--speed", type=speed, default="1", help="a factor, or max (default 1)")
-    parser.add_argument("--from", dest="phase", help="the phase to begin with")
-    parser.add_argument("--requests", type=positive, help="how many to send at most")
-    parser.add_argument("--concurrency", type=positive, default=4, help="connections (default 4)")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run stopped")
-    asked = parser.parse_args(arguments)
-    values = params.load()
+    values, settings = params.load(), load()
     task, schedule = params.task(values), params.section(Schedule, values, "simulate")
     stream = read(POOL, LABELLED, schedule, len(task.classes), task.image_size, task.seed)
     for note in stream.notes:
         print(note)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    console.interrupt_on_sigterm()
     try:
-        target = Target(connect(asked.workspace), load())
-        target.name = collected.endpoint_name(asked.endpoint, target.name)
-        path = FOLDER / f"{asked.workspace}-{target.name}.json"
+        if asked.url:
+            target, put_labels = Address(asked.url, asked.key_file, settings), None
+            path = FOLDER / f"{hashlib.sha256(asked.url.encode()).hexdigest()[:16]}.json"
+        else:
+            target, put_labels = workspace_target(asked.workspace, asked.endpoint, settings)
+            path = FOLDER / f"{asked.workspace}-{target.name}.json"
         path.parent.mkdir(exist_ok=True)
         with FileLock(path.with_suffix(".lock"), 0):
-            if target.get() is None:
-                raise DigitsError(
-                    f"there is no endpoint {target.name}; `digits deploy apply --workspace "
-                    f"{asked.workspace}` first"
-                )
-            run = Run(stream, task.classes, target, reached(path, asked, stream), asked.speed)
+            begin = reached(path, asked, stream)
+            run = Run(stream, task.classes, target, begin, asked.speed, put_labels)
             if asked.speed:
                 left = int(stream.times[run.reached.stop - 1]) - run.origin
                 pace = datetime.timedelta(seconds=round(left / 1000 / asked.speed))

@@ -6,7 +6,6 @@ its side changed, and where both did the one of the branch that is checked out. 
 what is true, restores what either side computed from the run cache, and runs the rest.
 """
 
-import argparse
 import io
 import re
 import subprocess
@@ -63,12 +62,11 @@ def sides(text: str) -> list[dict[str, Any]]:
         ) from None
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Rebuild dvc.lock, reproduce, and mark the files as resolved; the commit is left to git.
 
     Raises DigitsError when other files are in conflict, or when `dvc repro` fails.
     """
-    argparse.ArgumentParser(prog="digits relock", description=__doc__).parse_args(arguments)
     git.require_root()
     unmerged = git.unmerged()
     text = Path(LOCK).read_text("utf-8", errors="replace") if Path(LOCK).exists() else ""

@@ -6,7 +6,6 @@ person or monitor.yml to commit, and with --out its report, old against new. Wha
 everything as it was, the new CSVs too.
 """
 
-import argparse
 import json
 import re
 import subprocess
@@ -120,12 +119,8 @@ def undo(known: set[Path], branch: str, commit: str) -> None:
         raise DigitsError(f"what the stages made is not as it was, see above; {mend}") from error
 
 
-def main(arguments: list[str]) -> None:
-    """Check, run, tell; raise DigitsError when something stands in the way."""
-    parser = argparse.ArgumentParser(prog="digits retrain", description=__doc__)
-    parser.add_argument("--out", type=Path, help="a folder for report.md")
-    parser.add_argument("--link", default="", help="the address of the run, for the report")
-    options = parser.parse_args(arguments)
+def main(out: Path | None = None, link: str = "") -> None:
+    """Run the experiment; raise DigitsError when something stands in the way."""
     git.require_root()
     settings = gate.load().retrain.set
     found = check(LABELLED)
@@ -139,11 +134,11 @@ def main(arguments: list[str]) -> None:
     commit = git.line("rev-parse", "HEAD")
     try:
         lines = experiment(found, settings)
-        text = render.write(review("HEAD", repro=False, link=options.link))
+        text = render.write(review("HEAD", repro=False, link=link))
     except BaseException:  # Ctrl-C too
         undo(known, branch, commit)
         raise
-    if options.out:
-        write_text(options.out / "report.md", "\n".join([*lines, "", text]))
+    if out:
+        write_text(out / "report.md", "\n".join([*lines, "", text]))
     print("\n".join([*lines, text.partition("\n")[0].removeprefix("## ")]))
     print("The experiment stands in the working tree: look at it, then commit or `dvc exp remove`.")

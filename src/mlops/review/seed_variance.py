@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from core import params
+from core import console, params
 from core.errors import DigitsError
 from core.files import sha256, write_text
 
@@ -70,11 +70,11 @@ def spread(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[
 
 def main(arguments: list[str]) -> None:
     """Train each seed, write the spread, print that of the accuracy."""
-    parser = argparse.ArgumentParser(prog="noise", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make noise", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="how many, from params.yaml's on")
     count = parser.parse_args(arguments).seeds
     if count < 2:
-        raise DigitsError(f"--seeds is {count}: a spread needs 2 at least")
+        parser.error(f"--seeds is {count}: a spread needs 2 at least")
     values = params.load()
     task = params.task(values)
     seeds = list(range(task.seed, task.seed + count))
@@ -101,3 +101,7 @@ def main(arguments: list[str]) -> None:
             f"{row['least']:.4f} to {row['most']:.4f}"
         )
     print(f"written to {NOISE}")
+
+
+if __name__ == "__main__":
+    sys.exit(console.run("noise", "mlops.review.seed_variance", sys.argv[1:]))

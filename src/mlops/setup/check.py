@@ -4,7 +4,6 @@ It changes nothing, and prints the fix below each check that failed. GitHub and 
 `gh` and `az`; where one is missing or not logged in, the check is reported as unknown.
 """
 
-import argparse
 import os
 import re
 import shlex
@@ -21,10 +20,9 @@ from mlops.azure.errors import explained
 from mlops.azure.settings import load
 from mlops.azure.workspace import connect, cores
 from mlops.deploy import release
-from mlops.setup import access, az
+from mlops.setup import access, az, local
 from mlops.setup.findings import Finding, expect, show
 
-OLDEST_NODE = 20
 # DVC and the SDK use these before anybody's own login.
 OVERRIDES = (
     "STORAGE_CONNECTION_STRING",
@@ -43,12 +41,7 @@ CONNECT = "digits azure connect --run --github, with the resource group: it can 
 
 def machine() -> Iterator[Finding]:
     """Check this machine and clone."""
-    for tool in ("git", "npm"):
-        path = shutil.which(tool)
-        yield expect(path, f"{tool}: {path or 'not found'}", "install it")
-    version = (az.try_text("node", "--version") or "v0").lstrip("v")
-    recent = int(version.partition(".")[0]) >= OLDEST_NODE
-    yield expect(recent, f"node: {version}", f"install {OLDEST_NODE} or newer")
+    yield from local.tools()
     for tool, login in az.LOGIN.items():
         if shutil.which(tool) is None:
             yield Finding("unknown", f"{tool}: not found", f"install it, then: {login}")
@@ -197,12 +190,6 @@ def quota(kind: str) -> Iterator[Finding]:
     yield expect(enough, text, fix)
 
 
-def main(arguments: list[str]) -> None:
+def main(workspace: str = "azure", repository: str | None = None, as_json: bool = False) -> None:
     """Print the findings; raise DigitsError when a check failed."""
-    parser = argparse.ArgumentParser(prog="digits azure check", description=__doc__)
-    parser.add_argument("--workspace", choices=("azure", "local"), default="azure")
-    parser.add_argument(
-        "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
-    )
-    given = parser.parse_args(arguments)
-    show(chain(machine(), github(given.repository), quota(given.workspace)))
+    show(chain(machine(), github(repository), quota(workspace)), as_json)

@@ -5,9 +5,9 @@ made, and may be run again at any time. Without --run it prints the commands of 
 with --github it sets GitHub's variables and environments instead of printing how.
 """
 
-import argparse
 import shlex
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 from core.errors import DigitsError
@@ -105,20 +105,8 @@ def run_or_print(title: str, commands: Iterable[Command], run: bool) -> None:
             print(f"  {shlex.join(command)}")
 
 
-def main(arguments: list[str]) -> None:
+def main(given: SimpleNamespace) -> None:
     """Connect the repository."""
-    parser = argparse.ArgumentParser(prog="digits azure connect", description=__doc__)
-    parser.add_argument("--resource-group", required=True, metavar="NAME")
-    parser.add_argument("--location", help="where to make the group if there is none: westeurope")
-    parser.add_argument(
-        "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
-    )
-    parser.add_argument("--subject-prefix", help="if `gh` cannot tell: repo:OWNER@ID/NAME@ID")
-    text = "leave out cpu-cluster, which batches need: the quota holds no node of it"
-    parser.add_argument("--without-cluster", action="store_true", help=text)
-    parser.add_argument("--run", action="store_true", help="the commands, instead of printing them")
-    parser.add_argument("--github", action="store_true", help="set it up too, with `gh`")
-    given = parser.parse_args(arguments)
     group, repository = given.resource_group, given.repository or az.origin()
     access.load()  # can be read, before anything is made
     if repository is None:

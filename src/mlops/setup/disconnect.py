@@ -1,7 +1,7 @@
 """List what `digits azure connect` made, in Azure and elsewhere, and remove it."""
 
-import argparse
 import re
+from types import SimpleNamespace
 
 from core.errors import DigitsError
 from mlops.azure import connection
@@ -117,16 +117,8 @@ def confirm(group: str) -> None:
         raise DigitsError("Nothing was removed. To remove it without being asked: --yes")
 
 
-def main(arguments: list[str]) -> None:
+def main(given: SimpleNamespace) -> None:
     """Disconnect the repository."""
-    parser = argparse.ArgumentParser(prog="digits azure disconnect", description=__doc__)
-    parser.add_argument("--resource-group", required=True, metavar="NAME")
-    parser.add_argument(
-        "--repository", metavar="OWNER/NAME", help="if not the origin of this clone"
-    )
-    parser.add_argument("--yes", action="store_true", help="remove it without asking")
-    parser.add_argument("--github", action="store_true", help="delete its variables too, with `gh`")
-    given = parser.parse_args(arguments)
     group, repository = given.resource_group, given.repository or az.origin()
     known = az.github_variables(repository) if repository else None
     refuse_another(group, known or {})

@@ -22,6 +22,7 @@ from digits.production import records
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
+    from mlops.cli import call
     from mlops.dashboard import watch as module
     from mlops.dashboard.watch import Watch
     from mlops.production import monitor
@@ -134,7 +135,7 @@ def test_all_three_give_the_same_verdict(
     reference = Reference.read(Path("data/monitoring/reference.json"))
     now_ms = int(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
     analysis = monitor.analyse_files(tmp_path / "fetched", reference, own, task, left, now_ms)
-    monitor.main(["--production", "rows", "--out", "out"])
+    call("monitor", "--production", "rows", "--out", "out")
     by_command = json.loads(Path("out/monitoring.json").read_text("utf-8"))
 
     by_page = state["monitoring"]

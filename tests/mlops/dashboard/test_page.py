@@ -1,4 +1,4 @@
-"""The page of `digits serve`, in a real browser: by pointer, by keyboard, by telephone."""
+"""The page of `digits local`, in a real browser: by pointer, by keyboard, by telephone."""
 
 import datetime
 import http.client
@@ -230,7 +230,7 @@ def test_an_endpoint_without_traffic_says_so(
     expect(page.locator("#health")).to_have_text(re.compile("live|drift"))
     safaris = "new TypeError('Load failed')"
     page.evaluate(f"() => {{ window.fetch = () => Promise.reject({safaris}) }}")
-    expect(page.locator("#health")).to_have_text("digits serve has stopped")
+    expect(page.locator("#health")).to_have_text("digits local has stopped")
 
 
 def test_a_telephone_in_the_dark(live: Deployable, open_page: Callable[..., Page]) -> None:

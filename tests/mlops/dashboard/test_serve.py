@@ -1,4 +1,4 @@
-"""What `digits serve` does at its end: all that was collected lies in the blob store."""
+"""What `digits local` does at its end: all that was collected lies in the blob store."""
 
 import http.client
 import json

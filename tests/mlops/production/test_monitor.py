@@ -22,11 +22,11 @@ with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from mlops.azure import collected
     from mlops.azure.workspace import Workspace, connect, store
-    from mlops.production import monitor
 from core.dataset import read_csv
 from core.errors import DigitsError
 from digits.monitoring.drift import Reference
 from digits.monitoring.histograms import Summary
+from mlops.cli import call
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ class Site:
             os.chdir(self.root)
             try:
                 command = ["--workspace", "local", "--endpoint", endpoint, "--out", "out"]
-                monitor.main([*command, *arguments])
+                call("monitor", *command, *arguments)
             finally:
                 os.chdir(before)
         return json.loads((self.root / "out" / "monitoring.json").read_text()), said.getvalue()

@@ -132,7 +132,15 @@ def run(
         name="digits", workspace=None, settings=settings, authorise=authorise
     )
     fresh = sender.Reached("run", simulate.digest(requests), 0, len(requests), 0)
-    return sender.Run(requests, CLASSES, target, reached or fresh, more.get("speed"))
+    begin, speed = reached or fresh, more.get("speed")
+    return sender.Run(
+        requests,
+        CLASSES,
+        target,
+        begin,
+        speed,
+        lambda rows: collected.append_labels(target.workspace, target.name, rows),
+    )
 
 
 def check(whole: Stream, server: Endpoint, ran: sender.Run, labels: list[dict[str, Any]]) -> None:

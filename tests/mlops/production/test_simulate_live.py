@@ -8,6 +8,7 @@ import time
 import warnings
 from pathlib import Path
 
+import click
 import pytest
 from conftest import environment
 from light import DIGITS, Deployable, StandIn, a_deployable, a_standin, known_digits  # noqa: F401
@@ -16,8 +17,9 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     warnings.simplefilter("ignore")
     from mlops.azure import collected
     from mlops.azure.workspace import connect, store
-    from mlops.production import monitor, simulate
+    from mlops.production import monitor
 from core.dataset import write_pool
+from mlops.cli import call
 
 
 @pytest.mark.parametrize(
@@ -30,12 +32,10 @@ from core.dataset import write_pool
         (["--concurrency", "-1"], "--concurrency"),
     ],
 )
-def test_words_that_cannot_be(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        simulate.main(words)
-    assert told in capsys.readouterr().err
+def test_words_that_cannot_be(words: list[str], told: str) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        call("simulate", *words)
+    assert told in caught.value.format_message()
 
 
 @pytest.mark.prove

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from conftest import ROOT, Project, environment
 
 from core.errors import DigitsError
 from mlops import dvc
-from mlops.review import command, relock, render, report
+from mlops.cli import call
+from mlops.review import render, report
 from mlops.review.gate import Rule, judge
 from mlops.review.report import Review
 
@@ -317,10 +317,10 @@ def test_no_repository_is_told_in_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("review: this folder is in no git repository")
 
 
-@pytest.mark.parametrize("main", [command.main, relock.main])
+@pytest.mark.parametrize("name", ["review", "relock"])
 def test_a_folder_below_the_root_is_told(
-    small: Project, monkeypatch: pytest.MonkeyPatch, main: Callable[[list[str]], None]
+    small: Project, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(small.root / "data")
     with pytest.raises(DigitsError, match="this is the folder data/ of a git repository"):
-        main([])
+        call(name)

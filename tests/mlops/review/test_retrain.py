@@ -11,6 +11,7 @@ from conftest import ROOT, Project, environment, random_digits
 
 from core.dataset import write_csv
 from core.errors import DigitsError
+from mlops.cli import call
 from mlops.review import retrain
 from mlops.review.snapshot import mapping
 
@@ -82,7 +83,7 @@ def test_what_fails_leaves_everything_as_it_was(
     write_csv(LABELLED / "devanagari_20261124.csv", random_digits(20))
     ask(monkeypatch, fail)
     with pytest.raises(DigitsError, match=f"dvc {fail} failed"):
-        retrain.main([])
+        call("retrain")
     assert work.git("status", "--porcelain") == "?? data/labelled/devanagari_20261124.csv\n"
     assert Path("params.yaml").read_text("utf-8") == TEXT
 
@@ -110,7 +111,7 @@ def test_a_head_that_dvc_left_detached_is_put_back(
 
     monkeypatch.setattr(retrain, "dvc", dvc)
     with pytest.raises(KeyboardInterrupt):
-        retrain.main([])
+        call("retrain")
     assert work.git("branch", "--show-current").strip() == branch
     assert work.git("rev-parse", "HEAD") == commit == work.git("rev-parse", "main")
     assert work.git("for-each-ref", "refs/exps") == ""
@@ -169,7 +170,7 @@ def test_an_experiment_that_fails_leaves_the_model_too(project: Project) -> None
 
 def test_without_labels_there_is_nothing_to_retrain_on(work: Project) -> None:
     with pytest.raises(DigitsError, match="has no labelled digits; `digits monitor --labelled"):
-        retrain.main([])
+        call("retrain")
 
 
 def test_labels_that_are_known_already_are_told(
@@ -181,14 +182,14 @@ def test_labels_that_are_known_already_are_told(
     work.git("add", "--all")
     work.git("commit", "--quiet", "--message", "Labels")
     with pytest.raises(DigitsError, match="has no new labelled digits"):
-        retrain.main([])
+        call("retrain")
     assert work.git("status", "--porcelain") == ""
 
 
 def test_a_script_that_params_lack_stops_it(work: Project) -> None:
     write_csv(LABELLED / "klingon_20261124.csv", random_digits(20))
     with pytest.raises(DigitsError, match=r"klingon_20261124\.csv: klingon is no script"):
-        retrain.main([])
+        call("retrain")
     assert work.git("status", "--porcelain") == "?? data/labelled/klingon_20261124.csv\n"
 
 
@@ -197,14 +198,14 @@ def test_damaged_labels_stop_it(work: Project) -> None:
     write_csv(path, random_digits(20))
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DigitsError, match=r"japanese_20261124\.csv: the last row has no line end"):
-        retrain.main([])
+        call("retrain")
 
 
 def test_ones_own_changes_are_not_mixed_in(work: Project) -> None:
     write_csv(LABELLED / "japanese_20261124.csv", random_digits(20))
     (work.root / "dvc.lock").write_text("mine\n")
     with pytest.raises(DigitsError, match=r"dvc\.lock: is not committed"):
-        retrain.main([])
+        call("retrain")
 
 
 def test_values_change_in_their_place() -> None:

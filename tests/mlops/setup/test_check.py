@@ -18,6 +18,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     from azureml_emulator.services.online_endpoints import reserved_cores
     from mlops.azure import connection
     from mlops.azure.settings import load
+    from mlops.cli import call
     from mlops.deploy import release
     from mlops.setup import access, az, check, connect
 from core.errors import DigitsError
@@ -202,7 +203,7 @@ def test_this_machine_is_checked(
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "prod")
     cloud.change(gh=False, login=False)
     with pytest.raises(DigitsError, match=r"3 checks failed\. The fix for each is printed above\."):
-        check.main(["--workspace", "local", "--repository", "a/b"])
+        call("azure", "check", *["--workspace", "local", "--repository", "a/b"])
     text = capsys.readouterr().out
     assert f"unset {' '.join(f'AZURE_{name}' for name in names)}\n" in text
     assert "remote main: azure://main, account missing" in text
@@ -245,7 +246,7 @@ def test_an_emulator_that_does_not_run_is_not_reported_as_a_missing_login(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DigitsError, match="checks failed"):
-        check.main(["--workspace", "local"])
+        call("azure", "check", *["--workspace", "local"])
     text = capsys.readouterr().out.splitlines()[-1]
     assert re.search("unknown  quota: .*digits (serve|local)", text)
 

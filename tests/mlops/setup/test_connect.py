@@ -14,7 +14,8 @@ from conftest import Project
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     from mlops.azure import connection, workspace
-    from mlops.setup import access, check, connect, disconnect
+    from mlops.cli import call
+    from mlops.setup import access, check, connect
     from mlops.setup import az as commands
 from core.errors import DigitsError
 
@@ -41,7 +42,7 @@ def test_from_nothing_to_ready_and_back(
     before = files()
     assert not_ok()
     cloud.change(calls=[])
-    connect.main(RUN)
+    call("azure", "connect", *RUN)
     out = capsys.readouterr().out
     assert len(cloud.calls("az")) == 5  # as SETUP.md has it
     assert cloud.calls("group", "create", "--location")
@@ -61,12 +62,12 @@ def test_from_nothing_to_ready_and_back(
     assert all(cloud.state["calls"].index(call) < stack for call in limits)
     assert "reviewers of the environment production" in out
     capsys.readouterr()
-    check.main(["--workspace", "local"])  # raises for what is wrong
+    call("azure", "check", "--workspace", "local")  # raises for what is wrong
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unknown")]
     assert len(said) == 1 and "quota" in said[0]  # no emulator runs
 
     written = files()
-    connect.main(RUN)  # again: nothing new
+    call("azure", "connect", *RUN)  # again: nothing new
     assert len(cloud.calls("variable", "set", "AZURE_TENANT_ID")) == 1
     assert "nothing new" in capsys.readouterr().out
     assert files() == written and cloud.state["environments"]["production"] == ["main"]
@@ -74,17 +75,17 @@ def test_from_nothing_to_ready_and_back(
 
     monkeypatch.setattr("builtins.input", lambda _: "yes")
     with pytest.raises(DigitsError, match="Nothing was removed"):
-        disconnect.main(GROUP)  # that is not its name
+        call("azure", "disconnect", *GROUP)  # that is not its name
     assert cloud.state["stack"] and files() == written
     for endpoint in ("digits-1234", "batch-1234"):
         cloud.change(endpoints=[endpoint])
         with pytest.raises(DigitsError, match="digits deploy destroy"):
-            disconnect.main([*GROUP, "--yes"])
+            call("azure", "disconnect", *GROUP, "--yes")
     assert cloud.state["stack"]
     for question in ("stack group show", "resource show"):
         cloud.change(endpoints=[], fail={question: "Max retries exceeded"})
         with pytest.raises(DigitsError, match="check the network and run this again"):
-            disconnect.main([*GROUP, "--yes"])
+            call("azure", "disconnect", *GROUP, "--yes")
         assert cloud.state["stack"] and files() == written
     place = connection.workspace_id(values)
     (vault,) = (one for one in deployed(cloud.state)[0].resources if "/vaults/" in one)
@@ -97,19 +98,19 @@ def test_from_nothing_to_ready_and_back(
     ):
         cloud.change(endpoints=[], fail={step: "(Busy) something else goes on"})
         with pytest.raises(DigitsError, match="run it again: it continues where it stopped"):
-            disconnect.main([*GROUP, "--yes"])
+            call("azure", "disconnect", *GROUP, "--yes")
         assert cloud.state["deleted"] == deleted and cloud.state["stack"] and files() == written
     assert cloud.state["groups"]
     assert cloud.state["purged"] == [vault.rpartition("/")[2]]
     out = capsys.readouterr().out
     assert "/providers/Microsoft.MachineLearningServices/workspaces/digits\n" in out
     cloud.change(fail={}, variables=cloud.state["variables"] | {"DEPLOY_BY_HAND": "true"})
-    disconnect.main([*GROUP, "--yes", "--github"])
+    call("azure", "disconnect", *GROUP, "--yes", "--github")
     assert files() == before
     assert (cloud.state["groups"], cloud.state["stack"]) == ({}, None)
     assert cloud.state["variables"] == {"DEPLOY_BY_HAND": "true"}  # not made by connect
     assert cloud.state["purged"] == [vault.rpartition("/")[2]]
-    disconnect.main([*GROUP, "--yes", "--github"])  # again: there is nothing
+    call("azure", "disconnect", *GROUP, "--yes", "--github")  # again: there is nothing
     assert "nothing" in capsys.readouterr().out
 
 
@@ -117,7 +118,7 @@ def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files()
-    connect.main([*GROUP, "--location", "westeurope"])
+    call("azure", "connect", *GROUP, "--location", "westeurope")
     out = capsys.readouterr().out
     lines = [line.strip() for line in out.splitlines()]
     assert 1 <= sum(line.startswith("az ") for line in lines) <= 8
@@ -132,7 +133,7 @@ def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
     cloud.change(groups={"course": {}})
     person = "33333333-0000-0000-0000-000000000000"
     commands.run(*connect.stack_command("course", PREFIX, person, True))
-    connect.main(GROUP)
+    call("azure", "connect", *GROUP)
     out = capsys.readouterr().out
     account = connection.load_connection() and files()[0].partition("account_name = ")[2].split()[0]
     assert f"gh variable set AZURE_STORAGE_ACCOUNT --repo octo/digits --body {account}" in out
@@ -143,8 +144,8 @@ def test_a_group_that_was_there_stays_with_its_tags(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cloud.change(groups={"course": {"owner": "somebody"}})
-    connect.main(RUN[:-1])
-    disconnect.main([*GROUP, "--yes"])
+    call("azure", "connect", *RUN[:-1])
+    call("azure", "disconnect", *GROUP, "--yes")
     assert cloud.state["groups"] == {"course": {"owner": "somebody"}}
     assert "The group course stays; in it: nothing else." in capsys.readouterr().out
 
@@ -153,46 +154,46 @@ def test_the_tags_of_a_group_are_not_replaced_by_what_is_printed(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*GROUP, "--location", "westeurope"]
-    connect.main(command)
+    call("azure", "connect", *command)
     assert "az group create" in capsys.readouterr().out
     cloud.change(groups={"course": {"owner": "somebody"}})
-    connect.main(command)
+    call("azure", "connect", *command)
     assert "az group create" not in capsys.readouterr().out
 
 
 def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
-    connect.main(RUN)
+    call("azure", "connect", *RUN)
     before = cloud.state["variables"]
     strangers = "/subscriptions/s/resourceGroups/typo/providers/Microsoft.KeyVault/vaults"
     cloud.change(groups=cloud.state["groups"] | {"typo": {}}, vaults=[f"{strangers}/digits-x"])
     typo = ["--resource-group", "typo", "--yes", "--github"]
     with pytest.raises(DigitsError, match=r"config.json: connected with the resource group course"):
-        disconnect.main(typo)
+        call("azure", "disconnect", *typo)
     connection.save_connection(None)  # as in a clone that never got the commit
     with pytest.raises(DigitsError, match=r"GitHub: connected with .*Give --resource-group course"):
-        disconnect.main(typo)
+        call("azure", "disconnect", *typo)
     assert cloud.state["stack"] and cloud.state["variables"] == before
     cloud.change(gh=False)  # now nothing tells: but there is nothing, and no name is guessed
-    disconnect.main(typo[:-1])
+    call("azure", "disconnect", *typo[:-1])
     assert cloud.state["stack"] and cloud.state["purged"] == []
     assert set(cloud.state["groups"]) == {"course", "typo"}
     cased = before | {"AZURE_RESOURCE_GROUP": "Course"}  # Azure's names know no case
     cloud.change(gh=True, variables=cased)
-    disconnect.main([*GROUP, *typo[2:]])
+    call("azure", "disconnect", *[*GROUP, *typo[2:]])
     assert (cloud.state["stack"], cloud.state["variables"]) == (None, {})
 
 
 def test_another_subscription_and_a_refused_purge_are_reported(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    connect.main(RUN[:-1])
+    call("azure", "connect", *RUN[:-1])
     written = connection.WORKSPACE.read_text()
     connection.WORKSPACE.write_text(written.replace(Deployment.subscription, "another"))
     with pytest.raises(DigitsError, match="az account set --subscription another"):
-        disconnect.main([*GROUP, "--yes"])
+        call("azure", "disconnect", *GROUP, "--yes")
     connection.WORKSPACE.write_text(written)
     cloud.change(fail={"keyvault purge": "(AuthorizationFailed) not you"})
-    disconnect.main([*GROUP, "--yes"])
+    call("azure", "disconnect", *GROUP, "--yes")
     assert "keeps its name for a while, for you may not purge it" in capsys.readouterr().out
     assert cloud.state["groups"] == {} and not connection.WORKSPACE.exists()
 
@@ -245,50 +246,54 @@ def test_a_connection_that_failed_wrote_nothing_and_goes_on(cloud: Cloud) -> Non
     before = files()
     cloud.change(fail={"stack group create": "(QuotaExceeded) ..."})
     with pytest.raises(DigitsError, match="the quota is used up"):
-        connect.main(RUN[:-1])
+        call("azure", "connect", *RUN[:-1])
     assert files() == before and cloud.state["variables"] == {}
     cloud.change(fail={})
-    connect.main([*GROUP, "--run"])
+    call("azure", "connect", *GROUP, "--run")
     assert files() != before
 
 
 def test_without_quota_for_a_node_all_but_the_cluster_is_made(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    connect.main([*GROUP, "--location", "westeurope", "--without-cluster"])
+    call("azure", "connect", *GROUP, "--location", "westeurope", "--without-cluster")
     assert "withCluster=false" in capsys.readouterr().out
-    connect.main([*RUN, "--without-cluster"])
+    call("azure", "connect", *RUN, "--without-cluster")
     made, _ = deployed(cloud.state)
     assert not [place for place in made.resources if "/computes/" in place]
     assert len([call for call in cloud.calls("az") if "create" in call]) == 2
     assert set(cloud.state["variables"]) == set(access.load().variables)
-    check.main(["--workspace", "local"])  # raises for what is wrong
-    connect.main(RUN)  # there is quota now
+    call("azure", "check", "--workspace", "local")  # raises for what is wrong
+    call("azure", "connect", *RUN)  # there is quota now
     made, _ = deployed(cloud.state)
     assert [place for place in made.resources if place.endswith("/computes/cpu-cluster")]
 
 
 def test_what_is_not_known_is_not_guessed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DigitsError, match="give --location"):
-        connect.main([*GROUP, "--run"])
+        call("azure", "connect", *GROUP, "--run")
     cloud.change(gh=False)
     with pytest.raises(DigitsError, match="--subject-prefix"):
-        connect.main([*GROUP, "--run"])
-    connect.main([*GROUP, "--location", "x", "--run", "--subject-prefix", "repo:octo/digits"])
-    (call,) = cloud.calls("stack", "create")
-    assert "subjectPrefix=repo:octo/digits" in call
+        call("azure", "connect", *GROUP, "--run")
+    call(
+        "azure",
+        "connect",
+        *[*GROUP, "--location", "x", "--run", "--subject-prefix", "repo:octo/digits"],
+    )
+    (created,) = cloud.calls("stack", "create")
+    assert "subjectPrefix=repo:octo/digits" in created
     Project(Path()).git("remote", "set-url", "origin", "https://example.org/digits.git")
     with pytest.raises(DigitsError, match="--repository"):
-        connect.main(GROUP)
+        call("azure", "connect", *GROUP)
     (cloud.bin / "az").unlink()
     monkeypatch.setenv("PATH", str(cloud.bin))
     given = ("--subject-prefix", "repo:octo/digits", "--repository", "octo/digits")
     with pytest.raises(DigitsError, match=r"az: not found\. Install it, then: az login"):
-        connect.main([*GROUP, "--run", *given])
+        call("azure", "connect", *GROUP, "--run", *given)
 
 
 def test_a_damaged_repository_is_reported(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
-    connect.main(RUN[:-1])
+    call("azure", "connect", *RUN[:-1])
     connection.WORKSPACE.write_text("{}")
     with pytest.raises(DigitsError, match=r"config\.json: expected .* digits azure connect"):
         workspace.connect("azure")
@@ -296,11 +301,11 @@ def test_a_damaged_repository_is_reported(cloud: Cloud, capsys: pytest.CaptureFi
     with pytest.raises(
         DigitsError, match=r"config: expected the remotes main and review, .* git checkout"
     ):
-        connect.main([*GROUP, "--run"])
+        call("azure", "connect", *GROUP, "--run")
     access.TEMPLATE.write_text("{")
     made = len(cloud.calls("az"))
     with pytest.raises(DigitsError, match=r"git checkout .github.azure\.json"):
-        connect.main([*GROUP, "--run"])
+        call("azure", "connect", *GROUP, "--run")
     assert len(cloud.calls("az")) == made
 
 
@@ -309,7 +314,7 @@ def test_the_workspace_is_where_the_repository_says(
 ) -> None:
     with pytest.raises(DigitsError, match=r"AZURE_ML_WORKSPACE: not set; `digits azure connect`"):
         workspace.connect("azure")
-    connect.main(RUN[:-1])
+    call("azure", "connect", *RUN[:-1])
     assert workspace.connect("azure").client.workspace_name == "digits"
     monkeypatch.setenv("AZURE_ML_WORKSPACE", "mine")  # goes first, as in a workflow
     found = workspace.connect("azure").client

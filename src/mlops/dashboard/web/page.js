@@ -60,7 +60,7 @@ async function ask() {
     if (answer.ok) answered(told);
     else refused(`${answer.status}: ${told.message}`);
   } catch (error) {
-    if (mine === asked) refused(`No answer: ${error.message}. Does \`digits serve\` still run?`);
+    if (mine === asked) refused(`No answer: ${error.message}. Does \`digits local\` still run?`);
   }
 }
 
@@ -320,7 +320,7 @@ function showFigures(state) {
   tell($("since"), drift === null ? state.reason || "nothing was collected yet" : drift ? since(state) : "in the latest window");
   $("drifttile").classList.toggle("alarm", drift === true);
   tell($("counts"), `${count(state.digits, "digit")} collected; ${state.doubled} sent twice and ${state.damaged} damaged `
-    + `were left out; ${count(state.lost, "collected request")} lost since \`digits serve\` began.`);
+    + `were left out; ${count(state.lost, "collected request")} lost since \`digits local\` began.`);
 }
 
 function showNotices(state) {
@@ -367,7 +367,7 @@ async function poll() {
     const state = await asked.then((answer) => answer.json()).catch(() => null);
     if ($("endpoint").value !== chosen) return; // another was chosen meanwhile: this is not its state
     if (!state) {
-      health("alarm", "digits serve has stopped");
+      health("alarm", "digits local has stopped");
     } else {
       showChoices(state);
       showNotices(state);

@@ -1,0 +1,15 @@
+"""What the model declares: its sections of params.yaml, and commands of its own, if it has any."""
+
+from core.wings import Command, Section
+
+COMMANDS: tuple[Command, ...] = ()
+SECTIONS = (
+    Section("mnist", "digits.pipeline.mnist:Params"),
+    Section("foreign", "digits.pipeline.foreign:Params", each=True),
+    Section("prepare", "digits.pipeline.prepare:Params"),
+    Section("train", "digits.pipeline.train:Params"),
+    Section("evaluate", "digits.pipeline.evaluate:Params"),
+    Section("package", "digits.pipeline.package:Params"),
+    Section("simulate", "digits.pipeline.simulate:Params"),
+    Section("monitor", "digits.pipeline.monitor:Params"),
+)

@@ -1,0 +1,25 @@
+"""What the life cycle declares: the commands of `digits`, and its sections of params.yaml."""
+
+from core.wings import Command, Section
+
+WORK, REVIEW, PRODUCTION, AZURE = "Work", "Review", "Production", "Azure"
+SDK = ("azure.ai.ml", "azure.identity")
+MODEL = ("digits.monitoring", "digits.production")
+COMMANDS = (
+    Command("check", WORK, "mlops.setup.command", "Check params.yaml and this machine"),
+    Command("train", WORK, "mlops.jobs.command", "Run the pipeline as a job on Azure ML", SDK),
+    Command("sweep", WORK, "mlops.jobs.command", "Try values of params.yaml as jobs", SDK),
+    Command("review", REVIEW, "mlops.review.command", "Compare the metrics with main's"),
+    Command("retrain", REVIEW, "mlops.review.command", "Train with labels from production"),
+    Command("relock", REVIEW, "mlops.review.command", "Resolve a merge conflict in dvc.lock"),
+    Command("deploy", PRODUCTION, "mlops.deploy.command", "Deploy, roll back or destroy", SDK),
+    Command("local", PRODUCTION, "mlops.dashboard.command", "Run production locally", MODEL),
+    Command("score", PRODUCTION, "mlops.production.command", "Score files in batches", MODEL),
+    Command("simulate", PRODUCTION, "mlops.production.command", "Send simulated traffic", MODEL),
+    Command("monitor", PRODUCTION, "mlops.production.command", "Look for drift in requests", MODEL),
+    Command("azure", AZURE, "mlops.setup.command", "Connect, check or disconnect Azure", SDK),
+)
+SECTIONS = (
+    Section("azure", "mlops.azure.settings:Params", required=False),
+    Section("review", "mlops.review.gate:Params", required=False),
+)

@@ -1,0 +1,81 @@
+"""Options of `digits deploy COMMAND`."""
+
+from typing import Any
+
+import click
+
+from mlops import options
+
+WAIT = click.option("--wait", is_flag=True, help="Wait for another deployment to end.")
+
+
+def call(command: str, **given: Any) -> None:
+    """Run a command in mlops.deploy.rollout."""
+    from mlops.deploy.rollout import main
+
+    main(command, **given)
+
+
+@click.group(epilog=options.example("digits deploy plan", "digits deploy apply"))
+def deploy() -> None:
+    """Put the model of this commit into production, and take it out again."""
+
+
+@deploy.command(epilog=options.example("digits deploy plan --workspace local"))
+@options.workspace("azure")
+@options.as_json()
+def plan(**given: Any) -> None:
+    """Show what apply would change, need and cost. Nothing is changed."""
+    call("plan", **given)
+
+
+@deploy.command(epilog=options.example("digits deploy apply --workspace local"))
+@options.workspace("azure")
+@WAIT
+def apply(**given: Any) -> None:
+    """Deploy the model and the code of this commit.
+
+    Traffic moves step by step. Whatever fails, it goes back to the revision that was live.
+    """
+    call("apply", **given)
+
+
+@deploy.command(epilog=options.example("digits deploy status --json"))
+@options.workspace("azure")
+@options.as_json()
+def status(**given: Any) -> None:
+    """Show the endpoint, its revisions and their shares of the traffic."""
+    call("status", **given)
+
+
+@deploy.command(epilog=options.example("digits deploy rollback"))
+@click.argument("revision", required=False)
+@options.workspace("azure")
+@WAIT
+def rollback(**given: Any) -> None:
+    """Give the traffic back to REVISION, a name that status lists, or to the previous one."""
+    call("rollback", **given)
+
+
+@deploy.command(epilog=options.example("digits deploy pause"))
+@options.workspace("azure")
+@WAIT
+def pause(**given: Any) -> None:
+    """Delete the deployments, which cost money; keep the endpoint and its records."""
+    call("pause", **given)
+
+
+@deploy.command(epilog=options.example("digits deploy resume"))
+@options.workspace("azure")
+@WAIT
+def resume(**given: Any) -> None:
+    """Bring back what was live when it was paused."""
+    call("resume", **given)
+
+
+@deploy.command(epilog=options.example("digits deploy destroy --workspace local"))
+@options.workspace("azure")
+@WAIT
+def destroy(**given: Any) -> None:
+    """Delete the endpoint, its deployments and all that it collected."""
+    call("destroy", **given)

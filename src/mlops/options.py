@@ -1,0 +1,46 @@
+"""What the declarations of several commands share. Imports Click and the standard library alone."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Any], Any]
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def example(*lines: str) -> str:
+    """Return the end of a command's help: what to copy."""
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+
+
+def workspace(default: str | None) -> Decorator:
+    """Let a command take a workspace."""
+    told = "local: the emulator of `digits local`; azure: the repository's; or another's name"
+    return click.option("--workspace", metavar="NAME", default=default, help=told)
+
+
+def repository() -> Decorator:
+    """Let a command take a repository on GitHub."""
+    told = "on GitHub  [default: the origin of this clone]"
+    return click.option("--repository", metavar="OWNER/NAME", help=told)
+
+
+def as_json() -> Decorator:
+    """Let a command answer for a program."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def stdout_for_program(wanted: bool) -> contextlib.AbstractContextManager[object]:
+    """Keep standard output for the JSON that follows: until then what is printed goes elsewhere."""
+    return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()
+
+
+def show(answer: Any) -> None:
+    """Print an answer as JSON."""
+    print(json.dumps(answer, indent=2, ensure_ascii=False))

@@ -1,0 +1,71 @@
+"""Options of `digits check` and `digits azure COMMAND`."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from mlops import options
+
+GROUP = click.option("--resource-group", metavar="NAME", required=True)
+
+
+@click.command(epilog=options.example("digits check"))
+@options.as_json()
+def check(as_json: bool) -> None:
+    """Check params.yaml and what this machine and clone need. Nothing is changed."""
+    from mlops.setup.local import main
+
+    main(as_json)
+
+
+@click.group(epilog=options.example("digits azure connect --resource-group digits"))
+def azure() -> None:
+    """Connect this repository with an Azure subscription, check that, or disconnect it."""
+
+
+@azure.command("check", epilog=options.example("digits azure check"))
+@click.option("--workspace", type=click.Choice(["azure", "local"]), default="azure")
+@options.repository()
+@options.as_json()
+def check_azure(**given: Any) -> None:
+    """Show what is missing for reviews and deployments, each with its fix. Nothing is changed.
+
+    GitHub and Azure are asked by `gh` and `az`; what they do not answer is unknown.
+    """
+    from mlops.setup.check import main
+
+    main(**given)
+
+
+@azure.command(
+    epilog=options.example("digits azure connect --resource-group digits --run --github")
+)
+@GROUP
+@click.option("--location", help="Where to make the group if there is none, such as westeurope.")
+@options.repository()
+@click.option("--subject-prefix", metavar="TEXT", help="If `gh` cannot tell: repo:OWNER@ID/NAME@ID")
+@click.option("--without-cluster", is_flag=True, help="Where the quota holds no node for batches.")
+@click.option("--run", is_flag=True, help="Run the commands of `az` instead of printing them.")
+@click.option("--github", is_flag=True, help="Set up GitHub with `gh` instead of printing how.")
+def connect(**given: Any) -> None:
+    """Make what reviews and deployments need in a resource group: run it again at any time.
+
+    It deploys .github/azure.json as a deployment stack and writes the names into .dvc/config and
+    .azureml/config.json.
+    """
+    from mlops.setup.connect import main
+
+    main(SimpleNamespace(**given))
+
+
+@azure.command(epilog=options.example("digits azure disconnect --resource-group digits"))
+@GROUP
+@options.repository()
+@click.option("--yes", is_flag=True, help="Remove it without asking.")
+@click.option("--github", is_flag=True, help="Delete GitHub's variables too, with `gh`.")
+def disconnect(**given: Any) -> None:
+    """List what `digits azure connect` made, ask, and remove it with all data in it."""
+    from mlops.setup.disconnect import main
+
+    main(SimpleNamespace(**given))
