@@ -37,7 +37,6 @@ from mlops.review.snapshot import METRICS
 EXPERIMENT = "digits"  # of MLflow, as stage train names it, too
 # MLflow's own 7 tries of 120 s each would hold up a job that is over.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-PARAMS_AT_ONCE = 100  # that MLflow takes in one request
 CONFIG = """[core]
     analytics = false
     remote = {remote}
@@ -88,8 +87,7 @@ def log_run(metrics: dict[str, float], lock: str) -> None:
     rows = [
         Param(str(name), str(value)) for name, value in flat.items() if not isinstance(value, list)
     ]
-    for first in range(0, len(rows), PARAMS_AT_ONCE):
-        client.log_batch(run, params=rows[first : first + PARAMS_AT_ONCE])
+    client.log_batch(run, params=rows)  # in requests of as many as MLflow takes
 
 
 @contextlib.contextmanager
