@@ -255,8 +255,8 @@ def test_the_model_is_ones_own_though_another_comes_in_between(
 @pytest.mark.prove
 def test_a_job_whose_machine_is_lost_is_done_again(scoring: Deployable, tmp_path: Path) -> None:
     standin = StandIn(tmp_path / "standin")
-    (scoring.root / ".standin").unlink()
-    (scoring.root / ".standin").symlink_to(standin.folder)
+    (scoring.root / ".emulator").unlink()
+    (scoring.root / ".emulator").symlink_to(standin.folder)
     gate, begun = tmp_path / "gate", tmp_path / "begun"
     waiting = (
         f"    import time\n    Path({str(begun)!r}).touch()\n"
@@ -288,5 +288,5 @@ def test_a_job_whose_machine_is_lost_is_done_again(scoring: Deployable, tmp_path
         assert job.name in (tmp_path / "out" / "job.json").read_text()
     finally:
         standin.stop()
-        (scoring.root / ".standin").unlink()
-        (scoring.root / ".standin").symlink_to(scoring.folder)
+        (scoring.root / ".emulator").unlink()
+        (scoring.root / ".emulator").symlink_to(scoring.folder)

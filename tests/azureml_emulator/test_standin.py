@@ -145,7 +145,7 @@ def test_an_endpoint_that_failed_keeps_what_it_serves(
     own = StandIn(tmp_path / "own")
     own.start()
     try:
-        link = deployable.root / ".standin"
+        link = deployable.root / ".emulator"
         shared = link.readlink()
         link.unlink()
         link.symlink_to(own.folder)
@@ -234,7 +234,7 @@ def test_it_comes_up_again_as_it_was(deployable: Deployable, tmp_path: Path) -> 
     own = StandIn(tmp_path / "own")
     own.start()
     try:
-        link = deployable.root / ".standin"
+        link = deployable.root / ".emulator"
         shared = link.readlink()
         link.unlink()
         link.symlink_to(own.folder)

@@ -131,7 +131,7 @@ def test_production_runs_on_this_machine_with_its_page(
         assert process.stdout
         said = process.stdout.readline()
         assert said.startswith("Serving at"), said + process.communicate()[1]
-        address = json.loads((project.root / ".standin" / "address.json").read_text("utf-8"))
+        address = json.loads((project.root / ".emulator" / "address.json").read_text("utf-8"))
         with urllib.request.urlopen(address["page"], timeout=30) as page:
             assert b"<html" in page.read()
     finally:

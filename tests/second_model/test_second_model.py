@@ -91,8 +91,8 @@ def test_a_review_judges_another_model(irises: Project) -> None:
 def test_another_model_is_deployed_rolled_back_and_destroyed(
     irises: Project, standin: StandIn
 ) -> None:
-    (irises.root / ".standin").symlink_to(standin.folder)
-    (irises.root / ".git" / "info" / "exclude").write_text(".standin\n")
+    (irises.root / ".emulator").symlink_to(standin.folder)
+    (irises.root / ".git" / "info" / "exclude").write_text(".emulator\n")
     place = Deployable(irises.root, "irises", standin.folder)
 
     def deploy(*arguments: str, code: int = 0) -> str:

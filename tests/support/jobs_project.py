@@ -132,8 +132,8 @@ def a_trainable(standin: StandIn, tmp_path: Path) -> Iterator[Trainable]:
     for name in ("params.yaml", "requirements-dev.txt", "package-lock.json", ".dvc/config"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes((ROOT / name).read_bytes())
-    (root / ".gitignore").write_text("/.standin\n/.deploy\n*.partial\n")
-    (root / ".standin").symlink_to(standin.folder)
+    (root / ".gitignore").write_text("/.emulator\n/.deploy\n*.partial\n")
+    (root / ".emulator").symlink_to(standin.folder)
     (root / "stage.py").write_text(STAGE.replace("HOLD", str(project.hold)))
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": PIPELINE}, sort_keys=False))
     project.git("init", "--quiet", "--initial-branch", "main")

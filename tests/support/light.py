@@ -333,8 +333,10 @@ def a_project(root: Path, standin: StandIn, score: str = LIGHT_SCORE) -> Deploya
     (root / "serving").mkdir(parents=True)
     project = Deployable(root, f"w{uuid.uuid4().hex[:8]}", standin.folder)
     (root / "serving" / "score.py").write_text(score)
-    (root / ".gitignore").write_text("/data/*\n!/data/evaluation\n/.standin\n/.deploy\n*.partial\n")
-    (root / ".standin").symlink_to(standin.folder)
+    (root / ".gitignore").write_text(
+        "/data/*\n!/data/evaluation\n/.emulator\n/.deploy\n*.partial\n"
+    )
+    (root / ".emulator").symlink_to(standin.folder)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
     project.git("init", "--quiet", "--initial-branch", "main")
     smoke = "{digits: 10, accuracy: 0.9, latency_seconds: 5.0}"

@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("out", type=Path)
-    parser.add_argument("--folder", type=Path, default=Path(".standin"), help="of `digits local`")
+    parser.add_argument("--folder", type=Path, default=Path(".emulator"), help="of `digits local`")
     parser.add_argument("--file", type=Path, help="a report instead of the page")
     parser.add_argument("--only", default="", help="the part of the page, as a CSS selector")
     parser.add_argument("--dark", action="store_true")

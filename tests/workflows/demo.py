@@ -239,7 +239,7 @@ def copy(target: Path) -> Project:
         text, count = re.subn(pattern, value, path.read_text("utf-8"), flags=re.M)
         assert count, pattern
         path.write_text(text, "utf-8", newline="\n")
-    (target / ".git" / "info" / "exclude").write_text("node_modules\n.standin\n")
+    (target / ".git" / "info" / "exclude").write_text("node_modules\n.emulator\n")
     work.git("remote", "remove", "origin")
     work.git("checkout", "--quiet", "-B", "main")
     return work
@@ -271,7 +271,7 @@ def main() -> None:
             standin.start()
             with GitHub(folder / "github") as github:
                 work = copy(folder / "clone")
-                (work.root / ".standin").symlink_to(standin.folder)
+                (work.root / ".emulator").symlink_to(standin.folder)
                 setting = ("connection_string", azurite.connection_string)
                 work.dvc("remote", "modify", "--local", "--quiet", "main", *setting)
                 github.variables = {

@@ -117,8 +117,8 @@ def production(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("production")
     (folder / "work").mkdir()
     work = make_project(folder / "work", "merged", standin.folder)
-    (work.root / ".standin").symlink_to(standin.folder)
-    (work.root / ".git" / "info" / "exclude").write_text(".standin\n")
+    (work.root / ".emulator").symlink_to(standin.folder)
+    (work.root / ".git" / "info" / "exclude").write_text(".emulator\n")
     azurite = Azurite(free_port(), folder / "azurite")
     azurite.start()
     try:

@@ -15,7 +15,6 @@ DVC = Path(".dvc/config")
 WORKSPACE = Path(".azureml/config.json")  # what MLClient.from_config reads
 API = "2025-12-01"  # Azure ML's API version, that of the template and of the SDK
 REMOTES = ("main", "review")
-EMULATOR = Path(".standin")  # the local emulator's folder
 # The variables by which workflows and commands know the workspace, and their keys in WORKSPACE.
 NAME = "AZURE_ML_WORKSPACE"
 SETTINGS = {
@@ -23,7 +22,7 @@ SETTINGS = {
     "AZURE_RESOURCE_GROUP": "resource_group",
     NAME: "workspace_name",
 }
-EMULATOR = Path(".standin")  # where the emulator on this machine writes address.json
+EMULATOR = Path(".emulator")  # where the emulator on this machine writes address.json
 
 
 def workspace_id(values: dict[str, str]) -> str:

@@ -8,7 +8,9 @@ from mlops import options
 
 
 @click.command(epilog=options.example("digits local"))
-@click.option("--folder", type=options.FOLDER, default=".standin", help="Where everything is kept.")
+@click.option(
+    "--folder", type=options.FOLDER, default=".emulator", help="Where everything is kept."
+)
 def local(folder: Path) -> None:
     """Run production on this machine until Ctrl-C: an emulated workspace and a page to watch it.
 

@@ -147,7 +147,9 @@ def test_all_three_give_the_same_verdict(
             assert found[name] == wanted, name
         counted = {name: count for name, count in by_page["faults"].items() if name not in order}
         assert counted.items() <= found["faults"].items()
-        assert len(found["gaps"]) == len(by_page["gaps"])
+        # Of a folder's rows nobody knows whether production goes on: no gap reaches to now.
+        open_gap = found is not by_command
+        assert len(found["gaps"]) == len(by_page["gaps"]) - (not open_gap)
     assert by_command["faults"]["late"] == 1
     assert by_page["drift"]
     assert not by_page["at_least"]

@@ -596,7 +596,7 @@ def test_two_jobs_for_one_commit_end_well(trainable: Trainable, standin: StandIn
 def test_a_job_begins_anew_with_the_stand_in(trainable: Trainable, tmp_path: Path) -> None:
     own = StandIn(tmp_path / "own")
     own.start()
-    link = trainable.root / ".standin"
+    link = trainable.root / ".emulator"
     link.unlink()
     link.symlink_to(own.folder)
     try:
@@ -691,8 +691,8 @@ def test_the_real_stages_give_the_same_bytes_in_a_job(
 ) -> None:
     """The small project: the job trains with another value, and this machine then does, too."""
     trainable = Trainable(project.root, "real")
-    (trainable.root / ".standin").symlink_to(standin.folder)
-    (trainable.root / ".git" / "info" / "exclude").write_text(".standin\n")  # a link, no folder
+    (trainable.root / ".emulator").symlink_to(standin.folder)
+    (trainable.root / ".git" / "info" / "exclude").write_text(".emulator\n")  # a link, no folder
     trainable.git("init", "--quiet", "--bare", str(tmp_path / "origin"))
     trainable.git("remote", "add", "origin", str(tmp_path / "origin"))
     trainable.edit("params.yaml", "label_smoothing: 0.1", "label_smoothing: 0.05")

@@ -89,7 +89,7 @@ class Site:
 def a_site(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A project with a reference of requests that look known."""
     root = tmp_path_factory.mktemp("site")
-    (root / ".standin").symlink_to(standin.folder)
+    (root / ".emulator").symlink_to(standin.folder)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
     foreign = RNG.beta(2, 20, 4000)
     numbers = np.arange(4000)
