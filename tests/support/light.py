@@ -74,7 +74,7 @@ class StandIn:
     def command(self) -> list[str]:
         """The command that starts it."""
         if self.page:
-            return [*DIGITS, "serve", "--folder", str(self.folder)]
+            return [*DIGITS, "local", "--folder", str(self.folder)]
         command = [sys.executable, "-m", "azureml_emulator", "--folder", str(self.folder)]
         command += ["--azurite", str(ROOT / PROGRAM), "--controls"]
         return command + [word for name in REMOTES for word in ("--container", name)]

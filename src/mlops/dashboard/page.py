@@ -6,6 +6,7 @@ address may use it: another name in Host or Origin is refused.
 """
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -123,7 +124,7 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
         async with request.app[SESSION].post(
             f"{router.url}/{name}/score",
             params={"script": script} if script else None,
-            data=body,
+            data=io.BytesIO(body),  # which aiohttp sends in parts
             headers=headers,
         ) as answer:
             text = await answer.text(errors="replace")
