@@ -266,7 +266,7 @@ def noise() -> None:
     """Train five seeds and store how much the metrics differ, in data/noise.json."""
     env()
     run(BIN / "dvc", "repro", "prepare")
-    run(PYTHON, "-m", "mlops.review.seed_variance", *sys.argv[2:])
+    measure("seed_variance")
 
 
 def mlflow() -> None:

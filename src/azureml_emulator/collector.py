@@ -15,7 +15,6 @@ WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
 DRAIN_SECONDS = 30.0  # that writing what waits may take at the end
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
 # Endpoint, deployment, name of the collection, request id, the rows of one request.
-OnRows = Callable[[str, str, str, str, list[Any]], object]
 OnLost = Callable[[int, str], object]  # a number of requests, the reason
 
 
@@ -29,11 +28,10 @@ class Collector:
     def __init__(
         self,
         container: ContainerClient,
-        on_rows: OnRows | None = None,
         on_lost: OnLost | None = None,
     ) -> None:
         """Write to `container`; without `on_lost` the first loss is printed."""
-        self.container, self.on_rows, self.on_lost = container, on_rows, on_lost
+        self.container, self.on_lost = container, on_lost
         self.lost, self.lost_reason = 0, ""  # requests whose rows were not kept
         self.rows: queue.Queue[tuple[str, bytes] | None] = queue.Queue()  # None: the end
         self.lock = threading.Lock()
@@ -94,8 +92,6 @@ class Collector:
             self.rows.put((path, text))
         else:
             self.lose(1, "The blob store is slower than requests come.")
-        if self.on_rows and isinstance(data, list):
-            self.on_rows(endpoint, deployment, name, request, data)
         return None
 
     def work(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from azureml_emulator.collector import Collector, OnLost, OnRows
+from azureml_emulator.collector import Collector, OnLost
 from azureml_emulator.controls import Controls
 from azureml_emulator.router import Endpoint, OnRequest, Router, Running
 from azureml_emulator.services import batch_endpoints, jobs, online_endpoints, urls, workspaces
@@ -40,19 +40,17 @@ class Emulator:
         azurite: Path | None = None,
         containers: Sequence[str] = (),
         on_request: OnRequest | None = None,
-        on_rows: OnRows | None = None,
         on_lost: OnLost | None = None,
         controls: bool = False,
     ) -> None:
         """Keep everything in `folder`.
 
         `azurite` is its program (see `storage.find_azurite`); `containers` are made beside the
-        workspace's own; the functions are called for each request, for the rows that a deployment
-        collects of one request, and for requests whose rows were lost; `controls` switches the
-        test controls on.
+        workspace's own; the functions are called for each request and for requests whose rows were
+        lost; `controls` switches the test controls on.
         """
         self.folder, self.azurite, self.containers = folder.resolve(), azurite, tuple(containers)
-        self.on_request, self.on_rows, self.on_lost = on_request, on_rows, on_lost
+        self.on_request, self.on_lost = on_request, on_lost
         self.with_controls = controls
         self.address_file = self.folder / "address.json"
         self.address: dict[str, Any] = {}
@@ -79,7 +77,7 @@ class Emulator:
         self.storage = stack.enter_context(azurite)
         self.servers = Servers()
         stack.callback(self.servers.close)
-        self.collector = Collector(self.storage.client, self.on_rows, self.on_lost)
+        self.collector = Collector(self.storage.client, self.on_lost)
         stack.callback(self.collector.close)
         authority, certificate, key = make_certificate(self.folder)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -24,7 +24,7 @@ azure.code               A folder in git with score.py, whose `init` and `run` a
 
 The report shows these as well, where they exist: data/evaluation/per_class.csv (source, class,
 accuracy, count), data/model/curves.csv (epoch, validation_accuracy, validation_loss),
-data/monitoring/metrics.json (as metrics.json) and data/noise.json (`digits noise`).
+data/monitoring/metrics.json (as metrics.json) and data/noise.json (`make noise`).
 
 A later version of core and mlops is merged in three commands, which keep one's own model:
 

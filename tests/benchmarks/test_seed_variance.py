@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from conftest import Project
+from conftest import ROOT, Project
 
-from mlops.review.seed_variance import main, spread
+from benchmarks.seed_variance import main, spread
 
 
 def test_a_spread_is_that_of_the_textbook() -> None:
@@ -16,7 +16,7 @@ def test_a_spread_is_that_of_the_textbook() -> None:
 
 @pytest.mark.prove
 def test_two_seeds_are_trained_and_stored(project: Project) -> None:
-    output = project.run("python", "-m", "mlops.review.seed_variance", "--seeds", "2")
+    output = project.run("python", str(ROOT / "tests/benchmarks"), "seed_variance", "--seeds", "2")
     assert "seed 2: mnist" in output
     noise = json.loads((project.root / "data" / "noise.json").read_text("utf-8"))
     assert noise["seeds"] == [1, 2]

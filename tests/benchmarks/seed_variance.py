@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from core import console, params
+from core import params
 from core.errors import DigitsError
 from core.files import sha256, write_text
 
 PREPARED, NOISE = Path("data", "prepared"), Path("data", "noise.json")
-SOURCE = Path(__file__).resolve().parents[2]
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 def metrics_of(values: dict[str, Any], seed: int) -> dict[str, dict[str, float]]:
@@ -101,7 +101,3 @@ def main(arguments: list[str]) -> None:
             f"{row['least']:.4f} to {row['most']:.4f}"
         )
     print(f"written to {NOISE}")
-
-
-if __name__ == "__main__":
-    sys.exit(console.run("noise", "mlops.review.seed_variance", sys.argv[1:]))
