@@ -68,7 +68,7 @@ class StandIn:
     folder: Path
     process: subprocess.Popen[str] | None = None
     project: Path = ROOT  # that it is started in
-    page: bool = False  # whether it is `digits serve`, which has a page and no test controls
+    page: bool = False  # whether it is `digits local`, which has a page and no test controls
 
     @property
     def command(self) -> list[str]:

@@ -1,25 +1,9 @@
-"""`digits monitor`: what production is like now, from what the workspace collected.
+"""Judge what production collected: the work of `digits monitor`.
 
-Enters: collected requests and labels, or with --production those of a folder as stage simulate
-writes it, and data/monitoring/reference.json of the model that is deployed. Leaves, with --out,
-FOLDER/report.html and FOLDER/monitoring.json:
-
-    drift               whether the alarm is on, in the last window
-    since               when the drift of that alarm began, ISO 8601, or null
-    at_least            whether it may have begun before: it is there in the first window
-    windows, requests   that were judged
-    window              requests in a full one
-    alarms              that rose, ended ones included
-    accuracy            by labels, since `since` if there is drift; null without labels
-    estimated_accuracy  without labels, the same; null without requests
-    strangers           share of the requests lately that look like nothing known
-    lately              how many those are: the last full window and what came after it
-    causes              signals of the last alarm (summary.SIGNALS), the loudest first
-    remedy              what those call for: retrain, mend (a scanner) or label; null without any
-    faults              rows and labels by what was wrong with them
-    gaps                [from, to] without requests, ISO 8601; the last until now, if none come
-    endpoint            its name, or the folder
-    model_version       of the reference
+Input: requests and labels that the workspace collected, or with --production those of a folder as
+stage simulate writes it, and data/monitoring/reference.json of the model that is deployed. Output,
+with --out: FOLDER/report.html, and FOLDER/monitoring.json with what `report.findings` states and
+`endpoint`, its name or the folder.
 
 The exit code is 0 whether or not there is drift. With --labelled, FOLDER/SCRIPT_YYYYMMDD.csv gets
 the digits that have labels, each once, the day being that of the newest label; digits that other
