@@ -21,15 +21,15 @@ def asked(given: dict[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**given)
 
 
-@click.command(epilog=options.example("digits train --workspace local", "dvc repro"))
+@click.command(epilog=options.example("digits train --workspace local", "git diff"))
 @options.workspace("azure")
 @COMPUTE
 @ATTACH
 @CANCEL
 def train(**given: Any) -> None:
-    """Run the pipeline of this commit as one job and fetch what it made.
+    """Run the pipeline of this commit as one job and place here what it made.
 
-    `dvc repro` then restores it instead of training. The job goes on when this command is stopped.
+    `dvc repro` then has nothing to do. The job goes on when this command is stopped.
     """
     found = asked(given)
     from mlops.jobs.train import main
