@@ -73,7 +73,7 @@ class Workspace:
 def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
     """Return the workspace `local` (as `digits local` wrote its address), `azure`, or a named one.
 
-    Raises DigitsError when no stand-in runs, or when a setting is missing.
+    Raises DigitsError when no emulator runs, or when a setting is missing.
     """
     # Without its progress bar the SDK waits for ever for a file whose upload failed; see `quiet`.
     options: dict[str, Any] = {"show_progress": True, "enable_telemetry": False}
