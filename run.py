@@ -135,7 +135,7 @@ def install_python() -> None:
     stamp = VENV / "installed"
     facts = {
         "python": sys.version,
-        "folder": str(ROOT),  # which the scripts in .venv name
+        "folder": str(VENV.resolve().parent),  # which its scripts name; .venv may be a link
         "lock": digest(LOCK),
         "project": digest(ROOT / "pyproject.toml"),
     }

@@ -233,7 +233,7 @@ def test_check_looks_at_every_section_and_at_the_clone(tmp_path: Path) -> None:
     (project.root / "node_modules").symlink_to(ROOT / "node_modules")
     said = project.run("digits", "check", code=1)
     assert "ok       params.yaml: valid" in said
-    assert "wrong    git repository" in said and "git init -b main" in said
+    assert "failed   git repository" in said and "git init -b main" in said
     project.git("init", "--quiet", "--initial-branch", "main")
     assert "absent   data: dvc.lock is not what" in project.run("digits", "check")
     for old, new, message in (
