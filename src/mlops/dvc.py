@@ -103,12 +103,12 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
     """
     kept = {*cached, *(str(folder) for path in cached for folder in PurePosixPath(path).parents)}
     try:
-        told = json.loads(run("status", "--json"))
+        status = json.loads(run("status", "--json"))
     except (DigitsError, ValueError) as error:
         return [f"'dvc status' failed: {error}"], []
     stale: list[str] = []
     missing: list[str] = []
-    for stage, entries in told.items():
+    for stage, entries in status.items():
         for entry in entries:
             if not isinstance(entry, dict):
                 stale.append(stage)  # "changed command"

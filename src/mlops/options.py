@@ -21,14 +21,14 @@ def example(*lines: str) -> str:
 
 def workspace(default: str | None) -> Decorator:
     """Let a command take a workspace."""
-    told = "local: the emulator of `digits local`; azure: the repository's; or another's name"
-    return click.option("--workspace", metavar="NAME", default=default, help=told)
+    text = "local: the emulator of `digits local`; azure: the repository's; or another's name"
+    return click.option("--workspace", metavar="NAME", default=default, help=text)
 
 
 def repository() -> Decorator:
     """Let a command take a repository on GitHub."""
-    told = "on GitHub  [default: the origin of this clone]"
-    return click.option("--repository", metavar="OWNER/NAME", help=told)
+    text = "on GitHub  [default: the origin of this clone]"
+    return click.option("--repository", metavar="OWNER/NAME", help=text)
 
 
 def as_json() -> Decorator:

@@ -84,8 +84,8 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
         known |= {} if kind == "azure" else {connection.NAME: kind}
         missing = [name for name in SETTINGS if name not in known]
         if missing:
-            mend = "`digits azure connect`, or --workspace local"
-            raise DigitsError(f"{', '.join(missing)}: not set; {mend}")
+            fix = "`digits azure connect`, or --workspace local"
+            raise DigitsError(f"{', '.join(missing)}: not set; {fix}")
         names = tuple(known[name] for name in SETTINGS)
         credential: Any = DefaultAzureCredential()
         blobs = "https://{}.blob.core.windows.net"
