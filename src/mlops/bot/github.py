@@ -1,6 +1,6 @@
 """The part of GitHub's API that the privileged jobs use.
 
-They run `python -m digits.review.NAME` in main's src with the runner's own Python: standard
+They run `python -m mlops.bot.NAME` in main's src with the runner's own Python: standard
 library only, nothing is installed. What a pull request made reaches them as data alone.
 """
 
