@@ -168,6 +168,16 @@ def shrink(project: Project) -> None:
     path.write_text(text, "utf-8", newline="\n")
 
 
+@pytest.fixture(autouse=True)
+def same_signals() -> Iterator[None]:
+    """Put back what a test does about Ctrl-C and SIGTERM: a command in this process changes it."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The small project, reproduced and committed; copy it before changing anything.

@@ -82,10 +82,18 @@ def test_what_changed_is_reinstalled_and_nothing_else(
     moved = tmp_path / "moved"
     moved.mkdir()
     (tmp_path / "pyproject.toml").rename(moved / "pyproject.toml")
-    monkeypatch.setattr(run, "ROOT", moved)  # .venv and its stamp are the same
+    (tmp_path / ".venv").rename(moved / ".venv")  # with its stamp
+    monkeypatch.setattr(run, "ROOT", moved)
+    monkeypatch.setattr(run, "VENV", moved / ".venv")
     installed.clear()
     run.install_python()
     assert installed == ["locked", f"uv {moved}"]
+    linked = tmp_path / "linked"
+    linked.symlink_to(moved / ".venv")
+    monkeypatch.setattr(run, "VENV", linked)  # of a checkout that shares the environment
+    installed.clear()
+    run.install_python()
+    assert installed == []
 
 
 @pytest.mark.parametrize("version", ["v18.20.4", ""])

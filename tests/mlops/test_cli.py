@@ -235,7 +235,7 @@ def test_check_looks_at_every_section_and_at_the_clone(tmp_path: Path) -> None:
     assert "ok       params.yaml: valid" in said
     assert "failed   git repository" in said and "git init -b main" in said
     project.git("init", "--quiet", "--initial-branch", "main")
-    assert "absent   data: dvc.lock is not what" in project.run("digits", "check")
+    assert "optional data: dvc.lock is not what" in project.run("digits", "check")
     for old, new, message in (
         ("batch_size: 64", "batch_size: 0", "train.batch_size is 0"),
         ("pen_share: 0.7", "pen_share: 7", "foreign.devanagari.reader.hand.pen_share is 7"),
@@ -243,6 +243,6 @@ def test_check_looks_at_every_section_and_at_the_clone(tmp_path: Path) -> None:
     ):
         project.edit("params.yaml", old, new)
         found = project.run("digits", "check", "--json", code=1).partition("\ncheck: ")[0]
-        (wrong,) = [row["what"] for row in json.loads(found) if row["state"] == "wrong"]
+        (wrong,) = [row["text"] for row in json.loads(found) if row["status"] == "failed"]
         assert message in wrong
         project.edit("params.yaml", new, old)
