@@ -164,6 +164,7 @@ def test_an_edit_of_one_stage_and_a_new_module_touch_no_other(project: Project) 
     [
         ("monitoring/report.py", {"monitor"}),
         ("tracking/runs.py", set()),
+        ("evaluation/metrics.py", {"evaluate"}),
         ("sources/readers.py", {"mnist", "foreign"}),
     ],
 )

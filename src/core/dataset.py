@@ -53,7 +53,6 @@ class Digits:
             )
 
     def __len__(self) -> int:
-        """Return the number of digits."""
         return len(self.labels)
 
     @property

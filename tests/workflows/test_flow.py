@@ -63,9 +63,9 @@ from core.dataset import Digits, write_csv
 from core.files import write_text
 
 
-def main(arguments):
-    _, _, option, folder = arguments
-    if option == "--out":
+def main(asked):
+    folder = asked.out or asked.labelled
+    if asked.out:
         text = '{"drift": true, "since": null, "windows": 1, "requests": 500, "window": 500, '
         text += '"accuracy": null, "estimated_accuracy": 1, "causes": ["looks"], '
         text += '"remedy": "retrain", "lately": 500}'
@@ -136,7 +136,7 @@ def hub(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         azurite.stop()
 
 
-@pytest.mark.slow(minutes=1.5)
+@pytest.mark.prove(minutes=3)
 def test_an_edit_of_epochs_in_the_web_editor_becomes_mergeable(hub: Hub) -> None:
     work, pull = hub.branch(1, "mehr-übung", ("params.yaml", "epochs: 1", "epochs: 2"))
     edited = work.git("rev-parse", "HEAD").strip()
@@ -181,7 +181,7 @@ def test_a_worse_model_is_not_mergeable(hub: Hub) -> None:
 def test_a_change_of_code_is_left_to_its_author(hub: Hub) -> None:
     """Metric code alone: nothing trains; the author takes the files of the run."""
     work, pull = hub.branch(2, "metrics")
-    path = work.root / "src" / "digits" / "model" / "metrics.py"
+    path = work.root / "src" / "digits" / "evaluation" / "metrics.py"
     path.write_text(path.read_text("utf-8") + "\n# A change that changes nothing.\n", "utf-8")
     work.git("commit", "--quiet", "--all", "--message", "Metric code")
     first, comment = hub.open(work, pull)

@@ -1,1 +1,1 @@
-"""The network: its layers, training, out-of-distribution score, metrics and lineage."""
+"""The network: its layers, training, out-of-distribution score and lineage."""

@@ -22,7 +22,8 @@ from sklearn.metrics import ConfusionMatrixDisplay, roc_curve
 from core import params
 from core.dataset import Digits, read_pool
 from core.files import replacing, write_text
-from digits.model import lineage, metrics, network
+from digits.evaluation import metrics
+from digits.model import lineage, network
 from digits.runtime import script_prior
 
 FALSE_ALARM_RATES = np.linspace(0, 1, 101)  # where roc.csv has points

@@ -233,7 +233,6 @@ class Stream:
         return [np.concatenate(columns) for columns in zip(*drawn, strict=True)]
 
     def __len__(self) -> int:
-        """Return the number of requests."""
         return len(self.times)
 
     def first(self, phase: str) -> int:

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT, environment, mnist_part, python
 from scipy.spatial.distance import cdist
 
-from digits.model import metrics, ood
+from digits.evaluation import metrics
 from digits.model import network as model
+from digits.model import ood
 from digits.pipeline.train import find_foreign
 
 

@@ -17,7 +17,7 @@ from scipy.ndimage import rotate, shift
 
 from core import params
 from core.dataset import Digits
-from digits.model import metrics
+from digits.evaluation import metrics
 from digits.model import network as model
 from digits.model.training import Recipe, fit
 from digits.pipeline.train import find_foreign, find_temperature

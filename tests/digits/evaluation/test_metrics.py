@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from digits.model import metrics
+from digits.evaluation import metrics
 
 
 def test_accuracy_and_wilsons_interval() -> None:
