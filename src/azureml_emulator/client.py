@@ -33,7 +33,6 @@ class Credential:
         self.token = token
 
     def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        """Return the token."""
         return AccessToken(self.token, int(time.time()) + 3600)
 
 

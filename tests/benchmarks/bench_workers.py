@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -71,6 +72,7 @@ def step(cores: list[str], batch_size: int, steps: int) -> tuple[float, int]:
     for index, some in enumerate(cores):
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         env = os.environ | {"TF_CONFIG": json.dumps(config if len(cores) > 1 else {})}
+        env["PYTHONPATH"] = str(Path(__file__).parents[1])
         command = [sys.executable, "-c", CHILD, some, str(batch_size), str(steps)]
         processes.append(
             subprocess.Popen(command, env=env, encoding="utf-8", stdout=pipe, stderr=pipe)

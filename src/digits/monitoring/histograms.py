@@ -125,7 +125,6 @@ class Summary:
         return Summary(self.counts + other.counts)
 
     def __len__(self) -> int:
-        """Return the number of requests."""
         return int(self.counts[CLASSES_START:].sum())
 
     @property

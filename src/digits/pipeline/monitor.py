@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+
 from core import params
 from core.dataset import Digits, read_pool
 from core.errors import DigitsError
@@ -17,7 +19,7 @@ from core.files import write_text
 from digits.monitoring import analysis as monitoring
 from digits.monitoring import drift, report
 from digits.monitoring.analysis import Params
-from digits.monitoring.histograms import BinnedRequests, Summary, count
+from digits.monitoring.histograms import BinnedRequests, Summary
 from digits.production import records
 
 
@@ -37,7 +39,7 @@ def fit(path: Path, pool: list[Digits], classes: tuple[str, ...]) -> drift.Refer
     start = 0
     for digits in pool:
         part = requests.bins()[start : start + len(digits)]
-        found = Summary(count(part, len(part), requests.width)[0])
+        found = Summary(np.bincount(part.ravel(), minlength=requests.width))  # part may be empty
         if known := scripts.get(digits.script):  # rendered digits of a script, and written ones
             found += known
         scripts[digits.script] = found

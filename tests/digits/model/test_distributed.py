@@ -4,6 +4,7 @@ The accuracy is then that of one machine, within the noise of seeds and any othe
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -65,7 +66,8 @@ def running(
     commands: list[list[str]], envs: list[dict[str, str]], cwd: Path = ROOT
 ) -> Iterator[list["subprocess.Popen[str]"]]:
     """Start a process in each environment; none is left."""
-    paths = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}:{ROOT}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    places = [ROOT / "src", ROOT / "tests", ROOT / "tests" / "support", ROOT]
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, places)), "TF_CPP_MIN_LOG_LEVEL": "3"}
     processes = [
         subprocess.Popen(
             command,
