@@ -46,7 +46,6 @@ class Labels:
 
     @property
     def count(self) -> int:
-        """How many labels were read."""
         return sum(len(ids) for ids, _ in self.parts)
 
     def columns(self) -> tuple[np.ndarray, np.ndarray]:

@@ -253,7 +253,6 @@ class Scan:
 
     @property
     def count(self) -> int:
-        """How many rows were read."""
         return sum(map(len, self.columns.get("valid", [])))
 
     def column(self, name: str) -> np.ndarray:
