@@ -32,7 +32,7 @@ def show(findings: Iterable[Finding], as_json: bool = False) -> None:
             fix = f"\n         {finding.fix}" if finding.fix and finding.status != "ok" else ""
             print(f"{finding.status:8} {finding.text}{fix}", flush=True)
     if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in shown], indent=2))
+        print(json.dumps(list(map(dataclasses.asdict, shown)), indent=2), flush=True)
     if failed := sum(finding.status == "failed" for finding in shown):
         checks = "1 check" if failed == 1 else f"{failed} checks"
         raise DigitsError(f"{checks} failed. The fix for each is printed above.")
