@@ -3,9 +3,8 @@
 import shutil
 from pathlib import Path
 
-from mlops.deploy.release import CODE
-
 SERVING = Path(__file__).resolve().parents[2] / "src" / "digits" / "serving"
+CODE = ("score.py", "request.py")  # what is uploaded; the rest travels in the model folder
 
 
 def serving_code(target: Path) -> Path:

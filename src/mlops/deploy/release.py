@@ -23,7 +23,6 @@ PACKAGE = Path("data/package")
 MODEL, SMOKE = PACKAGE / "MLmodel", PACKAGE / "smoke.jsonl"
 MANIFEST = PACKAGE / "data" / "model" / "manifest.json"
 LOCK = Path("dvc.lock")
-CODE = ("score.py", "request.py")  # what is uploaded; the rest travels in the model folder
 TAG_LENGTH = 256  # of a value, as Azure allows
 
 
