@@ -38,7 +38,7 @@ from pyarrow import parquet
 from serving import serving_code
 
 from azureml_emulator import inference
-from core.dataset import read_pool
+from core.dataset import read_split
 from core.errors import DigitsError
 from digits.production import scoring as batch_scoring
 
@@ -250,7 +250,7 @@ def main(arguments: list[str]) -> None:
     package = given.package.resolve()
     manifest = json.loads((package / "data/model/manifest.json").read_text("utf-8"))
     classes, size = manifest["classes"], manifest["params"]["image_size"]
-    pool = read_pool(VALIDATION, len(classes), size)[0].images
+    pool = read_split(VALIDATION, len(classes), size)[0].images
     images = pool[:BATCH]
     single = http(json.dumps({"data": images[:1].tolist()}).encode(), "/score")
     batch = http(json.dumps({"data": images.tolist()}).encode(), "/score")

@@ -45,12 +45,12 @@ bench_workers.train(*map(int, numbers))
 
 def train(batch_size: int, steps: int) -> None:
     """Train on random digits; print the seconds of a step and the number of weights."""
-    machines = distributed.Machines() if tf_config.find()[0] > 1 else None
+    machines = distributed.Machines() if tf_config.read()[0] > 1 else None
     values = params.load()
     task = dataclasses.replace(params.task(values), epochs=2)
-    own = params.section(training.Recipe, values, "train")
+    own = params.section(training.TrainConfig, values, "train")
     own = dataclasses.replace(own, batch_size=batch_size, full_epochs=2, nothing_share=0.0)
-    model.make_exact(task.seed)
+    model.make_deterministic(task.seed)
     rng = np.random.default_rng(task.seed)
     images = rng.integers(0, 256, (batch_size * steps, *2 * [task.image_size]), np.uint8)
     classes = rng.integers(0, len(task.classes), len(images)).astype(np.int32)

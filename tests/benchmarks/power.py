@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.realism import read_handwriting
 from core import params
-from core.dataset import Digits, read_pool
+from core.dataset import Digits, read_split
 from core.errors import DigitsError
 from digits.model import network as model
 from digits.monitoring.analysis import Params
@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> None:
     task, own = params.task(values), params.section(Params, values, "monitor")
     reference = Reference.read(REFERENCE)
     size, classes = task.image_size, len(task.classes)
-    sources, validation = (read_pool(path, classes, size) for path in (TEST, VALIDATION))
+    sources, validation = (read_split(path, classes, size) for path in (TEST, VALIDATION))
     real = [read_handwriting(path, size, path.stem, classes) for path in paths]
     fitted = {name: len(summary) for name, summary in reference.scripts.items()}
     held: Counter[str] = Counter()

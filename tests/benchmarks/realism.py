@@ -19,7 +19,7 @@ from core import params
 from core.dataset import Digits
 from core.errors import DigitsError
 from digits.model import network as model
-from digits.model.training import Recipe, fit
+from digits.model.training import TrainConfig, fit
 from digits.runtime.normalise import normalise
 from digits.sources.fonts import FONTS, Fonts, load_glyphs, render
 
@@ -75,9 +75,9 @@ def main(arguments: list[str]) -> None:
     rng = np.random.default_rng([task.seed, zlib.crc32(given.script.encode())])
     training = render(glyphs, PER_CLASS, fonts.hand, size, rng)
     watched = render(glyphs, WATCHED_PER_CLASS, fonts.hand, size, rng)
-    model.make_exact(task.seed)
+    model.make_deterministic(task.seed)
     network = model.build(size, class_count)
     shorter = dataclasses.replace(task, epochs=EPOCHS)
-    fit(network, training, watched, shorter, params.section(Recipe, values, "train"))
+    fit(network, training, watched, shorter, params.section(TrainConfig, values, "train"))
     predicted = model.predict(network, real.images).argmax(axis=1)
     print(report(real.labels, predicted, task.classes))

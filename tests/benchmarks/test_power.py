@@ -80,7 +80,7 @@ def test_the_interval_knows_that_a_pool_is_small(
     ],
 )
 @pytest.mark.slow
-def test_handwriting_that_cannot_be_used_is_told(
+def test_handwriting_that_cannot_be_used_is_reported(
     words: list[str], told: str, reproduced: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(reproduced.root)
@@ -113,7 +113,7 @@ def test_the_table(
     assert "Evidently is not installed" in rows[-1]
 
 
-def test_a_reference_of_another_pool_is_told(
+def test_a_reference_of_another_pool_is_reported(
     reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(power, "REFERENCE", tmp_path / "reference.json")

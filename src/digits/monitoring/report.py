@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from core.files import replacing
+from core.files import atomic_write
 from digits.monitoring.analysis import Analysis, Params, Window, accuracy
 from digits.monitoring.histograms import IMAGE_SIGNALS, SIGNALS
 
@@ -108,7 +108,7 @@ def write_windows(path: Path, windows: list[Window]) -> None:
     """Write one row a window, as `dvc plots` reads it."""
     header = ["window", "time", "requests", "accuracy", "accuracy_low", "accuracy_high"]
     header += ["estimated_accuracy", "strangers", "evidence", "drift", *SIGNALS]
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         for number, window in enumerate(windows):

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.errors import DigitsError
-from core.files import replacing
+from core.files import atomic_write
 
 REQUESTS = pa.schema(
     [
@@ -72,7 +72,7 @@ def read(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 def write(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
     """Write a Parquet file in batches; it is whole or absent."""
-    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+    with atomic_write(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import AwareDatetime, Field
 
 from core import params
-from core.dataset import MNIST, Digits, read_csv, read_pool
+from core.dataset import MNIST, Digits, read_csv, read_split
 from core.errors import DigitsError
 
 ID_BYTES = 8  # of a request's id: two of a million are alike once in 37 million schedules
@@ -166,7 +166,7 @@ def read(
     path: Path, labelled: Path, schedule: Schedule, class_count: int, image_size: int, seed: int
 ) -> "Stream":
     """Return a schedule's requests, drawn from a pool without what lies in folder `labelled`."""
-    pool = Pool(read_pool(path, class_count, image_size), schedule, seed)
+    pool = Pool(read_split(path, class_count, image_size), schedule, seed)
     files = sorted(labelled.rglob("*.csv"))
     left_out = pool.without(read_csv(file, image_size, class_count, MNIST).images for file in files)
     stream = Stream(pool, schedule, seed)

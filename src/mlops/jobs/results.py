@@ -24,7 +24,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from core.errors import DigitsError
-from core.files import replacing
+from core.files import atomic_write
 from mlops import dvc, git
 
 REMOTE = "review"  # main trusts nothing that a job made
@@ -76,7 +76,7 @@ def machine() -> dict[str, Any]:
 def place(files: dict[str, bytes], folder: Path) -> None:
     """Write files, given by their paths, below a folder."""
     for name, content in files.items():
-        with replacing(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_bytes(content)
 
 
@@ -89,7 +89,7 @@ def change_params(settings: list[str]) -> None:
         key, _, value = setting.partition("=")
         *sections, last = key.split(".")
         functools.reduce(operator.getitem, sections, values)[last] = yaml.safe_load(value)
-    with replacing(Path(PARAMS)) as partial:
+    with atomic_write(Path(PARAMS)) as partial:
         editor.dump(values, partial)
 
 

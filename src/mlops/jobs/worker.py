@@ -36,7 +36,7 @@ from mlops.review.snapshot import METRICS
 
 EXPERIMENT = "digits"  # of MLflow, as stage train names it, too
 # MLflow's own 7 tries of 120 s each would hold up a job that is over.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 CONFIG = """[core]
     analytics = false
     remote = {remote}
@@ -53,7 +53,7 @@ def find_run() -> None:
     allows no MLflow that is as new as the locked one. Where no run is given, as by the stand-in,
     one is made.
     """
-    os.environ.update(PATIENCE)
+    os.environ.update(TIMEOUTS)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("azureml://"):
         os.environ["MLFLOW_TRACKING_URI"] = uri.replace("azureml://", "https://", 1)
@@ -96,7 +96,7 @@ def forgiving() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # those of MLflow, SQLAlchemy, requests ...
-        print(f"MLflow did not take the run: {error}", file=sys.stderr)
+        print(f"job: could not log the run to MLflow: {error}", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> None:
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> None:
     write_text(Path(".dvc", "config.local"), config)
     if asked.set:
         results.change_params(asked.set)
-    _, rank = tf_config.find()
+    _, rank = tf_config.read()
     if tracked := rank == 0 and "MLFLOW_TRACKING_URI" in os.environ:
         with forgiving():
             find_run()

@@ -203,7 +203,7 @@ def test_a_reference_comes_back_from_its_file(reference: Reference, tmp_path: Pa
     assert again.model_version == "v1"
 
 
-def test_a_reference_that_is_no_use_is_told(reference: Reference, tmp_path: Path) -> None:
+def test_a_reference_that_is_no_use_is_reported(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "reference.json"
     with pytest.raises(DigitsError, match="not found: no reference to judge by"):
         Reference.read(path)

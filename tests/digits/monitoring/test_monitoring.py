@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from core import params
-from core.dataset import Digits, write_pool
+from core.dataset import Digits, write_split
 from core.errors import DigitsError
 from digits.monitoring import analysis, report
 from digits.monitoring.analysis import Analysis, Params
@@ -128,7 +128,7 @@ def a_story_of_drift(reference: Reference) -> Analysis:
     return analyse(reference, batches(columns), labels(columns, np.arange(0, 10_123, 3)))
 
 
-def test_the_alarm_tells_since_when(story_of_drift: Analysis) -> None:
+def test_the_alarm_states_since_when(story_of_drift: Analysis) -> None:
     assert len(story_of_drift.windows) == 21
     assert story_of_drift.windows[-1].requests == 123
     assert story_of_drift.drift
@@ -348,7 +348,7 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
     assert "it drifted at least from 2026-01-05 00:00 UTC to" in told
 
 
-def test_a_reference_of_another_model_is_told(reference: Reference) -> None:
+def test_a_reference_of_another_model_is_reported(reference: Reference) -> None:
     columns = answered(600, np.random.default_rng(8))
     with pytest.raises(DigitsError, match=r"of model v1, but the newest .* by v2"):
         analyse(reference, batches(columns, "v2"), [])
@@ -391,7 +391,7 @@ def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None
     assert "320 labels of what another model answered" in report.page(found, OWN)
 
 
-def test_other_classes_are_told(reference: Reference) -> None:
+def test_other_classes_are_reported(reference: Reference) -> None:
     with pytest.raises(DigitsError, match="other classes"):
         analysis.analyse(lambda: [], [], reference, OWN, ("a", "b"), 28)
 
@@ -487,7 +487,7 @@ def test_a_million_requests_in_ten_seconds_and_500_megabytes(
     records.write(folder / "labels.parquet", labels(columns, np.arange(9)), records.LABELS)
     images = np.frombuffer(b"".join(columns["image"][:5600]), np.uint8).reshape(-1, 28, 28)
     pool = Digits(images, columns["truth"][:5600].astype(np.uint8), "mnist", False, 10)
-    write_pool(tmp_path / "validation.npz", [pool])
+    write_split(tmp_path / "validation.npz", [pool])
     start = time.monotonic()
     arguments = ["--production", str(folder), "--validation", str(tmp_path / "validation.npz")]
     arguments += ["--out", str(tmp_path / "out")]

@@ -15,7 +15,7 @@ import pytest
 from conftest import Project, environment
 from pyarrow import parquet
 
-from core.dataset import Digits, read_pool, write_csv
+from core.dataset import Digits, read_split, write_csv
 from core.files import sha256
 from digits.model import network as model
 from digits.production.records import LABELS, REQUESTS
@@ -66,7 +66,7 @@ def test_the_answers_are_the_models(reproduced: Project) -> None:
 def test_the_reference_is_the_validation_pool_in_its_order(reproduced: Project) -> None:
     answered = table(reproduced, "reference.parquet")
     assert answered.schema.equals(REQUESTS)
-    parts = read_pool(reproduced.root / "data/prepared/validation.npz", 10, 28)
+    parts = read_split(reproduced.root / "data/prepared/validation.npz", 10, 28)
     np.testing.assert_array_equal(images(answered), np.concatenate([part.images for part in parts]))
     assert set(answered["deployment"].to_pylist()) == {"reference"}
     first = table(reproduced, "requests.parquet")["time"][0].as_py()

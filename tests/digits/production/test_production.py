@@ -193,7 +193,7 @@ def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
     assert np.array_equal(records.images(batch, 28)[:, 0, 0], np.arange(5))
 
 
-def test_files_that_are_no_use_are_told(tmp_path: Path) -> None:
+def test_files_that_are_no_use_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "requests.parquet"
     with pytest.raises(DigitsError, match="not found; run `dvc repro`"):
         list(records.read(path, records.REQUESTS))

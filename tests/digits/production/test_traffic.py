@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, environment, python
 
 from core import params
-from core.dataset import Digits, write_csv, write_pool
+from core.dataset import Digits, write_csv, write_split
 from core.errors import DigitsError
 from digits.production.traffic import HOUR_MS, NEVER, Noise, Pool, Schedule, Stream, read
 
@@ -104,7 +104,7 @@ def test_every_image_is_of_the_pool_and_carries_its_truth() -> None:
         assert known[image.tobytes()] == (label, script)
 
 
-def test_a_script_that_the_pool_lacks_falls_to_mnist_and_is_told() -> None:
+def test_a_script_that_the_pool_lacks_falls_to_mnist_and_is_reported() -> None:
     requests = stream({"share": {"thai": 0.5, "japanese": 0.3}})
     assert requests.notes == ["no digits of thai are kept for production: MNIST's come instead"]
     assert (scripts(requests) == "japanese").mean() == pytest.approx(0.3, abs=0.05)
@@ -153,7 +153,7 @@ def test_labels_come_late_and_for_a_share_of_the_digits() -> None:
 
 def test_what_was_labelled_never_comes_again_whatever_the_scanner_did(tmp_path: Path) -> None:
     plan = schedule({}, {"name": "broken", "noise": BROKEN})
-    write_pool(tmp_path / "pool.npz", POOL)
+    write_split(tmp_path / "pool.npz", POOL)
     before = read(tmp_path / "pool.npz", tmp_path / "labelled", plan, 10, 28, 1)
     assert before.notes == []
     part = before.part(900, 1100)  # some of both phases
@@ -231,7 +231,7 @@ def test_a_million_requests_are_drawn_within_a_gigabyte(tmp_path: Path) -> None:
     assert text.count("requests_an_hour: 100.0") == 4
     text = text.replace("requests_an_hour: 100.0", "requests_an_hour: 2500.0")
     (tmp_path / "params.yaml").write_text(text, "utf-8")
-    write_pool(tmp_path / "pool.npz", [digits("mnist", 5000), *POOL[1:]])
+    write_split(tmp_path / "pool.npz", [digits("mnist", 5000), *POOL[1:]])
     done = subprocess.run(
         python(MILLION, "pool.npz"),
         cwd=tmp_path,
@@ -247,7 +247,7 @@ def test_a_million_requests_are_drawn_within_a_gigabyte(tmp_path: Path) -> None:
     print(f"{megabytes} MB")
 
 
-def test_params_yaml_tells_the_story() -> None:
+def test_params_yaml_states_the_story() -> None:
     plan = params.section(Schedule, params.load(ROOT / "params.yaml"), "simulate")
     requests = Stream(Pool(POOL, plan, 1), plan, 1)
     assert 30_000 <= len(requests) <= 60_000

@@ -13,7 +13,7 @@ from blobs import Blobs
 from conftest import ROOT
 
 from core import params
-from core.dataset import Digits, write_pool
+from core.dataset import Digits, write_split
 from digits.monitoring import report
 from digits.monitoring.analysis import Params
 from digits.monitoring.drift import Reference
@@ -98,7 +98,7 @@ def test_all_three_give_the_same_verdict(
     images = np.frombuffer(b"".join(row["image"] for row in pool), np.uint8)
     labels = np.array([int(row["digit"]) for row in pool], np.uint8)
     digits = Digits(images.reshape(-1, 28, 28), labels, "mnist", False, 10)
-    write_pool(tmp_path / "validation.npz", [digits])
+    write_split(tmp_path / "validation.npz", [digits])
     for name, rows, schema in (
         ("requests", stream, records.REQUESTS),
         ("labels", known, records.LABELS),

@@ -482,7 +482,7 @@ def test_stages_that_need_npm_are_refused(trainable: Trainable) -> None:
 
 
 @pytest.mark.prove
-def test_a_job_that_fails_tells_why_and_leaves_nothing(
+def test_a_job_that_fails_states_why_and_leaves_nothing(
     trainable: Trainable, standin: StandIn
 ) -> None:
     trainable.commit(13)
