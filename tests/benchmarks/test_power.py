@@ -12,7 +12,7 @@ from core.dataset import Digits
 from core.errors import DigitsError
 from digits.monitoring.analysis import Params
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import CLASSES_START, Summary, bins
+from digits.monitoring.histograms import CLASSES_START, Histograms, bins
 
 OWN = params.section(Params, params.load(), "monitor")
 WIDTH = CLASSES_START + 10
@@ -28,9 +28,9 @@ def places(count: int, seed: int, foreign: bool = False) -> np.ndarray:
     return bins(images, rng.integers(0, 10, count), 1 - doubt, distance)
 
 
-def summary(rows: np.ndarray) -> Summary:
+def summary(rows: np.ndarray) -> Histograms:
     """Return the counts of places."""
-    return Summary(np.bincount(rows.ravel(), minlength=WIDTH))
+    return Histograms(np.bincount(rows.ravel(), minlength=WIDTH))
 
 
 @pytest.fixture(scope="module", name="reference")
@@ -48,7 +48,9 @@ def test_a_window_is_judged_as_in_production(
     assert [part.shape for part in drawn] == [(20, 495), (20, 5)]
     raised = power.alarms(known, foreign, drawn, OWN, reference)
     verdicts = [
-        reference.judge(summary(np.concatenate([known[ours], foreign[theirs]])), OWN.alarm).unusual
+        reference.evaluate(
+            summary(np.concatenate([known[ours], foreign[theirs]])), OWN.alarm
+        ).window_alert
         for ours, theirs in zip(*drawn, strict=True)
     ]
     assert raised.tolist() == verdicts

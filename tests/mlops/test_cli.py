@@ -150,12 +150,6 @@ def test_the_version_is_that_of_the_project() -> None:
         (["sweep"], "name what to try: -S"),
         (["sweep", "-S", "epochs=1", "--random", "0"], "0 is not in the range x>=1"),
         (["azure", "check", "--workspace", "moon"], "'moon' is not one of 'azure', 'local'"),
-        (["serve"], "`digits serve` is now `digits local`"),
-        (["params"], "`digits params` is now `digits check`"),
-        (["doctor"], "`digits doctor` is now `digits azure check`"),
-        (["connect", "--run"], "`digits connect` is now `digits azure connect`"),
-        (["disconnect"], "`digits disconnect` is now `digits azure disconnect`"),
-        (["noise"], "`digits noise` is now `make noise`"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

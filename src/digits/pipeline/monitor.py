@@ -19,7 +19,7 @@ from core.files import write_text
 from digits.monitoring import analysis as monitoring
 from digits.monitoring import drift, report
 from digits.monitoring.analysis import Params
-from digits.monitoring.histograms import BinnedRequests, Summary
+from digits.monitoring.histograms import BinnedRequests, Histograms
 from digits.production import records
 
 
@@ -33,20 +33,20 @@ def fit(path: Path, split: list[Digits], classes: tuple[str, ...]) -> drift.Refe
         requests.add(batch)
     rows = requests.rows(None)
     versions = rows.versions
-    if len(versions) != 1 or len(rows.counts) != sum(map(len, split)) or not rows.counts.all():
+    if len(versions) != 1 or len(rows.valid) != sum(map(len, split)) or not rows.valid.all():
         raise DigitsError(
             f"{path}: does not match the validation split. Run `dvc repro -f simulate`."
         )
-    scripts: dict[str, Summary] = {}
+    scripts: dict[str, Histograms] = {}
     start = 0
     for digits in split:
         part = requests.bins()[start : start + len(digits)]
-        found = Summary(np.bincount(part.ravel(), minlength=requests.width))  # part may be empty
+        found = Histograms(np.bincount(part.ravel(), minlength=requests.width))  # part may be empty
         if known := scripts.get(digits.script):  # rendered digits of a script, and written ones
             found += known
         scripts[digits.script] = found
         start += len(digits)
-    enough = {name: found for name, found in scripts.items() if len(found) >= drift.FEWEST}
+    enough = {name: found for name, found in scripts.items() if len(found) >= drift.MIN_DIGITS}
     return drift.Reference.fit(enough, versions[0])
 
 
@@ -72,5 +72,5 @@ def main(arguments: list[str]) -> None:
     reference.write(paths.out / "reference.json")
     report.write_windows(paths.out / "windows.csv", analysis.windows)
     write_text(paths.out / "report.html", report.page(analysis, config))
-    figures = {"production": report.figures(analysis)}
-    write_text(paths.out / "metrics.json", json.dumps(figures, indent=2) + "\n")
+    metrics = {"production": report.summary_metrics(analysis)}
+    write_text(paths.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")

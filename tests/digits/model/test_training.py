@@ -129,7 +129,7 @@ def test_folding_changes_no_probability() -> None:
 
 def test_a_batch_larger_than_the_data_is_reported() -> None:
     images, classes = some_digits(10)
-    with pytest.raises(DigitsError, match="batch_size is 64, but there are only 10 digits"):
+    with pytest.raises(DigitsError, match=r"batch_size: expected at most 10 .*, found 64"):
         fit(model.build(28, 10), (images, classes), (images, classes), TASK, CONFIG)
 
 

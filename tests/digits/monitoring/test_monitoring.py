@@ -17,7 +17,7 @@ from core.errors import DigitsError
 from digits.monitoring import analysis, report
 from digits.monitoring.analysis import Analysis, Params
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import SIGNALS, Summary
+from digits.monitoring.histograms import SIGNALS, Histograms
 from digits.pipeline import monitor
 from digits.production import records
 
@@ -93,7 +93,7 @@ def a_reference() -> Reference:
     columns = answered(4000, np.random.default_rng(0))
     images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
     numbers = columns["digit"].astype(int)
-    counts = Summary.of(images, numbers, columns["confidence"], columns["foreign"], 10)
+    counts = Histograms.of(images, numbers, columns["confidence"], columns["foreign"], 10)
     return Reference.fit({"mnist": counts}, "v1")
 
 
@@ -120,32 +120,32 @@ def analyse(
     return analysis.analyse(lambda: stream, known, reference, OWN, CLASSES, 28, **more)
 
 
-@pytest.fixture(scope="module", name="story_of_drift")
-def a_story_of_drift(reference: Reference) -> Analysis:
+@pytest.fixture(scope="module", name="drift_scenario")
+def build_drift_scenario(reference: Reference) -> Analysis:
     """Ten windows as known, ten with a tenth foreign, a last one that is not full."""
     rng = np.random.default_rng(1)
     columns = joined(answered(5000, rng), answered(5123, rng, foreign=0.1))
     return analyse(reference, batches(columns), labels(columns, np.arange(0, 10_123, 3)))
 
 
-def test_the_alarm_states_since_when(story_of_drift: Analysis) -> None:
-    assert len(story_of_drift.windows) == 21
-    assert story_of_drift.windows[-1].requests == 123
-    assert story_of_drift.drift
-    assert story_of_drift.since_ms == START + 5000 * SECOND
-    figures = report.figures(story_of_drift)
+def test_the_alarm_states_since_when(drift_scenario: Analysis) -> None:
+    assert len(drift_scenario.windows) == 21
+    assert drift_scenario.windows[-1].requests == 123
+    assert drift_scenario.drift
+    assert drift_scenario.since_ms == START + 5000 * SECOND
+    figures = report.summary_metrics(drift_scenario)
     assert (figures["alarms"], figures["false_alarms"]) == (1, 0)
     assert 0 < figures["requests_until_alarm"] <= 1000
-    assert story_of_drift.causes()[0] == "looks"
-    assert story_of_drift.remedy() == "retrain"
-    assert {example.window for example in story_of_drift.examples} <= set(range(10, 21))
-    assert len(story_of_drift.examples) <= OWN.examples
+    assert drift_scenario.contributing_signals()[0] == "looks"
+    assert drift_scenario.action() == "retrain"
+    assert {example.window for example in drift_scenario.examples} <= set(range(10, 21))
+    assert len(drift_scenario.examples) <= OWN.examples
 
 
 def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> None:
     columns = answered(1000, np.random.default_rng(15))
     columns["script"][:] = "devanagari"
-    both = Reference.fit({"mnist": reference.summary, "devanagari": reference.summary}, "v1")
+    both = Reference.fit({"mnist": reference.histograms, "devanagari": reference.histograms}, "v1")
     known = labels(columns, np.arange(1000))
     assert analyse(reference, batches(columns), known).first_foreign_ms == START
     assert analyse(both, batches(columns), known).first_foreign_ms is None
@@ -156,49 +156,49 @@ def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> 
     [("looks", 1e-4, "retrain"), ("width", 0.02, "label"), ("row", 0.02, "mend")],
 )
 def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
-    story_of_drift: Analysis, signal: str, p: float, remedy: str
+    drift_scenario: Analysis, signal: str, p: float, action: str
 ) -> None:
-    window = story_of_drift.windows[-1]
-    calm = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0))
+    window = drift_scenario.windows[-1]
+    calm = dataclasses.replace(window.result, p=dict.fromkeys(SIGNALS, 1.0))
     loud = dataclasses.replace(calm, p=calm.p | {signal: p})
-    windows = [dataclasses.replace(window, verdict=verdict) for verdict in [loud, *[calm] * 12]]
-    episodes = [analysis.Episode(0, 0, None)]
-    found = dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
-    assert found.causes() == [signal]
-    assert found.remedy() == remedy
+    windows = [dataclasses.replace(window, result=verdict) for verdict in [loud, *[calm] * 12]]
+    episodes = [analysis.Alarm(0, 0, None)]
+    found = dataclasses.replace(drift_scenario, windows=windows, alarms=episodes)
+    assert found.contributing_signals() == [signal]
+    assert found.action() == action
     assert "<h2>What to do</h2><p>" in report.page(found, OWN)
 
 
-def told(story_of_drift: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
+def told(drift_scenario: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
     """Return an analysis of alarms, each of windows with these p-values; calm ones between."""
-    window = story_of_drift.windows[-1]
+    window = drift_scenario.windows[-1]
     windows: list[analysis.Window] = []
     episodes = []
     for alarm in alarms:
         start = len(windows)
-        episodes.append(analysis.Episode(start, start, start + len(alarm)))
+        episodes.append(analysis.Alarm(start, start, start + len(alarm)))
         for p in [*alarm, *[dict[str, float]()] * 3]:
-            verdict = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0) | p)
-            windows.append(dataclasses.replace(window, verdict=verdict))
-    return dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
+            verdict = dataclasses.replace(window.result, p=dict.fromkeys(SIGNALS, 1.0) | p)
+            windows.append(dataclasses.replace(window, result=verdict))
+    return dataclasses.replace(drift_scenario, windows=windows, alarms=episodes)
 
 
-def test_a_scanner_that_breaks_in_a_loud_alarm_is_seen_at_once(story_of_drift: Analysis) -> None:
+def test_a_scanner_that_breaks_in_a_loud_alarm_is_seen_at_once(drift_scenario: Analysis) -> None:
     foreign = {"looks": 1e-99, "row": 1e-3}  # foreign digits are drawn a little higher
-    assert told(story_of_drift, [foreign] * 60).remedy() == "retrain"
-    found = told(story_of_drift, [*[foreign] * 60, foreign | {"brightness": 1e-8}])
-    assert found.causes() == ["looks", "brightness"]
-    assert found.remedy() == "mend"
+    assert told(drift_scenario, [foreign] * 60).action() == "retrain"
+    found = told(drift_scenario, [*[foreign] * 60, foreign | {"brightness": 1e-8}])
+    assert found.contributing_signals() == ["looks", "brightness"]
+    assert found.action() == "mend"
 
 
 def test_what_an_earlier_alarm_spoilt_is_not_learnt_with_a_later_one(
-    story_of_drift: Analysis,
+    drift_scenario: Analysis,
 ) -> None:
     foreign, dim = [{"looks": 1e-20}] * 4, [{"looks": 1e-20, "ink": 1e-20}] * 4
-    found = told(story_of_drift, dim, foreign)
-    assert found.causes() == ["looks"]
-    assert found.remedy() == "mend"
-    assert told(story_of_drift, foreign, foreign).remedy() == "retrain"
+    found = told(drift_scenario, dim, foreign)
+    assert found.contributing_signals() == ["looks"]
+    assert found.action() == "mend"
+    assert told(drift_scenario, foreign, foreign).action() == "retrain"
 
 
 def test_a_broken_scanner_is_mended_not_learnt(reference: Reference) -> None:
@@ -207,8 +207,8 @@ def test_a_broken_scanner_is_mended_not_learnt(reference: Reference) -> None:
     for number, image in enumerate(dim["image"]):
         dim["image"][number] = bytes(pixel // 2 for pixel in image)
     found = analyse(reference, batches(joined(answered(2000, rng), dim)), [])
-    assert {"looks", "brightness"} <= set(found.causes())
-    assert found.remedy() == "mend"
+    assert {"looks", "brightness"} <= set(found.contributing_signals())
+    assert found.action() == "mend"
     page = report.page(found, OWN)
     assert "Look at what takes the pictures" in page
     assert "digits retrain" not in page
@@ -225,20 +225,20 @@ def test_lately_is_a_full_window_at_least(
     columns["foreign"][500::500] = 0.999  # the first of each window but one
     columns["confidence"][500::500] = 0.3
     found = analyse(reference, batches(columns) if count else [], [])
-    assert found.lately() == first
+    assert found.recent() == first
     assert sum(window.requests for window in found.windows[first:]) == requests
     if count > 500:
-        assert found.strangers(first) == pytest.approx(0, abs=0.03)
+        assert found.ood_share(first) == pytest.approx(0, abs=0.03)
         said = f"strange digits, in the last {requests} requests</dt><dd>"
         assert re.search(f"{said}[0-2][.][0-9]%", report.page(found, OWN))
 
 
-def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:
+def test_accuracy_is_by_labels_and_estimated_without(drift_scenario: Analysis) -> None:
     for first, truth in ((0, 0.955), (10, 0.91)):
-        found = story_of_drift.accuracy(first)
+        found = drift_scenario.accuracy(first)
         assert found
         assert found[1] < truth < found[2]
-        assert story_of_drift.estimated(first) == pytest.approx(truth, abs=0.02)
+        assert drift_scenario.estimated_accuracy(first) == pytest.approx(truth, abs=0.02)
 
 
 def test_the_order_of_rows_changes_nothing(reference: Reference) -> None:
@@ -248,10 +248,10 @@ def test_the_order_of_rows_changes_nothing(reference: Reference) -> None:
     stream = pa.Table.from_batches(batches(columns))
     shuffled = stream.take(rng.permutation(3000)).to_batches(700)
     one, two = (analyse(reference, rows, known) for rows in (stream.to_batches(), shuffled))
-    assert two.faults["late"] + two.faults["out_of_order"] > 2000
+    assert two.issues["late"] + two.issues["out_of_order"] > 2000
     for left, right in zip(one.windows, two.windows, strict=True):
-        assert (left.summary.counts == right.summary.counts).all()
-        assert (left.verdict, left.right) == (right.verdict, right.right)
+        assert (left.histograms.counts == right.histograms.counts).all()
+        assert (left.result, left.correct) == (right.result, right.correct)
 
 
 def test_doubled_requests_and_labels_count_once(reference: Reference) -> None:
@@ -262,8 +262,8 @@ def test_doubled_requests_and_labels_count_once(reference: Reference) -> None:
     others = list(records.batches(wrong, records.LABELS))
     found = analyse(reference, stream + stream, known + known + others)
     assert [window.requests for window in found.windows] == [500, 500]
-    assert found.faults["doubled"] == 1000
-    assert [found.faults[f"labels_{what}"] for what in ("doubled", "unmatched", "damaged")] == [
+    assert found.issues["doubled"] == 1000
+    assert [found.issues[f"labels_{what}"] for what in ("doubled", "unmatched", "damaged")] == [
         *(100, 1, 1)
     ]
     assert sum(window.labelled for window in found.windows) == 100
@@ -276,7 +276,7 @@ def test_a_label_of_an_id_that_images_share_is_of_none(reference: Reference) -> 
     stream = list(records.batches(rows, records.REQUESTS))
     found = analyse(reference, stream, labels(columns, np.array([0, 2])))
     assert [window.requests for window in found.windows] == [500]
-    assert (found.faults["labels_unmatched"], found.windows[0].labelled) == (1, 1)
+    assert (found.issues["labels_unmatched"], found.windows[0].labelled) == (1, 1)
 
 
 def test_a_gap_is_shown_and_nothing_is_lost(reference: Reference) -> None:
@@ -320,8 +320,8 @@ def test_requests_ahead_of_this_clock_are_judged(reference: Reference) -> None:
     columns = answered(500, np.random.default_rng(17))
     now = int(columns["time"][-1]) - records.SKEW_MS
     found = analyse(reference, batches(columns), [], now_ms=now)
-    assert (found.windows[0].requests, found.faults["clock"], found.gaps) == (500, 0, [])
-    assert analyse(reference, batches(columns), [], now_ms=now - 1).faults["clock"] == 1
+    assert (found.windows[0].requests, found.issues["clock"], found.gaps) == (500, 0, [])
+    assert analyse(reference, batches(columns), [], now_ms=now - 1).issues["clock"] == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -331,7 +331,7 @@ def test_nothing_and_one_request(reference: Reference, count: int) -> None:
     assert len(found.windows) == count
     assert not found.drift
     assert found.since_ms is None
-    assert report.figures(found)["alarms"] == 0
+    assert report.summary_metrics(found)["alarms"] == 0
     assert ("Nothing was asked" in report.page(found, OWN)) == (count == 0)
 
 
@@ -339,11 +339,11 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
     columns = answered(1000, np.random.default_rng(7), foreign=1.0)
     found = analyse(reference, batches(columns), labels(columns, np.arange(1000)))
     assert found.since_ms == START
-    assert found.episodes == [analysis.Episode(0, 0, None)]
+    assert found.alarms == [analysis.Alarm(0, 0, None)]
     assert "Drift at least since 2026-01-05 00:00 UTC" in report.page(found, OWN)
-    over = dataclasses.replace(found, episodes=[analysis.Episode(0, 0, 1)])
-    calm = dataclasses.replace(found.windows[-1].verdict, drift=False)
-    windows = [found.windows[0], dataclasses.replace(found.windows[-1], verdict=calm)]
+    over = dataclasses.replace(found, alarms=[analysis.Alarm(0, 0, 1)])
+    calm = dataclasses.replace(found.windows[-1].result, drift=False)
+    windows = [found.windows[0], dataclasses.replace(found.windows[-1], result=calm)]
     told = report.page(dataclasses.replace(over, windows=windows), OWN)
     assert "it drifted at least from 2026-01-05 00:00 UTC to" in told
 
@@ -356,7 +356,7 @@ def test_a_reference_of_another_model_is_reported(reference: Reference) -> None:
     mixed = [batch for batch in both if batch.num_rows]
     renamed = mixed[0].set_column(1, "request_id", pa.array([f"o{n}" for n in range(600)]))
     found = analyse(reference, [renamed, mixed[1]], [])
-    assert found.faults["other_version"] == 600
+    assert found.issues["other_version"] == 600
     assert found.windows[0].requests == 500
 
 
@@ -385,8 +385,8 @@ def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None
         *records.batches([stray], records.LABELS),
     ]
     found = analyse(reference, two_models("v0", "v1"), known)
-    assert found.faults["labels_other_version"] == 320
-    assert found.faults["labels_unmatched"] == 1
+    assert found.issues["labels_other_version"] == 320
+    assert found.issues["labels_unmatched"] == 1
     assert sum(window.labelled for window in found.windows) == 130
     assert "320 labels of what another model answered" in report.page(found, OWN)
 
@@ -416,8 +416,8 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_report_is_whole_and_fetches_nothing(story_of_drift: Analysis) -> None:
-    page = report.page(story_of_drift, OWN)
+def test_the_report_is_whole_and_fetches_nothing(drift_scenario: Analysis) -> None:
+    page = report.page(drift_scenario, OWN)
     tags = Tags()
     tags.feed(page)
     assert not tags.open
@@ -427,15 +427,15 @@ def test_the_report_is_whole_and_fetches_nothing(story_of_drift: Analysis) -> No
     for heading in ("What caused it", "What to do", "Digits that caused it", "All windows"):
         assert heading in page
     assert "digits retrain" in page
-    assert page == report.page(story_of_drift, OWN)
+    assert page == report.page(drift_scenario, OWN)
     assert "Drift since 2026-01-05 01:23 UTC" in page
 
 
-def test_the_last_of_many_windows_and_gaps_are_named_so(story_of_drift: Analysis) -> None:
-    page = report.page(story_of_drift, OWN)
+def test_the_last_of_many_windows_and_gaps_are_named_so(drift_scenario: Analysis) -> None:
+    page = report.page(drift_scenario, OWN)
     assert page.count("<tr><td>") == 21
     gaps = [(START + n * SECOND, START + n * SECOND) for n in range(0, 6000, 60)]
-    many = dataclasses.replace(story_of_drift, windows=story_of_drift.windows * 50, gaps=gaps)
+    many = dataclasses.replace(drift_scenario, windows=drift_scenario.windows * 50, gaps=gaps)
     page = report.page(many, OWN)
     assert "The last 1,000 of 1,050 windows" in page
     assert page.count("<tr><td>") == 1000
@@ -452,9 +452,9 @@ def test_names_in_the_report_are_escaped(reference: Reference) -> None:
     assert "&lt;b&gt;&amp;" in page
 
 
-def test_windows_csv_has_a_row_a_window(story_of_drift: Analysis, tmp_path: Path) -> None:
+def test_windows_csv_has_a_row_a_window(drift_scenario: Analysis, tmp_path: Path) -> None:
     path = tmp_path / "windows.csv"
-    report.write_windows(path, story_of_drift.windows)
+    report.write_windows(path, drift_scenario.windows)
     head, *rows = path.read_text().splitlines()
     assert len(rows) == 21
     assert {row.count(",") for row in rows} == {head.count(",")}

@@ -86,7 +86,7 @@ def test_train_and_production_never_share_a_digit() -> None:
         "production": 40,
     }
     assert not images["train"] & images["production"]
-    with pytest.raises(DigitsError, match="asks for 11 digits of class 0 for train and production"):
+    with pytest.raises(DigitsError, match="needs 11 digits of class 0 for train and production"):
         select_parts(train, test, PerClass(train=6, test=2, production=5), seed=1)
 
 

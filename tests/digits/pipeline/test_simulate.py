@@ -142,11 +142,11 @@ def damage(pool: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (damage, "is damaged"),
-        (Path.unlink, "not found; run `dvc repro` first"),
+        (damage, "is corrupted"),
+        (Path.unlink, "not found. Run `dvc repro` first"),
     ],
 )
-def test_a_bad_pool_is_named(
+def test_an_invalid_split_is_reported(
     harm: Callable[[Path], None], told: str, reproduced: Project, tmp_path: Path
 ) -> None:
     pool = tmp_path / "production.npz"

@@ -115,9 +115,11 @@ def test_a_broken_scanner_dims_moves_and_thins() -> None:
     plan = schedule({"noise": {"brightness": [0.5, 0.5], "shift_pixels": 0, "thinned_share": 0.0}})
     dim, every = plan.phases[0].noise, np.arange(300)
     pool = Pool(POOL, plan, 1)
-    np.testing.assert_array_equal(pool.look(every, dim), np.rint(POOL[0].images * np.float32(0.5)))
+    np.testing.assert_array_equal(
+        pool.images_at(every, dim), np.rint(POOL[0].images * np.float32(0.5))
+    )
 
-    moved = pool.look(every, Noise((1.0, 1.0), 3, 0.0))
+    moved = pool.images_at(every, Noise((1.0, 1.0), 3, 0.0))
     places = set()
     for image, original in zip(moved, POOL[0].images, strict=True):
         padded = np.pad(original, 3)
@@ -128,7 +130,7 @@ def test_a_broken_scanner_dims_moves_and_thins() -> None:
     strokes = np.zeros((1, 28, 28), np.uint8)
     strokes[0, 5:8, 5:20] = 255
     one = Pool([Digits(strokes, np.zeros(1, np.uint8), "mnist", False, 10)], plan, 1)
-    thinned = one.look(np.arange(1), Noise((1.0, 1.0), 0, 1.0))
+    thinned = one.images_at(np.arange(1), Noise((1.0, 1.0), 0, 1.0))
     assert thinned.sum() == 2 * 14 * 255
     np.testing.assert_array_equal(one.images, strokes)  # the pool itself stays as it was
 
@@ -247,7 +249,7 @@ def test_a_million_requests_are_drawn_within_a_gigabyte(tmp_path: Path) -> None:
     print(f"{megabytes} MB")
 
 
-def test_params_yaml_states_the_story() -> None:
+def test_the_schedule_of_params_yaml() -> None:
     plan = params.section(Schedule, params.load(ROOT / "params.yaml"), "simulate")
     requests = Stream(Pool(POOL, plan, 1), plan, 1)
     assert 30_000 <= len(requests) <= 60_000

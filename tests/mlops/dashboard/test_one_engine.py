@@ -24,7 +24,7 @@ with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from mlops.cli import call
     from mlops.dashboard import watch as module
-    from mlops.dashboard.watch import Watch
+    from mlops.dashboard.watch import LiveState
     from mlops.production import monitor
 
 START = datetime.datetime(2026, 1, 5, 9, 30, tzinfo=datetime.UTC)
@@ -115,9 +115,9 @@ def test_all_three_give_the_same_verdict(
     assert by_stage[0]["drift"] == "0"
 
     # The live page, as the rows come.
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     blobs = Blobs()
-    seen = Watch(tmp_path)
+    seen = LiveState(tmp_path)
     at_once, clock = -(-len(stream) // looks), START
     for start in range(0, len(stream), at_once):
         for row in stream[start : start + at_once]:

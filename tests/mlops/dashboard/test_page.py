@@ -32,7 +32,7 @@ with warnings.catch_warnings():  # the SDK's own
     from mlops.dashboard import page
 from azureml_emulator import web
 from azureml_emulator.router import Endpoint, Router
-from mlops.dashboard.watch import Watch
+from mlops.dashboard.watch import LiveState
 
 pytestmark = pytest.mark.slow
 
@@ -288,7 +288,7 @@ def raw(port: int, *parts: bytes) -> bytes:
 def test_slow_and_malformed_requests_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "IDLE_SECONDS", 0.2)
     monkeypatch.setattr(web, "READ_SECONDS", 0.2)
-    watch = Watch(tmp_path)
+    watch = LiveState(tmp_path)
     servers = Servers()
     router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints["one"] = Endpoint(["key"])
@@ -339,7 +339,7 @@ def test_a_full_disk_stops_no_scoring(
 def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
     browser: Browser, tmp_path: Path
 ) -> None:
-    watch = Watch(tmp_path)
+    watch = LiveState(tmp_path)
     servers = Servers()
     router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints |= {"one": Endpoint(["key"]), "two": Endpoint(["key"])}
@@ -370,7 +370,7 @@ def test_the_real_model(
     url = f"{home.address['blobs']}/devstoreaccount1"
     with BlobServiceClient(url, credential=KEY) as service:
         container = service.get_container_client(CONTAINER)
-        watch = Watch(reproduced.root)
+        watch = LiveState(reproduced.root)
         servers = Servers()
         collector = Collector(container, on_lost=watch.lose)
         router = Router(servers, 0, collector.take, watch.request)
