@@ -152,10 +152,10 @@ def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> 
 
 
 @pytest.mark.parametrize(
-    ("signal", "p", "remedy"),
+    ("signal", "p", "action"),
     [("looks", 1e-4, "retrain"), ("width", 0.02, "label"), ("row", 0.02, "mend")],
 )
-def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
+def test_a_weak_alarm_has_a_signal_and_an_action(
     drift_scenario: Analysis, signal: str, p: float, action: str
 ) -> None:
     window = drift_scenario.windows[-1]
@@ -201,7 +201,7 @@ def test_what_an_earlier_alarm_spoilt_is_not_learnt_with_a_later_one(
     assert told(drift_scenario, foreign, foreign).action() == "retrain"
 
 
-def test_a_broken_scanner_is_mended_not_learnt(reference: Reference) -> None:
+def test_a_broken_scanner_is_fixed_and_not_trained_on(reference: Reference) -> None:
     rng = np.random.default_rng(16)
     dim = answered(2000, rng, foreign=0.5)  # spoilt digits look strange, too
     for number, image in enumerate(dim["image"]):
@@ -350,7 +350,7 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
 
 def test_a_reference_of_another_model_is_reported(reference: Reference) -> None:
     columns = answered(600, np.random.default_rng(8))
-    with pytest.raises(DigitsError, match=r"of model v1, but the newest .* by v2"):
+    with pytest.raises(DigitsError, match=r"answers of model v1 .*, found v2"):
         analyse(reference, batches(columns, "v2"), [])
     both = batches(columns, "v2")[:1] + batches(columns)[:1]
     mixed = [batch for batch in both if batch.num_rows]
@@ -372,7 +372,7 @@ def two_models(first: str, second: str) -> list[pa.RecordBatch]:
 
 def test_a_model_that_went_live_again_is_not_passed_over(reference: Reference) -> None:
     rolled_back = two_models("v1", "v2")[::-1]  # its order is that of the times
-    with pytest.raises(DigitsError, match="the newest requests were answered by v2"):
+    with pytest.raises(DigitsError, match=r"the newest requests: .*, found v2"):
         analyse(reference, rolled_back, [])
     assert analyse(reference, two_models("v2", "v1"), []).windows[0].requests == 260
 
@@ -392,7 +392,7 @@ def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None
 
 
 def test_other_classes_are_reported(reference: Reference) -> None:
-    with pytest.raises(DigitsError, match="other classes"):
+    with pytest.raises(DigitsError, match=r"expected [0-9]+ classes"):
         analysis.analyse(lambda: [], [], reference, OWN, ("a", "b"), 28)
 
 

@@ -91,7 +91,7 @@ def test_labelled_digits_do_not_come_again(project: Project, tmp_path: Path) -> 
     known = images(answered)[-50:]  # as the broken scanner made them
     labels = np.zeros(len(known), np.uint8)
     write_csv(project.root / "data/labelled/mnist_1.csv", Digits(known, labels, "mnist", False, 10))
-    assert "are in data/labelled and do not come again" in simulate(project, tmp_path)
+    assert "are in data/labelled and are not drawn again" in simulate(project, tmp_path)
     again = images(parquet.read_table(tmp_path / "requests.parquet"))
     seen = {image.tobytes() for image in known}
     assert not any(image.tobytes() in seen for image in again)

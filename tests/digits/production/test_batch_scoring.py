@@ -111,7 +111,9 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
         scored([tmp_path / "gap.parquet"], out, model)
     with pytest.raises(DigitsError, match="two files"):
         scored([whole, tmp_path / "x" / "whole.parquet"], out, model)
-    with pytest.raises(DigitsError, match="--script klingon: the model knows mnist"):
+    with pytest.raises(
+        DigitsError, match="--script klingon: expected a script of the model: mnist"
+    ):
         scored([whole], out, model, "klingon")
     with pytest.raises(DigitsError, match="dvc"):
         scored([whole], out, tmp_path / "nowhere")
@@ -161,7 +163,7 @@ def test_a_disk_that_fails_takes_nothing_of_what_is_done(tmp_path: Path) -> None
         with (
             ThreadPoolExecutor(1) as pool,
             patch.object(batch, "parts", side_effect=error),
-            pytest.raises(DigitsError, match="run again: it goes on"),
+            pytest.raises(DigitsError, match="Run again to continue"),
         ):
             list(scoring._score(pool, path, folder, wanted, 28))
         assert batch.place(folder, 1).exists()

@@ -195,11 +195,11 @@ def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
 
 def test_files_that_are_no_use_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "requests.parquet"
-    with pytest.raises(DigitsError, match="not found; run `dvc repro`"):
+    with pytest.raises(DigitsError, match=r"not found\. Run `dvc repro`"):
         list(records.read(path, records.REQUESTS))
     path.write_bytes(b"no parquet")
-    with pytest.raises(DigitsError, match="is damaged"):
+    with pytest.raises(DigitsError, match="is corrupted"):
         list(records.read(path, records.REQUESTS))
     records.write(path, records.batches([], records.LABELS), records.LABELS)
-    with pytest.raises(DigitsError, match="its columns are not time, request_id"):
+    with pytest.raises(DigitsError, match="expected the columns time, request_id"):
         list(records.read(path, records.REQUESTS))

@@ -106,7 +106,9 @@ def test_every_image_is_of_the_pool_and_carries_its_truth() -> None:
 
 def test_a_script_that_the_pool_lacks_falls_to_mnist_and_is_reported() -> None:
     requests = stream({"share": {"thai": 0.5, "japanese": 0.3}})
-    assert requests.notes == ["no digits of thai are kept for production: MNIST's come instead"]
+    assert requests.notes == [
+        "no digits of thai are in the split production: MNIST's are sent instead"
+    ]
     assert (scripts(requests) == "japanese").mean() == pytest.approx(0.3, abs=0.05)
     assert (scripts(requests) == "mnist").mean() == pytest.approx(0.7, abs=0.05)
 
@@ -175,7 +177,7 @@ def test_what_was_labelled_never_comes_again_whatever_the_scanner_did(tmp_path: 
 
 def test_a_pool_without_mnist_says_what_to_do() -> None:
     plan = schedule({})
-    with pytest.raises(DigitsError, match=r"raise prepare\.production_count"):
+    with pytest.raises(DigitsError, match=r"Increase prepare\.production_count"):
         Stream(Pool([POOL[0][:0], POOL[1]], plan, 1), plan, 1)
 
 
@@ -183,9 +185,9 @@ def test_a_pool_without_mnist_says_what_to_do() -> None:
     ("phases", "values", "told"),
     [
         ([{"share": {"devanagari": 1.2}}], {}, "phases.0.share.devanagari"),
-        ([{"share": {"devanagari": [0.1, 0.7], "thai": [0.0, 0.4]}}], {}, "come to more than 1"),
+        ([{"share": {"devanagari": [0.1, 0.7], "thai": [0.0, 0.4]}}], {}, "sum to more than 1"),
         ([{"hours": 0.0}], {}, "phases.0.hours is 0.0"),
-        ([{}, {}], {}, "phases must differ in name; twice: quiet"),
+        ([{}, {}], {}, "names of phases must be unique; found twice: quiet"),
         ([{"noise": BROKEN | {"brightness": [0.7, 0.3]}}], {}, "must not be above"),
         ([{"noise": BROKEN | {"shift_pixels": 2.5}}], {}, "shift_pixels"),
         ([{"rate": 1.0}], {}, "simulate.phases.0.rate"),
@@ -204,7 +206,7 @@ def test_a_schedule_that_cannot_be(
 
 
 def test_an_unknown_phase_is_named_with_those_that_there_are() -> None:
-    with pytest.raises(DigitsError, match=r"loud: no such phase; params\.yaml has quiet"):
+    with pytest.raises(DigitsError, match=r"loud: no such phase\. params\.yaml has quiet"):
         stream({}).first("loud")
 
 

@@ -101,7 +101,7 @@ def test_a_run_is_written_to_the_workspace(
     tracking: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     in_job(monkeypatch, tracking.port)
-    with worker.forgiving():
+    with worker.log_mlflow_errors():
         worker.find_run()
         worker.log_run({"mnist.accuracy": 0.997}, LOCK)
     assert capsys.readouterr().err == ""
@@ -183,7 +183,7 @@ def test_a_workspace_that_takes_no_run_stops_no_job(
 ) -> None:
     in_job(monkeypatch, tracking.port)
     tracking.status = 403
-    with worker.forgiving():
+    with worker.log_mlflow_errors():
         worker.find_run()
         worker.log_run({"mnist.accuracy": 0.997}, "")
     assert "could not log the run to MLflow:" in capsys.readouterr().err
