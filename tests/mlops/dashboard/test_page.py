@@ -66,14 +66,14 @@ def test_a_digit_is_drawn_and_read(
     expect(page.locator("#digit")).to_have_text("?")
     stroke(page, (140, 40), (140, 240))
     answer = page.locator("#answer")
-    expect(answer).to_contain_text("95.0 % sure. It looks like the digits that the model knows.")
+    expect(answer).to_contain_text("Confidence 95.0 %. In distribution.")
     expect(page.locator("#digit")).to_have_text("1")
     expect(page.get_by_role("row", name="1 95.0 %")).to_be_visible()
-    foreign = page.get_by_role("meter", name="How foreign it looks")
+    foreign = page.get_by_role("meter", name="Out-of-distribution score")
     expect(foreign).to_have_attribute("aria-valuenow", "0.1")
     place = live.serving(home)
     assert place["key"] not in page.content()
-    page.get_by_label("Written in").select_option("mnist")
+    page.get_by_label("Script", exact=True).select_option("mnist")
     expect(page.locator("#by")).to_contain_text("It does not know this script")
 
 
@@ -92,7 +92,7 @@ def test_a_picture_is_uploaded(live: Deployable, open_page: Callable[..., Page])
     expect(page.locator("#digit")).to_have_text("1")
     for again in (
         page.get_by_role("button", name="Read it").click,
-        lambda: page.get_by_label("Written in").select_option("mnist"),
+        lambda: page.get_by_label("Script", exact=True).select_option("mnist"),
     ):
         with page.expect_request("**/score?*") as asked:
             again()
@@ -195,7 +195,7 @@ def test_the_split_between_deployments(
     set_traffic(home, live, dict.fromkeys(names, 50))
     table = page.locator("#deployments")
     for one in names:
-        expect(table.get_by_role("row", name=one)).to_contain_text("50 % set")
+        expect(table.get_by_role("row", name=one)).to_contain_text("weight 50 %")
     before = dict.fromkeys(names, 0)
     send(home, live, known_images(2000, seed=3))
     for one in before:
@@ -221,7 +221,7 @@ def test_an_endpoint_without_traffic_says_so(
     before = set_traffic(home, live, {})
     page = open_page()
     expect(page.locator("#health")).to_have_text("no deployment")
-    expect(page.locator("#notices")).to_contain_text("It is starting, or paused")
+    expect(page.locator("#notices")).to_contain_text("It is starting or paused")
     expect(page.locator("#drift")).to_have_text("unknown")
     stroke(page, *ROUND)
     expect(page.locator("#sentence")).to_contain_text("404: No valid deployments to route to")
