@@ -42,7 +42,7 @@ def a_reference() -> Reference:
 def test_a_window_is_judged_as_in_production(
     reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(power, "AT_ONCE", 7)  # in several parts
+    monkeypatch.setattr(power, "WINDOWS_PER_BATCH", 7)  # in several parts
     known, foreign = places(2000, 1), places(300, 2, foreign=True)
     drawn = power.draw(2000, 300, OWN.window, 0.01, 20, np.random.default_rng(3))
     assert [part.shape for part in drawn] == [(20, 495), (20, 5)]
@@ -121,7 +121,7 @@ def test_a_reference_of_another_pool_is_reported(
     monkeypatch.setattr(power, "REFERENCE", tmp_path / "reference.json")
     reference.write(tmp_path / "reference.json")
     few = Digits(np.zeros((20, 28, 28), np.uint8), np.zeros(20, np.uint8), "mnist", False, 10)
-    monkeypatch.setattr(power, "read_pool", lambda *_: [few])
+    monkeypatch.setattr(power, "read_split", lambda *_: [few])
     with pytest.raises(DigitsError, match="another validation pool"):
         power.main([])
 
@@ -135,6 +135,6 @@ def test_a_script_in_two_parts_is_one(
     images, labels = np.zeros((4000, 28, 28), np.uint8), np.zeros(4000, np.uint8)
     parts = [Digits(images[:5], labels[:5], "mnist", True, 10)]
     parts.append(Digits(images[5:], labels[5:], "mnist", False, 10))
-    monkeypatch.setattr(power, "read_pool", lambda *_: parts)
+    monkeypatch.setattr(power, "read_split", lambda *_: parts)
     with pytest.raises(DigitsError, match=r"absent\.keras"):
         power.main([])

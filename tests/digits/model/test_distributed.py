@@ -28,7 +28,7 @@ from core import errors, params, tf_config
 from digits.model import distributed, network as model, training
 from conftest import mnist_part
 machines = distributed.Machines() if tf_config.read()[0] > 1 else None
-model.make_exact(1)
+model.make_deterministic(1)
 values = params.load()
 task = dataclasses.replace(params.task(values), epochs=int(sys.argv[1]))
 own = params.section(training.TrainConfig, values, "train")

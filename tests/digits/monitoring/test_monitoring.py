@@ -370,7 +370,7 @@ def two_models(first: str, second: str) -> list[pa.RecordBatch]:
     ).to_batches(700)
 
 
-def test_a_model_that_went_live_again_is_not_passed_over(reference: Reference) -> None:
+def test_a_model_that_went_live_again_is_unexpected(reference: Reference) -> None:
     rolled_back = two_models("v1", "v2")[::-1]  # its order is that of the times
     with pytest.raises(DigitsError, match=r"the newest requests: .*, found v2"):
         analyse(reference, rolled_back, [])

@@ -146,7 +146,7 @@ def test_a_part_that_is_damaged_or_gone_is_done_again(tmp_path: Path, left: byte
     if left:
         batch.place(folder, 0).write_bytes(left)
     (folder / batch.SUCCESS).write_text("1")
-    with ThreadPoolExecutor(1) as pool, patch.object(scoring, "work", lambda *_: 10):
+    with ThreadPoolExecutor(1) as pool, patch.object(scoring, "score_part", lambda *_: 10):
         wanted = batch.origin(path, "5ee", None)
         said = list(scoring._score(pool, path, folder, wanted, 28))
     assert said == [(10, True)]

@@ -90,7 +90,7 @@ def test_a_blob_that_grows_while_it_is_read_is_read(
         blob.append_block(line(99))
         return parse(content)
 
-    monkeypatch.setattr(records, "collected", slow)
+    monkeypatch.setattr(records, "parse_requests", slow)
     assert ids(store, "grows") == [str(number) for number in range(20)]
 
 

@@ -165,7 +165,7 @@ def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
         site.ask(f"new{number}", {"model_version": "another"})
     state = site.state()
     assert (state["windows"], state["monitoring"]) == ([], None)
-    assert f"the reference is of model {VERSION}" in state["reason"]
+    assert f"expected answers of model {VERSION}" in state["reason"]
     assert "by another" in state["reason"]
 
 
@@ -229,7 +229,7 @@ def test_windows_that_stayed_are_not_judged_again(
         judged.append(len(windows))
         return verdicts(self, windows, *rest)
 
-    monkeypatch.setattr(Reference, "verdicts", counted)
+    monkeypatch.setattr(Reference, "evaluate_windows", counted)
     for number in range(1600):
         site.ask(str(number), {"digit": str(number % 10)})
         if number in (1099, 1100):
