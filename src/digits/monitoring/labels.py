@@ -74,15 +74,15 @@ class Labels:
         order = counted[np.argsort(rows.identity[counted])]
         asked = rows.identity[order]
         first, last = (np.searchsorted(asked, ids, side) for side in ("left", "right"))
-        damaged = (known < 0).any(axis=1)
-        other_model = ~damaged & (first == last) & np.isin(ids, rows.identity[rows.other_model])
-        matched = np.flatnonzero(~damaged & ~other_model & (last - first == 1))
+        corrupted = (known < 0).any(axis=1)
+        other_model = ~corrupted & (first == last) & np.isin(ids, rows.identity[rows.other_model])
+        matched = np.flatnonzero(~corrupted & ~other_model & (last - first == 1))
         row = order[first[matched]]
-        again = pd.Series(row).duplicated().to_numpy()
+        repeated = pd.Series(row).duplicated().to_numpy()
         joined = np.full((len(rows.time), 2), -1, np.int16)
-        joined[row[~again]] = known[matched[~again]]
-        found = (damaged.sum(), again.sum(), other_model.sum())
-        unmatched = len(ids) - len(matched) - damaged.sum() - other_model.sum()
+        joined[row[~repeated]] = known[matched[~repeated]]
+        found = (corrupted.sum(), repeated.sum(), other_model.sum())
+        unmatched = len(ids) - len(matched) - corrupted.sum() - other_model.sum()
         issues = dict(zip(ISSUES, map(int, (*found, unmatched)), strict=True))
         return Joined(joined[:, 0], joined[:, 1], list(self.scripts), issues)
 

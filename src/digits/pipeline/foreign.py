@@ -87,7 +87,7 @@ def select_parts(train: Digits, test: Digits, per_class: PerClass, seed: int) ->
     Raises DigitsError when a class has too few digits.
     """
     rng = np.random.default_rng(seed)
-    kept: dict[str, list[np.ndarray]] = {"train": [], "test": [], "production": []}
+    selected: dict[str, list[np.ndarray]] = {"train": [], "test": [], "production": []}
     for label in range(train.class_count):
         for digits, parts in ((train, ("train", "production")), (test, ("test",))):
             shuffled = rng.permutation(np.flatnonzero(digits.labels == label))
@@ -100,11 +100,11 @@ def select_parts(train: Digits, test: Digits, per_class: PerClass, seed: int) ->
                 )
             for part in parts:
                 count = getattr(per_class, part)
-                kept[part].append(shuffled[:count])
+                selected[part].append(shuffled[:count])
                 shuffled = shuffled[count:]
     return {
         part: (test if part == "test" else train)[np.sort(np.concatenate(index))]
-        for part, index in kept.items()
+        for part, index in selected.items()
     }
 
 

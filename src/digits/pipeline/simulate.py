@@ -104,8 +104,8 @@ def main(arguments: list[str]) -> None:
         def writer(name: str, schema: pa.Schema) -> parquet.ParquetWriter:
             partial = stack.enter_context(atomic_write(paths.out / name))
             repeating = ["deployment", "model_version", "digit", "label", "script"]
-            kept = [column for column in repeating if column in schema.names]
-            options = {"compression": "zstd", "use_dictionary": kept, "store_schema": False}
+            columns = [column for column in repeating if column in schema.names]
+            options = {"compression": "zstd", "use_dictionary": columns, "store_schema": False}
             return stack.enter_context(parquet.ParquetWriter(partial, schema, **options))
 
         progress = stack.enter_context(

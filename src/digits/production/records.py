@@ -139,12 +139,12 @@ def parse_label(line: bytes) -> list[dict[str, Any]]:
 def merge(
     blobs: Iterable[Iterator[tuple[str, bytes]]],
     parse: Callable[[bytes], list[dict[str, Any]]],
-    damaged: list[str],
+    errors: list[str],
 ) -> Iterator[dict[str, Any]]:
     """Merge the lines (place, content) of several blobs, and yield their rows by time.
 
     `parse` is `parse_requests` or `parse_label`. The place and error of each line that it cannot
-    parse is appended to `damaged`.
+    parse is appended to `errors`.
     """
 
     def parsed(lines: Iterator[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
@@ -152,7 +152,7 @@ def merge(
             try:
                 yield from parse(line)
             except ValueError as error:
-                damaged.append(f"{place}: {error}"[:300])
+                errors.append(f"{place}: {error}"[:300])
 
     return heapq.merge(*map(parsed, blobs), key=lambda row: row["time"])
 

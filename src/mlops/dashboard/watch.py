@@ -249,17 +249,17 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
 
 def window_state(window: Window) -> Json:
     """Return a window for the page."""
-    verdict = window.result
+    result = window.result
     return {
         "ended": window.last_ms / 1000,
         "requests": window.requests,
         "labelled": window.labelled,
         "accuracy": wilson(window.correct, window.labelled) if window.labelled else None,
-        "estimated": verdict.accuracy,
-        "strangers": verdict.ood_share,
-        "evidence": verdict.evidence,
-        "drift": verdict.drift,
-        "cause": min(verdict.p, key=lambda signal: verdict.p[signal]),
+        "estimated": result.accuracy,
+        "strangers": result.ood_share,
+        "evidence": result.evidence,
+        "drift": result.drift,
+        "cause": min(result.p, key=lambda signal: result.p[signal]),
     }
 
 
