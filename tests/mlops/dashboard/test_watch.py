@@ -166,7 +166,7 @@ def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
     state = site.state()
     assert (state["windows"], state["monitoring"]) == ([], None)
     assert f"expected answers of model {VERSION}" in state["reason"]
-    assert "by another" in state["reason"]
+    assert "found another" in state["reason"]
 
 
 def test_settings_that_cannot_be_read_do_not_end_an_alarm(site: Site) -> None:
