@@ -78,9 +78,9 @@ def step(cores: list[str], batch_size: int, steps: int) -> tuple[float, int]:
             subprocess.Popen(command, env=env, encoding="utf-8", stdout=pipe, stderr=pipe)
         )
     said = [process.communicate() for process in processes]
-    for process, (_, told) in zip(processes, said, strict=True):
+    for process, (_, error) in zip(processes, said, strict=True):
         if process.returncode:
-            raise DigitsError(f"a training ended with {process.returncode}: {told.strip()[-300:]}")
+            raise DigitsError(f"a training ended with {process.returncode}: {error.strip()[-300:]}")
     seconds, weights = zip(*(json.loads(output) for output, _ in said), strict=True)
     return max(seconds), weights[0]
 

@@ -23,9 +23,9 @@ def places(count: int, seed: int, foreign: bool = False) -> np.ndarray:
     rng = np.random.default_rng(seed)
     images = np.zeros((count, 28, 28), np.uint8)
     images[:, 10:18, 10:18] = 255
-    doubt = rng.beta(2, 5, count) if foreign else rng.beta(0.3, 60, count)
-    distance = rng.beta(6, 3, count) if foreign else rng.beta(2, 20, count)
-    return bins(images, rng.integers(0, 10, count), 1 - doubt, distance)
+    uncertainty = rng.beta(2, 5, count) if foreign else rng.beta(0.3, 60, count)
+    scores = rng.beta(6, 3, count) if foreign else rng.beta(2, 20, count)
+    return bins(images, rng.integers(0, 10, count), 1 - uncertainty, scores)
 
 
 def summary(rows: np.ndarray) -> Histograms:
@@ -75,7 +75,7 @@ def test_the_interval_knows_that_a_pool_is_small(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["absent.npz"], "absent.npz: not found"),
         (["params.yaml"], "params.yaml: cannot be used"),
@@ -83,10 +83,10 @@ def test_the_interval_knows_that_a_pool_is_small(
 )
 @pytest.mark.slow
 def test_handwriting_that_cannot_be_used_is_reported(
-    words: list[str], told: str, reproduced: Project, monkeypatch: pytest.MonkeyPatch
+    words: list[str], message: str, reproduced: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(reproduced.root)
-    with pytest.raises(DigitsError, match=told):
+    with pytest.raises(DigitsError, match=message):
         power.main(words)
 
 

@@ -45,7 +45,7 @@ print(hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest())
 """
 
 
-ILLEGAL = -4  # SIGILL, as subprocess tells it
+ILLEGAL = -4  # SIGILL, as subprocess reports it
 
 
 @pytest.mark.prove

@@ -140,9 +140,9 @@ def test_a_machine_that_is_lost_is_reported() -> None:
         assert stays.stdout.readline() == "epoch\n"
         goes.kill()
         end = time.monotonic() + 300
-        _, told = stays.communicate(timeout=end - time.monotonic())
+        _, output = stays.communicate(timeout=end - time.monotonic())
         assert stays.returncode == 1
-        assert "another machine was lost" in told
+        assert "another machine was lost" in output
 
 
 @pytest.mark.prove

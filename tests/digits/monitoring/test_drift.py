@@ -19,14 +19,14 @@ WIDTH = CLASSES_START + 10
 
 def requests(count: int, rng: np.random.Generator, foreign: float = 0.0) -> np.ndarray:
     """Return places (count, 8) of requests like MNIST's, a share of them foreign."""
-    strange = rng.random(count) < foreign
-    doubt = np.where(strange, rng.beta(2, 5, count), rng.beta(0.3, 60, count))
-    distance = np.where(strange, rng.beta(6, 3, count), rng.beta(2, 20, count))
+    is_ood = rng.random(count) < foreign
+    uncertainty = np.where(is_ood, rng.beta(2, 5, count), rng.beta(0.3, 60, count))
+    distance = np.where(is_ood, rng.beta(6, 3, count), rng.beta(2, 20, count))
     images = np.zeros((count, 28, 28), np.uint8)
     images[np.arange(count), 12 + rng.integers(0, 4, count), 10:18] = rng.integers(
         250, 256, (count, 1), np.uint8
     )
-    return bins(images, rng.integers(0, 10, count), 1 - doubt, distance)
+    return bins(images, rng.integers(0, 10, count), 1 - uncertainty, distance)
 
 
 def summary(places: np.ndarray) -> Histograms:
@@ -115,16 +115,16 @@ def test_another_mix_of_known_scripts_is_no_alarm(share: float) -> None:
     reference = Reference.fit({name: summary(places) for name, places in known.items()}, "v1")
     mixed = [requests(500, rng, 0.3 * share) for _ in range(20)]
     assert not any(reference.evaluate(summary(places), SETTINGS).window_alert for places in mixed)
-    strange = summary(requests(500, rng, 0.6))
-    assert reference.evaluate(strange, SETTINGS).window_alert
+    is_ood = summary(requests(500, rng, 0.6))
+    assert reference.evaluate(is_ood, SETTINGS).window_alert
 
 
 def test_no_request_and_one_request_are_no_drift(reference: Reference) -> None:
     nothing = reference.evaluate(Histograms(np.zeros(WIDTH, np.int64)), SETTINGS)
     assert set(nothing.p.values()) == {1.0}
     assert nothing.evidence == 1
-    strange = summary(requests(1, np.random.default_rng(6), foreign=1.0))
-    one = reference.evaluate(strange, SETTINGS)
+    is_ood = summary(requests(1, np.random.default_rng(6), foreign=1.0))
+    one = reference.evaluate(is_ood, SETTINGS)
     assert min(one.p.values()) >= 1 / 5001
     assert not one.drift
 

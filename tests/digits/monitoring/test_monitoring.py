@@ -29,7 +29,7 @@ SECOND = 1000
 
 def answered(count: int, rng: np.random.Generator, foreign: float = 0.0) -> dict[str, Any]:
     """Return columns of requests, a second each; a share of them foreign and read by chance."""
-    strange = rng.random(count) < foreign
+    is_ood = rng.random(count) < foreign
     images = np.zeros((count, 28, 28), np.uint8)
     images[:, 10:18, 10:18] = 255
     images[:, 0, 0] = rng.integers(0, 3, count)
@@ -37,11 +37,11 @@ def answered(count: int, rng: np.random.Generator, foreign: float = 0.0) -> dict
     guessed = rng.integers(0, 10, count)
     return {
         "time": START + SECOND * np.arange(count),
-        "digit": np.where(strange, guessed, truth).astype(str),
+        "digit": np.where(is_ood, guessed, truth).astype(str),
         "truth": truth.astype(str),
-        "script": np.where(strange, "devanagari", "mnist"),
-        "confidence": np.where(strange, rng.beta(5, 2, count), 1 - rng.beta(0.3, 60, count)),
-        "foreign": np.where(strange, rng.beta(6, 3, count), rng.beta(2, 20, count)),
+        "script": np.where(is_ood, "devanagari", "mnist"),
+        "confidence": np.where(is_ood, rng.beta(5, 2, count), 1 - rng.beta(0.3, 60, count)),
+        "foreign": np.where(is_ood, rng.beta(6, 3, count), rng.beta(2, 20, count)),
         "image": np.array([*(image.tobytes() for image in images), None], object)[:-1],
     }
 
@@ -169,7 +169,7 @@ def test_a_weak_alarm_has_a_signal_and_an_action(
     assert "<h2>What to do</h2><p>" in report.page(found, OWN)
 
 
-def told(drift_scenario: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
+def with_p_values(drift_scenario: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
     """Return an analysis of alarms, each of windows with these p-values; calm ones between."""
     window = drift_scenario.windows[-1]
     windows: list[analysis.Window] = []
@@ -185,8 +185,8 @@ def told(drift_scenario: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
 
 def test_a_scanner_that_breaks_in_a_loud_alarm_is_seen_at_once(drift_scenario: Analysis) -> None:
     foreign = {"looks": 1e-99, "row": 1e-3}  # foreign digits are drawn a little higher
-    assert told(drift_scenario, [foreign] * 60).action() == "retrain"
-    found = told(drift_scenario, [*[foreign] * 60, foreign | {"brightness": 1e-8}])
+    assert with_p_values(drift_scenario, [foreign] * 60).action() == "retrain"
+    found = with_p_values(drift_scenario, [*[foreign] * 60, foreign | {"brightness": 1e-8}])
     assert found.contributing_signals() == ["looks", "brightness"]
     assert found.action() == "mend"
 
@@ -195,15 +195,15 @@ def test_what_an_earlier_alarm_spoilt_is_not_learnt_with_a_later_one(
     drift_scenario: Analysis,
 ) -> None:
     foreign, dim = [{"looks": 1e-20}] * 4, [{"looks": 1e-20, "ink": 1e-20}] * 4
-    found = told(drift_scenario, dim, foreign)
+    found = with_p_values(drift_scenario, dim, foreign)
     assert found.contributing_signals() == ["looks"]
     assert found.action() == "mend"
-    assert told(drift_scenario, foreign, foreign).action() == "retrain"
+    assert with_p_values(drift_scenario, foreign, foreign).action() == "retrain"
 
 
 def test_a_broken_scanner_is_fixed_and_not_trained_on(reference: Reference) -> None:
     rng = np.random.default_rng(16)
-    dim = answered(2000, rng, foreign=0.5)  # spoilt digits look strange, too
+    dim = answered(2000, rng, foreign=0.5)  # altered digits are out of distribution, too
     for number, image in enumerate(dim["image"]):
         dim["image"][number] = bytes(pixel // 2 for pixel in image)
     found = analyse(reference, batches(joined(answered(2000, rng), dim)), [])
@@ -257,8 +257,14 @@ def test_the_order_of_rows_changes_nothing(reference: Reference) -> None:
 def test_doubled_requests_and_labels_count_once(reference: Reference) -> None:
     columns = answered(1000, np.random.default_rng(3))
     stream, known = batches(columns), labels(columns, np.arange(100))
-    stranger = {"time": START, "request_id": "id-x", "position": 0, "label": "1", "script": "mnist"}
-    wrong = [stranger, stranger | {"request_id": "id-1", "label": "eleven"}]
+    unmatched = {
+        "time": START,
+        "request_id": "id-x",
+        "position": 0,
+        "label": "1",
+        "script": "mnist",
+    }
+    wrong = [unmatched, unmatched | {"request_id": "id-1", "label": "eleven"}]
     others = list(records.batches(wrong, records.LABELS))
     found = analyse(reference, stream + stream, known + known + others)
     assert [window.requests for window in found.windows] == [500, 500]
@@ -344,8 +350,8 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
     over = dataclasses.replace(found, alarms=[analysis.Alarm(0, 0, 1)])
     calm = dataclasses.replace(found.windows[-1].result, drift=False)
     windows = [found.windows[0], dataclasses.replace(found.windows[-1], result=calm)]
-    told = report.page(dataclasses.replace(over, windows=windows), OWN)
-    assert "it drifted at least from 2026-01-05 00:00 UTC to" in told
+    page = report.page(dataclasses.replace(over, windows=windows), OWN)
+    assert "it drifted at least from 2026-01-05 00:00 UTC to" in page
 
 
 def test_a_reference_of_another_model_is_reported(reference: Reference) -> None:

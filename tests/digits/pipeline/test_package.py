@@ -1,4 +1,4 @@
-"""The packaged model: what it holds, that it predicts without this project, that damage is told."""
+"""The packaged model: its content, predictions without this project, and corrupted files."""
 
 import json
 import os
@@ -110,9 +110,9 @@ def test_a_damaged_folder_is_reported(reproduced: Project, tmp_path: Path) -> No
         capture_output=True,
         text=True,
     )
-    told = done.stdout.splitlines()
-    assert len(told) == len(messages), done.stderr
-    assert all(message in line for message, line in zip(messages, told, strict=True)), told
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(messages), done.stderr
+    assert all(message in line for message, line in zip(messages, lines, strict=True)), lines
 
 
 @pytest.mark.slow

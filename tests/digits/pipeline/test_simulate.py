@@ -124,12 +124,12 @@ QUICK = ("no run()", "answers less")
 def test_a_score_py_that_fails_is_named_and_leaves_nothing(
     fault: str, reproduced: Project, tmp_path: Path
 ) -> None:
-    source, told = SCORES[fault]
+    source, message = SCORES[fault]
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "score.py").write_text(source)
     said = simulate(reproduced, tmp_path / "out", code=1, scoring=tmp_path / "code")
     assert f"simulate: {tmp_path / 'code' / 'score.py'}: " in said
-    assert told in said
+    assert message in said
     assert "Traceback" not in said
     assert not list((tmp_path / "out").glob("*"))
 
@@ -140,21 +140,21 @@ def damage(pool: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "message"),
     [
         (damage, "is corrupted"),
         (Path.unlink, "not found. Run `dvc repro` first"),
     ],
 )
 def test_an_invalid_split_is_reported(
-    harm: Callable[[Path], None], told: str, reproduced: Project, tmp_path: Path
+    harm: Callable[[Path], None], message: str, reproduced: Project, tmp_path: Path
 ) -> None:
     pool = tmp_path / "production.npz"
     shutil.copyfile(reproduced.root / "data/prepared/production.npz", pool)
     harm(pool)
     said = simulate(reproduced, tmp_path / "out", code=1, pool=pool)
     assert f"simulate: {pool}: " in said
-    assert told in said
+    assert message in said
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Files scored on all cores: whole or told, never half; a run that was stopped goes on."""
+"""Files scored on all cores: complete answers or an error, continued after an interruption."""
 
 import json
 import signal
@@ -85,9 +85,9 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
     for name, (content, reason) in bad.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        with pytest.raises(DigitsError, match=reason) as told:
+        with pytest.raises(DigitsError, match=reason) as caught:
             scored([tmp_path / name], out, model)
-        assert str(tmp_path / name) in str(told.value)
+        assert str(tmp_path / name) in str(caught.value)
         assert not (out / name).exists()
     for kind, images, reason in (
         (pa.binary(), IMAGES[:2, :5], "width"),

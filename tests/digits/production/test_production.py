@@ -1,4 +1,4 @@
-"""What enters monitoring may be damaged, doubled, late: counted, never fatal, never twice."""
+"""Records of production: corrupted, duplicate and late rows are counted and never fatal."""
 
 import base64
 import datetime

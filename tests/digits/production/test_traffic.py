@@ -139,18 +139,18 @@ def test_a_broken_scanner_dims_moves_and_thins() -> None:
 
 def test_labels_come_late_and_for_a_share_of_the_digits() -> None:
     requests = stream({"requests_an_hour": 5000.0, "share": {"devanagari": 0.2}})
-    told = requests.label_times != NEVER
+    has_label = requests.label_times != NEVER
     for script, count in (("mnist", 60), ("devanagari", 12)):  # a fifth of the digits
         of_it = scripts(requests) == script
-        labelled = set(requests.digit[of_it & told])
+        labelled = set(requests.digit[of_it & has_label])
         assert len(labelled) == count
-        assert labelled.isdisjoint(requests.digit[of_it & ~told])
-    delays = (requests.label_times - requests.times)[told] / HOUR_MS
+        assert labelled.isdisjoint(requests.digit[of_it & ~has_label])
+    delays = (requests.label_times - requests.times)[has_label] / HOUR_MS
     assert delays.min() > 0
     assert delays.mean() == pytest.approx(48, rel=0.02)
     order = requests.known_labels()
     assert (np.diff(requests.label_times[order]) >= 0).all()
-    assert len(order) == told.sum()
+    assert len(order) == has_label.sum()
     assert len(stream({}, labelled_share=0.0).known_labels()) == 0
     assert len(stream({}, labelled_share=1.0).known_labels()) == 1000
 
@@ -171,8 +171,8 @@ def test_what_was_labelled_never_comes_again_whatever_the_scanner_did(tmp_path: 
     (note,) = after.notes
     assert note.startswith(f"{len(set(taken))} digits of ")
     left = 300 - len(set(taken))  # of which another share is labelled in its turn
-    told = set(after.digit[after.label_times != NEVER])
-    assert round(0.2 * left) - 3 <= len(told) <= round(0.2 * left)
+    labelled = set(after.digit[after.label_times != NEVER])
+    assert round(0.2 * left) - 3 <= len(labelled) <= round(0.2 * left)
 
 
 def test_a_pool_without_mnist_says_what_to_do() -> None:
@@ -182,7 +182,7 @@ def test_a_pool_without_mnist_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phases", "values", "told"),
+    ("phases", "values", "message"),
     [
         ([{"share": {"devanagari": 1.2}}], {}, "phases.0.share.devanagari"),
         ([{"share": {"devanagari": [0.1, 0.7], "thai": [0.0, 0.4]}}], {}, "sum to more than 1"),
@@ -198,11 +198,11 @@ def test_a_pool_without_mnist_says_what_to_do() -> None:
     ],
 )
 def test_a_schedule_that_cannot_be(
-    phases: list[dict[str, Any]], values: dict[str, Any], told: str
+    phases: list[dict[str, Any]], values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DigitsError, match=r"params\.yaml") as refused:
         schedule(*phases, **values)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_an_unknown_phase_is_named_with_those_that_there_are() -> None:

@@ -32,11 +32,11 @@ HOUR = datetime.timedelta(hours=1)
 Row = dict[str, Any]
 
 
-def answers(count: int, rng: np.random.Generator, strange: float) -> list[Row]:
+def answers(count: int, rng: np.random.Generator, ood_share: float) -> list[Row]:
     """Return rows of REQUESTS, two each three seconds, by two deployments of model v1 in turn."""
     rows = []
     for number in range(count):
-        foreign = float(rng.beta(6, 3) if rng.random() < strange else rng.beta(2, 20))
+        foreign = float(rng.beta(6, 3) if rng.random() < ood_share else rng.beta(2, 20))
         rows.append(
             {
                 "time": START + datetime.timedelta(seconds=3 * (number // 2)),

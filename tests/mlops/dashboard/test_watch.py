@@ -275,14 +275,14 @@ def test_memory_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_last_minute() -> None:
     now = 1000.5
     requests = [(now - 2, "blue", 200, 0.01), (now - 2, "green", 502, 0.03), (now - 1, "", 404, 0)]
-    told = last_minute([(float(t), name, code, s) for t, name, code, s in requests], now)
-    assert told["statuses"] == {"200": 1, "404": 1, "502": 1}
-    assert told["deployments"]["green"] == {
+    found = last_minute([(float(t), name, code, s) for t, name, code, s in requests], now)
+    assert found["statuses"] == {"200": 1, "404": 1, "502": 1}
+    assert found["deployments"]["green"] == {
         "requests": 1,
         "failed": 1,
         "median_ms": 30.0,
         "p99_ms": 30.0,
     }
-    assert told["seconds"][-2]["deployments"] == {"blue": 1, "green": 1}
-    assert len(told["seconds"]) == 60
+    assert found["seconds"][-2]["deployments"] == {"blue": 1, "green": 1}
+    assert len(found["seconds"]) == 60
     assert last_minute([], now)["median_ms"] is None

@@ -547,7 +547,7 @@ def test_of_two_nodes_the_first_publishes_and_each_may_fail(
     rank = "import os\nrank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
     trainable.edit("stage.py", "params =", f"{rank}params =")
     trainable.edit("stage.py", '"training on"', '"node", rank, "is training on"')
-    trainable.edit("stage.py", 'f"weights', 'f"node {rank}, weights')  # tells who published
+    trainable.edit("stage.py", 'f"weights', 'f"node {rank}, weights')  # shows which node published
     trainable.commit(32)
     said = trainable.digits("train")
     name = JOB.findall(said)[0]
