@@ -47,8 +47,8 @@ AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 REMOTES = ("main", "review")  # DVC's remotes, and the containers that they are
-# Two processes, which share tests as tests/support/balance.py says, in the order that it gives.
-PARALLEL = ("--numprocesses", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+# Two processes, which share the tests; tests/support/balance.py gives their order.
+PARALLEL = ("--numprocesses", "2", "--dist", "worksteal")
 # The top level of params.yaml, before any stage; `digits check` looks at everything, in seconds.
 CHECK_PARAMS = """
 import sys
