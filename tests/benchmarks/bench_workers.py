@@ -1,13 +1,13 @@
-"""When do more machines pay? `make bench-workers` measures what can be, and computes the rest.
+"""Estimate when training on more machines pays: `make bench-workers`.
 
-Measured here: the seconds of a step on one machine with two cores and with one, and on two machines
-that are processes with a core each and meet on loopback; medians of several trainings.
+Measured: the time of a training step on one machine with two cores and with one core, and on two
+processes with one core each that communicate over loopback; medians of several trainings.
 
-Computed: n machines of two cores with 64 digits each, so that a batch has 64 n. A step takes as
-long as on one machine, then the all-reduce: each machine sends 4 bytes x weights x 2 (n - 1) / n,
-in 2 (n - 1) turns of a ring, and what the collectives cost without a network, which is what two
-machines on loopback take longer than one core does for the same digits. That larger batches learn
-as well is not said.
+Computed: the time of a step on n machines of two cores with 64 digits each, so with a batch size of
+64 n. It is the time on one machine plus the all-reduce: each machine sends 4 bytes x weights x
+2 (n - 1) / n in 2 (n - 1) rounds of a ring, plus the overhead of collective operations, measured as
+the difference between two machines on loopback and one core for the same digits. The effect of
+larger batches on accuracy is not estimated.
 """
 
 import argparse

@@ -1,14 +1,13 @@
-"""How surely drift is seen, and how seldom falsely: `make drift-power [HANDWRITING.npz ...]`.
+"""Measure power and false alarms of the drift test: `make drift-power [HANDWRITING.npz ...]`.
 
-Enters: data/monitoring/reference.json, the trained model, the test pool, which is no part of the
-reference (but its MNIST digits led to `tolerated_share`), and real handwriting (arrays images and
-labels, as `make rendering-realism` reads it). Leaves, on standard output: the share of windows that
-raise the 1 % test, of clean digits and with some foreign ones. Intervals (95 %) come from drawing
-the digits of the pools anew, since they are few, not the windows alone; the reference, which is
-given, stays: another would have another rate of false alarms (data/README.md). Beside it, on
-the first of the same windows, Evidently's data drift preset with its own settings, where that
-package can be imported. It is not locked, since it needs pandas below 3: data/README.md says how
-it was measured.
+Input: data/monitoring/reference.json, the trained model, the split test, which is not part of the
+reference (but its MNIST digits were used to choose `tolerated_share`), and real handwriting (arrays
+images and labels, see `make rendering-realism`). Output, on standard output: the share of windows
+with an alert of the 1 % test, of in-distribution digits and with some foreign ones. The 95 %
+intervals are from a bootstrap of the digits, not only of windows. The reference is fixed; another
+one has another false alarm rate (data/README.md). For comparison, the first of these windows are
+tested with Evidently's data drift preset, if it is installed. It is not locked, because it needs
+pandas below 3; data/README.md describes that measurement.
 """
 
 import argparse

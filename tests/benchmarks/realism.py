@@ -1,9 +1,9 @@
-"""How real the rendered digits are: `make rendering-realism SCRIPT HANDWRITING.npz`.
+"""Test rendered digits with real handwriting: `make rendering-realism SCRIPT HANDWRITING.npz`.
 
-Enters: the fonts and the hand of params.yaml, and real handwriting, which the project does not
-ship (arrays images uint8 (n, size, size), white on black, and labels uint8 (n,)). Leaves, on
-standard output: the accuracy with which a net trained on rendered digits alone reads it. The
-real digits are looked at once, after training: they choose nothing here.
+Input: the fonts and the parameters `hand` of params.yaml, and real handwriting, which is not in the
+repository (arrays images uint8 (n, size, size), white on black, and labels uint8 (n,)). Output, on
+standard output: the accuracy on it of a network trained on rendered digits only. The real digits
+are used once, after training, and not for selection.
 """
 
 import argparse
