@@ -146,4 +146,4 @@ def test_production_sees_the_drift_and_leaves_no_endpoint(local: Project) -> Non
         assert found
         assert "9" in found[1]
         state = json.loads((local.root / ".emulator/state.json").read_text("utf-8"))
-        assert "onlineendpoints/" not in json.dumps(state).lower()
+        assert [key for key in state["resources"] if "/onlineendpoints/" in key] == []
