@@ -27,18 +27,17 @@ def test_its_pip_section_installs_and_loads_the_model(reproduced: Project, tmp_p
     """
     package = reproduced.root / "data" / "package"
     conda = yaml.safe_load((package / "conda.yaml").read_text("utf-8"))
-    python, pip, section = conda["dependencies"]
-    assert (python[:7], pip, list(section)) == ("python=", "pip", ["pip"])
+    version, pip, section = conda["dependencies"]
+    assert (version[:7], pip, list(section)) == ("python=", "pip", ["pip"])
     (tmp_path / "pip.txt").write_text("\n".join(section["pip"]) + "\n", "utf-8")
-    uv, env = run.BIN / "uv", environment()
-    folder = tmp_path / "mlops"
-    interpreter = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    for command in (
-        [uv, "venv", "--quiet", "--offline", "--python", run.PYTHON, folder],
-        [uv, "pip", "sync", "--quiet", "--offline", "--python", interpreter, tmp_path / "pip.txt"],
-        [uv, "pip", "check", "--quiet", "--python", interpreter],
+    env, folder, uv = environment(), tmp_path / "mlops", str(run.BIN / "uv")
+    python = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
+    for arguments in (
+        ["venv", "--offline", "--python", str(run.PYTHON), str(folder)],
+        ["pip", "sync", "--offline", "--python", python, str(tmp_path / "pip.txt")],
+        ["pip", "check", "--python", python],
     ):
-        subprocess.run(command, env=env, check=True)
-    loading = [interpreter, "-W", "ignore", "-c", LOAD, package]
+        subprocess.run([uv, *arguments, "--quiet"], env=env, check=True)
+    loading = [python, "-W", "ignore", "-c", LOAD, str(package)]
     printed = subprocess.check_output(loading, env=env, text=True, stderr=subprocess.DEVNULL)
     assert printed == f"{folder} (1,)\n"
