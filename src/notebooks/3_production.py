@@ -109,7 +109,7 @@ plt.savefig("outputs/drift.png")
 print(f"drift above {limit:.3f}, on days {table.index[table['unusual'] > limit].to_list()}")
 
 # %% [markdown]
-# Delete the endpoint: on Azure its machine costs money for as long as it is there.
+# Delete the endpoint, also when a cell above failed: on Azure its machine costs money all the time.
 
 # %%
 client.online_endpoints.begin_delete(name).result()
