@@ -305,6 +305,17 @@ def mlflow() -> None:
         process.wait()
 
 
+def notebooks() -> None:
+    """Write src/notebooks as .ipynb beside the scripts, for Jupyter and Azure ML."""
+    env()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    options = ["--to", "ipynb", "--update-metadata", json.dumps({"kernelspec": kernel})]
+    scripts = sorted((ROOT / "src" / "notebooks").glob("*.py"))
+    run(BIN / "jupytext", "--quiet", *options, *scripts)
+    for script in scripts:
+        print(script.with_suffix(".ipynb").relative_to(ROOT))
+
+
 def lint() -> None:
     """Run the linters, the type checker, and the checks of dependencies and sizes."""
     env()
@@ -431,6 +442,7 @@ TARGETS = {
     "rendering-realism": rendering_realism,
     "noise": noise,
     "mlflow": mlflow,
+    "notebooks": notebooks,
     "storage": storage,
     "env": env,
     "lock": lock,
