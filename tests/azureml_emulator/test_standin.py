@@ -25,7 +25,7 @@ with warnings.catch_warnings():  # the SDK's own
     from mlops.azure.workspace import connect
     from mlops.deploy import lease
 
-from azureml_emulator.storage import CONTAINER, KEY
+from azureml_emulator.storage import CONTAINER
 from azureml_emulator.web import make_certificate
 
 pytestmark = pytest.mark.slow
@@ -213,7 +213,7 @@ def test_collected_rows_lie_where_azure_puts_them(deployable: Deployable, standi
     prefix = f"modelDataCollector/{place['name']}/{name}/model_inputs/"
     deadline = time.monotonic() + 20
     rows: list[str] = []
-    with BlobServiceClient(url, credential=KEY) as service:
+    with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
         container = service.get_container_client(CONTAINER)
         while len(rows) < 6 and time.monotonic() < deadline:  # 3 by name, 3 by weight
             blobs = [
