@@ -15,12 +15,13 @@ from conftest import ROOT
 
 with warnings.catch_warnings():  # of the libraries that it stands on
     warnings.simplefilter("ignore")
+    from azureml_emulator.client import SUBSCRIPTION
     from azureml_emulator.server import Emulator
 from azureml_emulator.storage import PROGRAM
 from azureml_emulator.web import LOOPBACK
 
-WORKSPACE = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices"
-WORKSPACE += "/workspaces/w"
+GROUP = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/local"  # as the SDK's client
+WORKSPACE = f"{GROUP}/providers/Microsoft.MachineLearningServices/workspaces/w"
 STORE = "azureml://datastores/workspaceblobstore/paths/"
 ECHO = "def init():\n    pass\n\n\ndef run(body):\n    return {answer}\n"
 
