@@ -97,6 +97,7 @@ class State:
         self.workers = ThreadPoolExecutor(8)
         self.processes: dict[str, list[subprocess.Popen[bytes]]] = {}  # of jobs' nodes, by path
         self.lost: set[str] = set()  # jobs whose machine is gone
+        self.ignored: set[str] = set()  # parts of bodies that were printed as not emulated
         self.closed = False
         self.path = folder / "state.json"
         state = read_state(self.path)

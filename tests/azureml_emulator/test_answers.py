@@ -196,6 +196,17 @@ def test_append_row_writes_its_file(client: Client, tmp_path: Path) -> None:
     assert client.blob(f"azureml/{job['name']}/score/rows.csv") == "2\n1\n"
 
 
+SAMPLED = {
+    "location": "x",
+    "sku": {"capacity": 1},
+    "properties": {
+        "instanceType": "Standard_DS2_v2",
+        "codeConfiguration": {"codeId": "c"},
+        "dataCollector": {"collections": {"in": {"samplingRate": 0.5}}},
+    },
+}
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "named"),
     [
@@ -212,6 +223,7 @@ def test_append_row_writes_its_file(client: Client, tmp_path: Path) -> None:
             {"properties": {"jobType": "Command", "distribution": {"distributionType": "Mpi"}}},
             "distributionType Mpi",
         ),
+        ("PUT", "/onlineEndpoints/scripted/deployments/one", SAMPLED, "samplingRate"),
         (
             "PUT",
             "/onlineEndpoints/mirror",
@@ -223,6 +235,8 @@ def test_append_row_writes_its_file(client: Client, tmp_path: Path) -> None:
 def test_what_is_not_emulated_is_a_501_with_its_name(
     client: Client, method: str, path: str, body: Any, named: str
 ) -> None:
+    if "/scripted/" in path:
+        client.endpoint("scripted")
     status, answer = client.call(method, path, body)
     assert (status, answer["error"]["code"]) == (501, "NotImplemented")
     assert named in answer["error"]["message"]
@@ -309,3 +323,24 @@ def test_lists_and_containers(client: Client) -> None:
     assert one["name"] == "2"
     container = client.call("GET", "/codes/hashed")[1]["properties"]
     assert (container["latestVersion"], container["nextVersion"]) == ("2", "3")
+
+
+def test_what_has_no_effect_is_printed_once(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        client.endpoint("printed", publicNetworkAccess="Enabled")
+    line = "accepted, not emulated: publicNetworkAccess."
+    assert capsys.readouterr().err.count(line) == 1
+
+
+def test_no_proxy_stands_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.environ.get("REQUESTS_CA_BUNDLE", ""))
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"http://{LOOPBACK}:9")  # where nothing listens
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("NO_PROXY", "")
+    with emulated(tmp_path) as own:
+        own.code("proxied", {"a.py": "1"}, tmp_path)
+        assert connect(own.emulator.folder, "w").workspaces.get("w").name == "w"
+    assert os.environ["no_proxy"] == f"example.org,{LOOPBACK}"

@@ -125,9 +125,13 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
         if model.get("properties", {}).get("modelType") != "mlflow_model":
             message = "codeConfiguration is required unless the model is of type mlflow_model."
             raise RefusedError(400, "BadArgument", message)
-    for name in ("livenessProbe", "readinessProbe"):
-        for part in ("initialDelay", "period"):
-            duration((properties.get(name) or {}).get(part) or "PT10S")
+    for part in ("initialDelay", "period"):
+        duration(properties.get("livenessProbe", {}).get(part) or "PT10S")
+    collector = properties.get("dataCollector", {})
+    sampled = [one.get("samplingRate", 1) for one in collector.get("collections", {}).values()]
+    if any(rate != 1 for rate in sampled) or collector.get("rollingRate", "Hour") != "Hour":
+        message = "The emulator does not emulate a samplingRate but 1 or a rollingRate but Hour."
+        raise RefusedError(501, "NotImplemented", message)
     given = {"properties": {}, "scaleSettings": {"scaleType": "Default"}}  # no null (ran)
     body["properties"] = given | properties | {"instanceType": size}
     return state.put_later(path, key, body, lambda key: deploy(state, key))

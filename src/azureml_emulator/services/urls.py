@@ -11,7 +11,7 @@ from aiohttp import web
 from azureml_emulator.services import assets, batch_endpoints, jobs, online_endpoints, workspaces
 from azureml_emulator.services import sweeps as sweeps  # which registers itself as a kind of job
 from azureml_emulator.state import OPERATION, PROVIDER, Answer, Json, RefusedError, State
-from azureml_emulator.web import LOG, check_length, read_body
+from azureml_emulator.web import LOG, check_length, read_body, warn
 
 BODY_BYTES = 4 << 20  # of a request to Azure's Resource Manager
 TABLE = "src/azureml_emulator/README.md"  # what is emulated
@@ -99,6 +99,16 @@ TYPES: dict[str, tuple[type, ...]] = {  # of parts of bodies, where they are giv
         for name in names.split()
     },
 }
+IGNORED = (  # parts of bodies that are accepted and have no effect here, which is printed once
+    "identity",
+    "properties.appInsightsEnabled",
+    "properties.egressPublicNetworkAccess",
+    "properties.publicNetworkAccess",
+    "properties.readinessProbe",
+    "properties.environmentId",
+    "properties.queueSettings",
+    "properties.loggingLevel",
+)
 VERBS = {"PUT": "CreateOrUpdate", "PATCH": "Update", "DELETE": "Delete", "POST": "Action"}
 
 
@@ -108,7 +118,10 @@ def call(state: State, method: str, path: str, body: Json) -> Answer:
     for pattern, methods in ROUTES:
         if re.fullmatch(pattern, key) and method in methods:
             with state.lock:
-                return methods[method](state, path.rstrip("/"), key, checked(body))
+                given = checked(body)
+                answer = methods[method](state, path.rstrip("/"), key, given)
+                note_ignored(state, given)
+                return answer
     below = re.match(rf"{W}/(.+)", key)
     if below is None:
         raise RefusedError(404, "NotFound", f"The emulator does not know {method} {path}.")
@@ -117,6 +130,16 @@ def call(state: State, method: str, path: str, body: Json) -> Answer:
     name = f"{'_'.join(parts[::2])}_{verb}"
     message = f"The emulator does not emulate {name}, {method} {path}. {TABLE} lists what it does."
     raise RefusedError(501, "NotImplemented", message)
+
+
+def note_ignored(state: State, body: Json) -> None:
+    """Print once of each part of bodies that it is accepted and has no effect."""
+    for place in IGNORED:
+        outer, _, name = place.rpartition(".")
+        part = body.get(outer, {}) if outer else body
+        if part.get(name) and place not in state.ignored:
+            state.ignored.add(place)
+            warn(f"accepted, not emulated: {name}. {TABLE} lists what is.")
 
 
 def checked(body: Any, place: str = "") -> Any:
