@@ -65,6 +65,10 @@ def test_bodies_are_those_of_the_sdk(deployable: Deployable, standin: StandIn) -
     calls[0]["status"], calls[0]["path"] = 200, "/workspaces/w"
     calls[0]["method"] = "GET"
     assert unlike(calls[:1])[0], "a body that is not the model's must be seen"
+    calls[0]["response"] = {"properties": {"workspaceId": 3}, "location": "local"}
+    assert "workspaceId is 3: expected" in unlike(calls[:1])[0][0]
+    calls[0]["response"] = {"location": "local"}
+    assert "properties is absent: required" in unlike(calls[:1])[0][0]
 
 
 def refused(standin: StandIn, method: str, path: str, body: Any = None) -> tuple[str, str]:
