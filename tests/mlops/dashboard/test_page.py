@@ -25,13 +25,13 @@ from watched import a_browser, a_home, a_live_project, an_opener, known_images, 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from azureml_emulator.collector import Collector
-    from azureml_emulator.storage import CONTAINER, KEY
+    from azureml_emulator.storage import CONTAINER
     from azureml_emulator.web import Servers
     from mlops.azure import collected
     from mlops.azure.workspace import connect
     from mlops.dashboard import page
 from azureml_emulator import web
-from azureml_emulator.router import Endpoint, Router
+from azureml_emulator.router import Endpoint, Launch, Router
 from mlops.dashboard.watch import LiveState
 
 pytestmark = pytest.mark.slow
@@ -368,7 +368,7 @@ def test_the_real_model(
     reproduced: Project, home: StandIn, browser: Browser, tmp_path: Path
 ) -> None:
     url = f"{home.address['blobs']}/devstoreaccount1"
-    with BlobServiceClient(url, credential=KEY) as service:
+    with BlobServiceClient(url, credential=home.address["blob_key"]) as service:
         container = service.get_container_client(CONTAINER)
         watch = LiveState(reproduced.root)
         servers = Servers()
@@ -381,7 +381,9 @@ def test_the_real_model(
         collecting = {"AZUREML_MDC_ENABLED": "true"}
         context = browser.new_context()
         try:
-            router.start(("real", "blue"), code, model, collecting, tmp_path / "log", 60.0)
+            log = str(tmp_path / "log")
+            launch = Launch(str(code), str(model), "score.py", log, collecting, 60.0)
+            router.start("real", "blue", launch)
             opened = context.new_page()
             opened.goto(f"http://127.0.0.1:{shown.port}")
             expect(opened.locator("#health")).to_have_text("live")

@@ -28,7 +28,6 @@ from light import StandIn
 from packaging.requirements import Requirement
 
 from azureml_emulator.services import jobs
-from azureml_emulator.storage import KEY
 from core import params
 from core.errors import DigitsError
 from mlops import git
@@ -70,7 +69,7 @@ def logged(standin: StandIn, job: str) -> dict[str, Any]:
 def log_of(standin: StandIn, job: str, node: int) -> str:
     """Return what one of a job's nodes printed."""
     url = f"{standin.address['blobs']}/devstoreaccount1"
-    with BlobServiceClient(url, credential=KEY) as service:
+    with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
         name = f"ExperimentRun/dcid.{job}/user_logs/std_log_process_{node}.txt"
         return service.get_blob_client("azureml", name).download_blob().readall().decode()
 
@@ -439,7 +438,7 @@ def test_the_nodes_of_a_trial_are_those_of_a_job(
     trial, alone = bodies[0]["trial"], bodies[1]
     assert trial.get("distribution") == alone.get("distribution")
     assert trial["resources"] == alone["resources"]
-    for found in (jobs.nodes(trial), jobs.nodes(alone)):
+    for found in (jobs.clusters(trial), jobs.clusters(alone)):
         configs = [json.loads(one.get("TF_CONFIG", "{}")) for one in found]
         ranks = [one.get("task", {}).get("index") for one in configs]
         assert ranks == ([None] if count == 1 else [0, 1])
