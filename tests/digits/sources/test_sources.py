@@ -42,7 +42,7 @@ def test_idx_files_become_digits(tmp_path: Path) -> None:
     assert np.array_equal(digits.images, images)
     assert (digits.labels.tolist(), digits.script, digits.rendered) == ([1, 0], "devanagari", False)
     write_idx(tmp_path / "mine-labels-idx1-ubyte", np.array([1, 2], np.uint8))
-    with pytest.raises(DigitsError, match=r"mine-labels-idx1-ubyte: .* label 2"):
+    with pytest.raises(DigitsError, match=r"mine-labels-idx1-ubyte: .* found 2"):
         read(files, tmp_path, "train", 8, 2, "devanagari")
     write_idx(tmp_path / "mine-labels-idx1-ubyte", np.array([1], np.uint8))
     with pytest.raises(DigitsError, match=r"mine-labels-idx1-ubyte: .* 2 images but 1 labels"):
