@@ -340,3 +340,37 @@ def test_a_folder_below_the_root_is_told(
     monkeypatch.chdir(small.root / "data")
     with pytest.raises(DigitsError, match="this is the folder data/ of a git repository"):
         call(name)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"epochs": 4}, "epochs"),
+        ({"classes": ["a", "b"]}, "classes"),
+        ({"data": {"training.npz": "9999", "test.npz": "2222"}}, "training data"),
+        ({"data": {"training.npz": "1111"}}, "test data"),
+        ({"network": "abcd"}, "network"),
+    ],
+)
+def test_the_seed_variance_is_not_used_for_what_it_was_not_measured_with(
+    small: Project, changed: dict[str, object], name: str
+) -> None:
+    figures = {"mean": 0.995, "deviation": 0.1, "least": 0.994, "most": 0.996}
+    trained = TRAINED | {"network": "1234"} | changed
+    noise = {"seeds": [1, 2], "metrics": {"mnist": {"accuracy": figures}}, "trained": trained}
+    change(small, "data/model/lineage.json", json.dumps({"network": "1234"}))
+    on_main(small, "data/noise.json", json.dumps(noise))
+    change(small, "data/evaluation/metrics.json", metrics(0.9990))
+    found, text = told()
+    assert found.verdict == "better"  # the interval's, not that of a deviation of 0.1
+    assert f"it was measured with another value of {name}. Measure it again: make noise" in text
+    assert "Without data/noise.json ±" in text
+
+
+def test_on_main_uncommitted_work_is_compared_with_head(small: Project) -> None:
+    small.git("switch", "--quiet", "main")
+    small.git("commit", "--quiet", "--allow-empty", "--message", "second")
+    change(small, "data/evaluation/metrics.json", metrics(0.9990))
+    found, _ = told()
+    assert found.base == small.git("rev-parse", "HEAD").strip()
+    assert found.verdict == "better"
