@@ -140,7 +140,8 @@ def review(author: Tiny, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Revie
     author.git("clone", "--quiet", str(author.root), str(folder))
     job.git("fetch", "--quiet", str(author.root), "+refs/remotes/origin/*:refs/remotes/origin/*")
     job.git("checkout", "--quiet", "--detach", head)
-    job.dvc("remote", "add", "--local", "--quiet", "main", str(author.root / ".dvc" / "cache"))
+    for remote in ("main", "review"):
+        job.dvc("remote", "add", "--local", "--quiet", remote, str(author.root / ".dvc" / "cache"))
     monkeypatch.chdir(folder)
     monkeypatch.setattr(dvc, "plots", lambda base, out: "")  # seconds, and nothing of the verdict
     error = ""

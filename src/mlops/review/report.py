@@ -8,7 +8,10 @@ The verdict must hold against an author who changes data but no code. So the rul
 from the dvc.lock of the base, and what the author claims in dvc.lock or in a table is made anew.
 """
 
+import io
 from pathlib import Path
+
+from ruamel.yaml import YAML
 
 from core import params
 from core.errors import DigitsError
@@ -26,10 +29,12 @@ from mlops.review.snapshot import (
     PRODUCTION,
     WINDOWS,
     Snapshot,
+    mapping,
     read,
+    stages,
 )
 
-LOCK = "dvc.lock"
+LOCK, TRAIN = "dvc.lock", "train"
 # What a run writes and git keeps.
 KEPT = (LOCK, "data/evaluation", "data/model", "data/monitoring")
 TABLES = {METRICS, CLASSES, CURVES, PRODUCTION, WINDOWS}
@@ -50,12 +55,13 @@ def at(commit: str | None) -> Snapshot:
     return read(lambda path: git.show(commit, path), f"at {commit[:10]}") if commit else Snapshot()
 
 
-def reproduce(base: str | None, restore: str) -> tuple[dvc.Run, str]:
+def reproduce(base: str | None, restore: str, kept: str = "") -> tuple[dvc.Run, str]:
     """Run `dvc repro` from the base's dvc.lock, so that no entry of the author's is believed.
 
     With `restore` what that lock names is checked out first, from a remote or from what is in
     DVC's cache; the text says what did not come. Without a base the lock stays as it is. When a
-    stage fails, the lock is put back.
+    stage fails, the lock is put back. The author's entry of the stage `kept` stays, and its
+    outputs come from the remote review, too.
     """
     own = tree(LOCK)
     done = False
@@ -64,8 +70,10 @@ def reproduce(base: str | None, restore: str) -> tuple[dvc.Run, str]:
             theirs = git.show(base, LOCK)
             Path(LOCK).unlink(missing_ok=True)
             if theirs is not None:
-                write_text(Path(LOCK), theirs.decode("utf-8", errors="replace"))
-        missing = dvc.restore("" if restore == "cache" else restore) if restore else ""
+                text = theirs.decode("utf-8", errors="replace")
+                write_text(Path(LOCK), with_entry(text, own or b"", kept) if kept else text)
+        missing = dvc.restore("review", kept) if kept and restore not in ("", "cache") else ""
+        missing = dvc.restore("" if restore == "cache" else restore) if restore else missing
         run = dvc.repro()
         done = not run.failed
     finally:
@@ -74,13 +82,34 @@ def reproduce(base: str | None, restore: str) -> tuple[dvc.Run, str]:
     return run, missing
 
 
-def refused(after: Snapshot) -> list[str]:
+def with_entry(lock: str, other: bytes, stage: str) -> str:
+    """Return a dvc.lock with another one's entry of a stage; raise DigitsError without it."""
+    try:
+        entry = stages(mapping(other.decode("utf-8")))[stage]
+    except Exception as error:  # whatever hostile input makes a parser raise
+        raise DigitsError(f"{LOCK}: has no valid entry of {stage} ({error!r:.200})") from None
+    values, changed = YAML().load(lock), io.StringIO()
+    values["stages"][stage] = entry
+    YAML().dump(values, changed)
+    return changed.getvalue()
+
+
+def refused(base: Base, after: Snapshot) -> list[str]:
     """Return why the pipeline is not run: an unfinished merge, or files that DVC must not see."""
     if git.unmerged() or any("conflict markers" in problem for problem in after.problems):
         return ["a merge is unfinished: fix params.yaml if it is in conflict, then 'digits relock'"]
-    hidden = git.ignored(*sorted(TABLES))
+    known = [path for path in sorted(TABLES) if base.commit and git.show(base.commit, path)]
+    hidden = git.ignored(*known) if known else []
     found = [f"{path}: a .gitignore hides this table; remove that line" for path in hidden]
     return dvc.refused_files(git.listed("*.dvc")) + found
+
+
+def weights_of_others(before: Snapshot, today: Snapshot, after: Snapshot) -> str:
+    """Return stage train if its entry is kept: made elsewhere, and the base restores weights."""
+    azure = today.params.get("azure")
+    restores = isinstance(azure, dict) and azure.get("verify") == "restore"
+    other = TRAIN in after.stages and after.stages[TRAIN] != before.stages.get(TRAIN)
+    return TRAIN if restores and other else ""
 
 
 def rules(today: Snapshot, after: Snapshot, where: str) -> tuple[Params | None, list[str]]:
@@ -124,10 +153,16 @@ def review(revision: str | None, repro: bool, link: str, restore: str = "") -> R
     base = git.find_base(revision)
     dirty = bool(git.changed(".", ":!review"))
     after = read(tree, "in the working tree")
-    reasons, problems = refused(after), list[str]()
+    before = at(base.commit)
+    today = before if base.tip == base.commit else at(base.tip)
+    reasons, problems = refused(base, after), list[str]()
     run = None
     if repro and not reasons:
-        run, missing = reproduce(base.commit, restore)
+        kept = weights_of_others(before, today, after)
+        run, missing = reproduce(base.commit, restore, kept)
+        if kept and run.stages.get(kept, ("", 0))[0] != "ran":
+            person = git.line("log", "-1", "--format=%an in %h", "--", LOCK)
+            problems.append(f"weights not reproduced; made by {person}")
         if missing:
             problems.append(f"not all could be restored ({missing}); the rest is made here")
         after = read(tree, "in the working tree")
@@ -144,25 +179,24 @@ def review(revision: str | None, repro: bool, link: str, restore: str = "") -> R
         reasons, problems = reasons + stale, problems + missing_files
     if base.unresolvable:
         reasons.append(base.description)
-    before = at(base.commit)
-    today = before if base.tip == base.commit else at(base.tip)
     settings = None
     if not after.params:  # whatever else failed, this is why
-        reasons.insert(0, next(p for p in after.problems if p.startswith("params.yaml")))
+        texts = (text for text in after.problems if text.startswith("params.yaml"))
+        reasons.insert(0, next(texts, "params.yaml is empty"))
     try:
         settings, notices = rules(today, after, f"params.yaml of {base.description}")
         problems += notices
     except DigitsError as error:
         reasons += [str(error)] if after.params else []
     both = bool(before.params and after.params)
-    stages = {
+    inputs = {
         name: compare.inputs(before.stages.get(name), after.stages.get(name))
         for name in {**before.stages, **after.stages}
         if before.stages and after.stages
     }
     if both and before.params.get("review") != after.params.get("review"):
         problems.append("section review of params.yaml changes: the base's judges this change")
-        read_by = [name for name, changed in stages.items() if changed]
+        read_by = [name for name, changed in inputs.items() if changed]
         if read_by and base.tip:
             reasons.append(
                 "section review of params.yaml changes together with what a stage reads "
@@ -190,7 +224,7 @@ def review(revision: str | None, repro: bool, link: str, restore: str = "") -> R
         ],
         failed=run.failed if run else "",
         last_lines=run.last_lines if run else [],
-        stages=[_stage(name, changed, run, settings) for name, changed in stages.items()]
+        stages=[_stage(name, changed, run, settings) for name, changed in inputs.items()]
         or [_stage(name, [], run, settings) for name in after.stages],
         metrics=rows,
         classes=compare.classes(before, after),

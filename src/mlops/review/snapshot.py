@@ -104,7 +104,8 @@ def noise(text: str) -> dict[str, Any]:
         for figures in row.values():
             if not 0 <= number(figures["deviation"]) < 1e9:
                 _refuse("a deviation", figures["deviation"])
-    if len(values["seeds"]) < 2 or not isinstance(values.get("trained", {}), dict):
+    trained = values.get("trained", {})
+    if len(values["seeds"]) < 2 or not isinstance(trained.get("data", {}), dict):
         raise ValueError("it has fewer than two seeds, or does not say what was trained")
     return values
 

@@ -83,6 +83,47 @@ def test_a_forged_run_cache_is_not_believed(author: Tiny, review: Review) -> Non
     assert not found.passed and found.trained
 
 
+RESTORES = "azure: {verify: restore}\n"
+
+
+def test_weights_of_others_are_kept_where_the_base_says_so(author: Tiny, review: Review) -> None:
+    author.write("params.yaml", PARAMS + RESTORES)
+    author.on_main("Weights are made elsewhere")
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.dvc("repro", "--quiet")
+    author.commit("Two epochs, on a GPU")
+    found = review()
+    assert found.passed, found
+    assert not found.trained
+    assert "weights not reproduced; made by A Student in " in found.text
+    assert found.report["verdict"] == "better"
+
+
+def test_weights_of_others_have_the_metrics_that_main_finds(author: Tiny, review: Review) -> None:
+    author.write("params.yaml", PARAMS + RESTORES)
+    author.on_main("Weights are made elsewhere")
+    author.edit("params.yaml", "epochs: 1", "epochs: 0")
+    author.dvc("repro", "--quiet")
+    author.write(METRICS, GOOD)
+    lock = author.lock()
+    lock["stages"]["evaluate"]["outs"][0] |= {"md5": md5(GOOD), "size": len(GOOD)}
+    author.forge(lock)
+    author.commit("A forged accuracy")
+    found = review()
+    assert not found.passed and not found.trained
+    assert "mnist accuracy 0.5 is below its floor 0.9" in found.error
+
+
+def test_an_author_cannot_say_that_his_weights_are_kept(author: Tiny, review: Review) -> None:
+    author.write("params.yaml", PARAMS.replace("epochs: 1", "epochs: 0") + RESTORES)
+    lock = author.lock()
+    lock["stages"]["train"]["params"]["params.yaml"]["epochs"] = 0
+    author.forge(lock)
+    author.commit("Weights of one's own")
+    found = review()
+    assert not found.passed and found.trained
+
+
 def test_a_forged_seed_variance_has_no_effect_and_is_named(author: Tiny, review: Review) -> None:
     def noise(deviation: float) -> str:
         figures = {"mean": 0.99, "deviation": deviation, "least": 0.98, "most": 1.0}
