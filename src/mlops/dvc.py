@@ -192,8 +192,8 @@ def repro(*options: str) -> Run:
     if name:
         run.stages[name] = (what, time.monotonic() - since)
     if process.returncode:
-        found_stage = re.search(r"failed to reproduce '([^'\n]+)'", "\n".join(last))
-        run.failed = f"stage {found_stage[1]}" if found_stage else "the pipeline"
+        stage_name = re.search(r"failed to reproduce '([^'\n]+)'", "\n".join(last))
+        run.failed = f"stage {stage_name[1]}" if stage_name else "the pipeline"
         run.last_lines = [line for line in last if line.strip()]
     return run
 
