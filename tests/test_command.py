@@ -119,7 +119,7 @@ def test_a_console_that_cannot_show_a_digit_crashes_nothing(tree: Project, encod
 @pytest.mark.slow
 def test_what_a_stage_cannot_work_with_is_reported(tree: Project) -> None:
     (tree.root / "node_modules").symlink_to(ROOT / "node_modules")
-    stage = ("python", "src", "foreign", "devanagari", "--out", "data/foreign")
+    stage = ("python", "src", "foreign", "--out", "data/foreign")
     thin = "half_width_pixels: [0.0001, 0.0001]"
     text = (tree.root / "params.yaml").read_text("utf-8")
     text = text.replace("half_width_pixels: [0.6, 1.5]", thin)
@@ -132,7 +132,7 @@ def test_what_a_stage_cannot_work_with_is_reported(tree: Project) -> None:
     ):
         assert old in text
         (tree.root / "params.yaml").write_text(text.replace(old, new, 1), "utf-8")
-        output = tree.run(*stage, code=1)
+        output = tree.run(*stage, code=1, DVC_STAGE="foreign@devanagari")
         assert message in output
         assert "Traceback" not in output
 

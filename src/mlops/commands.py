@@ -10,6 +10,7 @@ COMMANDS = (
     Command("train", WORK, "mlops.jobs.command", "Run the pipeline as a job on Azure ML", SDK),
     Command("sweep", WORK, "mlops.jobs.command", "Try values of params.yaml as jobs", SDK),
     Command("review", REVIEW, "mlops.review.command", "Compare the metrics with main's"),
+    Command("restore", REVIEW, "mlops.review.command", "Get checked data from a remote"),
     Command("retrain", REVIEW, "mlops.review.command", "Train with labels from production"),
     Command("relock", REVIEW, "mlops.review.command", "Resolve a merge conflict in dvc.lock"),
     Command("deploy", PRODUCTION, "mlops.deploy.command", "Deploy, roll back or destroy", SDK),

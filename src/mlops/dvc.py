@@ -1,5 +1,6 @@
-"""The program DVC: run a command, and what `dvc repro` and `dvc status` report of each stage."""
+"""The program DVC: run commands, read what they report, refuse files that lead it astray."""
 
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ruamel.yaml import YAML
 
 from core.errors import DigitsError
 
@@ -18,6 +22,10 @@ EVENTS = {
     re.compile(r"Stage '(.+)' didn't change, skipping\s*"): "unchanged",
 }
 LAST_LINES = 30
+CACHE = Path(".dvc", "cache", "files", "md5")
+MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+# What `dvc add` writes about a file or folder.
+OUT_KEYS = {"md5", "hash", "size", "nfiles", "path", "desc", "type", "labels", "meta"}
 ABSENT = {"deleted", "not in cache"}  # as `dvc status` says it
 
 
@@ -42,21 +50,29 @@ def environment() -> dict[str, str]:
 
 
 def run(
-    *arguments: str, folder: Path | None = None, fix: str = "run this again", **env: str
+    *arguments: str,
+    folder: Path | None = None,
+    fix: str = "run this again",
+    seconds: float | None = None,
+    **env: str,
 ) -> str:
     """Run DVC in a folder; return its standard output.
 
     Waits for another DVC that holds the lock. Raises DigitsError with DVC's own error, and with
-    `fix`, when it fails.
+    `fix`, when it fails or takes longer than `seconds`.
     """
-    done = subprocess.run(
-        command("--wait-for-lock", *arguments),
-        cwd=folder,
-        env=environment() | env,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            command("--wait-for-lock", *arguments),
+            cwd=folder,
+            env=environment() | env,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        raise DigitsError(f"dvc {arguments[0]}: no answer within {seconds:g} s; {fix}") from None
     if done.returncode:
         _, _, error = done.stderr.partition("ERROR: ")
         reason = " ".join((error or done.stderr or done.stdout).split())[:500]
@@ -64,8 +80,95 @@ def run(
     return done.stdout
 
 
+def refused_files(names: list[str]) -> list[str]:
+    """Return what is wrong with files *.dvc: each may name one file or folder beside it, no more.
+
+    DVC takes `wdir`, `deps` and paths of other folders in them (dvc/schema.py,
+    SINGLE_STAGE_SCHEMA), so that a checkout of data could replace source files.
+    """
+    found = []
+    for name in names:
+        try:
+            values = YAML(typ="safe").load(Path(name).read_text("utf-8"))
+            (out,) = values["outs"]
+            plain = set(values) <= {"outs", "meta", "desc"} and set(out) <= OUT_KEYS
+            path = out["path"]
+            if not plain or path in ("", ".", "..") or re.search(r"[/\\:\0]", path):
+                raise ValueError("it has more than the one file or folder beside it")
+            if Path(name).is_symlink() or Path(name).with_name(path).is_symlink():
+                raise ValueError("it is or names a symbolic link")
+        except FileNotFoundError:  # deleted in the working tree
+            continue
+        except Exception as error:  # whatever hostile YAML raises
+            reason = " ".join(str(error).split())[:200]
+            found.append(f"{name}: {reason}; write it with 'dvc add'")
+    return found
+
+
+def drop_false_objects(cache: Path = CACHE) -> None:
+    """Delete files of DVC's cache whose content is not what their name says."""
+    for path in cache.glob("*/*"):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "md5").hexdigest()
+        if digest != (path.parent.name + path.name).removesuffix(".dir"):
+            print(f"{path}: its content has the hash {digest}; deleted")
+            path.unlink()
+
+
+def check_listings(cache: Path = CACHE) -> None:
+    """Raise DigitsError when a listing of a folder in DVC's cache leads out of that folder.
+
+    DVC 3.67.1 follows `relpath: ../../../src/x.py` when it checks a folder out, so this comes
+    before each checkout of what others made.
+    """
+    for path in sorted(cache.glob("*/*.dir")):
+        content = path.read_bytes()
+        try:
+            rows: list[dict[str, Any]] = json.loads(content)
+            for row in rows:
+                place = row["relpath"]
+                parts = place.split("/")
+                if {"", ".", ".."} & set(parts) or re.search(r"[\\:\0]", place):
+                    raise ValueError(f"{place!r:.80} is not below the folder")
+                if not MD5.fullmatch(row["md5"]):
+                    raise ValueError(f"{row['md5']!r:.80} is no MD5")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DigitsError(
+                f"{path}: not a listing of a folder ({error}). Nothing is checked out; delete "
+                "this file and fetch from a remote that you trust"
+            ) from None
+
+
+def restore(remote: str, *targets: str, run_cache: bool = False) -> str:
+    """Fetch what dvc.lock and the files *.dvc name, check it, and check it out.
+
+    Without a remote nothing is fetched: what is in the cache is checked and checked out.
+    Returns why something is missing, empty when nothing is. BLOB_SECONDS of the environment bounds
+    the time, since Azure's SDK waits for ever. The run cache, which says what came of what and
+    cannot be checked, is fetched only if `run_cache`. Raises DigitsError for files that lead DVC
+    out of their folder.
+    """
+    if refused := refused_files(sorted(str(path) for path in Path("data").rglob("*.dvc"))):
+        raise DigitsError("; ".join(refused))
+    seconds, problem = float(os.environ.get("BLOB_SECONDS", "300")), ""
+    options = ["--quiet", "--remote", remote, *(["--run-cache"] if run_cache else []), *targets]
+    try:
+        if remote:
+            run("fetch", *options, seconds=seconds)
+    except DigitsError as error:
+        problem = str(error)
+    drop_false_objects()
+    check_listings()
+    try:
+        run("checkout", "--quiet", "--allow-missing", *targets)
+    except DigitsError as error:
+        problem = problem or str(error)
+    return problem
+
+
 def repro(*options: str) -> Run:
-    """Run `dvc repro`, printing what it prints."""
+    """Run `dvc repro`, printing what it prints; raises DigitsError as `check_listings` does."""
+    check_listings()
     run, last = Run(), deque[str](maxlen=LAST_LINES)
     name, what, since = "", "", time.monotonic()
     process = subprocess.Popen(
@@ -98,8 +201,8 @@ def repro(*options: str) -> Run:
 def status(cached: set[str]) -> tuple[list[str], list[str]]:
     """Return what makes dvc.lock stale, and which files are not here as it has them.
 
-    `cached` are the outputs that DVC keeps: another one here, or a folder of them, says nothing
-    against dvc.lock.
+    `cached` are the outputs that DVC keeps: another version here, or a folder of
+    them, is no evidence against dvc.lock.
     """
     kept = {*cached, *(str(folder) for path in cached for folder in PurePosixPath(path).parents)}
     try:

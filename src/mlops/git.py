@@ -18,8 +18,9 @@ class Base:
     """The commit to compare with."""
 
     commit: str | None  # None: there is nothing to compare with
-    said: str  # how it was found, or why there is none and what to do
-    broken: bool = False  # there should be one: what it would tell cannot be judged
+    description: str  # how it was found, or why there is none and what to do
+    tip: str | None = None  # today's commit of the branch, whose rules judge the change
+    unresolvable: bool = False  # there should be one, so nothing can be judged
 
 
 def run(*arguments: str) -> str:
@@ -78,9 +79,23 @@ def unmerged() -> list[str]:
     return [name.decode(errors="replace") for name in listing.split(b"\0") if name]
 
 
-def find_base(revision: str | None) -> Base:
-    """Return the merge base of HEAD with `revision`, or else with main; on main its first parent.
+def listed(*patterns: str) -> list[str]:
+    """Return the files that git knows or would add, by git's patterns."""
+    options = ("--cached", "--others", "--exclude-standard", "-z")
+    listing = git("ls-files", *options, "--", *patterns) or b""
+    return [name.decode(errors="replace") for name in listing.split(b"\0") if name]
 
+
+def ignored(*paths: str) -> list[str]:
+    """Return those of some paths that a .gitignore hides, tracked or not."""
+    listing = git("check-ignore", "--no-index", "--", *paths) or b""
+    return listing.decode(errors="replace").splitlines()
+
+
+def find_base(revision: str | None) -> Base:
+    """Return the merge base of HEAD with `revision`, or else with main.
+
+    On main that is HEAD while there are uncommitted changes, and its first parent without.
     Histories without a common commit are compared tip with tip, unless the clone is shallow.
     """
     head = commit("HEAD")
@@ -92,17 +107,20 @@ def find_base(revision: str | None) -> Base:
         branch = line("branch", "--show-current")
         revision = next((name for name in (f"origin/{MAIN}", MAIN) if commit(name)), None)
         if branch == MAIN or not revision or (not branch and commit(revision) == head):
+            if changed(".", ":!review"):
+                return Base(head, "HEAD, since there are uncommitted changes", head)
             parent = commit("HEAD^")
             if parent is None and shallow:
-                return Base(None, deepen, broken=True)
-            return Base(parent, "first parent" if parent else "the first commit has no base")
+                return Base(None, deepen, unresolvable=True)
+            description = "first parent" if parent else "the first commit has no base"
+            return Base(parent, description, parent)
     tip = commit(revision)
     if tip is None:
-        mend = deepen if shallow else "run 'git fetch origin' or correct --base"
-        return Base(None, f"{revision} is no commit here; {mend}", broken=True)
+        fix = deepen if shallow else "run 'git fetch origin' or correct --base"
+        return Base(None, f"{revision} is no commit here; {fix}", unresolvable=True)
     shared = line("merge-base", "HEAD", tip)
     if shared:
-        return Base(shared, f"merge base with {revision}")
+        return Base(shared, f"merge base with {revision}", tip)
     if shallow:
-        return Base(None, deepen, broken=True)
-    return Base(tip, f"{revision} itself: no merge base, the histories share no commit")
+        return Base(None, deepen, unresolvable=True)
+    return Base(tip, f"{revision} itself: no merge base, the histories share no commit", tip)

@@ -178,8 +178,10 @@ class Story:
         self.chapter(
             "Retraining",
             f"It also made the pull request {pull.branch}: a model that has learnt the labelled "
-            "digits of production and some of each script. Its checks compare it with main.",
+            "digits of production and some of each script. A person approves its checks, which "
+            "compare it with main.",
         )
+        self.github.approve(pull)
         self.comment(pull, 24)
         assert self.github.mergeable(pull)
         self.chapter("Merge", "A person merges. The new model goes live beside the old one.")
@@ -281,7 +283,7 @@ def main() -> None:
                     "DEPLOY_TO": "local",
                 } | {
                     f"AZURE_{name.upper()}_CLIENT_ID": name
-                    for name in ("reader", "reviewer", "main", "deployer")
+                    for name in ("reader", "main", "deployer")
                 }
                 github.environment = identities(azurite.port) | {
                     "IDENTITY_main": identity(azurite.port, write=True),

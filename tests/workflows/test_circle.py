@@ -1,6 +1,7 @@
-"""From drift to an issue and a pull request: scripts on loopback, then the real workflow file."""
+"""The issues, and the way from drift to a pull request: scripts, then the real workflow file."""
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import pytest
 from hollow import hollow
 from loopback import GitHub, needs_bash
 from records import FULL_NAME, Pull, Run
+from reports import report
 
 from core.errors import DigitsError
-from mlops.bot import drift_issue, retrain_pr
+from mlops.bot import github as client
+from mlops.bot import issues
+from mlops.review import schema
 
 CALM: dict[str, Any] = {
     "drift": False,
@@ -34,7 +38,7 @@ DRIFT = CALM | {
     "remedy": "retrain",
 }
 WORK = """#!/usr/bin/env bash
-# Stands in for digits, dvc and python: production as the test says, an experiment of text.
+# The programs digits, dvc and python: production as the test says, an experiment of text.
 case "$(basename "$0") $1 $2 $4" in
   "python -c "*) echo "$SAYS_PROPOSE";;
   "digits monitor --workspace --out") test "$FOUND" != "{}" || exit 1; mkdir -p monitoring
@@ -45,9 +49,9 @@ case "$(basename "$0") $1 $2 $4" in
     echo /devanagari_20261124.csv > data/labelled/.gitignore
     echo outs > data/labelled/devanagari_20261124.csv.dvc
     echo "epochs: 2" > params.yaml; echo new > dvc.lock
-    mkdir -p review; echo "## Better" > review/report.md;;
+    mkdir -p review; echo "$REPORT" > review/report.json; touch review/report.md;;
   "dvc push"*) echo "PUSHED $* as $AZURE_STORAGE_CONNECTION_STRING";;
-  "dvc pull"*) echo "PULLED ${*: -1} as $AZURE_STORAGE_CONNECTION_STRING";;
+  "digits restore"*) echo "RESTORED ${*: -1} as $AZURE_STORAGE_CONNECTION_STRING";;
 esac
 """
 ALL = {"look": "success", "issue": "success", "retrain": "success", "propose": "success"}
@@ -71,6 +75,7 @@ def github(tmp_path: Path) -> Iterator[GitHub]:
             "IDENTITY_main": "main",
             "SAYS_PROPOSE": "True",
             "LABELS": "some",
+            "REPORT": json.dumps(json.loads(schema.dump(report(link="")))),
         }
         yield github
 
@@ -95,13 +100,15 @@ def setting(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "TOKEN": "the-token-of-a-job",
         "LINK": "https://github.com/octo/digits/actions/runs/1",
         "PROPOSE": "true",
-        "START_CHECKS": "true",
+        "COMMIT_TOKEN": "the-token-of-a-job",
+        "MONITORING": str(github.folder / "monitoring.json"),
         "BASE": "main",
         "HEAD": github.head("main"),
         "ISSUE": "101",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GITHUB_JOB", raising=False)
+    monkeypatch.setattr(client, "WAIT_SECONDS", 0.0)
     return github
 
 
@@ -110,7 +117,7 @@ def tell(github: GitHub, found: dict[str, Any]) -> tuple[str, str]:
     path, output = github.folder / "monitoring.json", github.folder.parent / "output"
     path.write_text(json.dumps(found))
     output.write_text("")
-    return drift_issue.main([str(path)]), output.read_text()
+    return issues.main(["drift"]), output.read_text()
 
 
 def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
@@ -121,8 +128,8 @@ def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
     assert tell(setting, DRIFT | {"requests": 5000, "at_least": True})[0] == "#101: updated."
     assert "| at least since | 2026-11-20T07:00:00Z |" in issue["body"]
     assert "| judged | 5,000 requests in 8 windows |" in issue["body"]
-    assert "| right, by the labels that have come | 71.4% |" in issue["body"]
-    assert "| look like nothing known, of the last 600 | 31.0% |" in issue["body"]
+    assert "| accuracy by the labels that have come | 71.4% |" in issue["body"]
+    assert "| out of distribution, of the last 600 | 31.0% |" in issue["body"]
     assert "<img" not in issue["body"]
     few = CALM | {"windows": 1, "requests": 125}  # of a new deployment's smoke test
     assert tell(setting, few)[0].startswith("#101: left as it is")
@@ -144,7 +151,7 @@ def test_what_is_no_unknown_script_proposes_nothing(setting: GitHub, remedy: str
     found = DRIFT | {"causes": ["brightness", "looks"], "remedy": remedy}
     assert tell(setting, found) == ("#101: opened.", "issue=101\nretrain=false\n")
     body = setting.issues[0]["body"]
-    assert ("The images are spoilt: mend what takes them" in body) == (remedy == "mend")
+    assert ("The images are bad: fix what takes them" in body) == (remedy == "mend")
     assert ("merge the pull request" in body) == (remedy != "mend")
 
 
@@ -172,42 +179,51 @@ def test_what_is_no_monitoring_touches_no_issue(setting: GitHub, text: str) -> N
     path = setting.folder / "monitoring.json"
     path.write_text(text)
     with pytest.raises(DigitsError, match=r"monitoring\.json: is no monitoring\.json"):
-        drift_issue.main([str(path)])
+        issues.main(["drift"])
     assert setting.calls == []
 
 
-def handed(github: GitHub, **files: str) -> list[str]:
-    """Return the arguments of the proposal of some files."""
-    folder = github.folder / "handed"
-    for name, text in files.items():
-        path = folder / "files" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (folder / "report.md").write_text("## Better\n\ncloses #1 <script>\n")
-    return [str(folder / "files"), str(folder / "report.md")]
+def handed(github: GitHub, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
+    """Let a run have the artifact of a retraining."""
+    place = github.artifacts / "1" / "retraining.zip"
+    place.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(f"files/{name}", text)
+        notes = ["closes #1 <script>"]
+        archive.writestr("report.json", schema.dump(report(notes=notes, link="")))
+    monkeypatch.setenv("RUN", "1")
 
 
-def test_a_setting_that_lacks_is_told_and_no_branch_is_left(setting: GitHub) -> None:
+def test_a_setting_that_lacks_is_named_and_no_branch_is_left(
+    setting: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setting.may_open = False
+    handed(setting, monkeypatch, **{"params.yaml": "epochs: 2\n"})
     with pytest.raises(DigitsError, match=r"Allow GitHub Actions to create and approve"):
-        retrain_pr.main(handed(setting, **{"params.yaml": "epochs: 2\n"}))
+        issues.main(["retrain"])
     assert setting.git("for-each-ref", BRANCH) == ""
     assert not setting.waiting
 
 
-def test_checks_that_do_not_start_are_told_with_the_mend(setting: GitHub) -> None:
-    setting.may_start = False
-    with pytest.raises(DigitsError, match=r"#1 has no checks: .*502.*close #1 and open it again"):
-        retrain_pr.main(handed(setting, **{"params.yaml": "epochs: 2\n"}))
-    assert list(setting.pulls) == [1]
+def test_the_checks_of_a_retraining_wait_for_approval(
+    setting: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed(setting, monkeypatch, **{"params.yaml": "epochs: 2\n"})
+    assert issues.main(["retrain"]).startswith("#1: opened from retrain-20")
+    assert list(setting.unapproved) == [1] and not setting.waiting
+    assert "<script>" not in setting.pulls[1].body and "closes #1" not in setting.pulls[1].body
+    assert "closes #\u200b1 ‹script›" in setting.pulls[1].body
 
 
-def test_a_branch_that_is_there_is_left_as_it_is(setting: GitHub) -> None:
-    arguments = handed(setting, **{"params.yaml": "epochs: 2\n"})
-    retrain_pr.main(arguments)
+def test_a_branch_that_is_there_is_left_as_it_is(
+    setting: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed(setting, monkeypatch, **{"params.yaml": "epochs: 2\n"})
+    issues.main(["retrain"])
     before = setting.git("for-each-ref", BRANCH)
     with pytest.raises(DigitsError, match="is there already, delete it first"):
-        retrain_pr.main(arguments)
+        issues.main(["retrain"])
     assert setting.git("for-each-ref", BRANCH) == before
     assert len(setting.pulls) == 1
 
@@ -216,10 +232,35 @@ def test_a_branch_that_is_there_is_left_as_it_is(setting: GitHub) -> None:
     "name",
     ["src/digits/model/network.py", ".github/workflows/ci.yml", "data/labelled/a.csv", "dvc.yaml"],
 )
-def test_no_other_path_is_proposed(setting: GitHub, name: str) -> None:
+def test_no_other_path_is_proposed(
+    setting: GitHub, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    handed(setting, monkeypatch, **{name: "x"})
     with pytest.raises(DigitsError, match=f"{name}: "):
-        retrain_pr.main(handed(setting, **{name: "x"}))
-    assert setting.calls == []
+        issues.main(["retrain"])
+    assert all(call.method == "GET" for call in setting.calls)
+
+
+# The weekly run
+
+
+def test_the_issue_of_the_weekly_run_is_opened_updated_and_closed(
+    setting: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHANGES", "-numpy==2.0\n+numpy==2.1\n```@octo")
+    done = []
+    for result in ("success", "failure", "failure", "success"):
+        monkeypatch.setenv("RESULT", result)
+        done.append(issues.main(["weekly"]))
+    assert done == [
+        "The run succeeded; no issue is open.",
+        "#101: opened.",
+        "#101: updated.",
+        "#101: closed.",
+    ]
+    assert len(setting.issues) == 1
+    body = setting.issues[0]["body"]
+    assert "+numpy==2.1\n" in body and "```@octo" not in body
 
 
 # The workflow
@@ -231,8 +272,8 @@ def test_drift_opens_an_issue_and_a_pull_request_whose_checks_run(github: GitHub
     main = github.head("main")
     run = monitor(github, DRIFT)
     assert run.jobs == ALL, run.log
-    assert all(call.status < 300 for call in github.calls)
-    assert "PULLED monitor as main" in run.log
+    assert all(call.status < 400 for call in github.calls)
+    assert "RESTORED monitor as main" in run.log
     assert "PUSHED push --quiet --remote main as main" in run.log
     (issue,), (pull,) = github.issues, github.pulls.values()
     assert "2026-11-20T07:00:00Z" in issue["body"]
@@ -243,8 +284,7 @@ def test_drift_opens_an_issue_and_a_pull_request_whose_checks_run(github: GitHub
     changed = github.git("diff", "--name-only", main, pull.branch).splitlines()
     labelled = ["data/labelled/.gitignore", "data/labelled/devanagari_20261124.csv.dvc"]
     assert changed == [*labelled, "dvc.lock", "params.yaml"]
-    assert [waiting[1] for waiting in github.waiting] == ["ci.yml", "pull-request.yml"]
-    github.waiting.clear()
+    assert list(github.unapproved) == [pull.number] and not github.waiting
 
     run = monitor(github, DRIFT, "workflow_dispatch")
     assert run.jobs == {"look": "success", "issue": "success"}, run.log
@@ -275,12 +315,12 @@ def test_a_look_that_fails_is_red_itself(github: GitHub) -> None:
 
 @needs_bash
 @pytest.mark.slow
-def test_an_app_opens_it_without_starting_anything(github: GitHub) -> None:
+def test_the_checks_of_an_apps_pull_request_start(github: GitHub) -> None:
     github.variables["REVIEW_APP_CLIENT_ID"] = "app"
     run = monitor(github, DRIFT)
     assert run.jobs == ALL, run.log
     assert len(github.pulls) == 1
-    assert not github.waiting  # the pull request of an app starts them on GitHub itself
+    assert [waiting[1] for waiting in github.waiting] == ["pull-request.yml", "ci.yml"]
 
 
 @needs_bash

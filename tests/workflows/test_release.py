@@ -287,11 +287,16 @@ def test_another_branch_than_main_deploys_nothing(production: Production, workfl
     assert run.jobs == {}, run.log
 
 
-def test_without_azure_it_says_so(production: Production) -> None:
+def test_without_azure_main_is_reproduced_and_kept_for_reviews(production: Production) -> None:
+    production.model("without Azure")
     variables, production.github.variables = production.github.variables, {}
     try:
         run = production.push()
     finally:
         production.github.variables = variables
-    assert run.jobs == {"unconfigured": "success"}, run.log
-    assert "Nothing is deployed" in run.log, run.log
+    assert run.jobs == {"reproduce": "success"}, run.log
+    assert "Nothing is deployed: the variables" in run.log, run.log
+    kept = list((production.github.caches / "refs-heads-main").glob("dvc-*"))
+    assert kept
+    names = {path.relative_to(one).as_posix() for one in kept for path in one.glob("*/*/*/*")}
+    assert names == {".dvc/cache/files/md5"}

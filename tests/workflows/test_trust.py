@@ -1,31 +1,38 @@
-"""Which jobs run, and with which identity, for each event: the real workflow file, empty work."""
+"""Which jobs run, as whom and with whose code, for each event: the real files, empty work."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Project
 from hollow import hollow
 from loopback import GitHub, needs_bash
 from records import Pull, Run
+from reports import report
+
+from mlops.review import schema
 
 pytestmark = [pytest.mark.slow, needs_bash]
 WORK = """#!/usr/bin/env bash
-# Stands in for digits, dvc and python: a review that makes a new lock and something for the cache,
-# and sets what later steps of its job see, as an author's code can.
+# The programs digits, dvc and python: a review that makes a new lock, and sets what later steps of
+# its job see, as an author's code can.
 case "$1" in
-  review) echo TRUSTED=true >> "$GITHUB_ENV"
-    mkdir -p review .dvc/cache/files; echo "## better" > review/report.md
-    echo new > dvc.lock; echo x > .dvc/cache/files/x; touch -d '+1 hour' .dvc/cache/files/x;;
-  fetch) echo "FETCHED $5 as $AZURE_STORAGE_CONNECTION_STRING";;
-  -m) echo "PUBLISHED as $AZURE_STORAGE_CONNECTION_STRING";;
+  review) echo IDENTITY=true >> "$GITHUB_ENV"
+    echo "REVIEWED $3 $4 $5 $6 $7 as $AZURE_STORAGE_CONNECTION_STRING"
+    mkdir -p review; echo "$REPORT" > review/report.json; echo "## Better" > review/report.md
+    echo new > dvc.lock;;
 esac
 """
+POISON = """#!/usr/bin/env bash
+echo "POISONED digits $*"
+"""
+SETTLED = [("pull-request.yml", "pull_request"), ("ci.yml", "pull_request")]
 
 
 @pytest.fixture
 def github(tmp_path: Path) -> Iterator[GitHub]:
-    texts = {"data/README.md": "", ".gitignore": "/.venv\n/node_modules\n/.dvc/\n"}
-    project, installed = hollow(tmp_path, WORK, texts)
+    ignored = ".gitignore", "/.venv\n/node_modules\n/.dvc/\n/review/\n/lock/\n"
+    project, installed = hollow(tmp_path, WORK, {"data/README.md": "", ignored[0]: ignored[1]})
     with GitHub(tmp_path / "github") as github:
         project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
         (project.root / "params.yaml").write_text("epochs: 2\n")
@@ -34,45 +41,59 @@ def github(tmp_path: Path) -> Iterator[GitHub]:
             "AZURE_STORAGE_ACCOUNT": "account",
             "AZURE_TENANT_ID": "tenant",
             "AZURE_READER_CLIENT_ID": "reader",
-            "AZURE_REVIEWER_CLIENT_ID": "reviewer",
         }
         github.environment = {
             "PROJECT": str(installed),
             "IDENTITY_reader": "reader",
-            "IDENTITY_reviewer": "reviewer",
+            "REPORT": schema.dump(report(link="")).replace("\n", " "),
         }
         yield github
 
 
 def push(github: GitHub, pull: Pull) -> Run:
+    """Push, and run pull-request.yml alone."""
     github.push(github.folder.parent / "work", pull)
     event, workflow, sha, payload = github.waiting.popleft()
+    github.waiting.clear()
     return github.act(workflow, event, sha, payload)
 
 
-def dispatch(github: GitHub, branch: str, relock: str) -> Run:
-    github.dispatch("pull-request.yml", branch, {"relock": relock})
-    event, workflow, sha, payload = github.waiting.pop()
-    return github.act(workflow, event, sha, payload)
+def settle(github: GitHub, pull: Pull) -> tuple[Run, Run]:
+    """Push, and let everything run; return the runs of pull-request.yml and comment.yml."""
+    github.push(github.folder.parent / "work", pull)
+    review, checks, comment = github.settle()
+    assert [(run.workflow, run.event) for run in (review, checks)] == SETTLED
+    return review, comment
 
 
-def test_ones_own_pull_request_reads_as_reader_and_publishes_as_reviewer(github: GitHub) -> None:
-    run = push(github, Pull(1, "epochs"))
-    assert run.jobs == {"review": "failure", "publish": "success", "commit": "success"}, run.log
-    assert "FETCHED main as reader" in run.log
-    assert "FETCHED review as reader" in run.log
-    assert "PUBLISHED as reviewer" in run.log
-    assert {call.job for call in github.calls} == {"commit"}
-    assert all(call.status < 300 for call in github.calls)
-    assert [waiting[1] for waiting in github.waiting] == ["ci.yml", "pull-request.yml"]
-
-
-def test_what_writes_has_mains_code_and_the_review_the_authors(github: GitHub) -> None:
-    run = push(github, Pull(1, "epochs"))
-    parent = github.git("rev-parse", "epochs^")  # the author's: the lock came on top
-    main = github.head("main")
-    for job, commit in (("review", parent), ("publish", main), ("commit", main)):
-        assert f"\nCHECKED_OUT {job} {commit}" in run.log
+def test_ones_own_change_of_data_is_reviewed_as_reader_and_committed(github: GitHub) -> None:
+    pull = Pull(1, "epochs")
+    review, comment = settle(github, pull)
+    assert review.jobs == {"review": "failure"}, review.log  # the lock is outdated
+    assert "REVIEWED --restore main --gate --base origin/main as reader" in review.log
+    assert comment.jobs == {"comment": "success", "commit": "success"}, comment.log
+    assert {(call.workflow, call.job) for call in github.calls} == {
+        ("pull-request.yml", "review"),
+        ("comment.yml", "comment"),
+        ("comment.yml", "commit"),
+    }
+    assert all(call.status < 400 for call in github.calls)
+    assert github.git("show", "epochs:dvc.lock") == "new"
+    assert "is committed to the branch" in pull.comments[0]["body"]
+    # What writes has main's code, and the review the author's.
+    parent, main = github.git("rev-parse", "epochs^"), github.head("main")
+    assert f"\nCHECKED_OUT review {parent}" in review.log
+    for job in ("comment", "commit"):
+        assert f"\nCHECKED_OUT {job} {main}" in comment.log
+    # The checks of the commit wait for a person, and nothing is committed upon it.
+    made = github.head("epochs")
+    assert not github.waiting
+    github.environment["REPORT"] = "{}"
+    github.approve(pull)
+    again = github.settle()
+    assert again[0].jobs == {"review": "success"}, again[0].log  # the lock is what was made
+    assert github.head("epochs") == made
+    assert "ended with **success**" in pull.comments[0]["body"]
 
 
 @pytest.mark.parametrize(
@@ -80,51 +101,30 @@ def test_what_writes_has_mains_code_and_the_review_the_authors(github: GitHub) -
     [Pull(1, "epochs", "mallory/digits", "mallory"), Pull(1, "epochs", author="dependabot[bot]")],
     ids=["fork", "dependabot"],
 )
-def test_a_pull_request_that_may_not_reads_nothing(github: GitHub, pull: Pull) -> None:
+def test_a_pull_request_that_may_not_has_no_identity(github: GitHub, pull: Pull) -> None:
     run = push(github, pull)
     assert run.jobs == {"review": "failure"}, run.log
-    assert "FETCHED" not in run.log
-    assert github.calls == []
+    assert "REVIEWED --restore cache --gate --base origin/main as \n" in run.log
+    assert {call.path for call in github.calls} == {"/actions/caches"}
 
 
 def test_without_azure_the_lock_is_committed_all_the_same(github: GitHub) -> None:
     github.variables = {}
-    run = push(github, Pull(1, "epochs"))
-    assert run.jobs == {"review": "failure", "commit": "success"}, run.log
-    assert "FETCHED" not in run.log
+    review, comment = settle(github, Pull(1, "epochs"))
+    assert "REVIEWED --restore cache" in review.log
+    assert comment.jobs == {"comment": "success", "commit": "success"}, comment.log
     assert github.git("show", "epochs:dvc.lock") == "new"
 
 
-def test_a_run_that_a_job_started_commits_nothing(github: GitHub) -> None:
-    push(github, Pull(1, "epochs"))
-    before = github.head("epochs")
-    assert "commit" not in dispatch(github, "epochs", "false").jobs
-    assert github.head("epochs") == before
-
-
-def test_main_is_never_committed_to(github: GitHub) -> None:
-    before = github.head("main")
-    assert "commit" not in dispatch(github, "main", "true").jobs
-    assert github.head("main") == before
-    run = push(github, Pull(1, "main"))  # from main into another branch
-    assert run.jobs == {"review": "failure", "publish": "success"}, run.log
-
-
-def test_the_push_of_an_app_is_not_committed_upon(github: GitHub) -> None:
-    """A pipeline that gives other bytes each time would go round for ever."""
-    work = github.folder.parent / "work"
-    github.push(work, Pull(1, "epochs"))
-    event, workflow, sha, payload = github.waiting.popleft()
-    run = github.act(workflow, event, sha, payload | {"sender": {"type": "Bot"}})
-    assert run.jobs == {"review": "failure", "publish": "success"}, run.log
-
-
-def test_an_app_commits_without_starting_anything(github: GitHub) -> None:
+def test_the_checks_of_an_apps_commit_start_and_are_not_committed_upon(github: GitHub) -> None:
     github.variables["REVIEW_APP_CLIENT_ID"] = "app"
-    run = push(github, Pull(1, "epochs"))
-    assert run.jobs["commit"] == "success", run.log
+    github.push(github.folder.parent / "work", Pull(1, "epochs"))
+    runs = github.settle()
+    names = [run.workflow for run in runs]
+    assert names == ["pull-request.yml", "ci.yml", "comment.yml"] * 2, runs[-1].log
+    assert [run.actor for run in runs if run.workflow == "pull-request.yml"] == ["User", "Bot"]
     assert github.git("show", "epochs:dvc.lock") == "new"
-    assert not github.waiting  # the push of an app starts them on GitHub itself
+    assert github.git("rev-parse", "epochs~2") == github.head("main")
 
 
 def test_a_merge_group_is_reviewed_alone(github: GitHub) -> None:
@@ -133,4 +133,43 @@ def test_a_merge_group_is_reviewed_alone(github: GitHub) -> None:
     payload = {"merge_group": {"base_sha": base, "head_ref": "refs/heads/gh-readonly-queue/x"}}
     run = github.act("pull-request.yml", "merge_group", github.head("epochs"), payload)
     assert set(run.jobs) == {"review"}, run.log
-    assert "FETCHED main as reader" in run.log
+    assert f"REVIEWED --restore main --gate --base {base} as reader" in run.log
+
+
+def poison(github: GitHub, ref: str) -> None:
+    """Fill a ref's cache with an environment of one's own."""
+    program = github.caches / ref / "dvc-1" / ".venv" / "bin" / "digits"
+    program.parent.mkdir(parents=True)
+    program.write_text(POISON)
+    program.chmod(0o755)
+
+
+def test_a_cache_of_main_is_restored(github: GitHub) -> None:
+    content = github.caches / "refs-heads-main" / "dvc-1" / ".dvc/cache/files/md5/ab/cd"
+    content.parent.mkdir(parents=True)
+    content.write_text("x")
+    run = push(github, Pull(1, "epochs"))
+    assert "RESTORED_CACHE refs-heads-main" in run.log
+    assert "REVIEWED" in run.log
+
+
+def test_a_cache_of_the_pull_requests_own_ref_is_not_restored(github: GitHub) -> None:
+    """An earlier commit of the pull request may have filled it, .venv included."""
+    poison(github, "refs-pull-1-merge")
+    run = push(github, Pull(1, "epochs"))
+    assert "1 caches of refs/pull/1/merge: none is restored" in run.log
+    assert "RESTORED_CACHE" not in run.log and "POISONED" not in run.log
+    assert "REVIEWED" in run.log
+
+
+def test_with_that_defence_switched_off_the_cache_would_run(github: GitHub) -> None:
+    poison(github, "refs-pull-1-merge")
+    work = github.folder.parent / "work"
+    file = work / ".github" / "workflows" / "pull-request.yml"
+    text = file.read_text("utf-8")
+    condition = "        if: steps.caches.outputs.own == 'false'\n"
+    assert condition in text
+    file.write_text(text.replace(condition, ""), "utf-8")
+    Project(work).git("commit", "--quiet", "--all", "--message", "Without")
+    run = push(github, Pull(1, "epochs"))
+    assert "POISONED digits review" in run.log

@@ -8,6 +8,7 @@ for testing and production use other fonts than those for training.
 
 import argparse
 import os
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,13 +109,27 @@ def select_parts(train: Digits, test: Digits, per_class: PerClass, seed: int) ->
     }
 
 
+def script_of(stage: str) -> str:
+    """Return the script in the name that DVC gives a stage in DVC_STAGE, such as foreign@kanji.
+
+    The name is not part of the command, where a shell would read it. Raises DigitsError for any
+    other name.
+    """
+    match = re.search(r"(?:^|:)foreign@([a-z0-9_]+)\Z", stage)
+    if match is None:
+        raise DigitsError(
+            f"DVC_STAGE: expected foreign@SCRIPT, a key of {params.PATH}'s foreign in lower-case "
+            f"letters, digits and _, found {stage!r}; run 'dvc repro foreign@SCRIPT'"
+        )
+    return match[1]
+
+
 def main(arguments: list[str]) -> None:
     """Render or read the digits of one script; write three CSV files."""
     parser = argparse.ArgumentParser(prog="foreign", description=__doc__)
-    parser.add_argument("script", help="a key of params.yaml's foreign")
     parser.add_argument("--out", type=Path, required=True)
-    arguments_read = parser.parse_args(arguments)
-    script, out = arguments_read.script, arguments_read.out
+    out = parser.parse_args(arguments).out
+    script = script_of(os.environ.get("DVC_STAGE", ""))
     values = params.load()
     task = params.task(values)
     config = params.section(Params, values, f"foreign.{script}")

@@ -1,125 +1,83 @@
 """Show the report of a run of pull-request.yml as one comment on its pull request.
 
-The report was written by the pull request's own code, a fork's perhaps, so it is hostile: it is
-never written to disk, it is cut, and only plain Markdown of it is left. It does not say where it
-belongs: the pull request is the one whose head is the commit that GitHub says the run was of.
+report.json was written by the pull request's own code, a fork's perhaps, so it is hostile: it is
+parsed strictly, and rendered here. It does not say where it belongs: the pull request is the one
+whose head is the commit that GitHub says the run was of.
 """
 
-import io
 import re
-import urllib.parse
-import zipfile
 from typing import Any
 
 from core.errors import DigitsError
-from mlops.bot import github
+from mlops.bot import change, github
+from mlops.review import render, schema
 
-WORKFLOW = ".github/workflows/pull-request.yml"
-ARTIFACT_BYTES = 1_000_000
-TEXT_CHARACTERS = 55_000  # GitHub takes 65,536, and what is made harmless grows
+REPORT_BYTES = 4_000_000
+COMMENT_CHARACTERS = 65_000  # GitHub takes 65,536
 MARKER = re.compile(r"<!-- digits-review run=(\d+) attempt=(\d+) -->")
-TAGS = ("<details>", "</details>", "<summary>", "</summary>", "<br>")
-VERDICT = re.compile(r"## [^<`]*")  # a heading, which ends with its line
-# A chart passes whole when each of its lines is one of these, in characters that can do no harm.
-CHART = re.compile(
-    r"^```mermaid\n((?:(?:xychart-beta|xychart|[ ]*(?:title|x-axis|y-axis|line|bar)\b"
-    r"[\w \",.%>\[\]+-]*)\n)+)```$",
-    re.M,
-)
+STALE = """\
+dvc.lock or a table is not what the pipeline makes. Put what this run made into the branch:
+
+```
+gh run download {run} --repo {repository} --name lock
+git add dvc.lock data
+git commit --message 'New dvc.lock and metrics'
+```"""
+COMMITTED = """\
+dvc.lock or a table is not what the pipeline makes: what this run made is committed to the branch. \
+If the checks of that commit wait, press "Approve workflows to run"."""
 
 
 def main(arguments: list[str]) -> str:
     """Comment the report of the run RUN (an id); return what was done."""
-    number = github.setting("RUN")
-    if not number.isdecimal():
-        raise DigitsError(f"{number!r} is no id of a run; it is the number in the run's address")
-    run = github.api("GET", f"/actions/runs/{number}")
-    if run["path"].partition("@")[0] != WORKFLOW:
-        raise DigitsError(f"run {run['id']} is of {run['path']}, not of {WORKFLOW}")
-    pulls = pull_requests(run)
+    run = change.run_of(github.setting("RUN"))
+    if run["conclusion"] == "action_required":
+        return "The run waits for approval: nothing to comment yet."
+    pulls = change.pull_requests(run)
     if not pulls:
         return f"No open pull request has the head {run['head_sha']}: nothing to comment."
-    body = comment(run, report(run["id"]))
-    return "\n".join(show(number, run, body) for number in pulls)
+    return "\n".join(show(pull["number"], run, comment(run, pull)) for pull in pulls)
 
 
-def pull_requests(run: dict[str, Any]) -> list[int]:
-    """Return the open pull requests whose head is the run's commit, branch and repository."""
-    source = run["head_repository"]
-    if source is None:  # a fork that is no more
-        return []
-    head = f"{source['owner']['login']}:{run['head_branch']}"
-    query = urllib.parse.urlencode({"state": "open", "head": head})
-    return [
-        pull["number"]
-        for pull in github.everything(f"/pulls?{query}")
-        if pull["head"]["sha"] == run["head_sha"]
-        and (pull["head"]["repo"] or {}).get("full_name") == source["full_name"]
-    ]
-
-
-def report(run: int) -> str:
-    """Return the text of a run's report, cut, or why there is none."""
-    found = github.api("GET", f"/actions/runs/{run}/artifacts?name=report")["artifacts"]
-    if not found:
-        return "No report: the run ended before it was written."
-    newest = max(found, key=lambda artifact: artifact["id"])  # an attempt each
-    if newest["size_in_bytes"] > ARTIFACT_BYTES:
-        return "The report is too large to be shown."
-    content = github.download(f"/actions/artifacts/{newest['id']}/zip", ARTIFACT_BYTES)
-    return text_of(content)
-
-
-def text_of(archive: bytes) -> str:
-    """Return report.md of a zip, at most TEXT_CHARACTERS of it; other members are not opened."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as members, members.open("report.md") as file:
-            text = file.read(4 * TEXT_CHARACTERS).decode(errors="replace")
-    except Exception as error:  # whatever a hostile archive makes zipfile do
-        return f"The report cannot be read: {type(error).__name__}."
-    if len(text) > TEXT_CHARACTERS:
-        text = text[:TEXT_CHARACTERS] + "\n\n(cut; the artifact has all of it)"
-    return text
-
-
-def harmless(text: str) -> str:
-    """Return Markdown without links, images, HTML, mentions and references; charts are kept."""
-    text = text.replace("\r\n", "\n")
-    text = "".join(sign for sign in text if sign.isprintable() or sign in "\n\u200d")
-    parts = CHART.split(text)  # text, chart, text, chart, ...
-    for number in range(0, len(parts), 2):
-        parts[number] = _plain(parts[number])
-    for number in range(1, len(parts), 2):
-        parts[number] = f"```mermaid\n{parts[number]}```"
-    return "".join(parts)
-
-
-def _plain(text: str) -> str:
-    text = re.sub(r"(@|:(?=//)|#(?=\d)|GH-(?=\d)|www(?=\.))", "\\1\u200b", text, flags=re.I)
-    text = text.replace("&", "&amp;").replace("<", "&lt;")
-    for tag in TAGS:
-        text = text.replace(tag.replace("<", "&lt;"), tag)
-    text = text.replace("[", "&#91;")  # no link, no image; a backslash before it changes nothing
-    return text.replace("```mermaid", "```text")
-
-
-def comment(run: dict[str, Any], text: str) -> str:
-    """Return the comment's body: the marker, the verdict, what GitHub itself says, the report.
-
-    GitHub's own word stands where no open block of code or <details> of the report can hide it.
-    """
-    marker = f"<!-- digits-review run={run['run_number']} attempt={run['run_attempt']} -->"
+def facts(run: dict[str, Any], pull: dict[str, Any]) -> str:
+    """Return as Markdown what GitHub itself says of a run and of what the author changed."""
     link = run["html_url"]
-    trusted = (
+    parts = [
         f"[Run {run['run_number']}]({link}) of {run['head_sha'][:10]} ended with "
         f"**{run['conclusion']}**. Plots, confusion matrices and the sheet of mistakes: "
         f"[artifacts]({link}#artifacts)."
-    )
-    verdict, _, rest = harmless(text).strip().partition("\n")
-    if not VERDICT.fullmatch(verdict):
-        verdict, rest = "", f"{verdict}\n{rest}"
-    body = f"{marker}\n{verdict}\n\n{trusted}\n\n{rest.strip()}\n"
-    return body if len(body) < 65_000 else f"{marker}\nThe report is too long.\n\n{trusted}\n"
+    ]
+    code = change.code(pull["base"]["ref"], run["head_sha"])
+    if code:
+        more = f" and {len(code) - 3} more" if len(code) > 3 else ""
+        parts.append(
+            f"⚠️ **This changes code**: {', '.join(map(render.plain, code[:3]))}{more}. The report "
+            "below was computed by that code. After the merge main's own code reproduces "
+            "everything, before it deploys."
+        )
+    if github.api("GET", f"/actions/runs/{run['id']}/artifacts?name=lock")["artifacts"]:
+        own = run["head_repository"]["full_name"] == github.repository()
+        committed = own and not code and (run["actor"] or {}).get("type") != "Bot"
+        text = STALE.format(run=run["id"], repository=github.repository())
+        parts.append(COMMITTED if committed else text)
+    return "\n\n".join(parts)
+
+
+def comment(run: dict[str, Any], pull: dict[str, Any]) -> str:
+    """Return the comment's body: the marker, the verdict, what GitHub itself says, the report."""
+    marker = f"<!-- digits-review run={run['run_number']} attempt={run['run_attempt']} -->"
+    trusted = facts(run, pull)
+    try:
+        files = github.artifact(run["id"], "report", REPORT_BYTES)
+        if not files or "report.json" not in files:
+            raise DigitsError("the run ended before it was written")
+        text = render.write(schema.parse(files["report.json"]), trusted)
+    except DigitsError as error:
+        text = f"## No report: {render.plain(error, 300)}\n\n{trusted}\n"
+    body = f"{marker}\n{text}"
+    if len(body) > COMMENT_CHARACTERS:
+        body = f"{marker}\n## The report is too long for a comment\n\n{trusted}\n"
+    return body
 
 
 def show(number: int, run: dict[str, Any], body: str) -> str:

@@ -4,17 +4,24 @@ They run `python -m mlops.bot.NAME` in main's src with the runner's own Python: 
 library only, nothing is installed. What a pull request made reaches them as data alone.
 """
 
+import io
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
 from core.errors import DigitsError
 
 BOT = "github-actions[bot]"  # who comments and opens issues with a job's own token
+ATTEMPTS = 4
+WAIT_SECONDS = 2.0  # before the second attempt, twice as long before each further one
+LONGEST_WAIT_SECONDS = 120.0
+ARTIFACT_BYTES = 20_000_000
 
 
 def setting(name: str) -> str:
@@ -30,14 +37,15 @@ def repository() -> str:
     return setting("GITHUB_REPOSITORY")
 
 
-def api(method: str, path: str, body: object = None) -> Any:
+def api(method: str, path: str, body: object = None, token: str = "TOKEN") -> Any:
     """Call the API below /repos/OWNER/NAME, or GraphQL for the path /graphql; return its JSON.
 
-    Raises DigitsError with status and answer when GitHub refuses.
+    `token` names the environment variable that holds it. Raises DigitsError with status and answer
+    when GitHub refuses.
     """
     root = setting("GITHUB_API_URL")
     url = root + path if path == "/graphql" else f"{root}/repos/{repository()}{path}"
-    answer = _send(method, url, body).decode()
+    answer = _send(method, url, body, token).decode()
     return json.loads(answer) if answer else None
 
 
@@ -52,15 +60,38 @@ def everything(path: str) -> list[Any]:
     return rows
 
 
-def download(path: str, limit: int) -> bytes:
-    """Return at most `limit` bytes of a file; raise DigitsError when it has more."""
-    content = _send("GET", f"{setting('GITHUB_API_URL')}/repos/{repository()}{path}", None, limit)
-    if len(content) > limit:
-        raise DigitsError(f"{path}: more than {limit} bytes; not read")
-    return content
+def artifact(run: int, name: str, limit: int) -> dict[str, bytes] | None:
+    """Return the files of a run's artifact by name, None when there is none.
+
+    Nothing is written to disk. Raises DigitsError for an archive that is damaged, or whose files
+    have more than `limit` bytes together.
+    """
+    found = api("GET", f"/actions/runs/{run}/artifacts?name={name}")["artifacts"]
+    if not found:
+        return None
+    newest = max(found, key=lambda artifact: artifact["id"])  # each attempt has its own
+    path = f"/actions/artifacts/{newest['id']}/zip"
+    url = f"{setting('GITHUB_API_URL')}/repos/{repository()}{path}"
+    content = _send("GET", url, None, "TOKEN", ARTIFACT_BYTES)
+    files, left = {}, limit
+    try:
+        if len(content) > ARTIFACT_BYTES:
+            raise ValueError(f"it has more than {ARTIFACT_BYTES} bytes")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for member in archive.infolist():
+                if not member.is_dir():
+                    with archive.open(member) as file:  # whatever size the archive claims
+                        files[member.filename] = file.read(left + 1)
+                    left -= len(files[member.filename])
+                if left < 0:
+                    raise ValueError(f"its files have more than {limit} bytes")
+    except Exception as error:  # whatever a hostile archive makes zipfile raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DigitsError(f"the artifact {name} cannot be read: {reason}") from None
+    return files
 
 
-def _send(method: str, url: str, body: object, limit: int = 50_000_000) -> bytes:
+def _send(method: str, url: str, body: object, token: str, limit: int = 50_000_000) -> bytes:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, method=method)
     request.add_header("Accept", "application/vnd.github+json")
@@ -69,20 +100,33 @@ def _send(method: str, url: str, body: object, limit: int = 50_000_000) -> bytes
     if data:
         request.add_header("Content-Type", "application/json")
     # An artifact is a redirect to another host, which must not see the token.
-    request.add_unredirected_header("Authorization", f"Bearer {setting('TOKEN')}")
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.read(limit + 1)
-    except urllib.error.HTTPError as error:
-        with error:
-            told = error.read(500).decode(errors="replace")
-        raise DigitsError(f"GitHub refused {method} {url}: {error.code} {told}") from None
-    except OSError as error:
-        raise DigitsError(f"GitHub did not answer {method} {url}: {error}; run it again") from None
+    request.add_unredirected_header("Authorization", f"Bearer {setting(token)}")
+    for attempt in range(1, ATTEMPTS + 1):
+        wait = WAIT_SECONDS * 2 ** (attempt - 1)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.read(limit + 1)
+        except urllib.error.HTTPError as error:
+            with error:
+                text = error.read(500).decode(errors="replace")
+            # A refusal for the rate did nothing; after a 5xx a POST may have done its work.
+            # docs.github.com/rest/using-the-rest-api/rate-limits-for-the-rest-api
+            limited = error.headers.get("Retry-After"), error.headers.get("X-RateLimit-Remaining")
+            again = error.code >= 500 and method != "POST"
+            if error.code == 429 or (error.code == 403 and (limited[0] or limited[1] == "0")):
+                again, wait = True, float(limited[0] or wait)
+            reason = f"GitHub refused {method} {url}: {error.code} {text}"
+        except OSError as error:
+            again = method != "POST"
+            reason = f"GitHub did not answer {method} {url}: {error}; run it again"
+        if not again or attempt == ATTEMPTS or wait > LONGEST_WAIT_SECONDS:
+            break
+        time.sleep(wait)
+    raise DigitsError(reason)
 
 
 def script(work: Callable[[list[str]], str]) -> None:
-    """Run a job's script: print what it says; for a DigitsError print it and exit with code 1."""
+    """Run a job's script: print what it returns; for a DigitsError print it, exit with code 1."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         print(work(sys.argv[1:]))

@@ -132,12 +132,12 @@ def gate_reasons(live: str | None) -> list[str]:
         base = git.find_base("HEAD^")
     commit = live if live and git.commit(live) else base.commit
     after = snapshot.read(lambda name: git.show("HEAD", name), "at this commit")
-    before = snapshot.Side()
+    before = snapshot.Snapshot()
     if commit:
         before = snapshot.read(lambda name: git.show(commit, name), f"at {commit[:10]}")
     rules = params.section(gate.Params, after.params, "review").gate
-    reasons = [base.said] if base.broken and not commit else []
-    return reasons + gate.judge(compare.metrics(before, after), rules)
+    reasons = [base.description] if base.unresolvable and not commit else []
+    return reasons + gate.judge(compare.judged(before, after, {}, rules), rules)
 
 
 def refuse_bad_metrics(live: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Options of `digits review`, `retrain` and `relock`."""
+"""Options of `digits review`, `restore`, `retrain` and `relock`."""
 
 from pathlib import Path
 
@@ -13,12 +13,19 @@ LINK = click.option("--link", default="", help="The address of the run, for the 
 @click.command(epilog=options.example("digits review --repro --gate"))
 @click.option("--base", metavar="REV", help="The revision to compare with  [default: main]")
 @click.option("--repro", is_flag=True, help="Run `dvc repro` first.")
+@click.option("--restore", default="", metavar="REMOTE", help="With --repro: get what main made.")
 @click.option("--gate", is_flag=True, help="Exit with 1 when the gate of params.yaml fails.")
 @click.option("--out", type=options.FOLDER, help="A folder for the report and DVC's plots.")
 @LINK
 @options.as_json()
 def review(
-    base: str | None, repro: bool, gate: bool, out: Path | None, link: str, as_json: bool
+    base: str | None,
+    repro: bool,
+    restore: str,
+    gate: bool,
+    out: Path | None,
+    link: str,
+    as_json: bool,
 ) -> None:
     """Compare metrics, params and data with those where this branch left main.
 
@@ -26,25 +33,45 @@ def review(
     """
     from core.files import write_text
     from mlops import dvc
-    from mlops.review import render, report
+    from mlops.review import render, schema
+    from mlops.review.report import review as compare
 
     with options.stdout_for_program(as_json):
-        found = report.review(base, repro, link)
+        found = compare(base, repro, link, restore)
     if out:
-        broken = found.run and found.run.failed
-        told = "" if broken else dvc.plots(found.base.commit, out / "plots")
-        found.problems.extend([told] if told else [])
+        problem = "" if found.failed else dvc.plots(found.base, out / "plots")
+        found.problems.extend([problem] if problem else [])
         write_text(out / "report.md", render.write(found))
-        write_text(out / "report.json", render.as_json(found))
+        write_text(out / "report.json", schema.dump(found))
     if as_json:
-        print(render.as_json(found), end="")
+        print(schema.dump(found), end="")
     else:
         text = render.write(found)
         print(text.partition("\n")[0].removeprefix("## ") if out else text)
-    if found.run and found.run.failed:
-        raise DigitsError(f"dvc repro failed at {found.run.failed}; see above")
-    if gate and found.reasons:
-        raise DigitsError("the gate failed: " + "; ".join(found.reasons))
+    if found.failed:
+        raise DigitsError(f"dvc repro failed at {found.failed}; see above")
+    if gate and not found.gate.passed:
+        raise DigitsError("the gate failed: " + "; ".join(found.gate.reasons))
+
+
+@click.command(epilog=options.example("digits restore data/package"))
+@click.argument("targets", nargs=-1)
+@click.option("--remote", default="main", show_default=True, help="The remote of DVC.")
+@click.option("--run-cache", is_flag=True, help="Also what says which inputs gave which outputs.")
+@click.option("--allow-missing", is_flag=True, help="Say what is missing and exit with 0.")
+def restore(targets: tuple[str, ...], remote: str, run_cache: bool, allow_missing: bool) -> None:
+    """Fetch data and models from a remote, check them, and put them in place.
+
+    As `dvc pull`, which would follow a listing that leads out of its folder and believes what
+    lies in the cache.
+    """
+    from mlops import dvc
+
+    problem = dvc.restore(remote, *targets, run_cache=run_cache)
+    if problem and not allow_missing:
+        raise DigitsError(problem)
+    if problem:
+        print(f"::notice::Not all could be restored; the rest is made here: {problem}")
 
 
 @click.command(epilog=options.example("digits retrain --out report"))

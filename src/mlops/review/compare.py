@@ -1,62 +1,41 @@
-"""What differs between two sides: metrics against noise, classes, params, stages, data."""
+"""What differs between two snapshots: metrics beyond chance, classes, params, stages, data."""
 
+import dataclasses
 import json
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from scipy.special import stdtrit
 
-from mlops.review.snapshot import Side
+from mlops.review.schema import (
+    Blob,
+    Bounds,
+    ClassChange,
+    DataChange,
+    Metric,
+    ParamChange,
+    TestSet,
+    TestSetChange,
+    Verdict,
+)
+from mlops.review.snapshot import Snapshot
 
 CLASS_DEVIATIONS = 2.576  # a class is named beyond this: 1 % of classes by chance
 INTERVAL = ("_low", "_high")  # of the 95 % interval beside a metric
+TEST_SET, TRAINING_SET = "data/prepared/test.npz", "data/prepared/training.npz"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One metric of one source; None where a side does not have it."""
-
-    source: str
-    metric: str
-    before: float | None
-    after: float | None
-    noise: float | None  # a difference up to this may be chance; None: not known
-    basis: str  # of `noise`: seeds, interval or unknown
-
-    @property
-    def difference(self) -> float | None:
-        """After minus before, None unless both are finite."""
-        if self.before is None or self.after is None:
-            return None
-        difference = round(self.after - self.before, 9)
-        return difference if math.isfinite(difference) else None
-
-    @property
-    def verdict(self) -> str:
-        """One of same, noise, better, worse, unknown."""
-        if self.difference is None:
-            return "unknown"
-        if self.difference == 0:
-            return "same"
-        if self.noise is None:
-            return "unknown"
-        if abs(self.difference) <= self.noise:
-            return "noise"
-        lower = self.metric == "loss" or self.metric.endswith("error")
-        return "better" if (self.difference > 0) != lower else "worse"
-
-
-def metrics(before: Side, after: Side) -> list[Row]:
-    """Return a row for each metric of either side.
+def metrics(
+    before: Snapshot, after: Snapshot, noise: dict[str, Any], gate: dict[str, dict[str, Any]]
+) -> list[Metric]:
+    """Return a row for each metric of either snapshot.
 
     Two runs that differ by chance alone differ by up to t(0.975, n - 1) * sqrt(2) * s in 95 %
-    of cases, s the sample deviation of n seeds (data/noise.json): Student's interval for a
-    difference of two single draws (Biometrika 6, 1908). Without it the 95 % intervals of
-    metrics.json stand in, put together by Newcombe's method 10 (Statistics in Medicine 17,
-    1998): the chance in the test set alone, not that of the seed.
+    of cases, s the sample deviation of n seeds (`noise`, of data/noise.json): Student's interval
+    for a difference of two single draws (Biometrika 6, 1908). Without it the 95 % intervals of
+    metrics.json are combined by Newcombe's method 10 (Statistics in Medicine 17, 1998): the
+    chance in the test set alone, not that of the seed.
     """
-    noise = after.noise or before.noise
     seeds = len(noise.get("seeds", []))
     rows = []
     for source in {**before.metrics, **after.metrics}:
@@ -78,25 +57,69 @@ def metrics(before: Side, after: Side) -> list[Row]:
                 basis = "interval"
             if bound is not None and not math.isfinite(bound):
                 bound, basis = None, "unknown"
-            rows.append(Row(source, metric, old.get(metric), new.get(metric), bound, basis))
+            rule: Bounds | None = gate.get(source, {}).get(metric)
+            values = (old.get(metric), new.get(metric), bound)
+            rows.append(Metric(source, metric, *values, basis, rule))  # type: ignore[arg-type]
     return rows
 
 
-def verdict(rows: list[Row]) -> str:
-    """Return one word for the rows that count: better, worse, mixed, noise, same, unknown."""
+def verdict(rows: list[Metric]) -> Verdict:
+    """Return one word for the rows that count."""
     found = {row.verdict for row in rows}
     if {"better", "worse"} <= found:
         return "mixed"
-    for word in ("worse", "better", "unknown", "noise", "same"):
-        if word in found:
-            return word
-    return "unknown"
+    order: tuple[Verdict, ...] = ("worse", "better", "unknown", "noise", "same")
+    return next((word for word in order if word in found), "unknown")
 
 
-def classes(before: Side, after: Side) -> list[tuple[str, str, float, float]]:
-    """Return source, class, accuracy before and after where the two differ beyond chance.
+def measured_with(noise: dict[str, Any], snapshot: Snapshot) -> list[str]:
+    """Return what the seed variance was measured with that this snapshot does not have.
 
-    A test of two proportions with pooled variance at 99 %, largest change first.
+    The data are compared by their MD5 in dvc.lock, the network by the hash of its layers'
+    configuration in the lineage, where both have it. Nothing is compared by source files.
+    """
+    trained = noise.get("trained", {})
+    data = trained.get("data") or {}
+    hashed = {path: row[0] for stage in snapshot.stages.values() for path, row in outs(stage)}
+    pairs = {
+        "epochs": (trained.get("epochs"), snapshot.params.get("epochs")),
+        "classes": (trained.get("classes"), snapshot.params.get("classes")),
+        "training data": (data.get("training.npz"), hashed.get(TRAINING_SET)),
+        "test data": (data.get("test.npz"), hashed.get(TEST_SET)),
+    }
+    if trained.get("network") and snapshot.network:
+        pairs["network"] = (trained["network"], snapshot.network)
+    return [name for name, (measured, here) in pairs.items() if measured != here]
+
+
+def outs(stage: dict[str, Any]) -> list[tuple[str, tuple[str, int, int]]]:
+    """Return path, and MD5, bytes and number of files, of a stage's outputs."""
+    return list(hashes(stage, "outs").items())
+
+
+def other_test_set(before: Snapshot, after: Snapshot) -> bool:
+    """Say whether both snapshots have a test set, with different hashes."""
+    found = [
+        {row[0] for stage in side.stages.values() for path, row in outs(stage) if path == TEST_SET}
+        for side in (before, after)
+    ]
+    return bool(found[0] and found[1] and found[0] != found[1])
+
+
+def judged(
+    before: Snapshot, after: Snapshot, noise: dict[str, Any], gate: dict[str, dict[str, Any]]
+) -> list[Metric]:
+    """Return the metrics that the gate judges: without values before, where test sets differ."""
+    rows = metrics(before, after, noise, gate)
+    if other_test_set(before, after):
+        return [dataclasses.replace(row, before=None, noise=None, basis="unknown") for row in rows]
+    return rows
+
+
+def classes(before: Snapshot, after: Snapshot) -> list[ClassChange]:
+    """Return the classes whose accuracy differs beyond chance, the largest change first.
+
+    A test of two proportions with pooled variance at 99 %.
     """
     named = []
     for key in before.classes.keys() & after.classes.keys():
@@ -106,8 +129,8 @@ def classes(before: Side, after: Side) -> list[tuple[str, str, float, float]]:
         pooled = (old * old_count + new * new_count) / (old_count + new_count)
         deviation = math.sqrt(max(pooled * (1 - pooled), 0) * (1 / old_count + 1 / new_count))
         if abs(new - old) > CLASS_DEVIATIONS * deviation > 0:
-            named.append((*key, old, new))
-    return sorted(named, key=lambda row: (-abs(row[3] - row[2]), row[:2]))
+            named.append(ClassChange(*key, old, new))
+    return sorted(named, key=lambda row: (-abs(row.after - row.before), row.source, row.name))
 
 
 def flat(values: Any, name: str = "") -> dict[str, str]:
@@ -120,21 +143,23 @@ def flat(values: Any, name: str = "") -> dict[str, str]:
     return {name: json.dumps(values, ensure_ascii=False, default=str)}
 
 
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return key, value before, value after of what differs; empty text where there is none."""
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[ParamChange]:
+    """Return the keys whose value differs; the text is empty where there is no value."""
     old, new = (flat(values) if values else {} for values in (before, after))
     keys = [*old, *(key for key in new if key not in old)]
-    return [(k, old.get(k, ""), new.get(k, "")) for k in keys if old.get(k) != new.get(k)]
+    return [
+        ParamChange(k, old.get(k, ""), new.get(k, "")) for k in keys if old.get(k) != new.get(k)
+    ]
 
 
-def reasons(before: dict[str, Any] | None, after: dict[str, Any]) -> list[str]:
-    """Return what differs between two entries of dvc.lock for one stage: command, deps, params."""
-    if before is None:
-        return ["new stage"]
+def inputs(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[str]:
+    """Return what differs between two entries of dvc.lock for a stage: command, deps, params."""
+    if before is None or after is None:
+        return ["new stage" if before is None else "stage removed"]
     found = ["the command"] if before.get("cmd") != after.get("cmd") else []
     old, new = before.get("params") or {}, after.get("params") or {}
     for file in {**old, **new}:
-        found += [row[0] for row in changes(old.get(file) or {}, new.get(file) or {})]
+        found += [row.key for row in changes(old.get(file) or {}, new.get(file) or {})]
     old_deps, new_deps = hashes(before, "deps"), hashes(after, "deps")
     return found + [
         path for path in {**old_deps, **new_deps} if old_deps.get(path) != new_deps.get(path)
@@ -143,17 +168,25 @@ def reasons(before: dict[str, Any] | None, after: dict[str, Any]) -> list[str]:
 
 def hashes(stage: dict[str, Any], kind: str) -> dict[str, tuple[str, int, int]]:
     """Return MD5, bytes and number of files of a stage's deps or outs by path."""
+
+    def count(value: Any) -> int:
+        return value if type(value) is int and 0 <= value < 2**63 else 0
+
     return {
-        entry["path"]: (str(entry.get("md5", "")), entry.get("size", 0), entry.get("nfiles", 1))
+        entry["path"]: (
+            str(entry.get("md5", "")),
+            count(entry.get("size", 0)),
+            count(entry.get("nfiles", 1)),
+        )
         for entry in stage.get(kind) or []
     }
 
 
-def data(before: Side, after: Side) -> list[tuple[str, Any, Any]]:
-    """Return path, (MD5, bytes, files) before and after of data whose hash differs."""
+def data(before: Snapshot, after: Snapshot) -> list[DataChange]:
+    """Return the data whose hash differs."""
     old, new = (
         {
-            path: row
+            path: Blob(*row)
             for stage in side.stages.values()
             for kind in ("deps", "outs")
             for path, row in hashes(stage, kind).items()
@@ -161,20 +194,22 @@ def data(before: Side, after: Side) -> list[tuple[str, Any, Any]]:
         }
         for side in (before, after)
     )
-    return [(p, old.get(p), new.get(p)) for p in {**old, **new} if old.get(p) != new.get(p)]
+    return [
+        DataChange(p, old.get(p), new.get(p)) for p in {**old, **new} if old.get(p) != new.get(p)
+    ]
 
 
-def counts(before: Side, after: Side) -> list[tuple[str, Any, Any]]:
-    """Return source, (rows, classes) before and after of test sets whose size differs."""
+def counts(before: Snapshot, after: Snapshot) -> list[TestSetChange]:
+    """Return the test sets whose size differs."""
     old, new = test_sets(before), test_sets(after)
     sources = {**old, **new} if old else {}
-    return [(s, old.get(s), new.get(s)) for s in sources if old.get(s) != new.get(s)]
+    return [TestSetChange(s, old.get(s), new.get(s)) for s in sources if old.get(s) != new.get(s)]
 
 
-def test_sets(side: Side) -> dict[str, tuple[int, int]]:
+def test_sets(side: Snapshot) -> dict[str, TestSet]:
     """Return rows and classes of each source's test set."""
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, TestSet] = {}
     for (source, _), (_, count) in side.classes.items():
-        rows, number = found.get(source, (0, 0))
-        found[source] = (rows + count, number + 1)
+        before = found.get(source, TestSet(0, 0))
+        found[source] = TestSet(before.rows + count, before.classes + 1)
     return found

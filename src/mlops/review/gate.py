@@ -2,26 +2,24 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from core import params
 from core.params import STRICT
-from mlops.review.compare import Row
+from mlops.review.schema import Bounds, Metric
 
 NotNegative = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The bounds of one metric."""
+class Rule(Bounds):
+    """The bounds of one metric, as params.yaml has them."""
 
     __pydantic_config__ = STRICT
 
-    direction: Literal["higher", "lower"]  # which is better
-    floor: float  # no worse than this, whatever it was before
-    tolerance: NotNegative  # no worse than before by more than this
+    tolerance: NotNegative
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,10 @@ def load() -> Params:
     return params.section(Params, params.load(), "review")
 
 
-def judge(rows: list[Row], gate: dict[str, dict[str, Rule]]) -> list[str]:
+def judge(rows: list[Metric], gate: dict[str, dict[str, Rule]]) -> list[str]:
     """Return why the gate fails, nothing when it passes; a metric that is missing or NaN fails.
 
-    Where the base has no such metric, only the floor is asked for.
+    Where there is no value before, only the floor is judged.
     """
     found = {(row.source, row.metric): row for row in rows}
     reasons = []

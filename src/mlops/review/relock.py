@@ -17,12 +17,12 @@ from ruamel.yaml import YAML
 from core.errors import DigitsError
 from core.files import write_text
 from mlops import dvc, git
-from mlops.bot.commit import SMALL
+from mlops.review.schema import TABLES
 from mlops.review.snapshot import MARKERS, mapping, stages
 
 LOCK = "dvc.lock"
 # What stages write and git keeps: made anew, so either side of a conflict will do.
-MADE = re.compile(SMALL)
+MADE = re.compile(TABLES)
 CONFLICT = re.compile(
     r"^<{7} [^\n]*\n(.*?)(?:^\|{7}[^\n]*\n(.*?))?^={7}\n(.*?)^>{7} [^\n]*\n", re.M | re.S
 )

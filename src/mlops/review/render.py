@@ -1,21 +1,17 @@
 """The report as Markdown that GitHub shows: tables and Mermaid charts, no image, no HTML.
 
-What stands in a repository (class names, params, paths, output) is hostile: `plain` and `code`
-take every text that is not this module's own.
+Every text of a report may be hostile (class names, params, paths, output): `plain` and `code` take
+all that is not this module's own. Standard library only, as in schema.py.
 """
 
-from __future__ import annotations
-
-import json
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # the bot, which installs nothing, imports this module
-    from mlops.review.compare import Row
-    from mlops.review.report import Review
+from mlops.review.schema import Blob, Metric, Report, TestSet
 
-POINTS, ROWS, TEXT = 40, 30, 120  # of a chart, of a table, characters of a value
+POINTS, ROWS, BULLETS = 40, 30, 10  # of a chart, of a table, of a list
+TEXT = 120  # characters of a value
 SIGNS = {"better": "🟢 better", "worse": "🔴 worse", "noise": "noise", "same": "same"}
 VERDICTS = {
     "better": "Better",
@@ -40,7 +36,7 @@ def plain(value: Any, limit: int = TEXT) -> str:
 
 def code(lines: list[str]) -> str:
     """Return lines as a block of code that they cannot end."""
-    shown = ("".join(c if c.isprintable() else " " for c in line)[:200] for line in lines)
+    shown = ("".join(c if c.isprintable() else " " for c in line)[:200] for line in lines[-ROWS:])
     return "```text\n" + "\n".join(shown).replace("`", "'") + "\n```"
 
 
@@ -52,48 +48,63 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def figure(value: float | None, sign: str = "") -> str:
-    """Return a metric with 6 decimals at most; a dash for none."""
-    if value is None:
+    """Return a metric with 6 decimals at most; a dash for none and NaN."""
+    if value is None or not math.isfinite(value):
         return "–"
-    if not math.isfinite(value):
-        return f"**{value}**".replace("nan", "NaN")
+    if abs(value) >= 1e9:
+        return f"{value:{sign}.3g}"
     return f"{value:{sign}.6f}".rstrip("0").rstrip(".") if value else "0"
 
 
 def named(source: str) -> str:
-    """Return a source's name, with it said when its digits are drawn from fonts."""
+    """Return a source's name; a suffix marks digits that are rendered from fonts."""
     script = source.removesuffix("_rendered")
     return plain(script) + (" (rendered)" if script != source else "")
 
 
-def write(review: Review) -> str:
-    """Return the report."""
-    reasons, base = review.reasons, review.base
-    judged = "❌ gate failed: " + plain(reasons[0], 300) if reasons else "✅ gate passed"
-    head = (review.head or "no commit")[:10] + (" with uncommitted changes" if review.dirty else "")
-    against = f"{base.commit[:10]} ({plain(base.said)})" if base.commit else plain(base.said, 300)
+def write(report: Report, facts: str = "") -> str:
+    """Return the report; `facts` is Markdown of one's own that comes after the verdict."""
+    reasons = report.gate.reasons
+    judged = "✅ gate passed"
+    if not report.gate.passed:
+        judged = "❌ gate failed" + "".join(f": {plain(reason, 300)}" for reason in reasons[:1])
+    head = plain((report.head or "no commit")[:10])
+    head += " with uncommitted changes" if report.dirty else ""
+    against = plain(report.against, 300)
+    if report.base:
+        against = f"{plain(report.base[:10])} ({against})"
     parts = [
-        f"## {VERDICTS[review.verdict]} · {judged}",
-        "\n".join(f"- ❌ {plain(reason, 400)}" for reason in reasons[1:]),
+        f"## {VERDICTS[report.verdict]} · {judged}",
+        facts,
+        bullets("", report.notes, 200),
+        bullets("❌ ", reasons[1:], 400),
         f"{head} against: {against}",
-        "\n".join(f"- ⚠️ {plain(problem, 600)}" for problem in review.problems),
+        bullets("⚠️ ", report.problems, 600),
     ]
-    if review.run and review.run.failed:
-        parts.append(f"### The end of what `dvc repro` printed\n\n{code(review.run.last_lines)}")
-    parts += [metrics(review), classes(review), params(review), stages(review)]
-    parts += [data(review), curves(review)]
-    if review.link:
-        link = re.sub(r"[^\w.:/?=&%+-]", "", review.link)
+    if report.failed:
+        parts.append(f"### The end of what `dvc repro` printed\n\n{code(report.last_lines)}")
+    parts += [metrics(report), classes(report), params(report), stages(report)]
+    parts += [data(report), curves(report)]
+    if report.link:
+        link = re.sub(r"[^\w.:/?=&%+-]", "", report.link)
         parts.append(f"DVC's plots, confusion matrices, the sheet of mistakes: {link}#artifacts")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def metrics(review: Review) -> str:
+def bullets(sign: str, texts: list[str], limit: int) -> str:
+    """Return a list of texts; those beyond BULLETS are counted."""
+    lines = [f"- {sign}{plain(text, limit)}" for text in texts[:BULLETS]]
+    if len(texts) > BULLETS:
+        lines.append(f"- {sign}and {len(texts) - BULLETS} more")
+    return "\n".join(lines)
+
+
+def metrics(report: Report) -> str:
     """Return the table of metrics, those of the gate first and bold."""
     cells: list[list[str]] = []
     others: list[list[str]] = []
-    for row in review.rows:
-        rule = review.gate.get(row.source, {}).get(row.metric)
+    for row in report.metrics:
+        rule = row.bounds
         name = f"{named(row.source)} {plain(row.metric.replace('_', ' '))}"
         known = row.noise is not None and row.difference
         noise = f" (±{figure(row.noise)})" if known else ""
@@ -108,17 +119,17 @@ def metrics(review: Review) -> str:
     if not cells + others:
         return ""
     head = ["Metric", "Before", "After", "Difference", "Beyond noise?", "Floor", "Tolerance"]
-    return f"{table(head, cells + others)}\n\n{_rule(review.rows)}"
+    return f"{table(head, cells + others)}\n\n{_rule(report.metrics)}"
 
 
-def _rule(rows: list[Row]) -> str:
+def _rule(rows: list[Metric]) -> str:
     alone = (
         "± comes from the 95 % intervals, the number of digits alone (Newcombe's method 10), so "
         "more than that may be chance."
     )
     bases = {row.basis for row in rows}
     if "seeds" not in bases:
-        return f"data/noise.json is absent: {alone}"
+        return f"Without data/noise.json {alone}" if "interval" in bases else ""
     seeds = (
         "± is what two runs differ by through their seeds alone, in 95 % of cases "
         "(data/noise.json; Student's t, two single runs)."
@@ -126,11 +137,14 @@ def _rule(rows: list[Row]) -> str:
     return f"{seeds} Where that file lacks a metric, {alone}" if "interval" in bases else seeds
 
 
-def classes(review: Review) -> str:
+def classes(report: Report) -> str:
     """Return the classes whose accuracy changed beyond chance, ten at most."""
     rows = [
-        [named(source), plain(name, 40), figure(old), figure(new), figure(new - old, "+")]
-        for source, name, old, new in review.classes
+        [
+            *(named(row.source), plain(row.name, 40)),
+            *(figure(row.before), figure(row.after), figure(row.after - row.before, "+")),
+        ]
+        for row in report.classes
     ]
     if not rows:
         return ""
@@ -138,42 +152,47 @@ def classes(review: Review) -> str:
     return f"### Classes beyond chance (99 %, of the test set alone)\n\n{table(head, rows[:10])}"
 
 
-def params(review: Review) -> str:
+def params(report: Report) -> str:
     """Return the values of params.yaml that differ."""
-    rows = [[plain(cell) or "–" for cell in row] for row in review.params]
+    rows = [
+        [plain(cell) or "–" for cell in (row.key, row.before, row.after)] for row in report.params
+    ]
     return f"### Params\n\n{table(['Key', 'Before', 'After'], rows)}" if rows else ""
 
 
-def stages(review: Review) -> str:
+def stages(report: Report) -> str:
     """Return what each stage did and why, and the time that was saved."""
-    rows, saved, run = [], 0.0, review.run
-    for name, why in review.stages.items():
-        what, seconds = (run.stages if run else {}).get(name, ("", 0.0))
-        if what in ("restored", "unchanged"):
-            saved += max(review.stage_seconds.get(name.partition("@")[0], 0.0) - seconds, 0)
-        found = why or (["nothing to restore was found"] if what == "ran" else [])
-        told = ", ".join(plain(reason, 80) for reason in found[:5])
-        told += f" and {len(why) - 5} more" if len(why) > 5 else ""
-        if run:
-            rows.append([plain(name), what or "not reached", told, f"{seconds:.1f}"])
+    rows, saved = [], 0.0
+    ran = any(stage.what for stage in report.stages) or bool(report.failed)
+    for stage in report.stages:
+        if stage.what in ("restored", "unchanged"):
+            saved += max(stage.usual_seconds - stage.seconds, 0)
+        why = stage.changed
+        found = why or (["nothing to restore was found"] if stage.what == "ran" else [])
+        text = ", ".join(plain(reason, 80) for reason in found[:5])
+        text += f" and {len(why) - 5} more" if len(why) > 5 else ""
+        if ran:
+            seconds = figure(round(stage.seconds, 1))
+            rows.append([plain(stage.name), stage.what or "not reached", text, seconds])
         elif why:
-            rows.append([plain(name), told])
+            rows.append([plain(stage.name), text])
     if not rows:
         return ""
     head = ["Stage", "What", "Changed against the base", "Seconds"]
-    text = f"### Stages\n\n{table(head if run else head[::2], rows)}"
+    text = f"### Stages\n\n{table(head if ran else head[::2], rows)}"
     if saved >= 1:
-        text += f"\n\nAbout {saved / 60:.1f} minutes saved, by stage_seconds of params.yaml."
+        minutes = figure(round(saved / 60, 1))
+        text += f"\n\nAbout {minutes} minutes saved, by stage_seconds of params.yaml."
     return text
 
 
-def data(review: Review) -> str:
+def data(report: Report) -> str:
     """Return the data that changed: rows and classes of the test sets, hashes, sizes."""
     lines = [
-        f"- test set, {named(source)}: {_count(before)} → {_count(after)}"
-        for source, before, after in review.counts
+        f"- test set, {named(row.source)}: {_count(row.before)} → {_count(row.after)}"
+        for row in report.test_sets[:ROWS]
     ]
-    rows = [[plain(path), _blob(before), _blob(after)] for path, before, after in review.data]
+    rows = [[plain(row.path), _blob(row.before), _blob(row.after)] for row in report.data]
     if rows:
         lines.append("\n" + table(["Path", "Before", "After"], rows))
     inner = "\n".join(lines)
@@ -181,22 +200,20 @@ def data(review: Review) -> str:
     return f"<details><summary>{title}</summary>\n\n{inner}\n\n</details>" if lines else ""
 
 
-def _count(row: tuple[int, int] | None) -> str:
-    return f"{row[0]:,} of {row[1]} classes" if row else "none"
+def _count(row: TestSet | None) -> str:
+    return f"{row.rows:,} of {row.classes} classes" if row else "none"
 
 
-def _blob(row: Any) -> str:
+def _blob(row: Blob | None) -> str:
     if row is None:
         return "–"
-    digest, size, files = row
-    return f"{plain(digest[:8])}, {plain(size)} bytes" + (
-        "" if files == 1 else f", {plain(files)} files"
-    )
+    files = "" if row.files == 1 else f", {row.files} files"
+    return f"{plain(row.md5[:8])}, {row.size} bytes{files}"
 
 
-def curves(review: Review) -> str:
+def curves(report: Report) -> str:
     """Return training curves as Mermaid charts, the line before and the line after."""
-    old, new = review.curves
+    old, new = report.curves_before, report.curves_after
     charts = [chart(title, old.get(key, []), new.get(key, [])) for title, key in CURVES.items()]
     inner = "\n\n".join(text for text in charts if text)
     title = "Training curves"
@@ -234,28 +251,3 @@ def chart(title: str, before: list[float], after: list[float]) -> str:
         *drawn,
     ]
     return "\n    ".join(text) + "\n```"
-
-
-def as_json(review: Review) -> str:
-    """Return report.json: what report.py's docstring says of it."""
-
-    def finite(value: float | None) -> float | None:
-        return value if value is not None and math.isfinite(value) else None
-
-    ran = review.run.stages.items() if review.run else []
-    values = {
-        "verdict": review.verdict,
-        "gate": {"passed": not review.reasons, "reasons": review.reasons},
-        "head": review.head,
-        "base": review.base.commit,
-        "problems": review.problems,
-        "failed": review.run.failed if review.run else "",
-        "stages": {name: {"what": what, "seconds": round(s, 1)} for name, (what, s) in ran},
-        "metrics": [
-            vars(row)
-            | {"before": finite(row.before), "after": finite(row.after)}
-            | {"difference": row.difference, "verdict": row.verdict}
-            for row in review.rows
-        ],
-    }
-    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

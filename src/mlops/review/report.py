@@ -1,60 +1,47 @@
-"""All that a review tells: the working tree against a base, judged.
+"""Review: the working tree against a base, judged by what stands in the base.
 
 Enters: what is in git at the base, what is in the working tree; with --repro after `dvc repro`.
-Leaves, with --out, FOLDER/report.md, FOLDER/plots (DVC's page) and FOLDER/report.json:
+Leaves a `schema.Report`, which `digits review --out FOLDER` writes as FOLDER/report.json.
 
-    verdict    better, worse, mixed, noise, same or unknown: over the metrics of the gate
-    gate       passed (bool), reasons (texts, empty when it passed)
-    head, base ids of commits, null where there is none
-    problems   texts: what could not be read, what is stale, each with what to do
-    failed     the stage at which `dvc repro` failed, else empty
-    stages     by name: what (ran, restored, unchanged) and seconds; empty without --repro
-    metrics    rows: source, metric, before, after, difference, noise, basis, verdict;
-               null where a number is missing, NaN or infinite
+The verdict must hold against an author who changes data but no code. So the rules (section
+`review` of params.yaml) and the seed variance come from the base as it is today, `dvc repro` starts
+from the dvc.lock of the base, and what the author claims in dvc.lock or in a table is made anew.
 """
 
-from dataclasses import dataclass
+import io
 from pathlib import Path
-from typing import Any
+
+from ruamel.yaml import YAML
 
 from core import params
 from core.errors import DigitsError
+from core.files import write_text
 from mlops import dvc, git
 from mlops.git import Base
-from mlops.review import compare, gate
-from mlops.review.compare import Row
-from mlops.review.gate import Params, Rule
-from mlops.review.snapshot import CLASSES, CURVES, METRICS, PRODUCTION, WINDOWS, Side, read
+from mlops.review import compare, schema
+from mlops.review.gate import Params, judge
+from mlops.review.schema import Report, Stage
+from mlops.review.snapshot import (
+    CLASSES,
+    CURVES,
+    METRICS,
+    NOISE,
+    PRODUCTION,
+    WINDOWS,
+    Snapshot,
+    mapping,
+    read,
+    stages,
+)
 
-KEPT = (
-    "dvc.lock",
-    "data/evaluation",
-    "data/model",
-    "data/monitoring",
-)  # what a run writes and git keeps
-
-
-@dataclass(frozen=True)
-class Review:
-    """All that the report tells."""
-
-    head: str | None
-    dirty: bool  # the working tree differs from the head
-    base: Base
-    rows: list[Row]
-    classes: list[tuple[str, str, float, float]]  # source, class, accuracy before and after
-    params: list[tuple[str, str, str]]  # key, value before, value after
-    stages: dict[str, list[str]]  # what changed of each stage of dvc.lock, against the base
-    counts: list[tuple[str, Any, Any]]  # source, (rows, classes) of its test set before and after
-    data: list[tuple[str, Any, Any]]  # path, (MD5, bytes, files) before and after
-    curves: tuple[dict[str, list[float]], dict[str, list[float]]]  # column, epochs; before, after
-    verdict: str
-    gate: dict[str, dict[str, Rule]]
-    reasons: list[str]  # why the gate failed
-    stage_seconds: dict[str, float]
-    problems: list[str]
-    run: dvc.Run | None
-    link: str
+LOCK, TRAIN = "dvc.lock", "train"
+# What a run writes and git keeps.
+KEPT = (LOCK, "data/evaluation", "data/model", "data/monitoring")
+TABLES = {METRICS, CLASSES, CURVES, PRODUCTION, WINDOWS}
+NO_COMPARISON = (
+    "not comparable: the test set changed, so only the fixed limits are judged and no metric is "
+    "compared with the base"
+)
 
 
 def tree(path: str) -> bytes | None:
@@ -63,75 +50,194 @@ def tree(path: str) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
 
 
-def review(revision: str | None, repro: bool, link: str) -> Review:
-    """Compare, after `dvc repro` if `repro`; raise DigitsError outside the repository's root."""
+def at(commit: str | None) -> Snapshot:
+    """Return the snapshot of a commit, an empty one for none."""
+    return read(lambda path: git.show(commit, path), f"at {commit[:10]}") if commit else Snapshot()
+
+
+def reproduce(base: str | None, restore: str, kept: str = "") -> tuple[dvc.Run, str]:
+    """Run `dvc repro` from the base's dvc.lock, so that no entry of the author's is believed.
+
+    With `restore` what that lock names is checked out first, from a remote or from what is in
+    DVC's cache; the text says what did not come. Without a base the lock stays as it is. When a
+    stage fails, the lock is put back. The author's entry of the stage `kept` stays, and its
+    outputs come from the remote review, too.
+    """
+    own = tree(LOCK)
+    done = False
+    try:
+        if base:
+            theirs = git.show(base, LOCK)
+            Path(LOCK).unlink(missing_ok=True)
+            if theirs is not None:
+                text = theirs.decode("utf-8", errors="replace")
+                write_text(Path(LOCK), with_entry(text, own or b"", kept) if kept else text)
+        missing = dvc.restore("review", kept) if kept and restore not in ("", "cache") else ""
+        missing = dvc.restore("" if restore == "cache" else restore) if restore else missing
+        run = dvc.repro()
+        done = not run.failed
+    finally:
+        if not done and own is not None:
+            write_text(Path(LOCK), own.decode("utf-8", errors="replace"))
+    return run, missing
+
+
+def with_entry(lock: str, other: bytes, stage: str) -> str:
+    """Return a dvc.lock with another one's entry of a stage; raise DigitsError without it."""
+    try:
+        entry = stages(mapping(other.decode("utf-8")))[stage]
+    except Exception as error:  # whatever hostile input makes a parser raise
+        raise DigitsError(f"{LOCK}: has no valid entry of {stage} ({error!r:.200})") from None
+    values, changed = YAML().load(lock), io.StringIO()
+    values["stages"][stage] = entry
+    YAML().dump(values, changed)
+    return changed.getvalue()
+
+
+def refused(base: Base, after: Snapshot) -> list[str]:
+    """Return why the pipeline is not run: an unfinished merge, or files that DVC must not see."""
+    if git.unmerged() or any("conflict markers" in problem for problem in after.problems):
+        return ["a merge is unfinished: fix params.yaml if it is in conflict, then 'digits relock'"]
+    known = [path for path in sorted(TABLES) if base.commit and git.show(base.commit, path)]
+    hidden = git.ignored(*known) if known else []
+    found = [f"{path}: a .gitignore hides this table; remove that line" for path in hidden]
+    return dvc.refused_files(git.listed("*.dvc")) + found
+
+
+def weights_of_others(before: Snapshot, today: Snapshot, after: Snapshot) -> str:
+    """Return stage train if its entry is kept: made elsewhere, and the base restores weights."""
+    azure = today.params.get("azure")
+    restores = isinstance(azure, dict) and azure.get("verify") == "restore"
+    other = TRAIN in after.stages and after.stages[TRAIN] != before.stages.get(TRAIN)
+    return TRAIN if restores and other else ""
+
+
+def rules(today: Snapshot, after: Snapshot, where: str) -> tuple[Params | None, list[str]]:
+    """Return section `review` of the base, or the working tree's where the base has none.
+
+    The texts say why it is not the base's.
+    """
+    try:
+        if "review" in today.params:
+            return params.section(Params, today.params, "review"), []
+    except DigitsError as error:
+        return params.section(Params, after.params, "review"), [f"{where}: {error}"]
+    text = f"{where} has no section review; the gate of the working tree is used"
+    return params.section(Params, after.params, "review"), [text] if today.params else []
+
+
+def seed_variance(base: Base, today: Snapshot, after: Snapshot) -> tuple[dict, list[str]]:
+    """Return data/noise.json as the base has it, and notices; nothing where it does not apply."""
+    notices = []
+    if base.commit and git.show(base.commit, NOISE) != tree(NOISE):
+        notices.append(f"{NOISE} is changed here, which has no effect: the base's is used")
+    noise = today.noise if base.tip else after.noise
+    if noise and (other := compare.measured_with(noise, after)):
+        notices.append(
+            f"the seed variance of {NOISE} is not used: it was measured with another value of "
+            f"{', '.join(other)}. Measure it again: make noise"
+        )
+        noise = {}
+    trained = noise.get("trained", {}).get("train")
+    if trained and after.params and trained != after.params.get("train"):
+        notices.append(f"{NOISE} was measured with another section train: make noise")
+    return noise, notices
+
+
+def review(revision: str | None, repro: bool, link: str, restore: str = "") -> Report:
+    """Compare, after `dvc repro` if `repro`, which checks out what the base has first if `restore`.
+
+    Raises DigitsError outside the repository's root.
+    """
     git.require_root()
     base = git.find_base(revision)
     dirty = bool(git.changed(".", ":!review"))
     after = read(tree, "in the working tree")
-    problems: list[str] = []
-    reasons: list[str] = []
+    before = at(base.commit)
+    today = before if base.tip == base.commit else at(base.tip)
+    reasons, problems = refused(base, after), list[str]()
     run = None
-    if git.unmerged() or any("conflict markers" in problem for problem in after.problems):
-        reasons.append(
-            "a merge is unfinished: mend params.yaml if it is in conflict, then run 'digits relock'"
-        )
-    elif repro:
-        run = dvc.repro()
+    if repro and not reasons:
+        kept = weights_of_others(before, today, after)
+        run, missing = reproduce(base.commit, restore, kept)
+        if kept and run.stages.get(kept, ("", 0))[0] != "ran":
+            person = git.line("log", "-1", "--format=%an in %h", "--", LOCK)
+            problems.append(f"weights not reproduced; made by {person}")
+        if missing:
+            problems.append(f"not all could be restored ({missing}); the rest is made here")
         after = read(tree, "in the working tree")
-        stale = git.changed(*KEPT)
-        if run.failed:
-            reasons.append(f"'dvc repro' failed at {run.failed}")
-        elif stale:
-            problems.append(
-                f"what is committed is not what the pipeline makes ({', '.join(stale[:6])}): run "
-                "'dvc repro', 'git add dvc.lock data', 'git commit'"
-            )
-    else:
+    if run and run.failed:
+        reasons.append(f"'dvc repro' failed at {run.failed}")
+    elif run and (stale := git.changed(*KEPT)):
+        problems.append(
+            f"what is committed is not what the pipeline makes ({', '.join(stale[:6])}): run "
+            "'dvc repro', 'git add dvc.lock data', 'git commit'"
+        )
+    elif not run and not reasons:
         outs = {path for row in after.stages.values() for path in compare.hashes(row, "outs")}
-        told, missing = dvc.status(outs - {METRICS, CLASSES, CURVES, PRODUCTION, WINDOWS})
-        reasons += told
-        problems += missing
-    at = base.commit
-    before = read(lambda path: git.show(at, path), f"at {at[:10]}") if at else Side()
-    if base.broken:
-        reasons.append(base.said)
-    rules: dict[str, dict[str, Rule]] = {}
-    stage_seconds: dict[str, float] = {}
+        stale, missing_files = dvc.status(outs - TABLES)
+        reasons, problems = reasons + stale, problems + missing_files
+    if base.unresolvable:
+        reasons.append(base.description)
+    settings = None
+    if not after.params:  # whatever else failed, this is why
+        texts = (text for text in after.problems if text.startswith("params.yaml"))
+        reasons.insert(0, next(texts, "params.yaml is empty"))
     try:
-        settings = params.section(Params, after.params, "review")
-        rules, stage_seconds = settings.gate, settings.stage_seconds
+        settings, notices = rules(today, after, f"params.yaml of {base.description}")
+        problems += notices
     except DigitsError as error:
-        why = next((p for p in after.problems if p.startswith("params")), str(error))
-        reasons.insert(0, why)  # whatever else failed, this is why
+        reasons += [str(error)] if after.params else []
     both = bool(before.params and after.params)
+    inputs = {
+        name: compare.inputs(before.stages.get(name), after.stages.get(name))
+        for name in {**before.stages, **after.stages}
+        if before.stages and after.stages
+    }
     if both and before.params.get("review") != after.params.get("review"):
-        problems.append("this change moves the gate itself: section review of params.yaml")
-    measured = (after.noise or before.noise).get("trained", {})
-    if measured and after.params and measured.get("train") != after.params.get("train"):
-        problems.append("data/noise.json is of another training: 'make noise' measures it anew")
-    rows = compare.metrics(before, after)
-    reasons += gate.judge(rows, rules)
-    gated = [row for row in rows if row.metric in rules.get(row.source, {})]
-    return Review(
+        problems.append("section review of params.yaml changes: the base's judges this change")
+        read_by = [name for name, changed in inputs.items() if changed]
+        if read_by and base.tip:
+            reasons.append(
+                "section review of params.yaml changes together with what a stage reads "
+                f"({', '.join(read_by[:5])}): make two pull requests of it"
+            )
+    noise, notices = seed_variance(base, today, after)
+    gate = settings.gate if settings else {}
+    rows = compare.judged(before, after, noise, gate)
+    if compare.other_test_set(before, after):
+        notices.insert(0, NO_COMPARISON)
+    reasons += judge(rows, gate)
+    return Report(
+        schema=schema.SCHEMA,
+        verdict=compare.verdict([row for row in rows if row.bounds]),
+        gate=schema.Gate(not reasons, reasons),
         head=git.commit("HEAD"),
         dirty=dirty,
-        base=base,
-        rows=rows,
+        base=base.commit,
+        against=base.description,
+        notes=[],
+        problems=[
+            text
+            for text in notices + problems + after.problems + before.problems
+            if text not in reasons
+        ],
+        failed=run.failed if run else "",
+        last_lines=run.last_lines if run else [],
+        stages=[_stage(name, changed, run, settings) for name, changed in inputs.items()]
+        or [_stage(name, [], run, settings) for name in after.stages],
+        metrics=rows,
         classes=compare.classes(before, after),
         params=compare.changes(before.params, after.params) if both else [],
-        stages={
-            name: compare.reasons(before.stages.get(name), stage) if before.stages else []
-            for name, stage in after.stages.items()
-        },
-        counts=compare.counts(before, after),
+        test_sets=compare.counts(before, after),
         data=compare.data(before, after) if before.stages else [],
-        curves=(before.curves, after.curves),
-        verdict=compare.verdict(gated),
-        gate=rules,
-        reasons=reasons,
-        stage_seconds=stage_seconds,
-        problems=[p for p in problems + after.problems + before.problems if p not in reasons],
-        run=run,
+        curves_before=before.curves,
+        curves_after=after.curves,
         link=link,
     )
+
+
+def _stage(name: str, changed: list[str], run: dvc.Run | None, settings: Params | None) -> Stage:
+    what, seconds = (run.stages if run else {}).get(name, ("", 0.0))
+    usual = settings.stage_seconds.get(name.partition("@")[0], 0.0) if settings else 0.0
+    return Stage(name, what, round(seconds, 1), usual, changed)  # type: ignore[arg-type]

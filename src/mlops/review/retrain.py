@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from core import params
@@ -18,7 +19,7 @@ from core.errors import DigitsError
 from core.files import write_text
 from mlops import dvc as reproduce
 from mlops import git
-from mlops.review import gate, render
+from mlops.review import gate, render, schema
 from mlops.review.report import review
 from mlops.review.snapshot import mapping
 
@@ -90,9 +91,7 @@ def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | 
     dvc("exp", "run", *(f"--set-param={key}={value}" for key, value in settings.items()))
     if mapping(text) == params.load():  # DVC's own has the same values in another layout
         write_text(params.PATH, text)
-    return [
-        f"- {path.stem}: {count:,} labelled digits of production" for path, count in new.items()
-    ]
+    return [f"{path.stem}: {count:,} labelled digits of production" for path, count in new.items()]
 
 
 def undo(known: set[Path], branch: str, commit: str) -> None:
@@ -134,11 +133,13 @@ def main(out: Path | None = None, link: str = "") -> None:
     commit = git.line("rev-parse", "HEAD")
     try:
         lines = experiment(found, settings)
-        text = render.write(review("HEAD", repro=False, link=link))
+        report = replace(review("HEAD", repro=False, link=link), notes=lines)
     except BaseException:  # Ctrl-C too
         undo(known, branch, commit)
         raise
+    text = render.write(report)
     if out:
-        write_text(out / "report.md", "\n".join([*lines, "", text]))
-    print("\n".join([*lines, text.partition("\n")[0].removeprefix("## ")]))
+        write_text(out / "report.md", text)
+        write_text(out / "report.json", schema.dump(report))
+    print("\n".join([*(f"- {line}" for line in lines), text.partition("\n")[0][3:]]))
     print("The experiment stands in the working tree: look at it, then commit or `dvc exp remove`.")

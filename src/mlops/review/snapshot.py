@@ -1,7 +1,7 @@
-"""One side of a comparison: what stands in git or in the working tree, read without trust.
+"""The tracked results at a git revision or in the working tree.
 
-A file that is absent or damaged is a problem to tell, never an end: the other files still say
-something.
+Input is untrusted: a missing or malformed file is recorded in `problems`, never raised, and the
+other files are still compared.
 """
 
 import csv
@@ -16,13 +16,14 @@ from ruamel.yaml import YAML
 
 METRICS, CLASSES = "data/evaluation/metrics.json", "data/evaluation/per_class.csv"
 PRODUCTION, WINDOWS = "data/monitoring/metrics.json", "data/monitoring/windows.csv"
-CURVES = "data/model/curves.csv"
+CURVES, LINEAGE = "data/model/curves.csv", "data/model/lineage.json"
+NOISE = "data/noise.json"
 MARKERS = re.compile(r"^(<{7}|>{7}) ", re.M)  # of a merge that git could not finish
 
 
 @dataclass
-class Side:
-    """What is compared; empty where it could not be read, which `problems` then tells."""
+class Snapshot:
+    """What is compared; empty where it could not be read, for which `problems` has the reason."""
 
     params: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)  # of dvc.lock
@@ -30,33 +31,36 @@ class Side:
     classes: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)  # column, epoch
     noise: dict[str, Any] = field(default_factory=dict)
+    network: str = ""  # hash of the layers' configuration, where the lineage has it
     problems: list[str] = field(default_factory=list)
 
 
-def read(file: Callable[[str], bytes | None], where: str) -> Side:
-    """Return a side; `file` gives a file's bytes by its path, `where` names the side."""
-    side = Side()
+def read(file: Callable[[str], bytes | None], where: str) -> Snapshot:
+    """Return a snapshot; `file` gives a file's bytes by its path, `where` names the place."""
+    found = Snapshot()
 
     def parsed(path: str, parse: Callable[[str], Any], needed: bool = True) -> Any:
         content = file(path)
         if content is None:
             if needed:
-                side.problems.append(f"{path} is absent {where}")
+                found.problems.append(f"{path} is absent {where}")
             return {}
         try:
             return parse(content.decode("utf-8"))
-        except Exception as error:  # hostile or damaged in any way: told, never an end
-            told = " ".join(str(error).split())[:300]
-            side.problems.append(f"{path} is damaged {where}: {told}")
+        except Exception as error:  # whatever hostile input makes a parser raise
+            reason = " ".join(str(error).split())[:300]
+            found.problems.append(f"{path} is damaged {where}: {reason}")
             return {}
 
-    side.params = parsed("params.yaml", mapping)
-    side.stages = parsed("dvc.lock", lambda text: stages(mapping(text)))
-    side.metrics = parsed(METRICS, metrics) | parsed(PRODUCTION, metrics, needed=False)
-    side.classes = parsed(CLASSES, classes, needed=False)
-    side.curves = parsed(CURVES, curves, needed=False)
-    side.noise = parsed("data/noise.json", noise, needed=False)
-    return side
+    found.params = parsed("params.yaml", mapping)
+    found.stages = parsed("dvc.lock", lambda text: stages(mapping(text)))
+    found.metrics = parsed(METRICS, metrics) | parsed(PRODUCTION, metrics, needed=False)
+    found.classes = parsed(CLASSES, classes, needed=False)
+    found.curves = parsed(CURVES, curves, needed=False)
+    found.noise = parsed(NOISE, noise, needed=False)
+    lineage = parsed(LINEAGE, json.loads, needed=False)
+    found.network = str(lineage.get("network", "")) if isinstance(lineage, dict) else ""
+    return found
 
 
 def mapping(text: str) -> dict[str, Any]:
@@ -100,7 +104,8 @@ def noise(text: str) -> dict[str, Any]:
         for figures in row.values():
             if not 0 <= number(figures["deviation"]) < 1e9:
                 _refuse("a deviation", figures["deviation"])
-    if len(values["seeds"]) < 2 or not isinstance(values.get("trained", {}), dict):
+    trained = values.get("trained", {})
+    if len(values["seeds"]) < 2 or not isinstance(trained.get("data", {}), dict):
         raise ValueError("it has fewer than two seeds, or does not say what was trained")
     return values
 

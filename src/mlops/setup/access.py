@@ -8,16 +8,18 @@ from core.errors import DigitsError
 from mlops.azure.connection import REMOTES
 
 TEMPLATE = Path(".github/azure.json")
+# GitHub's environments, and whether they are for the default branch alone. review-lock has the key
+# of the GitHub App and no identity in Azure.
+ENVIRONMENTS = {"review-read": False, "review-lock": True, "production": True}
 STACK = "digits"  # the deployment stack: Azure's own list of what a template made
 
 
 @dataclass(frozen=True)
 class Login:
-    """An identity as which the jobs of a GitHub environment log in."""
+    """An identity as which jobs of GitHub log in."""
 
     identity: str
-    environment: str
-    protected: bool  # for the default branch alone
+    subject: str  # what GitHub's token says of the job: its environment, or its branch
 
     @property
     def variable(self) -> str:

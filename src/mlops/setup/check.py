@@ -90,17 +90,17 @@ def github(repository: str | None) -> Iterator[Finding]:
     for name in template.variables:
         yield expect(name in values, f"variable {name}", CONNECT)
     try:
-        yield from environments(template, repository)
+        yield from environments(repository)
         yield from azure_resources(template, values, prefix)
     except DigitsError as error:  # no answer from `gh` or `az`
         yield Finding("unknown", str(error))
 
 
-def environments(template: access.Access, repository: str) -> Iterator[Finding]:
+def environments(repository: str) -> Iterator[Finding]:
     """Check that the environments that only main may use are limited to a branch."""
     rows = az.get_or_none("gh", "api", f"repos/{repository}/environments")["environments"]
     limited = {row["name"] for row in rows if row["deployment_branch_policy"]}
-    for name in [login.environment for login in template.logins if login.protected]:
+    for name in [name for name, protected in access.ENVIRONMENTS.items() if protected]:
         fix = f"any branch may use it: {CONNECT}"
         yield expect(name in limited, f"environment {name}: for the default branch alone", fix)
 
@@ -127,7 +127,7 @@ def azure_resources(
         yield expect(matches, f"{login.variable}: the client id of {identity}", CONNECT)
         if identity in clients:
             place = ("--identity-name", identity, *group)
-            yield credential(place, f"{prefix}:environment:{login.environment}")
+            yield credential(place, f"{prefix}:{login.subject}")
     for name in template.identities:
         client = clients.get(f"digits-{name}")
         yield roles(f"digits-{name}", client, template.roles(name, scopes))

@@ -79,10 +79,10 @@ def environments(repository: str) -> list[Command]:
     default = az.try_text("gh", "api", f"repos/{repository}", "--jq", ".default_branch")
     branch = default or "DEFAULT_BRANCH"  # to be filled in: another would lock main out
     commands: list[Command] = []
-    for login in access.load().logins:
-        place = f"repos/{repository}/environments/{login.environment}"
+    for name, protected in access.ENVIRONMENTS.items():
+        place = f"repos/{repository}/environments/{name}"
         put = ("gh", "api", "--method", "PUT", place)
-        if not login.protected:
+        if not protected:
             commands.append(put)
             continue
         policy = "deployment_branch_policy"

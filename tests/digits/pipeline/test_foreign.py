@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from core import params
 from core.dataset import read_csv
 from core.errors import DigitsError
-from digits.pipeline.foreign import Params, PerClass, select_parts
+from digits.pipeline.foreign import Params, PerClass, script_of, select_parts
 
 PRODUCTION = ROOT / "params.yaml"
 
@@ -68,12 +68,42 @@ def test_a_commented_block_reads_its_layout(tmp_path: Path, script: str) -> None
     values = params.load(tmp_path / "params.yaml") | {"foreign": {script: block}}
     YAML().dump(values, tmp_path / "params.yaml")
 
-    output = project.run("python", "src", "foreign", script, "--out", "data/foreign")
+    command = ("python", "src", "foreign", "--out", "data/foreign")
+    output = project.run(*command, DVC_STAGE=f"foreign@{script}")
     assert "rendered" not in output
     for part, count in {"train": 3, "test": 2, "production": 2}.items():
         digits = read_csv(tmp_path / f"data/foreign/{script}_{part}.csv", 28, 10, script)
         assert np.bincount(digits.labels).tolist() == [count] * 10
         assert digits.images.max() == 255
+
+
+def test_no_command_has_a_key_or_value_of_params_in_it() -> None:
+    """DVC escapes nothing that `${...}` puts into a command."""
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+    commands = [(stage.get("do") or stage)["cmd"] for stage in stages.values()]
+    assert len(commands) == 8
+    assert [command for command in commands if "$" in command] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["x; touch pwned #", "x$(touch pwned)", "x\ntouch pwned\n#"])
+def test_a_key_of_params_reaches_no_shell(tmp_path: Path, key: str) -> None:
+    project = Project(tmp_path)
+    copy_tracked(tmp_path)
+    project.git("init", "--quiet")
+    values = params.load(tmp_path / "params.yaml")
+    values["foreign"] = {key: values["foreign"]["devanagari"]}
+    YAML().dump(values, tmp_path / "params.yaml")
+    output = project.dvc("repro", f"foreign@{key}", code=255)
+    assert not (tmp_path / "pwned").exists()
+    assert "a key of params.yaml's foreign in lower-case letters, digits and _" in output
+
+
+def test_the_stage_says_how_it_is_run() -> None:
+    for name in ("", "mnist", "foreign@", "foreign@X", "foreign@x; id"):
+        with pytest.raises(DigitsError, match="run 'dvc repro foreign@SCRIPT'"):
+            script_of(name)
+    assert script_of("foreign@devanagari") == script_of("../dvc.yaml:foreign@devanagari")
 
 
 def test_train_and_production_never_share_a_digit() -> None:

@@ -31,7 +31,7 @@ def connected(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> Cloud:
     """What `digits azure connect --run --github` leaves."""
     cloud.change(groups={"course": {}})
     stack = az.run(*connect.stack_command("course", PREFIX, "", True))
-    limits = {row.environment: ["main"] if row.protected else None for row in access.load().logins}
+    limits = {name: ["main"] if kept else None for name, kept in access.ENVIRONMENTS.items()}
     cloud.change(variables=connect.variables(stack), environments=limits)
     capsys.readouterr()
     return cloud
@@ -52,7 +52,7 @@ def test_what_is_connected_passes(connected: Cloud) -> None:
     text = "\n".join(rows["ok"])
     for login in access.load().logins:
         identity = f"digits-{login.identity}"
-        subject = f"{PREFIX}:environment:{login.environment}"
+        subject = f"{PREFIX}:{login.subject}"
         assert f"{identity}: expected to trust {subject} alone (" in text
         assert f"{login.variable}: the client id of {identity}" in text
     assert "digits-deployer: has 5 of 5 roles (" in text
@@ -102,15 +102,15 @@ def test_a_role_counts_only_on_what_it_is_for(connected: Cloud) -> None:
     # The lease and what was collected are in the workspace's own account, not beside `main`.
     own = of("deployer", "Storage Blob Data Contributor", "")
     own["scope"] = own["scope"].replace("digitsml", "digits")
-    # The whole account instead of the container `review`: it could write `main`.
-    wide = of("reviewer", "Storage Blob Data Contributor", "/containers/review")
+    # The whole account instead of the container `review`: it could read all of it.
+    wide = of("reader", "Storage Blob Data Reader", "/containers/review")
     wide["scope"] = wide["scope"].partition("/blobServices")[0]
     rows.remove(of("main", "Reader", "/workspaces/digits"))
     connected.change(roles=rows)
-    reviewer, main, deployer = sorted(found()["failed"], reverse=True)
-    text = "digits-reviewer: has 0 of 1 roles and 1 more than it needs (digits azure connect"
-    assert reviewer.startswith(text)
-    assert f"az role assignment delete --ids {wide['id']})" in reviewer
+    reader, main, deployer = sorted(found()["failed"], reverse=True)
+    text = "digits-reader: has 1 of 2 roles and 1 more than it needs (digits azure connect"
+    assert reader.startswith(text)
+    assert f"az role assignment delete --ids {wide['id']})" in reader
     assert main.startswith("digits-main: has 2 of 3 roles (digits azure connect")
     assert "delete" not in main
     assert deployer.startswith("digits-deployer: has 4 of 5 roles and 1 more than it needs (")
@@ -119,7 +119,7 @@ def test_a_role_counts_only_on_what_it_is_for(connected: Cloud) -> None:
     wide["id"] += "-of-its-own"
     connected.change(roles=[*assignments(connected.state | {"roles": None}), wide])
     (text,) = found()["failed"]
-    assert text.startswith("digits-reviewer: has 1 of 1 roles and 1 more than it needs (az role")
+    assert text.startswith("digits-reader: has 2 of 2 roles and 1 more than it needs (az role")
 
 
 @needs_scripts

@@ -1,11 +1,17 @@
 """Put a file or a folder into $ARTIFACTS/RUN/NAME.zip."""
 
 import os
+import sys
 import zipfile
 from pathlib import Path
 
 source = Path(os.environ["SOURCE"])
 target = Path(os.environ["ARTIFACTS"], os.environ["GITHUB_RUN_ID"], os.environ["NAME"] + ".zip")
+if not source.exists():
+    print(f"No files were found with the provided path: {source}")
+    sys.exit(0)
+if target.exists() and os.environ["OVERWRITE"] != "true":  # actions/upload-artifact README, v4
+    sys.exit("Conflict: an artifact with this name already exists on the workflow run")
 target.parent.mkdir(parents=True, exist_ok=True)
 root = source if source.is_dir() else source.parent
 with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:

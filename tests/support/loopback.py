@@ -1,7 +1,9 @@
 """A GitHub on loopback: repository, API, and a runner that runs the real workflow files by act.
 
-It grants each job what the workflow file's `permissions` grant it and refuses the rest, records
-every call, and starts nothing for what a job's own token pushes, save workflow_dispatch.
+It grants each job what the workflow file's `permissions` grant it and refuses the rest, and
+records every call. What a job's own token pushes starts runs of `pull_request` that wait for a
+person's approval (docs.github.com, "Use GITHUB_TOKEN for authentication in workflows", June 2026);
+what an App's token pushes starts them at once.
 """
 
 import base64
@@ -23,14 +25,26 @@ from conftest import ROOT, environment
 from records import FULL_NAME, NAME, Call, Pull, Run, owner_of
 
 BOT = {"login": "github-actions[bot]"}
-ACTIONS = Path(__file__).parent / "actions"
+ACTIONS = ROOT / "tests" / "workflows" / "actions"
+# What act 0.2.89 does not know, and what it runs instead: keys that it stops at
+# (nektos/act#6044, #6086), and the syntax for an action of the same repository (GitHub's
+# changelog, 2026-07-30).
+NEWER = (
+    (re.compile(r"^ *cache-mode: .*\n", re.M), ""),
+    (re.compile(r", deployment: false"), ""),
+    (re.compile(r"uses: \$/"), "uses: ./"),
+)
 FIRST_ISSUE = 101  # pull requests, which GitHub counts with them, have two digits here
 needs_bash = pytest.mark.skipif(sys.platform == "win32", reason="the jobs' shell is bash")
-# What GitHub asks for: method, path, permission, level.
+# What GitHub asks for: method, path, permission, level. Each as its page of
+# docs.github.com/rest names it, "Fine-grained access tokens for ..."; for GraphQL its mutation.
 NEEDED = [
-    ("GET", r"/actions/.*", "actions", "read"),
-    ("POST", r"/actions/workflows/.*/dispatches", "actions", "write"),
-    ("GET", r"/compare/.*", "contents", "read"),
+    ("GET", r"/actions/runs/\d+", "actions", "read"),  # actions/workflow-runs
+    ("GET", r"/actions/runs/\d+/artifacts", "actions", "read"),  # actions/artifacts
+    ("GET", r"/actions/artifacts/\d+/zip", "actions", "read"),
+    ("GET", r"/actions/caches", "actions", "read"),  # actions/cache
+    ("GET", r"/compare/.*", "contents", "read"),  # commits/commits
+    ("GET", r"/git/trees/.*", "contents", "read"),  # git/trees
     ("POST", r"/graphql", "contents", "write"),
     ("POST", r"/git/refs", "contents", "write"),
     ("DELETE", r"/git/refs/heads/.*", "contents", "write"),
@@ -46,6 +60,17 @@ NEEDED = [
 ]
 
 
+def cache_refs(payload: dict[str, Any]) -> list[str]:
+    """Return the refs whose caches a run searches, in order: its own, then those of its base.
+
+    docs.github.com/actions/reference/workflows-and-actions/dependency-caching, "Restrictions for
+    accessing a cache".
+    """
+    if "pull_request" in payload:
+        return [f"refs-pull-{payload['number']}-merge", "refs-heads-main"]
+    return [payload.get("ref", "refs/heads/main").replace("/", "-")]
+
+
 class GitHub:
     """The server; `with GitHub(folder) as github`."""
 
@@ -55,15 +80,18 @@ class GitHub:
         self.origin = folder / "origin.git"
         self.artifacts = folder / "artifacts"
         self.artifacts.mkdir(parents=True)
+        self.caches = folder / "caches"  # by ref, with / as -, and key
         self.pulls: dict[int, Pull] = {}
         self.issues: list[dict[str, Any]] = []
         self.runs: list[Run] = []
         self.calls: list[Call] = []
         self.leaks: list[str] = []
         self.waiting: deque[tuple[str, str, str, dict[str, Any]]] = deque()
+        self.unapproved: dict[int, list[tuple[str, str, str, dict[str, Any]]]] = {}
+        self.app = False  # whether an App's token makes the call
         self.running = ""  # the workflow whose jobs call now
         self.may_open = True  # the setting: Actions may create pull requests
-        self.may_start = True  # workflows; GitHub fails now and then
+        self.failures: deque[tuple[int, dict[str, str]]] = deque()  # answers of the next calls
         self.variables: dict[str, str] = {}
         self.environment: dict[str, str] = {}
         subprocess.run(["git", "init", "-q", "--bare", "-b", "main", self.origin], check=True)
@@ -118,16 +146,27 @@ class GitHub:
         self.pulls[pull.number] = pull
         command = ["git", "push", "-q", str(self.origin), f"HEAD:{self.ref(pull)}"]
         subprocess.run(command, cwd=folder, check=True, env=environment())
-        payload = {"number": pull.number, "action": "synchronize"}
-        payload["pull_request"] = self.pull_facts(pull)
-        self.waiting.append(
-            ("pull_request", "pull-request.yml", self.head(self.ref(pull)), payload)
-        )
+        self.waiting.extend(self.checks(pull, "User"))
 
-    def dispatch(self, workflow: str, branch: str, inputs: dict[str, str]) -> None:
-        """Start a workflow on a branch by hand, or by a job."""
-        payload = {"ref": f"refs/heads/{branch}", "inputs": inputs}
-        self.waiting.append(("workflow_dispatch", workflow, self.head(branch), payload))
+    def checks(self, pull: Pull, sender: str) -> list[tuple[str, str, str, dict[str, Any]]]:
+        """Return the runs that an update of a pull request starts."""
+        payload = {"number": pull.number, "action": "synchronize", "sender": {"type": sender}}
+        payload["pull_request"] = self.pull_facts(pull)
+        head = self.head(self.ref(pull))
+        names = ("pull-request.yml", "ci.yml")
+        return [("pull_request", name, head, payload) for name in names]
+
+    def pushed_by_bot(self, pull: Pull, app: bool) -> None:
+        """Start the checks of what a bot pushed, or let them wait for approval."""
+        checks = self.checks(pull, "Bot")
+        if app:
+            self.waiting.extend(checks)
+        else:
+            self.unapproved[pull.number] = checks
+
+    def approve(self, pull: Pull) -> None:
+        """Press "Approve workflows to run" on the runs that wait for it."""
+        self.waiting.extend(self.unapproved.pop(pull.number))
 
     def settle(self) -> list[Run]:
         """Run what is started, and what that starts; return the runs."""
@@ -164,6 +203,7 @@ class GitHub:
         )
         number = 1 + sum(run.workflow == workflow for run in self.runs)
         run = Run(len(self.runs) + 1, workflow, event, branch or "main", sha, number=number)
+        run.actor = payload.get("sender", {"type": "User"})["type"]
         run.source = pull.get("head", {}).get("repo", {}).get("full_name", FULL_NAME)
         self.runs.append(run)
         self.running = workflow
@@ -187,6 +227,8 @@ class GitHub:
             "GITHUB_RUN_NUMBER": str(run.number),
             "ORIGIN": self.origin.as_uri(),
             "ARTIFACTS": str(self.artifacts),
+            "CACHES": str(self.caches),
+            "CACHE_REFS": " ".join(cache_refs(payload)),
             "PROJECT": str(ROOT),
             **self.environment,
         }
@@ -200,10 +242,16 @@ class GitHub:
             command += ["--env", f"{name}={value}"]
         for name, value in self.variables.items():
             command += ["--var", f"{name}={value}"]
-        file = source / ".github" / "workflows" / workflow
-        for use in sorted(set(re.findall(r"uses: (\S+)", file.read_text("utf-8")))):
-            stand_in = ACTIONS / use.partition("@")[0].replace("/", "-")
-            command += ["--local-repository", f"{use}={stand_in}"]
+        uses = set()
+        for path in source.joinpath(".github").glob("**/*.yml"):
+            text = path.read_text("utf-8")
+            for pattern, replacement in NEWER:
+                text = pattern.sub(replacement, text)
+            path.write_text(text, "utf-8")
+            uses |= set(re.findall(r"uses: ([\w-]+/[\w-]+)[\w/-]*@(\S+)", text))
+        for name, version in sorted(uses):
+            fake = ACTIONS / name.replace("/", "-")
+            command += ["--local-repository", f"{name}@{version}={fake}"]
         env = environment() | {"HOME": str(place)}
         done = subprocess.run(command, cwd=source, env=env, capture_output=True, timeout=600)
         lines = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == b"{"]
@@ -232,6 +280,13 @@ class GitHub:
             return
         job = request.headers.get("User-Agent", "").partition("/")[2]
         lacking = self.lacks(job, method, path)
+        self.app = "token-of-an-app" in request.headers.get("Authorization", "")
+        if self.failures:
+            status, headers = self.failures.popleft()
+            content: Any = {"message": "Server Error"}
+            self.calls.append(Call(self.running, job, method, path, status))
+            self.send(request, status, json.dumps(content).encode(), headers)
+            return
         if lacking:
             status, content = 403, {"message": f"Resource not accessible by integration: {lacking}"}
         else:
@@ -245,9 +300,17 @@ class GitHub:
             return
         self.send(request, status, b"" if content is None else json.dumps(content).encode())
 
-    def send(self, request: BaseHTTPRequestHandler, status: int, content: bytes) -> None:
+    def send(
+        self,
+        request: BaseHTTPRequestHandler,
+        status: int,
+        content: bytes,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         """Send an answer."""
         request.send_response(status)
+        for name, value in (headers or {}).items():
+            request.send_header(name, value)
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
         request.wfile.write(content)
@@ -283,23 +346,29 @@ class GitHub:
         if parts[:2] == ["actions", "runs"] and len(parts) == 3:
             return 200, next(run for run in self.runs if run.id == int(parts[2])).facts()
         if parts[:2] == ["actions", "runs"]:
-            files = self.artifacts.joinpath(parts[2]).glob(f"{query['name']}.zip")
-            rows = [
-                {"id": int(parts[2]), "name": path.stem, "size_in_bytes": path.stat().st_size}
-                for path in files
+            stems = sorted(path.stem for path in self.artifacts.joinpath(parts[2]).glob("*.zip"))
+            artifacts = [
+                {"id": 100 * int(parts[2]) + place, "name": name}
+                for place, name in enumerate(stems)
+                if name == query["name"]
             ]
-            return 200, {"artifacts": rows}
+            return 200, {"artifacts": artifacts}
         if parts[:2] == ["actions", "artifacts"]:
-            return 302, f"{self.url}/storage{self.artifacts}/{parts[2]}/report.zip"
-        if parts[-1] == "dispatches" and not self.may_start:
-            return 502, {"message": "Server Error"}
-        if parts[-1] == "dispatches":
-            self.dispatch(parts[2], body["ref"], body["inputs"])
-            return 204, None
+            run, number = divmod(int(parts[2]), 100)
+            archive = sorted(self.artifacts.joinpath(str(run)).glob("*.zip"))[number]
+            return 302, f"{self.url}/storage{archive}"
+        if parts == ["actions", "caches"]:
+            found = list(self.caches.joinpath(query["ref"].replace("/", "-")).glob("*"))
+            return 200, {"total_count": len(found)}
         if parts[0] == "compare":
             base, head = urllib.parse.unquote(parts[1]).split("...")
-            names = self.git("diff", "--name-only", "--no-renames", f"{base}...{head}").splitlines()
-            return 200, {"files": [{"filename": name} for name in names[:300]]}
+            span = f"{base}...{head}"
+            names = self.git("diff", "--name-only", "-z", "--no-renames", span).split("\0")
+            return 200, {"files": [{"filename": name} for name in names if name][:300]}
+        if parts[:2] == ["git", "trees"]:
+            rows = self.git("ls-tree", "-r", "-z", parts[2]).split("\0")
+            tree = [{"path": row.split("\t", 1)[1], "mode": row.split()[0]} for row in rows if row]
+            return 200, {"tree": tree, "truncated": False}
         if parts == ["graphql"]:
             return 200, self.commit(body["variables"]["input"])
         if parts[:2] == ["git", "refs"]:
@@ -351,17 +420,18 @@ class GitHub:
         return 201, {"ref": body["ref"]}
 
     def open(self, body: Any) -> tuple[int, Any]:
-        """Open a pull request; with a job's own token that starts nothing."""
+        """Open a pull request."""
         if not self.may_open:
             text = "GitHub Actions is not permitted to create or approve pull requests."
             return 403, {"message": text}
         number = 1 + max(self.pulls, default=0)
         made = {"author": BOT["login"], "created_at": "2026-01-02T00:05:00Z", "body": body["body"]}
         self.pulls[number] = Pull(number, body["head"], **made)
+        self.pushed_by_bot(self.pulls[number], self.app)
         return 201, self.pull_facts(self.pulls[number])
 
     def commit(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Do createCommitOnBranch; a token's commit starts nothing."""
+        """Do createCommitOnBranch."""
         branch = given["branch"]["branchName"]
         head = self.head(branch)
         if head != given["expectedHeadOid"]:
@@ -375,4 +445,7 @@ class GitHub:
         tree = self.git("write-tree")
         made = self.git("commit-tree", tree, "-p", head, "-m", given["message"]["headline"])
         self.git("update-ref", f"refs/heads/{branch}", made)
+        for pull in self.pulls.values():
+            if (pull.state, pull.source, pull.branch) == ("open", FULL_NAME, branch):
+                self.pushed_by_bot(pull, self.app)
         return {"data": {"createCommitOnBranch": {"commit": {"oid": made}}}}

@@ -49,13 +49,15 @@ class Run:
     source: str = FULL_NAME
     number: int = 1
     attempt: int = 1
+    actor: str = "User"  # or Bot
     jobs: dict[str, str] = field(default_factory=dict)
     log: str = ""
 
     @property
     def conclusion(self) -> str:
         """What GitHub says of the run as a whole."""
-        return "failure" if "failure" in self.jobs.values() else "success"
+        results = ("failure", "action_required")
+        return next((result for result in results if result in self.jobs.values()), "success")
 
     def facts(self) -> dict[str, Any]:
         """Return the run as the API gives it."""
@@ -70,6 +72,7 @@ class Run:
             "head_repository": {"full_name": self.source, "owner": owner_of(self.source)}
             if self.source
             else None,
+            "actor": {"type": self.actor},
             "conclusion": self.conclusion,
             "html_url": f"https://github.com/{FULL_NAME}/actions/runs/{self.id}",
         }

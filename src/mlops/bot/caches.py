@@ -1,0 +1,33 @@
+"""See whether a pull request's ref has caches of its own, which no job may restore.
+
+GitHub searches the caches of a run's own ref first, then those of the base. An earlier commit of
+the pull request may have filled its own, and a cache is unpacked over the checkout, .venv included.
+"""
+
+import os
+import urllib.parse
+from pathlib import Path
+
+from core.errors import DigitsError
+from mlops.bot import github
+
+
+def main(arguments: list[str]) -> str:
+    """Write `own=true` or `own=false` to GITHUB_OUTPUT for the ref REF; return what was found.
+
+    Where GitHub does not answer, nothing is restored either.
+    """
+    ref = github.setting("REF")
+    query = urllib.parse.urlencode({"ref": ref, "per_page": 1})
+    try:
+        count = github.api("GET", f"/actions/caches?{query}")["total_count"]
+        found = f"{count} caches of {ref}: none is restored." if count else f"{ref} has no cache."
+    except (DigitsError, KeyError) as error:
+        count, found = 1, f"No cache is restored: {error}"
+    with Path(os.environ["GITHUB_OUTPUT"]).open("a", encoding="utf-8") as file:
+        file.write(f"own={str(bool(count)).lower()}\n")
+    return f"::notice::{' '.join(found.split())}" if count else found
+
+
+if __name__ == "__main__":
+    github.script(main)

@@ -1,0 +1,71 @@
+"""What a pull request is, by GitHub's own word: where its head is, and whether it changes code.
+
+An author who changes data alone is judged by main's code, so the verdict of his pull request
+holds. One who changes code may have changed what judges him: that is stated in the comment, and
+main's own code reproduces after the merge. Nothing here is read from what the pull request made.
+"""
+
+import re
+import urllib.parse
+from typing import Any
+
+from core.errors import DigitsError
+from mlops.bot import github
+from mlops.review.schema import TABLES
+
+WORKFLOW = ".github/workflows/pull-request.yml"
+FILES = 300  # the most that the comparison lists: docs.github.com/rest/commits/commits
+# Data, in plain files; all else is code: dvc.yaml, .dvc/, scripts, names that begin with a dot.
+FOLDERS = r"data/(?:(?!\.)[^/]+/)*"
+FORMATS = "csv|dvc|gif|gz|idx|jpeg|jpg|json|npy|npz|parquet|pdf|png|tif|tiff|txt|ubyte|webp|zip"
+DATA = re.compile(
+    rf"params\.yaml|dvc\.lock|{TABLES}|(?:[^/]+/)*[^/]+\.md|{FOLDERS}\.gitignore|"
+    rf"{FOLDERS}(?!\.)[^/]+\.(?:{FORMATS})",
+    re.S,
+)
+PLAIN_FILE = "100644"  # git's mode of a file that is no program, link or submodule
+
+
+def run_of(number: str) -> dict[str, Any]:
+    """Return a run of pull-request.yml by its id; raise DigitsError for any other."""
+    if not number.isdecimal():
+        raise DigitsError(f"{number!r} is no id of a run; it is the number in the run's address")
+    run = github.api("GET", f"/actions/runs/{number}")
+    if run["path"].partition("@")[0] != WORKFLOW:
+        raise DigitsError(f"run {run['id']} is of {run['path']}, not of {WORKFLOW}")
+    return run
+
+
+def pull_requests(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the open pull requests whose head is the run's commit, branch and repository."""
+    source = run["head_repository"]
+    if source is None:  # the fork has been deleted
+        return []
+    head = f"{source['owner']['login']}:{run['head_branch']}"
+    query = urllib.parse.urlencode({"state": "open", "head": head})
+    return [
+        pull
+        for pull in github.everything(f"/pulls?{query}")
+        if pull["head"]["sha"] == run["head_sha"]
+        and (pull["head"]["repo"] or {}).get("full_name") == source["full_name"]
+    ]
+
+
+def code(base: str, head: str) -> list[str]:
+    """Return the files of a change that are code, empty when it changes data alone."""
+    span = f"{urllib.parse.quote(base, safe='')}...{head}"
+    changed = github.api("GET", f"/compare/{span}")["files"]
+    if len(changed) >= FILES:
+        return [f"{FILES} files or more"]
+    names = [row["filename"] for row in changed]
+    names += [row["previous_filename"] for row in changed if "previous_filename" in row]
+    found = [name for name in names if not DATA.fullmatch(name)]
+    tree = github.api("GET", f"/git/trees/{head}?recursive=1")
+    if tree["truncated"]:
+        return [*found, "more files than GitHub lists"]
+    modes = {row["path"]: row["mode"] for row in tree["tree"]}
+    return found + [
+        f"{name} (no plain file)"
+        for name in names
+        if name not in found and modes.get(name, PLAIN_FILE) != PLAIN_FILE
+    ]

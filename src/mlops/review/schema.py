@@ -1,0 +1,222 @@
+"""The report of a review as data, and how it is read from JSON that nobody trusts.
+
+`digits review` fills these dataclasses and writes them as report.json; the job that comments on a
+pull request reads that file, which the pull request's code may have forged, and renders it. Both
+use this module, which imports the standard library and core.errors alone.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from core.errors import DigitsError
+
+SCHEMA = 1
+TEXT, ITEMS = 2_000, 2_000  # characters of a text, entries of a list: what is longer is cut
+# What stages write and git keeps, beside dvc.lock.
+TABLES = r"data/(?:evaluation|model|monitoring|production)/[a-z_]+\.(?:json|csv)"
+Verdict = Literal["better", "worse", "mixed", "noise", "same", "unknown"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the gate asks of a metric."""
+
+    direction: Literal["higher", "lower"]  # which is better
+    floor: float  # no worse than this, whatever it was before
+    tolerance: float  # no worse than before by more than this
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of one source; None where a snapshot does not have it."""
+
+    source: str
+    metric: str
+    before: float | None
+    after: float | None
+    noise: float | None  # a difference up to this may be chance; None: not known
+    basis: Literal["seeds", "interval", "unknown"]  # of `noise`
+    bounds: Bounds | None  # None: not part of the gate
+
+    @property
+    def difference(self) -> float | None:
+        """After minus before, None unless both are finite."""
+        if self.before is None or self.after is None:
+            return None
+        difference = round(self.after - self.before, 9)
+        return difference if math.isfinite(difference) else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the metric changed, beyond what may be chance, and to which side."""
+        if self.difference is None:
+            return "unknown"
+        if self.difference == 0:
+            return "same"
+        if self.noise is None:
+            return "unknown"
+        if abs(self.difference) <= self.noise:
+            return "noise"
+        lower = self.metric == "loss" or self.metric.endswith("error")
+        return "better" if (self.difference > 0) != lower else "worse"
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """A class whose accuracy changed beyond chance."""
+
+    source: str
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class ParamChange:
+    """A value of params.yaml that differs, as JSON; empty where there is none."""
+
+    key: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What `dvc repro` did about a stage, and what changed of its inputs against the base."""
+
+    name: str
+    what: Literal["", "ran", "restored", "unchanged"]  # empty: not run, or not reached
+    seconds: float
+    usual_seconds: float  # by review.stage_seconds of params.yaml
+    changed: list[str]
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The size of a source's test set."""
+
+    rows: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class TestSetChange:
+    """A test set whose size differs."""
+
+    source: str
+    before: TestSet | None
+    after: TestSet | None
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file or folder of data, as dvc.lock has it."""
+
+    md5: str
+    size: int
+    files: int
+
+
+@dataclass(frozen=True)
+class DataChange:
+    """Data whose hash differs."""
+
+    path: str
+    before: Blob | None
+    after: Blob | None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether the change may be merged, and why not."""
+
+    passed: bool
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a review found."""
+
+    schema: int
+    verdict: Verdict  # over the metrics of the gate
+    gate: Gate
+    head: str | None  # ids of commits
+    dirty: bool  # the working tree differs from the head
+    base: str | None
+    against: str  # how the base was found
+    notes: list[str]  # what the change brings in, for the reader
+    problems: list[str]  # what could not be read or is not used, each with what to do
+    failed: str  # where `dvc repro` failed, else empty
+    last_lines: list[str]  # of what it printed then
+    stages: list[Stage]
+    metrics: list[Metric]
+    classes: list[ClassChange]
+    params: list[ParamChange]
+    test_sets: list[TestSetChange]
+    data: list[DataChange]
+    curves_before: dict[str, list[float]]  # by column, a number an epoch
+    curves_after: dict[str, list[float]]
+    link: str  # the address of the run
+
+
+def dump(report: Report) -> str:
+    """Return report.json; texts and lists are cut, and NaN and infinity become null."""
+    values = _cut(asdict(report))
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parse(content: bytes) -> Report:
+    """Return the report in a file report.json; raise DigitsError for anything else."""
+    try:
+        values = json.loads(content)
+        report = _read(Report, values, "report.json")
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise DigitsError(f"{' '.join(str(error).split())[:300]}") from None
+    if report.schema != SCHEMA:
+        raise DigitsError(f"report.json: schema: expected {SCHEMA}, found {report.schema}")
+    return report
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key)[:TEXT]: _cut(item) for key, item in list(value.items())[:ITEMS]}
+    if isinstance(value, list):
+        return [_cut(item) for item in value[:ITEMS]]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value[:TEXT] if isinstance(value, str) else value
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Return a JSON value as what `kind` names; raise ValueError when it is anything else."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # X | None
+        return None if value is None else _read(arguments[0], value, where)
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if origin is list and isinstance(value, list) and len(value) <= ITEMS:
+        return [_read(arguments[0], item, f"{where}[]") for item in value]
+    if origin is dict and isinstance(value, dict) and len(value) <= ITEMS:
+        return {
+            _read(str, key, where): _read(arguments[1], item, f"{where}.*")
+            for key, item in value.items()
+        }
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        names, hints = [field.name for field in fields(kind)], get_type_hints(kind)
+        if set(value) != set(names):
+            raise ValueError(f"{where}: expected the keys {', '.join(names)}")
+        return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+    if kind is float and type(value) in (int, float) and abs(value) < 1e300:  # NaN is not
+        return float(value)
+    if kind is int and type(value) is int and abs(value) < 2**63:
+        return value
+    if kind is bool and type(value) is bool:
+        return value
+    if kind is str and isinstance(value, str) and len(value) <= TEXT:
+        return value
+    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise ValueError(f"{where}: expected {expected}, found {str(value)[:40]!r}")

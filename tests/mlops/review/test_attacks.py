@@ -1,0 +1,239 @@
+"""Pull requests that change data and pretend: each passed once, and is refused or named now."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from tiny import METRICS, PARAMS, Reviewed, Tiny, md5
+
+pytestmark = pytest.mark.slow
+Review = Callable[[], Reviewed]
+GOOD = '{"mnist": {"accuracy": 0.9999, "accuracy_low": 0.9989, "accuracy_high": 1.0}}'
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The repository, made once."""
+    return tiny.make(tmp_path_factory.mktemp("tiny") / "author")
+
+
+@pytest.fixture
+def author(made: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    return Tiny(made.copy(tmp_path / "author").root)
+
+
+@pytest.fixture
+def review(author: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Review:
+    return lambda: tiny.review(author, tmp_path / "job", monkeypatch)
+
+
+def test_an_honest_change_passes(author: Tiny, review: Review) -> None:
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.dvc("repro", "--quiet")
+    author.commit("Two epochs")
+    found = review()
+    assert found.passed, found
+    assert found.trained  # whatever the author computed
+    assert "| mnist accuracy" in found.text.replace("*", "")
+    assert found.report["verdict"] == "better"
+
+
+def test_a_forged_accuracy_fails(author: Tiny, review: Review) -> None:
+    """Three data files edited by hand: the model is bad, metrics and lock say that it is good."""
+    author.edit("params.yaml", "epochs: 1", "epochs: 0")
+    author.write(METRICS, GOOD)
+    lock = author.lock()
+    lock["stages"]["train"]["params"]["params.yaml"]["epochs"] = 0
+    lock["stages"]["evaluate"]["outs"][0] |= {"md5": md5(GOOD), "size": len(GOOD)}
+    author.forge(lock)
+    author.commit("A forged accuracy")
+    found = review()
+    assert not found.passed
+    assert found.trained
+    assert "mnist accuracy 0.5 is below its floor 0.9" in found.error
+
+
+def test_a_forged_lock_fails(author: Tiny, review: Review) -> None:
+    """The lock says that main's weights came of other params, so that nothing seems to change."""
+    author.edit("params.yaml", "epochs: 1", "epochs: 0")
+    lock = author.lock()
+    lock["stages"]["train"]["params"]["params.yaml"]["epochs"] = 0
+    author.forge(lock)
+    author.commit("A forged lock")
+    found = review()
+    assert not found.passed
+    assert found.trained
+
+
+def test_a_forged_run_cache_is_not_believed(author: Tiny, review: Review) -> None:
+    """An earlier run of the pull request, or an author with a clone, may fill the run cache."""
+    author.edit("params.yaml", "epochs: 1", "epochs: 0")
+    lock = author.lock()
+    lock["stages"]["train"]["params"]["params.yaml"]["epochs"] = 0
+    author.forge(lock)
+    author.dvc("commit", "--quiet", "--force")  # and now the run cache says so, too
+    author.commit("A forged run cache")
+    assert list((author.root / ".dvc" / "cache" / "runs").glob("*/*"))
+    found = review()
+    assert not found.passed and found.trained
+
+
+RESTORES = "azure: {verify: restore}\n"
+
+
+def test_weights_of_others_are_kept_where_the_base_says_so(author: Tiny, review: Review) -> None:
+    author.write("params.yaml", PARAMS + RESTORES)
+    author.on_main("Weights are made elsewhere")
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.dvc("repro", "--quiet")
+    author.commit("Two epochs, on a GPU")
+    found = review()
+    assert found.passed, found
+    assert not found.trained
+    assert "weights not reproduced; made by A Student in " in found.text
+    assert found.report["verdict"] == "better"
+
+
+def test_weights_of_others_have_the_metrics_that_main_finds(author: Tiny, review: Review) -> None:
+    author.write("params.yaml", PARAMS + RESTORES)
+    author.on_main("Weights are made elsewhere")
+    author.edit("params.yaml", "epochs: 1", "epochs: 0")
+    author.dvc("repro", "--quiet")
+    author.write(METRICS, GOOD)
+    lock = author.lock()
+    lock["stages"]["evaluate"]["outs"][0] |= {"md5": md5(GOOD), "size": len(GOOD)}
+    author.forge(lock)
+    author.commit("A forged accuracy")
+    found = review()
+    assert not found.passed and not found.trained
+    assert "mnist accuracy 0.5 is below its floor 0.9" in found.error
+
+
+def test_an_author_cannot_say_that_his_weights_are_kept(author: Tiny, review: Review) -> None:
+    author.write("params.yaml", PARAMS.replace("epochs: 1", "epochs: 0") + RESTORES)
+    lock = author.lock()
+    lock["stages"]["train"]["params"]["params.yaml"]["epochs"] = 0
+    author.forge(lock)
+    author.commit("Weights of one's own")
+    found = review()
+    assert not found.passed and found.trained
+
+
+def test_a_forged_seed_variance_has_no_effect_and_is_named(author: Tiny, review: Review) -> None:
+    def noise(deviation: float) -> str:
+        figures = {"mean": 0.99, "deviation": deviation, "least": 0.98, "most": 1.0}
+        data = {row["path"].split("/")[-1]: row["md5"] for row in lock["prepare"]["outs"]}
+        trained = {"epochs": 2, "classes": ["0", "1"], "data": data}
+        values = {"seeds": [1, 2, 3], "metrics": {"mnist": {"accuracy": figures}}}
+        return json.dumps(values | {"trained": trained})
+
+    lock = author.lock()["stages"]
+    author.write("data/noise.json", noise(0.0001))
+    author.on_main("Seed variance")
+    author.write("data/noise.json", noise(0.5))  # nothing is beyond chance any more
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.dvc("repro", "--quiet")
+    author.commit("A forged seed variance")
+    found = review()
+    assert found.passed, found
+    assert found.report["verdict"] == "better"
+    assert "data/noise.json is changed here, which has no effect" in found.text
+
+
+def test_another_test_set_is_not_compared(author: Tiny, review: Review) -> None:
+    author.write("data/raw.csv", "9,9,9\n")
+    author.dvc("repro", "--quiet")
+    author.commit("An easy test set")
+    found = review()
+    assert found.passed, found
+    assert "not comparable: the test set changed" in found.text
+    assert found.report["verdict"] == "unknown"
+    assert found.report["metrics"][0]["before"] is None
+
+
+def test_the_gate_of_the_base_judges_a_change_of_the_gate(author: Tiny, review: Review) -> None:
+    author.edit("params.yaml", "epochs: 1", "epochs: 0")
+    author.edit("params.yaml", "floor: 0.9, tolerance: 0.003", "floor: 0.1, tolerance: 0.9")
+    author.dvc("repro", "--quiet")
+    author.commit("A lower gate for a worse model")
+    found = review()
+    assert not found.passed
+    assert "is below its floor 0.9" in found.error
+    assert "section review of params.yaml changes together with what a stage reads" in found.error
+
+
+def test_a_change_of_the_gate_alone_passes_and_is_named(author: Tiny, review: Review) -> None:
+    author.write("params.yaml", PARAMS.replace("floor: 0.9,", "floor: 0.8,"))
+    author.commit("A lower gate")
+    found = review()
+    assert found.passed, found
+    assert "section review of params.yaml changes: the base's judges this change" in found.text
+
+
+def test_a_data_file_cannot_place_code(author: Tiny, review: Review) -> None:
+    """A file *.dvc may name another folder: here a module that the stages then import."""
+    evil = "open('pwned', 'w')\nraise SystemExit\n"
+    author.write("data/labelled/x.csv", evil)
+    author.dvc("add", "--quiet", "data/labelled/x.csv")  # its content is in the cache of main
+    (author.root / "data/labelled/x.csv.dvc").unlink()
+    out = f"- {{path: yaml.py, md5: {md5(evil)}, size: {len(evil)}, hash: md5}}"
+    author.write("data/labelled/x.csv.dvc", f"wdir: ../..\nouts:\n{out}\n")
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.commit("Labelled digits")
+    found = review()
+    assert not Path("pwned").exists() and not Path("yaml.py").exists()
+    assert not found.passed
+    assert "x.csv.dvc: it has more than the one file" in found.error
+
+
+def test_a_listing_cannot_place_code(author: Tiny, review: Review) -> None:
+    """DVC 3.67.1 follows a path that leads out of a folder when it checks that folder out."""
+    evil = "open('pwned', 'w')\nraise SystemExit\n"
+    author.write("data/labelled/more/x.csv", evil)
+    author.dvc("add", "--quiet", "data/labelled/more")
+    cache = author.root / ".dvc" / "cache" / "files" / "md5"
+    listing = json.dumps([{"md5": md5(evil), "relpath": "../../../yaml.py"}])
+    digest = md5(listing)
+    (cache / digest[:2]).mkdir(exist_ok=True)
+    (cache / digest[:2] / f"{digest[2:]}.dir").write_text(listing)
+    out = f"- {{path: more, md5: {digest}.dir, size: {len(evil)}, nfiles: 1, hash: md5}}"
+    author.write("data/labelled/more.dvc", f"outs:\n{out}\n")
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.commit("Labelled digits")
+    found = review()
+    assert not Path("pwned").exists() and not Path("yaml.py").exists()
+    assert not found.passed
+    assert "'../../../yaml.py' is not below the folder" in found.error
+
+
+def test_an_honest_file_of_dvc_passes(author: Tiny, review: Review) -> None:
+    author.write("data/labelled/x.csv", "4,5,6\n")
+    author.dvc("add", "--quiet", "data/labelled/x.csv")
+    author.dvc("repro", "--quiet")
+    author.commit("Labelled digits")
+    found = review()
+    assert found.passed, found
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.lock", METRICS])
+def test_a_file_that_is_deleted_is_named(author: Tiny, review: Review, name: str) -> None:
+    (author.root / name).unlink()
+    author.commit("Less")
+    found = review()
+    assert not found.passed
+    assert name in found.text + found.stale
+
+
+def test_a_table_cannot_be_hidden_from_git(author: Tiny, review: Review) -> None:
+    """Without metrics on main the next pull request would be compared with nothing."""
+    (author.root / METRICS).unlink()
+    author.write("data/evaluation/.gitignore", "metrics.json\n")
+    author.commit("No metrics")
+    found = review()
+    assert not found.passed
+    assert f"{METRICS}: a .gitignore hides this table" in found.error
