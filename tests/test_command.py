@@ -125,7 +125,7 @@ def test_what_a_stage_cannot_work_with_is_reported(tree: Project) -> None:
     text = text.replace("half_width_pixels: [0.6, 1.5]", thin)
     for old, new, message in (
         ("unseen_fonts: [kalam, mukta]", "unseen_fonts: []", "unseen_fonts is []"),
-        ("edge_pixels: [0.09, 0.36]", "edge_pixels: [0.0001, 0.0001]", "hand: draws"),
+        ("edge_pixels: [0.09, 0.36]", "edge_pixels: [0.0001, 0.0001]", "hand: renders"),
         ("[[12.0, 3.0], [5.2, 0.8]]", "[[0.01, 3.0]]", "bends_pixels.0.0 is 0.01"),
         ("seed: 1", "seed: 2026-11-23", "seed is '2026-11-23'"),
         ("format: fonts", "format: csv", "devanagari.reader.characters is"),
