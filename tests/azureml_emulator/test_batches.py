@@ -17,7 +17,7 @@ import pytest
 from azure.storage.blob import ContainerClient
 from bodies import OBJECTS, unlike
 from conftest import environment
-from light import DIGITS, Deployable, StandIn, a_deployable, a_standin, known_digits  # noqa: F401
+from light import DIGITS, Deployable, StandIn, known_digits
 from pyarrow import parquet
 
 with warnings.catch_warnings():  # the SDK's own

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from azure.storage.blob import BlobServiceClient
 from bodies import unlike
-from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+from light import Deployable, StandIn
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")

@@ -17,7 +17,7 @@ import pytest
 from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient, ContainerClient
 from conftest import ROOT
-from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+from light import Deployable, StandIn
 from wire import Wire, tapped
 
 from azureml_emulator.storage import CONTAINER

@@ -24,7 +24,7 @@ from azure.storage.blob import BlobServiceClient
 from bodies import unlike
 from conftest import Project
 from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
-from light import StandIn, a_standin  # noqa: F401
+from light import StandIn
 from packaging.requirements import Requirement
 
 from azureml_emulator.services import jobs

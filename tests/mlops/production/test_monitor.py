@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from conftest import ROOT
-from light import StandIn, a_standin  # noqa: F401
+from light import StandIn
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 from conftest import environment
-from light import DIGITS, Deployable, StandIn, a_deployable, a_standin, known_digits  # noqa: F401
+from light import DIGITS, Deployable, StandIn, known_digits
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
