@@ -277,7 +277,7 @@ def names_mlflow(file: Path) -> bool:
 
 def make_tables(state: State, nodes: list[Node]) -> None:
     """Make MLflow's tables once, if a job's code names it: jobs that begin at once would race."""
-    files = (file for node in nodes for file in node.folder.rglob("*") if file.is_file())
+    files = (file for node in nodes for file in node.folder.rglob("*.py"))
     with TRACKING_LOCK:
         if not (state.folder / DATABASE).exists() and any(
             b"mlflow" in f.read_bytes() for f in files
