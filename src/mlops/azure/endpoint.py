@@ -125,32 +125,35 @@ class Target:
         with quiet():
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
 
-    def delete(self) -> None:
-        """Delete the endpoint, all that runs behind it, what it collected, its revisions' assets.
+    def delete(self) -> list[str]:
+        """Delete the endpoint and the batch endpoint with all that they have; return what is left.
 
-        The same for the batch endpoint, with what it scored. The endpoint goes last, since its
-        tags tell what there is: who was interrupted can run it again. What another endpoint of the
-        workspace has or names stays, and so do a few kilobytes of code: its containers of Azure's
-        own, and code of revisions never live.
+        First what costs money: the deployments. Then people's data: collected rows, labels, scored
+        files. Then assets, as far as Azure deletes them, but none that another endpoint of the
+        workspace uses. The endpoint is last: its tags record what there is, so that after an
+        interruption a second call finishes. Code of revisions that were never live stays, a few
+        kilobytes, for no tag names it.
         """
         endpoint = self.settled()
         if endpoint is not None:
             self.put({})
             for name in self.deployments():
                 self.remove(name)
-        made = assets.registered(self.client, self.name)
-        made |= revisions.assets(endpoint) if endpoint else set()
+        made = revisions.assets(endpoint) if endpoint else set()
         if self.batch in (one.name for one in self.client.batch_endpoints.list()):
             made |= assets.of(self.client.batch_deployments.list(self.batch))
             with quiet():
                 self.client.batch_endpoints.begin_delete(self.batch).result()
-        assets.forget(self.workspace, self.scope, made - assets.used(self.client, self.name))
-        self.keep(None)
         collected.forget(self.workspace, self.name)
         empty(store(self.workspace), SCORED.format(endpoint=self.batch))
+        self.keep(None)
+        made |= assets.registered(self.client, self.name)
+        unused = made - assets.used(self.client, self.name)
+        left = assets.remove(self.workspace, self.scope, unused)
         if endpoint is not None:
             with quiet():
                 self.client.online_endpoints.begin_delete(self.name).result()
+        return left
 
     def keep(self, days: int | None) -> None:
         """Have what is collected deleted so many days later; None: no longer, as nothing comes."""

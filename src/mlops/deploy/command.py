@@ -76,6 +76,10 @@ def resume(**given: Any) -> None:
 @deploy.command(epilog=options.example("digits deploy destroy --workspace local"))
 @options.workspace("azure")
 @WAIT
+@options.yes()
 def destroy(**given: Any) -> None:
-    """Delete the endpoint, its deployments and all that it collected."""
+    """Delete the endpoint, its deployments and all that it collected.
+
+    What Azure does not delete is archived and listed. Run it again after an interruption.
+    """
     call("destroy", **given)

@@ -17,6 +17,7 @@ from azure.core.exceptions import HttpResponseError, ServiceRequestError, Servic
 from core import console
 from core.errors import DigitsError
 from core.files import write_text
+from mlops import options
 from mlops.azure import revisions
 from mlops.azure.endpoint import Target
 from mlops.azure.errors import LOGS, explained
@@ -315,12 +316,18 @@ class Deployer:
             name = endpoint.tags["live"]
             self.back_to(name, None, revisions.known(endpoint)[name])
 
-    def destroy(self) -> None:
+    def destroy(self, yes: bool) -> None:
         """Delete the endpoint, what runs behind it, what it collected, and its records."""
+        name = self.target.name
+        if not yes:
+            print("With it go its deployments, collected rows, labels and files scored in batches.")
+            options.confirm("the endpoint", name)
         with self.alone():
-            self.target.delete()
-        lease.forget(self.target.workspace, self.target.name)
-        print(f"{self.target.name} is gone with all that it had, and nothing runs.")
+            left = self.target.delete()
+        lease.forget(self.target.workspace, name)
+        print(f"{name} is deleted with all that it had, and nothing runs.")
+        if left:
+            print("Left in the workspace, for Azure keeps it:", *left, sep="\n  ")
 
     def existing(self) -> Any:
         """Return the endpoint; raise DigitsError when there is none."""
@@ -371,14 +378,14 @@ class Deployer:
             print("\n".join(lines))
 
 
-def main(command: str, workspace: str, wait: bool = False, **options: Any) -> None:
+def main(command: str, workspace: str, wait: bool = False, **given: Any) -> None:
     """Call a method of Deployer on the endpoint of a workspace."""
     settings = load()
     if command in ("plan", "apply"):
-        options["new"] = release.read(settings)
+        given["new"] = release.read(settings)
     console.interrupt_on_sigterm()
     try:
         target = Target(connect(workspace), settings)
-        getattr(Deployer(target, settings, wait), command)(**options)
+        getattr(Deployer(target, settings, wait), command)(**given)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explained(error)) from error

@@ -62,7 +62,7 @@ def connect(**given: Any) -> None:
 @azure.command(epilog=options.example("digits azure disconnect --resource-group digits"))
 @GROUP
 @options.repository()
-@click.option("--yes", is_flag=True, help="Remove it without asking.")
+@options.yes()
 @click.option("--github", is_flag=True, help="Delete GitHub's variables too, with `gh`.")
 def disconnect(**given: Any) -> None:
     """List what `digits azure connect` made, ask, and remove it with all data in it."""

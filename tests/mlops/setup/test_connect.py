@@ -74,7 +74,7 @@ def test_from_nothing_to_ready_and_back(
     assert len(cloud.calls("az", "group", "create", "--tags")) == 1
 
     monkeypatch.setattr("builtins.input", lambda _: "yes")
-    with pytest.raises(DigitsError, match="Nothing was removed"):
+    with pytest.raises(DigitsError, match="Nothing was deleted"):
         call("azure", "disconnect", *GROUP)  # that is not its name
     assert cloud.state["stack"] and files() == written
     for endpoint in ("digits-1234", "batch-1234"):
