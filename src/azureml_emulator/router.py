@@ -29,9 +29,13 @@ BODY_BYTES = 100_000_000  # of a request; the deployment's own code may take les
 ROWS_BYTES = 100_000_000  # that a deployment collects at once
 DRAIN_SECONDS = 30.0  # that requests under way may take when their deployment is deleted
 DRAIN_POLL_SECONDS = 0.02
-ANSWER_SECONDS = 60.0  # that a deployment may take for an answer
 NOT_SENT = {"host", "authorization", "connection", "content-length", "expect", "keep-alive"}
 NOT_RETURNED = {"connection", "content-length", "transfer-encoding", "date", "server"}
+# What a client gets of a deployment's own failure, which comes with the answer's body: 424. Source
+# of this and of 408 and 429: learn.microsoft.com/azure/machine-learning/
+# how-to-troubleshoot-online-endpoints, "HTTP status codes".
+MODEL_STATUS = "ms-azureml-model-error-statuscode"
+MODEL_REASON = ("ms-azureml-model-error-reason", "model_error")
 NO_ROUTE = (
     "No valid deployments to route to. Please check that the endpoint has at least one deployment "
     "with positive weight values or use a deployment specific header to route."
@@ -46,6 +50,8 @@ class Running:
     process: subprocess.Popen[bytes]
     port: int
     sink: Server
+    limit: int = 2  # requests that may be under way
+    seconds: float = 5.0  # that one may take
     under_way: int = 0
 
 
@@ -88,7 +94,6 @@ class Router:
         added = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True),  # Azure's server keeps none
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
             skip_auto_headers=added,
             auto_decompress=False,
         )
@@ -103,10 +108,13 @@ class Router:
         env: Mapping[str, str],
         log: Path,
         seconds: float,
+        limit: int = 2,
+        request_seconds: float = 5.0,
     ) -> None:
-        """Start the server of deployment `place`; return once it is healthy.
+        """Start the server of deployment `place`; return once it is healthy, within `seconds`.
 
-        It replaces the one that ran. Raises EmulatorError as `inference.start` does.
+        At most `limit` requests are passed on to it at once, each for `request_seconds`. It
+        replaces the one that ran. Raises EmulatorError as `inference.start` does.
         """
         sink = self.servers.serve(self.sink(*place))
         with socket.socket() as free:
@@ -125,7 +133,7 @@ class Router:
         except BaseException:
             sink.stop()
             raise
-        fresh = Running(process, port, sink)
+        fresh = Running(process, port, sink, limit, request_seconds)
         with self.lock:
             before = self.running.get(place)
             self.running[place] = fresh
@@ -154,8 +162,8 @@ class Router:
         running.sink.stop()
 
     @contextlib.contextmanager
-    def route(self, endpoint: str, chosen: str | None) -> Iterator[tuple[str, int] | None]:
-        """Yield name and port of the deployment for a request, or None if there is none."""
+    def route(self, endpoint: str, chosen: str | None) -> Iterator[tuple[str, Running | None]]:
+        """Yield the deployment for a request, None for its server if there is none."""
         with self.lock:
             weights = {
                 name: weight
@@ -168,7 +176,7 @@ class Router:
             if running:
                 running.under_way += 1
         try:
-            yield (name, running.port) if running else None
+            yield name, running
         finally:
             if running:
                 with self.lock:
@@ -203,27 +211,29 @@ class Router:
             raise web.HTTPUnauthorized(text="The key or token is missing or wrong.")
         body = await read_body(request)
         began = time.monotonic()
-        with self.route(name, request.headers.get("azureml-model-deployment")) as target:
-            if target:
-                answer = await self.forward(target, rest, body, request)
+        chosen = request.headers.get("azureml-model-deployment")
+        with self.route(name, chosen) as (deployment, running):
+            if running is None:
+                deployment, answer = "", web.Response(status=404, text=NO_ROUTE)
+            elif running.under_way > running.limit:
+                answer = web.Response(status=429, text="Too many pending requests.")
             else:
-                answer = web.Response(status=404, text=NO_ROUTE)
-            if self.on_request:
-                seconds, deployment = time.monotonic() - began, target[0] if target else ""
-                row = (name, deployment, answer.status, seconds)
-                await asyncio.to_thread(self.on_request, *row)
-            return answer
+                answer = await self.forward(deployment, running, rest, body, request)
+        if self.on_request:
+            status = int(answer.headers.get(MODEL_STATUS, answer.status))
+            row = (name, deployment, status, time.monotonic() - began)
+            await asyncio.to_thread(self.on_request, *row)
+        return answer
 
     async def forward(
-        self, target: tuple[str, int], path: str, body: bytes, request: web.Request
+        self, deployment: str, running: Running, path: str, body: bytes, request: web.Request
     ) -> web.Response:
-        """Return a deployment's answer, 502 if there is none."""
-        deployment, port = target
+        """Return a deployment's answer, 424 if it is no 200, 408 if late, 502 if there is none."""
         path, _, query = path.partition("?")
         url = request.rel_url.build(  # as it came, quoted by the client
             scheme="http",
             host=LOOPBACK,
-            port=port,
+            port=running.port,
             path=f"/{path}",
             query_string=query,
             encoded=True,
@@ -232,15 +242,23 @@ class Router:
         if "x-ms-request-id" not in request.headers:
             sent.append(("x-ms-request-id", str(uuid.uuid4())))
         origin = ("azureml-model-deployment", deployment)
+        limit = aiohttp.ClientTimeout(total=running.seconds)
+        content = io.BytesIO(body)
         try:
             async with self.session.post(
-                url, data=io.BytesIO(body), headers=sent, allow_redirects=False
+                url, data=content, headers=sent, allow_redirects=False, timeout=limit
             ) as answer:
-                headers = [*kept(answer.headers, NOT_RETURNED), origin]
-                return web.Response(status=answer.status, body=await answer.read(), headers=headers)
+                status, headers = answer.status, [*kept(answer.headers, NOT_RETURNED), origin]
+                if status != 200:
+                    headers += [(MODEL_STATUS, str(status)), MODEL_REASON]
+                    status = 424
+                return web.Response(status=status, body=await answer.read(), headers=headers)
         except ValueError as error:  # nothing was sent
             return web.Response(status=400, text=f"the request is malformed: {str(error)[:200]}")
-        except (OSError, TimeoutError, aiohttp.ClientError) as error:
+        except TimeoutError:
+            text = f"The model took longer than {running.seconds:g} s."
+            return web.Response(status=408, text=text, headers=[origin])
+        except (OSError, aiohttp.ClientError) as error:
             text = f"the deployment's server does not answer: {error}"
             return web.Response(status=502, text=text, headers=[origin])
 

@@ -87,12 +87,25 @@ def deploy(state: State, path: str) -> None:
     collections = (properties.get("dataCollector") or {}).get("collections", {}).values()
     if any(str(one.get("dataCollectionMode")).lower() == "enabled" for one in collections):
         env = env | {"AZUREML_MDC_ENABLED": "true"}
-    place, log = place_of(state, path), home / "log.txt"
+    asked, count = properties.get("requestSettings") or {}, state.resources[path]["sku"]["capacity"]
+    limit = 2 * (asked.get("maxConcurrentRequestsPerInstance") or 1) * count
+    start = (place_of(state, path), home / "code", home / "model", env, home / "log.txt")
     try:
-        state.router.start(place, home / "code", home / "model", env, log, HEALTHY_SECONDS)
+        state.router.start(
+            *start, HEALTHY_SECONDS, limit, seconds_of(asked.get("requestTimeout") or "PT5S")
+        )
     except EmulatorError as error:
         message = f"User container has crashed or terminated: {error}."
         raise RefusedError(400, "ResourceNotReady", message) from None
+
+
+def seconds_of(duration: str) -> float:
+    """Return the seconds of a duration in ISO 8601 of hours, minutes and seconds."""
+    match = re.fullmatch(r"P(?:0D)?T(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?", duration)
+    if match is None:
+        raise RefusedError(400, "BadArgument", f"{duration} is no duration such as PT5S.")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def remove(state: State, path: str) -> None:

@@ -34,7 +34,7 @@ from mlops import git
 from mlops.azure import assets, collected, manager, revisions
 from mlops.azure.assets import OWNER
 from mlops.azure.revisions import ENVIRONMENT, MODEL, Recipe, Release, stage_code
-from mlops.azure.settings import Params
+from mlops.azure.settings import BUSY_STATUS, IN_FLIGHT, MODEL_STATUS, Params
 from mlops.azure.workspace import Workspace, empty, quiet, store
 
 SCORED = "scoring/{endpoint}"  # in the workspace's blob store
@@ -42,7 +42,6 @@ SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Moni
 BUSY = {"creating", "updating", "deleting", "scaling"}
 SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
 LOG_LINES = 500
-TOO_MANY = 429  # Azure's answer to more requests at once than an instance takes
 BUSY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)  # between the tries of a question that got it
 TOKEN_SCOPE = "https://ml.azure.com/.default"
 
@@ -319,7 +318,7 @@ class Target:
                     answer = opener.open(request, timeout=self.settings.request_timeout_seconds + 5)
                     break
                 except urllib.error.HTTPError as error:
-                    if error.code != TOO_MANY or wait is None:
+                    if error.code != BUSY_STATUS or wait is None:
                         raise
                     time.sleep(wait)
             with answer:
@@ -327,9 +326,21 @@ class Target:
                 return Answer(json.load(answer), served, time.monotonic() - start)
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")[:300]
-            raise DigitsError(f"the endpoint answered {error.code}: {text}") from None
+            own = error.headers.get(MODEL_STATUS)
+            status = f"{error.code} ({own} of score.py)" if own else error.code
+            raise DigitsError(f"the endpoint answered {status}: {text}") from None
         except (OSError, ValueError) as error:
             raise DigitsError(f"the endpoint gave no answer: {error!r}") from None
+
+    def concurrency(self) -> int:
+        """Return how many requests each deployment with traffic lets through at once."""
+        traffic = self.get().traffic
+        takes = [
+            one.request_settings.max_concurrent_requests_per_instance * one.instance_count
+            for one in self.client.online_deployments.list(self.name)
+            if traffic.get(one.name)
+        ]
+        return IN_FLIGHT * min(takes, default=1)
 
     def authorise(self) -> dict[str, str]:
         """Return the headers of a request, key or token included, and the address as `url`."""

@@ -7,6 +7,11 @@ from pydantic import Field
 
 from core import params
 
+# What Azure answers to callers (learn.microsoft.com/azure/machine-learning/
+# how-to-troubleshoot-online-endpoints): 429 beyond IN_FLIGHT times the requests that the instances
+# work on at a time; 424 when score.py answers no 200, with its own status in a header.
+BUSY_STATUS, MODEL_STATUS = 429, "ms-azureml-model-error-statuscode"
+IN_FLIGHT = 2
 RECORDED = 130  # characters of instance_type and collections: a revision's record is one tag
 Positive = Annotated[float, Field(gt=0)]
 
