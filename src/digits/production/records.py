@@ -89,28 +89,35 @@ def batches(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Re
         yield pa.RecordBatch.from_pylist(waiting, schema)
 
 
+class StoredElsewhereError(ValueError):
+    """A line without rows: the collector stores large ones elsewhere."""
+
+
 def collected(line: bytes) -> list[dict[str, Any]]:
-    """Return the rows of REQUESTS in one line of a data collector; raise ValueError if damaged."""
+    """Return the rows of REQUESTS in one line of a data collector, which may hold many requests.
+
+    Raises ValueError if the line is damaged, StoredElsewhereError if its data is no list.
+    """
     try:
         event = json.loads(line)
         common = {
             "time": _time(event["time"]),
-            "request_id": _text(event.get("xrequestid") or event["correlationid"] or None),
             "deployment": _text(event["source"]).rsplit("/", 1)[-1],
         }
-        if len(event["data"]) > POSITIONS:
-            raise ValueError(f"{len(event['data']):,} images in one request")
+        if not isinstance(event.get("data"), list):
+            raise StoredElsewhereError("its rows are stored elsewhere")
         return [
             common
             | {
-                "position": position,
+                "request_id": _text(row["request_id"] or None),
+                "position": _position(row["position"]),
                 "model_version": _text(row["model_version"]),
                 "digit": _text(row["digit"]),
                 "confidence": float(row["confidence"]),
                 "foreign": float(row["foreign"]),
                 "image": base64.b64decode(row["image"], validate=True),
             }
-            for position, row in enumerate(event["data"])
+            for row in event["data"]
         ]
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(repr(error)) from None
@@ -121,10 +128,7 @@ def labelled(line: bytes) -> list[dict[str, Any]]:
     try:
         row = json.loads(line)
         found: dict[str, Any] = {name: _text(row[name]) for name in LABELS.names if name in row}
-        position = row["position"]
-        if type(position) is not int or not 0 <= position < POSITIONS:  # true is no number
-            raise ValueError(f"position {position!r}")
-        return [found | {"position": position, "time": _time(row["time"])}]
+        return [found | {"position": _position(row["position"]), "time": _time(row["time"])}]
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(repr(error)) from None
 
@@ -133,10 +137,12 @@ def merge(
     blobs: Iterable[Iterator[tuple[str, bytes]]],
     parse: Callable[[bytes], list[dict[str, Any]]],
     damaged: list[str],
+    elsewhere: list[str],
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of lines (place, content), each blob's in its order, by their times.
 
-    `parse` is `collected` or `labelled`; `damaged` gets the places of lines that it cannot read.
+    `parse` is `collected` or `labelled`; `damaged` gets the places of lines that it cannot read,
+    `elsewhere` those of lines whose rows are stored elsewhere.
     """
 
     def parsed(lines: Iterator[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
@@ -144,7 +150,8 @@ def merge(
             try:
                 yield from parse(line)
             except ValueError as error:
-                damaged.append(f"{place}: {error}"[:300])
+                places = elsewhere if isinstance(error, StoredElsewhereError) else damaged
+                places.append(f"{place}: {error}"[:300])
 
     return heapq.merge(*map(parsed, blobs), key=lambda row: row["time"])
 
@@ -155,6 +162,12 @@ def _text(value: Any) -> str:
     text = value if isinstance(value, str) else str(value)
     text.encode()  # half a character, which JSON can name, is a ValueError
     return text
+
+
+def _position(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < POSITIONS:  # true is no number
+        raise ValueError(f"position {value!r}")
+    return value
 
 
 def _time(value: Any) -> datetime.datetime:

@@ -39,6 +39,8 @@ IMAGES = RNG.integers(0, 256, (50, 28, 28), np.uint8)
 def line(number: int, foreign: float, **changes: Any) -> bytes:
     """Return what the collector writes for one request."""
     row = {
+        "request_id": f"id-{number}",
+        "position": 0,
         "image": base64.b64encode(IMAGES[number % 50].tobytes()).decode(),
         "model_version": "v1",
         "digit": str(number % 10),
@@ -51,8 +53,6 @@ def line(number: int, foreign: float, **changes: Any) -> bytes:
         "source": f"/onlineEndpoints/{ENDPOINT}/deployments/blue",
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "data": [row | changes],
-        "correlationid": f"id-{number}",
-        "xrequestid": f"id-{number}",
     }
     return json.dumps(event).encode()
 
