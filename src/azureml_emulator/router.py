@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import socket
 import subprocess
 import threading
@@ -36,6 +37,7 @@ NOT_RETURNED = {"connection", "content-length", "transfer-encoding", "date", "se
 # how-to-troubleshoot-online-endpoints, "HTTP status codes".
 MODEL_STATUS = "ms-azureml-model-error-statuscode"
 MODEL_REASON = ("ms-azureml-model-error-reason", "model_error")
+CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{0,40}")
 NO_ROUTE = (
     "No valid deployments to route to. Please check that the endpoint has at least one deployment "
     "with positive weight values or use a deployment specific header to route."
@@ -209,6 +211,8 @@ class Router:
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if key not in endpoint.keys:
             raise web.HTTPUnauthorized(text="The key or token is missing or wrong.")
+        if not CLIENT_ID.fullmatch(request.headers.get("x-ms-client-request-id", "")):
+            raise web.HTTPBadRequest(text="x-ms-client-request-id: up to 40 of A-Z a-z 0-9 _ -.")
         body = await read_body(request)
         began = time.monotonic()
         chosen = request.headers.get("azureml-model-deployment")

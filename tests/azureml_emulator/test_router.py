@@ -73,6 +73,9 @@ def asked(router: Router, path: bytes, *headers: bytes, body: bytes = b"{}") -> 
         (b"/digits/score", (b"Content-Length: " + b"9" * 15,), 413),
         (b"/digits/score", (TWO,), 401),
         (b"/other/score", (KEY, TWO), 404),
+        (b"/digits/score", (KEY, TWO, b"x-ms-client-request-id: " + b"a" * 40), 200),
+        (b"/digits/score", (KEY, TWO, b"x-ms-client-request-id: " + b"a" * 41), 400),
+        (b"/digits/score", (KEY, TWO, b"x-ms-client-request-id: a:b"), 400),
     ],
 )
 def test_a_malformed_request_is_refused(

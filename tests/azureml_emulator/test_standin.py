@@ -76,7 +76,7 @@ def refused(standin: StandIn, method: str, path: str, body: Any = None) -> tuple
 def test_rules_of_names_and_traffic(deployable: Deployable, standin: StandIn) -> None:
     place = deployable.endpoint
     new = {"location": "local", "properties": {"authMode": "Key", "traffic": {}}}
-    for name in ("ab", "1abc", "a" * 33, "abc-", "a_b_c"):
+    for name in ("ab", "1abc", "a" * 33, "abc-", "a_b_c", "a--b"):
         assert refused(standin, "PUT", f"{place}/{name}", new)[0] == "BadArgument", name
     assert refused(standin, "GET", f"{place}/absent")[0] == "ResourceNotFound"
     assert refused(standin, "PUT", f"{place}/absent/deployments/blue", {})[0] == "ResourceNotFound"

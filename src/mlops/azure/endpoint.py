@@ -39,6 +39,7 @@ from mlops.azure.workspace import Workspace, empty, quiet, store
 
 SCORED = "scoring/{endpoint}"  # in the workspace's blob store
 SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Monitor
+COST = {"application": "digits"}  # the tag that costs are grouped by, as in the ARM template
 BUSY = {"creating", "updating", "deleting", "scaling"}
 SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
 LOG_LINES = 500
@@ -68,7 +69,7 @@ class Target:
         )
         digest = hashlib.sha256(self.scope.lower().encode()).hexdigest()
         self.name = f"{settings.endpoint}-{digest[:8]}"
-        self.batch = f"{settings.endpoint[:17]}-batch-{digest[:8]}"
+        self.batch = f"{settings.endpoint[:17].rstrip('-')}-batch-{digest[:8]}"
         self.access = "enabled" if settings.public_access else "disabled"
         self._headers: dict[str, str] = {}
 
@@ -98,6 +99,7 @@ class Target:
             auth_mode=self.settings.auth_mode,
             public_network_access=self.access,
             identity=identity,
+            tags=dict(COST),
         )
         with quiet():
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
@@ -265,8 +267,13 @@ class Target:
             instance_type=recipe.type,
             instance_count=recipe.count,
             data_collector=collector,
-            tags={SCALED: "yes"} if recipe.scale else {},  # so that who deletes it knows
-            environment_variables={"WORKER_COUNT": str(recipe.at_a_time)},
+            tags=COST | ({SCALED: "yes"} if recipe.scale else {}),  # so that who deletes it knows
+            environment_variables={
+                "WORKER_COUNT": str(recipe.at_a_time),
+                # The inference server sends every answer there otherwise (its server/config.py).
+                "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",
+            },
+            app_insights_enabled=True,
             request_settings=OnlineRequestSettings(
                 request_timeout_ms=int(recipe.timeout * 1000),
                 max_concurrent_requests_per_instance=recipe.at_a_time,

@@ -12,6 +12,10 @@ from azure.core.exceptions import (
 from core.errors import DigitsError
 
 LOGS = Path(".deploy")  # where the logs of deployments and jobs that failed are saved
+# The last line of a traceback in the log of a deployment, but that of the inference server itself.
+RAISED = re.compile(
+    r"^(?!azureml_inference)(?:[\w.]+\.)?\w*(?:Error|Exception|Exit)(?:: .{1,200})?$", re.M
+)
 CAUSES = [  # a pattern of an error's text, in any case; the cause, the fix
     (
         "vCPU quota",

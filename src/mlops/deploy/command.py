@@ -48,6 +48,14 @@ def status(**given: Any) -> None:
     call("status", **given)
 
 
+@deploy.command(epilog=options.example("digits deploy logs"))
+@click.argument("revision", required=False)
+@options.workspace("azure")
+def logs(**given: Any) -> None:
+    """Print the latest log of REVISION, a name that status lists, or of the live one."""
+    call("logs", **given)
+
+
 @deploy.command(epilog=options.example("digits deploy rollback"))
 @click.argument("revision", required=False)
 @options.workspace("azure")

@@ -68,6 +68,7 @@ def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
     plan = deployable.deploy("plan")
     assert "to be created" in plan
     assert "quota        4 cores of" in plan
+    assert "size         Azure's minimum" in plan
     assert "unknown; set azure.price_an_hour" in plan
     assert standin.call("GET", deployable.endpoint)["value"] == []
     deployable.deploy("apply")
@@ -81,6 +82,12 @@ def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
         "/resourceGroups/local/providers/Microsoft.ManagedIdentity/"
         "userAssignedIdentities/digits-endpoint"
     )
+    (name,) = deployable.serving(standin)["traffic"]
+    deployment = standin.call("GET", f"{path}/deployments/{name}")
+    assert deployment["properties"]["appInsightsEnabled"] is True
+    env = deployment["properties"]["environmentVariables"]
+    assert env["APP_INSIGHTS_LOG_RESPONSE_ENABLED"] == "false"  # answers are nobody's log
+    assert deployment["tags"].items() <= standin.call("GET", path)["tags"].items()
     (model,) = standin.call(
         "GET", deployable.endpoint.replace("onlineEndpoints", "models/digits/versions")
     )["value"]
@@ -140,6 +147,9 @@ def test_a_bad_model_gets_no_traffic(deployable: Deployable, standin: StandIn) -
     deployable.commit("dead")
     output = deployable.deploy("apply", code=1)
     assert "never became healthy" in output
+    assert "; RuntimeError: this model cannot be loaded; its logs are in .deploy" in output
+    assert "light good" in deployable.deploy("logs")
+    assert "r0 is not deployed. Deployed: r" in deployable.deploy("logs", "r0", code=1)
     logs = [path.read_text("utf-8") for path in (deployable.root / ".deploy").glob("*.log")]
     assert any("this model cannot be loaded" in log for log in logs)
     assert deployable.serving(standin) == before

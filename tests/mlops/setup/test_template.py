@@ -26,7 +26,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
         MachineLearningServicesMgmtClientConfiguration as Configuration,
     )
 
-    from mlops.azure import connection
+    from mlops.azure import connection, endpoint
     from mlops.azure.settings import load
     from mlops.setup import access, check
 
@@ -54,7 +54,7 @@ PLACES = {
 }
 # What each type of resource may have at its top.
 KEYS = {"type", "apiVersion", "name", "location", "properties", "kind", "sku", "identity", "scope"}
-KEYS |= {"copy", "condition", "dependsOn"}
+KEYS |= {"copy", "condition", "dependsOn", "tags"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def of(made: Deployment, kind: str) -> dict[str, dict[str, Any]]:
 def test_every_expression_names_something_that_exists(
     template: dict[str, Any], made: Deployment
 ) -> None:
-    assert len(made.resources) == 17 + 4 + 18 + 6
+    assert len(made.resources) == 18 + 4 + 18 + 6
     used = json.dumps(template)
     for kind in ("parameters", "variables"):
         for name in template[kind]:
@@ -201,6 +201,17 @@ def names(model: Any) -> list[str]:
     return [one._rest_name for one in fields if one._visibility != ["read"]]
 
 
+def test_costs_can_be_grouped_and_logs_go_to_log_analytics(made: Deployment) -> None:
+    untagged = {row["type"] for row in made.resources.values() if row.get("tags") != endpoint.COST}
+    assert not {kind for kind in untagged if kind.count("/") == 1} - {
+        "Microsoft.Authorization/roleAssignments",
+        "Microsoft.Insights/diagnosticSettings",
+    }
+    (setting,) = of(made, "/diagnosticSettings").values()
+    assert setting["properties"]["workspaceId"] in made.resources
+    assert setting["scope"] in made.resources
+
+
 def test_the_cluster_is_as_the_sdk_knows_it(made: Deployment) -> None:
     (cluster,) = of(made, "/computes").values()
     (identity,) = cluster["identity"]["userAssignedIdentities"]
@@ -235,6 +246,7 @@ def test_types_and_properties_are_those_of_the_sdks_own_templates(made: Deployme
         "Microsoft.KeyVault/vaults": {"softDeleteRetentionInDays"},
         "Microsoft.OperationalInsights/workspaces": {"sku", "retentionInDays"},
         "Microsoft.ContainerRegistry/registries": {"adminUserEnabled"},
+        "Microsoft.Insights/diagnosticSettings": {"workspaceId", "logs"},
         "Microsoft.MachineLearningServices/workspaces/computes": set(names(models.AmlCompute)),
         "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials": {
             "issuer",
@@ -247,7 +259,7 @@ def test_types_and_properties_are_those_of_the_sdks_own_templates(made: Deployme
         assert kind in known or kind in new
         unknown = set(row.get("properties", {})) - known.get(kind, set()) - new.get(kind, set())
         assert not unknown, f"{kind} has no {unknown}"
-        assert re.fullmatch(r"20\d\d-\d\d-\d\d", row["apiVersion"])
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d(-preview)?", row["apiVersion"])
 
 
 def test_roles_are_the_built_in_ones_and_each_is_on_what_is_meant(made: Deployment) -> None:
