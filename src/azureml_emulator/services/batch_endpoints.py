@@ -16,7 +16,8 @@ from typing import IO
 from azureml_emulator.services import online_endpoints
 from azureml_emulator.state import Answer, Json, RefusedError, State
 
-# It ends when its standard input does: with the emulator, however that ends.
+# It ends when its standard input does: with the emulator, however that ends. The output is a mount
+# of blob storage on Azure, where no file can be renamed: github.com/microsoft/hi-ml/issues/258.
 DRIVER = """
 import importlib.util, os, sys, threading, traceback
 def end():
@@ -24,6 +25,9 @@ def end():
         pass
     os._exit(1)
 threading.Thread(target=end, daemon=True).start()
+def refuse(source, *rest, **options):
+    raise PermissionError(f"{source}: a file of mounted blob storage cannot be renamed.")
+os.rename = os.replace = refuse
 script, size, retries, *files = sys.argv[1:]
 spec = importlib.util.spec_from_file_location("entry", script)
 entry = importlib.util.module_from_spec(spec)

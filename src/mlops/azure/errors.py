@@ -27,6 +27,11 @@ CAUSES = [  # a pattern of an error's text, in any case; the cause, the fix
         "the quota is used up",
         "ask for more, or another --location, a smaller azure.instance_type, or in_place",
     ),
+    (
+        "TasksOperationsNotAllowed",
+        "the subscription may not build images in its registry",
+        "have a cluster build them: digits azure connect --image-build-compute cpu-cluster",
+    ),
     ("ImageBuild", "the image could not be built", "see the build's log; is azure.image right?"),
     ("ResourceNotReady", "the server never became healthy", "read the saved logs: score.py's init"),
     ("NameNotAvailable", "the endpoint's name is taken", "change azure.endpoint"),
