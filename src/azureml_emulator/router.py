@@ -1,7 +1,7 @@
 """The scoring address of online endpoints: keys, weights, one inference server a deployment.
 
 What a deployment's data collector sends comes in on a port of its own, so that the rows'
-deployment is known.
+deployment is known; its password is in the environment of the deployment's server alone.
 """
 
 import asyncio
@@ -10,15 +10,17 @@ import io
 import os
 import random
 import re
+import secrets
+import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -45,16 +47,34 @@ NO_ROUTE = (
 OnRequest = Callable[[str, str, int, float], object]  # endpoint, deployment, status, seconds
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What a deployment's inference server is started with."""
+
+    code: str  # folders
+    model: str
+    script: str  # below `code`
+    log: str
+    env: dict[str, str]
+    seconds: float  # that it may take until it is healthy
+    limit: int = 2  # requests that may be under way
+    request_seconds: float = 5.0  # that one may take
+
+
 @dataclass
 class Running:
     """One deployment's inference server."""
 
     process: subprocess.Popen[bytes]
-    port: int
+    address: inference.Address
     sink: Server
+    launch: Launch | None = None
+    name: str = ""  # the deployment's, as it was first spelled
     limit: int = 2  # requests that may be under way
     seconds: float = 5.0  # that one may take
     under_way: int = 0
+    failures: int = 0  # to start it again after it ended
+    next_start: float = 0.0  # not before this time.monotonic()
 
 
 @dataclass
@@ -66,7 +86,7 @@ class Endpoint:
 
 
 class Router:
-    """All endpoints and the servers behind them."""
+    """All endpoints and the servers behind them, by names in lower case: Azure ignores the case."""
 
     def __init__(
         self,
@@ -84,68 +104,77 @@ class Router:
         self.running: dict[tuple[str, str], Running] = {}
         self.lock = threading.Lock()
         self.servers, self.collect, self.on_request = servers, collect, on_request
+        self.aborted = threading.Event()  # ends starts under way
+        self.folder = Path(tempfile.mkdtemp(prefix="aml-"))  # 0700; a socket's path has 107 bytes
+        self.sockets = 0  # so far
         application = web.Application(client_max_size=BODY_BYTES)
         application.router.add_route("*", "/{path:.*}", self.score)
-        application.cleanup_ctx.append(self.client)
         self.server = servers.serve(application, port)
         self.port = self.server.port
         self.url = f"http://{LOOPBACK}:{self.port}"
 
-    async def client(self, application: web.Application) -> Any:
-        """Keep a client for the deployments' servers while this one runs."""
-        added = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),  # Azure's server keeps none
-            skip_auto_headers=added,
-            auto_decompress=False,
-        )
-        yield
-        await self.session.close()
-
     def start(
         self,
-        place: tuple[str, str],
-        code: Path,
-        model: Path,
-        env: Mapping[str, str],
-        log: Path,
-        seconds: float,
-        limit: int = 2,
-        request_seconds: float = 5.0,
+        endpoint: str,
+        deployment: str,
+        launch: Launch,
+        may_replace: Callable[[Running | None], bool] = lambda before: True,
     ) -> None:
-        """Start the server of deployment `place`; return once it is healthy, within `seconds`.
+        """Start a deployment's server; return once it is healthy.
 
-        At most `limit` requests are passed on to it at once, each for `request_seconds`. It
-        replaces the one that ran. Raises EmulatorError as `inference.start` does.
+        It replaces the one that runs then, if it may. Raises EmulatorError as `inference.start`
+        does; the one that ran stays.
         """
-        sink = self.servers.serve(self.sink(*place))
-        with socket.socket() as free:
-            free.bind((LOOPBACK, 0))
-            port = free.getsockname()[1]
+        password, place = secrets.token_urlsafe(), (endpoint.lower(), deployment.lower())
+        sink = self.servers.serve(self.sink(endpoint, deployment, password))
         settings = {
             "AML_APP_INSIGHTS_ENABLED": "false",
-            "AZUREML_MDC_HOST": LOOPBACK,
+            "AZUREML_MDC_HOST": f"emulator:{password}@{LOOPBACK}",
             "AZUREML_MDC_PORT": str(sink.port),
             "NO_PROXY": LOOPBACK,
+            "no_proxy": LOOPBACK,
         }
         try:
-            workers = int(env.get("WORKER_COUNT", "1"))
-            env = {**os.environ, **env, **settings}
-            process = inference.start(code, model, port, log, env, seconds, workers)
+            address, code, log = self.free_address(), Path(launch.code), Path(launch.log)
+            process = inference.start(
+                code,
+                Path(launch.model),
+                address,
+                log,
+                {**os.environ, **launch.env, **settings},
+                launch.seconds,
+                int(launch.env.get("WORKER_COUNT", "1")),
+                launch.script,
+                self.aborted,
+            )
         except BaseException:
             sink.stop()
             raise
-        fresh = Running(process, port, sink, limit, request_seconds)
+        limits = (launch.limit, launch.request_seconds)
+        fresh = Running(process, address, sink, launch, deployment, *limits)
         with self.lock:
             before = self.running.get(place)
-            self.running[place] = fresh
+            if may_replace(before):
+                self.running[place] = fresh
+            else:
+                before = fresh
         if before:
             self.end(before)
+
+    def free_address(self) -> inference.Address:
+        """Return where the next server can listen."""
+        if hasattr(socket, "AF_UNIX") and os.name == "posix":
+            with self.lock:
+                self.sockets += 1
+                return self.folder / str(self.sockets)
+        with socket.socket() as free:
+            free.bind((LOOPBACK, 0))
+            return int(free.getsockname()[1])
 
     def stop(self, place: tuple[str, str]) -> None:
         """Stop a deployment's server when its requests under way are answered."""
         with self.lock:
-            before = self.running.pop(place, None)
+            before = self.running.pop((place[0].lower(), place[1].lower()), None)
         if before:
             self.end(before)
 
@@ -154,6 +183,7 @@ class Router:
         self.server.stop()
         for place in list(self.running):
             self.stop(place)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self, running: Running) -> None:
         """End a server that gets no more requests."""
@@ -164,30 +194,32 @@ class Router:
         running.sink.stop()
 
     @contextlib.contextmanager
-    def route(self, endpoint: str, chosen: str | None) -> Iterator[tuple[str, Running | None]]:
-        """Yield the deployment for a request, None for its server if there is none."""
+    def route(self, endpoint: str, chosen: str | None) -> Iterator[Running | None]:
+        """Yield the server of the deployment for a request, or None if there is none."""
         with self.lock:
             weights = {
-                name: weight
+                name.lower(): weight
                 for name, weight in self.endpoints[endpoint].traffic.items()
-                if weight and (endpoint, name) in self.running
+                if weight and (endpoint, name.lower()) in self.running
             }
             drawn = random.choices(*zip(*weights.items(), strict=True)) if weights else [""]
-            name = chosen or drawn[0]
-            running = self.running.get((endpoint, name))
+            running = self.running.get((endpoint, (chosen or drawn[0]).lower()))
             if running:
                 running.under_way += 1
         try:
-            yield name, running
+            yield running
         finally:
             if running:
                 with self.lock:
                     running.under_way -= 1
 
-    def sink(self, endpoint: str, deployment: str) -> web.Application:
+    def sink(self, endpoint: str, deployment: str, password: str) -> web.Application:
         """Return what takes the rows that azureml-ai-monitoring posts to /modeldata/log (ran)."""
+        authorization = aiohttp.encode_basic_auth("emulator", password)
 
         async def take(request: web.Request) -> web.Response:
+            if request.headers.get("Authorization") != authorization:
+                raise web.HTTPUnauthorized(text="The deployment's password is missing or wrong.")
             check_length(request, required=True)
             rows = await read_body(request)
             await asyncio.to_thread(self.collect, endpoint, deployment, request.headers, rows)
@@ -199,11 +231,12 @@ class Router:
 
     async def score(self, request: web.Request) -> web.Response:
         """Check length and key, choose a deployment, pass the request on."""
-        if request.method != "POST":
-            raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="Send a POST.")
-        check_length(request, required=True)
         name, _, rest = request.raw_path.lstrip("/").partition("/")
-        endpoint = self.endpoints.get(name)
+        described = request.method == "GET" and rest.partition("?")[0] == "swagger.json"
+        if request.method != "POST" and not described:
+            raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="Send a POST.")
+        check_length(request, required=not described)
+        endpoint = self.endpoints.get(name.lower())
         if not request.raw_path.isascii():
             raise web.HTTPBadRequest(text="The path is malformed: it must be percent-encoded.")
         if endpoint is None:
@@ -215,29 +248,28 @@ class Router:
             raise web.HTTPBadRequest(text="x-ms-client-request-id: up to 40 of A-Z a-z 0-9 _ -.")
         body = await read_body(request)
         began = time.monotonic()
-        chosen = request.headers.get("azureml-model-deployment")
-        with self.route(name, chosen) as (deployment, running):
-            if running is None:
-                deployment, answer = "", web.Response(status=404, text=NO_ROUTE)
-            elif running.under_way > running.limit:
+        with self.route(name.lower(), request.headers.get("azureml-model-deployment")) as target:
+            if target is None:
+                answer = web.Response(status=404, text=NO_ROUTE)
+            elif target.under_way > target.limit:
                 answer = web.Response(status=429, text="Too many pending requests.")
             else:
-                answer = await self.forward(deployment, running, rest, body, request)
+                answer = await self.forward(target, rest, body, request)
         if self.on_request:
+            seconds, deployment = time.monotonic() - began, target.name if target else ""
             status = int(answer.headers.get(MODEL_STATUS, answer.status))
-            row = (name, deployment, status, time.monotonic() - began)
-            await asyncio.to_thread(self.on_request, *row)
+            await asyncio.to_thread(self.on_request, name, deployment, status, seconds)
         return answer
 
     async def forward(
-        self, deployment: str, running: Running, path: str, body: bytes, request: web.Request
+        self, target: Running, path: str, body: bytes, request: web.Request
     ) -> web.Response:
         """Return a deployment's answer, 424 if it is no 200, 408 if late, 502 if there is none."""
         path, _, query = path.partition("?")
         url = request.rel_url.build(  # as it came, quoted by the client
             scheme="http",
             host=LOOPBACK,
-            port=running.port,
+            port=target.address if isinstance(target.address, int) else None,
             path=f"/{path}",
             query_string=query,
             encoded=True,
@@ -245,13 +277,29 @@ class Router:
         sent = kept(request.headers, NOT_SENT)
         if "x-ms-request-id" not in request.headers:
             sent.append(("x-ms-request-id", str(uuid.uuid4())))
-        origin = ("azureml-model-deployment", deployment)
-        limit = aiohttp.ClientTimeout(total=running.seconds)
-        content = io.BytesIO(body)
+        origin = ("azureml-model-deployment", target.name)
+        connector: aiohttp.BaseConnector = (  # for one request: Azure's server keeps none
+            aiohttp.TCPConnector(force_close=True)
+            if isinstance(target.address, int)
+            else aiohttp.UnixConnector(str(target.address), force_close=True)
+        )
+        client = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=target.seconds),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            auto_decompress=False,
+        )
         try:
-            async with self.session.post(
-                url, data=content, headers=sent, allow_redirects=False, timeout=limit
-            ) as answer:
+            async with (
+                client,
+                client.request(
+                    request.method,
+                    url,
+                    data=io.BytesIO(body) if request.method == "POST" else None,
+                    headers=sent,
+                    allow_redirects=False,
+                ) as answer,
+            ):
                 status, headers = answer.status, [*kept(answer.headers, NOT_RETURNED), origin]
                 if status != 200:
                     headers += [(MODEL_STATUS, str(status)), MODEL_REASON]
@@ -260,7 +308,7 @@ class Router:
         except ValueError as error:  # nothing was sent
             return web.Response(status=400, text=f"the request is malformed: {str(error)[:200]}")
         except TimeoutError:
-            text = f"The model took longer than {running.seconds:g} s."
+            text = f"The model took longer than {target.seconds:g} s."
             return web.Response(status=408, text=text, headers=[origin])
         except (OSError, aiohttp.ClientError) as error:
             text = f"the deployment's server does not answer: {error}"

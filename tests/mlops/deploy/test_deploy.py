@@ -17,7 +17,7 @@ import pytest
 from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import ContainerClient
 from conftest import ROOT
-from light import Deployable, StandIn, a_deployable, a_standin, remaining  # noqa: F401
+from light import Deployable, StandIn, remaining
 from wire import Wire, tapped
 
 from core.errors import DigitsError

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from light import Deployable, StandIn, a_deployable, a_standin, remaining  # noqa: F401
+from light import Deployable, StandIn, remaining
 from wire import Wire, tapped
 
 pytestmark = pytest.mark.prove
