@@ -5,17 +5,48 @@ import datetime
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from azure.storage.blob import ContainerClient
 
-BLOCK_BYTES = 4_000_000  # that are appended at once; 4 MiB is the most
+MERGED_BYTES = 2_000_000  # of rows in one line
+PAYLOAD_BYTES = 4_000_000  # of rows of one request, more of which are stored elsewhere
+MERGE_SECONDS = 0.1  # after the first row, in which others are merged with it
 WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
 DRAIN_SECONDS = 30.0  # that writing what waits may take at the end
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
 # Endpoint, deployment, name of the collection, request id, the rows of one request.
 OnLost = Callable[[int, str], object]  # a number of requests, the reason
+
+
+@dataclass
+class Collected:
+    """One line of a file; it has the rows of several requests once others were merged into it.
+
+    Azure's collector merges requests that come at about the same time into one line with the
+    first one's id, and stores a payload above 4 MB elsewhere: learn.microsoft.com/azure/
+    machine-learning/how-to-collect-production-data, "Data collector batching" and "Store large
+    payloads".
+    """
+
+    path: str
+    line: dict[str, Any]
+    size: int  # bytes
+    payload: bytes  # what is stored elsewhere
+    requests: int = 1
+
+    def merge(self, other: "Collected") -> bool:
+        """Take another's rows if they fit into this line; return whether they do."""
+        lists = isinstance(self.line.get("data"), list) and isinstance(other.line.get("data"), list)
+        fits = self.path == other.path and self.size + other.size <= MERGED_BYTES
+        if lists and fits:
+            self.line["data"] += other.line["data"]
+            self.size += other.size
+            self.requests += other.requests
+        return lists and fits
 
 
 class Collector:
@@ -33,7 +64,7 @@ class Collector:
         """Write to `container`; without `on_lost` the first loss is printed."""
         self.container, self.on_lost = container, on_lost
         self.lost, self.lost_reason = 0, ""  # requests whose rows were not kept
-        self.rows: queue.Queue[tuple[str, bytes] | None] = queue.Queue()  # None: the end
+        self.rows: queue.Queue[Collected | None] = queue.Queue()  # None: the end
         self.lock = threading.Lock()
         self.waiting = 0  # bytes
         self.thread = threading.Thread(target=self.work, daemon=True)
@@ -67,7 +98,7 @@ class Collector:
             data = json.loads(rows)
         except ValueError as error:
             return self.lose(1, f"{deployment} sent no JSON to collect ({error}).")
-        line = {
+        line: dict[str, Any] = {
             "specversion": "1.0",
             "id": headers.get("trace-id", ""),
             "source": f"/onlineEndpoints/{endpoint}/deployments/{deployment}",
@@ -84,41 +115,50 @@ class Collector:
         }
         name = event.removeprefix("azureml.inference.")
         path = f"modelDataCollector/{endpoint}/{deployment}/{name}/{now:%Y/%m/%d/%H}/local.jsonl"
-        text = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        payload = b""
+        if len(rows) > PAYLOAD_BYTES:
+            del line["data"]
+            line["dataref"] = f"{self.container.url}/{path}/{line['id']}"
+            payload = rows
         with self.lock:
-            fits = self.waiting + len(text) <= WAITING_BYTES
-            self.waiting += len(text) if fits else 0
+            fits = self.waiting + len(rows) <= WAITING_BYTES
+            self.waiting += len(rows) if fits else 0
         if fits:
-            self.rows.put((path, text))
+            self.rows.put(Collected(path, line, len(rows), payload))
         else:
             self.lose(1, "The blob store is slower than requests come.")
         return None
 
     def work(self) -> None:
-        """Write what comes, all rows of one file at once, until the end."""
+        """Write what comes, merged where it comes at about the same time, until the end."""
         item = self.rows.get()
         while item:
-            batches: dict[str, bytes] = {}
+            merged: list[Collected] = []
+            end = time.monotonic() + MERGE_SECONDS
             with contextlib.suppress(queue.Empty):
                 while item:
-                    batches[item[0]] = batches.get(item[0], b"") + item[1]
-                    item = self.rows.get_nowait()
-            for path, rows in batches.items():
-                self.write(path, rows)
+                    if not any(line.merge(item) for line in merged):
+                        merged.append(item)
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        break
+                    item = self.rows.get(timeout=left)
+            for line in merged:
+                self.write(line)
             item = item and self.rows.get()
 
-    def write(self, path: str, rows: bytes) -> None:
-        """Append rows to one file, in blocks that end at a line."""
-        blob, size = self.container.get_blob_client(path), len(rows)
+    def write(self, item: "Collected") -> None:
+        """Append one line to its file."""
+        blob = self.container.get_blob_client(item.path)
+        text = json.dumps(item.line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         try:
             if not blob.exists(**ONCE):
                 blob.create_append_blob(**ONCE)
-            while rows:
-                end = rows.rfind(b"\n", 0, BLOCK_BYTES) + 1 or rows.index(b"\n") + 1
-                blob.append_block(rows[:end], **ONCE)
-                rows = rows[end:]
+            blob.append_block(text, **ONCE)
+            if item.payload:
+                self.container.upload_blob(f"{item.path}/{item.line['id']}", item.payload, **ONCE)
         except Exception as error:  # lost rows are no reason to stop collecting
             reason = str(error).splitlines()[0] if str(error) else repr(error)
-            self.lose(rows.count(b"\n"), f"The blob store refuses them: {reason}")
+            self.lose(item.requests, f"The blob store refuses them: {reason}")
         with self.lock:
-            self.waiting -= size
+            self.waiting -= item.size

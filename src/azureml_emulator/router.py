@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import secrets
 import shutil
 import socket
@@ -31,9 +32,14 @@ BODY_BYTES = 100_000_000  # of a request; the deployment's own code may take les
 ROWS_BYTES = 100_000_000  # that a deployment collects at once
 DRAIN_SECONDS = 30.0  # that requests under way may take when their deployment is deleted
 DRAIN_POLL_SECONDS = 0.02
-ANSWER_SECONDS = 60.0  # that a deployment may take for an answer
 NOT_SENT = {"host", "authorization", "connection", "content-length", "expect", "keep-alive"}
 NOT_RETURNED = {"connection", "content-length", "transfer-encoding", "date", "server"}
+# What a client gets of a deployment's own failure, which comes with the answer's body: 424. Source
+# of this and of 408 and 429: learn.microsoft.com/azure/machine-learning/
+# how-to-troubleshoot-online-endpoints, "HTTP status codes".
+MODEL_STATUS = "ms-azureml-model-error-statuscode"
+MODEL_REASON = ("ms-azureml-model-error-reason", "model_error")
+CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{0,40}")
 NO_ROUTE = (
     "No valid deployments to route to. Please check that the endpoint has at least one deployment "
     "with positive weight values or use a deployment specific header to route."
@@ -51,6 +57,8 @@ class Launch:
     log: str
     env: dict[str, str]
     seconds: float  # that it may take until it is healthy
+    limit: int = 2  # requests that may be under way
+    request_seconds: float = 5.0  # that one may take
 
 
 @dataclass
@@ -62,6 +70,8 @@ class Running:
     sink: Server
     launch: Launch | None = None
     name: str = ""  # the deployment's, as it was first spelled
+    limit: int = 2  # requests that may be under way
+    seconds: float = 5.0  # that one may take
     under_way: int = 0
     failures: int = 0  # to start it again after it ended
     next_start: float = 0.0  # not before this time.monotonic()
@@ -140,7 +150,8 @@ class Router:
         except BaseException:
             sink.stop()
             raise
-        fresh = Running(process, address, sink, launch, deployment)
+        limits = (launch.limit, launch.request_seconds)
+        fresh = Running(process, address, sink, launch, deployment, *limits)
         with self.lock:
             before = self.running.get(place)
             if may_replace(before):
@@ -233,23 +244,27 @@ class Router:
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if key not in endpoint.keys:
             raise web.HTTPUnauthorized(text="The key or token is missing or wrong.")
+        if not CLIENT_ID.fullmatch(request.headers.get("x-ms-client-request-id", "")):
+            raise web.HTTPBadRequest(text="x-ms-client-request-id: up to 40 of A-Z a-z 0-9 _ -.")
         body = await read_body(request)
         began = time.monotonic()
         with self.route(name.lower(), request.headers.get("azureml-model-deployment")) as target:
-            if target:
-                answer = await self.forward(target, rest, body, request)
-            else:
+            if target is None:
                 answer = web.Response(status=404, text=NO_ROUTE)
-            if self.on_request:
-                seconds, deployment = time.monotonic() - began, target.name if target else ""
-                row = (name, deployment, answer.status, seconds)
-                await asyncio.to_thread(self.on_request, *row)
-            return answer
+            elif target.under_way > target.limit:
+                answer = web.Response(status=429, text="Too many pending requests.")
+            else:
+                answer = await self.forward(target, rest, body, request)
+        if self.on_request:
+            seconds, deployment = time.monotonic() - began, target.name if target else ""
+            status = int(answer.headers.get(MODEL_STATUS, answer.status))
+            await asyncio.to_thread(self.on_request, name, deployment, status, seconds)
+        return answer
 
     async def forward(
         self, target: Running, path: str, body: bytes, request: web.Request
     ) -> web.Response:
-        """Return a deployment's answer, 502 if there is none."""
+        """Return a deployment's answer, 424 if it is no 200, 408 if late, 502 if there is none."""
         path, _, query = path.partition("?")
         url = request.rel_url.build(  # as it came, quoted by the client
             scheme="http",
@@ -270,7 +285,7 @@ class Router:
         )
         client = aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=target.seconds),
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             auto_decompress=False,
         )
@@ -285,11 +300,17 @@ class Router:
                     allow_redirects=False,
                 ) as answer,
             ):
-                headers = [*kept(answer.headers, NOT_RETURNED), origin]
-                return web.Response(status=answer.status, body=await answer.read(), headers=headers)
+                status, headers = answer.status, [*kept(answer.headers, NOT_RETURNED), origin]
+                if status != 200:
+                    headers += [(MODEL_STATUS, str(status)), MODEL_REASON]
+                    status = 424
+                return web.Response(status=status, body=await answer.read(), headers=headers)
         except ValueError as error:  # nothing was sent
             return web.Response(status=400, text=f"the request is malformed: {str(error)[:200]}")
-        except (OSError, TimeoutError, aiohttp.ClientError) as error:
+        except TimeoutError:
+            text = f"The model took longer than {target.seconds:g} s."
+            return web.Response(status=408, text=text, headers=[origin])
+        except (OSError, aiohttp.ClientError) as error:
             text = f"the deployment's server does not answer: {error}"
             return web.Response(status=502, text=text, headers=[origin])
 

@@ -1,4 +1,4 @@
-"""Options that several commands share. Imports Click and the standard library only."""
+"""Options that several commands share. Of libraries it imports Click alone."""
 
 import contextlib
 import json
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from core.errors import DigitsError
 
 Decorator = Callable[[Any], Any]
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -34,6 +36,21 @@ def repository() -> Decorator:
 def as_json() -> Decorator:
     """Return the option --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def yes() -> Decorator:
+    """Let a command that deletes something do so without `confirm`."""
+    return click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def confirm(kind: str, name: str) -> None:
+    """Ask for the name of what is to be deleted; raise DigitsError for any other answer."""
+    try:
+        answer = input(f"To delete {kind} {name}, type its name: ")
+    except EOFError:
+        answer = ""
+    if answer != name:
+        raise DigitsError("Nothing was deleted. To delete it without being asked: --yes")
 
 
 def stdout_for_program(wanted: bool) -> contextlib.AbstractContextManager[object]:

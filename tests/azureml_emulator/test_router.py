@@ -19,7 +19,9 @@ TWO = b"Content-Length: 2"
 
 
 async def echo(request: web.Request) -> web.Response:
-    """Send back what came, and how."""
+    """Send back what came, and how; fail for a query that names a status."""
+    if request.query_string.isdigit():
+        return web.Response(status=int(request.query_string), text="of the model")
     headers = {"path": request.raw_path, "got": ",".join(sorted(map(str.lower, request.headers)))}
     return web.Response(body=await request.read(), headers=headers)
 
@@ -74,6 +76,9 @@ def asked(router: Router, path: bytes, *headers: bytes, body: bytes = b"{}") -> 
         (b"/digits/score", (b"Content-Length: " + b"9" * 15,), 413),
         (b"/digits/score", (TWO,), 401),
         (b"/other/score", (KEY, TWO), 404),
+        (b"/digits/score", (KEY, TWO, b"x-ms-client-request-id: " + b"a" * 40), 200),
+        (b"/digits/score", (KEY, TWO, b"x-ms-client-request-id: " + b"a" * 41), 400),
+        (b"/digits/score", (KEY, TWO, b"x-ms-client-request-id: a:b"), 400),
     ],
 )
 def test_a_malformed_request_is_refused(
@@ -108,6 +113,38 @@ def test_a_deployment_that_does_not_answer_is_a_502(
         monkeypatch.setitem(router.running, ("digits", "blue"), gone)
         assert asked(router, b"/digits/score", KEY, TWO) == 502
     assert gone.under_way == 0
+
+
+@pytest.mark.parametrize("own", [b"413", b"500", b"201"])
+def test_a_failure_of_the_model_is_a_424(router: Router, own: bytes) -> None:
+    connection = http.client.HTTPConnection(LOOPBACK, router.port, timeout=30)
+    headers = {"Authorization": "Bearer secret"}
+    connection.request("POST", f"/digits/score?{own.decode()}", b"{}", headers)
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (424, b"of the model")
+    assert answer.headers["ms-azureml-model-error-statuscode"] == own.decode()
+    assert answer.headers["azureml-model-deployment"] == "blue"
+    connection.close()
+
+
+def test_more_requests_than_the_deployment_takes_get_429(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = router.running["digits", "blue"]
+    monkeypatch.setattr(busy, "under_way", busy.limit)
+    assert asked(router, b"/digits/score", KEY, TWO) == 429
+    monkeypatch.setattr(busy, "under_way", busy.limit - 1)
+    assert asked(router, b"/digits/score", KEY, TWO) == 200
+    assert busy.under_way == busy.limit - 1
+
+
+def test_an_answer_after_the_request_timeout_is_a_408(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server((LOOPBACK, 0)) as silent:  # it accepts and never answers
+        slow = Running(MagicMock(), silent.getsockname()[1], MagicMock(), seconds=0.05)
+        monkeypatch.setitem(router.running, ("digits", "blue"), slow)
+        assert asked(router, b"/digits/score", KEY, TWO) == 408
 
 
 def test_a_slow_body_is_a_408(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:

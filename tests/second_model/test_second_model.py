@@ -115,7 +115,7 @@ def test_another_model_is_deployed_rolled_back_and_destroyed(
         deploy("rollback")
         assert list(place.serving(standin)["traffic"]) == [first]
     finally:
-        deploy("destroy", "--wait")
+        deploy("destroy", "--wait", "--yes")
     assert standin.call("GET", place.endpoint)["value"] == []
 
 

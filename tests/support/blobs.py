@@ -34,15 +34,15 @@ class Blobs:
     ) -> None:
         """Keep rows of REQUESTS of one request; `hour`: when they came, their time if left out."""
         first = rows[0]
-        names = ("model_version", "digit", "confidence", "foreign")
+        names = ("request_id", "model_version", "digit", "confidence", "foreign")
         event = {
             "source": f"/onlineEndpoints/{endpoint}/deployments/{first['deployment']}",
             "time": first["time"].strftime("%Y-%m-%dT%H:%M:%SZ"),
             "data": [
-                {"image": base64.b64encode(row["image"]).decode()} | {n: row[n] for n in names}
-                for row in rows
+                {"position": place, "image": base64.b64encode(row["image"]).decode()}
+                | {n: row[n] for n in names}
+                for place, row in enumerate(rows)
             ],
-            "xrequestid": first["request_id"],
         }
         place = f"modelDataCollector/{endpoint}/{first['deployment']}/model_inputs_outputs"
         path = f"{place}/{hour or first['time']:%Y/%m/%d/%H}/local.jsonl"

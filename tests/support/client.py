@@ -1,7 +1,9 @@
-"""A client of its own process: asks for one digit again and again, as fast as it is told to.
+"""A client of its own process: asks for one digit again and again, at a rate.
 
-Arguments: address, key, requests a second. It writes a line for each answer: seconds since the
-epoch at which it was asked, status, model version, digit; ends when its input is closed.
+Arguments: address, key, requests a second. It keeps at most LIMIT requests in flight and sends one
+again that got 429, as callers of a managed endpoint have to. It writes a line for each request:
+seconds since the epoch at which it was asked, status, model version, digit, how often it got 429;
+ends when its input is closed.
 """
 
 import http.client
@@ -19,7 +21,8 @@ image = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)[3]
 body = json.dumps({"data": [image.tolist()]})
 headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 over = threading.Event()
-THREADS = 4
+LIMIT = 2  # twice requests_at_a_time of one instance
+PAUSE_SECONDS = 0.05  # before a request is sent again
 
 
 def listen() -> None:
@@ -35,23 +38,28 @@ def ask() -> None:
     while not over.is_set():
         asked = time.time()
         try:
-            connection.request("POST", place.path, body, headers)
-            answer = connection.getresponse()
-            told = answer.read()
-            line = [asked, answer.status, "", told.decode()[:100]]
+            status = busy = 0
+            while status in (0, 429):
+                connection.request("POST", place.path, body, headers)
+                answer = connection.getresponse()
+                told, status = answer.read(), answer.status
+                if status == 429:
+                    busy += 1
+                    time.sleep(PAUSE_SECONDS)
+            line = [asked, status, "", told.decode()[:100], busy]
             if answer.status == 200:
                 found = json.loads(told)
-                line[2:] = [found["model_version"], found["predictions"][0]["digit"]]
+                line[2:4] = [found["model_version"], found["predictions"][0]["digit"]]
         except (OSError, http.client.HTTPException, ValueError) as error:
-            line = [asked, 0, "", repr(error)]
+            line = [asked, 0, "", repr(error), busy]
             connection.close()
         sys.stdout.write(json.dumps(line) + "\n")
-        following += THREADS / rate
+        following += LIMIT / rate
         over.wait(max(0.0, following - time.monotonic()))
 
 
 threading.Thread(target=listen, daemon=True).start()
-threads = [threading.Thread(target=ask) for _ in range(THREADS)]
+threads = [threading.Thread(target=ask) for _ in range(LIMIT)]
 for thread in threads:
     thread.start()
 for thread in threads:

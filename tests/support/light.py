@@ -14,6 +14,7 @@ import time
 import urllib.request
 import uuid
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from unittest.mock import patch
 
 import numpy as np
 import yaml
+from azure.storage.blob import BlobServiceClient, ContainerClient
 from conftest import ROOT, Project, environment
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     import mlops.deploy.rollout  # noqa: F401 # for all modules that import the SDK after this
-from azureml_emulator.storage import PROGRAM
+from azureml_emulator.storage import ACCOUNT, CONTAINER, PROGRAM
 from core.dataset import Digits
 from core.errors import DigitsError
 from mlops.azure.connection import REMOTES
@@ -161,9 +163,26 @@ class StandIn:
         (fault,) = self.control("GET", "/calls")["faults"]
         return fault["times"] == 0
 
+    @contextlib.contextmanager
+    def blobs(self) -> Iterator[ContainerClient]:
+        """Yield the container of the workspaces' own store."""
+        key = self.address["blob_key"]
+        with BlobServiceClient(f"{self.address['blobs']}/{ACCOUNT}", credential=key) as service:
+            yield service.get_container_client(CONTAINER)
+
     def lose(self, job: str) -> None:
         """Take the machine of a running job away."""
         self.control("POST", f"/jobs/{job}/lose")
+
+
+def remaining(deployable: "Deployable", standin: StandIn) -> list[str]:
+    """Return the paths of all resources of a project's workspace that are not archived."""
+    state = json.loads((standin.folder / "state.json").read_text())
+    return [
+        path
+        for path, body in state["resources"].items()
+        if f"/{deployable.workspace}/" in path and not body["properties"].get("isArchived")
+    ]
 
 
 def known_digits() -> Digits:
@@ -245,6 +264,7 @@ class Deployable(Project):
         """Run `digits deploy` in this process, which spares 4 s; return code and output."""
         said = io.StringIO()
         before = Path.cwd()
+        arguments += ("--yes",) if arguments[0] == "destroy" else ()
         old = signal.getsignal(signal.SIGTERM)
         with (
             patch.dict(os.environ, self.settings()),

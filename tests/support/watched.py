@@ -61,11 +61,13 @@ def run(request):
         how = 0.97 if foreign == 255 else foreign / 600
         answer = {"digit": str(digit), "confidence": 0.95, "foreign": how}
         found.append(answer | {"probabilities": shares})
+    names = [request.headers.get(f"x-ms-{kind}request-id") for kind in ("client-", "")]
+    identity = names[0] or names[1]
+    common = {"request_id": identity, "model_version": version}
     rows = [
-        {"image": base64.b64encode(image.tobytes()).decode(), "model_version": version} | answer
-        for image, answer in zip(images, found)
+        common | {"position": n, "image": base64.b64encode(image.tobytes()).decode()} | answer
+        for n, (image, answer) in enumerate(zip(images, found))
     ]
-    identity = request.headers.get("x-ms-client-request-id", "")
     collector.collect(pandas.DataFrame(rows), BasicCorrelationContext(id=identity))
     told = {"model_version": version, "script": None, "classes": list("0123456789")}
     return AMLResponse(told | {"predictions": found}, 200, json_str=True)

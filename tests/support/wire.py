@@ -26,7 +26,7 @@ class Wire:
     """What went over it."""
 
     number: int = -1  # of the call that is broken, from 0
-    how: str = "refuse"  # or lose
+    how: str = "refuse"  # or lose, or interrupt
     calls: list[tuple[str, str]] = field(default_factory=list)  # kind and request line of each
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,6 +50,8 @@ def tapped(wire: Wire) -> Iterator[None]:
             request.url = request.url.replace("sig=", "sig=x")
             request.headers["Authorization"] = INVALID_TOKEN
         answer = send(transport, request, **options)
+        if broken and wire.how == "interrupt":
+            raise KeyboardInterrupt
         if broken and wire.how == "lose":
             raise ServiceResponseError("lost for a test")
         return answer

@@ -1,5 +1,6 @@
 """Models, codes, environments and data: versions of registered assets."""
 
+import json
 import uuid
 
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
@@ -28,6 +29,22 @@ def put_version(state: State, path: str, key: str, body: Json) -> Answer:
     return state.put(path, key, body | {"properties": given})
 
 
+def delete_version(state: State, path: str, key: str, body: Json) -> Answer:
+    """Delete one version of a model or a code that no deployment uses.
+
+    Azure deletes no data asset by design (learn.microsoft.com/azure/machine-learning/
+    how-to-create-data-assets; 400 in github.com/microsoft/vscode-tools-for-ai/issues/1761), and
+    environments are archived instead (github.com/Azure/azure-cli/issues/21957): a PUT with
+    isArchived, as the SDK's `archive` sends.
+    """
+    if "/data/" in key or "/environments/" in key:
+        raise RefusedError(400, "UserError", f"{path} cannot be deleted. Archive it instead.")
+    for place, one in state.resources.items():
+        if "/deployments/" in place and f'{key}"' in json.dumps(one["properties"]).lower():
+            raise RefusedError(409, "Conflict", f"{path} is used by {one['id']}.")
+    return state.delete(path, key, body)
+
+
 def content_of(state: State, properties: Json) -> Json | None:
     """Return the sizes of an asset's blobs by name, None if it has none here."""
     uri = next((properties[name] for name in URIS if properties.get(name)), "")
@@ -46,11 +63,15 @@ def restore(state: State) -> None:
 
 
 def list_versions(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the versions of an asset, newest first; 404 if it has none, but not of a code."""
+    """Return the versions of an asset that are not archived, newest first.
+
+    404 if it has no version at all, but not of a code.
+    """
     status, found, operation = state.listing(path, key, body)
     if "/codes/" not in key and found == {"value": []}:
         raise RefusedError(404, "UserError", f"The container of {path} was not found.")
     assert found
+    found["value"] = [one for one in found["value"] if not one["properties"].get("isArchived")]
     if wanted := body.get("hash"):  # as the SDK asks for a code that is there already
         found["value"] = [
             one

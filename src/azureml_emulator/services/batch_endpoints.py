@@ -13,7 +13,8 @@ from pathlib import Path
 from azureml_emulator.services import jobs, online_endpoints
 from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State, need
 
-# It ends when its standard input does: with the emulator, however that ends.
+# It ends when its standard input does: with the emulator, however that ends. The output is a mount
+# of blob storage on Azure, where no file can be renamed: github.com/microsoft/hi-ml/issues/258.
 DRIVER = """
 import importlib.util, json, os, sys, threading, traceback
 def end():
@@ -21,6 +22,9 @@ def end():
         pass
     os._exit(1)
 threading.Thread(target=end, daemon=True).start()
+def refuse(source, *rest, **options):
+    raise PermissionError(f"{source}: a file of mounted blob storage cannot be renamed.")
+os.rename = os.replace = refuse
 script, settings, *files = sys.argv[1:]
 settings = json.loads(settings)
 spec = importlib.util.spec_from_file_location("entry", script)

@@ -57,7 +57,8 @@ def deploy(state: State, path: str) -> None:
     code, model = fresh / "code", fresh / "azureml-models"
     try:
         code.mkdir(parents=True)
-        launch = prepare(state, properties, code, model, home / "log.txt")
+        count = state.resources[path]["sku"]["capacity"]
+        launch = prepare(state, properties, count, code, model, home / "log.txt")
         state.router.start(*place_of(state, path), launch)
         write_atomic(fresh / LAUNCHED, json.dumps(asdict(launch)))
     except BaseException as error:
@@ -70,7 +71,9 @@ def deploy(state: State, path: str) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def prepare(state: State, properties: Json, code: Path, model: Path, log: Path) -> Launch:
+def prepare(
+    state: State, properties: Json, instances: int, code: Path, model: Path, log: Path
+) -> Launch:
     """Fetch what a deployment names; return what its server is started with."""
     env = dict(properties.get("environmentVariables") or {})
     if identity := properties.get("model"):
@@ -100,7 +103,10 @@ def prepare(state: State, properties: Json, code: Path, model: Path, log: Path) 
     probe |= properties.get("livenessProbe") or {}
     seconds = duration(probe["initialDelay"])
     seconds += duration(probe["period"]) * probe["failureThreshold"]
-    return Launch(str(code), str(model), script, str(log), env, seconds)
+    asked = properties.get("requestSettings") or {}
+    limit = 2 * (asked.get("maxConcurrentRequestsPerInstance") or 1) * instances
+    request_seconds = duration(asked.get("requestTimeout") or "PT5S")
+    return Launch(str(code), str(model), script, str(log), env, seconds, limit, request_seconds)
 
 
 def duration(text: str) -> float:

@@ -15,6 +15,7 @@ SIZES = {  # name: cores, and the family whose quota they are taken from
     "Standard_F4s_v2": (4, "standardFSv2Family"),
 }
 QUOTA = {"standardDSv2Family": 24, "standardFSv2Family": 24}  # cores
+INSTANCES = 50  # of a deployment: learn.microsoft.com/azure/machine-learning/how-to-manage-quotas
 OUT_OF_QUOTA = (  # as github.com/MicrosoftLearning/mslearn-azure-ml/issues/30 shows it
     "BadRequest",
     "The request is invalid.",
@@ -26,7 +27,8 @@ OUT_OF_QUOTA = (  # as github.com/MicrosoftLearning/mslearn-azure-ml/issues/30 s
         'https://aka.ms/oe-tsg#error-outofquota"]},"status":400}',
     },
 )
-NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9-]{1,30}[a-zA-Z0-9]$")  # 3 to 32 characters (ran)
+# 3 to 32 characters (ran), no two hyphens beside each other
+NAME = re.compile(r"^(?=.{3,32}$)[a-zA-Z](-?[a-zA-Z0-9])+$")
 TAGS, TAG_LENGTH = 50, 256  # of a resource
 LOG_LINES = 500
 AUTH_MODES = ("key", "amltoken", "aadtoken")
@@ -116,6 +118,9 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     size = {name.lower(): name for name in SIZES}.get(properties["instanceType"].lower())
     if size is None:
         message = f"The size {properties['instanceType']} is not one of {', '.join(SIZES)}."
+        raise RefusedError(400, "BadArgument", message)
+    if not 1 <= count <= INSTANCES:
+        message = f"{count} instances: a deployment has 1 to {INSTANCES}."
         raise RefusedError(400, "BadArgument", message)
     cores, family = SIZES[size]
     if used_cores(state, family, but=key) + reserved_cores(cores, count) > QUOTA[family]:

@@ -43,7 +43,10 @@ ROUTES: list[tuple[str, dict[str, Callable[..., Answer]]]] = [
     (ASSETS, {"GET": assets.list_containers}),
     (rf"{ASSETS}/[^/]+", {"GET": assets.get_container}),
     (rf"{ASSETS}/[^/]+/versions", {"GET": assets.list_versions}),
-    (rf"{ASSETS}/[^/]+/versions/[^/]+", PLAIN | {"PUT": assets.put_version}),
+    (
+        rf"{ASSETS}/[^/]+/versions/[^/]+",
+        {"GET": State.get, "PUT": assets.put_version, "DELETE": assets.delete_version},
+    ),
     (UPLOAD, {"POST": assets.start_pending_upload}),
     (rf"{W}/jobs", {"GET": State.listing}),
     (rf"{W}/jobs/[^/]+", {"GET": State.get, "PUT": jobs.put_job}),

@@ -93,31 +93,35 @@ def batches(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Re
         yield pa.RecordBatch.from_pylist(waiting, schema)
 
 
-def parse_requests(line: bytes) -> list[dict[str, Any]]:
-    """Return the rows of REQUESTS in a line of a data collector.
+class StoredElsewhereError(ValueError):
+    """A line without rows: the collector stores large ones elsewhere."""
 
-    Raises ValueError when the line is corrupted.
+
+def parse_requests(line: bytes) -> list[dict[str, Any]]:
+    """Return the rows of REQUESTS in a line of a data collector, which may hold many requests.
+
+    Raises ValueError when the line is corrupted, StoredElsewhereError when its data is no list.
     """
     try:
         event = json.loads(line)
         common = {
             "time": _time(event["time"]),
-            "request_id": _text(event.get("xrequestid") or event["correlationid"] or None),
             "deployment": _text(event["source"]).rsplit("/", 1)[-1],
         }
-        if len(event["data"]) > POSITIONS:
-            raise ValueError(f"{len(event['data']):,} images in one request")
+        if not isinstance(event.get("data"), list):
+            raise StoredElsewhereError("its rows are stored elsewhere")
         return [
             common
             | {
-                "position": position,
+                "request_id": _text(row["request_id"] or None),
+                "position": _position(row["position"]),
                 "model_version": _text(row["model_version"]),
                 "digit": _text(row["digit"]),
                 "confidence": float(row["confidence"]),
                 "foreign": float(row["foreign"]),
                 "image": base64.b64decode(row["image"], validate=True),
             }
-            for position, row in enumerate(event["data"])
+            for row in event["data"]
         ]
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(repr(error)) from None
@@ -128,10 +132,7 @@ def parse_label(line: bytes) -> list[dict[str, Any]]:
     try:
         row = json.loads(line)
         found: dict[str, Any] = {name: _text(row[name]) for name in LABELS.names if name in row}
-        position = row["position"]
-        if type(position) is not int or not 0 <= position < POSITIONS:  # isinstance(True, int)
-            raise ValueError(f"position {position!r}")
-        return [found | {"position": position, "time": _time(row["time"])}]
+        return [found | {"position": _position(row["position"]), "time": _time(row["time"])}]
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(repr(error)) from None
 
@@ -140,11 +141,12 @@ def merge(
     blobs: Iterable[Iterator[tuple[str, bytes]]],
     parse: Callable[[bytes], list[dict[str, Any]]],
     errors: list[str],
+    elsewhere: list[str],
 ) -> Iterator[dict[str, Any]]:
     """Merge the lines (place, content) of several blobs, and yield their rows by time.
 
     `parse` is `parse_requests` or `parse_label`. The place and error of each line that it cannot
-    parse is appended to `errors`.
+    parse is appended to `errors`, or to `elsewhere` if its rows are stored elsewhere.
     """
 
     def parsed(lines: Iterator[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
@@ -152,7 +154,8 @@ def merge(
             try:
                 yield from parse(line)
             except ValueError as error:
-                errors.append(f"{place}: {error}"[:300])
+                places = elsewhere if isinstance(error, StoredElsewhereError) else errors
+                places.append(f"{place}: {error}"[:300])
 
     return heapq.merge(*map(parsed, blobs), key=lambda row: row["time"])
 
@@ -163,6 +166,12 @@ def _text(value: Any) -> str:
     text = value if isinstance(value, str) else str(value)
     text.encode()  # a lone surrogate, which JSON can contain, raises a ValueError
     return text
+
+
+def _position(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < POSITIONS:  # true is no number
+        raise ValueError(f"position {value!r}")
+    return value
 
 
 def _time(value: Any) -> datetime.datetime:

@@ -2,8 +2,9 @@
 
 Enters: Parquet files with a column `image` (binary, size x size bytes, white on black) or CSVs with
 the header `[label,]pixel0,...`. Leaves, for each file, a folder of its name below
-AZUREML_BI_OUTPUT_PATH: parts of ROWS rows in Parquet, and _SUCCESS once all are there. A part is
-whole or absent, and says which model and which bytes it comes from: what was stopped goes on.
+AZUREML_BI_OUTPUT_PATH: parts of ROWS rows in Parquet, and _SUCCESS once all are there. A part says
+which model and which bytes it comes from, so that a run that was stopped continues; a part that was
+cut short is written again. Nothing is renamed: mounted blob storage cannot do that.
 
 Each 1,000 images in the order of a file are answered as one request to the endpoint with them: the
 same bytes. In a request of another number the last of the six decimals may differ.
@@ -11,6 +12,7 @@ same bytes. In a request of another number the last of the six decimals may diff
 """
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -193,14 +195,9 @@ def answer(batch: pa.RecordBatch, number: int, folder: Path, wanted: dict[str, s
         "model_version": pa.repeat(service.version, len(images)),
     }
     table = pa.table(columns).replace_schema_metadata(wanted)
-    partial = place(folder, number).with_suffix(".partial")
-    try:
-        pq.write_table(
-            table, partial, compression="zstd", use_dictionary=["digit", "model_version"]
-        )
-        partial.replace(place(folder, number))
-    finally:
-        partial.unlink(missing_ok=True)
+    with io.BytesIO() as part:
+        pq.write_table(table, part, compression="zstd", use_dictionary=["digit", "model_version"])
+        place(folder, number).write_bytes(part.getbuffer())
     return len(images)
 
 

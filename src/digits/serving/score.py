@@ -4,8 +4,9 @@ Enters: a request as request.py decodes it, with `?script=` for an image. Leaves
 model's version and, for each image, digit, confidence, probabilities and how foreign it looks.
 All that it knows of the model comes from the model folder below AZUREML_MODEL_DIR, the code
 that travels there included. Each request is collected with its answer (azureml-ai-monitoring,
-as model_inputs_outputs) under the id that the client gave it in x-ms-client-request-id, so that a
-request sent again is known as such, or else under the server's own. The header
+as model_inputs_outputs). The columns request_id and position identify each row, since Azure's
+collector merges requests: the id is the one that the client gave in x-ms-client-request-id, so that
+a request sent again is known as such, or else the server's own. The header
 x-digits-uncollected counts those that were not collected, since the start of the worker. A worker
 that is told to end sends what still waits first.
 """
@@ -38,6 +39,7 @@ CHUNK_BYTES = 1 << 20
 VERSION_LENGTH = 12  # hexadecimal digits of the weights' SHA-256
 DECIMALS = 6  # of probabilities
 DRAIN_SECONDS = 8.0  # that collected requests may take when the worker ends; it is killed at 10
+TABLE_BYTES = 2_000_000  # of JSON that is collected at once: Azure stores 4 MB and more elsewhere
 COLLECTION = "model_inputs_outputs"  # one of the data collector's own names
 JSON = {"Content-Type": "application/json"}
 service: "Service"  # made by `init`
@@ -147,17 +149,22 @@ class Collection(logging.Handler):
         self.count(record.getMessage())
 
     def collect(self, request_id: str, images: np.ndarray, answer: dict[str, Any]) -> int:
-        """Hand over a table of n rows: images uint8 (n, size, size) as base64, and predictions.
+        """Hand over n rows: images uint8 (n, size, size) as base64, and predictions.
 
-        Returns how many requests were lost since the start; never raises.
+        In tables of at most TABLE_BYTES. Returns how many were lost since the start; never raises.
         """
         try:
-            version = answer["model_version"]
-            table = pd.DataFrame(
-                {"image": base64.b64encode(image).decode(), "model_version": version} | prediction
-                for image, prediction in zip(images, answer["predictions"], strict=True)
-            )
-            self.collector.collect(table, BasicCorrelationContext(id=request_id))
+            common = {"request_id": request_id, "model_version": answer["model_version"]}
+            rows = [
+                common | {"position": place, "image": base64.b64encode(image).decode()} | prediction
+                for place, (image, prediction) in enumerate(
+                    zip(images, answer["predictions"], strict=True)
+                )
+            ]
+            count = max(1, TABLE_BYTES // max(len(to_json(row)) for row in rows))
+            for start in range(0, len(rows), count):
+                table = pd.DataFrame(rows[start : start + count])
+                self.collector.collect(table, BasicCorrelationContext(id=request_id))
         except Exception as error:  # of a library that a request must not depend on
             self.count(repr(error))
         return self.lost

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from azure.core.exceptions import ResourceNotFoundError
+from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 
 from mlops.azure import connection, manager, revisions
 from mlops.azure.revisions import ENVIRONMENT, MODEL
@@ -11,6 +11,7 @@ from mlops.azure.workspace import Workspace, empty, store
 
 BATCH_ENVIRONMENT = f"{ENVIRONMENT}-batch"
 OWNER = "endpoint"  # the tag that names the online endpoint for which an asset was registered
+REFUSED = (400, 403, 405, 409)  # an asset that Azure keeps, whoever asks again
 
 
 def versions(operations: Any, name: str) -> list[Any]:
@@ -57,21 +58,43 @@ def used(client: Any, but: str) -> set[str]:
     return found
 
 
-def forget(workspace: Workspace, scope: str, going: set[str]) -> None:
-    """Delete assets of the workspace `scope`, and the files of models that no other model has."""
+def remove(workspace: Workspace, scope: str, going: set[str]) -> list[str]:
+    """Delete assets of the workspace `scope`, and the files of models that no other model has.
+
+    Azure deletes no data asset and archives environments: return what is left, and how.
+    """
     staying = {
         folder_of(one.path)
         for one in versions(workspace.client.models, MODEL)
         if f"models/{MODEL}/versions/{one.version}" not in going
     }
+    left = []
     for asset in sorted(going):
-        known = manager.ask(workspace, "GET", f"{scope}/{asset}", connection.API)
+        call = (f"{scope}/{asset}", connection.API)
+        known = manager.ask(workspace, "GET", *call)
         if known is None:
             continue
-        manager.ask(workspace, "DELETE", f"{scope}/{asset}", connection.API)
+        if known["properties"].get("isArchived"):
+            left.append(f"{asset} (archived)")
+            continue
+        try:
+            manager.ask(workspace, "DELETE", *call)
+        except HttpResponseError as error:
+            if error.status_code not in REFUSED:
+                raise
+            known["properties"]["isArchived"] = True
+            try:
+                manager.ask(workspace, "PUT", *call, body=known)
+                left.append(f"{asset} (archived)")
+            except HttpResponseError as again:
+                if again.status_code not in REFUSED:
+                    raise
+                left.append(f"{asset} ({again.reason})")
+            continue
         folder = folder_of(known["properties"].get("modelUri"))
         if folder and folder not in staying:
             empty(store(workspace), folder)
+    return left
 
 
 def folder_of(uri: str | None) -> str:

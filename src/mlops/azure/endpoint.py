@@ -34,15 +34,15 @@ from mlops import git
 from mlops.azure import assets, collected, manager, revisions
 from mlops.azure.assets import OWNER
 from mlops.azure.revisions import ENVIRONMENT, MODEL, Recipe, Release, stage_code
-from mlops.azure.settings import Params
+from mlops.azure.settings import BUSY_STATUS, IN_FLIGHT, MODEL_STATUS, Params
 from mlops.azure.workspace import Workspace, empty, quiet, store
 
 SCORED = "scoring/{endpoint}"  # in the workspace's blob store
 SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Monitor
+COST = {"application": "digits"}  # the tag that costs are grouped by, as in the ARM template
 BUSY = {"creating", "updating", "deleting", "scaling"}
 SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
 LOG_LINES = 500
-TOO_MANY = 429  # Azure's answer to more requests at once than an instance takes
 BUSY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)  # between the tries of a question that got it
 TOKEN_SCOPE = "https://ml.azure.com/.default"
 
@@ -69,7 +69,7 @@ class Target:
         )
         digest = hashlib.sha256(self.scope.lower().encode()).hexdigest()
         self.name = f"{settings.endpoint}-{digest[:8]}"
-        self.batch = f"{settings.endpoint[:17]}-batch-{digest[:8]}"
+        self.batch = f"{settings.endpoint[:17].rstrip('-')}-batch-{digest[:8]}"
         self.access = "enabled" if settings.public_access else "disabled"
         self._headers: dict[str, str] = {}
 
@@ -99,6 +99,7 @@ class Target:
             auth_mode=self.settings.auth_mode,
             public_network_access=self.access,
             identity=identity,
+            tags=dict(COST),
         )
         with quiet():
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
@@ -125,32 +126,35 @@ class Target:
         with quiet():
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
 
-    def delete(self) -> None:
-        """Delete the endpoint, all that runs behind it, what it collected, its revisions' assets.
+    def delete(self) -> list[str]:
+        """Delete the endpoint and the batch endpoint with all that they have; return what is left.
 
-        The same for the batch endpoint, with what it scored. The endpoint goes last, since its
-        tags tell what there is: who was interrupted can run it again. What another endpoint of the
-        workspace has or names stays, and so do a few kilobytes of code: its containers of Azure's
-        own, and code of revisions never live.
+        First what costs money: the deployments. Then people's data: collected rows, labels, scored
+        files. Then assets, as far as Azure deletes them, but none that another endpoint of the
+        workspace uses. The endpoint is last: its tags record what there is, so that after an
+        interruption a second call finishes. Code of revisions that were never live stays, a few
+        kilobytes, for no tag names it.
         """
         endpoint = self.settled()
         if endpoint is not None:
             self.put({})
             for name in self.deployments():
                 self.remove(name)
-        made = assets.registered(self.client, self.name)
-        made |= revisions.assets(endpoint) if endpoint else set()
+        made = revisions.assets(endpoint) if endpoint else set()
         if self.batch in (one.name for one in self.client.batch_endpoints.list()):
             made |= assets.of(self.client.batch_deployments.list(self.batch))
             with quiet():
                 self.client.batch_endpoints.begin_delete(self.batch).result()
-        assets.forget(self.workspace, self.scope, made - assets.used(self.client, self.name))
-        self.keep(None)
         collected.forget(self.workspace, self.name)
         empty(store(self.workspace), SCORED.format(endpoint=self.batch))
+        self.keep(None)
+        made |= assets.registered(self.client, self.name)
+        unused = made - assets.used(self.client, self.name)
+        left = assets.remove(self.workspace, self.scope, unused)
         if endpoint is not None:
             with quiet():
                 self.client.online_endpoints.begin_delete(self.name).result()
+        return left
 
     def keep(self, days: int | None) -> None:
         """Have what is collected deleted so many days later; None: no longer, as nothing comes."""
@@ -263,8 +267,13 @@ class Target:
             instance_type=recipe.type,
             instance_count=recipe.count,
             data_collector=collector,
-            tags={SCALED: "yes"} if recipe.scale else {},  # so that who deletes it knows
-            environment_variables={"WORKER_COUNT": str(recipe.at_a_time)},
+            tags=COST | ({SCALED: "yes"} if recipe.scale else {}),  # so that who deletes it knows
+            environment_variables={
+                "WORKER_COUNT": str(recipe.at_a_time),
+                # The inference server sends every answer there otherwise (its server/config.py).
+                "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",
+            },
+            app_insights_enabled=True,
             request_settings=OnlineRequestSettings(
                 request_timeout_ms=int(recipe.timeout * 1000),
                 max_concurrent_requests_per_instance=recipe.at_a_time,
@@ -316,7 +325,7 @@ class Target:
                     answer = opener.open(request, timeout=self.settings.request_timeout_seconds + 5)
                     break
                 except urllib.error.HTTPError as error:
-                    if error.code != TOO_MANY or wait is None:
+                    if error.code != BUSY_STATUS or wait is None:
                         raise
                     time.sleep(wait)
             with answer:
@@ -324,9 +333,21 @@ class Target:
                 return Answer(json.load(answer), served, time.monotonic() - start)
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")[:300]
-            raise DigitsError(f"the endpoint answered {error.code}: {text}") from None
+            own = error.headers.get(MODEL_STATUS)
+            status = f"{error.code} ({own} of score.py)" if own else error.code
+            raise DigitsError(f"the endpoint answered {status}: {text}") from None
         except (OSError, ValueError) as error:
             raise DigitsError(f"the endpoint gave no answer: {error!r}") from None
+
+    def concurrency(self) -> int:
+        """Return how many requests each deployment with traffic lets through at once."""
+        traffic = self.get().traffic
+        takes = [
+            one.request_settings.max_concurrent_requests_per_instance * one.instance_count
+            for one in self.client.online_deployments.list(self.name)
+            if traffic.get(one.name)
+        ]
+        return IN_FLIGHT * min(takes, default=1)
 
     def authorise(self) -> dict[str, str]:
         """Return the headers of a request, key or token included, and the address as `url`."""

@@ -12,6 +12,10 @@ from azure.core.exceptions import (
 from core.errors import DigitsError
 
 LOGS = Path(".deploy")  # where the logs of deployments and jobs that failed are saved
+# The last line of a traceback in the log of a deployment, but that of the inference server itself.
+RAISED = re.compile(
+    r"^(?!azureml_inference)(?:[\w.]+\.)?\w*(?:Error|Exception|Exit)(?:: .{1,200})?$", re.M
+)
 CAUSES = [  # a pattern of an error's text, in any case; the cause, the fix
     (
         "vCPU quota",
@@ -22,6 +26,11 @@ CAUSES = [  # a pattern of an error's text, in any case; the cause, the fix
         "Not enough quota|OutOfQuota|QuotaExceeded",
         "the quota is used up",
         "ask for more, or another --location, a smaller azure.instance_type, or in_place",
+    ),
+    (
+        "TasksOperationsNotAllowed",
+        "the subscription may not build images in its registry",
+        "have a cluster build them: digits azure connect --image-build-compute cpu-cluster",
     ),
     ("ImageBuild", "the image could not be built", "see the build's log; is azure.image right?"),
     ("ResourceNotReady", "the server never became healthy", "read the saved logs: score.py's init"),

@@ -7,6 +7,12 @@ from pydantic import Field
 
 from core import params
 
+# What Azure answers to callers (learn.microsoft.com/azure/machine-learning/
+# how-to-troubleshoot-online-endpoints): 429 beyond IN_FLIGHT times the requests that the instances
+# work on at a time; 424 when score.py answers no 200, with its own status in a header.
+BUSY_STATUS, MODEL_STATUS = 429, "ms-azureml-model-error-statuscode"
+IN_FLIGHT = 2
+INSTANCES = 50  # of a deployment at most: .../how-to-manage-quotas
 RECORDED = 130  # characters of instance_type and collections: a revision's record is one tag
 Positive = Annotated[float, Field(gt=0)]
 
@@ -28,7 +34,7 @@ class Autoscale:
 
     __pydantic_config__ = params.STRICT
 
-    most: Annotated[int, Field(ge=2, le=100)]  # instances
+    most: Annotated[int, Field(ge=2, le=INSTANCES)]
     cpu_percent: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(le=99)]]
     minutes: Annotated[int, Field(ge=5, le=720)]
 
@@ -70,7 +76,7 @@ class Params:
 
     __pydantic_config__ = params.STRICT
 
-    endpoint: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,22}$")]
+    endpoint: Annotated[str, Field(pattern=r"^[a-z]+(-?[a-z0-9])+$", max_length=23)]
     strategy: Literal["blue_green", "in_place"]
     traffic_percent: tuple[Annotated[int, Field(ge=1, le=100)], ...]
     step_seconds: Annotated[float, Field(ge=0)]
@@ -78,7 +84,7 @@ class Params:
     auth_mode: Literal["key", "aml_token", "aad_token"]
     public_access: bool
     instance_type: str
-    instance_count: Annotated[int, Field(ge=1, le=100)]
+    instance_count: Annotated[int, Field(ge=1, le=INSTANCES)]
     autoscale: Autoscale | None
     price_an_hour: Positive | None
     request_timeout_seconds: Annotated[float, Field(ge=0.5, le=180)]

@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp import web
 from azure.storage.blob import ContainerClient
 
-from azureml_emulator.router import Router
+from azureml_emulator.router import MODEL_STATUS, Router
 from azureml_emulator.web import LOOPBACK, check_length, read_body
 from mlops.dashboard.watch import LiveState
 
@@ -140,7 +140,8 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
         found = {"message": text[:300]}
     found["deployment"] = answer.headers.get("azureml-model-deployment", "")
     found["milliseconds"] = (time.monotonic() - began) * 1000
-    return web.json_response(found, status=answer.status)
+    own = answer.headers.get(MODEL_STATUS)  # says what is wrong with the picture, 424 does not
+    return web.json_response(found, status=int(own or answer.status))
 
 
 def state(router: Router, live_state: LiveState, container: ContainerClient, wanted: str) -> Json:

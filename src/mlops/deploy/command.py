@@ -48,6 +48,14 @@ def status(**given: Any) -> None:
     call("status", **given)
 
 
+@deploy.command(epilog=options.example("digits deploy logs"))
+@click.argument("revision", required=False)
+@options.workspace("azure")
+def logs(**given: Any) -> None:
+    """Print the latest log of REVISION, a name that status lists, or of the live one."""
+    call("logs", **given)
+
+
 @deploy.command(epilog=options.example("digits deploy rollback"))
 @click.argument("revision", required=False)
 @options.workspace("azure")
@@ -76,6 +84,10 @@ def resume(**given: Any) -> None:
 @deploy.command(epilog=options.example("digits deploy destroy --workspace local"))
 @options.workspace("azure")
 @WAIT
+@options.yes()
 def destroy(**given: Any) -> None:
-    """Delete the endpoint, its deployments and all that it collected."""
+    """Delete the endpoint, its deployments and all that it collected.
+
+    What Azure does not delete is archived and listed. Run it again after an interruption.
+    """
     call("destroy", **given)

@@ -6,7 +6,6 @@ died half-way leaves nothing that the next one could take for done.
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,9 +16,10 @@ from azure.core.exceptions import HttpResponseError, ServiceRequestError, Servic
 from core import console
 from core.errors import DigitsError
 from core.files import write_text
+from mlops import options
 from mlops.azure import revisions
 from mlops.azure.endpoint import Target
-from mlops.azure.errors import LOGS, explained
+from mlops.azure.errors import LOGS, RAISED, explained
 from mlops.azure.revisions import Recipe, Release
 from mlops.azure.settings import Params, load
 from mlops.azure.workspace import connect
@@ -228,7 +228,9 @@ class Deployer:
             if new not in (live, tags.get("previous")):
                 file = LOGS / f"{new}.log"
                 with contextlib.suppress(Exception):  # there may be none
-                    write_text(file, self.target.logs(new) + "\n")
+                    log = self.target.logs(new)
+                    write_text(file, log + "\n")
+                    notes.extend(RAISED.findall(log)[-1:])
                     notes.append(f"its logs are in {file}")
                 attempt(f"{new} was removed", lambda: self.target.remove(new))
 
@@ -268,9 +270,7 @@ class Deployer:
             name = revision or previous
             recipes = revisions.known(endpoint)
             if name is None:
-                raise DigitsError(
-                    "there is no previous revision; `digits deploy status` lists them"
-                )
+                raise DigitsError("There is no previous revision. List them: digits deploy status")
             if name not in recipes:
                 raise DigitsError(f"{name}: no such revision; known are {', '.join(recipes)}")
             if name == live:
@@ -315,12 +315,26 @@ class Deployer:
             name = endpoint.tags["live"]
             self.back_to(name, None, revisions.known(endpoint)[name])
 
-    def destroy(self) -> None:
+    def logs(self, revision: str | None) -> None:
+        """Print the last lines that a deployment logged, the live one's if none is named."""
+        endpoint = self.existing()
+        name, known = revision or endpoint.tags.get("live"), self.target.deployments()
+        if name not in known:
+            raise DigitsError(f"{name} is not deployed. Deployed: {', '.join(known) or 'nothing'}")
+        print(self.target.logs(name))
+
+    def destroy(self, yes: bool) -> None:
         """Delete the endpoint, what runs behind it, what it collected, and its records."""
+        name = self.target.name
+        if not yes:
+            print("With it go its deployments, collected rows, labels and files scored in batches.")
+            options.confirm("the endpoint", name)
         with self.alone():
-            self.target.delete()
-        lease.forget(self.target.workspace, self.target.name)
-        print(f"{self.target.name} is gone with all that it had, and nothing runs.")
+            left = self.target.delete()
+        lease.forget(self.target.workspace, name)
+        print(f"{name} is deleted with all that it had, and nothing runs.")
+        if left:
+            print("Left in the workspace, for Azure keeps it:", *left, sep="\n  ")
 
     def existing(self) -> Any:
         """Return the endpoint; raise DigitsError when there is none."""
@@ -336,8 +350,10 @@ class Deployer:
         """Print what is there."""
         endpoint = self.target.get()
         if endpoint is None:
-            absent = {"endpoint": self.target.name, "url": None}
-            print(json.dumps(absent) if as_json else f"endpoint {self.target.name}: absent")
+            if as_json:
+                options.show({"endpoint": self.target.name, "url": None})
+            else:
+                print(f"endpoint {self.target.name}: absent")
             return
         states, recipes = self.target.deployments(), revisions.known(endpoint)
         rows = [
@@ -353,7 +369,7 @@ class Deployer:
         paused = "paused" in endpoint.tags
         if as_json:
             place = {"endpoint": self.target.name, "url": endpoint.scoring_uri, "paused": paused}
-            print(json.dumps(place | {"revisions": rows}, indent=2))
+            options.show(place | {"revisions": rows})
             return
         print(f"endpoint {self.target.name}: {endpoint.scoring_uri}{', paused' if paused else ''}")
         for row in rows:
@@ -365,20 +381,20 @@ class Deployer:
         """Print what `apply` would change; change nothing."""
         lines = list(plan.lines(self.target, new))
         if as_json:
-            found = {key: text.strip() for key, _, text in (line.partition(" ") for line in lines)}
-            print(json.dumps(found, indent=2))
+            parts = (line.partition(" ") for line in lines)
+            options.show({key: text.strip() for key, _, text in parts})
         else:
             print("\n".join(lines))
 
 
-def main(command: str, workspace: str, wait: bool = False, **options: Any) -> None:
+def main(command: str, workspace: str, wait: bool = False, **given: Any) -> None:
     """Call a method of Deployer on the endpoint of a workspace."""
     settings = load()
     if command in ("plan", "apply"):
-        options["new"] = release.read(settings)
+        given["new"] = release.read(settings)
     console.interrupt_on_sigterm()
     try:
         target = Target(connect(workspace), settings)
-        getattr(Deployer(target, settings, wait), command)(**options)
+        getattr(Deployer(target, settings, wait), command)(**given)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explained(error)) from error

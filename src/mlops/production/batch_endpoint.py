@@ -8,6 +8,7 @@ the answers' folder: a run that was stopped goes on with its job.
 import hashlib
 import json
 import re
+import secrets
 import tempfile
 import time
 from pathlib import Path
@@ -146,18 +147,23 @@ class Batch:
         folder = f"{SCORED.format(endpoint=self.name)}/{run}"
         container = store(self.target.workspace)
         out.mkdir(parents=True, exist_ok=True)
-        name = self._known(out / JOB, run)
-        if name is None:
+        known = self._known(out / JOB, run)
+        if known is None:
             self.prepare()
             uri = source if isinstance(source, str) else URI.format(f"{folder}/input")
             for path in () if isinstance(source, str) else source:
                 with path.open("rb") as data:
                     container.upload_blob(f"{folder}/input/{path.name}", data, overwrite=True)
-            name = self._invoke(f"{uri.rstrip('/')}/", folder)
-            write_text(out / JOB, json.dumps({"run": run, "job": name}) + "\n")
+            # A batch run needs an output location of its own.
+            answers = f"{folder}/answers-{secrets.token_hex(4)}/"
+            known = self._invoke(f"{uri.rstrip('/')}/", answers), answers
+            write_text(
+                out / JOB, json.dumps({"run": run, "job": known[0], "answers": answers}) + "\n"
+            )
+        name, answers = known
         print(f"job {name} scores {what} on {self.own.compute}", flush=True)
-        self.wait(name, container, folder)
-        fetch(container, f"{folder}/answers/", out)
+        self.wait(name, container, answers)
+        fetch(container, answers, out)
 
     def _listed(self, uri: str) -> str:
         """Return what tells a stored folder's contents from others."""
@@ -175,20 +181,20 @@ class Batch:
             raise DigitsError(f"{uri}: two files are named {min(twice)}; score their folders alone")
         return "\n".join([uri, *sorted(f"{one.name} {one.size} {one.etag}" for one in found)])
 
-    def _known(self, path: Path, run: str) -> str | None:
-        """Return the job in which these files are scored already, if there is one."""
+    def _known(self, path: Path, run: str) -> tuple[str, str] | None:
+        """Return the job that scores these files and its output folder, None without a job."""
         if not path.exists():
             return None
         try:
             known = json.loads(path.read_text("utf-8"))
-            other, job = known["run"] != run, str(known["job"])
+            other, job, answers = known["run"] != run, str(known["job"]), str(known["answers"])
         except (ValueError, KeyError, TypeError) as error:
             mend = "choose another --out"
             raise DigitsError(f"{path}: is not of `digits score` ({error!r}); {mend}") from None
         if other:
             raise DigitsError(f"{path}: is of other files or another model; choose another --out")
         try:
-            return None if self._status(job) in FAILED else job
+            return None if self._status(job) in FAILED else (job, answers)
         except ResourceNotFoundError:
             return None
 
@@ -196,27 +202,23 @@ class Batch:
         status = self.client.jobs.get(job).status
         return str(getattr(status, "value", status))
 
-    def _invoke(self, uri: str, folder: str) -> str:
+    def _invoke(self, uri: str, answers: str) -> str:
         with quiet():
             job = self.client.batch_endpoints.invoke(
                 endpoint_name=self.name,
                 deployment_name=self.deployment,  # the default may be another's by now
                 inputs={"digits": Input(type=AssetTypes.URI_FOLDER, path=uri)},
-                outputs={
-                    "score": Output(
-                        type=AssetTypes.URI_FOLDER, path=URI.format(f"{folder}/answers/")
-                    )
-                },
+                outputs={"score": Output(type=AssetTypes.URI_FOLDER, path=URI.format(answers))},
             )
         return str(job.name)
 
-    def wait(self, name: str, container: ContainerClient, folder: str) -> None:
+    def wait(self, name: str, container: ContainerClient, answers: str) -> None:
         """Return when the job is completed; raise DigitsError with the reason when it fails."""
         while (status := self._status(name)) not in DONE:
             if status in FAILED:
                 faults = [
                     container.download_blob(blob).readall().decode()
-                    for blob in container.list_blob_names(name_starts_with=f"{folder}/answers/")
+                    for blob in container.list_blob_names(name_starts_with=answers)
                     if blob.endswith("/" + ERROR)
                 ]
                 told = "; ".join(faults) or "see its log"

@@ -85,7 +85,7 @@ def score(files: tuple[str, ...], workspace: str | None, **given: Any) -> None:
 )
 @click.option("--from", "phase", metavar="PHASE", help="The phase to begin with.")
 @click.option("--requests", type=click.IntRange(1), help="How many to send at most.")
-@click.option("--concurrency", type=click.IntRange(1), default=4, help="Connections.")
+@click.option("--concurrency", type=click.IntRange(1), help="[default: as many as are let through]")
 @click.option("--resume", is_flag=True, help="Go on where the last run stopped.")
 def simulate(**given: Any) -> None:
     """Send the traffic of params.yaml to an endpoint, and its true labels to the workspace.

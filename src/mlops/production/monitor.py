@@ -47,9 +47,10 @@ Row = dict[str, Any]
 
 @dataclass
 class LeftOut:
-    """What was not read: the places of damaged lines, and how many rows have a wrong clock."""
+    """What was not read: the places of lines, and how many rows have a wrong clock."""
 
     damaged: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)  # whose rows the collector stored apart
     clock: int = 0
 
 
@@ -102,7 +103,8 @@ def rows(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) 
     time is not known.
     """
     for hour in hours:
-        for row in records.merge(hour.blobs, records.parse_requests, left.damaged):
+        found = records.merge(hour.blobs, records.parse_requests, left.damaged, left.elsewhere)
+        for row in found:
             if abs(row["time"] - hour.start) > CLOCK:
                 left.clock += 1
             elif since is None or row["time"] >= since:
@@ -112,7 +114,7 @@ def rows(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) 
 def labels(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) -> Iterator[Row]:
     """Yield rows of LABELS that came since a time; nothing is told by their clocks."""
     for hour in hours:
-        for row in records.merge(hour.blobs, records.parse_label, left.damaged):
+        for row in records.merge(hour.blobs, records.parse_label, left.damaged, []):
             if since is None or row["time"] >= since:
                 yield row
 
@@ -128,7 +130,7 @@ def fetch(
     ):
         found = read(collected.hours(container, folder, endpoint, since), since, left)
         records.write(to / f"{name}.parquet", records.batches(found, schema), schema)
-    for place in left.damaged[:5]:
+    for place in left.damaged[:5] + left.elsewhere[:5]:
         print(f"not counted: {place}", file=sys.stderr)
     return left
 
@@ -152,6 +154,7 @@ def analyse_files(
         now_ms,
     )
     analysis.issues["lines_damaged"] = len(left.damaged)
+    analysis.issues["lines_stored_elsewhere"] = len(left.elsewhere)
     analysis.issues["clock"] += left.clock
     return analysis
 

@@ -1,8 +1,9 @@
 """Sending a stream of requests to an endpoint: nothing is lost and nothing counted twice.
 
 A request without an answer is sent again, under the same id, so that whoever counts by id counts
-it once; until it has one, save when it gets 500 or 424 again and again while others are answered:
-then the model refuses it. True labels are written when the story reaches their time.
+it once; until it has one, unless score.py fails again and again for it while others are answered.
+One that score.py refuses with a status from 400 to 499 is a bad request and never sent again. True
+labels are written when the scenario reaches their time.
 """
 
 import contextlib
@@ -26,10 +27,10 @@ from tqdm import tqdm
 from core.errors import DigitsError
 from core.files import write_text
 from digits.production.traffic import Stream
+from mlops.azure.settings import BUSY_STATUS, IN_FLIGHT, MODEL_STATUS, Params
 
 if TYPE_CHECKING:  # imported here alone, since the SDK takes seconds and may be absent
     from mlops.azure.endpoint import Target
-    from mlops.azure.settings import Params
 
 ROWS = 1000  # requests whose images are in memory at a time
 LABELS_AT_ONCE = 10_000
@@ -58,6 +59,7 @@ class Reached:
     labels: int = 0  # of the stream's labels in their order, written or passed over
     labels_written: int = 0
     retried: int = 0
+    busy: int = 0  # of those, because the deployment had too many requests at once
     answered: dict[str, int] = field(default_factory=dict)  # by script
     right: dict[str, int] = field(default_factory=dict)
 
@@ -72,12 +74,32 @@ class Address:
 
     name: str  # its address
     key_file: Path
-    settings: "Params"
+    settings: Params
 
     def authorise(self) -> dict[str, str]:
         """Return the headers of a request, the key included, and the address as `url`."""
         bearer = {"Authorization": f"Bearer {self.key_file.read_text('utf-8').strip()}"}
         return bearer | {"Content-Type": "application/json", "url": self.name}
+
+    def concurrency(self) -> int:
+        """Return how many requests a deployment by params.yaml lets through at once."""
+        return IN_FLIGHT * self.settings.requests_at_a_time * self.settings.instance_count
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one request."""
+
+    status: int  # 0 when nothing came back, and the text says why
+    body: bytes
+    wait_seconds: float = 0.0  # that the server asks for before another try
+    model_status: str = ""  # of score.py, when that is no 200
+
+    @property
+    def text(self) -> str:
+        """Status and body, as a person reads them."""
+        status = self.model_status or self.status or ""
+        return f"{status} {self.body.decode(errors='replace')[:200]}".strip()
 
 
 class Link:
@@ -89,19 +111,18 @@ class Link:
         self.connection = kinds[place.scheme](place.netloc, timeout=timeout_seconds)
         self.path = place.path
 
-    def post(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, float]:
-        """Return status, body and the seconds to wait that the server asks for.
-
-        The status is 0 when nothing came back, and the body then says why.
-        """
+    def post(self, body: bytes, headers: dict[str, str]) -> Reply:
+        """Send one request."""
         try:
             self.connection.request("POST", self.path, body, headers)
             answer = self.connection.getresponse()
             seconds = answer.headers.get("Retry-After", "")
-            return answer.status, answer.read(), float(seconds) if seconds.isdigit() else 0.0
+            wait = float(seconds) if seconds.isdigit() else 0.0
+            own = answer.headers.get(MODEL_STATUS, "")
+            return Reply(answer.status, answer.read(), wait, own)
         except (OSError, http.client.HTTPException) as error:
             self.close()  # the next request opens it again
-            return 0, (str(error) or repr(error)).encode(), 0.0
+            return Reply(0, (str(error) or repr(error)).encode())
 
     def close(self) -> None:
         self.connection.close()
@@ -175,14 +196,14 @@ class Run:
         pause, tries, began = FIRST_PAUSE_SECONDS, 0, time.monotonic()
         while not self.stopping.is_set():
             sent_at, headers = time.monotonic(), self.headers
-            status, answer, seconds = link.post(body, headers | {"x-ms-client-request-id": name})
+            reply = link.post(body, headers | {"x-ms-client-request-id": name})
+            status, text = reply.status, reply.text
             if status == 200:
-                self.answered(number, answer)
+                self.answered(number, reply.body)
                 return
-            text = f"{status or ''} {answer.decode(errors='replace')[:200]}".strip()
             if status in (401, 403):
                 self.authorise_again(headers, text)
-            elif status in UNSURE or status >= 500:
+            elif (status in UNSURE or status >= 500) and not reply.model_status.startswith("4"):
                 since = self.failing(sent_at, text)
                 tries += self.answered_at > sent_at
                 hopeless = tries >= TRIES or sent_at - began > FAILED_SECONDS
@@ -199,7 +220,8 @@ class Run:
                 return
             with self.lock:
                 self.reached.retried += 1
-            self.stopping.wait(max(seconds, pause * random.uniform(0.5, 1)))
+                self.reached.busy += status == BUSY_STATUS
+            self.stopping.wait(max(reply.wait_seconds, pause * random.uniform(0.5, 1)))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def failing(self, sent_at: float, text: str) -> float:
@@ -349,6 +371,8 @@ class Run:
             f"sent {known.count:,}, answered {answered:,}, sent again {known.retried:,} times, "
             f"refused {len(known.refused):,}; {rate:.1f} requests/s"
         )
+        if known.busy:
+            print(f"  {known.busy:,} answers {BUSY_STATUS}: too many requests at once")
         for script, count in known.answered.items():
             print(f"  {script}: {known.right[script] / count:.2%} of {count:,} right")
         if self.put_labels:

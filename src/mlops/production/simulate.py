@@ -98,7 +98,7 @@ def main(asked: SimpleNamespace) -> None:
                 print(f"{run.reached.stop - run.reached.following:,} requests in {pace}")
             with contextlib.ExitStack() as stack:
                 stack.callback(run.report)
-                run.go(path, asked.concurrency)
+                run.go(path, asked.concurrency or target.concurrency())
             path.unlink()
     except Timeout:
         raise DigitsError(f"{path}: another `digits simulate` is at work on it") from None

@@ -46,6 +46,7 @@ def check_azure(**given: Any) -> None:
 @options.repository()
 @click.option("--subject-prefix", metavar="TEXT", help="If `gh` cannot tell: repo:OWNER@ID/NAME@ID")
 @click.option("--without-cluster", is_flag=True, help="Where the quota holds no node for batches.")
+@click.option("--image-build-compute", metavar="NAME", default="", help="A cluster, for images.")
 @click.option("--run", is_flag=True, help="Run the commands of `az` instead of printing them.")
 @click.option("--github", is_flag=True, help="Set up GitHub with `gh` instead of printing how.")
 def connect(**given: Any) -> None:
@@ -62,7 +63,7 @@ def connect(**given: Any) -> None:
 @azure.command(epilog=options.example("digits azure disconnect --resource-group digits"))
 @GROUP
 @options.repository()
-@click.option("--yes", is_flag=True, help="Remove it without asking.")
+@options.yes()
 @click.option("--github", is_flag=True, help="Delete GitHub's variables too, with `gh`.")
 def disconnect(**given: Any) -> None:
     """List what `digits azure connect` made, ask, and remove it with all data in it."""

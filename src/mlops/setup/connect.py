@@ -23,13 +23,16 @@ def group_command(group: str, location: str) -> Command:
     return ("az", "group", "create", *name, "--tags", "made-by=digits")
 
 
-def stack_command(group: str, prefix: str, person: str, cluster: bool) -> Command:
-    """Return what deploys the template. What a later template no longer has is left alone."""
+def stack_command(group: str, prefix: str, person: str, cluster: bool, images: str) -> Command:
+    """Return what deploys the template. What a later template no longer has is left alone.
+
+    `images` names the cluster that builds images, if the registry may not.
+    """
     return (
         *("az", "stack", "group", "create", "--name", access.STACK, "--resource-group", group),
         *("--template-file", access.TEMPLATE.as_posix()),
         *("--parameters", f"subjectPrefix={prefix}", f"person={person}"),
-        f"withCluster={str(cluster).lower()}",
+        *(f"withCluster={str(cluster).lower()}", f"imageBuildCompute={images}"),
         *("--action-on-unmanage", "detachAll", "--deny-settings-mode", "none", "--yes"),
     )
 
@@ -48,7 +51,7 @@ def variables(stack: Any) -> dict[str, str]:
     return {name: found[name] for name in names}
 
 
-def build(group: str, location: str | None, prefix: str, cluster: bool) -> Any:
+def build(group: str, location: str | None, prefix: str, cluster: bool, images: str) -> Any:
     """Make what is missing in Azure; return the stack."""
     az.run("az", "account", "show")
     if az.get_or_none("az", "group", "show", "--name", group) is None:
@@ -59,16 +62,16 @@ def build(group: str, location: str | None, prefix: str, cluster: bool) -> Any:
     if not person:
         print("Azure does not say which person is logged in: nobody gets a person's roles.")
     print("This takes three to ten minutes:", flush=True)
-    return az.run(*stack_command(group, prefix, person or "", cluster))
+    return az.run(*stack_command(group, prefix, person or "", cluster, images))
 
 
-def show(group: str, location: str | None, prefix: str, cluster: bool) -> Any:
+def show(group: str, location: str | None, prefix: str, cluster: bool, images: str) -> Any:
     """Print what `build` would run; return the stack if there is one already."""
     # Made again, a group that exists would lose its tags.
     if location and az.try_json("az", "group", "show", "--name", group) is None:
         print(f"  {shlex.join(group_command(group, location))}")
     person = "$(az ad signed-in-user show --query id --output tsv)"
-    command = shlex.join(stack_command(group, prefix, "PERSON", cluster))
+    command = shlex.join(stack_command(group, prefix, "PERSON", cluster, images))
     print(f"  {command.replace('PERSON', person)}")
     place = ("--name", access.STACK, "--resource-group", group)
     return az.try_json("az", "stack", "group", "show", *place)
@@ -123,7 +126,8 @@ def main(given: SimpleNamespace) -> None:
     run_or_print(title, environments(repository), given.github)
     print(f"Azure, resource group {group}:")
     make = build if given.run else show
-    stack = make(group, given.location, prefix, not given.without_cluster)
+    cluster, images = not given.without_cluster, given.image_build_compute
+    stack = make(group, given.location, prefix, cluster, images)
     if stack is None:
         print("Run these, then this again; or let --run and --github do it.")
         return

@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 from core.errors import DigitsError
+from mlops import options
 from mlops.azure import connection
 from mlops.setup import access, az
 from mlops.setup.connect import run_or_print
@@ -106,17 +107,6 @@ def remove_group(group: str) -> None:
     print(f"The group {group} stays; in it: {names}.")
 
 
-def confirm(group: str) -> None:
-    """Ask for the group's name; raise DigitsError for any other answer."""
-    print("With it go all blobs in main and review, models, and what production collected.")
-    try:
-        answer = input(f"Type the group's name ({group}) to remove it: ")
-    except EOFError:
-        answer = ""
-    if answer != group:
-        raise DigitsError("Nothing was removed. To remove it without being asked: --yes")
-
-
 def main(given: SimpleNamespace) -> None:
     """Disconnect the repository."""
     group, repository = given.resource_group, given.repository or az.origin()
@@ -129,7 +119,8 @@ def main(given: SimpleNamespace) -> None:
     if workspace and exists(workspace):
         refuse_endpoints(workspace)
     if not given.yes:
-        confirm(group)
+        print("With it go all blobs in main and review, models, and what production collected.")
+        options.confirm("the resource group", group)
     if ids:
         remove(group, workspace, vault)
     remove_group(group)

@@ -108,9 +108,17 @@ def test_no_rows_at_all() -> None:
 
 
 def line(**changes: Any) -> dict[str, Any]:
-    """Return what Azure's collector writes for a request of two images."""
-    answer = {"model_version": "v1", "digit": "7", "confidence": 0.9, "foreign": 0.2}
-    data = [answer | {"image": base64.b64encode(bytes([n]) * 784).decode()} for n in (1, 2)]
+    """Return what Azure's collector writes for requests of two images and of one, merged."""
+    answer = {
+        "request_id": "abc",
+        "model_version": "v1",
+        "digit": "7",
+        "confidence": 0.9,
+        "foreign": 0.2,
+    }
+    images = [base64.b64encode(bytes([n]) * 784).decode() for n in (1, 2, 3)]
+    data = [answer | {"position": n, "image": image} for n, image in enumerate(images)]
+    data[2] |= {"request_id": "def", "position": 0}
     return {
         "specversion": "1.0",
         "source": "/subscriptions/s/onlineEndpoints/digits/deployments/blue",
@@ -122,8 +130,9 @@ def line(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_line_of_the_collector_becomes_rows() -> None:
-    first, second = records.parse_requests(json.dumps(line()).encode())
+    first, second, third = records.parse_requests(json.dumps(line()).encode())
     assert (first["request_id"], first["position"], second["position"]) == ("abc", 0, 1)
+    assert (third["request_id"], third["position"]) == ("def", 0)
     assert first["deployment"] == "blue"
     assert first["time"] == datetime.datetime(2026, 1, 5, 10, tzinfo=datetime.UTC)
     assert second["image"] == bytes([2]) * 784
@@ -146,11 +155,11 @@ def test_a_line_of_the_collector_becomes_rows() -> None:
                 {"time": "yesterday"},
                 {"time": "2026-01-05T10:00:00"},
                 {"time": 5},
-                {"data": 3},
-                {"data": [line()["data"][0] | {"image": ""}] * 65_537},
-                {"xrequestid": "\ud800"},
-                {"xrequestid": None, "correlationid": None},
-                {"xrequestid": "", "correlationid": ""},
+                {"data": [line()["data"][0] | {"position": 65_536}]},
+                {"data": [line()["data"][0] | {"position": True}]},
+                {"data": [line()["data"][0] | {"request_id": "\ud800"}]},
+                {"data": [line()["data"][0] | {"request_id": None}]},
+                {"data": [line()["data"][0] | {"request_id": ""}]},
                 {"data": [line()["data"][0] | {"model_version": None}]},
                 {"data": [{"image": "AA=="}]},
                 {"data": [{"image": "%%", "model_version": "", "digit": "1"}]},
@@ -160,8 +169,21 @@ def test_a_line_of_the_collector_becomes_rows() -> None:
     ids=lambda content: content[:30],
 )
 def test_a_damaged_line_raises_value_error_alone(damaged: bytes) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError) as caught:
         records.parse_requests(damaged)
+    assert caught.type is not records.StoredElsewhereError
+
+
+def test_lines_whose_rows_are_stored_elsewhere_are_counted_apart() -> None:
+    whole = line()
+    del whole["data"]
+    lines = [line(), whole | {"dataref": "https://store/rows"}, line(data=3), line(data=[{}])]
+    damaged: list[str] = []
+    elsewhere: list[str] = []
+    blob = iter([(f"line {n}", json.dumps(one).encode()) for n, one in enumerate(lines)])
+    assert len(list(records.merge([blob], records.parse_requests, damaged, elsewhere))) == 3
+    assert [place[:6] for place in elsewhere] == ["line 1", "line 2"]
+    assert [place[:6] for place in damaged] == ["line 3"]
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,8 @@ def test_requests_and_answers_are_collected_together(endpoint: Endpoint, sinks: 
     images = [np.frombuffer(base64.b64decode(row.pop("image")), np.uint8) for row in rows]
     np.testing.assert_array_equal(np.stack(images), DIGITS.reshape(-1, 784))
     assert {row.pop("model_version") for row in rows} == {answer["model_version"]}
+    assert {row.pop("request_id") for row in rows} == {"my-request"}
+    assert [row.pop("position") for row in rows] == list(range(len(rows)))
     assert rows == answer["predictions"]
 
 

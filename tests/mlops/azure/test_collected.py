@@ -50,8 +50,9 @@ def in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def line(second: float, start: datetime.datetime = START) -> bytes:
     """Return what the collector writes for a request."""
     row = {"image": "AA==", "model_version": "v1", "digit": "1", "confidence": 1, "foreign": 0}
+    row |= {"request_id": f"{second}", "position": 0}
     time = start + datetime.timedelta(seconds=second)
-    event = {"source": "blue", "time": time.isoformat(), "data": [row], "xrequestid": f"{second}"}
+    event = {"source": "blue", "time": time.isoformat(), "data": [row]}
     return json.dumps(event).encode() + b"\n"
 
 

@@ -75,9 +75,10 @@ def test_ctrl_c_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> No
         with BlobServiceClient(url, credential=own.address["blob_key"]) as service:
             container = service.get_container_client(CONTAINER)
             found = [
-                json.loads(line)["xrequestid"]
+                row["request_id"]
                 for blob in container.list_blob_names(name_starts_with="modelDataCollector/")
                 for line in container.download_blob(blob).readall().splitlines()
+                for row in json.loads(line)["data"]
             ]
         assert asked <= set(found)
         assert len(found) == len(set(found))

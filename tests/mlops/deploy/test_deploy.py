@@ -15,15 +15,15 @@ from unittest.mock import patch
 
 import pytest
 from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.blob import BlobServiceClient, ContainerClient
+from azure.storage.blob import ContainerClient
 from conftest import ROOT
-from light import Deployable, StandIn
+from light import Deployable, StandIn, remaining
 from wire import Wire, tapped
 
-from azureml_emulator.storage import CONTAINER
 from core.errors import DigitsError
 from mlops.azure import assets, endpoint
 from mlops.deploy import lease, smoke
+from mlops.deploy.rollout import Deployer
 
 RATE = 60  # requests a second of the client; 50 at least must have been answered
 
@@ -50,11 +50,12 @@ def client(deployable: Deployable, standin: StandIn) -> Iterator[list[list]]:
 
 
 def check(answers: list[list], old: str, new: str, begun: float, ended: float) -> None:
-    """Fail on a lost request, a wrong answer, or one of the wrong model."""
-    assert {(status, digit) for _, status, _, digit in answers} == {(200, "3")}
-    before = {version for asked, _, version, _ in answers if asked < begun}
-    during = {version for asked, _, version, _ in answers if begun <= asked <= ended}
-    after = {version for asked, _, version, _ in answers if asked > ended}
+    """Fail on a request without an answer in the end, a wrong answer, or one of a wrong model."""
+    assert {(status, digit) for _, status, _, digit, _ in answers} == {(200, "3")}
+    print(f"{sum(busy for *_, busy in answers)} answers 429 for {len(answers)} requests")
+    before = {version for asked, _, version, *_ in answers if asked < begun}
+    during = {version for asked, _, version, *_ in answers if begun <= asked <= ended}
+    after = {version for asked, _, version, *_ in answers if asked > ended}
     assert before == {old[:12]}
     assert during <= {old[:12], new[:12]}
     assert after == {new[:12]}
@@ -67,6 +68,7 @@ def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
     plan = deployable.deploy("plan")
     assert "to be created" in plan
     assert "quota        4 cores of" in plan
+    assert "size         Azure's minimum" in plan
     assert "unknown; set azure.price_an_hour" in plan
     assert standin.call("GET", deployable.endpoint)["value"] == []
     deployable.deploy("apply")
@@ -80,6 +82,12 @@ def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
         "/resourceGroups/local/providers/Microsoft.ManagedIdentity/"
         "userAssignedIdentities/digits-endpoint"
     )
+    (name,) = deployable.serving(standin)["traffic"]
+    deployment = standin.call("GET", f"{path}/deployments/{name}")
+    assert deployment["properties"]["appInsightsEnabled"] is True
+    env = deployment["properties"]["environmentVariables"]
+    assert env["APP_INSIGHTS_LOG_RESPONSE_ENABLED"] == "false"  # answers are nobody's log
+    assert deployment["tags"].items() <= standin.call("GET", path)["tags"].items()
     (model,) = standin.call(
         "GET", deployable.endpoint.replace("onlineEndpoints", "models/digits/versions")
     )["value"]
@@ -139,6 +147,9 @@ def test_a_bad_model_gets_no_traffic(deployable: Deployable, standin: StandIn) -
     deployable.commit("dead")
     output = deployable.deploy("apply", code=1)
     assert "never became healthy" in output
+    assert "; RuntimeError: this model cannot be loaded; its logs are in .deploy" in output
+    assert "light good" in deployable.deploy("logs")
+    assert "r0 is not deployed. Deployed: r" in deployable.deploy("logs", "r0", code=1)
     logs = [path.read_text("utf-8") for path in (deployable.root / ".deploy").glob("*.log")]
     assert any("this model cannot be loaded" in log for log in logs)
     assert deployable.serving(standin) == before
@@ -263,7 +274,7 @@ def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin
     deployable.deploy("apply")
     assert list(rules()) == ["other"]
     # What is too old goes, what is another's stays.
-    with blobs(standin) as container:
+    with standin.blobs() as container:
         for place in (f"modelDataCollector/{name}/r/rows.jsonl", "other/rows.jsonl"):
             container.upload_blob(place, b"{}", overwrite=True)
         for rule in policy["policy"]["rules"]:
@@ -280,14 +291,6 @@ def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin
     deployable.deploy("destroy")
     assert list(rules()) == ["other"]
     standin.call("DELETE", path)
-
-
-@contextmanager
-def blobs(standin: StandIn) -> Iterator[ContainerClient]:
-    """Yield the container of the workspace's own store."""
-    url = f"{standin.address['blobs']}/devstoreaccount1"
-    with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
-        yield service.get_container_client(CONTAINER)
 
 
 def kept(container: ContainerClient, endpoint: str) -> list[str]:
@@ -373,16 +376,16 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
     assert len(models) == 3
     theirs = {"modelUri": models[-1]["properties"]["modelUri"], "tags": {"endpoint": "another"}}
     standin.call("PUT", f"{workspace}/models/digits/versions/9", {"properties": theirs})
-    with blobs(standin) as container:
+    with standin.blobs() as container:
         container.upload_blob(f"modelDataCollector/{name}/r/rows.jsonl", b"{}")
         container.upload_blob(f"labels/{name}/rows.jsonl", b"{}")
-        deployable.deploy("destroy")
+        said = deployable.deploy("destroy")
+        assert "environments/digits/versions/" in said and "(archived)" in said
         for prefix in (*uploads, f"modelDataCollector/{name}/", f"labels/{name}/"):
             assert not list(container.list_blob_names(name_starts_with=prefix)), prefix
         assert list(container.list_blob_names(name_starts_with=shared))
         assert not list(container.list_blob_names(name_starts_with=f"digits-leases/{name}"))
-    state = json.loads((standin.folder / "state.json").read_text())
-    left = [path for path in state["resources"] if f"/{deployable.workspace}/" in path]
+    left = remaining(deployable, standin)
     assert {path.split("/")[-4] for path in left} == {"codes", "models"}  # never live; another's
     assert [model["name"] for model in versions("models")] == ["9"]
     standin.call("DELETE", f"{workspace}/models/digits/versions/9")
@@ -621,6 +624,17 @@ def test_a_rollback_that_waited_goes_to_no_revision_that_was_not_meant(
         said = deployable.deploy("rollback", code=1)
     assert "another came in place of" in said
     assert deployable.serving(standin)["traffic"] == before["traffic"]
+
+
+def test_destroy_asks_for_the_name(capsys: pytest.CaptureFixture[str]) -> None:
+    deployer = Deployer(SimpleNamespace(name="digits-1"), None, False)  # type: ignore[arg-type]
+    for typed in ("", "y", "digits-2"):
+        with (
+            patch("builtins.input", return_value=typed),
+            pytest.raises(DigitsError, match="Nothing was deleted"),
+        ):
+            deployer.destroy(yes=False)
+    assert "collected rows, labels" in capsys.readouterr().out
 
 
 def test_what_others_use_is_known_though_it_is_in_no_tag() -> None:

@@ -8,13 +8,14 @@ are refused, of the others the answer is lost. --all-cases breaks every call; of
 times over, as for the end of an operation, the first and the last.
 """
 
+import contextlib
 import math
 import random
 import re
 from collections.abc import Callable
 
 import pytest
-from light import Deployable, StandIn
+from light import Deployable, StandIn, remaining
 from wire import Wire, tapped
 
 pytestmark = pytest.mark.prove
@@ -180,10 +181,8 @@ def test_apply(deployable: Deployable, standin: StandIn, strategy: str, seed: st
 
 
 def gone(deployable: Deployable, standin: StandIn) -> bool:
-    """Return whether nothing is left but code: no endpoint, and no asset of its deployments."""
-    workspace = deployable.endpoint.rpartition("/")[0]
-    kinds = ("onlineEndpoints", "models", "environments", "data")
-    return not any(standin.call("GET", f"{workspace}/{kind}")["value"] for kind in kinds)
+    """Return whether nothing is left but code and what is archived, for Azure deletes neither."""
+    return not [place for place in remaining(deployable, standin) if "/codes/" not in place]
 
 
 @pytest.mark.prove(minutes=2.5)
@@ -222,6 +221,43 @@ def test_destroy(deployable: Deployable, standin: StandIn, seed: str | None) -> 
         assert gone(deployable, standin), what
 
     disturb(something, lambda wire: attempt(deployable, wire, "destroy"), after_destroy, seed)
+
+
+class Interrupted(Wire):
+    """A wire on which Ctrl-C comes after one of the calls that change something."""
+
+    def broken(self, kind: str, line: str) -> bool:
+        """Count the calls that change something."""
+        return line.startswith(("PUT", "DELETE")) and super().broken(kind, line)
+
+
+def test_destroy_that_is_interrupted_after_every_step(
+    deployable: Deployable, standin: StandIn
+) -> None:
+    """Each run gets a call or two further than the one before; data is deleted before assets."""
+    deployable.commit("one")
+    deployable.deploy("apply")
+    name = deployable.serving(standin)["name"]
+    kept = (f"modelDataCollector/{name}/rows.jsonl", f"labels/{name}/rows.jsonl")
+    with standin.blobs() as container:
+        for blob in kept:
+            container.upload_blob(blob, b"{}")
+        for number in range(60):
+            before = remaining(deployable, standin)
+            there = [blob for blob in kept if container.get_blob_client(blob).exists()]
+            if any("/deployments/" in path for path in before):
+                assert len(there) == 2  # what costs money goes first, then people's data
+            if there:
+                assert any("/models/" in path for path in before)
+            # Two calls for the lease, one for the traffic, then a new one, or that and the next.
+            wire = Interrupted(3 + number % 2, "interrupt")
+            with contextlib.suppress(KeyboardInterrupt):
+                code, output = attempt(deployable, wire, "destroy", "--wait")
+                break
+            assert len(remaining(deployable, standin)) <= len(before)
+    assert code == 0 and number > 8, output
+    assert gone(deployable, standin) and not there
+    assert "-model_inputs_outputs/versions/1 (archived)" in output
 
 
 def paused(deployable: Deployable) -> bool:

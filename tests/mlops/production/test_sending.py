@@ -51,6 +51,7 @@ class Endpoint(ThreadingHTTPServer):
         self.came: Counter[str] = Counter()
         self.worked: Counter[str] = Counter()
         self.key = "first"
+        self.model_status = "500"  # of a 424
         self.fault: Fault = lambda name, time: 0
         self.each: Callable[[], None] = lambda: None
         endpoint = self
@@ -90,6 +91,8 @@ class Endpoint(ThreadingHTTPServer):
             return
         text = json.dumps(answer).encode()
         request.send_response(status or 200)
+        if status == 424:
+            request.send_header("ms-azureml-model-error-statuscode", self.model_status)
         request.send_header("Content-Length", str(len(text)))
         request.end_headers()
         request.wfile.write(text)
@@ -156,7 +159,7 @@ def check(whole: Stream, server: Endpoint, ran: sender.Run, labels: list[dict[st
 def test_every_fault_is_tried_again_under_the_same_id(
     endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    faults = [LOST, 503, 429, 500, 408, 404, 502, 0]
+    faults = [LOST, 503, 429, 424, 408, 404, 502, 0]
 
     def fault(name: str, time: int) -> int:
         return faults[int(name[-4:], 16) % 8] if time <= 2 else 0
@@ -168,6 +171,7 @@ def test_every_fault_is_tried_again_under_the_same_id(
     check(whole, endpoint, ran, labels)
     extra = sum(count - 1 for count in endpoint.came.values())
     assert ran.reached.retried == extra > 100
+    assert 0 < ran.reached.busy < extra
     assert max(endpoint.worked.values()) == 3  # which one id lets a reader see
 
 
@@ -278,7 +282,8 @@ def test_what_is_refused_is_counted_and_gets_no_label(
     monkeypatch.setattr(sender, "FAILED_SECONDS", 0.1)  # of the last ones, which are alone
     whole = stream()
     ids = [f"run-{name}" for name in whole.part(0, 200).ids]
-    bad = {name: 400 if place % 20 else 500 for place, name in enumerate(ids) if place % 10 == 0}
+    endpoint.model_status = "413"
+    bad = {name: 424 if place % 20 else 500 for place, name in enumerate(ids) if place % 10 == 0}
     endpoint.fault = lambda name, time: bad.get(name, 0)
     ran = run(endpoint, whole)
     ran.go(tmp_path / "reached.json", 1)
@@ -290,7 +295,7 @@ def test_what_is_refused_is_counted_and_gets_no_label(
     assert not {row["request_id"] for row in labels} & set(bad)
     ran.report()
     said = capsys.readouterr().out
-    assert "is refused" in said
+    assert "is refused: 500" in said or "is refused: 413" in said
     assert "answered 180" in said
     assert "refused 20" in said
 

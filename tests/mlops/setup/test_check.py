@@ -30,7 +30,7 @@ needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az ar
 def connected(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> Cloud:
     """What `digits azure connect --run --github` leaves."""
     cloud.change(groups={"course": {}})
-    stack = az.run(*connect.stack_command("course", PREFIX, "", True))
+    stack = az.run(*connect.stack_command("course", PREFIX, "", True, ""))
     limits = {name: ["main"] if kept else None for name, kept in access.ENVIRONMENTS.items()}
     cloud.change(variables=connect.variables(stack), environments=limits)
     capsys.readouterr()
@@ -56,7 +56,7 @@ def test_what_is_connected_passes(connected: Cloud) -> None:
         assert f"{identity}: expected to trust {subject} alone (" in text
         assert f"{login.variable}: the client id of {identity}" in text
     assert "digits-deployer: has 5 of 5 roles (" in text
-    assert "digits-endpoint: has 2 of 2 roles (" in text
+    assert "digits-endpoint: has 3 of 3 roles (" in text
     assert "digits-jobs: has 5 of 5 roles (" in text
     assert "cluster cpu-cluster" in text
 

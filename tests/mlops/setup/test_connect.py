@@ -74,7 +74,7 @@ def test_from_nothing_to_ready_and_back(
     assert len(cloud.calls("az", "group", "create", "--tags")) == 1
 
     monkeypatch.setattr("builtins.input", lambda _: "yes")
-    with pytest.raises(DigitsError, match="Nothing was removed"):
+    with pytest.raises(DigitsError, match="Nothing was deleted"):
         call("azure", "disconnect", *GROUP)  # that is not its name
     assert cloud.state["stack"] and files() == written
     for endpoint in ("digits-1234", "batch-1234"):
@@ -132,7 +132,7 @@ def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
     # A person has run them; now what follows is written and printed.
     cloud.change(groups={"course": {}})
     person = "33333333-0000-0000-0000-000000000000"
-    commands.run(*connect.stack_command("course", PREFIX, person, True))
+    commands.run(*connect.stack_command("course", PREFIX, person, True, ""))
     call("azure", "connect", *GROUP)
     out = capsys.readouterr().out
     account = connection.load_connection() and files()[0].partition("account_name = ")[2].split()[0]
@@ -251,6 +251,19 @@ def test_a_connection_that_failed_wrote_nothing_and_goes_on(cloud: Cloud) -> Non
     cloud.change(fail={})
     call("azure", "connect", *GROUP, "--run")
     assert files() != before
+
+
+def test_a_cluster_builds_images_where_the_registry_may_not(cloud: Cloud) -> None:
+    cloud.change(fail={"stack group create": "(TasksOperationsNotAllowed) ..."})
+    with pytest.raises(DigitsError, match="--image-build-compute cpu-cluster"):
+        call("azure", "connect", *RUN)
+    cloud.change(fail={})
+    call("azure", "connect", *RUN, "--image-build-compute", "cpu-cluster")
+    made, _ = deployed(cloud.state)
+    (workspace,) = (
+        row for row in made.resources.values() if row["type"].endswith("Services/workspaces")
+    )
+    assert workspace["properties"]["imageBuildCompute"] == "cpu-cluster"
 
 
 def test_without_quota_for_a_node_all_but_the_cluster_is_made(

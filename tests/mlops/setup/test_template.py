@@ -26,7 +26,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
         MachineLearningServicesMgmtClientConfiguration as Configuration,
     )
 
-    from mlops.azure import connection
+    from mlops.azure import connection, endpoint
     from mlops.azure.settings import load
     from mlops.setup import access, check
 
@@ -38,6 +38,7 @@ BUILT_IN = {
     "Storage Blob Data Contributor": "ba92f5b4-2d11-453d-a403-e96b0029c9fe",
     "Storage Queue Data Contributor": "974c5e8b-45b9-4653-ba55-5f855dd0fb88",
     "Storage Table Data Contributor": "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3",
+    "AzureML Metrics Writer (preview)": "635dd51f-9968-44d3-b7fb-6d9a6bd613ae",
     "AzureML Data Scientist": "f6c7c914-8db3-469d-8ca1-694a8f32e121",
     "Storage Account Contributor": "17d1049b-9a84-46fb-8f53-869881c3d3ab",
     "Managed Identity Operator": "f1a07417-d97a-45cb-824c-7a7467783830",
@@ -54,7 +55,7 @@ PLACES = {
 }
 # What each type of resource may have at its top.
 KEYS = {"type", "apiVersion", "name", "location", "properties", "kind", "sku", "identity", "scope"}
-KEYS |= {"copy", "condition", "dependsOn"}
+KEYS |= {"copy", "condition", "dependsOn", "tags"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def of(made: Deployment, kind: str) -> dict[str, dict[str, Any]]:
 def test_every_expression_names_something_that_exists(
     template: dict[str, Any], made: Deployment
 ) -> None:
-    assert len(made.resources) == 16 + 3 + 17 + 6
+    assert len(made.resources) == 17 + 3 + 18 + 6
     used = json.dumps(template)
     for kind in ("parameters", "variables"):
         for name in template[kind]:
@@ -203,6 +204,17 @@ def names(model: Any) -> list[str]:
     return [one._rest_name for one in fields if one._visibility != ["read"]]
 
 
+def test_costs_can_be_grouped_and_logs_go_to_log_analytics(made: Deployment) -> None:
+    untagged = {row["type"] for row in made.resources.values() if row.get("tags") != endpoint.COST}
+    assert not {kind for kind in untagged if kind.count("/") == 1} - {
+        "Microsoft.Authorization/roleAssignments",
+        "Microsoft.Insights/diagnosticSettings",
+    }
+    (setting,) = of(made, "/diagnosticSettings").values()
+    assert setting["properties"]["workspaceId"] in made.resources
+    assert setting["scope"] in made.resources
+
+
 def test_the_cluster_is_as_the_sdk_knows_it(made: Deployment) -> None:
     (cluster,) = of(made, "/computes").values()
     (identity,) = cluster["identity"]["userAssignedIdentities"]
@@ -237,6 +249,7 @@ def test_types_and_properties_are_those_of_the_sdks_own_templates(made: Deployme
         "Microsoft.KeyVault/vaults": {"softDeleteRetentionInDays"},
         "Microsoft.OperationalInsights/workspaces": {"sku", "retentionInDays"},
         "Microsoft.ContainerRegistry/registries": {"adminUserEnabled"},
+        "Microsoft.Insights/diagnosticSettings": {"workspaceId", "logs"},
         "Microsoft.MachineLearningServices/workspaces/computes": set(names(models.AmlCompute)),
         "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials": {
             "issuer",
@@ -249,7 +262,7 @@ def test_types_and_properties_are_those_of_the_sdks_own_templates(made: Deployme
         assert kind in known or kind in new
         unknown = set(row.get("properties", {})) - known.get(kind, set()) - new.get(kind, set())
         assert not unknown, f"{kind} has no {unknown}"
-        assert re.fullmatch(r"20\d\d-\d\d-\d\d", row["apiVersion"])
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d(-preview)?", row["apiVersion"])
 
 
 def test_roles_are_the_built_in_ones_and_each_is_on_what_is_meant(made: Deployment) -> None:
