@@ -1,7 +1,7 @@
 # One line a target: the work is in run.py, so that `python run.py TARGET` does the same on Windows.
 PYTHON ?= python3
 
-.PHONY: repro test check prove demo lint bench bench-serve bench-workers drift-power rendering-realism noise mlflow notebooks storage env lock help
+.PHONY: repro test check prove demo lint bench bench-serve bench-workers drift-power rendering-realism noise mlflow notebooks storage env lock rename help
 help:    ; @$(PYTHON) run.py help
 repro:   ; @$(PYTHON) run.py repro
 test:    ; @$(PYTHON) run.py test
@@ -20,3 +20,4 @@ notebooks: ; @$(PYTHON) run.py notebooks
 storage: ; @$(PYTHON) run.py storage
 env:     ; @$(PYTHON) run.py env
 lock:    ; @$(PYTHON) run.py lock
+rename:  ; @$(PYTHON) run.py rename $(NAME)

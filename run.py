@@ -46,6 +46,16 @@ BLOB_PORT, MLFLOW_PORT = 10000, 5000  # defaults of Azurite and MLflow
 AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
+# Where the project's name stands alone, {}; beside a command (`{} review`) it may be anywhere.
+NAMED = {
+    "pyproject.toml": (r'^name = "{}"', r'^{} = "mlops\.cli:main"'),
+    "params.yaml": (r"^  endpoint: {}$", r"^  endpoint: {}(?= )"),
+    "src/digits/tracking/runs.py": (r'set_experiment\("{}"',),
+    "src/mlops/azure/revisions.py": (r'^MODEL = ENVIRONMENT = "{}"',),
+    "src/mlops/cli.py": (r'^    "{}",$', r'make_context\("{}"'),
+    "src/mlops/jobs/job.py": (r'^EXPERIMENT = "{}"',),
+    "src/mlops/jobs/worker.py": (r'^EXPERIMENT = "{}"',),
+}
 REMOTES = ("main", "review")  # DVC's remotes; also the names of their containers
 # Two processes share the tests; tests/support/balance.py determines their order.
 PARALLEL = ("--numprocesses", "2", "--dist", "worksteal")
@@ -409,6 +419,44 @@ def storage() -> None:
         process.wait()
 
 
+def rename() -> None:
+    """Give the project, its command and what it registers another name: NAME=letters."""
+    old = re.search(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    new = sys.argv[2] if len(sys.argv) > 2 else ""
+    if not old or not re.fullmatch(r"[a-z][a-z0-9-]{2,11}", new):
+        raise TargetError(
+            "expected a name of 3 to 12 characters, a-z, 0-9 and -, that begins with a letter; "
+            f"found {new!r}. Type:\n"
+            "  make rename NAME=letters   (or: python run.py rename letters)"
+        )
+    tables = [path.read_text("utf-8") for path in ROOT.glob("src/*/commands.py")]
+    commands = {"COMMAND", *re.findall(r'Command\(\s*"(\w+)"', "".join(tables))}
+    beside = rf"(?<![\w-]){{}}(?= (?:{'|'.join(sorted(commands))}|{{cmd_name}})(?![\w-]))"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    changed: dict[Path, str] = {}
+    for name in filter(None, listed.stdout.split("\0")):
+        try:
+            text = before = (ROOT / name).read_bytes().decode()
+        except (OSError, UnicodeDecodeError):
+            continue  # deleted, or no text
+        for pattern in (beside, *NAMED.get(name, ())):
+            found = re.compile(pattern.replace("{}", re.escape(old[1]), 1), re.M)
+            text = found.sub(lambda match: match[0].replace(old[1], new, 1), text)
+        if name == "pyproject.toml":  # lines that name it may grow with it
+            longest = 100 + max(0, len(new) - len("digits"))
+            text = re.sub(r"(?<=max-line-length = )\d+", str(longest), text)
+        if name == "README.md":
+            text = re.sub(rf"^# {old[1].title()}\b", f"# {new.title()}", text)
+        if text != before:
+            changed[ROOT / name] = text
+    for path, text in changed.items():
+        path.write_bytes(text.encode())
+    print(
+        f"{old[1]} is now {new}, in {len(changed)} files; packages below src keep their names.\n"
+        "Next: make env, which installs the command; ruff format .; dvc repro (the same model)."
+    )
+
+
 def lock() -> None:
     """Resolve pyproject.toml and package.json, and write the lock files."""
     env()
@@ -446,6 +494,7 @@ TARGETS = {
     "storage": storage,
     "env": env,
     "lock": lock,
+    "rename": rename,
     "help": help_,
 }
 

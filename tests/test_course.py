@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project, environment
+from conftest import NAME, ROOT, Project, environment
 
 from mlops.commands import COMMANDS
 
@@ -113,7 +113,7 @@ class Student:
     def serve(self) -> subprocess.Popen[str]:
         """Start `digits local`; return when it serves."""
         process = subprocess.Popen(
-            ["digits", "local"],
+            [NAME, "local"],
             cwd=self.project.root,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -211,7 +211,7 @@ def test_every_command_of_the_course_exists() -> None:
         lines = [
             line for block in lab.blocks if block.kind in ("bash", "sh") for line in block.lines
         ]
-        for name in re.findall(r"(?:^|&& )digits (\S+)", "\n".join(lines), flags=re.M):
+        for name in re.findall(rf"(?:^|&& ){NAME} (\S+)", "\n".join(lines), flags=re.M):
             assert name in {command.name for command in COMMANDS}, (number, name)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import run
-from conftest import ROOT, Project, copy_tracked, environment, free_port, python
+from conftest import NAME, ROOT, Project, copy_tracked, environment, free_port, python
 
 
 def start(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -169,7 +170,7 @@ def test_help_lists_the_targets_of_the_makefile(tree: Path) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in run.TARGETS:
         assert f"make {target} " in done.stdout
-        assert f"run.py {target}\n" in makefile
+        assert re.search(rf"run\.py {target}(?: \$\(NAME\))?\n", makefile)
 
 
 def test_an_unknown_target_is_reported(tree: Path) -> None:
@@ -234,10 +235,10 @@ def test_the_page_of_runs_opens_and_ends_with_an_interrupt(reproduced: Project) 
         with urllib.request.urlopen(f"http://127.0.0.1:{port}") as page:
             assert "MLflow" in page.read().decode()
         call = (
-            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=digits"
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name={NAME}"
         )
         with urllib.request.urlopen(call) as answer:
-            assert json.load(answer)["experiment"]["name"] == "digits"
+            assert json.load(answer)["experiment"]["name"] == NAME
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 130
         with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), 5):

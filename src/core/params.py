@@ -43,6 +43,21 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Names:
+    """params.yaml's section `task`: what titles, reports and the page call the known images."""
+
+    __pydantic_config__ = STRICT
+
+    name: Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]  # of the data set
+    item: Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]  # one image of it; with an s, several
+
+    @property
+    def items(self) -> str:
+        """The word for several."""
+        return f"{self.item}s"
+
+
+@dataclasses.dataclass(frozen=True)
 class _Reader:
     __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
 
@@ -60,7 +75,7 @@ def load(path: Path = PATH) -> dict[str, Any]:
     """Return params.yaml as plain Python values; the content of its sections is not validated.
 
     Raises DigitsError when the file is missing or no YAML mapping, when a key occurs twice, and
-    when a top-level key is missing or unknown.
+    when a top-level key is missing, or is unknown and no stage either.
     """
     try:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
@@ -70,12 +85,14 @@ def load(path: Path = PATH) -> dict[str, Any]:
         raise DigitsError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise DigitsError(f"{path}: is not a mapping of keys to values; see the one in git")
-    needed = [field.name for field in dataclasses.fields(Task)]
+    needed = [*(field.name for field in dataclasses.fields(Task)), "task"]
     sections = wings.declared("SECTIONS")
     known = [*needed, *(section.name for section in sections)]
     needed += [section.name for section in sections if section.required]
     for key in values:
-        if key not in known:
+        # The section of a stage that is not finished is no reason to stop the others.
+        stages = [f"{wing}.pipeline.{key}" for wing in wings.WINGS]
+        if key not in known and not any(map(wings.installed, stages)):
             raise DigitsError(f"{path}: {key}: unknown key; known are {', '.join(known)}")
     for key in needed:
         if key not in values:
@@ -115,6 +132,11 @@ def task(values: dict[str, Any]) -> Task:
     """Return the top-level values; raises DigitsError as `section` does."""
     names = [field.name for field in dataclasses.fields(Task)]
     return _parse(Task, {name: values[name] for name in names if name in values}, "")
+
+
+def names(values: dict[str, Any]) -> Names:
+    """Return the section `task`; raises DigitsError as `section` does."""
+    return section(Names, values, "task")
 
 
 def ordered(pair: tuple[float, float]) -> tuple[float, float]:

@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 from typing import Any, NamedTuple
 
+from core.errors import DigitsError
+
 WINGS = ("digits", "mlops")
 
 
@@ -51,6 +53,14 @@ def declared(table: str) -> list[Any]:
 
 
 def resolve(target: str) -> Any:
-    """Import and return the object that a table names as MODULE:NAME."""
+    """Import and return the object that a table names as MODULE:NAME.
+
+    Raises DigitsError when it does not exist yet.
+    """
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    if installed(module) and hasattr(imported := importlib.import_module(module), name):
+        return getattr(imported, name)
+    raise DigitsError(
+        f"src/{module.replace('.', '/')}.py: expected {name}, found none; write it, for instance\n"
+        f"  @dataclass(frozen=True)\n  class {name}:\n      __pydantic_config__ = params.STRICT"
+    )

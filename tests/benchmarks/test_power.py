@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
+import frozen
 import numpy as np
 import pytest
 from conftest import Project
 
 from benchmarks import power
-from core import params
 from core.dataset import Digits
 from core.errors import DigitsError
 from digits.monitoring.analysis import Params
 from digits.monitoring.drift import Reference
 from digits.monitoring.histograms import CLASSES_START, Histograms, bins
 
-OWN = params.section(Params, params.load(), "monitor")
+OWN = frozen.section(Params, "monitor")
 WIDTH = CLASSES_START + 10
 
 

@@ -19,6 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import frozen
 import pytest
 import yaml
 from conftest import ROOT, Project, copy_tracked, environment
@@ -35,7 +36,7 @@ FOLDERS = {
     "package": "data/package",
     "simulate": "data/production",
 }
-SCRIPTS = dict(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))["foreign"])
+SCRIPTS = dict(frozen.values()["foreign"])
 STAGES = [*FOLDERS, *(f"foreign@{script}" for script in SCRIPTS)]
 DEADLINE = 120  # seconds
 ALL_CASES = [pytest.mark.prove, pytest.mark.all_cases]

@@ -1,9 +1,12 @@
 """params.yaml is read strictly: key, value and what is allowed are named."""
 
+import shutil
 from pathlib import Path
 
+import frozen
 import pytest
 from conftest import ROOT
+from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 
 from core import params
 from core.errors import DigitsError
@@ -32,7 +35,19 @@ def check(path: Path) -> None:
 
 def test_the_production_file_is_valid() -> None:
     check(PRODUCTION)
-    assert params.load(PRODUCTION)["epochs"] != 10  # so that -S epochs=10 changes something
+
+
+@pytest.mark.shipped
+@pytest.mark.parametrize("setting", ["epochs=10", "train.batch_size=32", "azure.instance_count=2"])
+def test_dvc_writes_one_line_for_one_value(tmp_path: Path, setting: str) -> None:
+    """As `dvc exp run -S` does; params.yaml has the form that DVC gives it, comments included."""
+    path = tmp_path / "params.yaml"
+    shutil.copyfile(PRODUCTION, path)
+    apply_overrides(path, [setting])
+    before, after = (one.read_text("utf-8").splitlines() for one in (PRODUCTION, path))
+    assert len(before) == len(after)
+    (changed,) = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+    assert changed[1].strip() == setting.rpartition(".")[2].replace("=", ": ")
 
 
 def test_no_foreign_script_is_an_empty_list() -> None:
@@ -104,7 +119,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("old", "new", "message"), CHANGES.values(), ids=CHANGES.keys())
 def test_a_bad_file_is_reported(tmp_path: Path, old: str, new: str, message: str) -> None:
-    text = PRODUCTION.read_text("utf-8")
+    text = frozen.text()
     assert old in text
     path = tmp_path / "params.yaml"
     path.write_text(text.replace(old, new, 1), "utf-8")

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import frozen
 import pytest
 from blocked import blocking
-from conftest import ROOT, Project, copy_tracked, environment
+from conftest import NAME, ROOT, Project, copy_tracked, environment
 
 from core import wings
 from core.errors import DigitsError
@@ -54,7 +55,7 @@ def commands() -> list[tuple[str, ...]]:
 def digits(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a person does."""
     return subprocess.run(
-        ["digits", *words], env=environment() | env, capture_output=True, encoding="utf-8"
+        [NAME, *words], env=environment() | env, capture_output=True, encoding="utf-8"
     )
 
 
@@ -85,13 +86,13 @@ def test_each_command_has_a_description_and_an_example_that_it_accepts(
     assert command.help and command.help[0].isupper()
     shown = (command.epilog or "").splitlines()
     assert shown[:2] == ["\b", "Example:"]
-    name = f"digits {words[0]}"
+    name = f"{NAME} {words[0]}"
     assert any(line.strip().startswith(name) for line in shown[2:])
     for line in shown[2:]:
         typed = line.split()
-        if typed[0] != "digits":
+        if typed[0] != NAME:
             continue
-        context = cli.command_line.make_context("digits", typed[1:])
+        context = cli.command_line.make_context(NAME, typed[1:])
         inner = cli.command_line.get_command(context, typed[1])
         rest = typed[2:]
         while isinstance(inner, click.Group):
@@ -127,8 +128,8 @@ def test_no_help_waits_for_what_is_slow_to_import() -> None:
 
 
 def test_the_version_is_that_of_the_project() -> None:
-    version = importlib.metadata.version("digits")
-    assert digits("--version").stdout == f"digits {version}\n"
+    version = importlib.metadata.version(NAME)
+    assert digits("--version").stdout == f"{NAME} {version}\n"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_wrong_usage_ends_with_2(
 
 def test_a_failure_is_one_line_and_ends_with_1(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["digits", "monitor", "--production", "."],
+        [NAME, "monitor", "--production", "."],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
@@ -186,7 +187,7 @@ def test_ctrl_c_ends_with_130() -> None:
 
 def test_a_reader_of_help_that_has_seen_enough_is_no_failure() -> None:
     process = subprocess.Popen(
-        ["digits", "--help"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [NAME, "--help"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout
     process.stdout.close()
@@ -216,7 +217,7 @@ def test_a_section_that_nobody_declared_is_refused(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(wings, "WINGS", ("digits",))
     with pytest.raises(DigitsError, match=r"params.yaml: azure: unknown key; known are epochs"):
-        params.load(ROOT / "params.yaml")
+        params.load(frozen.FROZEN)
 
 
 @pytest.mark.slow
@@ -225,18 +226,18 @@ def test_check_looks_at_every_section_and_at_the_clone(tmp_path: Path) -> None:
     project.root.mkdir()
     copy_tracked(project.root)
     (project.root / "node_modules").symlink_to(ROOT / "node_modules")
-    said = project.run("digits", "check", code=1)
+    said = project.run(NAME, "check", code=1)
     assert "ok       params.yaml: valid" in said
     assert "failed   git repository" in said and "git init -b main" in said
     project.git("init", "--quiet", "--initial-branch", "main")
-    assert "optional data: dvc.lock is not what" in project.run("digits", "check")
+    assert "optional data: dvc.lock is not what" in project.run(NAME, "check")
     for old, new, message in (
         ("batch_size: 64", "batch_size: 0", "train.batch_size is 0"),
         ("pen_share: 0.7", "pen_share: 7", "foreign.devanagari.reader.hand.pen_share is 7"),
         ("strategy: blue_green", "strategy: green", "azure.strategy is 'green'"),
     ):
         project.edit("params.yaml", old, new)
-        found = project.run("digits", "check", "--json", code=1).partition("\ncheck: ")[0]
+        found = project.run(NAME, "check", "--json", code=1).partition("\ncheck: ")[0]
         (wrong,) = [row["text"] for row in json.loads(found) if row["status"] == "failed"]
         assert message in wrong
         project.edit("params.yaml", new, old)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from blocked import blocking
-from conftest import Project, environment
+from conftest import NAME, Project, environment
 from pyarrow import parquet
 
 pytestmark = pytest.mark.slow
@@ -77,7 +77,7 @@ def test_a_folder_of_production_is_judged_as_the_stage_judges_it(
     project: Project, env: dict[str, Any]
 ) -> None:
     said = project.run(
-        *("digits", "monitor", "--production", "data/production", "--out", "look"), **env
+        *(NAME, "monitor", "--production", "data/production", "--out", "look"), **env
     )
     assert said.startswith("data/production: ")
     found = json.loads((project.root / "look" / "monitoring.json").read_text("utf-8"))
@@ -85,7 +85,7 @@ def test_a_folder_of_production_is_judged_as_the_stage_judges_it(
     assert (project.root / "look" / "report.html").read_bytes() == (
         project.root / "data" / "monitoring" / "report.html"
     ).read_bytes()
-    answer = project.run("digits", "monitor", "--production", "data/production", "--json", **env)
+    answer = project.run(NAME, "monitor", "--production", "data/production", "--json", **env)
     assert json.loads(answer) == found
 
 
@@ -95,17 +95,17 @@ def test_traffic_goes_to_any_endpoint(
     (project.root / "key").write_text(f"{KEY}\n")
     url = f"http://127.0.0.1:{endpoint.server_port}/digits/score"
     words = ("--key-file", "key", "--speed", "max", "--requests", "50")
-    said = project.run("digits", "simulate", "--url", url, *words, **env)
+    said = project.run(NAME, "simulate", "--url", url, *words, **env)
     assert "sent 50, answered 50, sent again 0 times, refused 0" in said
     assert "labels" not in said  # there is no store for them
     assert list(endpoint.came.values()) == [1] * 50
     (project.root / "key").write_text("another")
-    said = project.run("digits", "simulate", "--url", url, *words, code=1, **env)
+    said = project.run(NAME, "simulate", "--url", url, *words, code=1, **env)
     assert f"{url} does not accept the key" in said
 
 
 def test_files_are_scored(project: Project, env: dict[str, Any]) -> None:
-    words = ("digits", "score", "data/production/requests.parquet", "--out", "answers", "--json")
+    words = (NAME, "score", "data/production/requests.parquet", "--out", "answers", "--json")
     done = subprocess.run(
         words, cwd=project.root, env=environment() | env, capture_output=True, encoding="utf-8"
     )
@@ -120,7 +120,7 @@ def test_production_runs_on_this_machine_with_its_page(
     project: Project, env: dict[str, Any]
 ) -> None:
     process = subprocess.Popen(
-        ["digits", "local"],
+        [NAME, "local"],
         cwd=project.root,
         env=environment() | env,
         stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import frozen
 import pytest
 from cloud import Cloud
 from conftest import ROOT, Project
@@ -22,8 +23,8 @@ def a_cloud(
     clone = Project(tmp_path / "clone")
     shutil.copytree(ROOT / ".github", clone.root / ".github")
     (clone.root / ".dvc").mkdir()
-    for name in ("params.yaml", ".dvc/config"):
-        shutil.copyfile(ROOT / name, clone.root / name)
+    (clone.root / "params.yaml").write_text(frozen.text(), "utf-8")
+    shutil.copyfile(ROOT / ".dvc/config", clone.root / ".dvc/config")
     clone.git("init", "--quiet")
     clone.git("remote", "add", "origin", "git@github.com:octo/digits.git")
     for name in os.environ:

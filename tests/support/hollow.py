@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from conftest import ROOT, Project
+from conftest import NAME, ROOT, Project
 
-PROGRAMS = ("digits", "dvc", "python")
+PROGRAMS = (NAME, "dvc", "python")
 
 
 def hollow(folder: Path, script: str, texts: dict[str, str]) -> tuple[Project, Path]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import frozen
 import pytest
 import yaml
 from azure.storage.blob import BlobServiceClient
@@ -127,7 +128,8 @@ def a_trainable(standin: StandIn, tmp_path: Path) -> Iterator[Trainable]:
     root = tmp_path / "project"
     (root / "data").mkdir(parents=True)
     project = Trainable(root, f"w{uuid.uuid4().hex[:8]}")
-    for name in ("params.yaml", "requirements-dev.txt", "package-lock.json", ".dvc/config"):
+    (root / "params.yaml").write_text(frozen.text(), "utf-8")
+    for name in ("requirements-dev.txt", "package-lock.json", ".dvc/config"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes((ROOT / name).read_bytes())
     (root / ".gitignore").write_text("/.emulator\n/.deploy\n*.partial\n")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import frozen
 import numpy as np
 import yaml
 from azure.storage.blob import BlobServiceClient, ContainerClient
@@ -346,7 +347,7 @@ def a_project(root: Path, standin: StandIn, score: str = LIGHT_SCORE) -> Deploya
         "/data/*\n!/data/evaluation\n/.emulator\n/.deploy\n*.partial\n"
     )
     (root / ".emulator").symlink_to(standin.folder)
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
+    (root / "params.yaml").write_text(frozen.text(), "utf-8")
     project.git("init", "--quiet", "--initial-branch", "main")
     smoke = "{digits: 10, accuracy: 0.9, latency_seconds: 5.0}"
     project.set(code="serving", step_seconds="0.0", smoke=smoke, lease_seconds="15")

@@ -24,7 +24,7 @@ for place in (HERE.parents[1], HERE.parent, HERE.parent / "support", HERE):
     sys.path.insert(0, str(place))
 
 import run as targets  # noqa: E402
-from conftest import ROOT, Azurite, Project, free_port  # noqa: E402
+from conftest import NAME, ROOT, Azurite, Project, free_port  # noqa: E402
 from light import StandIn  # noqa: E402
 from loopback import GitHub  # noqa: E402
 from records import Pull, Run  # noqa: E402
@@ -40,7 +40,7 @@ SHORTER = (  # in params.yaml
     (r"tolerance: 0.003", "tolerance: 0.006"),
     (r"floor: 0.005", "floor: 0.01"),
 )
-SIMULATE = ("digits", "simulate", "--workspace", "local", "--speed", "max")
+SIMULATE = (NAME, "simulate", "--workspace", "local", "--speed", "max")
 DEPLOYED = {"reproduce": "success", "apply": "success"}
 # Requests until the scanner breaks, of all phases and of the two in which the scripts come: what
 # it spoils is no script to learn, and no retraining is proposed.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import frozen
 import pytest
 import run as targets
 import yaml
@@ -73,8 +74,8 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
             "__pycache__", "cache", "tmp", "config.local", "*.egg-info"
         )
         shutil.copytree(ROOT / name, root / name, ignore=unwanted)
-    for name in ("params.yaml", ".dvcignore"):
-        shutil.copyfile(ROOT / name, root / name)
+    (root / "params.yaml").write_text(frozen.text(), "utf-8")
+    shutil.copyfile(ROOT / ".dvcignore", root / ".dvcignore")
     (root / "serving").mkdir()
     (root / "serving" / "score.py").write_text(LIGHT_SCORE)
     (root / "run.py").write_text("")

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from core.files import atomic_write
+from core.params import Names
 from digits.monitoring.analysis import Analysis, Params, Window, accuracy
 from digits.monitoring.histograms import IMAGE_SIGNALS, SIGNALS
 
@@ -120,7 +121,7 @@ def write_windows(path: Path, windows: list[Window]) -> None:
             writer.writerow([*row, *(f"{window.result.p[name]:.2g}" for name in SIGNALS)])
 
 
-def page(analysis: Analysis, config: Params) -> str:
+def page(analysis: Analysis, config: Params, task: Names) -> str:
     """Return the HTML page, rendered from report.html.jinja."""
     windows = analysis.windows
     start = windows[0].first_ms if windows else 0
@@ -128,6 +129,7 @@ def page(analysis: Analysis, config: Params) -> str:
     return TEMPLATES.get_template("report.html.jinja").render(
         analysis=analysis,
         config=config,
+        task=task,
         last=analysis.alarms[-1] if analysis.alarms else None,
         start=start,
         end=max([start + 1, *ends]),

@@ -125,24 +125,28 @@ def roc_rows(known: Predictions, foreign: Predictions) -> list[list[Any]]:
     ]
 
 
-def draw_confusion(predictions: Predictions, classes: tuple[str, ...], path: Path) -> None:
+def draw_confusion(
+    predictions: Predictions, classes: tuple[str, ...], title: str, path: Path
+) -> None:
     """Draw the confusion matrix of one source."""
+    shown = [_shortened(name) for name in classes]
     figure, axes = plt.subplots(figsize=(7, 6.5), layout="constrained")
     ConfusionMatrixDisplay.from_predictions(
         predictions.digits.labels,
         predictions.predicted,
         labels=range(len(classes)),
-        display_labels=classes,
+        display_labels=shown,
+        xticks_rotation="vertical" if max(map(len, shown)) > 3 else "horizontal",
         cmap="Blues",
         colorbar=False,
         ax=axes,
     )
-    axes.set_title(f"{_title(predictions.digits)}: {predictions.correct.mean():.2%} right")
+    axes.set_title(f"{title}: {predictions.correct.mean():.2%} right")
     _save(figure, path)
 
 
 def draw_mistakes(
-    predictions: Predictions, classes: tuple[str, ...], count: int, path: Path
+    predictions: Predictions, classes: tuple[str, ...], count: int, title: str, path: Path
 ) -> None:
     """Draw the mistakes with the highest confidence, in descending order."""
     wrong = np.flatnonzero(~predictions.correct)
@@ -156,17 +160,25 @@ def draw_mistakes(
         place.axis("off")
     for place, index in zip(axes.flat, worst, strict=False):
         place.imshow(predictions.digits.images[index], cmap="gray_r", vmin=0, vmax=255)
-        truth, predicted = (
-            classes[predictions.digits.labels[index]],
-            classes[predictions.predicted[index]],
+        truth = _shortened(classes[predictions.digits.labels[index]])
+        predicted = _shortened(classes[predictions.predicted[index]])
+        between = " as " if len(truth + predicted) <= 8 else " as\n"  # an image fits 12 characters
+        place.set_title(
+            f"{truth}{between}{predicted}\n{predictions.confidence[index]:.3f}", fontsize=8
         )
-        place.set_title(f"{truth} as {predicted}\n{predictions.confidence[index]:.3f}", fontsize=8)
-    figure.suptitle(f"{_title(predictions.digits)}: the worst of {len(wrong)} mistakes")
+    figure.suptitle(f"{title}: the worst of {len(wrong)} mistakes")
     _save(figure, path)
 
 
-def _title(digits: Digits) -> str:
-    return f"{digits.script}, rendered" if digits.rendered else digits.script
+def _title(digits: Digits, known: str) -> str:
+    """Return what to call a source; `known` is the name of the one that is trained for."""
+    name = known if digits.script == "mnist" else digits.script
+    return f"{name}, rendered" if digits.rendered else name
+
+
+def _shortened(name: str, most: int = 12) -> str:
+    """Return a class's name, cut where it would not fit."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -185,6 +197,7 @@ def main(arguments: list[str]) -> None:
     paths = parser.parse_args(arguments)
     values = params.load()
     task, config = params.task(values), params.section(Params, values, "evaluate")
+    name = params.names(values).name
     matplotlib.use("agg")
 
     digits_model = network.load(paths.model / "model.keras", task.image_size, len(task.classes))
@@ -201,12 +214,10 @@ def main(arguments: list[str]) -> None:
     known, foreign = everything[0], everything[1:]
 
     for predictions in everything:
-        draw_confusion(
-            predictions,
-            task.classes,
-            paths.out / "images" / f"confusion_{predictions.digits.name}.png",
-        )
-    draw_mistakes(known, task.classes, config.mistakes, paths.out / "images" / "mistakes.png")
+        path = paths.out / "images" / f"confusion_{predictions.digits.name}.png"
+        draw_confusion(predictions, task.classes, _title(predictions.digits, name), path)
+    path = paths.out / "images" / "mistakes.png"
+    draw_mistakes(known, task.classes, config.mistakes, _title(known.digits, name), path)
     write_table(
         paths.out / "per_class.csv",
         ["source", "class", "accuracy", "count"],

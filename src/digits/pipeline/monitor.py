@@ -71,6 +71,6 @@ def main(arguments: list[str]) -> None:
     )
     reference.write(paths.out / "reference.json")
     report.write_windows(paths.out / "windows.csv", analysis.windows)
-    write_text(paths.out / "report.html", report.page(analysis, config))
+    write_text(paths.out / "report.html", report.page(analysis, config, params.names(values)))
     metrics = {"production": report.summary_metrics(analysis)}
     write_text(paths.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")

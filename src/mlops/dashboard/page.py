@@ -6,6 +6,7 @@ host name in Host or Origin are rejected.
 """
 
 import asyncio
+import html
 import io
 import json
 import time
@@ -23,7 +24,6 @@ from mlops.dashboard.watch import LiveState
 
 WEB = Path(__file__).parent / "web"
 KINDS = {
-    ".html": "text/html",
     ".css": "text/css",
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
@@ -55,6 +55,12 @@ def application(
         known = await asyncio.to_thread(state, router, live_state, container, wanted)
         return web.json_response(known)
 
+    async def show_page(request: web.Request) -> web.Response:
+        text = (
+            (WEB / "index.html").read_text("utf-8").replace("{item}", html.escape(live_state.item))
+        )
+        return web.Response(text=text, content_type="text/html")
+
     async def score(request: web.Request) -> web.Response:
         return await pass_on(request, router)
 
@@ -70,7 +76,7 @@ def application(
     for file in WEB.iterdir():  # fixed routes: no path of a request is opened
         if file.suffix in KINDS:
             app.router.add_get(f"/{file.name}", content(file))
-    app.router.add_get("/", content(WEB / "index.html"))
+    app.router.add_get("/", show_page)
     return app
 
 

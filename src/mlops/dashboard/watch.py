@@ -151,6 +151,14 @@ class LiveState:
             self.lost += requests
             self.lost_reason = reason
 
+    @property
+    def item(self) -> str:
+        """What params.yaml calls one image, "digit" where it cannot be read."""
+        try:
+            return params.names(params.load(self.project.files[1])).item
+        except DigitsError:
+            return "digit"
+
     def state(self, endpoint: str, live: set[str], container: ContainerClient) -> Json:
         """Return the state of an endpoint, as page.js expects it.
 
@@ -240,7 +248,7 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
         "digits": digits,
         "doubled": doubled,
         "damaged": damaged,
-        "classes": dict(zip(names, counts.tolist(), strict=True)),
+        "classes": list(zip(names, counts.tolist(), strict=True)),
         "accuracy": wilson(right, labelled) if labelled else None,
         "labelled": labelled,
         "scripts": accuracies,

@@ -197,7 +197,7 @@ def main(asked: SimpleNamespace) -> None:
     text = json.dumps(found, indent=2) + "\n"
     if asked.out:
         write_text(asked.out / "monitoring.json", text)
-        write_text(asked.out / "report.html", report.page(analysis, own))
+        write_text(asked.out / "report.html", report.page(analysis, own, params.names(values)))
     if asked.as_json:
         print(text, end="")
         return

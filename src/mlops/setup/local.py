@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from core import params, wings
@@ -19,6 +20,13 @@ def sections() -> Iterator[Finding]:
     try:
         values = params.load()
         params.task(values)
+        params.names(values)
+        declared = {row.name for row in wings.declared("SECTIONS")}
+        for name in values.keys() - declared - {"task"} - {f.name for f in fields(params.Task)}:
+            raise DigitsError(
+                f"{params.PATH}: {name}: no stage declares it; write in src/digits/commands.py\n"
+                f'  Section("{name}", "digits.pipeline.{name}:Params"),'
+            )
         for row in wings.declared("SECTIONS"):
             with hidden_stderr():  # TensorFlow's notes
                 kind = wings.resolve(row.kind)

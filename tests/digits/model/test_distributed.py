@@ -24,12 +24,13 @@ CHILD = """
 import dataclasses, sys
 from core import determinism
 determinism.configure()
+import frozen
 from core import errors, params, tf_config
 from digits.model import distributed, network as model, training
 from conftest import mnist_part
 machines = distributed.Machines() if tf_config.read()[0] > 1 else None
 model.make_deterministic(1)
-values = params.load()
+values = frozen.values()
 task = dataclasses.replace(params.task(values), epochs=int(sys.argv[1]))
 own = params.section(training.TrainConfig, values, "train")
 own = dataclasses.replace(own, batch_size=int(sys.argv[2]))

@@ -3,17 +3,17 @@
 import dataclasses
 from pathlib import Path
 
+import frozen
 import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from core import params
 from core.errors import DigitsError
 from digits.monitoring.analysis import Params
 from digits.monitoring.drift import Reference, Settings, WindowResult, log_e_value, permutation_p
 from digits.monitoring.histograms import CLASSES_START, IMAGE_SIGNALS, Histograms, bins
 
-SETTINGS = params.section(Params, params.load(), "monitor").alarm
+SETTINGS = frozen.section(Params, "monitor").alarm
 WIDTH = CLASSES_START + 10
 
 

@@ -7,13 +7,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import frozen
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from core import params
 from core.dataset import Digits, write_split
 from core.errors import DigitsError
+from core.params import Names
 from digits.monitoring import analysis, report
 from digits.monitoring.analysis import Analysis, Params
 from digits.monitoring.drift import Reference
@@ -22,7 +23,8 @@ from digits.pipeline import monitor
 from digits.production import records
 
 CLASSES = tuple("0123456789")
-OWN = params.section(Params, params.load(), "monitor")
+OWN = frozen.section(Params, "monitor")
+TASK = Names("mnist", "digit")
 START = 1_767_571_200_000  # 2026-01-05
 SECOND = 1000
 
@@ -166,7 +168,7 @@ def test_a_weak_alarm_has_a_signal_and_an_action(
     found = dataclasses.replace(drift_scenario, windows=windows, alarms=episodes)
     assert found.contributing_signals() == [signal]
     assert found.action() == action
-    assert "<h2>What to do</h2><p>" in report.page(found, OWN)
+    assert "<h2>What to do</h2><p>" in report.page(found, OWN, TASK)
 
 
 def with_p_values(drift_scenario: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
@@ -209,7 +211,7 @@ def test_a_broken_scanner_is_fixed_and_not_trained_on(reference: Reference) -> N
     found = analyse(reference, batches(joined(answered(2000, rng), dim)), [])
     assert {"looks", "brightness"} <= set(found.contributing_signals())
     assert found.action() == "mend"
-    page = report.page(found, OWN)
+    page = report.page(found, OWN, TASK)
     assert "Look at what takes the pictures" in page
     assert "digits retrain" not in page
 
@@ -230,7 +232,7 @@ def test_lately_is_a_full_window_at_least(
     if count > 500:
         assert found.ood_share(first) == pytest.approx(0, abs=0.03)
         said = f"strange digits, in the last {requests} requests</dt><dd>"
-        assert re.search(f"{said}[0-2][.][0-9]%", report.page(found, OWN))
+        assert re.search(f"{said}[0-2][.][0-9]%", report.page(found, OWN, TASK))
 
 
 def test_accuracy_is_by_labels_and_estimated_without(drift_scenario: Analysis) -> None:
@@ -291,7 +293,9 @@ def test_a_gap_is_shown_and_nothing_is_lost(reference: Reference) -> None:
     found = analyse(reference, batches(columns), [])
     assert found.gaps == [(START + 699 * SECOND, START + 760 * SECOND)]
     assert sum(window.requests for window in found.windows) == 1000
-    assert "no requests from 2026-01-05 00:11 UTC to 2026-01-05 00:12" in report.page(found, OWN)
+    assert "no requests from 2026-01-05 00:11 UTC to 2026-01-05 00:12" in report.page(
+        found, OWN, TASK
+    )
 
 
 def test_steady_traffic_has_no_gaps() -> None:
@@ -314,9 +318,10 @@ def test_an_endpoint_that_is_down_now_has_a_gap(reference: Reference) -> None:
     for seconds, down in ((200, []), (400, [(last, last + 400 * SECOND)])):
         found = analyse(reference, batches(columns), [], now_ms=last + seconds * SECOND)
         assert found.gaps == down
-    assert 'class="gap" x="' in report.page(found, OWN)
+    assert 'class="gap" x="' in report.page(found, OWN, TASK)
     places = [
-        float(x) for x in re.findall(r'class="gap" x="([\d.]+)" width=', report.page(found, OWN))
+        float(x)
+        for x in re.findall(r'class="gap" x="([\d.]+)" width=', report.page(found, OWN, TASK))
     ]
     assert places and max(places) < 836  # the right edge of the chart
     assert records.gaps(np.array([], np.int64), 500, START) == []
@@ -338,7 +343,7 @@ def test_nothing_and_one_request(reference: Reference, count: int) -> None:
     assert not found.drift
     assert found.since_ms is None
     assert report.summary_metrics(found)["alarms"] == 0
-    assert ("Nothing was asked" in report.page(found, OWN)) == (count == 0)
+    assert ("Nothing was asked" in report.page(found, OWN, TASK)) == (count == 0)
 
 
 def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
@@ -346,11 +351,11 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
     found = analyse(reference, batches(columns), labels(columns, np.arange(1000)))
     assert found.since_ms == START
     assert found.alarms == [analysis.Alarm(0, 0, None)]
-    assert "Drift at least since 2026-01-05 00:00 UTC" in report.page(found, OWN)
+    assert "Drift at least since 2026-01-05 00:00 UTC" in report.page(found, OWN, TASK)
     over = dataclasses.replace(found, alarms=[analysis.Alarm(0, 0, 1)])
     calm = dataclasses.replace(found.windows[-1].result, drift=False)
     windows = [found.windows[0], dataclasses.replace(found.windows[-1], result=calm)]
-    page = report.page(dataclasses.replace(over, windows=windows), OWN)
+    page = report.page(dataclasses.replace(over, windows=windows), OWN, TASK)
     assert "it drifted at least from 2026-01-05 00:00 UTC to" in page
 
 
@@ -394,7 +399,7 @@ def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None
     assert found.issues["labels_other_version"] == 320
     assert found.issues["labels_unmatched"] == 1
     assert sum(window.labelled for window in found.windows) == 130
-    assert "320 labels of what another model answered" in report.page(found, OWN)
+    assert "320 labels of what another model answered" in report.page(found, OWN, TASK)
 
 
 def test_other_classes_are_reported(reference: Reference) -> None:
@@ -423,7 +428,7 @@ class Tags(HTMLParser):
 
 
 def test_the_report_is_whole_and_fetches_nothing(drift_scenario: Analysis) -> None:
-    page = report.page(drift_scenario, OWN)
+    page = report.page(drift_scenario, OWN, TASK)
     tags = Tags()
     tags.feed(page)
     assert not tags.open
@@ -433,16 +438,16 @@ def test_the_report_is_whole_and_fetches_nothing(drift_scenario: Analysis) -> No
     for heading in ("What caused it", "What to do", "Digits that caused it", "All windows"):
         assert heading in page
     assert "digits retrain" in page
-    assert page == report.page(drift_scenario, OWN)
+    assert page == report.page(drift_scenario, OWN, TASK)
     assert "Drift since 2026-01-05 01:23 UTC" in page
 
 
 def test_the_last_of_many_windows_and_gaps_are_named_so(drift_scenario: Analysis) -> None:
-    page = report.page(drift_scenario, OWN)
+    page = report.page(drift_scenario, OWN, TASK)
     assert page.count("<tr><td>") == 21
     gaps = [(START + n * SECOND, START + n * SECOND) for n in range(0, 6000, 60)]
     many = dataclasses.replace(drift_scenario, windows=drift_scenario.windows * 50, gaps=gaps)
-    page = report.page(many, OWN)
+    page = report.page(many, OWN, TASK)
     assert "The last 1,000 of 1,050 windows" in page
     assert page.count("<tr><td>") == 1000
     assert "the last 50 of 100 gaps" in page
@@ -453,7 +458,9 @@ def test_the_last_of_many_windows_and_gaps_are_named_so(drift_scenario: Analysis
 def test_names_in_the_report_are_escaped(reference: Reference) -> None:
     columns = answered(500, np.random.default_rng(9), foreign=1.0)
     columns["script"][:] = "<b>&"
-    page = report.page(analyse(reference, batches(columns), labels(columns, np.arange(500))), OWN)
+    page = report.page(
+        analyse(reference, batches(columns), labels(columns, np.arange(500))), OWN, TASK
+    )
     assert "<b>&" not in page
     assert "&lt;b&gt;&amp;" in page
 

@@ -20,7 +20,10 @@ PRODUCTION = ROOT / "params.yaml"
 
 
 def commented_blocks() -> dict[str, dict[str, object]]:
-    """Return the blocks for real data that stand in params.yaml as comments, by script."""
+    """Return the blocks for real data that are comments in params.yaml, by script.
+
+    Skips the test in a project that has removed them.
+    """
     lines = PRODUCTION.read_text("utf-8").splitlines()
     blocks: dict[str, dict[str, object]] = {}
     for number, line in enumerate(lines):
@@ -31,6 +34,8 @@ def commented_blocks() -> dict[str, dict[str, object]]:
                     break
                 block.append(follower[4:])
             blocks |= YAML(typ="safe").load("\n".join(block))
+    if not blocks:
+        pytest.skip("params.yaml no longer has the commented blocks for real data")
     return blocks
 
 

@@ -11,6 +11,7 @@ from core.dataset import Digits, write_csv
 from core.params import load
 
 LETTERS = """
+task: {name: letters, item: letter}
 epochs: 2
 seed: 3
 image_size: 20

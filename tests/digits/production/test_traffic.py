@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import frozen
 import numpy as np
 import pytest
 from conftest import ROOT, environment, python
@@ -231,7 +232,7 @@ print(seen, int(peak.split()[1]) // 1024)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_a_million_requests_are_drawn_within_a_gigabyte(tmp_path: Path) -> None:
     """Not scored, which adds a fixed number of rows at a time and takes minutes."""
-    text = (ROOT / "params.yaml").read_text("utf-8")
+    text = frozen.text()
     assert text.count("requests_an_hour: 100.0") == 4
     text = text.replace("requests_an_hour: 100.0", "requests_an_hour: 2500.0")
     (tmp_path / "params.yaml").write_text(text, "utf-8")
@@ -252,7 +253,7 @@ def test_a_million_requests_are_drawn_within_a_gigabyte(tmp_path: Path) -> None:
 
 
 def test_the_schedule_of_params_yaml() -> None:
-    plan = params.section(Schedule, params.load(ROOT / "params.yaml"), "simulate")
+    plan = frozen.section(Schedule, "simulate")
     requests = Stream(Pool(POOL, plan, 1), plan, 1)
     assert 30_000 <= len(requests) <= 60_000
     came, phase = scripts(requests), requests.phase

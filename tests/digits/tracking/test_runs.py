@@ -6,6 +6,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+from conftest import NAME
 
 from digits.model.training import CURVES
 from digits.tracking.runs import log_run
@@ -42,7 +43,7 @@ def test_a_run_of_its_own_has_the_experiments_name_and_ends(
     monkeypatch.setenv("DVC_EXP_NAME", "fast-eel")
     log_run(GIVEN, ROW)
     assert capsys.readouterr().err == ""
-    (run,) = mlflow.search_runs(experiment_names=["digits"], output_format="list")
+    (run,) = mlflow.search_runs(experiment_names=[NAME], output_format="list")
     assert (run.info.run_name, run.info.status) == ("fast-eel", "FINISHED")
     assert run.data.params == {"epochs": "1"}
     assert run.data.metrics["validation_accuracy"] == 0.92

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import frozen
 import pytest
 from azure.core.exceptions import ServiceRequestError
 from azure.storage.blob import ContainerClient
@@ -162,7 +163,10 @@ def test_a_follower_waits_for_a_store_that_is_away() -> None:
     assert list(follower.fresh(Away(), 1000)) == []  # type: ignore[arg-type]
 
 
-def test_labelled_digits_that_are_no_longer_collected_stay(tmp_path: Path) -> None:
+def test_labelled_digits_that_are_no_longer_collected_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(params, "load", frozen.values)
     task = params.task(params.load())
     requests, labels = tmp_path / "requests.parquet", tmp_path / "labels.parquet"
     for numbers in (range(6), range(4, 8)):

@@ -4,11 +4,12 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import frozen
 import pytest
 
 from mlops.azure import revisions
 from mlops.azure.revisions import Recipe
-from mlops.azure.settings import RECORDED, load
+from mlops.azure.settings import RECORDED, Params
 from mlops.deploy.release import TAG_LENGTH, pull_request
 
 CODE = "0f3e96b8-7239-4796-a627-dc32eea668b3:1"
@@ -61,7 +62,7 @@ def test_a_record_is_read_as_it_was_written_with_keys_or_without(recipe: Recipe)
 
 
 def test_what_params_allow_fits_into_a_tag() -> None:
-    settings = load()
+    settings = frozen.section(Params, "azure")
     longest = (*FULL.collect, "x" * (RECORDED - len(FULL.type) - sum(map(len, FULL.collect)) - 18))
     full = dataclasses.replace(settings, instance_type=FULL.type, collections=longest)
     recipe = dataclasses.replace(FULL, collect=full.collections)

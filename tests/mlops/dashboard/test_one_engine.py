@@ -7,10 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import frozen
 import numpy as np
 import pytest
 from blobs import Blobs
-from conftest import ROOT
 
 from core import params
 from core.dataset import Digits, write_split
@@ -92,7 +92,7 @@ def test_all_three_give_the_same_verdict(
 ) -> None:
     rng = np.random.default_rng(0)
     stream, known = production(rng)
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
+    (tmp_path / "params.yaml").write_text(frozen.text(), "utf-8")
     monkeypatch.chdir(tmp_path)
     pool = answers(3000, rng, 0.0)
     images = np.frombuffer(b"".join(row["image"] for row in pool), np.uint8)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import frozen
 import pytest
 import yaml
 from azure.core.exceptions import HttpResponseError
@@ -31,7 +32,7 @@ from azureml_emulator.services import jobs
 from core import params
 from core.errors import DigitsError
 from mlops import git
-from mlops.azure.settings import Params, load
+from mlops.azure.settings import Params
 from mlops.jobs import job, results, sweep, train
 from mlops.review import gate
 
@@ -162,7 +163,7 @@ def test_a_machine_that_computes_differently_is_reported() -> None:
 
 
 def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None:
-    settings = load()
+    settings = frozen.section(Params, "azure")
 
     def pins(gpu: bool) -> tuple[str, dict[str, Requirement]]:
         wanted = replace(settings, job=replace(settings.job, gpu=gpu))
@@ -189,7 +190,19 @@ def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None
 
 
 def test_what_a_sweep_tries_is_checked() -> None:
-    values, stages = params.load(), results.stages(Path("dvc.lock").read_text("utf-8"))
+    values = frozen.values()
+    npm: dict[str, Any] = {"deps": [{"path": "package-lock.json"}]}
+    task = {name: values[name] for name in ("seed", "image_size", "classes")}
+    read: dict[str, dict[str, Any]] = {  # what stages read, as dvc.lock has it
+        "mnist": {"image_size": 28, "classes": task["classes"], "mnist": values["mnist"]},
+        "foreign@japanese": task | {"foreign.japanese": values["foreign"]["japanese"]},
+        "prepare": task | {"foreign": values["foreign"], "prepare": values["prepare"]},
+        "train": task | {"epochs": values["epochs"], "train": values["train"]},
+    }
+    stages = {
+        name: {"params": {"params.yaml": params}} | (npm if name < "prepare" else {})
+        for name, params in read.items()
+    }
     one, other = "train.batch_size=32", "train.batch_size=64,128"
     assert sweep.search_space([one, other], values, stages) == {"train.batch_size": [32, 64, 128]}
     for listed in ("[32,64]", "32,,64", "{", ""):
@@ -214,6 +227,7 @@ def test_what_a_sweep_tries_is_checked() -> None:
 
 
 def test_a_sweep_improves_the_first_metric_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(params, "load", frozen.values)
     assert sweep.target() == ("mnist.accuracy", "maximize")
     rule = gate.Rule("lower", 1.0, 0.0)
     found = gate.Params(gate.Retrain(False, {}), {}, {"test": {"loss": rule}})
@@ -267,7 +281,7 @@ def test_tables_are_the_outs_that_dvc_does_not_cache() -> None:
 def test_params_are_changed_and_keep_their_comments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = Path("params.yaml").read_text("utf-8")
+    text = frozen.text()
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(text, "utf-8")
     results.change_params(["train.batch_size=32", "train.distortion.shear=0.5", "epochs=3"])
@@ -393,7 +407,7 @@ def test_what_a_job_needs_may_be_here_or_in_the_container(chain: Project) -> Non
 
 def on_nodes(nodes: int, verify: Any = "reproduce") -> Params:
     """Return the settings with another number of nodes."""
-    settings = load()
+    settings = frozen.section(Params, "azure")
     return replace(settings, verify=verify, job=replace(settings.job, nodes=nodes))
 
 

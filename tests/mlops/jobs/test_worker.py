@@ -143,19 +143,21 @@ def test_the_job_logs_beside_its_stage(run: str) -> None:
     from digits.model.training import TrainConfig
     from digits.tracking import runs
 
-    values = params.load()
+    lock = Path("dvc.lock").read_text("utf-8")  # of this project's model, whichever it is
+    stages = results.stages(lock)
+    values = stages["train"]["params"]["params.yaml"]
     own = params.section(TrainConfig, values, "train")
     curves = pd.DataFrame({"epoch": [1], "loss": [0.1]})
     given = {"epochs": values["epochs"], "seed": values["seed"]} | dataclasses.asdict(own)
     runs.log_curves(runs.flattened(given), curves)
     before = MlflowClient().get_run(run).data.params
-    lock = Path("dvc.lock").read_text("utf-8")
     worker.log_run({"mnist.accuracy": 0.997}, lock)
     after = MlflowClient().get_run(run).data
     added = {key: value for key, value in after.params.items() if key not in before}
     assert after.params == before | added
     assert added["train.batch_size"] == before["batch_size"]
-    assert added["prepare.production_count"] == "5000"
+    count = stages["prepare"]["params"]["params.yaml"]["prepare"]["production_count"]
+    assert added["prepare.production_count"] == str(count)
     assert after.metrics == {"loss": 0.1, "mnist.accuracy": 0.997}
 
 

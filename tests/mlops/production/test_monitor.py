@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import frozen
 import numpy as np
 import pytest
-from conftest import ROOT
 from light import StandIn
 
 with warnings.catch_warnings():  # the SDK's own
@@ -90,7 +90,7 @@ def a_site(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A project with a reference of requests that look known."""
     root = tmp_path_factory.mktemp("site")
     (root / ".emulator").symlink_to(standin.folder)
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
+    (root / "params.yaml").write_text(frozen.text(), "utf-8")
     foreign = RNG.beta(2, 20, 4000)
     numbers = np.arange(4000)
     counts = Histograms.of(IMAGES[numbers % 50], numbers % 10, 1 - foreign / 2, foreign, 10)

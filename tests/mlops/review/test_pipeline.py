@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import NAME, Project
 
 pytestmark = pytest.mark.slow
 
 
 def digits(project: Project, *arguments: str, code: int = 0) -> str:
-    return project.run("digits", *arguments, code=code)
+    return project.run(NAME, *arguments, code=code)
 
 
 def relaxed(project: Project) -> None:

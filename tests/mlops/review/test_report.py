@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project, environment
+from conftest import NAME, ROOT, Project, environment
 
 from core.errors import DigitsError
 from mlops import dvc
@@ -325,7 +325,7 @@ def test_a_missing_metric_fails_and_lower_can_be_better() -> None:
 
 
 def test_no_repository_is_told_in_one_line(tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("digits")), "review"]
+    command = [str(Path(sys.executable).with_name(NAME)), "review"]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment(), capture_output=True, encoding="utf-8"
     )

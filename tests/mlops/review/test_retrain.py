@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import frozen
 import pytest
-from conftest import ROOT, Project, environment, random_digits
+from conftest import NAME, Project, environment, random_digits
 
 from core.dataset import write_csv
 from core.errors import DigitsError
@@ -15,7 +16,7 @@ from mlops.cli import call
 from mlops.review import retrain
 from mlops.review.snapshot import mapping
 
-TEXT = (ROOT / "params.yaml").read_text("utf-8")
+TEXT = frozen.text()
 LABELLED = Path("data/labelled")
 PIPELINE = """\
 stages:
@@ -129,7 +130,7 @@ def test_ctrl_c_waits_until_dvc_has_ended(work: Project) -> None:
     work.git("commit", "--quiet", "--message", "A pipeline")
     write_csv(LABELLED / "devanagari_20261124.csv", random_digits(20))
     with subprocess.Popen(
-        ["digits", "retrain"],
+        [NAME, "retrain"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
@@ -160,7 +161,7 @@ def test_an_experiment_that_fails_leaves_the_model_too(project: Project) -> None
     production = project.root / "data" / "foreign" / "devanagari_production.csv"
     labels = project.root / LABELLED / "devanagari_week1.csv"
     labels.write_bytes(production.read_bytes())
-    told = project.run("digits", "retrain", code=1)
+    told = project.run(NAME, "retrain", code=1)
     assert "everything is as it was" in told
     assert project.git("status", "--porcelain") == "?? data/labelled/devanagari_week1.csv\n"
     assert labels.read_bytes() == production.read_bytes()

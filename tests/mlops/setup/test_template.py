@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import frozen
 import pytest
 import yaml
 from arm import Deployment, named
 from cloud import PREFIX
 from conftest import ROOT
+
+from mlops.azure.settings import Params
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
@@ -27,7 +30,6 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     )
 
     from mlops.azure import connection, endpoint
-    from mlops.azure.settings import load
     from mlops.setup import access, check
 
 SDK = Path(azure.ai.ml.__file__).parent / "_arm_deployments" / "arm_templates"
@@ -220,7 +222,7 @@ def test_the_cluster_is_as_the_sdk_knows_it(made: Deployment) -> None:
     (identity,) = cluster["identity"]["userAssignedIdentities"]
     assert identity.endswith("/digits-jobs")
     assert identity in made.resources
-    settings = load()
+    settings = frozen.section(Params, "azure")
     assert cluster["name"].rsplit("/", 1)[1] == settings.batch.compute
     size = cluster["properties"]["properties"]
     assert set(size) <= set(names(models.AmlComputeProperties))

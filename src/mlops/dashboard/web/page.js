@@ -10,6 +10,7 @@ const $ = (id) => document.getElementById(id);
 const percent = (share, digits = 1) => (share === null ? "–" : `${(share * 100).toFixed(digits)} %`);
 const milliseconds = (value) => (value === null ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
+const ITEM = document.body.dataset.item; // what params.yaml calls one image
 const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
 
 /** Set a text if it differs: screen readers announce changes of a live region. */
@@ -43,13 +44,13 @@ const sheet = paper($("paper"), $("pen"), {
     if (drawn) return;
     asked++;
     clearTimeout(waiting);
-    refused("Draw a digit or upload a picture of one.");
+    refused(`Draw a ${ITEM} or upload a picture of one.`);
   },
 });
 
 async function ask() {
   clearTimeout(waiting);
-  if (!uploaded && sheet.empty()) return refused("The paper is empty: draw a digit first.");
+  if (!uploaded && sheet.empty()) return refused(`The paper is empty: draw a ${ITEM} first.`);
   const mine = ++asked;
   const query = new URLSearchParams({ endpoint: $("endpoint").value, script: $("script").value });
   try {
@@ -194,7 +195,7 @@ function showWindows(state) {
   const empty = (sentence) => () => nothing(sentence);
   const name = (window) => `Window of ${clock(window.ended)}`;
 
-  setText($("judged"), `each point is a window of ${state.window ?? "some"} digits, tested without labels; `
+  setText($("judged"), `each point is a window of ${state.window ?? "some"} ${ITEM}s, tested without labels; `
     + `in the colour of the alarm while it is active. ${filling(state)}`);
   const points = windows.map((window, i) => ({
     at: place(i), name: name(window), value: window.evidence, alarm: window.drift,
@@ -205,7 +206,7 @@ function showWindows(state) {
   chart("evidence", windows.length ? `Evidence for drift by window; ${words2(state)}` : "No window has been tested yet",
     windows.length ? (width) => lines(width, [{ kind: "kind0", points, dots: true }],
       { bottom: 1, top, ticks, scale: Math.log10, words, limit, format: (value) => `${+value.toPrecision(3)}` })
-      : empty(state.reason || "No digits have been collected yet."),
+      : empty(state.reason || `No ${ITEM}s have been collected yet.`),
     { head: ["Window ended", "Evidence", "Alarm", "Lowest p-value", "Out of distribution, estimated"],
       rows: () => windows.map((window) => [clock(window.ended), window.evidence.toPrecision(3),
         window.drift ? "yes" : "no", window.cause, percent(window.strangers)]) });
@@ -228,16 +229,17 @@ function showWindows(state) {
         window.accuracy ? `${percent(window.accuracy[1])} to ${percent(window.accuracy[2])}` : "–", window.labelled,
         percent(window.estimated)]) });
 
-  const classes = Object.keys(state.classes).sort();
-  const of = Object.values(state.classes).reduce((sum, value) => sum + value, 0);
-  const share = (key) => (state.classes[key] ?? 0) / (of || 1);
+  const counts = new Map(state.classes); // in the order of params.yaml
+  const classes = [...counts.keys()];
+  const of = [...counts.values()].reduce((sum, value) => sum + value, 0);
+  const share = (key) => (counts.get(key) ?? 0) / (of || 1);
   const columns = classes.map((key) => ({ name: key, parts: [{ kind: "kind0", name: "Prediction", value: share(key) }] }));
-  const expected = state.expected && Object.fromEntries(Object.keys(state.classes).map((key, i) => [key, state.expected[i]]));
+  const expected = state.expected && Object.fromEntries(classes.map((key, i) => [key, state.expected[i]]));
   const marks = expected && classes.map((key) => expected[key]);
-  chart("classes", `Share of each prediction among ${count(of, "digit")}`,
+  chart("classes", `Share of each prediction among ${count(of, ITEM)}`,
     of ? (width) => bars(width, columns, { top: Math.max(0.2, roundUp(Math.max(...classes.map(share)) * 10) / 10), marks, named: true, format: (value) => percent(value, 0) })
-      : empty("No digits have been collected yet."),
-    { legend: [["kind0", "now"], ...(marks ? [["mark", "validation data"]] : [])], head: ["Digit", "Now", "Validation"],
+      : empty(`No ${ITEM}s have been collected yet.`),
+    { legend: [["kind0", "now"], ...(marks ? [["mark", "validation data"]] : [])], head: [ITEM, "Now", "Validation"],
       rows: () => classes.map((key) => [key, percent(share(key)), percent(expected?.[key] ?? null)]) });
 }
 
@@ -296,7 +298,7 @@ function showDigits(list, digits) {
     if (anomalous) item.append(make("span", "hidden", " out of distribution"));
     return item;
   });
-  list.replaceChildren(...(items.length ? items : [make("li", "nothing", "No digits have been collected yet.")]));
+  list.replaceChildren(...(items.length ? items : [make("li", "nothing", `No ${ITEM}s have been collected yet.`)]));
 }
 
 // State -------------------------------------------------------------------------------------------
@@ -319,7 +321,7 @@ function showFigures(state) {
   setText($("drift"), drift === null ? "unknown" : drift ? "yes" : "no");
   setText($("since"), drift === null ? state.reason || "no data has been collected yet" : drift ? since(state) : "in the latest window");
   $("drifttile").classList.toggle("alarm", drift === true);
-  setText($("counts"), `${count(state.digits, "digit")} collected; omitted: ${state.doubled} duplicate and ${state.damaged} corrupted; `
+  setText($("counts"), `${count(state.digits, ITEM)} collected; omitted: ${state.doubled} duplicate and ${state.damaged} corrupted; `
     + `${count(state.lost, "collected request")} lost since the start of \`digits local\`.`);
 }
 
@@ -327,7 +329,7 @@ function showNotices(state) {
   const notices = [];
   if (!state.endpoint) notices.push(["plain", "Nothing is deployed yet.", "In another terminal: digits deploy apply --workspace local"]);
   else if (!answers(state)) notices.push(["plain", "No deployment has traffic yet.", "It is starting or paused: digits deploy status --workspace local"]);
-  if (drifts(state)) notices.push(["alarm", `Drift ${since(state)}.`, "Requests differ from the validation data. Look at the latest digits, then run: digits monitor --workspace local"]);
+  if (drifts(state)) notices.push(["alarm", `Drift ${since(state)}.`, "Requests differ from the validation data. Look at the latest images, then run: digits monitor --workspace local"]);
   if (state.lost) notices.push(["alarm", `${count(state.lost, "collected request")} lost.`, `Scoring continues. ${state.lost_reason}`]);
   const key = JSON.stringify(notices);
   if ($("notices").dataset.key === key) return;
