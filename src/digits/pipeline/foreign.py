@@ -22,7 +22,7 @@ from core.errors import DigitsError
 from core.params import Task
 from digits.sources.archives import Archive
 from digits.sources.fonts import FONTS, Fonts, load_glyphs, render
-from digits.sources.readers import Files, read
+from digits.sources.readers import Files, read_parts
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,8 @@ def main(arguments: list[str]) -> None:
     if isinstance(own.reader, Fonts):
         parts = draw(own.reader, own.per_class, task, script)
     else:
-        train, test = (
-            read(own.reader, Path(own.source), part, task.image_size, len(task.classes), script)
-            for part in ("train", "test")
-        )
+        source = Path(own.source)
+        train, test = read_parts(own.reader, source, task.image_size, task.classes, script)
         parts = pick(train, test, own.per_class, task.seed)
     for part, digits in parts.items():
         path = out / f"{script}_{part}.csv"

@@ -214,11 +214,15 @@ def _unpacked(body: bytes) -> bytes:
     return content
 
 
+def _in_memory(*_: Any, **__: Any) -> io.BytesIO:
+    return io.BytesIO()
+
+
 def _uploaded(body: bytes) -> bytes:
     """Return the only file of a form, or its only field."""
     boundary = body[2 : body.find(b"\n", 0, 200)].strip().decode("latin-1")
     parser = FormDataParser(
-        stream_factory=lambda **_: io.BytesIO(),
+        stream_factory=_in_memory,
         max_form_memory_size=BODY_BYTES,
         max_form_parts=20,
         silent=False,
@@ -326,7 +330,7 @@ def _in_normal_form(images: np.ndarray, sent: np.ndarray) -> tuple[np.ndarray, l
         notes.append("the values are from 0 to 1 and were multiplied by 255")
     found = np.rint(found).astype(np.uint8) if found.dtype != np.uint8 else found
     edges = np.concatenate([found[:, 0], found[:, -1], found[:, :, 0], found[:, :, -1]], axis=1)
-    if (dark := (edges > 127).mean(axis=1) > 0.5).any():
+    if (dark := (edges > 127).mean(axis=1) > 0.75).any():
         found = np.where(dark[:, None, None], 255 - found, found)
         few = ", ".join(map(str, sent[dark][:5])) + (", ..." if dark.sum() > 5 else "")
         notes.append(f"dark ink on light paper was inverted in image {few}")
