@@ -10,6 +10,7 @@ import math
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ INDEXES = ("", "id", "index", "unnamed: 0")
 BLOCK_BYTES = 1 << 23  # of text parsed at a time
 LINE_BYTES = 1 << 22  # the longest that is looked at: a million pixels
 PIXELS = 4 << 30  # of all images of a file together
+SIZES = range(16, 256**2 + 1)  # pixels of an image: other tables have fewer or more columns
 SAMPLE = 2000  # rows that show which column without a name is the label
 NUMBER = re.compile(r" *[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)? *")
 
@@ -146,7 +148,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
                     )
                 file = stack.enter_context(archive.open(inside[0]))
             yield file
-        except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
             raise DigitsError(f"{path}: is damaged ({error}). Fetch it again.") from None
 
 
@@ -188,7 +190,7 @@ def _layout(path: Path) -> _Layout:
         if len(first) == square + 1:
             label = _unnamed_label([_cells(line, delimiter) for line in lines[:-1] or lines])
     pixels = [place for place in range(len(names)) if place != label and place not in index]
-    if math.isqrt(len(pixels)) ** 2 != len(pixels) or not pixels:
+    if math.isqrt(len(pixels)) ** 2 != len(pixels) or len(pixels) not in SIZES:
         longer = "more than " if len(lines[0]) == LINE_BYTES else ""
         raise DigitsError(
             f"{path}:1: found {longer}{len(first):,} columns. Expected a label and the pixels of a "

@@ -1,8 +1,10 @@
-"""What the model declares: its sections of params.yaml, and commands of its own, if it has any."""
+"""What the model declares: its sections of params.yaml, and commands of its own."""
 
 from core.wings import Command, Section
 
-COMMANDS: tuple[Command, ...] = ()
+COMMANDS = (
+    Command("data", "Work", "digits.sources.command", "Inspect files of digits", ("click",)),
+)
 SECTIONS = (
     Section("mnist", "digits.pipeline.mnist:Params"),
     Section("foreign", "digits.pipeline.foreign:Params", each=True),

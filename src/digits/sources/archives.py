@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from core.dataset import Digits
 from core.errors import DigitsError
@@ -48,9 +49,15 @@ class Archive:
 
     format: Literal["archive"]
     train: tuple[str, ...]
-    test: tuple[str, ...]
     names: tuple[str, ...]
     ink: Literal["white", "black"]
+    test: tuple[str, ...] = ()
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of train, instead of test
+
+    def __post_init__(self) -> None:
+        """Test data has patterns or is a share of the training data."""
+        if bool(self.test) == (self.test_share is not None):
+            raise ValueError("give either test or test_share")
 
 
 class Pictures:
@@ -78,16 +85,20 @@ class Pictures:
         self.by_shape[image.shape].append((len(self.light), image))
         self.light.append(light)
 
+    @property
+    def most(self) -> str:
+        """The ink of most pictures."""
+        return "white" if 2 * sum(self.light) > len(self.light) else "black"
+
     def images(self, source: Path, image_size: int) -> np.ndarray:
         """Return uint8 (n, image_size, image_size) in MNIST's normal form.
 
         Raises DigitsError when most have the other ink.
         """
-        most = "white" if 2 * sum(self.light) > len(self.light) else "black"
-        if self.light and self.ink not in (None, most):
+        if self.light and self.ink not in (None, self.most):
             raise DigitsError(
-                f"{source}: ink in params.yaml is {self.ink}, but in most pictures it is {most}. "
-                f"Set ink: {most}."
+                f"{source}: ink in params.yaml is {self.ink}, but in most pictures it is "
+                f"{self.most}. Set ink: {self.most}."
             )
         if self.fault:
             raise self.fault

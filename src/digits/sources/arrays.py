@@ -1,6 +1,7 @@
 """Arrays and tables of images with their labels: NumPy's .npz and Parquet, as they circulate."""
 
 import math
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,7 +15,9 @@ from core.tables import LABELS, PIXELS, Table, check_regular
 from digits.sources.archives import Pictures
 
 IMAGES = ("image", "img", "images", "pixels", "picture", "x")  # columns of Parquet
+LABEL_NAME = re.compile(r"label|target|class|^y(_|\b)")
 LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # beside files of images
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # which may have a square's length
 ROWS = 5000  # of Parquet, read at a time
 
 
@@ -55,7 +58,9 @@ def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None
             arrays = {name: _array(archive, name) for name in names}
     except (zipfile.BadZipFile, ValueError, EOFError, zlib.error, NotImplementedError) as error:
         raise DigitsError(f"{path}: is no readable .npz ({error}). Fetch it again.") from None
-    flat = [array.ravel() for array in arrays.values() if array.size == len(array)]
+    flat = [name for name, array in arrays.items() if array.size == len(array)]
+    if len(flat) > 1:  # other facts of each image beside its label
+        flat = [name for name in flat if LABEL_NAME.search(name.lower())]
     deep = [array for array in arrays.values() if array.size > len(array)]
     if len(deep) > 1 or len(flat) > 1:
         shapes = ", ".join(f"{name[:-4]} {array.shape}" for name, array in arrays.items())
@@ -63,7 +68,7 @@ def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None
             f"{path}: has {shapes}. Expected one array of images and one of labels for {part}, "
             f"such as x_{part} and y_{part}."
         )
-    return deep[0] if deep else None, flat[0] if flat else None
+    return deep[0] if deep else None, arrays[flat[0]].ravel() if flat else None
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -141,7 +146,7 @@ def _of_column(where: str, start: int, column: pa.Array, pictures: Pictures) -> 
     found = []
     for number, data in enumerate(column.to_pylist(), start=start):
         side = math.isqrt(len(data))
-        if side**2 == len(data) and side >= 8 and not data.startswith((b"\x89PNG", b"\xff\xd8")):
+        if side**2 == len(data) and side >= 8 and not data.startswith(PICTURES):
             found.append(np.frombuffer(data, np.uint8).reshape(side, side))
         else:
             pictures.add(f"{where} {number}", data)

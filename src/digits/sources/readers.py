@@ -69,7 +69,7 @@ def read_parts(
     Raises DigitsError that names the file and what is wrong in it.
     """
     train = read(reader, source, "train", image_size, classes, script)
-    if isinstance(reader, Files) and reader.test_share is not None:
+    if reader.test_share is not None:
         # The same digits test whatever params.yaml's seed is.
         test, train = split(train, round(len(train) * reader.test_share), seed=0)
         _check_classes(source, "test", test, classes)

@@ -39,7 +39,7 @@ def pictures(kind: str = "PNG", change: Callable = lambda image: image) -> dict[
 
 
 def archive(pattern: str, ink: str = "white") -> Archive:
-    return Archive("archive", (pattern,), (pattern,), CLASSES, ink)  # type: ignore[arg-type]
+    return Archive("archive", (pattern,), CLASSES, ink, (pattern,))  # type: ignore[arg-type]
 
 
 def got(reader: Files | Archive, source: Path, script: str = "mnist") -> Digits:
