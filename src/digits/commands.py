@@ -3,7 +3,7 @@
 from core.wings import Command, Section
 
 COMMANDS = (
-    Command("data", "Work", "digits.sources.command", "Inspect files of digits", ("click",)),
+    Command("data", "Work", "digits.sources.command", "Inspect or fetch digits", ("click",)),
 )
 SECTIONS = (
     Section("mnist", "digits.pipeline.mnist:Params"),

@@ -53,6 +53,7 @@ class Archive:
     ink: Literal["white", "black"]
     test: tuple[str, ...] = ()
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of train, instead of test
+    sha256: str | None = None  # which `digits data fetch` compares
 
     def __post_init__(self) -> None:
         """Test data has patterns or is a share of the training data."""

@@ -5,18 +5,33 @@ from pathlib import Path
 import click
 
 
-@click.group()
+def _example(line: str) -> str:
+    """Return the end of a command's help: what to copy."""
+    return f"\b\nExample:\n  {line}"
+
+
+@click.group(epilog=_example("digits data inspect data/own"))
 def data() -> None:
     """Look at files of digits, or fetch published ones."""
 
 
-@data.command()
+@data.command(epilog=_example("digits data inspect data/own/train.csv.gz"))
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--script", default="mnist", help="The key of params.yaml's foreign; or mnist.")
+@click.option("--script", default="mnist", help="mnist, or a key of params.yaml's foreign.")
 def inspect(path: Path, script: str) -> None:
-    """Say what a file or folder holds, and print the block of params.yaml that reads it."""
+    """Print what files hold, and their block of params.yaml."""
     from core import params
     from digits.sources.inspect import inspect as describe
 
     task = params.task(params.load())
     print(describe(path, task.image_size, task.classes, script))
+
+
+@data.command(epilog=_example("digits data fetch devanagari"))
+@click.argument("script", type=click.Choice(["devanagari", "japanese"]))
+@click.option("--url", help="Another address of the archive, also file:///PATH.")
+def fetch(script: str, url: str | None) -> None:
+    """Download real digits, and name them in params.yaml."""
+    from digits.sources.fetch import fetch as fetch_set
+
+    fetch_set(script, url)
