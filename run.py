@@ -1,12 +1,13 @@
-"""The project's targets: `python run.py TARGET`, or `make TARGET`, on Linux and Windows alike.
+"""The targets of this project: `python run.py TARGET` or `make TARGET`, on Linux and Windows.
 
-Standard library only: it makes the environment that everything else runs in. Python packages
-come hash-locked from requirements-dev.txt into .venv, npm's from package-lock.json into
-node_modules. Both are reinstalled only when their lock changed, .venv also when the folder was
-moved; a changed pyproject.toml reinstalls the project's own package alone.
+Input: the lock files. Output: the environment, and what a target prints. Python packages are
+installed from requirements-dev.txt, with hashes, into .venv; npm packages from package-lock.json
+into node_modules. They are installed again only if their lock has changed, .venv also if the
+folder was moved. If only pyproject.toml has changed, only this project is installed again. Standard
+library only, because it creates the environment of everything else.
 """
 
-from __future__ import annotations  # so that an older Python can read this file and be refused
+from __future__ import annotations  # so that an older Python can parse this file and print an error
 
 import contextlib
 import hashlib
@@ -29,35 +30,38 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 LOCK, NPM_LOCK = ROOT / "requirements-dev.txt", ROOT / "package-lock.json"
 OLDEST, NEWEST = (3, 11), (3, 13)
 OLDEST_NODE = 20
-INSTALL_NODE = {  # a line to type, by sys.platform
+INSTALL_NODE = {  # command by sys.platform
     "win32": "winget install OpenJS.NodeJS.LTS",
     "darwin": "brew install node",
     "linux": "curl -fsSL https://raw.githubusercontent.com/nvm-sh/nvm/v0.40.3/install.sh | bash "
     "&& . ~/.nvm/nvm.sh && nvm install --lts",
 }
 NO_GIT = (
-    "this folder is not a git repository; a downloaded ZIP is none. Type, in this folder:\n"
+    "this folder is not a git repository (a downloaded ZIP file is not). Run in this folder:\n"
     '  git init -b main\n  git add --all\n  git commit -m "First commit"'
 )
-# Folders of state that earlier versions kept, and what replaced them.
-RETIRED = {".standin": "the local emulator keeps its state in .emulator/"}
-BLOB_PORT, MLFLOW_PORT = 10000, 5000  # Azurite's and MLflow's own defaults
-# Azurite's published account, the same on every machine: a name, not a secret.
+
+BLOB_PORT, MLFLOW_PORT = 10000, 5000  # defaults of Azurite and MLflow
+# The published key of Azurite's account, the same on every machine: not a secret.
 AZURITE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
-REMOTES = ("main", "review")  # DVC's remotes, and the containers that they are
-# Two processes, which share tests as tests/support/balance.py says, in the order that it gives.
-PARALLEL = ("--numprocesses", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
-# The top level of params.yaml, before any stage; `digits check` looks at everything, in seconds.
-CHECK_PARAMS = """
+REMOTES = ("main", "review")  # DVC's remotes; also the names of their containers
+# Two processes share the tests; tests/support/balance.py determines their order.
+PARALLEL = ("--numprocesses", "2", "--dist", "worksteal")
+# `dvc repro`, after validating the top level of params.yaml, in one process, which saves 0.2 s.
+REPRODUCE = """
 import sys
 from core import console, params
 def check():
     values = params.load()
     params.task(values)
     params.foreign_scripts(values)
-sys.exit(console.report_errors("params", check))
+code = console.report_errors("params", check)
+if code == 0:
+    from dvc.cli import main
+    code = main(["repro"])
+sys.exit(code)
 """
 MAKE_CONTAINERS = """
 import sys
@@ -73,24 +77,24 @@ with BlobServiceClient.from_connection_string(sys.argv[1]) as service:
 
 
 class TargetError(Exception):
-    """A target failed; the message says why and how to fix it."""
+    """A target failed; the message states the reason and the fix."""
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of what is started: .venv first on PATH, bytecode written."""
+    """Return the environment of child processes: .venv first in PATH, bytecode enabled."""
     env = dict(os.environ)
     env["PATH"] = os.pathsep.join([str(BIN), env.get("PATH", "")])
     env["VIRTUAL_ENV"] = str(VENV)
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode TensorFlow loads in 12 s, not 5
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode TensorFlow loads in 12 s, with in 5
     env.pop("PYTHONPATH", None)
     certificates = env.get("PIP_CERT") or env.get("REQUESTS_CA_BUNDLE")
     if certificates:
-        env.setdefault("SSL_CERT_FILE", certificates)  # uv reads this one
+        env.setdefault("SSL_CERT_FILE", certificates)  # for uv
     return env
 
 
 def run(*command: str | Path, fix: str = "") -> None:
-    """Run a command to its end; raise TargetError, with how to fix it, when it fails."""
+    """Run a command; raise TargetError with a fix when it fails."""
     try:
         code = subprocess.run(
             [str(part) for part in command], cwd=ROOT, env=environment()
@@ -107,20 +111,20 @@ def digest(path: Path) -> str:
 
 
 def changes(stamp: Path, facts: dict[str, str]) -> list[str]:
-    """Return which facts differ from those that the last installation wrote to `stamp`."""
+    """Return the names of facts that differ from those of the last installation, in `stamp`."""
     try:
         recorded = dict(json.loads(stamp.read_text("utf-8")))
-    except (OSError, TypeError, ValueError):  # none, or of an earlier version of this file
+    except (OSError, TypeError, ValueError):  # missing, or of an earlier version of this file
         recorded = {}
     return [name for name, fact in facts.items() if recorded.get(name) != fact]
 
 
 def check_prerequisites() -> None:
-    """Raise TargetError unless Python, git and Node.js are there in versions that work."""
+    """Raise TargetError unless Python, git and Node.js are installed in supported versions."""
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         raise TargetError(
             f"Python {sys.version_info[0]}.{sys.version_info[1]} is not supported; "
-            "run this with Python 3.11, 3.12 or 3.13"
+            "use Python 3.11, 3.12 or 3.13"
         )
     if shutil.which("git") is None:
         raise TargetError("git: not found; install it (https://git-scm.com)")
@@ -141,11 +145,11 @@ def check_prerequisites() -> None:
 
 
 def install_python() -> None:
-    """Make .venv from the lock: first uv alone with pip, then everything with uv."""
+    """Create .venv from the lock: install uv with pip, then everything else with uv."""
     stamp = VENV / "installed"
     facts = {
         "python": sys.version,
-        "folder": str(VENV.resolve().parent),  # which its scripts name; .venv may be a link
+        "folder": str(VENV.resolve().parent),  # part of its scripts; .venv may be a link
         "lock": digest(LOCK),
         "project": digest(ROOT / "pyproject.toml"),
     }
@@ -155,17 +159,17 @@ def install_python() -> None:
         print(f"Installing the locked Python packages into .venv{why} ...", flush=True)
         install_locked()
     if changed:
-        # The command of the project, which runs the src of this folder. The build backend is uv.
+        # Installs the project's command, which runs src of this folder. The build backend is uv.
         own: list[str | Path] = ["--quiet", "--offline", "--no-deps", "--reinstall"]
         run(BIN / "uv", "pip", "install", *own, "--python", PYTHON, "--editable", ROOT)
         stamp.write_text(json.dumps(facts), "utf-8")
 
 
 def install_locked() -> None:
-    """Make a new .venv with the locked packages."""
+    """Create a new .venv with the locked packages."""
     offline = "is there a network, and does it reach the package index?"
     shutil.rmtree(VENV, ignore_errors=True)
-    # Never the Python of .venv itself, which an activated one runs this with.
+    # Not the Python of .venv, with which this may run if .venv is activated.
     base = getattr(sys, "_base_executable", sys.executable)
     run(base, "-m", "venv", VENV, fix="install Python's venv module")
     uv_lock = re.search(r"^uv==.*?(?=^\S|\Z)", LOCK.read_text("utf-8"), re.M | re.S)
@@ -190,13 +194,13 @@ def install_locked() -> None:
         "--compile-bytecode",
     ]
     run(*uv, "--python", PYTHON, LOCK, fix=offline)
-    # TensorFlow's C++ headers: 290 MB that only the build of custom operations needs.
+    # TensorFlow's C++ headers, 290 MB, are needed only to build custom operations.
     for headers in VENV.glob("**/site-packages/tensorflow/include"):
         shutil.rmtree(headers)
 
 
 def install_npm() -> None:
-    """Make node_modules from the lock: data packages, fonts, the blob emulator."""
+    """Create node_modules from the lock: data packages, fonts, the blob emulator."""
     stamp = ROOT / "node_modules" / "installed"
     facts = {"lock": digest(NPM_LOCK)}
     if not changes(stamp, facts):
@@ -212,21 +216,17 @@ def env() -> None:
     check_prerequisites()
     install_python()
     install_npm()
-    for name, instead in RETIRED.items():
-        if (ROOT / name).exists():
-            print(f"{name}/ is no longer used ({instead}): you can delete it.", flush=True)
 
 
 def repro() -> None:
-    """Reproduce the pipeline, then show the metrics."""
+    """Reproduce the pipeline and show the metrics."""
     env()
-    run(PYTHON, "-c", CHECK_PARAMS)
-    run(BIN / "dvc", "repro")
+    run(PYTHON, "-c", REPRODUCE)
     show_metrics()
 
 
 def show_metrics(root: Path | None = None) -> None:
-    """Print the headline figures of each source, one a row."""
+    """Print the summary metrics, one row per source."""
     path = (root or ROOT) / "data" / "evaluation" / "metrics.json"
     figures = json.loads(path.read_text("utf-8"))
     print(f"\n{'test digits':22}{'accuracy':>10}{'95 % interval':>20}{'calibration error':>20}")
@@ -238,53 +238,53 @@ def show_metrics(root: Path | None = None) -> None:
 
 
 def measure(name: str) -> None:
-    """Run a module of tests/benchmarks with the other arguments."""
+    """Run a module of tests/benchmarks with the remaining arguments."""
     run(PYTHON, Path("tests", "benchmarks"), name, *sys.argv[2:])
 
 
 def bench() -> None:
-    """Time the training against the convnet of the Keras documentation: a quarter of an hour."""
+    """Time the training and the convnet of the Keras documentation: a quarter of an hour."""
     repro()
     measure("bench")
 
 
 def bench_serve() -> None:
-    """Time the endpoint against a constant answer and against MLflow's server: two minutes."""
+    """Time the endpoint, a constant answer and MLflow's server: two minutes."""
     repro()
     measure("bench_serve")
 
 
 def bench_workers() -> None:
-    """Time a training step on one and on two machines of loopback: a minute."""
+    """Time a training step on one and on two machines over loopback: a minute."""
     env()
     measure("bench_workers")
 
 
 def drift_power() -> None:
-    """Measure how surely drift is seen and how seldom falsely: a minute."""
+    """Measure the power and the false alarm rate of the drift test: a minute."""
     repro()
     measure("power")
 
 
 def rendering_realism() -> None:
-    """Score real handwriting by a network trained on rendered digits: SCRIPT HANDWRITING.npz."""
+    """Score real handwriting with a model of rendered digits: SCRIPT HANDWRITING.npz."""
     env()
     measure("realism")
 
 
 def noise() -> None:
-    """Train five seeds and store how much the metrics differ, in data/noise.json."""
+    """Train with five seeds and store the variance of the metrics in data/noise.json."""
     env()
     run(BIN / "dvc", "repro", "prepare")
     measure("seed_variance")
 
 
 def mlflow() -> None:
-    """Open the page of all runs, those of experiments too, until Ctrl-C."""
+    """Open MLflow's page of all runs, including experiments, until Ctrl-C."""
     env()
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'data' / 'mlflow.db'}"
     if store.startswith("http"):
-        print(f"Your runs are logged to {store}, which has a page of its own.")
+        print(f"Runs are logged to {store}, which has its own page.")
         return
     place = ["--host", "127.0.0.1", "--port", str(MLFLOW_PORT)]
     command = [BIN / "mlflow", "server", "--backend-store-uri", store, "--workers", "1", *place]
@@ -305,8 +305,19 @@ def mlflow() -> None:
         process.wait()
 
 
+def notebooks() -> None:
+    """Write src/notebooks as .ipynb beside the scripts, for Jupyter and Azure ML."""
+    env()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    options = ["--to", "ipynb", "--update-metadata", json.dumps({"kernelspec": kernel})]
+    scripts = sorted((ROOT / "src" / "notebooks").glob("*.py"))
+    run(BIN / "jupytext", "--quiet", *options, *scripts)
+    for script in scripts:
+        print(script.with_suffix(".ipynb").relative_to(ROOT))
+
+
 def lint() -> None:
-    """Run the linters, the type checker, the check of dependencies and that of sizes."""
+    """Run the linters, the type checker, and the checks of dependencies and sizes."""
     env()
     run(BIN / "ruff", "check", ".")
     run(BIN / "ruff", "format", "--check", ".")
@@ -317,26 +328,26 @@ def lint() -> None:
 
 
 def check() -> None:
-    """Lint, types, sizes and the quick tests."""
+    """Run `lint` and the fast tests."""
     lint()
     run(BIN / "pytest", *PARALLEL, "-m", "not slow and not prove")
 
 
 def test() -> None:
-    """Lint, types and all tests but the longest."""
+    """Run `lint` and all tests except the longest."""
     lint()
     run(BIN / "pytest", *PARALLEL, "-m", "not prove")
 
 
 def prove() -> None:
-    """All tests, the production model and a sample of all faults too: three quarters of an hour."""
+    """Run all tests, with the production model and sampled faults: three quarters of an hour."""
     lint()
     repro()
-    run(BIN / "pytest", *PARALLEL, *sys.argv[2:])  # for instance --all-cases, which takes hours
+    run(BIN / "pytest", *PARALLEL, *sys.argv[2:])  # for instance --all-cases, for hours
 
 
 def demo() -> None:
-    """Show the whole life cycle, from training to retraining by drift."""
+    """Demonstrate the life cycle, from training to retraining after drift."""
     env()
     run(PYTHON, Path("tests", "workflows", "demo.py"), *sys.argv[2:])
 
@@ -350,15 +361,15 @@ def connection_string(port: int) -> str:
 
 
 def blob_emulator(port: int, folder: Path) -> list[str | Path]:
-    """Return the command that starts the blob emulator on loopback with its data in `folder`."""
+    """Return the command that starts the blob emulator on loopback, with data in `folder`."""
     program = ROOT / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     place: list[str | Path] = ["--blobPort", str(port), "--location", folder]
-    # Azurite knows the service's versions up to its own release; the current SDK is ahead of it.
+    # The current SDK uses a later API version than Azurite supports.
     return ["node", program, *place, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
 
 
 def start_blob_emulator(port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """Start the blob emulator; return once it listens and has the remotes' containers."""
+    """Start the blob emulator; return when it listens and the remotes' containers exist."""
     process = subprocess.Popen(
         [str(word) for word in blob_emulator(port, folder)],
         stdout=subprocess.PIPE,
@@ -378,7 +389,7 @@ def start_blob_emulator(port: int, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def storage() -> None:
-    """Start the blob emulator and point DVC's remotes at it, until Ctrl-C."""
+    """Start the blob emulator as DVC's remotes, until Ctrl-C."""
     env()
     process = start_blob_emulator(BLOB_PORT, ROOT / ".azurite")
     local = ROOT / ".dvc" / "config.local"
@@ -399,10 +410,10 @@ def storage() -> None:
 
 
 def lock() -> None:
-    """Resolve pyproject.toml and package.json into new lock files."""
+    """Resolve pyproject.toml and package.json, and write the lock files."""
     env()
     resolve: list[str | Path] = [BIN / "uv", "pip", "compile", "--quiet", "--universal"]
-    # One version of a package for every Python, where there is one.
+    # The same version of a package for all versions of Python, if possible.
     resolve += ["--fork-strategy", "fewest"]
     resolve += ["--generate-hashes", "--no-header", "--no-annotate", "pyproject.toml"]
     resolve += sys.argv[2:]  # for instance --upgrade, or --upgrade-package NAME
@@ -431,6 +442,7 @@ TARGETS = {
     "rendering-realism": rendering_realism,
     "noise": noise,
     "mlflow": mlflow,
+    "notebooks": notebooks,
     "storage": storage,
     "env": env,
     "lock": lock,
@@ -441,11 +453,11 @@ TARGETS = {
 def main() -> int:
     """Run the target named on the command line; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        # A console that cannot show every digit must not stop anything.
+        # Escape characters that the console cannot show.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     name = sys.argv[1] if len(sys.argv) > 1 else "help"
     if name not in TARGETS:
-        print(f"run.py: no target {name}; there are {', '.join(TARGETS)}", file=sys.stderr)
+        print(f"run.py: unknown target {name}. Targets: {', '.join(TARGETS)}", file=sys.stderr)
         return 1
     try:
         TARGETS[name]()

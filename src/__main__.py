@@ -1,7 +1,7 @@
-"""Run one stage of the code beside this file: `python src STAGE ...`.
+"""Run one stage of the pipeline: `python src STAGE ...`.
 
-Started this way a stage always runs the src of the directory it stands in, also in an
-experiment's temporary folder.
+Started this way, a stage always runs the code of the current folder, also in the temporary folder
+of a DVC experiment.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from core import console
 
 
 def main(arguments: list[str]) -> int:
-    """Run the stage named first with the other arguments; return the exit code."""
+    """Run the stage that the first argument names; return the exit code."""
     stages = [module.name for module in pkgutil.iter_modules(digits.pipeline.__path__)]
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):

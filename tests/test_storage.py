@@ -11,7 +11,7 @@ import yaml
 from azure.storage.blob import BlobClient
 from conftest import ROOT, Azurite, Project, environment, free_port, python
 
-from core.dataset import read_pool
+from core.dataset import read_split
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def blob(project: Project, azurite: Azurite, path: str) -> BlobClient:
 
 def pool_sizes(project: Project) -> int:
     folder = project.root / "data" / "prepared"
-    pools = [read_pool(folder / f"{name}.npz", 10, 28) for name in ("training", "validation")]
+    pools = [read_split(folder / f"{name}.npz", 10, 28) for name in ("training", "validation")]
     return sum(len(part) for pool in pools for part in pool)
 
 
@@ -175,7 +175,7 @@ def test_a_missing_blob_is_named_and_pushed_again(
 
 
 @pytest.mark.prove
-def test_a_wrong_key_is_told_and_loses_nothing(
+def test_a_wrong_key_is_reported_and_loses_nothing(
     pushed: Project, clone: Project, azurite: Azurite
 ) -> None:
     wrong = azurite.connection_string.replace("AccountKey=Eby8", "AccountKey=AAAA")
@@ -212,7 +212,7 @@ def test_make_storage_leaves_the_settings_as_they_were(
 
 
 @pytest.mark.prove
-def test_a_stopped_server_is_told_and_loses_nothing(
+def test_a_stopped_server_is_reported_and_loses_nothing(
     pushed: Project, clone: Project, azurite: Azurite
 ) -> None:
     azurite.stop()

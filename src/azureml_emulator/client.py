@@ -58,7 +58,9 @@ def connect(folder: Path | str, workspace: str = "local") -> MLClient:
         message = f"{path}: not found. Start the emulator: python -m azureml_emulator --folder"
         raise EmulatorError(f"{message} {folder}") from None
     os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
-    os.environ["NO_PROXY"] = "127.0.0.1"
+    for name in ("NO_PROXY", "no_proxy"):  # the second comes first where it is set
+        known = [one for one in os.environ.get(name, "").split(",") if one]
+        os.environ[name] = ",".join(dict.fromkeys([*known, "127.0.0.1"]))
     _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = address["blobs"] + "/{}"
     _common.LROConfigurations.POLL_INTERVAL = POLL_SECONDS  # type: ignore[assignment]
     BlobStorageClient.check_blob_exists = overwrite_unconfirmed  # type: ignore[method-assign, assignment]

@@ -1,56 +1,73 @@
 """Azure's own inference server on this machine: one process for a code and a model folder.
 
-What enters are two folders and a port; what leaves is a process that answers POST /score on
-loopback as the deployment does on Azure. The emulator, tests and benchmarks start it here.
+What enters are two folders and an address; what leaves is a process that answers POST /score there
+as the deployment does on Azure. The emulator gives it a Unix socket in a folder that nobody else
+may enter, so that no other process can take its place or call it past the endpoint's keys; where
+there are none (Windows), and for tests and benchmarks, it listens on a port of loopback.
 """
 
+import contextlib
+import http.client
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from azureml_emulator.web import EmulatorError
+from azureml_emulator.web import LOOPBACK, EmulatorError
 
-# The server's own main binds every address and has no option for it: here it binds loopback, and
-# ends when its standard input does, with the process that started it, however that ends.
+# The server's own main binds every address and has no option for it: here it binds what it is
+# given, and ends when its standard input does, with the process that started it, however that
+# ends. A worker that hangs in `init` hears no signal: it is killed with its group in the end.
 LAUNCH = """
-import os, signal, threading
+import os, signal, sys, threading, time
 from azureml_inference_server_http import amlserver
 def end():
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_SECONDS)
+    os.killpg(0, signal.SIGKILL)
 threading.Thread(target=end, daemon=True).start()
 amlserver.DEFAULT_HOST = "127.0.0.1"
+if address := sys.argv.pop(1):
+    from azureml_inference_server_http import amlserver_linux
+    run = amlserver_linux.run
+    amlserver_linux.run = lambda host, port, *rest: run("unix", address, *rest)
 amlserver.run()
 """
 POLL_SECONDS = 0.05
 STOP_SECONDS = 10.0  # score.py sends what it has collected in less
+Address = int | Path  # a port of loopback, or a Unix socket
 
 
 def start(
     code: Path,
     model: Path,
-    port: int,
+    address: Address,
     log: Path,
     env: Mapping[str, str] = os.environ,
     timeout_seconds: float = 60.0,
     workers: int = 1,
+    script: str = "score.py",
+    aborted: threading.Event | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a server for `code`/score.py and the model below `model`; return once it is healthy.
+    """Start a server for `code`/`script` and the model below `model`; return once it is healthy.
 
     `env` is all of its environment; what it prints is appended to `log`. `stop` ends it.
 
-    Raises EmulatorError, with the last line of the log, when it ends or is not healthy in time;
-    nothing is left running then.
+    Raises EmulatorError, with the last line of the log, when it ends, is not healthy in time, or
+    `aborted` is set; nothing is left running then.
     """
-    command = [sys.executable, "-c", LAUNCH, "--entry_script", str(code.resolve() / "score.py")]
-    command += ["--model_dir", str(model.resolve())]
-    command += ["--port", str(port), "--worker_count", str(workers)]
+    path = "" if isinstance(address, int) else str(address)
+    launch = LAUNCH.replace("STOP_SECONDS", str(STOP_SECONDS))
+    command = [sys.executable, "-c", launch, path, "--entry_script", str(code.resolve() / script)]
+    command += ["--model_dir", str(model.resolve()), "--worker_count", str(workers)]
+    command += [] if path else ["--port", str(address)]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -62,41 +79,64 @@ def start(
             start_new_session=True,  # so that Ctrl-C ends it by `stop`, when it has collected all
         )
     end = time.monotonic() + timeout_seconds
+    reason = ""
     try:
-        while not healthy(port):
+        while not healthy(address):
             if process.poll() is not None:
-                raise EmulatorError(f"{log}: the inference server ended: {_last_line(log)}")
-            if time.monotonic() > end:
-                raise EmulatorError(
-                    f"{log}: the inference server was not healthy within {timeout_seconds:g} s: "
-                    f"{_last_line(log)}"
-                )
+                reason = "ended"
+            elif aborted and aborted.is_set():
+                reason = "was stopped before it was healthy"
+            elif time.monotonic() > end:
+                reason = f"was not healthy within {timeout_seconds:g} s"
+            if reason:
+                raise EmulatorError(f"{log}: the inference server {reason}: {_last_line(log)}")
             time.sleep(POLL_SECONDS)
     except BaseException:
-        stop(process)
+        stop(process, 0 if reason else STOP_SECONDS)
         raise
     return process
 
 
-def healthy(port: int, path: str = "/") -> bool:
-    """Return whether the server on a port of loopback says that it is up."""
+class Connection(http.client.HTTPConnection):
+    """A connection to a server at an address, through no proxy."""
+
+    def __init__(self, address: Address) -> None:
+        port = address if isinstance(address, int) else 80
+        super().__init__(LOOPBACK, port, timeout=2)
+        self.address = address
+
+    def connect(self) -> None:
+        if isinstance(self.address, int):
+            return super().connect()
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        return self.sock.connect(str(self.address))
+
+
+def healthy(address: Address, path: str = "/") -> bool:
+    """Return whether the server at an address says that it is up."""
+    connection = Connection(address)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a server and its workers, which send what they collected; kill it when it does not go."""
+def stop(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECONDS) -> None:
+    """End a server and its workers, which send what they collected; kill those that do not go."""
     if process.stdin:
         process.stdin.close()
     process.terminate()
-    try:
-        process.wait(timeout=STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers that hang, or outlived their master
+    process.kill()
+    process.wait()
 
 
 def _last_line(log: Path) -> str:

@@ -1,7 +1,7 @@
 """The scoring address of online endpoints: keys, weights, one inference server a deployment.
 
 What a deployment's data collector sends comes in on a port of its own, so that the rows'
-deployment is known.
+deployment is known; its password is in the environment of the deployment's server alone.
 """
 
 import asyncio
@@ -9,15 +9,17 @@ import contextlib
 import io
 import os
 import random
+import secrets
+import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -39,14 +41,30 @@ NO_ROUTE = (
 OnRequest = Callable[[str, str, int, float], object]  # endpoint, deployment, status, seconds
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What a deployment's inference server is started with."""
+
+    code: str  # folders
+    model: str
+    script: str  # below `code`
+    log: str
+    env: dict[str, str]
+    seconds: float  # that it may take until it is healthy
+
+
 @dataclass
 class Running:
     """One deployment's inference server."""
 
     process: subprocess.Popen[bytes]
-    port: int
+    address: inference.Address
     sink: Server
+    launch: Launch | None = None
+    name: str = ""  # the deployment's, as it was first spelled
     under_way: int = 0
+    failures: int = 0  # to start it again after it ended
+    next_start: float = 0.0  # not before this time.monotonic()
 
 
 @dataclass
@@ -58,7 +76,7 @@ class Endpoint:
 
 
 class Router:
-    """All endpoints and the servers behind them."""
+    """All endpoints and the servers behind them, by names in lower case: Azure ignores the case."""
 
     def __init__(
         self,
@@ -76,66 +94,76 @@ class Router:
         self.running: dict[tuple[str, str], Running] = {}
         self.lock = threading.Lock()
         self.servers, self.collect, self.on_request = servers, collect, on_request
+        self.aborted = threading.Event()  # ends starts under way
+        self.folder = Path(tempfile.mkdtemp(prefix="aml-"))  # 0700; a socket's path has 107 bytes
+        self.sockets = 0  # so far
         application = web.Application(client_max_size=BODY_BYTES)
         application.router.add_route("*", "/{path:.*}", self.score)
-        application.cleanup_ctx.append(self.client)
         self.server = servers.serve(application, port)
         self.port = self.server.port
         self.url = f"http://{LOOPBACK}:{self.port}"
 
-    async def client(self, application: web.Application) -> Any:
-        """Keep a client for the deployments' servers while this one runs."""
-        added = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),  # Azure's server keeps none
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
-            skip_auto_headers=added,
-            auto_decompress=False,
-        )
-        yield
-        await self.session.close()
-
     def start(
         self,
-        place: tuple[str, str],
-        code: Path,
-        model: Path,
-        env: Mapping[str, str],
-        log: Path,
-        seconds: float,
+        endpoint: str,
+        deployment: str,
+        launch: Launch,
+        may_replace: Callable[[Running | None], bool] = lambda before: True,
     ) -> None:
-        """Start the server of deployment `place`; return once it is healthy.
+        """Start a deployment's server; return once it is healthy.
 
-        It replaces the one that ran. Raises EmulatorError as `inference.start` does.
+        It replaces the one that runs then, if it may. Raises EmulatorError as `inference.start`
+        does; the one that ran stays.
         """
-        sink = self.servers.serve(self.sink(*place))
-        with socket.socket() as free:
-            free.bind((LOOPBACK, 0))
-            port = free.getsockname()[1]
+        password, place = secrets.token_urlsafe(), (endpoint.lower(), deployment.lower())
+        sink = self.servers.serve(self.sink(endpoint, deployment, password))
         settings = {
             "AML_APP_INSIGHTS_ENABLED": "false",
-            "AZUREML_MDC_HOST": LOOPBACK,
+            "AZUREML_MDC_HOST": f"emulator:{password}@{LOOPBACK}",
             "AZUREML_MDC_PORT": str(sink.port),
             "NO_PROXY": LOOPBACK,
+            "no_proxy": LOOPBACK,
         }
         try:
-            workers = int(env.get("WORKER_COUNT", "1"))
-            env = {**os.environ, **env, **settings}
-            process = inference.start(code, model, port, log, env, seconds, workers)
+            address, code, log = self.free_address(), Path(launch.code), Path(launch.log)
+            process = inference.start(
+                code,
+                Path(launch.model),
+                address,
+                log,
+                {**os.environ, **launch.env, **settings},
+                launch.seconds,
+                int(launch.env.get("WORKER_COUNT", "1")),
+                launch.script,
+                self.aborted,
+            )
         except BaseException:
             sink.stop()
             raise
-        fresh = Running(process, port, sink)
+        fresh = Running(process, address, sink, launch, deployment)
         with self.lock:
             before = self.running.get(place)
-            self.running[place] = fresh
+            if may_replace(before):
+                self.running[place] = fresh
+            else:
+                before = fresh
         if before:
             self.end(before)
+
+    def free_address(self) -> inference.Address:
+        """Return where the next server can listen."""
+        if hasattr(socket, "AF_UNIX") and os.name == "posix":
+            with self.lock:
+                self.sockets += 1
+                return self.folder / str(self.sockets)
+        with socket.socket() as free:
+            free.bind((LOOPBACK, 0))
+            return int(free.getsockname()[1])
 
     def stop(self, place: tuple[str, str]) -> None:
         """Stop a deployment's server when its requests under way are answered."""
         with self.lock:
-            before = self.running.pop(place, None)
+            before = self.running.pop((place[0].lower(), place[1].lower()), None)
         if before:
             self.end(before)
 
@@ -144,6 +172,7 @@ class Router:
         self.server.stop()
         for place in list(self.running):
             self.stop(place)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self, running: Running) -> None:
         """End a server that gets no more requests."""
@@ -154,30 +183,32 @@ class Router:
         running.sink.stop()
 
     @contextlib.contextmanager
-    def route(self, endpoint: str, chosen: str | None) -> Iterator[tuple[str, int] | None]:
-        """Yield name and port of the deployment for a request, or None if there is none."""
+    def route(self, endpoint: str, chosen: str | None) -> Iterator[Running | None]:
+        """Yield the server of the deployment for a request, or None if there is none."""
         with self.lock:
             weights = {
-                name: weight
+                name.lower(): weight
                 for name, weight in self.endpoints[endpoint].traffic.items()
-                if weight and (endpoint, name) in self.running
+                if weight and (endpoint, name.lower()) in self.running
             }
             drawn = random.choices(*zip(*weights.items(), strict=True)) if weights else [""]
-            name = chosen or drawn[0]
-            running = self.running.get((endpoint, name))
+            running = self.running.get((endpoint, (chosen or drawn[0]).lower()))
             if running:
                 running.under_way += 1
         try:
-            yield (name, running.port) if running else None
+            yield running
         finally:
             if running:
                 with self.lock:
                     running.under_way -= 1
 
-    def sink(self, endpoint: str, deployment: str) -> web.Application:
+    def sink(self, endpoint: str, deployment: str, password: str) -> web.Application:
         """Return what takes the rows that azureml-ai-monitoring posts to /modeldata/log (ran)."""
+        authorization = aiohttp.encode_basic_auth("emulator", password)
 
         async def take(request: web.Request) -> web.Response:
+            if request.headers.get("Authorization") != authorization:
+                raise web.HTTPUnauthorized(text="The deployment's password is missing or wrong.")
             check_length(request, required=True)
             rows = await read_body(request)
             await asyncio.to_thread(self.collect, endpoint, deployment, request.headers, rows)
@@ -189,11 +220,12 @@ class Router:
 
     async def score(self, request: web.Request) -> web.Response:
         """Check length and key, choose a deployment, pass the request on."""
-        if request.method != "POST":
-            raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="Send a POST.")
-        check_length(request, required=True)
         name, _, rest = request.raw_path.lstrip("/").partition("/")
-        endpoint = self.endpoints.get(name)
+        described = request.method == "GET" and rest.partition("?")[0] == "swagger.json"
+        if request.method != "POST" and not described:
+            raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="Send a POST.")
+        check_length(request, required=not described)
+        endpoint = self.endpoints.get(name.lower())
         if not request.raw_path.isascii():
             raise web.HTTPBadRequest(text="The path is malformed: it must be percent-encoded.")
         if endpoint is None:
@@ -203,27 +235,26 @@ class Router:
             raise web.HTTPUnauthorized(text="The key or token is missing or wrong.")
         body = await read_body(request)
         began = time.monotonic()
-        with self.route(name, request.headers.get("azureml-model-deployment")) as target:
+        with self.route(name.lower(), request.headers.get("azureml-model-deployment")) as target:
             if target:
                 answer = await self.forward(target, rest, body, request)
             else:
                 answer = web.Response(status=404, text=NO_ROUTE)
             if self.on_request:
-                seconds, deployment = time.monotonic() - began, target[0] if target else ""
+                seconds, deployment = time.monotonic() - began, target.name if target else ""
                 row = (name, deployment, answer.status, seconds)
                 await asyncio.to_thread(self.on_request, *row)
             return answer
 
     async def forward(
-        self, target: tuple[str, int], path: str, body: bytes, request: web.Request
+        self, target: Running, path: str, body: bytes, request: web.Request
     ) -> web.Response:
         """Return a deployment's answer, 502 if there is none."""
-        deployment, port = target
         path, _, query = path.partition("?")
         url = request.rel_url.build(  # as it came, quoted by the client
             scheme="http",
             host=LOOPBACK,
-            port=port,
+            port=target.address if isinstance(target.address, int) else None,
             path=f"/{path}",
             query_string=query,
             encoded=True,
@@ -231,11 +262,29 @@ class Router:
         sent = kept(request.headers, NOT_SENT)
         if "x-ms-request-id" not in request.headers:
             sent.append(("x-ms-request-id", str(uuid.uuid4())))
-        origin = ("azureml-model-deployment", deployment)
+        origin = ("azureml-model-deployment", target.name)
+        connector: aiohttp.BaseConnector = (  # for one request: Azure's server keeps none
+            aiohttp.TCPConnector(force_close=True)
+            if isinstance(target.address, int)
+            else aiohttp.UnixConnector(str(target.address), force_close=True)
+        )
+        client = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            auto_decompress=False,
+        )
         try:
-            async with self.session.post(
-                url, data=io.BytesIO(body), headers=sent, allow_redirects=False
-            ) as answer:
+            async with (
+                client,
+                client.request(
+                    request.method,
+                    url,
+                    data=io.BytesIO(body) if request.method == "POST" else None,
+                    headers=sent,
+                    allow_redirects=False,
+                ) as answer,
+            ):
                 headers = [*kept(answer.headers, NOT_RETURNED), origin]
                 return web.Response(status=answer.status, body=await answer.read(), headers=headers)
         except ValueError as error:  # nothing was sent

@@ -10,21 +10,30 @@ import json
 import logging
 import secrets
 import signal
+import sqlite3
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from azureml_emulator.collector import Collector, OnLost
 from azureml_emulator.controls import Controls
-from azureml_emulator.router import Endpoint, OnRequest, Router, Running
-from azureml_emulator.services import batch_endpoints, jobs, online_endpoints, urls, workspaces
+from azureml_emulator.router import OnRequest, Router
+from azureml_emulator.services import assets, batch_endpoints, deployments, jobs, urls, workspaces
 from azureml_emulator.state import State, read_state
 from azureml_emulator.storage import ACCOUNT, run_azurite
-from azureml_emulator.web import LOOPBACK, EmulatorError, Servers, make_certificate, write_atomic
+from azureml_emulator.web import (
+    LOOPBACK,
+    EmulatorError,
+    Servers,
+    make_certificate,
+    warn,
+    write_atomic,
+)
 
 EXPIRE_SECONDS = 3600.0  # between two looks at what is too old to be kept
+SUPERVISE_SECONDS = 1.0  # between two looks at the deployments' servers
 
 
 class Emulator:
@@ -59,9 +68,10 @@ class Emulator:
     def __enter__(self) -> "Emulator":
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        self.address = self.read_address()
-        read_state(self.folder / "state.json")  # before anything is started
         with contextlib.ExitStack() as stack:
+            stack.callback(lock(self.folder).close)
+            self.address = self.read_address()
+            read_state(self.folder / "state.json")  # before anything is started
             self.start(stack)
             self.opened = stack.pop_all()
         return self
@@ -79,9 +89,14 @@ class Emulator:
         stack.callback(self.servers.close)
         self.collector = Collector(self.storage.client, self.on_lost)
         stack.callback(self.collector.close)
-        authority, certificate, key = make_certificate(self.folder)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
+        authority, certificate, key = make_certificate(self.folder)
+        try:
+            context.load_cert_chain(certificate, key)
+        except ssl.SSLError:  # damaged
+            key.unlink()
+            authority, certificate, key = make_certificate(self.folder)
+            context.load_cert_chain(certificate, key)
         try:
             self.router = Router(
                 self.servers, self.port("router"), self.collector.take, self.on_request
@@ -104,7 +119,7 @@ class Emulator:
             stack.callback(server.stop)
         except OSError as error:
             raise EmulatorError(
-                f"{self.address_file}: {error}. Is the emulator of this folder running already?"
+                f"{self.address_file}: {error}. Delete this file if another program has the port."
             ) from None
         state.url = f"https://{LOOPBACK}:{server.port}"
         for name in ("controls", "controls_port"):  # of an earlier start
@@ -114,29 +129,44 @@ class Emulator:
             token=state.token,
             certificate=str(authority),
             blobs=self.storage.url.removesuffix(f"/{ACCOUNT}"),
+            blob_key=self.storage.key,
             port=server.port,
             router_port=self.router.port,
             blob_port=self.storage.port,
             **addresses,
         )
-        online_endpoints.restore(state)
-        jobs.restore(state)
+        assets.restore(state)
+        deployments.restore(state)
         batch_endpoints.restore(state)
-        expiring = asyncio.run_coroutine_threadsafe(self.expire(), self.servers.loop)
-        stack.callback(expiring.cancel)
+        jobs.restore(state)
+        for work, seconds in (
+            (workspaces.enforce_retention, EXPIRE_SECONDS),
+            (deployments.supervise, SUPERVISE_SECONDS),
+        ):
+            repeated = asyncio.run_coroutine_threadsafe(
+                self.repeat(work, seconds), self.servers.loop
+            )
+            stack.callback(repeated.cancel)
 
-    async def expire(self) -> None:
-        """Delete what the storage account's rules say is too old, again and again."""
+    async def repeat(self, work: Callable[[State], None], seconds: float) -> None:
+        """Do something to the state again and again."""
         while True:
-            await asyncio.sleep(EXPIRE_SECONDS)
-            await asyncio.to_thread(workspaces.enforce_retention, self.state)
+            await asyncio.sleep(seconds)
+            try:
+                await asyncio.to_thread(work, self.state)
+            except Exception as error:  # of one time; the next may do
+                warn(f"{work.__name__}: {error!r}")
 
     def read_address(self) -> dict[str, Any]:
         """Return what address.json held when the emulator last ran here."""
         if not self.address_file.exists():
             return {}
         try:
-            return dict(json.loads(self.address_file.read_text("utf-8")))
+            address = dict(json.loads(self.address_file.read_text("utf-8")))
+            ports = [port for name, port in address.items() if name.endswith("port")]
+            if all(isinstance(port, int) for port in ports):
+                return address
+            raise ValueError
         except (ValueError, TypeError):
             message = f"{self.address_file}: expected JSON, found something else. Delete this file."
             raise EmulatorError(message) from None
@@ -150,15 +180,20 @@ class Emulator:
         self.address |= values
         write_atomic(self.address_file, json.dumps(self.address, indent=1) + "\n")
 
-    @property
-    def endpoints(self) -> dict[str, Endpoint]:
-        """Keys and traffic of the online endpoints, by name."""
-        return self.router.endpoints
 
-    @property
-    def running(self) -> dict[tuple[str, str], Running]:
-        """The servers that run, by endpoint and deployment."""
-        return self.router.running
+def lock(folder: Path) -> sqlite3.Connection:
+    """Return a lock on a folder; closing it, or the end of this process, sets the folder free.
+
+    Raises EmulatorError if another process has it.
+    """
+    file = sqlite3.connect(folder / "lock", timeout=0, check_same_thread=False)
+    try:
+        file.execute("BEGIN EXCLUSIVE")
+    except sqlite3.Error as error:
+        file.close()
+        message = f"{folder}: in use ({error}). Is the emulator of this folder running already?"
+        raise EmulatorError(message) from None
+    return file
 
 
 def stop_event() -> threading.Event:

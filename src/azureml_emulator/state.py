@@ -1,7 +1,8 @@
 """What the emulator knows: resources by path, operations under way, keys; kept in one file.
 
 The functions of `services` are given the state, the path of a call, its key (the path in lower
-case: Azure ignores the case) and its body; they return an `Answer`. The caller holds the lock.
+case: Azure ignores the case) and its body, of a GET its query; they return an `Answer`. The caller
+holds the lock.
 """
 
 import copy
@@ -18,11 +19,14 @@ from typing import Any
 
 from azureml_emulator.router import Router
 from azureml_emulator.storage import BlobStore
-from azureml_emulator.web import EmulatorError, write_atomic
+from azureml_emulator.web import EmulatorError, warn, write_atomic
 
 VERSION = 1  # of the file's format
 PROVIDER = "Microsoft.MachineLearningServices"
+LOCATION = "local"
+OPERATION = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus/"
 BUSY = {"Creating", "Updating", "Deleting"}
+OPERATIONS = 1_000  # that are remembered
 Json = dict[str, Any]
 Answer = tuple[int, Json | None, str]  # status, body, id of the operation that began
 Work = Callable[[str], None]  # what an operation does to the resource of a path
@@ -35,6 +39,27 @@ class RefusedError(Exception):
         super().__init__(message)
         error = {"code": code, "message": message} | ({"details": list(details)} if details else {})
         self.status, self.body = status, {"error": error}
+
+
+def need(body: Json, *places: str) -> None:
+    """Raise RefusedError (400) unless a body has a value at each place, as in `sku.capacity`."""
+    for place in places:
+        part: Any = body
+        for name in place.split("."):
+            part = part.get(name) if isinstance(part, dict) else None
+        if part is None:
+            message = f"The request is invalid: {place} is required."
+            raise RefusedError(400, "ValidationError", message)
+
+
+def sound(key: str, body: Any, resources: Json) -> bool:
+    """Return whether a resource of a state file has what every resource has."""
+    if not isinstance(body, dict):
+        return False
+    kinds = {"id": str, "name": str, "properties": dict, "systemData": dict}
+    complete = all(isinstance(body.get(name), kind) for name, kind in kinds.items())
+    parent, deployment, _ = key.partition("/deployments/")
+    return complete and body["id"].lower() == key and (not deployment or parent in resources)
 
 
 def read_state(path: Path) -> Json:
@@ -72,17 +97,33 @@ class State:
         self.workers = ThreadPoolExecutor(8)
         self.processes: dict[str, list[subprocess.Popen[bytes]]] = {}  # of jobs' nodes, by path
         self.lost: set[str] = set()  # jobs whose machine is gone
+        self.ignored: set[str] = set()  # parts of bodies that were printed as not emulated
         self.closed = False
         self.path = folder / "state.json"
         state = read_state(self.path)
-        self.resources: dict[str, Json] = state.get("resources", {})
-        self.operations: dict[str, Json] = state.get("operations", {})
+        found = state.get("resources", {})
+        self.resources: dict[str, Json] = {
+            key: body for key, body in found.items() if sound(key, body, found)
+        }
+        self.operations: dict[str, Json] = {
+            name: one
+            for name, one in state.get("operations", {}).items()
+            if isinstance(one, dict) and {"resource", "status"} <= one.keys()
+        }
         self.keys: dict[str, list[str]] = state.get("keys", {})
+        self.contents: Json = state.get("contents", {})  # of assets: their blobs' names and sizes
+        for key in found.keys() - self.resources.keys():
+            self.leave_out(key, "its record in state.json is damaged")
         self.perform: Callable[[str, Work], None] = lambda path, work: work(path)
+
+    def leave_out(self, key: str, reason: str) -> None:
+        """Forget a resource that cannot be restored, and name it."""
+        self.resources.pop(key, None)
+        warn(f"left out {key.partition('/workspaces/')[2] or key}: {reason}. Create it again.")
 
     def save(self) -> None:
         """Write the state."""
-        state = {"version": VERSION, "resources": self.resources}
+        state = {"version": VERSION, "resources": self.resources, "contents": self.contents}
         state |= {"operations": self.operations, "keys": self.keys}
         write_atomic(self.path, json.dumps(state, indent=1))
 
@@ -92,7 +133,8 @@ class State:
         `perform` runs it: test controls may put something in its place.
         """
         name = name or str(uuid.uuid4())
-        self.operations[name] = {"resource": path, "status": "InProgress"}
+        # "Updating" and not "InProgress" stands in Azure's answers: azure-sdk-assets, recordings.
+        self.operations[name] = {"resource": path, "status": "Updating"}
 
         def run() -> None:
             try:
@@ -104,10 +146,18 @@ class State:
                 body = RefusedError(500, "InternalServerError", repr(error)).body
                 outcome = {"status": "Failed"} | body
             with self.lock:
+                if self.closed and outcome["status"] == "Failed":
+                    return  # it begins anew with the next start
                 self.operations[name] |= outcome
                 if path in self.resources:
                     self.resources[path]["properties"]["provisioningState"] = outcome["status"]
-                self.save()
+                for old in list(self.operations)[:-OPERATIONS]:
+                    if self.operations[old]["status"] != "Updating":
+                        del self.operations[old]
+                try:
+                    self.save()
+                except OSError as error:
+                    warn(f"{self.path} was not written: {error}. Free space on the disk.")
 
         self.save()
         self.workers.submit(run)
@@ -116,7 +166,7 @@ class State:
     def pending(self, path: str) -> str:
         """Return the id of the operation under way on a resource, or a new one."""
         for name, operation in self.operations.items():
-            if operation["resource"] == path and operation["status"] == "InProgress":
+            if operation["resource"] == path and operation["status"] == "Updating":
                 return name
         return str(uuid.uuid4())
 
@@ -139,7 +189,9 @@ class State:
         made = {"createdBy": "local", "createdByType": "User", "createdAt": now}
         made = known["systemData"] if known else made
         changed = {"lastModifiedBy": "local", "lastModifiedByType": "User", "lastModifiedAt": now}
-        resource: Json = {"id": path, "name": path.rstrip("/").split("/")[-1]}
+        # A name keeps the spelling of its first use: later ones may differ in case.
+        path = known["id"] if known else path.rstrip("/")
+        resource: Json = {"id": path, "name": path.split("/")[-1]}
         # .../providers/P/workspaces/NAME/models/NAME is of type P/workspaces/models
         parts = path.split("/providers/")[-1].split("/")
         resource["type"] = "/".join([parts[0], *parts[1::2]])
@@ -167,12 +219,21 @@ class State:
 
     def put_later(self, path: str, key: str, body: Json, work: Work) -> Answer:
         """Keep a resource; the operation that begins lets it come into force by `work`."""
-        known = self.resources.get(key)
+        known, operation = self.resources.get(key), str(uuid.uuid4())
         stored = self.stored(path, body, known)
         stored["properties"]["provisioningState"] = "Updating" if known else "Creating"
+        followed = {"AzureAsyncOperationUri": f"{self.url}{OPERATION}{operation}"}
+        stored["properties"]["properties"] = stored["properties"].get("properties", {}) | followed
         self.resources[key] = stored
         answer = copy.deepcopy(stored)
-        return 200 if known else 201, answer, self.later(key, work)
+        return 200 if known else 201, answer, self.later(key, work, operation)
+
+    def patch(self, path: str, key: str, body: Json, put: Callable[..., Answer]) -> Answer:
+        """Change parts of a resource: as `put` of what it becomes."""
+        _, merged, _ = self.get(path, key, {})
+        assert merged
+        properties = merged["properties"] | body.pop("properties", {})
+        return put(self, path, key, merged | body | {"properties": properties})
 
     def delete(self, path: str, key: str, body: Json) -> Answer:
         """Forget a resource that has nothing running."""

@@ -1,8 +1,10 @@
 """The workspace's blob store: Azurite, Microsoft's own emulator, as a process of this one."""
 
+import base64
 import contextlib
 import datetime
 import os
+import secrets
 import shutil
 import subprocess
 import threading
@@ -10,14 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from azure.core.exceptions import ResourceExistsError
-from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
+from azure.storage.blob import (
+    BlobServiceClient,
+    ContainerClient,
+    ContainerSasPermissions,
+    generate_container_sas,
+)
 
 from azureml_emulator.web import EmulatorError
 
 PROGRAM = Path("node_modules/azurite/dist/src/blob/main.js")
-# Azurite's published account, the same on every machine: a name, not a secret.
-ACCOUNT = "devstoreaccount1"
-KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+ACCOUNT = "devstoreaccount1"  # its published key is never valid here: each start has its own
 CONTAINER = "azureml"
 # Node ends when its standard input does: with this process, however that ends.
 END_WITH_INPUT = (
@@ -50,16 +55,17 @@ def find_azurite(given: Path | None) -> list[str]:
 class BlobStore:
     """A running Azurite with the workspace's container."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url  # with the account
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key  # with the account
         self.port = int(url.split(":")[2].split("/")[0])
-        self.service = BlobServiceClient(url, credential=KEY)
+        # Loopback is reached through no proxy, whatever the environment says.
+        self.service = BlobServiceClient(url, credential=key, use_env_settings=False)
         self.client = self.service.get_container_client(CONTAINER)
 
     @property
     def connection_string(self) -> str:
         """The connection string for Azure's SDKs."""
-        account = f"AccountName={ACCOUNT};AccountKey={KEY}"
+        account = f"AccountName={ACCOUNT};AccountKey={self.key}"
         return f"DefaultEndpointsProtocol=http;{account};BlobEndpoint={self.url};"
 
     def create(self, container: str) -> None:
@@ -73,37 +79,57 @@ class BlobStore:
         Each upload has a container of its own, as on Azure: two codes would mix in one.
         """
         self.create(container)
-        until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=OFFER_HOURS)
         may = ContainerSasPermissions(read=True, add=True, create=True, write=True, list=True)
-        signature = generate_container_sas(ACCOUNT, container, KEY, permission=may, expiry=until)
-        address = f"{str(self.service.url).rstrip('/')}/{container}"
-        return address, f"{address}?{signature}"
+        return f"{self.url}/{container}", f"{self.url}/{container}?{self.sign(container, may)}"
 
-    def fetch(self, uri: str, target: Path) -> None:
-        """Download what lies below a datastore's path, or below a blob's address, to a folder.
+    def sign(self, container: str, may: ContainerSasPermissions) -> str:
+        """Return a signature that gives rights to a container for OFFER_HOURS."""
+        until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=OFFER_HOURS)
+        return generate_container_sas(ACCOUNT, container, self.key, permission=may, expiry=until)
 
-        Raises EmulatorError if there is nothing.
+    def find(self, uri: str) -> tuple[ContainerClient, str, dict[str, int]]:
+        """Return the container, the path and the blobs' sizes by name of a URI.
+
+        It is a datastore's path or a blob's address, of one blob or of all below a folder.
+        Raises EmulatorError if it is in no container of this blob store.
         """
         if "/paths/" in uri:
-            name, path = CONTAINER, uri.split("/paths/", 1)[1]
-        else:
+            name, path = CONTAINER, uri.split("/paths/", 1)[1].strip("/")
+        elif f"/{ACCOUNT}/" in uri:
             name, _, path = uri.split(f"/{ACCOUNT}/", 1)[1].partition("/")
-        prefix = path.rstrip("/") + "/"
-        container = self.service.get_container_client(name)
-        found = False
-        for blob in container.list_blob_names(name_starts_with=prefix):
-            file = target / blob.removeprefix(prefix)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(container.download_blob(blob).readall())
-            found = True
-        if not found:
-            raise EmulatorError(f"{uri}: is empty")
+        else:
+            raise EmulatorError(f"{uri}: expected a path in a datastore of the workspace")
+        container, path = self.service.get_container_client(name), path.rstrip("/")
+        start = f"{path}/" if path else ""
+        sizes = {blob.name: blob.size for blob in container.list_blobs(name_starts_with=path)}
+        found = {blob: size for blob, size in sizes.items() if blob.startswith(start)}
+        if not found and path in sizes:
+            found = {path: sizes[path]}
+        return container, path, found
 
-    def upload(self, folder: Path, prefix: str) -> None:
-        """Upload all files of a folder below a prefix of the workspace's container."""
+    def fetch(self, uri: str, target: Path) -> None:
+        """Download the files below a folder of the blob store to `target`, or one file as `target`.
+
+        Raises EmulatorError if there is nothing, or a name that leads out of `target`.
+        """
+        container, path, blobs = self.find(uri)
+        if not blobs:
+            raise EmulatorError(f"{uri}: is empty")
+        for blob in blobs:
+            file = (target / blob[len(path) :].lstrip("/")).resolve()
+            if not file.is_relative_to(target.resolve()):
+                raise EmulatorError(f"{uri}: the blob {blob!r} would be written outside its folder")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb") as output:
+                container.download_blob(blob).readinto(output)
+
+    def upload(self, folder: Path, uri: str) -> None:
+        """Upload all files of a folder below a datastore's path."""
+        prefix = uri.split("/paths/", 1)[-1].strip("/")
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             blob = f"{prefix}/{file.relative_to(folder).as_posix()}"
-            self.client.upload_blob(blob, file.read_bytes(), overwrite=True)
+            with file.open("rb") as content:
+                self.client.upload_blob(blob, content, overwrite=True)
 
     def expire(self, prefix: str, oldest: datetime.datetime) -> None:
         """Delete the blobs below CONTAINER/PREFIX that were last changed before `oldest`."""
@@ -120,14 +146,16 @@ def run_azurite(
 ) -> Iterator[BlobStore]:
     """Run Azurite on a port (0: a free one) with its files in `folder`; yield its store.
 
-    The workspace's container and those named are created.
+    The workspace's container and those named are created. The account's key is new with each
+    start, and in no command line: any local user may read those.
     """
+    key = base64.b64encode(secrets.token_bytes(64)).decode()
     place = ["--blobPort", str(port), "--location", str(folder)]
     # Azurite knows the service's versions up to its own release; the current SDK is ahead of it.
-    options = ["--skipApiVersionCheck", "--disableTelemetry"]
+    options = ["--skipApiVersionCheck", "--disableTelemetry", "--disableProductStyleUrl"]
     with subprocess.Popen(
         [*find_azurite(program), *place, *options],
-        env=os.environ | {"NODE_OPTIONS": END_WITH_INPUT},
+        env=os.environ | {"NODE_OPTIONS": END_WITH_INPUT, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{key}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -148,7 +176,8 @@ def run_azurite(
                     f"{folder}: Azurite did not start: {reason}. "
                     "Is the emulator of this folder running already?"
                 )
-            store = BlobStore(printed.decode().split("listens on ")[-1].strip() + f"/{ACCOUNT}")
+            address = printed.decode().split("listens on ")[-1].strip()
+            store = BlobStore(f"{address}/{ACCOUNT}", key)
             for name in (CONTAINER, *containers):
                 store.create(name)
             yield store

@@ -2,12 +2,14 @@
 
 Every server has the same limits: a connection without a complete request head is closed after
 IDLE_SECONDS, a body must arrive within READ_SECONDS (408) and may not exceed its application's
-`client_max_size` (413). The parser of aiohttp refuses conflicting lengths with 400.
+`client_max_size` (413). The parser of aiohttp refuses conflicting lengths with 400. A request for
+another host than loopback is refused (421): a web page whose name was pointed here sends its own.
 """
 
 import asyncio
 import logging
 import ssl
+import sys
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ import trustme
 from aiohttp import web
 
 LOOPBACK = "127.0.0.1"
+HOSTS = {LOOPBACK, "localhost"}
 IDLE_SECONDS = 75.0  # nginx's default
 READ_SECONDS = 60.0
 STOP_SECONDS = 5.0  # that requests under way may take when a server stops
@@ -30,6 +33,11 @@ T = TypeVar("T")
 
 class EmulatorError(Exception):
     """Something that the user can fix. The message says what, where and how, in one line."""
+
+
+def warn(message: str) -> None:
+    """Print a line to standard error."""
+    print(f"azureml_emulator: {message}", file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -74,6 +82,7 @@ class Servers:
 
         Raises OSError if the port is taken.
         """
+        application.middlewares.insert(0, check_host)
 
         async def listen() -> Server:
             runner = web.AppRunner(
@@ -108,6 +117,16 @@ class Servers:
         self.thread.join()
         self.threads.shutdown()
         self.loop.close()
+
+
+@web.middleware
+async def check_host(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Refuse a request whose Host is not loopback's."""
+    if (request.host.rpartition(":")[0] or request.host) in HOSTS:
+        return await handler(request)
+    refusal = web.HTTPMisdirectedRequest(text=f"This server serves {LOOPBACK} alone.")
+    refusal.force_close()
+    raise refusal
 
 
 def check_length(request: web.Request, required: bool) -> None:

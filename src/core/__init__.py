@@ -1,1 +1,1 @@
-"""Code shared by all packages: files, parameters, messages, data sets. It imports none of them."""
+"""Code that all packages share: files, parameters, errors, datasets. It imports none of them."""

@@ -1,6 +1,7 @@
-"""What every command does around its work: settings before, plain messages instead of tracebacks.
+"""Run a command or a stage: configure the process, print errors in one line, set the exit code.
 
-Standard library only, so that a command can say what is missing when a package is.
+Input: a function, or a module with a function `main`. Output: an exit code. Standard library
+only, so that a command can report a missing package.
 """
 
 import contextlib
@@ -16,29 +17,30 @@ from pathlib import Path
 from core import determinism
 from core.errors import DigitsError
 
-MENDS = {
-    errno.ENOSPC: "free some space on that disk and run again",
-    errno.ENOENT: "correct the name, or bring the file; `dvc repro` makes those of the pipeline",
-    errno.EACCES: "give yourself the right to it and run again",
+FIXES = {
+    errno.ENOSPC: "Free some space on that disk and run again.",
+    errno.ENOENT: "Correct the name or add the file. `dvc repro` creates the pipeline's files.",
+    errno.EACCES: "Change its permissions and run again.",
 }
-READER_GONE = 141  # as a shell has it: 128 and the number of SIGPIPE
+OTHER_FIX = "Fix this and run again."
+BROKEN_PIPE = 141  # as in a shell: 128 + SIGPIPE
 
 
 @contextlib.contextmanager
 def hidden_stderr() -> Iterator[None]:
-    """Hide what C++ prints: TensorFlow tells on import that oneDNN may change results."""
-    kept = os.dup(2)
+    """Hide what C++ code prints: on import, TensorFlow logs that oneDNN may change results."""
+    saved = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def interrupt_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does."""
+    """Handle SIGTERM like Ctrl-C."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -47,7 +49,7 @@ def interrupt_on_sigterm() -> None:
 
 
 def run(name: str, module: str, arguments: list[str]) -> int:
-    """Import a module and call its `main`; return the exit code as `report_errors` does."""
+    """Import a module and call its `main` with the arguments; return the exit code."""
 
     def work() -> None:
         with hidden_stderr():
@@ -58,10 +60,10 @@ def run(name: str, module: str, arguments: list[str]) -> int:
 
 
 def report_errors(name: str, work: Callable[[], int | None]) -> int:
-    """Do some work; return its exit code, 0 where it returns none.
+    """Call `work` and return its exit code, 0 if it returns None.
 
-    1 with one line on standard error for what a person can fix, 130 for Ctrl-C, 141 when the
-    reader of standard output is gone.
+    An error that the user can fix is printed in one line on standard error, and the exit code is
+    1. The code is 130 after Ctrl-C, and 141 when standard output was closed by its reader.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -70,27 +72,27 @@ def report_errors(name: str, work: Callable[[], int | None]) -> int:
     try:
         code = work()
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads has seen enough, as `| head`
+    except BrokenPipeError:  # for instance of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
+        return BROKEN_PIPE
     except DigitsError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    except shutil.Error as error:  # of a folder's copy: that of the first file
+    except shutil.Error as error:  # of a copied folder; the first failed file is reported
         _, target, reason = error.args[0][0]
-        print(f"{name}: {target}: {reason}; mend this and run again", file=sys.stderr)
+        print(f"{name}: {target}: {reason}. {OTHER_FIX}", file=sys.stderr)
         return 1
     except OSError as error:
-        mend = MENDS.get(error.errno or 0, "mend this and run again")
+        fix = FIXES.get(error.errno or 0, OTHER_FIX)
         reason = os.strerror(error.errno) if error.errno else error
-        print(f"{name}: {error.filename or 'a file'}: {reason}; {mend}", file=sys.stderr)
+        print(f"{name}: {error.filename or 'a file'}: {reason}. {fix}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"{name}: {error}; run `make repro`, or activate .venv first", file=sys.stderr)
+        print(f"{name}: {error}. Run `make env`, or activate .venv first.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # who read may be gone, too
+        with contextlib.suppress(OSError):  # the reader may have ended, too
             sys.stdout.flush()
         print(f"{name}: stopped", file=sys.stderr, flush=True)
-        os._exit(130)  # all is tidied up; TensorFlow's own end would take seconds more
+        os._exit(130)  # everything is cleaned up, and TensorFlow's exit would take seconds
     return code or 0

@@ -1,7 +1,7 @@
-"""Labelled images of digits: one representation, and the two forms it has on disk.
+"""Labelled images of digits: the class Digits, and its two file formats.
 
-CSV files (one header `label,pixel0,...`, one row a digit) are what people and DVC exchange;
-pools (uncompressed .npz files holding several sources) are what the stages pass on.
+A CSV file has the header `label,pixel0,...` and one row per digit; people exchange it. A split is
+an uncompressed .npz file with the digits of several sources, which one stage passes to another.
 """
 
 import zipfile
@@ -14,22 +14,22 @@ import pyarrow as pa
 import pyarrow.csv
 
 from core.errors import DigitsError
-from core.files import replacing
+from core.files import atomic_write
 from core.tables import read_table
 
-MNIST = "mnist"  # the script that every model knows; the others are foreign
-ROWS_A_BATCH = 4096
-POOL_FORMAT = 1  # of the .npz files; another number needs other code
+MNIST = "mnist"  # the script that every model is trained on; all others are called foreign
+ROWS_PER_BATCH = 4096
+SPLIT_FORMAT = 1  # version of the .npz files
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Digits of one source, checked when made and nowhere else.
+    """Digits of one source, validated when an instance is created.
 
     images: uint8 (n, size, size), white ink (255) on black (0)
     labels: uint8 (n,), 0 .. class_count - 1
-    script: what they are written in: `mnist` or a key of params.yaml's `foreign`
-    rendered: whether they were drawn by this project rather than written by a hand
+    script: `mnist` or a key of params.yaml's section `foreign`
+    rendered: True if they were drawn from fonts, False if written by hand
     """
 
     images: np.ndarray
@@ -43,13 +43,16 @@ class Digits:
         images, labels = self.images, self.labels
         square = images.ndim == 3 and images.shape[1] == images.shape[2]
         if not square or images.dtype != np.uint8 or labels.dtype != np.uint8:
-            raise DigitsError(f"{self.name}: images must be uint8 (n, size, size), labels uint8")
+            raise DigitsError(
+                f"{self.name}: expected images uint8 (n, size, size) and labels uint8, found "
+                f"{images.dtype} {images.shape} and {labels.dtype}"
+            )
         if labels.shape != images.shape[:1]:
             raise DigitsError(f"{self.name}: {len(images)} images but {labels.size} labels")
         if wrong := np.flatnonzero(labels >= self.class_count).tolist():
             raise DigitsError(
-                f"{self.name}: digit {wrong[0]} has label {labels[wrong[0]]}, "
-                f"but params.yaml names {self.class_count} classes (labels count from 0)"
+                f"{self.name}: digit {wrong[0]}: expected a label from 0 to "
+                f"{self.class_count - 1} (classes in params.yaml), found {labels[wrong[0]]}"
             )
 
     def __len__(self) -> int:
@@ -57,18 +60,18 @@ class Digits:
 
     @property
     def name(self) -> str:
-        """The script, with the word `rendered` where the digits are."""
+        """The script, followed by `_rendered` for rendered digits."""
         return f"{self.script}_rendered" if self.rendered else self.script
 
     def __getitem__(self, index: np.ndarray | slice) -> "Digits":
-        """Return the digits that a NumPy index or a slice picks."""
+        """Return the digits that a NumPy index or a slice selects."""
         return Digits(
             self.images[index], self.labels[index], self.script, self.rendered, self.class_count
         )
 
 
 def concatenate(parts: list[Digits]) -> Digits:
-    """Join digits of one script; they count as rendered only if all parts are."""
+    """Join digits of one script; the result is rendered only if all parts are."""
     images = np.concatenate([part.images for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     rendered = all(part.rendered for part in parts)
@@ -76,17 +79,17 @@ def concatenate(parts: list[Digits]) -> Digits:
 
 
 def split(digits: Digits, count: int, seed: int) -> tuple[Digits, Digits]:
-    """Return `count` digits and the others, each in file order; seeded and stratified.
+    """Return `count` digits and the rest, each in file order, by a seeded, stratified split.
 
-    The digits are put in order of class, shuffled within a class, and picked at even distances:
-    each class gives its share, rounded, however few there are.
+    The digits are sorted by class, shuffled within each class, and selected at equal distances, so
+    that each class contributes its share, rounded.
 
     Raises DigitsError when there are too few digits.
     """
     if count > len(digits):
         raise DigitsError(
-            f"{digits.name}: cannot set {count:,} of {len(digits):,} digits apart; bring more "
-            "digits, or ask for fewer in params.yaml's prepare"
+            f"{digits.name}: expected at least {count:,} digits (params.yaml's prepare), found "
+            f"{len(digits):,}. Add digits or reduce the number."
         )
     shuffled = np.random.default_rng(seed).permutation(len(digits))
     ordered = shuffled[np.argsort(digits.labels[shuffled], kind="stable")]
@@ -102,16 +105,16 @@ def common(train: Digits, test: Digits) -> int:
 
 
 def write_csv(path: Path, digits: Digits) -> None:
-    """Write one row a digit: its label, then its pixels row by row (0 black .. 255 white)."""
+    """Write one row per digit: its label, then its pixels row by row (0 black .. 255 white)."""
     names = ["label", *(f"pixel{index}" for index in range(digits.images[0].size))]
     schema = pa.schema([(name, pa.uint8()) for name in names])
     options = pyarrow.csv.WriteOptions(quoting_style="none", quoting_header="none")
     with (
-        replacing(path) as partial,
+        atomic_write(path) as partial,
         pyarrow.csv.CSVWriter(str(partial), schema, write_options=options) as writer,
     ):
-        for start in range(0, len(digits), ROWS_A_BATCH):
-            batch = digits[start : start + ROWS_A_BATCH]
+        for start in range(0, len(digits), ROWS_PER_BATCH):
+            batch = digits[start : start + ROWS_PER_BATCH]
             table = np.column_stack([batch.labels, batch.images.reshape(len(batch), -1)])
             columns = [pa.array(column) for column in np.ascontiguousarray(table.T)]
             writer.write_batch(pa.record_batch(columns, schema=schema))
@@ -134,10 +137,10 @@ def read_csv(
         )
     labels = positions(table.labels, [str(label) for label in range(class_count)])
     if len(wrong := np.flatnonzero(labels < 0)):
-        found = str(table.labels[wrong[0]])[:40]
+        line, found = table.first_line + wrong[0], str(table.labels[wrong[0]])[:40]
         raise DigitsError(
-            f"{path}:{table.first_line + wrong[0]}: label: expected a whole number from 0 to "
-            f"{class_count - 1}, found {found!r}. Fix or delete this row."
+            f"{path}:{line}: column label: expected a whole number from 0 to {class_count - 1}, "
+            f"found {found!r}. Fix or delete this row."
         )
     images, notes = as_bytes(table.images)
     if light_paper(images):
@@ -171,40 +174,41 @@ def light_paper(images: np.ndarray) -> bool:
     return len(images) > 0 and bool(np.median((edges > 127).mean(axis=1)) > 0.75)
 
 
-def write_pool(path: Path, parts: Iterable[Digits]) -> None:
-    """Write digits of several sources to one .npz; the same digits give the same bytes."""
-    arrays = {"format": np.array(POOL_FORMAT)}
+def write_split(path: Path, parts: Iterable[Digits]) -> None:
+    """Write digits of several sources to a .npz file; equal digits give equal bytes."""
+    arrays = {"format": np.array(SPLIT_FORMAT)}
     for part in parts:
         if f"{part.name}.images" in arrays:
-            raise DigitsError(f"{path}: {part.name} would be written twice")
+            raise DigitsError(f"{path}: the source {part.name} occurs twice. Join its parts first.")
         arrays[f"{part.name}.images"] = part.images
         arrays[f"{part.name}.labels"] = part.labels
-    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+    with atomic_write(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, array in arrays.items():
-            # As np.savez, but that lets zipfile mark all entries as large, and Python 3.11.2 and
-            # 3.11.7 do it in different bytes; an entry of known size is marked only if it is.
+            # Like np.savez, which however makes zipfile mark every entry as large (ZIP64), in
+            # bytes that differ between Python 3.11.2 and 3.11.7. An entry of known size is
+            # marked only if it is large.
             entry = zipfile.ZipInfo(f"{name}.npy")
             entry.file_size = array.nbytes
             with archive.open(entry, "w") as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def read_pool(path: Path, class_count: int, image_size: int) -> list[Digits]:
-    """Return the sources of a pool in the order in which they were written.
+def read_split(path: Path, class_count: int, image_size: int) -> list[Digits]:
+    """Return the sources of a split in the order in which they were written.
 
-    Raises DigitsError when the file is absent, damaged, not a pool, or one of another version or
-    of images of another size.
+    Raises DigitsError when the file is missing, corrupted or no split, and when it has another
+    version or images of another size.
     """
     try:
         with path.open("rb") as file, np.load(file) as arrays:
-            if "format" not in arrays or int(arrays["format"]) != POOL_FORMAT:
+            if "format" not in arrays or int(arrays["format"]) != SPLIT_FORMAT:
                 raise DigitsError(
-                    f"{path}: was written by another version of this code; "
-                    "run `dvc repro -f prepare`"
+                    f"{path}: was written by another version of this code. "
+                    "Run `dvc repro -f prepare`."
                 )
             names = [key.removesuffix(".images") for key in arrays.files if ".images" in key]
             if not names:
-                raise ValueError("it holds no digits")
+                raise ValueError("it contains no digits")
             parts = [
                 Digits(
                     arrays[f"{name}.images"],
@@ -216,13 +220,13 @@ def read_pool(path: Path, class_count: int, image_size: int) -> list[Digits]:
                 for name in names
             ]
     except FileNotFoundError:
-        raise DigitsError(f"{path}: not found; run `dvc repro` first") from None
+        raise DigitsError(f"{path}: not found. Run `dvc repro` first.") from None
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DigitsError(f"{path}: is damaged ({error}); run `dvc repro -f prepare`") from None
+        raise DigitsError(f"{path}: is corrupted ({error}). Run `dvc repro -f prepare`.") from None
     for part in parts:
         if part.images.shape[1:] != (image_size, image_size):
             raise DigitsError(
-                f"{path}: holds images of {part.images.shape[1]} pixels a side, image_size in "
-                f"params.yaml is {image_size}; run `dvc repro`"
+                f"{path}: expected images of {image_size} pixels per side (image_size in "
+                f"params.yaml), found {part.images.shape[1]}. Run `dvc repro`."
             )
     return parts

@@ -1,9 +1,9 @@
-"""The one error that this project raises for a person to read."""
+"""The exception for errors that the user can fix."""
 
 
 class DigitsError(Exception):
-    """Something the user can mend.
+    """An error that the user can fix.
 
-    The message says what is wrong, where (file, row, column or key) and what to do; a command
-    prints it and exits with code 1, without a traceback.
+    The message states where (file and line, or key), what was expected, what was found and how
+    to fix it. A command prints it without a traceback and exits with code 1.
     """

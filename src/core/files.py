@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic file writes: readers see the complete file or none."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; put it in place when the block succeeds.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to `path`; rename it to `path` when the block succeeds.
 
-    Folders are made. When the block fails nothing is left; a killed process leaves a file that
-    ends in .partial, which git and DVC ignore and the next run overwrites.
+    Missing folders are created. When the block fails, the temporary file is deleted. A killed
+    process leaves a file NAME.partial, which git and DVC ignore and the next run overwrites.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -19,19 +19,19 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # some libraries do not say
+        error.filename = error.filename or str(path)  # some libraries leave it empty
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with line feeds, on Windows too; the file is whole or absent."""
-    with replacing(path) as partial:
+    """Write a text file atomically, in UTF-8 and with line feeds, on Windows too."""
+    with atomic_write(path) as partial:
         partial.write_text(text, "utf-8", newline="\n")
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

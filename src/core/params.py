@@ -1,8 +1,9 @@
-"""params.yaml, read strictly: the only place with values.
+"""Read and validate params.yaml, the only place for settings.
 
-The dataclass of a section stands where it is used, which gives it to `section`; the modules
-`commands` of the wings list them all.
-The file is parsed by the same YAML library as DVC's, so that both see the same values.
+Input: the file, and the frozen dataclass of the section that is read, which the module that uses
+it defines. Output: an instance of that dataclass. The modules `commands` of `digits` and `mlops`
+list all sections; a key that is not listed is an error. The file is parsed with ruamel.yaml, as
+DVC does, so that both read the same values.
 """
 
 import dataclasses
@@ -25,20 +26,20 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What every stage shares: the top-level values of params.yaml."""
+    """The values that all stages share: the top level of params.yaml."""
 
     __pydantic_config__ = STRICT
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    image_size: Annotated[int, Field(ge=20, le=256)]  # pixels a side; the network needs 20
+    image_size: Annotated[int, Field(ge=20, le=256)]  # pixels per side; the network needs 20
     classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)]
 
     def __post_init__(self) -> None:
-        """Labels are stored in one byte and told apart by name."""
+        """Raise ValueError unless class names are unique and their indices fit in one byte."""
         twice = [name for name in self.classes if self.classes.count(name) > 1]
         if twice or len(self.classes) > 256:
-            raise ValueError(f"classes must differ, and be 256 at most; twice: {twice[:1]}")
+            raise ValueError(f"classes must be unique and at most 256; found twice: {twice[:1]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +57,10 @@ class _Block:
 
 
 def load(path: Path = PATH) -> dict[str, Any]:
-    """Return params.yaml as plain Python values.
+    """Return params.yaml as plain Python values; the content of its sections is not validated.
 
-    The wings declare its sections; what these hold is not looked at.
-
-    Raises DigitsError when the file is absent, is no YAML mapping, has a duplicate key, or
-    lacks a key at its top level or has an unknown one.
+    Raises DigitsError when the file is missing or no YAML mapping, when a key occurs twice, and
+    when a top-level key is missing or unknown.
     """
     try:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
@@ -85,10 +84,10 @@ def load(path: Path = PATH) -> dict[str, Any]:
 
 
 def section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
-    """Return one section of params.yaml as the dataclass `kind`; dots in `name` go deeper.
+    """Return one section of params.yaml as the dataclass `kind`; `name` may be a dotted path.
 
-    Raises DigitsError with key, value and what is allowed for an unknown, missing, wrongly
-    typed or out-of-range value.
+    Raises DigitsError with the key, its value and what is allowed when a value is unknown,
+    missing, of another type or out of range.
     """
     block: Any = values
     for key in name.split("."):
@@ -101,8 +100,8 @@ def section(kind: type[Section], values: dict[str, Any], name: str) -> Section:
 def foreign_scripts(values: dict[str, Any]) -> dict[str, bool]:
     """Return the scripts of section `foreign` in their order, and whether each is rendered.
 
-    A script that real digits were brought for is not rendered. The rest of a block is read by
-    stage foreign. Raises DigitsError as `section` does; an empty list means no script.
+    Only the format of a script's reader is used; stage foreign validates the rest. An empty list
+    means no script. Raises DigitsError as `section` does.
     """
     if values.get("foreign") == []:
         return {}
@@ -119,7 +118,7 @@ def task(values: dict[str, Any]) -> Task:
 
 
 def ordered(pair: tuple[float, float]) -> tuple[float, float]:
-    """Return a range as it is; raise ValueError when its ends are the wrong way round."""
+    """Return a range unchanged; raise ValueError when its first number is above its second."""
     if pair[0] > pair[1]:
         raise ValueError("the first number must not be above the second")
     return pair
@@ -129,23 +128,23 @@ def _parse(kind: type[Section], values: Any, name: str) -> Section:
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        unknown = "unexpected_keyword_argument"  # told first: a misspelt key is missing as well
+        unknown = "unexpected_keyword_argument"  # first: a misspelt key is also a missing one
         first = min(error.errors(), key=lambda found: found["type"] != unknown)
         if first["type"] == "value_error" and not first["loc"]:  # of several values together
             where = f"{PATH}: {name}" if name else str(PATH)
             raise DigitsError(f"{where}: {first['msg']}; correct the values") from None
         key = ".".join([name, *_keys(values, first["loc"])]).removeprefix(".")
         wrong = "" if first["type"] == "missing" else f" is {first['input']!r}"
-        mend = "correct the value" if wrong else "add it"
+        fix = "correct the value" if wrong else "add it"
         if first["type"] == unknown:
-            mend = "remove it or correct its name"
-        raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}; {mend}") from None
+            fix = "remove it or correct its name"
+        raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}; {fix}") from None
     except (ValueError, RecursionError) as error:
         raise DigitsError(f"{PATH}: {name}: {error}; write the values out") from None
 
 
 def _keys(values: Any, place: tuple[int | str, ...]) -> list[str]:
-    """Return the place of an error as it stands in the file, without pydantic's own words."""
+    """Return the keys that lead to an error in the file, without the parts that pydantic adds."""
     keys = []
     for number, part in enumerate(place, start=1):
         inside = part in values if isinstance(values, dict) else isinstance(values, list)

@@ -1,4 +1,7 @@
-"""Which machines train together: TF_CONFIG names them, as Azure ML sets it. Without TensorFlow."""
+"""Read TF_CONFIG, the environment variable that names the machines of a distributed training.
+
+Azure ML sets it for jobs with `distribution: tensorflow`. TensorFlow is not imported.
+"""
 
 import json
 import os
@@ -6,10 +9,10 @@ import os
 from core.errors import DigitsError
 
 
-def find() -> tuple[int, int]:
-    """Return how many machines train, and which of them this is; (1, 0) without TF_CONFIG.
+def read() -> tuple[int, int]:
+    """Return the number of machines and the rank of this one; (1, 0) without TF_CONFIG.
 
-    Raises DigitsError when TF_CONFIG is damaged.
+    Raises DigitsError when TF_CONFIG cannot be parsed or does not contain this machine.
     """
     try:
         config = json.loads(os.environ.get("TF_CONFIG") or "{}")
@@ -23,6 +26,6 @@ def find() -> tuple[int, int]:
         return len(tasks), tasks.index((config["task"]["type"], int(config["task"]["index"])))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DigitsError(
-            f"TF_CONFIG: does not name this machine among its workers ({error!r}); "
-            "Azure ML sets it for `distribution: tensorflow`"
+            f"TF_CONFIG: this machine is not among its workers ({error!r}). "
+            "Azure ML sets it for `distribution: tensorflow`."
         ) from None

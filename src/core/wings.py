@@ -1,7 +1,8 @@
-"""What the wings declare in their modules `commands`: commands and sections of params.yaml.
+"""Load the commands and sections of params.yaml that `digits` and `mlops` declare.
 
-The tables are plain data and are found by name: the floor imports no wing, and a project without
-one of them works with what is left. Standard library only.
+Each of the two has a module `commands` with the tables COMMANDS and SECTIONS. They are found by
+name, so core imports neither package, and a project without one of them works. Standard library
+only.
 """
 
 import importlib
@@ -16,30 +17,30 @@ class Command(NamedTuple):
 
     name: str
     group: str  # the heading that it is listed under
-    module: str  # holds its Click command, of the same name, and imports nothing that is slow
+    module: str  # defines the Click command, under the same name; imports no slow package
     help: str  # one line
-    requires: tuple[str, ...] = ()  # packages without which it is left out
+    requires: tuple[str, ...] = ()  # packages; the command is not listed if one is missing
 
 
 class Section(NamedTuple):
     """One section of params.yaml."""
 
     name: str
-    kind: str  # MODULE:NAME of its dataclass; of each of its keys, if `each`
+    kind: str  # MODULE:NAME of its dataclass, or of the dataclass of each key, if `each`
     required: bool = True
     each: bool = False
 
 
 def installed(module: str) -> bool:
-    """Return whether a module can be found; of dotted names only the packages are imported."""
+    """Return whether a module can be found; only the packages that contain it are imported."""
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a package that it lies in
+    except ModuleNotFoundError:  # of a package that contains it
         return False
 
 
 def declared(table: str) -> list[Any]:
-    """Return the rows of a table, COMMANDS or SECTIONS, of all wings that are there."""
+    """Return the rows of a table, COMMANDS or SECTIONS, of both packages or the one installed."""
     modules = [f"{wing}.commands" for wing in WINGS]
     return [
         row
@@ -50,6 +51,6 @@ def declared(table: str) -> list[Any]:
 
 
 def resolve(target: str) -> Any:
-    """Import what a table names as MODULE:NAME."""
+    """Import and return the object that a table names as MODULE:NAME."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

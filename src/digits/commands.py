@@ -1,4 +1,4 @@
-"""What the model declares: its sections of params.yaml, and commands of its own."""
+"""The sections of params.yaml and the commands that the model declares."""
 
 from core.wings import Command, Section
 

@@ -1,8 +1,8 @@
-"""`digits COMMAND ...`: what people and workflows run; stages do not go through it.
+"""The command line `digits COMMAND ...`; stages of the pipeline do not use it.
 
-The wings declare the commands in their modules `commands`. A command's own module declares its
-options with Click and imports what does the work when it runs, so that no help waits for
-TensorFlow or for Azure's SDK.
+Input: the tables COMMANDS of the modules `commands`. Output: the exit code of a command. The module
+of a command declares its options with Click and imports the implementation when it runs, so that
+`--help` loads neither TensorFlow nor Azure's SDK.
 """
 
 import sys
@@ -15,21 +15,13 @@ from core import console, wings
 from core.errors import DigitsError
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
-MOVED = {
-    "serve": "`digits local`",
-    "params": "`digits check`",
-    "doctor": "`digits azure check`",
-    "connect": "`digits azure connect`",
-    "disconnect": "`digits azure disconnect`",
-    "noise": "`make noise`",
-}
 
 
 class Commands(click.Group):
-    """The commands that the wings declare, those left out that lack a package."""
+    """The declared commands, without those that require a missing package."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of those that can run."""
+        """Return the names of the commands whose packages are installed."""
         return [
             entry.name
             for entry in wings.declared("COMMANDS")
@@ -37,19 +29,17 @@ class Commands(click.Group):
         ]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        """Return a command; raise UsageError for one that there is not."""
-        if cmd_name in MOVED:
-            ctx.fail(f"`digits {cmd_name}` is now {MOVED[cmd_name]}")
+        """Return a command; raise UsageError for an unknown name."""
         for entry in wings.declared("COMMANDS"):
             if entry.name == cmd_name:
                 if missing := [name for name in entry.requires if not wings.installed(name)]:
-                    raise DigitsError(f"{', '.join(missing)}: not installed; run `make env`")
+                    raise DigitsError(f"{', '.join(missing)}: not installed. Run `make env`.")
                 command: click.Command = wings.resolve(f"{entry.module}:{entry.name}")
                 return command
         raise click.NoSuchCommand(cmd_name, possibilities=self.list_commands(ctx), ctx=ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List them by group, a line each."""
+        """List the commands by group."""
         listed = self.list_commands(ctx)
         groups: dict[str, list[tuple[str, str]]] = {}
         for entry in wings.declared("COMMANDS"):
@@ -61,7 +51,7 @@ class Commands(click.Group):
 
 
 def version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-    """Print the project's name and version, as pyproject.toml has them."""
+    """Print the project's name and version from pyproject.toml."""
     if asked:
         project = tomllib.loads(PROJECT.read_text("utf-8"))["project"]
         print(project["name"], project["version"])
@@ -85,7 +75,7 @@ command_line = Commands(
 
 
 def main() -> int:
-    """Run the command that is named on the command line; return the exit code."""
+    """Run the command on the command line; return the exit code."""
     arguments = sys.argv[1:] or ["--help"]
     if arguments[0] == "help":
         arguments = [*arguments[1:], "--help"]
@@ -93,9 +83,9 @@ def main() -> int:
 
 
 def call(*arguments: str) -> None:
-    """Run a command; raise whatever it raises.
+    """Run a command; raise its exceptions.
 
-    Click's own `main` would report Ctrl-C and a closed pipe otherwise than stages do.
+    Click's own `main` reports Ctrl-C and a closed pipe in another way than stages do.
     """
     with command_line.make_context("digits", list(arguments)) as context:
         command_line.invoke(context)

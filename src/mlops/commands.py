@@ -1,4 +1,4 @@
-"""What the life cycle declares: the commands of `digits`, and its sections of params.yaml."""
+"""The commands of `digits` and the sections of params.yaml that mlops declares."""
 
 from core.wings import Command, Section
 

@@ -89,8 +89,8 @@ def repro(*options: str) -> Run:
     if name:
         run.stages[name] = (what, time.monotonic() - since)
     if process.returncode:
-        told = re.search(r"failed to reproduce '([^'\n]+)'", "\n".join(last))
-        run.failed = f"stage {told[1]}" if told else "the pipeline"
+        stage_name = re.search(r"failed to reproduce '([^'\n]+)'", "\n".join(last))
+        run.failed = f"stage {stage_name[1]}" if stage_name else "the pipeline"
         run.last_lines = [line for line in last if line.strip()]
     return run
 
@@ -120,9 +120,9 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
                 stale += [stage] if len(other) < len(changed) else []
     names, files = ", ".join(dict.fromkeys(stale)), list(dict.fromkeys(missing))
     few = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
-    mend = "run 'dvc repro', then commit dvc.lock and data"
+    fix = "run 'dvc repro', then commit dvc.lock and data"
     return (
-        [f"dvc.lock is not what the pipeline would make ({names}): {mend}"] if stale else [],
+        [f"dvc.lock is not what the pipeline would make ({names}): {fix}"] if stale else [],
         [f"missing or of another version here: {few}; run 'dvc pull', or 'dvc repro'"]
         if missing
         else [],

@@ -1,4 +1,4 @@
-"""What the declarations of several commands share. Imports Click and the standard library alone."""
+"""Options that several commands share. Imports Click and the standard library only."""
 
 import contextlib
 import json
@@ -15,32 +15,32 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def example(*lines: str) -> str:
-    """Return the end of a command's help: what to copy."""
+    """Return the epilogue of a command's help: an example to copy."""
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
 def workspace(default: str | None) -> Decorator:
-    """Let a command take a workspace."""
-    text = "local: the emulator of `digits local`; azure: the repository's; or another's name"
+    """Return the option --workspace."""
+    text = "local: the emulator of `digits local`; azure: the connected one; or another name"
     return click.option("--workspace", metavar="NAME", default=default, help=text)
 
 
 def repository() -> Decorator:
-    """Let a command take a repository on GitHub."""
-    text = "on GitHub  [default: the origin of this clone]"
+    """Return the option --repository."""
+    text = "On GitHub  [default: the origin of this clone]"
     return click.option("--repository", metavar="OWNER/NAME", help=text)
 
 
 def as_json() -> Decorator:
-    """Let a command answer for a program."""
+    """Return the option --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def stdout_for_program(wanted: bool) -> contextlib.AbstractContextManager[object]:
-    """Keep standard output for the JSON that follows: until then what is printed goes elsewhere."""
+    """Redirect standard output to standard error until the JSON is printed, if `wanted`."""
     return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()
 
 
 def show(answer: Any) -> None:
-    """Print an answer as JSON."""
+    """Print a value as JSON."""
     print(json.dumps(answer, indent=2, ensure_ascii=False))

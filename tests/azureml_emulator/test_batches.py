@@ -17,7 +17,7 @@ import pytest
 from azure.storage.blob import ContainerClient
 from bodies import OBJECTS, unlike
 from conftest import environment
-from light import DIGITS, Deployable, StandIn, a_deployable, a_standin, known_digits  # noqa: F401
+from light import DIGITS, Deployable, StandIn, known_digits
 from pyarrow import parquet
 
 with warnings.catch_warnings():  # the SDK's own
@@ -25,7 +25,7 @@ with warnings.catch_warnings():  # the SDK's own
     from azure.ai.ml._restclient.arm_ml_service import models
 
     from mlops.production import batch_endpoint
-from azureml_emulator.storage import CONTAINER, KEY
+from azureml_emulator.storage import CONTAINER
 from core.errors import DigitsError
 from mlops.cli import call
 from mlops.deploy.release import folder_hash
@@ -168,7 +168,9 @@ def test_files_are_scored_by_a_batch_endpoint(
     refused = standin.call("DELETE", f"{place}/{one['name']}/deployments/{default}")
     assert "default" in refused["error"]["message"]
     container = ContainerClient(
-        f"{standin.address['blobs']}/devstoreaccount1", CONTAINER, credential=KEY
+        f"{standin.address['blobs']}/devstoreaccount1",
+        CONTAINER,
+        credential=standin.address["blob_key"],
     )
     assert list(container.list_blob_names(name_starts_with=f"scoring/{one['name']}/"))
     scoring.deploy("destroy")
@@ -186,7 +188,9 @@ def test_a_stored_folder_is_scored_where_it_lies(
     version = commit(scoring, "one")
     content = (scoring.root.parent / "one.parquet").read_bytes()
     container = ContainerClient(
-        f"{standin.address['blobs']}/devstoreaccount1", CONTAINER, credential=KEY
+        f"{standin.address['blobs']}/devstoreaccount1",
+        CONTAINER,
+        credential=standin.address["blob_key"],
     )
     folder = f"incoming-{scoring.workspace}"
     container.upload_blob(f"{folder}/day/one.parquet", content)

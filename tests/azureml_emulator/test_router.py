@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from unittest.mock import MagicMock
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -32,7 +33,7 @@ def router() -> Iterator[Router]:
     behind = servers.serve(application)
     made = Router(servers, 0, MagicMock())
     made.endpoints["digits"] = Endpoint(["secret"], {"blue": 100})
-    made.running["digits", "blue"] = Running(MagicMock(), behind.port, behind)
+    made.running["digits", "blue"] = Running(MagicMock(), behind.port, behind, name="blue")
     yield made
     made.server.stop()
     behind.stop()
@@ -41,7 +42,9 @@ def router() -> Iterator[Router]:
 
 def asked(router: Router, path: bytes, *headers: bytes, body: bytes = b"{}") -> int:
     """Send a request as bytes; return the answer's status."""
-    complete = b"\r\n".join([b"POST " + path + b" HTTP/1.1", b"Host: x", *headers, b"", body])
+    complete = b"\r\n".join(
+        [b"POST " + path + b" HTTP/1.1", b"Host: localhost", *headers, b"", body]
+    )
     with socket.create_connection((LOOPBACK, router.port), timeout=30) as connection:
         connection.sendall(complete)
         with http.client.HTTPResponse(connection) as answer:
@@ -136,11 +139,13 @@ def test_limits_come_before_the_key_and_hold_for_what_is_collected(
     servers = Servers()
     made = Router(servers, 0, MagicMock())
     made.endpoints["digits"] = Endpoint(["secret"])
-    sink = servers.serve(made.sink("digits", "blue"))
+    sink = servers.serve(made.sink("digits", "blue", "secret"))
+    own = {"Authorization": aiohttp.encode_basic_auth("emulator", "secret")}
     try:
         for port, headers, body, status in (
-            (sink.port, {"Content-Length": "2"}, b"[]", 413),
-            (sink.port, {"Transfer-Encoding": "chunked"}, iter([b"[]"]), 411),
+            (sink.port, own | {"Content-Length": "2"}, b"[]", 413),
+            (sink.port, own | {"Transfer-Encoding": "chunked"}, iter([b"[]"]), 411),
+            (sink.port, {"Content-Length": "1"}, b"1", 401),
             (made.port, {"Content-Length": "2"}, b"[]", 413),
             (made.port, {"Transfer-Encoding": "chunked"}, iter([b"[]"]), 411),
             (made.port, {"Content-Length": "1"}, b"1", 401),

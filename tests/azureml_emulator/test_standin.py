@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from azure.storage.blob import BlobServiceClient
 from bodies import unlike
-from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+from light import Deployable, StandIn
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -25,7 +25,7 @@ with warnings.catch_warnings():  # the SDK's own
     from mlops.azure.workspace import connect
     from mlops.deploy import lease
 
-from azureml_emulator.storage import CONTAINER, KEY
+from azureml_emulator.storage import CONTAINER
 from azureml_emulator.web import make_certificate
 
 pytestmark = pytest.mark.slow
@@ -65,6 +65,10 @@ def test_bodies_are_those_of_the_sdk(deployable: Deployable, standin: StandIn) -
     calls[0]["status"], calls[0]["path"] = 200, "/workspaces/w"
     calls[0]["method"] = "GET"
     assert unlike(calls[:1])[0], "a body that is not the model's must be seen"
+    calls[0]["response"] = {"properties": {"workspaceId": 3}, "location": "local"}
+    assert "workspaceId is 3: expected" in unlike(calls[:1])[0][0]
+    calls[0]["response"] = {"location": "local"}
+    assert "properties is absent: required" in unlike(calls[:1])[0][0]
 
 
 def refused(standin: StandIn, method: str, path: str, body: Any = None) -> tuple[str, str]:
@@ -213,7 +217,7 @@ def test_collected_rows_lie_where_azure_puts_them(deployable: Deployable, standi
     prefix = f"modelDataCollector/{place['name']}/{name}/model_inputs/"
     deadline = time.monotonic() + 20
     rows: list[str] = []
-    with BlobServiceClient(url, credential=KEY) as service:
+    with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
         container = service.get_container_client(CONTAINER)
         while len(rows) < 6 and time.monotonic() < deadline:  # 3 by name, 3 by weight
             blobs = [

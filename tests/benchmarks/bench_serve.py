@@ -1,17 +1,16 @@
-"""How fast the endpoint answers, on this machine: `make bench-serve`.
+"""Time the endpoint on this machine: `make bench-serve`.
 
-Each server is Azure's own, on loopback, with one worker, or one a core for batches; each request
-is a new connection, since that server keeps none. Collection is on, into a sink of this benchmark.
-Client and sink share the machine's cores with the server: figures are those of a busy machine.
+Each server is Azure ML's inference server on loopback, with one worker, or one per core for
+batches. Each request opens a new connection, because the server closes them. Requests are collected
+by a receiver of this benchmark, and client and receiver share the cores with the server.
 
-- ours: score.py with the packaged model, one image a request in JSON
-- constant: the same score.py, which reads, decodes and collects the same, but answers always the
-  same without asking the model
-- uncollected: ours with collection off, which is what MLflow's server is compared with
-- mlflow: `mlflow models serve` with the same Keras model, as MLflow itself saves and calls it
-- loader: `mlflow models serve` with the model folder, whose own loader calls the model as ours does
+- ours: score.py with the packaged model, one image per request in JSON
+- constant: the same score.py, which reads, decodes and collects, but returns a constant answer
+- uncollected: ours without collection, which is compared with MLflow's server
+- mlflow: `mlflow models serve` with the same Keras model, saved and loaded by MLflow
+- loader: `mlflow models serve` with the model folder and its loader
 
-Last, without a server: `digits score` on a Parquet file, from its start to its last answer.
+Finally, without a server: the total time of `digits score` for a Parquet file.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from pyarrow import parquet
 from serving import serving_code
 
 from azureml_emulator import inference
-from core.dataset import read_pool
+from core.dataset import read_split
 from core.errors import DigitsError
 from digits.production import scoring as batch_scoring
 
@@ -250,7 +249,7 @@ def main(arguments: list[str]) -> None:
     package = given.package.resolve()
     manifest = json.loads((package / "data/model/manifest.json").read_text("utf-8"))
     classes, size = manifest["classes"], manifest["params"]["image_size"]
-    pool = read_pool(VALIDATION, len(classes), size)[0].images
+    pool = read_split(VALIDATION, len(classes), size)[0].images
     images = pool[:BATCH]
     single = http(json.dumps({"data": images[:1].tolist()}).encode(), "/score")
     batch = http(json.dumps({"data": images.tolist()}).encode(), "/score")

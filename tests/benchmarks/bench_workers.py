@@ -1,13 +1,13 @@
-"""When do more machines pay? `make bench-workers` measures what can be, and computes the rest.
+"""Estimate when training on more machines pays: `make bench-workers`.
 
-Measured here: the seconds of a step on one machine with two cores and with one, and on two machines
-that are processes with a core each and meet on loopback; medians of several trainings.
+Measured: the time of a training step on one machine with two cores and with one core, and on two
+processes with one core each that communicate over loopback; medians of several trainings.
 
-Computed: n machines of two cores with 64 digits each, so that a batch has 64 n. A step takes as
-long as on one machine, then the all-reduce: each machine sends 4 bytes x weights x 2 (n - 1) / n,
-in 2 (n - 1) turns of a ring, and what the collectives cost without a network, which is what two
-machines on loopback take longer than one core does for the same digits. That larger batches learn
-as well is not said.
+Computed: the time of a step on n machines of two cores with 64 digits each, so with a batch size of
+64 n. It is the time on one machine plus the all-reduce: each machine sends 4 bytes x weights x
+2 (n - 1) / n in 2 (n - 1) rounds of a ring, plus the overhead of collective operations, measured as
+the difference between two machines on loopback and one core for the same digits. The effect of
+larger batches on accuracy is not estimated.
 """
 
 import argparse
@@ -45,12 +45,12 @@ bench_workers.train(*map(int, numbers))
 
 def train(batch_size: int, steps: int) -> None:
     """Train on random digits; print the seconds of a step and the number of weights."""
-    machines = distributed.Machines() if tf_config.find()[0] > 1 else None
+    machines = distributed.Machines() if tf_config.read()[0] > 1 else None
     values = params.load()
     task = dataclasses.replace(params.task(values), epochs=2)
-    own = params.section(training.Recipe, values, "train")
+    own = params.section(training.TrainConfig, values, "train")
     own = dataclasses.replace(own, batch_size=batch_size, full_epochs=2, nothing_share=0.0)
-    model.make_exact(task.seed)
+    model.make_deterministic(task.seed)
     rng = np.random.default_rng(task.seed)
     images = rng.integers(0, 256, (batch_size * steps, *2 * [task.image_size]), np.uint8)
     classes = rng.integers(0, len(task.classes), len(images)).astype(np.int32)
@@ -78,9 +78,9 @@ def step(cores: list[str], batch_size: int, steps: int) -> tuple[float, int]:
             subprocess.Popen(command, env=env, encoding="utf-8", stdout=pipe, stderr=pipe)
         )
     said = [process.communicate() for process in processes]
-    for process, (_, told) in zip(processes, said, strict=True):
+    for process, (_, error) in zip(processes, said, strict=True):
         if process.returncode:
-            raise DigitsError(f"a training ended with {process.returncode}: {told.strip()[-300:]}")
+            raise DigitsError(f"a training ended with {process.returncode}: {error.strip()[-300:]}")
     seconds, weights = zip(*(json.loads(output) for output, _ in said), strict=True)
     return max(seconds), weights[0]
 

@@ -1,14 +1,13 @@
-"""How surely drift is seen, and how seldom falsely: `make drift-power [HANDWRITING.npz ...]`.
+"""Measure power and false alarms of the drift test: `make drift-power [HANDWRITING.npz ...]`.
 
-Enters: data/monitoring/reference.json, the trained model, the test pool, which is no part of the
-reference (but its MNIST digits led to `tolerated_share`), and real handwriting (arrays images and
-labels, as `make rendering-realism` reads it). Leaves, on standard output: the share of windows that
-raise the 1 % test, of clean digits and with some foreign ones. Intervals (95 %) come from drawing
-the digits of the pools anew, since they are few, not the windows alone; the reference, which is
-given, stays: another would have another rate of false alarms (data/README.md). Beside it, on
-the first of the same windows, Evidently's data drift preset with its own settings, where that
-package can be imported. It is not locked, since it needs pandas below 3: data/README.md says how
-it was measured.
+Input: data/monitoring/reference.json, the trained model, the split test, which is not part of the
+reference (but its MNIST digits were used to choose `tolerated_share`), and real handwriting (arrays
+images and labels, see `make rendering-realism`). Output, on standard output: the share of windows
+with an alert of the 1 % test, of in-distribution digits and with some foreign ones. The 95 %
+intervals are from a bootstrap of the digits, not only of windows. The reference is fixed; another
+one has another false alarm rate (data/README.md). For comparison, the first of these windows are
+tested with Evidently's data drift preset, if it is installed. It is not locked, because it needs
+pandas below 3; data/README.md describes that measurement.
 """
 
 import argparse
@@ -21,18 +20,18 @@ from tqdm import tqdm
 
 from benchmarks.realism import read_handwriting
 from core import params
-from core.dataset import Digits, read_pool
+from core.dataset import Digits, read_split
 from core.errors import DigitsError
 from digits.model import network as model
 from digits.monitoring.analysis import Params
-from digits.monitoring.drift import FEWEST, Reference
+from digits.monitoring.drift import MIN_DIGITS, Reference
 from digits.monitoring.histograms import CLASSES_START, IMAGE_SIGNALS, bins, statistics
 
 REFERENCE, MODEL = Path("data/monitoring/reference.json"), Path("data/model/model.keras")
 TEST, VALIDATION = Path("data/prepared/test.npz"), Path("data/prepared/validation.npz")
 SHARES = (0.02, 0.05, 0.1)
 WINDOWS, REDRAWS, WINDOWS_A_REDRAW = 5000, 100, 500
-AT_ONCE = 1000  # windows
+WINDOWS_PER_BATCH = 1000  # windows
 SIDE_BY_SIDE, HALF = 20, 0.5  # windows that Evidently judges, a second each; its share of columns
 
 
@@ -73,11 +72,11 @@ def alarms(
     `known` and `foreign` are places (n, 8); `drawn` is as of `draw`.
     """
     used = {name: part for name, part in own.alarm.shares.items() if part > 0}
-    width, raised = CLASSES_START + len(reference.summary.classes), []
-    for start in range(0, len(drawn[0]), AT_ONCE):
-        ours, theirs = (part[start : start + AT_ONCE] for part in drawn)
+    width, raised = CLASSES_START + len(reference.histograms.classes), []
+    for start in range(0, len(drawn[0]), WINDOWS_PER_BATCH):
+        ours, theirs = (part[start : start + WINDOWS_PER_BATCH] for part in drawn)
         found = counts(np.concatenate([known[ours], foreign[theirs]], axis=1), width)
-        p = reference.p_values(found, reference.like(found), own.alarm.tolerated_share)
+        p = reference.p_values(found, reference.matched_reference(found), own.alarm.tolerated_share)
         lowest = np.min([p[name] / part for name, part in used.items()], axis=0)
         raised.append(lowest <= own.alarm.false_alarm_rate)
     return np.concatenate(raised)
@@ -135,13 +134,13 @@ def main(arguments: list[str]) -> None:
     task, own = params.task(values), params.section(Params, values, "monitor")
     reference = Reference.read(REFERENCE)
     size, classes = task.image_size, len(task.classes)
-    sources, validation = (read_pool(path, classes, size) for path in (TEST, VALIDATION))
+    sources, validation = (read_split(path, classes, size) for path in (TEST, VALIDATION))
     real = [read_handwriting(path, size, path.stem, classes) for path in paths]
     fitted = {name: len(summary) for name, summary in reference.scripts.items()}
     held: Counter[str] = Counter()
     for part in validation:
         held[part.script] += len(part)
-    if fitted != {script: count for script, count in held.items() if count >= FEWEST}:
+    if fitted != {script: count for script, count in held.items() if count >= MIN_DIGITS}:
         raise DigitsError(f"{REFERENCE}: is of another validation pool; run `dvc repro`")
     network = model.load(MODEL, size, classes)
     pool = np.concatenate([scored(network, part)[1] for part in validation])

@@ -1,9 +1,9 @@
-"""How real the rendered digits are: `make rendering-realism SCRIPT HANDWRITING.npz`.
+"""Test rendered digits with real handwriting: `make rendering-realism SCRIPT HANDWRITING.npz`.
 
-Enters: the fonts and the hand of params.yaml, and real handwriting, which the project does not
-ship (arrays images uint8 (n, size, size), white on black, and labels uint8 (n,)). Leaves, on
-standard output: the accuracy with which a net trained on rendered digits alone reads it. The
-real digits are looked at once, after training: they choose nothing here.
+Input: the fonts and the parameters `hand` of params.yaml, and real handwriting, which is not in the
+repository (arrays images uint8 (n, size, size), white on black, and labels uint8 (n,)). Output, on
+standard output: the accuracy on it of a network trained on rendered digits only. The real digits
+are used once, after training, and not for selection.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from core import params
 from core.dataset import Digits
 from core.errors import DigitsError
 from digits.model import network as model
-from digits.model.training import Recipe, fit
+from digits.model.training import TrainConfig, fit
 from digits.runtime.normalise import normalise
 from digits.sources.fonts import FONTS, Fonts, load_glyphs, render
 
@@ -75,9 +75,9 @@ def main(arguments: list[str]) -> None:
     rng = np.random.default_rng([task.seed, zlib.crc32(given.script.encode())])
     training = render(glyphs, PER_CLASS, fonts.hand, size, rng)
     watched = render(glyphs, WATCHED_PER_CLASS, fonts.hand, size, rng)
-    model.make_exact(task.seed)
+    model.make_deterministic(task.seed)
     network = model.build(size, class_count)
     shorter = dataclasses.replace(task, epochs=EPOCHS)
-    fit(network, training, watched, shorter, params.section(Recipe, values, "train"))
+    fit(network, training, watched, shorter, params.section(TrainConfig, values, "train"))
     predicted = model.predict(network, real.images).argmax(axis=1)
     print(report(real.labels, predicted, task.classes))

@@ -1,9 +1,9 @@
-"""How much the metrics differ between seeds alone: `make noise`.
+"""Measure the variance of metrics between seeds: `make noise`.
 
-Enters: params.yaml and the pools of stage prepare, the same for all seeds. Trains and evaluates
-once for each seed: first weights, the order of the digits and their distortion differ. Leaves
-data/noise.json, a small file for git: the spread of each metric of each source, and what was
-trained. A difference between two models that is below about three deviations may be noise.
+Input: params.yaml and the splits of stage prepare, which are the same for all seeds. Output:
+data/noise.json, in git, with the spread of each metric of each source, and the configuration. The
+seeds differ in the initial weights, the order of digits and the augmentation. A difference between
+two models of less than about three standard deviations may be noise.
 """
 
 import argparse

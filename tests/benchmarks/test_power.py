@@ -12,7 +12,7 @@ from core.dataset import Digits
 from core.errors import DigitsError
 from digits.monitoring.analysis import Params
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import CLASSES_START, Summary, bins
+from digits.monitoring.histograms import CLASSES_START, Histograms, bins
 
 OWN = params.section(Params, params.load(), "monitor")
 WIDTH = CLASSES_START + 10
@@ -23,14 +23,14 @@ def places(count: int, seed: int, foreign: bool = False) -> np.ndarray:
     rng = np.random.default_rng(seed)
     images = np.zeros((count, 28, 28), np.uint8)
     images[:, 10:18, 10:18] = 255
-    doubt = rng.beta(2, 5, count) if foreign else rng.beta(0.3, 60, count)
-    distance = rng.beta(6, 3, count) if foreign else rng.beta(2, 20, count)
-    return bins(images, rng.integers(0, 10, count), 1 - doubt, distance)
+    uncertainty = rng.beta(2, 5, count) if foreign else rng.beta(0.3, 60, count)
+    scores = rng.beta(6, 3, count) if foreign else rng.beta(2, 20, count)
+    return bins(images, rng.integers(0, 10, count), 1 - uncertainty, scores)
 
 
-def summary(rows: np.ndarray) -> Summary:
+def summary(rows: np.ndarray) -> Histograms:
     """Return the counts of places."""
-    return Summary(np.bincount(rows.ravel(), minlength=WIDTH))
+    return Histograms(np.bincount(rows.ravel(), minlength=WIDTH))
 
 
 @pytest.fixture(scope="module", name="reference")
@@ -42,13 +42,15 @@ def a_reference() -> Reference:
 def test_a_window_is_judged_as_in_production(
     reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(power, "AT_ONCE", 7)  # in several parts
+    monkeypatch.setattr(power, "WINDOWS_PER_BATCH", 7)  # in several parts
     known, foreign = places(2000, 1), places(300, 2, foreign=True)
     drawn = power.draw(2000, 300, OWN.window, 0.01, 20, np.random.default_rng(3))
     assert [part.shape for part in drawn] == [(20, 495), (20, 5)]
     raised = power.alarms(known, foreign, drawn, OWN, reference)
     verdicts = [
-        reference.judge(summary(np.concatenate([known[ours], foreign[theirs]])), OWN.alarm).unusual
+        reference.evaluate(
+            summary(np.concatenate([known[ours], foreign[theirs]])), OWN.alarm
+        ).window_alert
         for ours, theirs in zip(*drawn, strict=True)
     ]
     assert raised.tolist() == verdicts
@@ -73,18 +75,18 @@ def test_the_interval_knows_that_a_pool_is_small(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["absent.npz"], "absent.npz: not found"),
         (["params.yaml"], "params.yaml: cannot be used"),
     ],
 )
 @pytest.mark.slow
-def test_handwriting_that_cannot_be_used_is_told(
-    words: list[str], told: str, reproduced: Project, monkeypatch: pytest.MonkeyPatch
+def test_handwriting_that_cannot_be_used_is_reported(
+    words: list[str], message: str, reproduced: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(reproduced.root)
-    with pytest.raises(DigitsError, match=told):
+    with pytest.raises(DigitsError, match=message):
         power.main(words)
 
 
@@ -113,13 +115,13 @@ def test_the_table(
     assert "Evidently is not installed" in rows[-1]
 
 
-def test_a_reference_of_another_pool_is_told(
+def test_a_reference_of_another_pool_is_reported(
     reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(power, "REFERENCE", tmp_path / "reference.json")
     reference.write(tmp_path / "reference.json")
     few = Digits(np.zeros((20, 28, 28), np.uint8), np.zeros(20, np.uint8), "mnist", False, 10)
-    monkeypatch.setattr(power, "read_pool", lambda *_: [few])
+    monkeypatch.setattr(power, "read_split", lambda *_: [few])
     with pytest.raises(DigitsError, match="another validation pool"):
         power.main([])
 
@@ -133,6 +135,6 @@ def test_a_script_in_two_parts_is_one(
     images, labels = np.zeros((4000, 28, 28), np.uint8), np.zeros(4000, np.uint8)
     parts = [Digits(images[:5], labels[:5], "mnist", True, 10)]
     parts.append(Digits(images[5:], labels[5:], "mnist", False, 10))
-    monkeypatch.setattr(power, "read_pool", lambda *_: parts)
+    monkeypatch.setattr(power, "read_split", lambda *_: parts)
     with pytest.raises(DigitsError, match=r"absent\.keras"):
         power.main([])

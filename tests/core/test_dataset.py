@@ -1,4 +1,4 @@
-"""CSV files, pools and `Digits`: what goes in comes out, and bad files are told exactly."""
+"""CSV files, splits and `Digits`: round trips, and exact messages for invalid files."""
 
 import io
 import zipfile
@@ -13,9 +13,9 @@ from core.dataset import (
     Digits,
     concatenate,
     read_csv,
-    read_pool,
+    read_split,
     write_csv,
-    write_pool,
+    write_split,
 )
 from core.errors import DigitsError
 
@@ -58,23 +58,25 @@ def changed(value: str, column: int = 5) -> str:
     return f"{HEADER}\n{ROW}\n{','.join(cells)}\n"
 
 
+LABEL = ":3: column label: expected a whole number from 0 to 9, found"
+PIXEL = ":3: column pixel4: expected a number from 0 to 255, found"
 BAD = {
     "missing column": (f"{HEADER}\n{ROW}\n{ROW[:-2]}\n", ":3: expected 785 columns, found 784"),
     "extra column": (f"{HEADER}\n{ROW},0\n", ":2: expected 785 columns, found 786"),
     "missing header column": (f"{HEADER[:-9]}\n{ROW}\n", ":1: found 784 columns"),
-    "label 10": (changed("10", 0), ":3: label: expected a whole number from 0 to 9, found '10'"),
-    "label -1": (changed("-1", 0), ":3: label: expected a whole number from 0 to 9, found '-1'"),
-    "label 1.5": (changed("1.5", 0), ":3: label: expected a whole number from 0 to 9, found '1.5'"),
+    "label 10": (changed("10", 0), f"{LABEL} '10'"),
+    "label -1": (changed("-1", 0), f"{LABEL} '-1'"),
+    "label 1.5": (changed("1.5", 0), f"{LABEL} '1.5'"),
     "pixel 256": (
         changed("256"),
-        ":3: column pixel4: expected a number from 0 to 255, found '256'",
+        f"{PIXEL} '256'",
     ),
-    "pixel -1": (changed("-1"), ":3: column pixel4: expected a number from 0 to 255, found '-1'"),
+    "pixel -1": (changed("-1"), f"{PIXEL} '-1'"),
     "pixel NaN": (
         changed("NaN"),
-        ":3: column pixel4: expected a number from 0 to 255, found 'NaN'",
+        f"{PIXEL} 'NaN'",
     ),
-    "pixel nothing": (changed(""), ":3: column pixel4: expected a number from 0 to 255, found ''"),
+    "pixel nothing": (changed(""), f"{PIXEL} ''"),
     "pixel text": (changed("ink"), ":3: column pixel4: expected a number from 0 to 255"),
     "pixel infinite": (changed("1e999"), ":3: column pixel4: expected a number from 0 to 255"),
     "pixel of 200,000 letters": (changed("9" * 200_000), ":3: column pixel4: expected a number"),
@@ -90,7 +92,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_csv_is_told_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_csv_is_reported_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "digits.csv"
     path.write_text(text)
     with pytest.raises(DigitsError) as caught:
@@ -99,7 +101,7 @@ def test_bad_csv_is_told_with_its_place(tmp_path: Path, text: str, message: str)
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
+def test_a_binary_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "digits.csv"
     path.write_bytes(bytes(range(256)) * 100)
     with pytest.raises(DigitsError, match="is not text"):
@@ -118,16 +120,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_pool_round_trip_and_same_bytes(tmp_path: Path) -> None:
+def test_split_round_trip_and_same_bytes(tmp_path: Path) -> None:
     mnist = random_digits(20)
     drawn = Digits(mnist.images[:5], mnist.labels[:5], "japanese", True, 10)
-    write_pool(tmp_path / "a.npz", [mnist, drawn])
-    write_pool(tmp_path / "b.npz", [mnist, drawn])
+    write_split(tmp_path / "a.npz", [mnist, drawn])
+    write_split(tmp_path / "b.npz", [mnist, drawn])
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:  # what Python's releases do differently
         marks = {(entry.create_version, entry.extract_version) for entry in archive.infolist()}
     assert marks == {(20, 20)}
-    again = read_pool(tmp_path / "a.npz", 10, 28)
+    again = read_split(tmp_path / "a.npz", 10, 28)
     assert [(part.name, part.script, part.rendered) for part in again] == [
         ("mnist", "mnist", False),
         ("japanese_rendered", "japanese", True),
@@ -140,7 +142,7 @@ def cut(data: bytes) -> bytes:
 
 
 def other(data: bytes) -> bytes:
-    return b"no pool"
+    return b"no split"
 
 
 def no_archive(data: bytes) -> bytes:
@@ -149,34 +151,34 @@ def no_archive(data: bytes) -> bytes:
     return file.getvalue()
 
 
-def test_a_pool_of_another_size_is_told(tmp_path: Path) -> None:
-    write_pool(tmp_path / "pool.npz", [random_digits(20, size=20)])
-    with pytest.raises(DigitsError, match=r"20 pixels a side, image_size in params\.yaml is 28"):
-        read_pool(tmp_path / "pool.npz", 10, 28)
+def test_a_split_of_another_image_size_is_reported(tmp_path: Path) -> None:
+    write_split(tmp_path / "split.npz", [random_digits(20, size=20)])
+    with pytest.raises(DigitsError, match=r"images of 28 .*params\.yaml.*, found 20"):
+        read_split(tmp_path / "split.npz", 10, 28)
 
 
-def test_a_pool_without_digits_is_told(tmp_path: Path) -> None:
-    write_pool(tmp_path / "pool.npz", [])
-    with pytest.raises(DigitsError, match="holds no digits"):
-        read_pool(tmp_path / "pool.npz", 10, 28)
+def test_a_split_without_digits_is_reported(tmp_path: Path) -> None:
+    write_split(tmp_path / "split.npz", [])
+    with pytest.raises(DigitsError, match="contains no digits"):
+        read_split(tmp_path / "split.npz", 10, 28)
 
 
 @pytest.mark.parametrize("damage", [cut, other, no_archive])
-def test_a_damaged_pool_is_told(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = tmp_path / "pool.npz"
-    write_pool(path, [random_digits(20)])
+def test_a_corrupted_split_is_reported(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "split.npz"
+    write_split(path, [random_digits(20)])
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DigitsError, match=r"pool\.npz: is damaged"):
-        read_pool(path, 10, 28)
+    with pytest.raises(DigitsError, match=r"split\.npz: is corrupted"):
+        read_split(path, 10, 28)
 
 
-def test_digits_check_themselves() -> None:
+def test_digits_are_validated() -> None:
     good = random_digits(10)
     with pytest.raises(DigitsError, match="3 images but 2 labels"):
         Digits(good.images[:3], good.labels[:2], "mnist", False, 10)
     with pytest.raises(DigitsError, match="uint8"):
         Digits(good.images.astype(np.float32), good.labels, "mnist", False, 10)
-    with pytest.raises(DigitsError, match="digit 9 has label 9"):
+    with pytest.raises(DigitsError, match=r"digit 9: expected a label from 0 to 8 .*, found 9"):
         Digits(good.images, good.labels, "mnist", False, 9)
 
 
@@ -189,10 +191,12 @@ def test_concatenated_digits_are_rendered_only_if_all_are() -> None:
 
 
 @pytest.mark.parametrize("entries", [{}, {"format": np.array(99)}], ids=["before", "after"])
-def test_a_pool_of_another_version_is_told(tmp_path: Path, entries: dict[str, np.ndarray]) -> None:
-    path = tmp_path / "pool.npz"
+def test_a_split_of_another_version_is_reported(
+    tmp_path: Path, entries: dict[str, np.ndarray]
+) -> None:
+    path = tmp_path / "split.npz"
     digits = random_digits(3)
     arrays = {"mnist.images": digits.images, "mnist.labels": digits.labels} | entries
     np.savez(path, **arrays)  # type: ignore[arg-type]
-    with pytest.raises(DigitsError, match=r"pool\.npz: was written by another version"):
-        read_pool(path, 10, 28)
+    with pytest.raises(DigitsError, match=r"split\.npz: was written by another version"):
+        read_split(path, 10, 28)

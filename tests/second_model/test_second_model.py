@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Project, copy_tracked
-from light import DIGITS, Deployable, StandIn, a_standin  # noqa: F401
+from light import DIGITS, Deployable, StandIn
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow

@@ -13,8 +13,6 @@ from azure.storage.blob import BlobServiceClient
 from conftest import ROOT, Project, environment
 from light import DIGITS, StandIn
 
-from azureml_emulator.storage import KEY
-
 STAGE = """
 import json, os, sys, time
 from pathlib import Path
@@ -74,7 +72,7 @@ class Trainable(Project):
         container has a run cache.
         """
         url = f"{standin.address['blobs']}/devstoreaccount1"
-        with BlobServiceClient(url, credential=KEY) as service:
+        with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
             container = service.get_container_client("review")
             names = list(container.list_blob_names())
             assert not [name for name in names if name.startswith("runs/")]

@@ -17,7 +17,7 @@ from unittest.mock import patch
 from azure.core.exceptions import ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
 
-SPOILT = "Bearer spoilt"
+INVALID_TOKEN = "Bearer invalid"
 SLEEP = 0.05  # seconds at most between two tries, or two questions after an operation
 
 
@@ -48,7 +48,7 @@ def tapped(wire: Wire) -> Iterator[None]:
         broken = wire.broken(kind, f"{request.method} {request.url.split('?')[0]}")
         if broken and wire.how == "refuse":
             request.url = request.url.replace("sig=", "sig=x")
-            request.headers["Authorization"] = SPOILT
+            request.headers["Authorization"] = INVALID_TOKEN
         answer = send(transport, request, **options)
         if broken and wire.how == "lose":
             raise ServiceResponseError("lost for a test")
@@ -57,7 +57,7 @@ def tapped(wire: Wire) -> Iterator[None]:
     def asked(opener: Any, request: Any, *rest: Any, **options: Any) -> Any:
         broken = wire.broken("scoring", request.full_url)
         if broken and wire.how == "refuse":
-            request.add_header("Authorization", SPOILT)
+            request.add_header("Authorization", INVALID_TOKEN)
         answer = scoring(opener, request, *rest, **options)
         if broken and wire.how == "lose":
             answer.close()

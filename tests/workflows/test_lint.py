@@ -194,9 +194,18 @@ def test_uncached_outs_are_what_may_be_committed() -> None:
 @needs_bash
 @pytest.mark.slow
 def test_ci_sums_up(tmp_path: Path) -> None:
-    """`required` fails exactly when a job of the matrix does; run by act, with other tests."""
+    """`required` fails exactly when a job of the matrix does; run by act, with other tests.
+
+    The conda job creates the package's environment; act runs it with a conda that records calls.
+    """
     project = Project(tmp_path / "project")
     shutil.copytree(FOLDER, project.root / ".github" / "workflows")
+    calls = tmp_path / "calls"
+    for program in ("bin/conda", "Scripts/conda.exe"):
+        path = tmp_path / "conda" / program
+        path.parent.mkdir(parents=True)
+        path.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+        path.chmod(0o755)
     for end, result in ((0, "success"), (1, "failure")):
         (project.root / "run.py").write_text(f"import sys; print(sys.argv); sys.exit({end})\n")
         project.git("init", "--quiet", "--initial-branch", "main")
@@ -204,5 +213,10 @@ def test_ci_sums_up(tmp_path: Path) -> None:
         project.git("commit", "--quiet", "--message", "Tests")
         with GitHub(tmp_path / f"github{end}") as github:
             project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
+            github.environment["CONDA"] = str(tmp_path / "conda")
             run = github.act("ci.yml", "push", github.head("main"), {"ref": "refs/heads/main"})
-        assert run.jobs == {"test": result, "required": result}, run.log
+        assert run.jobs == {"test": result, "required": result, "conda": result}, run.log
+        made, ran = "env create --name mlops --file data/package/conda.yaml", "run --name mlops"
+        lines = calls.read_text("utf-8").splitlines()
+        assert [line.startswith((made, ran)) for line in lines] == [True] * 4
+        assert sum(line == made for line in lines) == 2

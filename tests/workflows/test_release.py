@@ -11,7 +11,7 @@ import run as targets
 import yaml
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from conftest import ROOT, Azurite, free_port
-from light import LIGHT_SCORE, Deployable, StandIn, a_standin, write_package  # noqa: F401
+from light import LIGHT_SCORE, Deployable, StandIn, write_package
 from loopback import GitHub, needs_bash
 from records import Run
 

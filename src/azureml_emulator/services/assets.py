@@ -2,13 +2,16 @@
 
 import uuid
 
-from azureml_emulator.state import Answer, Json, RefusedError, State
+from azureml_emulator.state import Answer, Json, RefusedError, State, need
+from azureml_emulator.web import EmulatorError
 
 CONTENT = ("modelUri", "codeUri", "image", "condaFile", "dataUri")  # of a version, for good
+URIS = ("modelUri", "codeUri", "dataUri")
 
 
 def put_version(state: State, path: str, key: str, body: Json) -> Answer:
     """Register one version of an asset; what a version holds cannot change."""
+    need(body, "properties")
     known = state.resources.get(key)
     if known:
         for name in CONTENT:
@@ -21,7 +24,25 @@ def put_version(state: State, path: str, key: str, body: Json) -> Answer:
     given |= body["properties"]
     if "/data/" not in key:
         given["provisioningState"] = "Succeeded"
+    state.contents[key] = content_of(state, given)
     return state.put(path, key, body | {"properties": given})
+
+
+def content_of(state: State, properties: Json) -> Json | None:
+    """Return the sizes of an asset's blobs by name, None if it has none here."""
+    uri = next((properties[name] for name in URIS if properties.get(name)), "")
+    try:
+        return state.storage.find(uri)[2] or None
+    except EmulatorError:
+        return None
+
+
+def restore(state: State) -> None:
+    """Leave out assets whose blobs Azurite lost: it writes its index to disk some seconds late."""
+    for key, body in list(state.resources.items()):
+        content = state.contents.get(key)
+        if content and content_of(state, body["properties"]) != content:
+            state.leave_out(key, "its content was lost when the blob store was killed")
 
 
 def list_versions(state: State, path: str, key: str, body: Json) -> Answer:
@@ -29,6 +50,13 @@ def list_versions(state: State, path: str, key: str, body: Json) -> Answer:
     status, found, operation = state.listing(path, key, body)
     if "/codes/" not in key and found == {"value": []}:
         raise RefusedError(404, "UserError", f"The container of {path} was not found.")
+    assert found
+    if wanted := body.get("hash"):  # as the SDK asks for a code that is there already
+        found["value"] = [
+            one
+            for one in found["value"]
+            if one["properties"]["properties"].get("hash_sha256") == wanted
+        ]
     return status, found, operation
 
 
@@ -39,6 +67,7 @@ def get_container(state: State, path: str, key: str, body: Json) -> Answer:
         raise RefusedError(404, "ResourceNotFound", f"The resource {path} was not found.")
     numbers = [int(name.split("/")[-1]) for name in versions if name.split("/")[-1].isdigit()]
     following = {"nextVersion": str(max(numbers, default=0) + 1), "properties": {}, "tags": {}}
+    following["latestVersion"] = versions[-1].split("/")[-1]  # the one registered last
     return 200, state.stored(path, {"properties": following}, None), ""
 
 

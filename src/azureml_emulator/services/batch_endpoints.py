@@ -2,50 +2,59 @@
 
 As on Azure a process of the deployment calls `init` once and `run` for one mini-batch of files
 after another, again when that fails; what lies below AZUREML_BI_OUTPUT_PATH is the job's output.
+With the output action AppendRow what `run` returns is written there, a line each.
 """
 
-import os
-import shutil
-import subprocess
+import json
 import sys
-import threading
 import uuid
 from pathlib import Path
-from typing import IO
 
-from azureml_emulator.services import online_endpoints
-from azureml_emulator.state import Answer, Json, RefusedError, State
+from azureml_emulator.services import jobs, online_endpoints
+from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State, need
 
 # It ends when its standard input does: with the emulator, however that ends.
 DRIVER = """
-import importlib.util, os, sys, threading, traceback
+import importlib.util, json, os, sys, threading, traceback
 def end():
     while os.read(0, 1):
         pass
     os._exit(1)
 threading.Thread(target=end, daemon=True).start()
-script, size, retries, *files = sys.argv[1:]
+script, settings, *files = sys.argv[1:]
+settings = json.loads(settings)
 spec = importlib.util.spec_from_file_location("entry", script)
 entry = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(entry)
+def keep(rows):
+    text = rows.to_csv(header=False, index=False) if hasattr(rows, "to_csv") else "".join(
+        f"{row}\\n" for row in rows)
+    with open(settings["rows"], "a") as file:
+        file.write(text)
 entry.init()
-for start in range(0, len(files), int(size)):
-    batch = files[start : start + int(size)]
-    for left in reversed(range(1 + int(retries))):
+failed = 0
+for start in range(0, len(files), settings["size"]):
+    batch = files[start : start + settings["size"]]
+    for left in reversed(range(1 + settings["retries"])):
         try:
-            print(*entry.run(batch), flush=True)
+            rows = entry.run(batch)
+            print(*rows, flush=True)
+            if settings["rows"]:
+                keep(rows)
             break
         except Exception:
             traceback.print_exc()
-            if not left:
-                sys.stderr.flush()
-                os._exit(1)
+            failed += len(batch) * (not left)
+    if 0 <= settings["threshold"] < failed:
+        sys.stderr.flush()
+        os._exit(1)
 """
 
 
 def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     """Create a batch endpoint, or replace its settings."""
     online_endpoints.check_name(path)
+    need(body, "properties")
     wanted = (body["properties"].get("defaults") or {}).get("deploymentName")
     if wanted and f"{key}/deployments/{wanted.lower()}" not in state.resources:
         raise RefusedError(400, "BadArgument", f"The default names no deployment: {wanted}.")
@@ -56,11 +65,17 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
 def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     """Create a batch deployment, or replace it."""
     state.get(path, key.split("/deployments/")[0], body)
+    online_endpoints.check_name(path)
+    need(body, "properties")
     properties = body["properties"]
+    need(properties, "compute")
+    if not (properties.get("codeConfiguration") or {}).get("codeId"):
+        message = "The emulator does not emulate a batch deployment without code."
+        raise RefusedError(501, "NotImplemented", message)
     state.asset(properties["codeConfiguration"]["codeId"])
-    state.asset(properties["model"]["assetId"])
-    if not properties.get("compute"):
-        raise RefusedError(400, "BadArgument", f"{path} names no compute.")
+    if properties.get("model"):
+        need(properties, "model.assetId")
+        state.asset(properties["model"]["assetId"])
     return put(state, path, key, body)
 
 
@@ -81,17 +96,29 @@ def delete(state: State, path: str, key: str, body: Json) -> Answer:
     if name and (defaults.get("deploymentName") or "").lower() == name:
         raise RefusedError(400, "BadRequest", f"The deployment {name} is the endpoint's default.")
     state.resources[key]["properties"]["provisioningState"] = "Deleting"
+    return 202, None, state.later(key, lambda key: forget(state, key))
 
-    def forget(key: str) -> None:
-        with state.lock:
-            for name in [one for one in state.resources if (one + "/").startswith(key + "/")]:
-                del state.resources[name]
 
-    return 202, None, state.later(key, forget)
+def forget(state: State, key: str) -> None:
+    """Forget a resource and all below it."""
+    with state.lock:
+        for name in [one for one in state.resources if (one + "/").startswith(key + "/")]:
+            del state.resources[name]
+
+
+def restore(state: State) -> None:
+    """Finish the operations that were under way when the emulator ended."""
+    for key, body in list(state.resources.items()):
+        status = body["properties"].get("provisioningState")
+        if "/batchendpoints/" in key and status == "Deleting":
+            state.later(key, lambda key: forget(state, key))
+        elif "/batchendpoints/" in key and status in BUSY:
+            state.later(key, lambda key: None, state.pending(key))
 
 
 def invoke(state: State, path: str, key: str, body: Json) -> Answer:
     """Begin a job of the deployment that is asked for, or of the endpoint's default."""
+    need(body, "properties")
     endpoint, asked = key.rsplit("/", 1)[0], body["properties"]
     state.get(path, endpoint, body)
     defaults = state.resources[endpoint]["properties"].get("defaults") or {}
@@ -108,86 +135,52 @@ def invoke(state: State, path: str, key: str, body: Json) -> Answer:
     data = {
         ours: {
             name: {f"job{ours[:-1].capitalize()}Type": "uri_folder", "uri": one["uri"]}
-            for name, one in asked[theirs].items()
+            for name, one in (asked.get(theirs) or {}).items()
         }
         for ours, theirs in kinds.items()
     }
-    rest = {"jobType": "Pipeline", "status": "Running", "isArchived": False, "jobs": {}}
-    rest |= {"displayName": name, "experimentName": endpoint.split("/")[-1], "settings": {}}
-    rest |= {"properties": {"deployment": deployment}, "tags": {}, "services": {}}
-    answer = state.put(place, place.lower(), {"properties": rest | data})
-    start(state, place.lower())
+    data["outputs"] = data["outputs"] or {"score": {"jobOutputType": "uri_folder"}}
+    if len(data["inputs"]) != 1 or len(data["outputs"]) != 1:
+        raise RefusedError(400, "BadArgument", "A deployment of a model takes one input folder.")
+    rest: Json = {"jobType": "Pipeline", "status": "Running", "jobs": {}, "displayName": name}
+    rest |= {"experimentName": endpoint.split("/")[-1], "settings": {}, "tags": {}}
+    rest |= {"properties": {"deployment": deployment}, "inputs": data["inputs"]}
+    rest |= jobs.described(state, place) | {"outputs": jobs.given_outputs(name, data)}
+    answer = state.put(place, place.lower(), {"properties": rest})
+    jobs.begin(state, place.lower())
     return answer
 
 
-def start(state: State, key: str) -> None:
-    """Do a job in the background; what went wrong stands in its log."""
-
-    def run() -> None:
-        job = state.resources[key]
-        home = state.folder / "jobs" / job["name"]
-        shutil.rmtree(home, ignore_errors=True)
-        (home / "output").mkdir(parents=True)
-        status = "Failed"
-        with (home / "log.txt").open("ab") as log:
-            try:
-                status = "Completed" if work(state, job["properties"], home, log) else "Failed"
-            except Exception as error:  # of the emulator itself
-                log.write(repr(error).encode())
-        with state.lock:
-            job["properties"]["status"] = status
-            state.save()
-
-    threading.Thread(target=run, daemon=True).start()
-
-
-def work(state: State, job: Json, home: Path, log: IO[bytes]) -> bool:
-    """Fetch, run the processes, put the output into the blob store; return whether all was done."""
-    deployment = state.resources[job["properties"]["deployment"]]["properties"]
-    configuration = deployment["codeConfiguration"]
-    model = state.asset(deployment["model"]["assetId"])["properties"]["modelUri"]
-    (input_,), (output,) = job["inputs"].values(), job["outputs"].values()
-    fetch = state.storage.fetch
-    fetch(state.asset(configuration["codeId"])["properties"]["codeUri"], home / "code")
-    fetch(model, home / "model" / model.rstrip("/").split("/")[-1])
-    fetch(input_["uri"], home / "input")
-    files = sorted(str(path) for path in (home / "input").rglob("*") if path.is_file())
-    kept = {name: value for name, value in os.environ.items() if "AZUREML_" not in name}
-    kept |= {"AZUREML_MODEL_DIR": str(home / "model")}
-    kept |= {"AZUREML_BI_OUTPUT_PATH": str(home / "output")}
+def plan(state: State, job: Json, home: Path) -> list[jobs.Node]:
+    """Return the processes of a batch job; each scores its share of the files."""
+    deployment = state.asset(job["properties"]["deployment"])["properties"]
+    configuration, env = deployment["codeConfiguration"], {}
+    bound = jobs.bind(state, job, home)
+    (input_,) = (Path(value) for name, value in bound.items() if name.startswith("inputs."))
+    (output,) = (Path(value) for name, value in bound.items() if name.startswith("outputs."))
+    code = home / "0" / "code"
+    state.storage.fetch(state.asset(configuration["codeId"])["properties"]["codeUri"], code)
+    if deployment.get("model"):
+        uri = state.asset(deployment["model"]["assetId"])["properties"]["modelUri"]
+        state.storage.fetch(uri, home / "model" / uri.rstrip("/").split("/")[-1])
+        env["AZUREML_MODEL_DIR"] = str(home / "model")
+    env["AZUREML_BI_OUTPUT_PATH"] = str(output)
+    files = [input_] if input_.is_file() else [one for one in input_.rglob("*") if one.is_file()]
+    named = sorted(map(str, files))
     count = deployment.get("maxConcurrencyPerInstance") or 1
     count *= (deployment.get("resources") or {}).get("instanceCount") or 1
-    size = str(deployment.get("miniBatchSize") or 10)
-    retries = str((deployment.get("retrySettings") or {}).get("maxRetries", 3))
-    command = [sys.executable, "-c", DRIVER, str(home / "code" / configuration["scoringScript"])]
-    processes = [
-        subprocess.Popen(
-            [*command, size, retries, *files[number::count]],
-            env=kept | (deployment.get("environmentVariables") or {}),
-            cwd=home / "code",
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        for number in range(min(count, len(files)))
-    ]
-    ended = [process.wait() for process in processes]
-    for process in processes:
-        assert process.stdin
-        process.stdin.close()
-    target = output["uri"].split("/paths/", 1)[1].rstrip("/")
-    state.storage.upload(home / "output", target)
-    for folder in ("input", "output", "model"):
-        shutil.rmtree(home / folder)
-    return not any(ended)
+    rows = (deployment.get("outputAction") or "AppendRow") == "AppendRow"
+    settings = {
+        "size": int(deployment.get("miniBatchSize") or 10),
+        "retries": int((deployment.get("retrySettings") or {}).get("maxRetries", 3)),
+        "threshold": int(deployment.get("errorThreshold", -1)),
+        "rows": str(output / (deployment.get("outputFileName") or "predictions.csv")) * rows,
+    }
+    script = code / (configuration.get("scoringScript") or "score.py")
+    command = [sys.executable, "-c", DRIVER, str(script), json.dumps(settings)]
+    env |= deployment.get("environmentVariables") or {}
+    shares = [named[number::count] for number in range(min(count, len(named)))]
+    return [jobs.Node([*command, *share], code, env) for share in shares]
 
 
-def restore(state: State) -> None:
-    """Begin jobs that ran when the emulator ended, and operations that were under way, anew."""
-    with state.lock:
-        for key, body in list(state.resources.items()):
-            if "/batchendpoints/" in key and "provisioningState" in body["properties"]:
-                body["properties"]["provisioningState"] = "Succeeded"
-            ours = "/jobs/" in key and "deployment" in body["properties"]["properties"]
-            if ours and body["properties"]["status"] == "Running":
-                start(state, key)
+jobs.PLANS["Pipeline"] = plan

@@ -2,14 +2,12 @@
 
 import math
 import re
-import shutil
+import secrets
 import time
 import uuid
-from pathlib import Path
 
-from azureml_emulator.router import Endpoint
-from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State
-from azureml_emulator.web import EmulatorError
+from azureml_emulator.services.deployments import deploy, duration, folder_of, remove, route
+from azureml_emulator.state import Answer, Json, RefusedError, State, need
 
 SIZES = {  # name: cores, and the family whose quota they are taken from
     "Standard_DS2_v2": (2, "standardDSv2Family"),
@@ -29,9 +27,9 @@ OUT_OF_QUOTA = (  # as github.com/MicrosoftLearning/mslearn-azure-ml/issues/30 s
     },
 )
 NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9-]{1,30}[a-zA-Z0-9]$")  # 3 to 32 characters (ran)
-HEALTHY_SECONDS = 120.0
 TAGS, TAG_LENGTH = 50, 256  # of a resource
 LOG_LINES = 500
+AUTH_MODES = ("key", "amltoken", "aadtoken")
 
 
 def reserved_cores(cores: int, instances: int) -> int:
@@ -49,87 +47,6 @@ def used_cores(state: State, family: str, but: str = "") -> int:
     return taken
 
 
-# Work of operations ------------------------------------------------------------------------------
-
-
-def route(state: State, path: str) -> None:
-    """Give the router an endpoint's keys and weights."""
-    with state.lock:
-        body = state.resources[path]
-        traffic = body["properties"].get("traffic") or {}
-        keys = state.keys[path]
-        if body["properties"]["authMode"].lower() == "aadtoken":
-            keys = [state.token]  # whoever is logged in
-        state.router.endpoints[body["name"]] = Endpoint(keys, dict(traffic))
-
-
-def place_of(state: State, path: str) -> tuple[str, str]:
-    """Return (endpoint, deployment) of a deployment's path."""
-    endpoint = path.split("/deployments/")[0]
-    return state.resources[endpoint]["name"], state.resources[path]["name"]
-
-
-def folder_of(state: State, path: str) -> Path:
-    """Return the folder of a deployment."""
-    return state.folder / "deployments" / "_".join(path.split("/")[-5::2])
-
-
-def deploy(state: State, path: str) -> None:
-    """Fetch code and model and start the server."""
-    properties = state.resources[path]["properties"]
-    home = folder_of(state, path)
-    home.mkdir(parents=True, exist_ok=True)
-    code, model = state.asset(properties["codeConfiguration"]["codeId"]), properties["model"]
-    state.storage.fetch(code["properties"]["codeUri"], home / "code")
-    uri = state.asset(model)["properties"]["modelUri"]
-    state.storage.fetch(uri, home / "model" / uri.rstrip("/").split("/")[-1])
-    env = properties.get("environmentVariables") or {}
-    collections = (properties.get("dataCollector") or {}).get("collections", {}).values()
-    if any(str(one.get("dataCollectionMode")).lower() == "enabled" for one in collections):
-        env = env | {"AZUREML_MDC_ENABLED": "true"}
-    place, log = place_of(state, path), home / "log.txt"
-    try:
-        state.router.start(place, home / "code", home / "model", env, log, HEALTHY_SECONDS)
-    except EmulatorError as error:
-        message = f"User container has crashed or terminated: {error}."
-        raise RefusedError(400, "ResourceNotReady", message) from None
-
-
-def remove(state: State, path: str) -> None:
-    """Stop what runs below a resource and forget it."""
-    below = [key for key in list(state.resources) if key == path or key.startswith(path + "/")]
-    for key in below:
-        if "/deployments/" in key:
-            state.router.stop(place_of(state, key))
-            shutil.rmtree(folder_of(state, key), ignore_errors=True)
-    with state.lock:
-        if "/deployments/" not in path:
-            state.router.endpoints.pop(state.resources[path]["name"], None)
-            state.keys.pop(path, None)
-        for key in below:
-            del state.resources[key]
-
-
-def restore(state: State) -> None:
-    """Start the servers that ran, and finish the operations that were under way."""
-    with state.lock:
-        paths = [path for path in state.resources if "/onlineendpoints/" in path]
-        for path in paths:
-            if "/deployments/" not in path:
-                route(state, path)
-        for path in paths:
-            status = state.resources[path]["properties"].get("provisioningState")
-            if status == "Deleting":
-                state.later(path, lambda path: remove(state, path))
-            elif "/deployments/" in path and status != "Failed":
-                state.later(path, lambda path: deploy(state, path), state.pending(path))
-            elif status in BUSY:
-                state.later(path, lambda path: route(state, path), state.pending(path))
-
-
-# Calls -------------------------------------------------------------------------------------------
-
-
 def check_name(path: str) -> str:
     """Return the last name of a path. Raises RefusedError (400) unless it follows the rules."""
     name = path.rstrip("/").split("/")[-1]
@@ -142,8 +59,13 @@ def check_name(path: str) -> str:
 def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     """Create an endpoint, or replace its settings, traffic and tags."""
     name = check_name(path)
-    taken = [path for path, body in state.resources.items() if body["name"] == name]
-    if key not in state.resources and any("/onlineendpoints/" in path for path in taken):
+    need(body, "properties.authMode")
+    names = {
+        body["name"].lower()
+        for place, body in state.resources.items()
+        if "/onlineendpoints/" in place and "/deployments/" not in place and place != key
+    }
+    if name.lower() in names:
         message = f"The endpoint name {name} is already taken in this region."
         raise RefusedError(400, "NameNotAvailable", message)
     state.refuse_busy(key)
@@ -152,28 +74,33 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
         message = f"At most {TAGS} tags of at most {TAG_LENGTH} characters each."
         raise RefusedError(400, "InvalidTagValueLength", message)
     properties = {"properties": {}, "mirrorTraffic": {}, "traffic": {}} | body["properties"]
-    traffic = properties["traffic"]
-    unknown = [
-        name for name in traffic if f"{key}/deployments/{name.lower()}" not in state.resources
-    ]
+    if properties["authMode"].lower() not in AUTH_MODES:
+        message = f"authMode is {properties['authMode']}: expected Key, AMLToken or AADToken."
+        raise RefusedError(400, "BadArgument", message)
+    if properties["mirrorTraffic"]:
+        raise RefusedError(501, "NotImplemented", "The emulator does not emulate mirrorTraffic.")
+    places = {name: f"{key}/deployments/{name.lower()}" for name in properties["traffic"]}
+    unknown = [name for name, place in places.items() if place not in state.resources]
     if unknown:
         raise RefusedError(400, "BadArgument", f"Traffic names no deployment: {unknown[0]}.")
-    if sum(traffic.values()) not in (0, 100):
+    traffic = {
+        state.resources[places[name]]["name"]: weight
+        for name, weight in properties["traffic"].items()
+    }
+    if sum(traffic.values()) not in (0, 100) or any(weight < 0 for weight in traffic.values()):
         message = f"The traffic percentages must sum to 0 or 100, not {sum(traffic.values())}."
         raise RefusedError(400, "BadArgument", message)
-    properties |= {
-        "scoringUri": f"{state.router.url}/{name}/score",  # the SDK takes no null here (ran)
-        "swaggerUri": f"{state.router.url}/{name}/swagger.json",
-    }
+    known = state.resources.get(key, {"properties": {}})["properties"]
+    uris = {uri: known.get(uri) for uri in ("scoringUri", "swaggerUri")}  # null until it is ready
+    properties |= {"traffic": traffic} | uris
     properties.pop("keys", None)
     if body.get("identity", {}).get("type") == "SystemAssigned":
         body["identity"] |= {
             name: str(uuid.uuid5(uuid.NAMESPACE_URL, name + key))
             for name in ("principalId", "tenantId")
         }
-    state.keys.setdefault(key, [uuid.uuid4().hex, uuid.uuid4().hex])
-    body["properties"] = properties
-    return state.put_later(path, key, body, lambda path: route(state, path))
+    body |= {"properties": properties, "kind": "Managed"}
+    return state.put_later(path, key, body, lambda key: route(state, key))
 
 
 def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
@@ -184,25 +111,51 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     check_name(path)
     state.refuse_busy(endpoint)
     state.refuse_busy(key)
-    size, count = body["properties"].get("instanceType"), body["sku"]["capacity"]
-    if size not in SIZES:
-        message = f"The size {size} is not one of {', '.join(SIZES)}."
+    need(body, "properties.instanceType", "sku.capacity")
+    properties, count = body["properties"], body["sku"]["capacity"]
+    size = {name.lower(): name for name in SIZES}.get(properties["instanceType"].lower())
+    if size is None:
+        message = f"The size {properties['instanceType']} is not one of {', '.join(SIZES)}."
         raise RefusedError(400, "BadArgument", message)
     cores, family = SIZES[size]
     if used_cores(state, family, but=key) + reserved_cores(cores, count) > QUOTA[family]:
         raise RefusedError(400, *OUT_OF_QUOTA)
+    if not (properties.get("codeConfiguration") or {}).get("codeId"):
+        model = state.asset(properties["model"]) if properties.get("model") else {}
+        if model.get("properties", {}).get("modelType") != "mlflow_model":
+            message = "codeConfiguration is required unless the model is of type mlflow_model."
+            raise RefusedError(400, "BadArgument", message)
+    for part in ("initialDelay", "period"):
+        duration(properties.get("livenessProbe", {}).get(part) or "PT10S")
+    collector = properties.get("dataCollector", {})
+    sampled = [one.get("samplingRate", 1) for one in collector.get("collections", {}).values()]
+    if any(rate != 1 for rate in sampled) or collector.get("rollingRate", "Hour") != "Hour":
+        message = "The emulator does not emulate a samplingRate but 1 or a rollingRate but Hour."
+        raise RefusedError(501, "NotImplemented", message)
     given = {"properties": {}, "scaleSettings": {"scaleType": "Default"}}  # no null (ran)
-    body["properties"] = given | body["properties"]
-    return state.put_later(path, key, body, lambda path: deploy(state, path))
+    body["properties"] = given | properties | {"instanceType": size}
+    return state.put_later(path, key, body, lambda key: deploy(state, key))
+
+
+def patch_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
+    """Change an endpoint's tags or identity."""
+    return state.patch(path, key, body, put_endpoint)
+
+
+def patch_deployment(state: State, path: str, key: str, body: Json) -> Answer:
+    """Change a deployment's tags or number of instances."""
+    return state.patch(path, key, body, put_deployment)
 
 
 def delete(state: State, path: str, key: str, body: Json) -> Answer:
     """Delete an endpoint with all below it, or a deployment without traffic."""
     if key not in state.resources:
         return 204, None, ""
-    state.refuse_busy(key)
+    for one in state.resources:
+        if (one + "/").startswith(key + "/"):  # a deployment that starts would be left without it
+            state.refuse_busy(one)
     endpoint, _, name = key.partition("/deployments/")
-    traffic = state.resources[endpoint]["properties"].get("traffic") or {}
+    traffic = state.resources[endpoint]["properties"]["traffic"]
     if any(name == live.lower() and weight for live, weight in traffic.items()):
         message = f"The deployment {name} has traffic; set it to 0 before deleting."
         raise RefusedError(400, "BadRequest", message)
@@ -210,24 +163,42 @@ def delete(state: State, path: str, key: str, body: Json) -> Answer:
         state.refuse_busy(endpoint)
         traffic.pop(state.resources[key]["name"], None)
     state.resources[key]["properties"]["provisioningState"] = "Deleting"
-    return 202, None, state.later(key, lambda path: remove(state, path))
+    return 202, None, state.later(key, lambda key: remove(state, key))
+
+
+def secrets_of(state: State, path: str, key: str, auth_mode: str) -> list[str]:
+    """Return the keys of the endpoint that an action is asked of; 400 if it has another mode."""
+    endpoint = key.rsplit("/", 1)[0]
+    state.get(path, endpoint, {})
+    mode = state.resources[endpoint]["properties"]["authMode"]
+    if mode.lower() != auth_mode:
+        raise RefusedError(400, "BadRequest", f"The endpoint's authMode is {mode}.")
+    return state.keys[endpoint]
 
 
 def list_keys(state: State, path: str, key: str, body: Json) -> Answer:
     """Return an endpoint's keys."""
-    endpoint = key.rsplit("/", 1)[0]
-    state.get(path, endpoint, body)
-    first, second = state.keys[endpoint]
-    return 200, {"primaryKey": first, "secondaryKey": second}, ""
+    primary, secondary = secrets_of(state, path, key, "key")[:2]
+    return 200, {"primaryKey": primary, "secondaryKey": secondary}, ""
+
+
+def regenerate_keys(state: State, path: str, key: str, body: Json) -> Answer:
+    """Replace an endpoint's primary or secondary key, by the value given or a new one."""
+    keys, endpoint = secrets_of(state, path, key, "key"), key.rsplit("/", 1)[0]
+    need(body, "keyType")
+    if body["keyType"] not in ("Primary", "Secondary"):
+        raise RefusedError(400, "BadArgument", "keyType: expected Primary or Secondary.")
+    state.refuse_busy(endpoint)
+    keys[body["keyType"] == "Secondary"] = body.get("keyValue") or secrets.token_urlsafe(24)
+    return 202, None, state.later(endpoint, lambda key: route(state, key))
 
 
 def get_token(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return an endpoint's token, which here is its first key."""
-    endpoint = key.rsplit("/", 1)[0]
-    state.get(path, endpoint, body)
+    """Return the token of an endpoint that takes tokens; it does not expire here."""
+    token = secrets_of(state, path, key, "amltoken")[2]
     until = int(time.time()) + 3600
     times = {"expiryTimeUtc": until, "refreshAfterTimeUtc": until - 600, "tokenType": "Bearer"}
-    return 200, {"accessToken": state.keys[endpoint][0]} | times, ""
+    return 200, {"accessToken": token} | times, ""
 
 
 def get_logs(state: State, path: str, key: str, body: Json) -> Answer:

@@ -4,10 +4,8 @@ import datetime
 import uuid
 
 from azureml_emulator.services.online_endpoints import QUOTA, SIZES, used_cores
-from azureml_emulator.state import PROVIDER, Answer, Json, RefusedError, State
-from azureml_emulator.storage import ACCOUNT, CONTAINER, KEY
-
-LOCATION = "local"
+from azureml_emulator.state import LOCATION, PROVIDER, Answer, Json, RefusedError, State, need
+from azureml_emulator.storage import ACCOUNT, CONTAINER
 
 
 def get(state: State, path: str, key: str, body: Json) -> Answer:
@@ -16,6 +14,7 @@ def get(state: State, path: str, key: str, body: Json) -> Answer:
     group = path.split("/providers/")[0]
     account = f"{group}/providers/Microsoft.Storage/storageAccounts/{ACCOUNT}"
     properties = {"workspaceId": identity, "storageAccount": account, "mlFlowTrackingUri": ""}
+    properties["discoveryUrl"] = f"{state.url}/discovery"
     resource = state.stored(path, {"properties": properties}, None)
     return 200, resource | {"location": LOCATION}, ""
 
@@ -28,17 +27,25 @@ def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
         "containerName": CONTAINER,
         "endpoint": "core.windows.net",
         "protocol": "https",
-        "isDefault": True,
+        "isDefault": key.endswith("/workspaceblobstore"),
         "credentials": {"credentialsType": "AccountKey"},
         "tags": {},
     }
-    stored = state.stored(path, {"properties": properties}, None)
-    return 200, {"value": [stored]} if key.endswith("/datastores") else stored, ""
+    return 200, state.stored(path, {"properties": properties}, None), ""
+
+
+def list_datastores(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return the workspace's blob stores; `?isDefault=true` the first alone."""
+    names = ["workspaceblobstore", "workspaceartifactstore"]
+    if str(body.get("isDefault")).lower() == "true":
+        names = names[:1]
+    places = [f"{path}/{name}" for name in names]
+    return 200, {"value": [get_datastore(state, one, one.lower(), {})[1] for one in places]}, ""
 
 
 def list_secrets(state: State, path: str, key: str, body: Json) -> Answer:
     """Return the blob store's key."""
-    return 200, {"secretsType": "AccountKey", "key": KEY}, ""
+    return 200, {"secretsType": "AccountKey", "key": state.storage.key}, ""
 
 
 def get_operation(state: State, path: str, key: str, body: Json) -> Answer:
@@ -81,6 +88,7 @@ def list_sizes(state: State, path: str, key: str, body: Json) -> Answer:
 
 def put_autoscale(state: State, path: str, key: str, body: Json) -> Answer:
     """Keep a deployment's setting of Azure Monitor; nothing here scales by it."""
+    need(body, "properties.targetResourceUri", "properties.profiles")
     target = body["properties"]["targetResourceUri"]
     if target.lower() not in state.resources:
         raise RefusedError(400, "ResourceNotFound", f"The target {target} was not found.")
@@ -93,6 +101,7 @@ def put_autoscale(state: State, path: str, key: str, body: Json) -> Answer:
 
 def put_retention(state: State, path: str, key: str, body: Json) -> Answer:
     """Keep a storage account's rules, and go by them."""
+    need(body, "properties.policy.rules")
     answer = state.put(path, key, body)
     state.workers.submit(enforce_retention, state)
     return answer

@@ -1,1 +1,1 @@
-"""Metrics of an evaluation: a package of its own, so that a changed metric does not retrain."""
+"""Evaluation metrics, in a package of their own so that a changed metric causes no retraining."""

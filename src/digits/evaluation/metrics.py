@@ -1,11 +1,11 @@
-"""What is measured on a set of digits; pure functions of probabilities and labels."""
+"""Evaluation metrics: pure functions of predicted probabilities and true labels."""
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from core.statistics import wilson
 
-SMALLEST = 1e-12  # a probability of 0 would make the loss infinite
+MIN_PROBABILITY = 1e-12  # so that the loss is finite for a probability of 0
 
 
 def accuracy(correct: np.ndarray) -> tuple[float, float, float]:
@@ -16,7 +16,7 @@ def accuracy(correct: np.ndarray) -> tuple[float, float, float]:
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean negative log-likelihood of (n,) labels under (n, classes), in nats."""
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(chosen, SMALLEST)).mean())
+    return float(-np.log(np.maximum(chosen, MIN_PROBABILITY)).mean())
 
 
 def reliability(
@@ -38,10 +38,10 @@ def reliability(
 def calibration_error(table: list[tuple[float, float, int]]) -> float:
     """Return the expected calibration error of a reliability table (Guo et al., ICML 2017)."""
     total = sum(count for _, _, count in table)
-    return sum(count * abs(sure - right) for sure, right, count in table) / total
+    return sum(count * abs(confidence - right) for confidence, right, count in table) / total
 
 
-def separation(known: np.ndarray, foreign: np.ndarray) -> float:
-    """Return the AUROC with which a score tells known digits (higher) from foreign ones."""
+def auroc(known: np.ndarray, foreign: np.ndarray) -> float:
+    """Return the AUROC of a score that should be higher for known digits than for foreign ones."""
     truth = np.repeat([1, 0], [len(known), len(foreign)])
     return float(roc_auc_score(truth, np.concatenate([known, foreign])))

@@ -1,1 +1,1 @@
-"""The network: its layers, training, out-of-distribution score and lineage."""
+"""The model: network, training, out-of-distribution score and lineage."""

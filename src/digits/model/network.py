@@ -1,10 +1,9 @@
-"""The network: uint8 images in, calibrated probabilities out, and its form on disk.
+"""The network: its layers, calibration, batch normalisation folding and file format.
 
-The output contract, here and wherever the model is served: for n images, `scripts` float32
-(n, scripts, classes) is the probability of each script x digit and sums to 1 over both;
-`digits` float32 (n, classes) is its sum over the scripts that the model knows; `foreign` float32
-(n,), from 0 to 1, is how little an image looks like what the model was trained on. Scaling to
-floats happens inside the model, so training and serving cannot differ.
+Input: images uint8 (n, size, size), scaled inside the model, so that training and serving cannot
+differ. Output, here and wherever the model is served: `scripts` float32 (n, scripts, classes),
+the probability of each script and class, which sums to 1 over both; `digits` float32 (n, classes),
+its sum over scripts; `foreign` float32 (n,), the out-of-distribution score from 0 to 1.
 """
 
 import json
@@ -23,15 +22,15 @@ import tensorflow as tf
 from keras import layers
 
 from core.errors import DigitsError
-from core.files import replacing
+from core.files import atomic_write
 
-MEAN, DEVIATION = 0.1307, 0.3081  # of the pixels of MNIST's training set, scaled to 0 .. 1
-MOMENTUM, EPSILON = 0.9, 1e-3  # of batch normalisation: a moving statistic's memory, a floor
+MEAN, STD = 0.1307, 0.3081  # of the pixels of MNIST's training set, scaled to 0 .. 1
+MOMENTUM, EPSILON = 0.9, 1e-3  # of batch normalisation
 SCORING_BATCH = 1000
 
 
-def make_exact(seed: int) -> None:
-    """Let the same seed give the same weights on every run; core.determinism does the rest."""
+def make_deterministic(seed: int) -> None:
+    """Seed all generators and enable deterministic operations; see also core.determinism."""
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
@@ -39,12 +38,12 @@ def make_exact(seed: int) -> None:
 class BatchNormalization(layers.Layer):  # type: ignore[misc]
     """Batch normalisation (Ioffe and Szegedy, arXiv:1502.03167) as one fused operation.
 
-    Keras' own is a dozen operations, which cost a third of a step on a CPU. It is a means of
-    training only: `fold` takes it out.
+    Keras's layer consists of a dozen operations, a third of the time of a step on a CPU. `fold`
+    removes this layer after training.
     """
 
     def build(self, shape: tuple[int | None, ...]) -> None:
-        """Make scale, offset and the moving statistics, float32 (channels,)."""
+        """Create scale, offset and the moving statistics, float32 (channels,)."""
         for name, start, trainable in (
             ("scale", "ones", True),
             ("offset", "zeros", True),
@@ -57,7 +56,7 @@ class BatchNormalization(layers.Layer):  # type: ignore[misc]
             setattr(self, name, weight)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Normalise float32 (n, height, width, channels) by the batch, or by what was kept."""
+        """Normalise float32 (n, height, width, channels) by the batch or the moving statistics."""
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self.scale.value,
@@ -68,8 +67,8 @@ class BatchNormalization(layers.Layer):  # type: ignore[misc]
             is_training=training,
         )
         if training:
-            for kept, new in ((self.mean, mean), (self.variance, variance)):
-                kept.assign(MOMENTUM * kept + (1 - MOMENTUM) * new)
+            for moving, new in ((self.mean, mean), (self.variance, variance)):
+                moving.assign(MOMENTUM * moving + (1 - MOMENTUM) * new)
         return outputs
 
 
@@ -98,7 +97,7 @@ def build(image_size: int, output_count: int, folded: bool = False) -> keras.Mod
     return keras.Sequential(
         [
             keras.Input((image_size, image_size), dtype="uint8", name="images"),
-            layers.Rescaling(1 / 255 / DEVIATION, -MEAN / DEVIATION, name="standardised"),
+            layers.Rescaling(1 / 255 / STD, -MEAN / STD, name="standardised"),
             layers.Reshape((image_size, image_size, 1), name="channel"),
             *convolution(1, 24, 4, 2),
             *convolution(2, 48, 3, 1),
@@ -112,10 +111,10 @@ def build(image_size: int, output_count: int, folded: bool = False) -> keras.Mod
 
 
 def fold(network: keras.Model) -> keras.Model:
-    """Return the trained network with its normalisations in kernels and biases: plain Keras.
+    """Return the trained network with batch normalisation folded into kernels and biases.
 
-    A channel's scale goes into its kernel, the rest into a bias (Jacob et al., arXiv:1712.05877,
-    section 3.2); the logits are the same but for rounding.
+    See Jacob et al., arXiv:1712.05877, section 3.2. The result consists of Keras's own layers only,
+    and its logits are equal up to rounding.
     """
     weights: list[np.ndarray] = []
     for layer in network.layers:
@@ -134,11 +133,11 @@ def fold(network: keras.Model) -> keras.Model:
 def calibrate(
     network: keras.Model, temperature: float, scripts: list[str], foreign: keras.KerasTensor
 ) -> keras.Model:
-    """Return the model of the output contract: logits / temperature, softmax, sum over scripts.
+    """Return the model with the outputs above: logits / temperature, softmax, sum over scripts.
 
-    `foreign` is part of the network's graph, made by digits.model.ood.
-
-    Temperature scaling is that of Guo et al., "On Calibration of Modern Neural Networks" (2017).
+    `foreign` is the out-of-distribution score, computed in the network's graph by
+    digits.model.ood. Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks"
+    (2017).
     """
     logits = layers.Rescaling(1 / temperature, name="temperature")(network.outputs[0])
     joint = layers.Softmax(name="joint")(logits)
@@ -151,9 +150,9 @@ def calibrate(
 
 
 def name_operations(model: keras.Model) -> None:
-    """Name what `keras.ops` made by its kind, numbered within the model: sum_1, sum_2 and so on.
+    """Number the operations that `keras.ops` created by their kind: sum_1, sum_2 and so on.
 
-    Operations that are no layers take no name when they are made.
+    These operations take no name argument, and their automatic names depend on the process.
     """
     kinds: Counter[str] = Counter()
     for operation in model.operations:
@@ -164,19 +163,19 @@ def name_operations(model: keras.Model) -> None:
 
 
 def predict(model: keras.Model, images: np.ndarray) -> Any:
-    """Return what the model gives for uint8 (n, size, size), as NumPy; memory stays flat in n."""
+    """Return the model's outputs for images uint8 (n, size, size), computed in batches."""
     starts = range(0, len(images), SCORING_BATCH)
     parts = [model.predict_on_batch(images[start : start + SCORING_BATCH]) for start in starts]
-    return tf.nest.map_structure(lambda *pieces: np.concatenate(pieces), *parts)
+    return tf.nest.map_structure(lambda *batches: np.concatenate(batches), *parts)
 
 
 def save(model: keras.Model, path: Path) -> None:
     """Write a .keras file whose bytes depend on architecture and weights only.
 
-    Keras writes dates into the zip's entries and into metadata.json, and memory addresses as
-    identities of shared objects into config.json; the first are taken out, the last numbered.
+    Keras writes dates into the ZIP entries and into metadata.json, and memory addresses as ids of
+    shared objects into config.json. The dates are removed, the ids are replaced by numbers.
     """
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         dated = partial.with_suffix(".dated.keras")
         try:
             model.save(dated)
@@ -206,26 +205,27 @@ def _number_shared_objects(config: str) -> str:
 
 
 def load(path: Path, image_size: int, class_count: int) -> keras.Model:
-    """Read a model that `save` wrote.
+    """Load a model that `save` wrote.
 
-    Raises DigitsError when the file is absent, damaged, from a Keras that this one cannot read,
-    or made for images of another size or other classes.
+    Raises DigitsError when the file is missing, corrupted or from an incompatible version of Keras,
+    and when the model has another image size or number of classes.
     """
     if not path.exists():
-        raise DigitsError(f"{path}: not found; run `dvc repro` first")
+        raise DigitsError(f"{path}: not found. Run `dvc repro` first.")
     try:
-        if not zipfile.is_zipfile(path):  # Keras would say that it does not find the file
-            raise ValueError("it is cut short or no model")
+        if not zipfile.is_zipfile(path):  # Keras would report that the file does not exist
+            raise ValueError("it is truncated or no model")
         model = keras.saving.load_model(path, compile=False)
-        made_for = model.input_shape[1], model.get_layer("scripts").output.shape[2]
+        found = model.input_shape[1], model.get_layer("scripts").output.shape[2]
     except Exception as error:  # Keras raises many kinds here
         reason = " ".join(str(error).split())[:200]
         raise DigitsError(
-            f"{path}: is damaged or from another version ({reason}); run `dvc repro -f train`"
+            f"{path}: is corrupted or from another version ({reason}). Run `dvc repro -f train`."
         ) from None
-    if made_for != (image_size, class_count):
+    if found != (image_size, class_count):
         raise DigitsError(
-            f"{path}: is made for images of {made_for[0]} pixels a side and {made_for[1]} classes, "
-            f"params.yaml says {image_size} and {class_count}; run `dvc repro`"
+            f"{path}: expected a model for images of {image_size} pixels per side and "
+            f"{class_count} classes (params.yaml), found {found[0]} and {found[1]}. "
+            "Run `dvc repro`."
         )
     return model

@@ -1,13 +1,13 @@
-"""How foreign an image looks: its distance from the digits that a network was trained on.
+"""The out-of-distribution (OOD) score: the distance of an image from the training data.
 
-The distance is Mahalanobis' to the nearest class, with means of the classes and one covariance
-(Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples", 2018), in
-one vector of features: the mean of each channel of each convolution, and the logits. Confidence
-alone misses foreign digits that look like a known one to the last layer only.
+Input: a trained network and features of training images. Output: the score as part of the model's
+graph. It is based on the Mahalanobis distance to the nearest class, with one mean per class and
+one shared covariance (Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution
+Samples", 2018). The features are the mean of each channel of each convolution, and the logits.
+It detects OOD digits that resemble a known digit only in the last layer, which confidence misses.
 
-What enters is a trained network and its pools; what leaves is part of the model's graph. The
-fit has the same bytes on any machine: features are rounded to whole steps, whose products are
-summed exactly, and the rest is elementwise, without BLAS or LAPACK.
+The fit is bit-identical on any machine: features are rounded to multiples of 1 / STEPS, their
+products are summed exactly, and all other operations are elementwise, without BLAS or LAPACK.
 """
 
 import math
@@ -16,13 +16,13 @@ import keras
 import numpy as np
 from keras import layers
 
-STEPS = 1024  # of a feature's unit: 54,000 sums of squares up to 256 are exact in float64
-SHRINKAGE = 0.01  # share of the mean variance that is added to each: few digits, many features
-FALSE_ALARMS = 0.01  # of known digits that look more foreign than 0.5
+STEPS = 1024  # per unit of a feature: sums of 54,000 squares up to 256 are exact in float64
+SHRINKAGE = 0.01  # share of the mean variance that is added to each variance
+FALSE_ALARM_RATE = 0.01  # share of in-distribution digits with a score above 0.5
 
 
 def features(network: keras.Model) -> keras.Model:
-    """Return the model from images to features, float32 (n, channels of all + logits)."""
+    """Return the model from images to features, float32 (n, all channels + logits)."""
     activations = [layer.output for layer in network.layers if isinstance(layer, layers.ReLU)]
     means = [
         layers.GlobalAveragePooling2D(name=f"mean_{number}")(activation)
@@ -33,9 +33,9 @@ def features(network: keras.Model) -> keras.Model:
 
 
 def fit(vectors: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
-    """Return kernel and bias of the two dense layers of `squared`, float32, in their order.
+    """Return kernel and bias of the two dense layers of `squared_distance`, float32, in order.
 
-    `vectors` are features (n, k) of the training pool, `classes` int (n,).
+    `vectors` are the features (n, k) of the training split, `classes` int (n,).
     """
     steps = np.rint(vectors.astype(np.float64) * STEPS)
     groups = [steps[classes == label] for label in np.unique(classes)]
@@ -69,7 +69,7 @@ def whiten(covariance: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return table[:, len(covariance) :]
 
 
-def squared(network: keras.Model, fitted: list[np.ndarray]) -> keras.Model:
+def squared_distance(network: keras.Model, fitted: list[np.ndarray]) -> keras.Model:
     """Return the model from images to the squared distance to the nearest class, float32 (n,).
 
     |z - m|^2 = |z|^2 - 2 (z m - |m|^2 / 2) for the whitened features z and each mean m.
@@ -86,16 +86,15 @@ def squared(network: keras.Model, fitted: list[np.ndarray]) -> keras.Model:
     return keras.Model(network.inputs, distance)
 
 
-def foreign(distance: keras.KerasTensor, usual: float) -> keras.KerasTensor:
-    """Return how foreign images look, from 0 to 1, for their squared distances.
+def score(distance: keras.KerasTensor, threshold: float) -> keras.KerasTensor:
+    """Return the OOD score, from 0 to 1, of squared distances.
 
-    It is r^2 / (1 + r^2) with r = distance / usual, so 0.5 at `usual`: the squared distance that
-    a share FALSE_ALARMS of digits not trained on exceeds.
+    It is r^2 / (1 + r^2) with r = distance / threshold, so 0.5 at the threshold.
     """
-    relative = keras.ops.square(layers.Rescaling(1 / usual, name="distance")(distance))
+    relative = keras.ops.square(layers.Rescaling(1 / threshold, name="distance")(distance))
     return relative / (1 + relative)
 
 
-def usual(distances: np.ndarray) -> float:
-    """Return that squared distance for those of the validation pool, float32 (n,)."""
-    return round(float(np.quantile(distances.astype(np.float64), 1 - FALSE_ALARMS)), 3)
+def threshold(distances: np.ndarray) -> float:
+    """Return the squared distance that a share FALSE_ALARM_RATE of (n,) validation ones exceeds."""
+    return round(float(np.quantile(distances.astype(np.float64), 1 - FALSE_ALARM_RATE)), 3)

@@ -1,14 +1,14 @@
-"""What happened in production: requests and late labels enter, windows with verdicts leave.
+"""Analyse production: test windows of requests for drift, and join their late labels.
 
-Requests are put in the order of their times and cut into windows; each is judged against the
-reference in turn. This is the one engine of stage monitor, `digits monitor` and the live page:
+Input: batches of requests and labels. Output: an Analysis with the result of each window and the
+alarms. Requests are sorted by time and divided into windows, which are compared with the reference.
 
-    analysis = analyse(stream, labels, reference, own, classes, image_size)  # of Parquet batches
-    monitor = Monitor(classes, image_size)                 # or as rows come, again and again:
+    analysis = analyse(stream, labels, reference, config, classes, image_size)  # Parquet batches
+    monitor = Monitor(classes, image_size)                 # or repeatedly, while rows arrive:
     monitor.requests.add(batch); monitor.labels.add(batch)
-    analysis = monitor.analyse(reference, own, now_ms)
+    analysis = monitor.analyse(reference, config, now_ms)
 
-Memory does not grow with the images: the bins of each row are kept, 47 bytes a row in all.
+Images are not kept in memory; a row takes 47 bytes.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,16 +23,16 @@ from core.errors import DigitsError
 from core.params import STRICT
 from core.statistics import wilson
 from digits.monitoring import drift
-from digits.monitoring.drift import Reference, Verdict
-from digits.monitoring.histograms import SIGNALS, BinnedRequests, Summary, count
+from digits.monitoring.drift import Reference, WindowResult
+from digits.monitoring.histograms import SIGNALS, BinnedRequests, Histograms, count
 from digits.monitoring.labels import Joined, Labels
 from digits.production import records
 
 Stream = Callable[[], Iterable[pa.RecordBatch]]
-EXAMPLES_A_WINDOW = 3
-SPOILT = {"brightness", "ink", "row", "column"}  # signals of what takes the pictures, not of hands
-DROWNED = 20  # times as much as a cause is said by another, which moves it a little itself
-CLEAR = 7.0  # the logarithm of evidence that names a cause by itself
+EXAMPLES_PER_WINDOW = 3
+INPUT_QUALITY_SIGNALS = {"brightness", "ink", "row", "column"}  # of the scanner or camera
+DOMINANCE_RATIO = 20  # a signal with this much less evidence may only follow another one
+MIN_LOG_EVIDENCE = 7.0  # of an input quality signal, by itself
 
 
 @dataclass(frozen=True)
@@ -42,209 +42,222 @@ class Params:
     __pydantic_config__ = STRICT
 
     window: Annotated[int, Field(ge=50, le=100_000)]  # requests
-    examples: Annotated[int, Field(ge=1, le=100)]  # digits shown in the report
+    examples: Annotated[int, Field(ge=1, le=100)]  # images shown in the report
     alarm: drift.Settings
 
 
 @dataclass(frozen=True)
 class Window:
-    """Some requests in a row: when, how many, what was found.
+    """Consecutive requests and the result of their drift test.
 
-    first_ms, last_ms: of its requests, ms since 1970
-    labelled, right: how many have a label, and how many answers of those are right
+    first_ms, last_ms: times of the first and last request, ms since 1970
+    labelled, correct: the number of requests with a label, and of correct answers among them
     """
 
     first_ms: int
     last_ms: int
-    summary: Summary
-    verdict: Verdict
+    histograms: Histograms
+    result: WindowResult
     labelled: int
-    right: int
+    correct: int
 
     @property
     def requests(self) -> int:
-        return len(self.summary)
+        return len(self.histograms)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A request that looks strange: its window, image uint8 (size, size), answer and label."""
+    """An out-of-distribution request: its window, image uint8 (size, size), answer and label."""
 
     window: int
     image: np.ndarray
     answer: str
-    truth: str | None  # `script digit`, where its label has come
+    truth: str | None  # `SCRIPT CLASS` if its label is known
 
 
 @dataclass(frozen=True)
-class Episode:
-    """An alarm: the windows in which the drift began, the alarm rose, and it ended."""
+class Alarm:
+    """An alarm: the windows of its estimated onset, when it was raised and when it was cleared."""
 
-    began: int
-    alarm: int
-    ended: int | None
+    onset: int
+    raised: int
+    cleared: int | None
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that a report tells."""
+    """The result of an analysis; the reports are made from it."""
 
     reference: Reference
     windows: list[Window]
-    episodes: list[Episode]
+    alarms: list[Alarm]
     examples: list[Example]
-    gaps: list[tuple[int, int]]  # from, to; ms since 1970
-    faults: dict[str, int]  # of requests (production.FAULTS) and of labels
-    first_foreign_ms: int | None  # of the first labelled request in a script the reference lacks
+    gaps: list[tuple[int, int]]  # start and end, ms since 1970
+    issues: dict[str, int]  # data-quality issues: records.ISSUES and labels.ISSUES
+    first_foreign_ms: int | None  # time of the first labelled request in an unknown script
 
     @property
     def drift(self) -> bool:
-        """Whether the alarm is on in the last window."""
-        return bool(self.windows) and self.windows[-1].verdict.drift
+        """Whether the alarm is active in the last window."""
+        return bool(self.windows) and self.windows[-1].result.drift
 
     @property
-    def at_least(self) -> bool:
-        """Whether the last drift may have begun earlier, before the first window looked at."""
-        return bool(self.episodes) and self.episodes[-1].began == 0
+    def onset_censored(self) -> bool:
+        """Whether the onset of the last alarm may lie before the first window."""
+        return bool(self.alarms) and self.alarms[-1].onset == 0
 
     @property
     def since_ms(self) -> int | None:
-        """When the drift began that the alarm tells of; None when it is off."""
-        return self.windows[self.episodes[-1].began].first_ms if self.drift else None
+        """The onset of the active alarm, ms since 1970; None without one."""
+        return self.windows[self.alarms[-1].onset].first_ms if self.drift else None
 
     def accuracy(self, first: int = 0) -> tuple[float, float, float] | None:
-        """Return accuracy and its 95 % interval from a window on, None without labels."""
+        """Return accuracy and its 95 % interval from window `first` on, None without labels."""
         return accuracy(self.windows[first:])
 
-    def estimated(self, first: int = 0) -> float | None:
-        """Return the estimate of accuracy from a window on, None without requests."""
+    def estimated_accuracy(self, first: int = 0) -> float | None:
+        """Return the accuracy estimated without labels from window `first` on."""
         return self._mean("accuracy", first)
 
-    def strangers(self, first: int = 0) -> float | None:
-        """Return the estimated share of strangers from a window on, None without requests."""
-        return self._mean("strangers", first)
+    def ood_share(self, first: int = 0) -> float | None:
+        """Return the estimated share of out-of-distribution requests from window `first` on."""
+        return self._mean("ood_share", first)
 
     def _mean(self, name: str, first: int) -> float | None:
         chosen = self.windows[first:]
         total = sum(window.requests for window in chosen)
-        return sum(w.requests * getattr(w.verdict, name) for w in chosen) / total if total else None
+        return sum(w.requests * getattr(w.result, name) for w in chosen) / total if total else None
 
-    def lately(self) -> int:
-        """Return the window that `lately` begins with: the last full one, if any is.
+    def recent(self) -> int:
+        """Return the index of the last complete window, 0 without one.
 
-        The one after it may hold a single request, of which no share can be told.
+        A window after it may hold too few requests for an estimate of its own.
         """
         last = len(self.windows) - 1
-        part = last > 0 and self.windows[last].requests < self.windows[0].requests
-        return max(last - part, 0)
+        incomplete = last > 0 and self.windows[last].requests < self.windows[0].requests
+        return max(last - incomplete, 0)
 
-    def causes(self) -> list[str]:
-        """Return the signals that spoke in the last alarm, the loudest first."""
-        return self._causes(self.episodes[-1]) if self.episodes else []
+    def contributing_signals(self) -> list[str]:
+        """Return the signals that contribute to the last alarm, by decreasing evidence."""
+        return self._contributing_signals(self.alarms[-1]) if self.alarms else []
 
-    def _causes(self, episode: Episode) -> list[str]:
-        """Return the signals that spoke in an alarm, the loudest first; one at least is named.
+    def _contributing_signals(self, alarm: Alarm) -> list[str]:
+        """Return the signals that contribute to an alarm, at least one, by decreasing evidence.
 
-        What counts is the most that one has said since the drift began: windows that are as known
-        do not take it back, an alarm may last over many. What spoils images late in one that was
-        loud already counts by the windows in which it was not drowned.
+        The evidence of a signal is the maximum of its cumulative evidence since the onset, which
+        later windows without drift do not reduce. An input quality signal that is much weaker
+        than another one also counts by the windows in which the other does not dominate it.
         """
-        alarmed = [window.verdict.p for window in self.windows[episode.began : episode.ended]]
+        p_values = [window.result.p for window in self.windows[alarm.onset : alarm.cleared]]
         steps = {
-            name: np.array([drift.log_e_value(p[name]) for p in alarmed])
+            name: np.array([drift.log_e_value(p[name]) for p in p_values])
             for name in SIGNALS
-            if name not in ("foreign", "confidence")  # parts of `looks`
+            if name not in ("foreign", "confidence")  # contained in `looks`
         }
-        loud = {name: float(np.cumsum(said).max()) for name, said in steps.items()}
-        loudest = max(loud.values())
-        limit = min(max(loudest / DROWNED, np.log(20)), loudest)
+        evidence_of = {name: float(np.cumsum(evidence).max()) for name, evidence in steps.items()}
+        strongest = max(evidence_of.values())
+        limit = min(max(strongest / DOMINANCE_RATIO, np.log(20)), strongest)
         together = np.max(list(steps.values()), axis=0)
-        named = {name for name in loud if loud[name] >= limit}
-        for name in SPOILT:
-            said = steps[name]
-            if _most(np.where(said >= together / DROWNED, said, np.minimum(said, 0))) >= CLEAR:
+        named = {name for name in evidence_of if evidence_of[name] >= limit}
+        for name in INPUT_QUALITY_SIGNALS:
+            evidence = steps[name]
+            if (
+                _max_log_evidence(
+                    np.where(
+                        evidence >= together / DOMINANCE_RATIO, evidence, np.minimum(evidence, 0)
+                    )
+                )
+                >= MIN_LOG_EVIDENCE
+            ):
                 named.add(name)
-        return sorted(named, key=lambda name: -loud[name])
+        return sorted(named, key=lambda name: -evidence_of[name])
 
-    def remedy(self) -> str | None:
-        """Return what the causes of the last alarm call for, None without one.
+    def action(self) -> str | None:
+        """Return the recommended action for the last alarm, None without one.
 
-        `mend`: images are spoilt, which makes any digit look strange, or were in an alarm before:
-        their labels are not to be learnt; `retrain`: digits look like nothing that the model has
-        learnt; `label`: neither, so labels must tell.
+        `mend`: fix the input, because image quality changed in some alarm, so the labelled images
+        must not be used for training. `retrain`: there are out-of-distribution digits. `label`:
+        neither, so labels are needed to decide.
         """
-        causes = self.causes()
-        if any(SPOILT & set(self._causes(episode)) for episode in self.episodes):
+        signals = self.contributing_signals()
+        found = map(self._contributing_signals, self.alarms)
+        if any(INPUT_QUALITY_SIGNALS & set(names) for names in found):
             return "mend"
-        return "retrain" if "looks" in causes else "label" if causes else None
+        return "retrain" if "looks" in signals else "label" if signals else None
 
 
-def _most(log_e_values: np.ndarray) -> float:
-    """Return the most evidence, a logarithm, of windows (n,) in a row from any start."""
+def _max_log_evidence(log_e_values: np.ndarray) -> float:
+    """Return the maximum log evidence of consecutive windows (n,), from any start."""
     total = np.cumsum([0.0, *log_e_values])
     return float((total - np.minimum.accumulate(total)).max())
 
 
 def accuracy(windows: list[Window]) -> tuple[float, float, float] | None:
-    """Return the accuracy of windows by labels and its 95 % interval, None without labels."""
+    """Return the accuracy of labelled requests and its 95 % interval, None without labels."""
     labelled = sum(window.labelled for window in windows)
-    return wilson(sum(window.right for window in windows), labelled) if labelled else None
+    return wilson(sum(window.correct for window in windows), labelled) if labelled else None
 
 
 class Monitor:
-    """Requests and labels as they come, and the analysis of those so far."""
+    """Collects requests and labels while they arrive, and analyses those so far."""
 
     def __init__(self, classes: tuple[str, ...], image_size: int) -> None:
         self.classes, self.image_size = classes, image_size
         self.requests = BinnedRequests(classes, image_size)
         self.labels = Labels(classes)
-        self.judged: tuple[Reference, drift.Settings, np.ndarray, list[Verdict]] | None = None
+        self.previous: tuple[Reference, drift.Settings, np.ndarray, list[WindowResult]] | None = (
+            None
+        )
 
     def analyse(
         self,
         reference: Reference,
-        own: Params,
+        config: Params,
         now_ms: int | None = None,
         stream: Stream | None = None,
     ) -> Analysis:
-        """Return what happened; verdicts on windows that stayed as they were are not made again.
+        """Return the analysis; results of windows that did not change are reused.
 
-        `now_ms`, ms since 1970: where production goes on. `stream` gives the same batches again,
-        for images of examples; without it there are none. Raises DigitsError when the newest
-        requests were answered by other models than the reference's.
+        `now_ms`, ms since 1970, is given for a running production. `stream` yields the same batches
+        again, for the images of examples; without it there are none. Raises DigitsError when the
+        newest requests were answered by another model than the reference's.
         """
         classes = self.classes
-        if len(reference.summary.classes) != len(classes):
-            raise DigitsError("the reference has other classes than params.yaml; run `dvc repro`")
+        if len(reference.histograms.classes) != len(classes):
+            raise DigitsError(
+                f"the reference: expected {len(classes)} classes (params.yaml), found "
+                f"{len(reference.histograms.classes)}. Run `dvc repro`."
+            )
         latest_ms = None if now_ms is None else now_ms + records.SKEW_MS
         rows = self.requests.rows({reference.model_version}, latest_ms)
-        if others := passed_over(rows, own.window):
+        if others := unexpected_models(rows, config.window):
             raise DigitsError(
-                f"the reference is of model {reference.model_version}, but the newest requests "
-                f"were answered by {', '.join(others)}; check out the commit that is deployed and "
-                "run `dvc repro`, or deploy this one"
+                f"the newest requests: expected answers of model {reference.model_version} (the "
+                f"reference), found {', '.join(others)}. Check out the deployed commit and run "
+                "`dvc repro`, or deploy this one."
             )
         ordered = rows.ordered()
         joined = self.labels.join(rows)
-        counts = count(self.requests.bins()[ordered], own.window, self.requests.width)
+        counts = count(self.requests.bins()[ordered], config.window, self.requests.width)
         windows: list[Window] = []
-        for number, verdict in enumerate(self._verdicts(reference, own.alarm, counts)):
-            inside = ordered[number * own.window : (number + 1) * own.window]
+        for number, result in enumerate(self._evaluate_windows(reference, config.alarm, counts)):
+            inside = ordered[number * config.window : (number + 1) * config.window]
             known = inside[joined.truth[inside] >= 0]
             windows.append(
                 Window(
                     first_ms=int(rows.time[inside[0]]),
                     last_ms=int(rows.time[inside[-1]]),
-                    summary=Summary(counts[number]),
-                    verdict=verdict,
+                    histograms=Histograms(counts[number]),
+                    result=result,
                     labelled=len(known),
-                    right=int((joined.truth[known] == rows.label[known]).sum()),
+                    correct=int((joined.truth[known] == rows.label[known]).sum()),
                 )
             )
-        episodes = alarms(windows)
+        alarms = find_alarms(windows)
         examples = []
-        if stream and episodes:
-            shown = self._strangest(reference, ordered, episodes[-1], len(windows), own)
+        if stream and alarms:
+            shown = self._select_examples(reference, ordered, alarms[-1], len(windows), config)
             images = self._images(stream(), list(shown))
             examples = [
                 Example(window, images[row], classes[rows.label[row]], _truth(joined, classes, row))
@@ -255,46 +268,46 @@ class Monitor:
         return Analysis(
             reference=reference,
             windows=windows,
-            episodes=episodes,
+            alarms=alarms,
             examples=examples,
-            gaps=records.gaps(rows.time[ordered], own.window, now_ms),
-            faults=rows.faults | joined.faults,
+            gaps=records.gaps(rows.time[ordered], config.window, now_ms),
+            issues=rows.issues | joined.issues,
             first_foreign_ms=int(rows.time[foreign].min()) if foreign.any() else None,
         )
 
-    def _verdicts(
+    def _evaluate_windows(
         self, reference: Reference, settings: drift.Settings, counts: np.ndarray
-    ) -> list[Verdict]:
-        """Return the verdicts on windows; the first ones may be those of the last call."""
-        known: list[Verdict] = []
-        if self.judged and self.judged[0] is reference and self.judged[1] == settings:
-            pairs = zip(self.judged[2], counts, strict=False)
+    ) -> list[WindowResult]:
+        """Return the results of windows, reusing those of the last call if possible."""
+        known: list[WindowResult] = []
+        if self.previous and self.previous[0] is reference and self.previous[1] == settings:
+            pairs = zip(self.previous[2], counts, strict=False)
             other = (n for n, (old, new) in enumerate(pairs) if not np.array_equal(old, new))
-            known = self.judged[3][: next(other, min(len(self.judged[2]), len(counts)))]
+            known = self.previous[3][: next(other, min(len(self.previous[2]), len(counts)))]
         before = known[-1] if known else None
-        verdicts = [*known, *reference.verdicts(counts[len(known) :], settings, before)]
-        self.judged = (reference, settings, counts, verdicts)
-        return verdicts
+        results = [*known, *reference.evaluate_windows(counts[len(known) :], settings, before)]
+        self.previous = (reference, settings, counts, results)
+        return results
 
-    def _strangest(
+    def _select_examples(
         self,
         reference: Reference,
         ordered: np.ndarray,
-        episode: Episode,
+        alarm: Alarm,
         window_count: int,
-        own: Params,
+        config: Params,
     ) -> dict[int, int]:
-        """Return the strangest rows of an alarm, spread over its windows, and their windows."""
-        end = episode.ended or window_count
-        spread = np.unique(np.linspace(episode.began, end - 1, own.examples).astype(int)).tolist()
+        """Return the rows with the highest anomaly weight in windows of an alarm: {row: window}."""
+        end = alarm.cleared or window_count
+        spread = np.unique(np.linspace(alarm.onset, end - 1, config.examples).astype(int)).tolist()
         found: dict[int, int] = {}
         for window in spread:
-            inside = np.sort(ordered[window * own.window : (window + 1) * own.window])
-            strange = reference.strangeness(self.requests.bins()[inside])
-            some = min(-(-own.examples // len(spread)), EXAMPLES_A_WINDOW)
-            chosen = inside[np.argsort(-strange, kind="stable")[:some]]
+            inside = np.sort(ordered[window * config.window : (window + 1) * config.window])
+            weights = reference.anomaly_weights(self.requests.bins()[inside])
+            some = min(-(-config.examples // len(spread)), EXAMPLES_PER_WINDOW)
+            chosen = inside[np.argsort(-weights, kind="stable")[:some]]
             found |= dict.fromkeys(chosen.tolist(), window)
-        return dict(list(found.items())[: own.examples])
+        return dict(list(found.items())[: config.examples])
 
     def _images(self, stream: Iterable[pa.RecordBatch], rows: list[int]) -> dict[int, np.ndarray]:
         """Return the images of rows of a stream."""
@@ -314,21 +327,21 @@ def analyse(
     stream: Stream,
     labels: Iterable[pa.RecordBatch],
     reference: Reference,
-    own: Params,
+    config: Params,
     classes: tuple[str, ...],
     image_size: int,
     now_ms: int | None = None,
 ) -> Analysis:
-    """Return what happened, with examples; `stream` gives the same batches each time it is called.
+    """Return the analysis of all requests and labels, with examples; see `Monitor.analyse`.
 
-    See `Monitor.analyse`.
+    `stream` returns an iterator over the same batches each time it is called.
     """
     monitor = Monitor(classes, image_size)
     for batch in stream():
         monitor.requests.add(batch)
     for batch in labels:
         monitor.labels.add(batch)
-    return monitor.analyse(reference, own, now_ms, stream)
+    return monitor.analyse(reference, config, now_ms, stream)
 
 
 def _truth(joined: Joined, classes: tuple[str, ...], row: int) -> str | None:
@@ -337,30 +350,30 @@ def _truth(joined: Joined, classes: tuple[str, ...], row: int) -> str | None:
     return f"{joined.scripts[joined.script[row]]} {classes[joined.truth[row]]}"
 
 
-def passed_over(rows: records.Rows, window: int) -> list[str]:
-    """Return the other models that answered most of the newest window, none when they did not.
+def unexpected_models(rows: records.Rows, window: int) -> list[str]:
+    """Return the other models if they answered most of the newest window, otherwise an empty list.
 
-    What came before the reference's model first answered is left out: it has just been deployed.
+    Requests before the first answer of the reference's model are ignored: it may be just deployed.
     """
     order = np.argsort(rows.time, kind="stable")
-    order = order[(rows.counts | rows.other)[order]]
-    newest = order[int(rows.counts[order].argmax()) if rows.counts.any() else 0 :][-window:]
-    others = newest[rows.other[newest]]
+    order = order[(rows.valid | rows.other_model)[order]]
+    newest = order[int(rows.valid[order].argmax()) if rows.valid.any() else 0 :][-window:]
+    others = newest[rows.other_model[newest]]
     if 2 * len(others) <= len(newest):
         return []
     return sorted({rows.versions[number] for number in rows.version[others].tolist()})
 
 
-def alarms(windows: list[Window]) -> list[Episode]:
-    """Return the alarms in order."""
-    found: list[Episode] = []
-    began, on = 0, False
+def find_alarms(windows: list[Window]) -> list[Alarm]:
+    """Return the alarms in chronological order."""
+    found: list[Alarm] = []
+    onset, on = 0, False
     for number, window in enumerate(windows):
-        if window.verdict.began:
-            began = number
-        if window.verdict.drift and not on:
-            found.append(Episode(began, number, None))
-        if on and not window.verdict.drift:
-            found[-1] = Episode(found[-1].began, found[-1].alarm, number)
-        on = window.verdict.drift
+        if window.result.onset:
+            onset = number
+        if window.result.drift and not on:
+            found.append(Alarm(onset, number, None))
+        if on and not window.result.drift:
+            found[-1] = Alarm(found[-1].onset, found[-1].raised, number)
+        on = window.result.drift
     return found

@@ -1,26 +1,26 @@
-"""Drift without labels: windows of requests as small counts, judged against a reference.
+"""Detect drift without labels: compare windows of requests with a reference.
 
-    summary = Summary.of(images, labels, confidence, foreign, class_count)   # of any requests
-    both = summary + other                                  # of both, in any order
-    reference = Reference.fit({script: summary}, version)   # of digits that the model knows
-    verdict = reference.judge(window, settings, verdict)    # of each window, given the one before
+Input: histograms of requests. Output: for each window, p-values, evidence and the alarm.
 
-A summary counts in fixed bins: how foreign an image looks by how sure the answer is, six simple
-statistics of the image, and the answers. A signal weighs each bin by how rare it and those more
-extreme are in the reference, so that all signals are one-sided: only what the reference hardly
-shows counts, not a change in the mix of what it does.
+    histograms = Histograms.of(images, labels, confidence, foreign, class_count)
+    reference = Reference.fit({script: histograms}, version)  # of digits that the model knows
+    result = reference.evaluate(window, settings, result)     # given that of the window before
 
-- One window: the sum of the weights is compared with its distribution over all ways to draw the
-  window from the reference and the window together, by its three exact moments and a Pearson
-  type III tail (Mielke and Berry, "Permutation Methods", 2001). The reference's finite size is
-  part of that. Signals share the false alarms (Genovese et al., Biometrika 93, 2006).
-- Looking again and again: the p-values become e-values (Vovk and Wang, Annals of Statistics 49,
-  2021), whose product since the best start is the evidence (the CUSUM e-detector of Shin, Ramdas
-  and Rinaldo, New England Journal of Statistics in Data Science 2, 2024). Without drift it reaches
-  `windows_between_false_alarms` once in that many windows on average, or more seldom, if an e-value
-  is worth at most 1 on average. That of one reference, which all windows are compared with, may be
-  worth more: on MNIST 1.2, with the worst of 24 redrawn references 2.4. `tolerated_share` brings
-  that to 0.7 and 1.05.
+A signal gives each bin a weight that grows with the tail probability of the bin in the reference.
+All signals are one-sided: requests that are rare in the reference count, a changed mix of frequent
+ones does not.
+
+- One window: the sum of weights is compared with its permutation distribution over the reference
+  and the window together, by its three exact moments and a Pearson type III tail (Mielke and
+  Berry, "Permutation Methods", 2001), which includes the finite size of the reference. Signals
+  share the false alarm rate by weights (Genovese et al., Biometrika 93, 2006).
+- Successive windows: p-values become e-values (Vovk and Wang, Annals of Statistics 49, 2021),
+  whose maximal product over starts is the evidence (CUSUM e-detector: Shin, Ramdas and Rinaldo,
+  New England Journal of Statistics in Data Science 2, 2024). Without drift it reaches
+  `windows_between_false_alarms` at most once in that many windows on average, if the mean e-value
+  is at most 1. Because all windows are compared with the same reference, the mean may be higher:
+  on MNIST 1.2, and 2.4 with the worst of 24 redrawn references. `tolerated_share` reduces these to
+  0.7 and 1.05.
 """
 
 import json
@@ -43,66 +43,68 @@ from digits.monitoring.histograms import (
     IMAGE_BINS,
     IMAGE_SIGNALS,
     IMAGES_START,
-    LOOKS,
+    JOINT_SHAPE,
     SIGNALS,
-    Summary,
-    of_signal,
+    Histograms,
+    signal_bins,
 )
 
-FORMAT = 1  # of reference.json; another number needs other code
-# The weight of a bin is the log-likelihood ratio of a few strangers among known digits: their
-# rarities p have the density STEEP * p^(STEEP - 1), one of Vovk and Wang's calibrators.
-FEW, STEEP = 0.05, 0.2
-TAIL = 0.05  # of the reference: what looks rarer shows the share of strangers
-FEWEST = 10  # digits of a script that it can be told by
-MIX_STEPS, FASTER = 50, 4  # of expectation and maximisation, each taken to that power
+FORMAT = 1  # version of reference.json
+# The weight of a bin is the log-likelihood ratio of a contamination by OOD digits, whose tail
+# probabilities p have the density a * p^(a - 1), a calibrator of Vovk and Wang.
+CONTAMINATION, CALIBRATOR_EXPONENT = 0.05, 0.2
+TAIL = 0.05  # tail probability below which the share of OOD digits is estimated
+MIN_DIGITS = 10  # of a script in the reference
+MIX_STEPS, ACCELERATION = 50, 4  # of expectation maximisation; the exponent of each update
 SMALLEST_P = 1e-300
-AT_ONCE = 200  # windows: 3 MB
-RAREST = 1e-3  # rarities below are not told apart: in the reference they are a handful of digits
+WINDOWS_PER_BATCH = 200  # windows: 3 MB
+MIN_TAIL = 1e-3  # minimum tail probability: below it the reference has only a few digits
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How windows are judged; a block of params.yaml's section `monitor`."""
+    """Settings of the drift test: params.yaml's section `monitor.alarm`."""
 
     __pydantic_config__ = STRICT
 
-    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of one window looked at by itself
-    windows_between_false_alarms: Annotated[int, Field(ge=2)]  # on average, looked at in a row
-    tolerated_share: Annotated[float, Field(ge=0, lt=0.5)]  # of requests that may look strange
-    shares: dict[str, Share]  # of the false alarms, by signal; 0: shown, but never alarms
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of the test of a single window
+    windows_between_false_alarms: Annotated[int, Field(ge=2)]  # on average, of successive windows
+    tolerated_share: Annotated[float, Field(ge=0, lt=0.5)]  # of OOD requests that is no drift
+    shares: dict[str, Share]  # of the false alarm rate, by signal; 0: reported, never alarms
 
     def __post_init__(self) -> None:
-        """The shares must name the signals and sum to one."""
+        """Raise ValueError unless the shares name all signals and sum to 1."""
         if set(self.shares) != set(SIGNALS):
             raise ValueError(f"shares must name {', '.join(SIGNALS)}")
         if not math.isclose(sum(self.shares.values()), 1):
             raise ValueError("shares must sum to 1")
 
 
-def rarity(counts: np.ndarray) -> np.ndarray:
-    """Return for each bin (b,) of a reference the share of it in this bin and those above."""
+def tail_probability(counts: np.ndarray) -> np.ndarray:
+    """Return, for each bin (b,) of a reference, the share of its counts in that bin and above."""
     above = np.cumsum(counts[::-1])[::-1]
     return (above + 0.5) / (counts.sum() + 1)
 
 
-def weigh(rarities: np.ndarray) -> np.ndarray:
-    """Return the weight of bins by their rarity."""
-    rarities = np.maximum(rarities, RAREST)
-    return np.log1p(FEW * (STEEP * rarities ** (STEEP - 1) - 1))
+def bin_weights(probabilities: np.ndarray) -> np.ndarray:
+    """Return the weights of bins with these tail probabilities."""
+    probabilities = np.maximum(probabilities, MIN_TAIL)
+    return np.log1p(
+        CONTAMINATION * (CALIBRATOR_EXPONENT * probabilities ** (CALIBRATOR_EXPONENT - 1) - 1)
+    )
 
 
 def permutation_p(
     weights: np.ndarray, reference: np.ndarray, windows: np.ndarray, tolerated_share: float
 ) -> np.ndarray:
-    """Return the p-value of each window's mean weight being as large as it is, (...).
+    """Return the permutation p-value (...) of each window's mean weight.
 
-    `weights` (b,) of the bins; `windows` (..., b): their counts; `reference` (..., b) or (b,): the
-    reference's. The sum over a window is that of n draws without replacement from N: its mean,
-    variance and skewness are exact. No p-value is below one over the number of ways to draw.
-    `tolerated_share` of a window may have the largest weight for nothing.
+    `weights` (b,) are those of the bins, `windows` (..., b) and `reference` (..., b) or (b,) the
+    counts. The sum over a window is that of n draws without replacement from N, whose mean,
+    variance and skewness are exact. A p-value is at least 1 / the number of possible draws. The
+    share `tolerated_share` of a window may have the maximum weight without effect.
     """
     n = windows.sum(axis=-1).astype(np.float64)
     total = n + reference.sum(axis=-1)
@@ -114,7 +116,7 @@ def permutation_p(
     )
     variance = second - first**2
     third = third - 3 * first * second + 2 * first**3
-    with np.errstate(all="ignore"):  # where nothing varies, or a side is empty: p is 1
+    with np.errstate(all="ignore"):  # p is 1 without variance, or for an empty window or reference
         deviation = np.sqrt(n * variance * (total - n) / (total - 1))
         tolerated = n * tolerated_share * (centred.max() - first)
         z = (within[0] - n * first - tolerated) / deviation
@@ -127,7 +129,7 @@ def permutation_p(
 
 
 def pearson_tail(z: np.ndarray, skewness: np.ndarray) -> np.ndarray:
-    """Return the share of a Pearson type III distribution above z; mean 0, variance 1."""
+    """Return the tail probability at z of a Pearson type III distribution, mean 0, variance 1."""
     shape = 4 / np.maximum(skewness**2, 1e-8)
     above = gammaincc(shape, np.maximum(shape + z * np.sqrt(shape), 0))
     below = gammainc(shape, np.maximum(shape - z * np.sqrt(shape), 0))
@@ -135,7 +137,7 @@ def pearson_tail(z: np.ndarray, skewness: np.ndarray) -> np.ndarray:
 
 
 def log_e_value(p: float) -> float:
-    """Return the logarithm of Vovk and Wang's mixture of calibrators, which needs no setting."""
+    """Return the log e-value of a p-value, by Vovk and Wang's parameter-free calibrator."""
     if p > 1 - 1e-6:
         return math.log(0.5)
     log_p = math.log(p)
@@ -143,142 +145,145 @@ def log_e_value(p: float) -> float:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a window says.
+class WindowResult:
+    """The result of the drift test of a window.
 
     p: p-value of each signal
-    p_value: of the window, all signals together
-    unusual: whether it is at most the false alarm rate: a glance at this window alone
-    evidence: for drift, of this window and those before it; from 1 to the limit of an alarm
-    drift: whether the alarm is on: since the evidence reached the limit, until it is 1 again
-    began: whether the evidence starts anew with this window
-    strangers: the share of requests that look like nothing the model knows, estimated
+    p_value: combined p-value of the window
+    window_alert: whether it is at most the false alarm rate, for this window alone
+    evidence: for drift, of this and the preceding windows; from 1 to the limit of an alarm
+    drift: whether the alarm is active: from reaching the limit until the evidence is 1 again
+    onset: whether the evidence starts to grow from 1 in this window
+    ood_share: estimated share of out-of-distribution requests
     accuracy: estimated without labels
     """
 
     p: dict[str, float]
     p_value: float
-    unusual: bool
+    window_alert: bool
     evidence: float
     drift: bool
-    began: bool
-    strangers: float
+    onset: bool
+    ood_share: float
     accuracy: float
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model knows: the summary of its validation pool, for each script by itself.
+    """The in-distribution data: histograms of the validation split, by script.
 
-    Production may mix the scripts otherwise than the pool does, so a window is compared with the
-    mix of them that is most like it.
+    The mix of scripts in production may differ from that of the split, so a window is compared with
+    the mix that matches it best.
     """
 
-    scripts: dict[str, Summary]
+    scripts: dict[str, Histograms]
     model_version: str
 
     @classmethod
-    def fit(cls, scripts: dict[str, Summary], model_version: str) -> "Reference":
-        """Return the reference; raise DigitsError when it has too few digits to judge by."""
-        few = [name for name, summary in scripts.items() if len(summary) < FEWEST]
+    def fit(cls, scripts: dict[str, Histograms], model_version: str) -> "Reference":
+        """Return the reference; raise DigitsError when a script has too few digits."""
+        few = [name for name, histograms in scripts.items() if len(histograms) < MIN_DIGITS]
         if few or not scripts:
             raise DigitsError(
-                f"the reference has fewer than {FEWEST} digits ({', '.join(few) or 'none'}); "
-                "validate on more"
+                f"the reference: expected at least {MIN_DIGITS} digits of each script, found fewer "
+                f"of {', '.join(few) or 'all'}. Increase prepare.validation_share."
             )
         return cls(scripts, model_version)
 
     @cached_property
-    def summary(self) -> Summary:
-        """The scripts together."""
-        return Summary(np.sum([summary.counts for summary in self.scripts.values()], axis=0))
+    def histograms(self) -> Histograms:
+        """The histograms of all scripts together."""
+        return Histograms(
+            np.sum([histograms.counts for histograms in self.scripts.values()], axis=0)
+        )
 
-    def like(self, windows: np.ndarray) -> np.ndarray:
-        """Return counts (..., bins) of the scripts, mixed as in windows (..., bins).
+    def matched_reference(self, windows: np.ndarray) -> np.ndarray:
+        """Return the reference's counts (..., bins), with scripts mixed as in windows (..., bins).
 
-        The shares maximise the likelihood of all statistics, each by itself (a composite
-        likelihood), by expectation and maximisation; the counts are as many as have the same
-        variance.
+        The shares maximise the composite likelihood of the marginal statistics by expectation
+        maximisation. The counts are scaled to the effective sample size of the mix.
         """
-        counts = np.stack([summary.counts for summary in self.scripts.values()])
-        digits = np.array([len(summary) for summary in self.scripts.values()])
+        counts = np.stack([histograms.counts for histograms in self.scripts.values()])
+        digits = np.array([len(histograms) for histograms in self.scripts.values()])
         if len(digits) == 1:
             return counts[0]
-        coarse, seen = _coarse(counts), _coarse(windows)
-        pooled = (coarse.sum(axis=0) + 1e-9) / digits.sum()
-        density = (coarse + pooled) / (digits[:, None] + 1)  # (scripts, bins)
+        marginal, seen = _marginals(counts), _marginals(windows)
+        pooled = (marginal.sum(axis=0) + 1e-9) / digits.sum()
+        density = (marginal + pooled) / (digits[:, None] + 1)  # (scripts, bins)
         shares = np.broadcast_to(digits / digits.sum(), (*windows.shape[:-1], len(digits)))
         total = np.maximum(seen.sum(axis=-1, keepdims=True), 1)
         for _ in range(MIX_STEPS):
             likelier = (seen / (shares @ density)) @ density.T / total
-            found = shares * likelier**FASTER
+            found = shares * likelier**ACCELERATION
             shares = found / np.maximum(found.sum(axis=-1, keepdims=True), 1e-12)
-        as_many = 1 / np.maximum((shares**2 / digits).sum(axis=-1, keepdims=True), 1e-12)
-        return np.asarray((shares * as_many) @ (counts / digits[:, None]))
+        effective_size = 1 / np.maximum((shares**2 / digits).sum(axis=-1, keepdims=True), 1e-12)
+        return np.asarray((shares * effective_size) @ (counts / digits[:, None]))
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
-        """The weights of each signal's bins: (40, 24) for looks, otherwise (b,)."""
+        """The weights of each signal's bins: (40, 24) for `looks`, otherwise (b,)."""
         return {signal: self._weights(signal) for signal in SIGNALS if signal != "classes"}
 
     def _weights(self, signal: str) -> np.ndarray:
-        looks = self.summary.looks
-        foreign, doubt = rarity(looks.sum(axis=1)), rarity(looks.sum(axis=0))
+        looks = self.histograms.joint
+        ood, uncertainty = tail_probability(looks.sum(axis=1)), tail_probability(looks.sum(axis=0))
         if signal == "foreign":
-            return weigh(foreign)
+            return bin_weights(ood)
         if signal == "confidence":
-            return weigh(doubt)
-        if signal == "looks":  # both together, as Fisher combines p-values
-            product = np.multiply.outer(foreign, doubt).ravel()
+            return bin_weights(uncertainty)
+        if signal == "looks":  # joint, by Fisher's method of combining p-values
+            product = np.multiply.outer(ood, uncertainty).ravel()
             order = np.argsort(-product, kind="stable")
-            both = np.empty(len(order))
-            both[order] = rarity(looks.ravel()[order])
-            return weigh(both).reshape(LOOKS)
-        counts = self.summary.image[IMAGE_SIGNALS.index(signal)]
-        sides = np.minimum(rarity(counts), rarity(counts[::-1])[::-1])
-        return weigh(np.minimum(2 * sides, 1))
+            joint = np.empty(len(order))
+            joint[order] = tail_probability(looks.ravel()[order])
+            return bin_weights(joint).reshape(JOINT_SHAPE)
+        counts = self.histograms.image[IMAGE_SIGNALS.index(signal)]
+        sides = np.minimum(tail_probability(counts), tail_probability(counts[::-1])[::-1])
+        return bin_weights(np.minimum(2 * sides, 1))
 
     def p_values(
-        self, windows: np.ndarray, like: np.ndarray, tolerated_share: float
+        self, windows: np.ndarray, matched: np.ndarray, tolerated_share: float
     ) -> dict[str, np.ndarray]:
-        """Return the p-value (...) of each signal for counts of windows and those like them."""
+        """Return the p-value (...) of each signal for windows and their matched references."""
         found = {
             signal: permutation_p(
                 weights.ravel(),
-                of_signal(like, signal),
-                of_signal(windows, signal),
+                signal_bins(matched, signal),
+                signal_bins(windows, signal),
                 tolerated_share,
             )
             for signal, weights in self.weights.items()
         }
-        found["classes"] = _same_classes(like[..., CLASSES_START:], windows[..., CLASSES_START:])
+        found["classes"] = _class_mix_p(matched[..., CLASSES_START:], windows[..., CLASSES_START:])
         return found
 
-    def judge(self, window: Summary, settings: Settings, before: Verdict | None = None) -> Verdict:
-        """Return the verdict on a window, given that on the window before it."""
-        return next(self.verdicts(window.counts[None], settings, before))
+    def evaluate(
+        self, window: Histograms, settings: Settings, before: WindowResult | None = None
+    ) -> WindowResult:
+        """Return the result of a window, given that of the window before it."""
+        return next(self.evaluate_windows(window.counts[None], settings, before))
 
-    def verdicts(
-        self, windows: np.ndarray, settings: Settings, before: Verdict | None = None
-    ) -> Iterator[Verdict]:
-        """Yield the verdict on each of the counts (n, b) of windows that follow each other."""
-        for start in range(0, len(windows), AT_ONCE):
-            counts = windows[start : start + AT_ONCE]
-            like = np.broadcast_to(self.like(counts), counts.shape)
-            found = self.p_values(counts, like, settings.tolerated_share)
+    def evaluate_windows(
+        self, windows: np.ndarray, settings: Settings, before: WindowResult | None = None
+    ) -> Iterator[WindowResult]:
+        """Yield the result of each of n successive windows, given their counts (n, b)."""
+        for start in range(0, len(windows), WINDOWS_PER_BATCH):
+            counts = windows[start : start + WINDOWS_PER_BATCH]
+            matched = np.broadcast_to(self.matched_reference(counts), counts.shape)
+            found = self.p_values(counts, matched, settings.tolerated_share)
             for number, count in enumerate(counts):
                 p = {signal: float(values[number]) for signal, values in found.items()}
-                before = self._verdict(Summary(count), like[number], p, settings, before)
+                before = self._evaluate(Histograms(count), matched[number], p, settings, before)
                 yield before
 
-    def _verdict(
+    def _evaluate(
         self,
-        window: Summary,
-        like: np.ndarray,
+        window: Histograms,
+        matched: np.ndarray,
         p: dict[str, float],
         settings: Settings,
-        before: Verdict | None,
-    ) -> Verdict:
+        before: WindowResult | None,
+    ) -> WindowResult:
         used = {name: share for name, share in settings.shares.items() if share > 0}
         p_value = min(1.0, min(p[name] / share for name, share in used.items()))
         log_e = [math.log(share) + log_e_value(p[name]) for name, share in used.items()]
@@ -286,47 +291,49 @@ class Reference:
         evidence, drift = (before.evidence, before.drift) if before else (1.0, False)
         limit = math.log(settings.windows_between_false_alarms)
         level = min(max(math.log(evidence) + step, 0.0), limit)
-        return Verdict(
+        return WindowResult(
             p=p,
             p_value=p_value,
-            unusual=p_value <= settings.false_alarm_rate,
+            window_alert=p_value <= settings.false_alarm_rate,
             evidence=math.exp(level),
             drift=level >= limit or (drift and level > 0),
-            began=evidence <= 1 and level > 0,
-            strangers=self.beyond(window, like, "looks"),
-            accuracy=self.accuracy(window, like),
+            onset=evidence <= 1 and level > 0,
+            ood_share=self.excess_tail_share(window, matched, "looks"),
+            accuracy=self.accuracy(window, matched),
         )
 
-    def beyond(self, window: Summary, like: np.ndarray, signal: str) -> float:
-        """Return an estimate of the share of requests that only this signal's tail can hold.
+    def excess_tail_share(self, window: Histograms, matched: np.ndarray, signal: str) -> float:
+        """Return an estimate of the share of OOD requests, by the tail of one signal.
 
-        It is what the window has beyond the reference in the reference's rare tail, as if all
-        that is new fell there: on average too low rather than too high (Blanchard, Lee and Scott,
+        It is the excess of the window over the reference in the reference's tail, assuming that all
+        OOD requests are there, and so a lower bound on average (Blanchard, Lee and Scott,
         "Semi-Supervised Novelty Detection", JMLR 11, 2010).
         """
-        tail = self.weights[signal].ravel() >= weigh(np.array(TAIL))
-        expected = of_signal(like, signal)
+        tail = self.weights[signal].ravel() >= bin_weights(np.array(TAIL))
+        expected = signal_bins(matched, signal)
         known = float(expected[tail].sum() / max(expected.sum(), 1))
-        found = float(of_signal(window.counts, signal)[tail].sum()) / max(len(window), 1)
+        found = float(signal_bins(window.counts, signal)[tail].sum()) / max(len(window), 1)
         return max(0.0, (found - known) / (1 - known))
 
-    def accuracy(self, window: Summary, like: np.ndarray) -> float:
-        """Return an estimate of a window's accuracy before its labels come, given those like it.
+    def accuracy(self, window: Histograms, matched: np.ndarray) -> float:
+        """Return an estimate of a window's accuracy without labels.
 
-        What the model knows it reads as well as its confidence in the reference says; strangers
-        it reads by chance, since it is sure of its mistakes in a script that it has never seen:
-        the mean confidence of the window would be far too high. Where the images themselves are
-        altered (dimmed or moved), they may still be digits that it knows, and confidence counts.
+        For in-distribution requests it is the mean confidence of the reference. For OOD requests it
+        is chance level, because the model is overconfident on unknown scripts, unless images are
+        altered (dimmed or shifted): these may be known digits, and their confidence is used.
         """
-        strangers = self.beyond(window, like, "looks")
-        altered = max(self.beyond(window, like, name) for name in ("brightness", "row", "column"))
-        strange = altered * window.sureness + (1 - altered) / len(window.classes)
-        return (1 - strangers) * Summary(like).sureness + strangers * strange
+        ood_share = self.excess_tail_share(window, matched, "looks")
+        altered = max(
+            self.excess_tail_share(window, matched, name)
+            for name in ("brightness", "row", "column")
+        )
+        ood_accuracy = altered * window.mean_confidence + (1 - altered) / len(window.classes)
+        return (1 - ood_share) * Histograms(matched).mean_confidence + ood_share * ood_accuracy
 
-    def strangeness(self, places: np.ndarray) -> np.ndarray:
-        """Return how much each request adds to its strongest signal, float (n,).
+    def anomaly_weights(self, places: np.ndarray) -> np.ndarray:
+        """Return the maximum weight of each request over all signals, float (n,).
 
-        `places` as `bins` returns them; the largest are examples of what caused an alarm.
+        `places` are the indices that `bins` returns. Requests of high weight explain an alarm.
         """
         image = [self.weights[signal] for signal in IMAGE_SIGNALS]
         rows = [self.weights["looks"].ravel()[places[:, 0]]]
@@ -335,22 +342,24 @@ class Reference:
         return np.max(rows, axis=0)
 
     def write(self, path: Path) -> None:
-        """Write the counts that are not zero, by script and place."""
+        """Write the non-zero counts, by script and index."""
         content: dict[str, Any] = {"format": FORMAT, "model_version": self.model_version}
-        content["classes"] = len(self.summary.classes)
+        content["classes"] = len(self.histograms.classes)
         content["scripts"] = {
             name: {
-                "digits": len(summary),
-                "counts": {str(n): int(summary.counts[n]) for n in np.flatnonzero(summary.counts)},
+                "digits": len(histograms),
+                "counts": {
+                    str(n): int(count) for n, count in enumerate(histograms.counts) if count
+                },
             }
-            for name, summary in self.scripts.items()
+            for name, histograms in self.scripts.items()
         }
         write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Reference":
-        """Return the reference; raise DigitsError when it is absent, damaged or another format."""
-        mend = "run `dvc repro` first, or `dvc pull`"
+        """Return the reference; raise DigitsError when it is missing, corrupted or outdated."""
+        fix = "Run `dvc repro` or `dvc pull`."
         try:
             content = json.loads(path.read_text("utf-8"))
             if content["format"] != FORMAT:
@@ -360,30 +369,30 @@ class Reference:
                 counts = np.zeros(CLASSES_START + int(content["classes"]), np.int64)
                 for place, count in written["counts"].items():
                     counts[int(place)] = int(count)
-                scripts[name] = Summary(counts)
+                scripts[name] = Histograms(counts)
                 if counts.min() < 0 or len(scripts[name]) != written["digits"]:
                     raise ValueError("its counts do not add up")
             return cls.fit(scripts, str(content["model_version"]))
         except FileNotFoundError:
-            raise DigitsError(f"{path}: not found: no reference to judge by; {mend}") from None
+            raise DigitsError(f"{path}: not found. {fix}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise DigitsError(f"{path}: is damaged ({error!r}); {mend}") from None
+            raise DigitsError(f"{path}: is corrupted ({error!r}). {fix}") from None
 
 
-def _coarse(counts: np.ndarray) -> np.ndarray:
-    """Return counts with how foreign and how unsure beside each other, not one by the other."""
-    apart = [of_signal(counts, name) for name in ("foreign", "confidence")]
-    return np.concatenate([*apart, counts[..., IMAGES_START:]], axis=-1)
+def _marginals(counts: np.ndarray) -> np.ndarray:
+    """Return counts with the two marginals of the joint histogram in place of it."""
+    marginals = [signal_bins(counts, name) for name in ("foreign", "confidence")]
+    return np.concatenate([*marginals, counts[..., IMAGES_START:]], axis=-1)
 
 
-def _same_classes(reference: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """Return the p-value of Pearson's chi-squared test that both have the same mix, (...)."""
+def _class_mix_p(reference: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Return the p-value (...) of Pearson's chi-squared test of equal class frequencies."""
     table = np.stack([np.broadcast_to(reference, windows.shape), windows], axis=-2)
-    both = table.sum(axis=-2, keepdims=True)
-    total = np.maximum(both.sum(axis=-1, keepdims=True), 1)
-    expected = table.sum(axis=-1, keepdims=True) * both / total
+    joint = table.sum(axis=-2, keepdims=True)
+    total = np.maximum(joint.sum(axis=-1, keepdims=True), 1)
+    expected = table.sum(axis=-1, keepdims=True) * joint / total
     with np.errstate(all="ignore"):  # a class that neither has
         terms = np.where(expected > 0, (table - expected) ** 2 / expected, 0.0)
-    freedom = (both > 0).sum(axis=(-2, -1)) - 1
+    freedom = (joint > 0).sum(axis=(-2, -1)) - 1
     p = chdtrc(np.maximum(freedom, 1), terms.sum(axis=(-2, -1)))
     return np.where((freedom > 0) & (windows.sum(axis=-1) > 0), np.maximum(p, SMALLEST_P), 1.0)

@@ -1,7 +1,8 @@
-"""Requests as counts in fixed bins: of one size for any number, and summed in any order.
+"""Fixed-bin histograms of requests.
 
-Enters: answers and their images. Leaves: how foreign an image looks by how sure the answer is,
-six simple statistics of the image, and the answers, counted.
+Input: images and predictions. Output: one int64 vector of constant size with the joint histogram
+of OOD score and confidence, six statistics of the image, and the predicted classes. Vectors add,
+so any partition of the requests gives the same total.
 """
 
 from dataclasses import dataclass
@@ -11,23 +12,23 @@ import pyarrow as pa
 
 from digits.production import records
 
-SMALLEST = 1e-6  # as score.py rounds
-FOREIGN_EDGES = np.arange(-7.5, 12.0, 0.5)  # of log(foreign / (1 - foreign)): 40 bins
-DOUBT_EDGES = np.arange(-13.3, 2.8, 0.7)  # of log((1 - confidence) / confidence): 24 bins
-LOOKS = (len(FOREIGN_EDGES) + 1, len(DOUBT_EDGES) + 1)
+MIN_SCORE = 1e-6  # as score.py rounds
+OOD_EDGES = np.arange(-7.5, 12.0, 0.5)  # of log(score / (1 - score)): 40 bins
+UNCERTAINTY_EDGES = np.arange(-13.3, 2.8, 0.7)  # of log((1 - confidence) / confidence): 24 bins
+JOINT_SHAPE = (len(OOD_EDGES) + 1, len(UNCERTAINTY_EDGES) + 1)
 IMAGE_SIGNALS = ("brightness", "ink", "width", "height", "row", "column")
 IMAGE_BINS = 64  # of each, from 0 to 1
 SIGNALS = ("looks", "foreign", "confidence", *IMAGE_SIGNALS, "classes")
-IMAGES_START = LOOKS[0] * LOOKS[1]
+IMAGES_START = JOINT_SHAPE[0] * JOINT_SHAPE[1]
 CLASSES_START = IMAGES_START + len(IMAGE_SIGNALS) * IMAGE_BINS
 
 
 def statistics(images: np.ndarray) -> np.ndarray:
     """Return IMAGE_SIGNALS of uint8 (n, size, size) as float64 (n, 6) from 0 to 1.
 
-    Brightness is the strongest pixel, ink the mean one (four times, at most 1); width and height
-    are four standard deviations of the ink's place, row and column its centre of mass, in shares
-    of the image's side. An image without ink has zeros.
+    Brightness is the maximum pixel; ink is four times the mean pixel, at most 1. Width and height
+    are four standard deviations of the ink's position, row and column its centre of mass, relative
+    to the image size. They are 0 for an image without ink.
     """
     size = images.shape[1]
     place = (np.arange(size) + 0.5) / size
@@ -49,17 +50,17 @@ def statistics(images: np.ndarray) -> np.ndarray:
 def bins(
     images: np.ndarray, labels: np.ndarray, confidence: np.ndarray, foreign: np.ndarray
 ) -> np.ndarray:
-    """Return the places at which each of n requests counts in a summary, int32 (n, 8).
+    """Return the indices of the bins of each of n requests, int32 (n, 8).
 
     `images` uint8 (n, size, size), `labels` int (n,): the answers, as indices of classes,
     `confidence` and `foreign` float (n,) from 0 to 1.
     """
-    how_foreign = np.clip(np.asarray(foreign, np.float64), SMALLEST, 1 - SMALLEST)
-    sure = np.clip(np.asarray(confidence, np.float64), SMALLEST, 1 - SMALLEST)
-    looks = np.searchsorted(FOREIGN_EDGES, np.log(how_foreign / (1 - how_foreign)))
-    doubt = np.searchsorted(DOUBT_EDGES, np.log((1 - sure) / sure))
+    clipped = np.clip(np.asarray(foreign, np.float64), MIN_SCORE, 1 - MIN_SCORE)
+    confident = np.clip(np.asarray(confidence, np.float64), MIN_SCORE, 1 - MIN_SCORE)
+    joint = np.searchsorted(OOD_EDGES, np.log(clipped / (1 - clipped)))
+    uncertainty = np.searchsorted(UNCERTAINTY_EDGES, np.log((1 - confident) / confident))
     places = np.empty((len(labels), 2 + len(IMAGE_SIGNALS)), np.int32)
-    places[:, 0] = looks * LOOKS[1] + doubt
+    places[:, 0] = joint * JOINT_SHAPE[1] + uncertainty
     image = np.minimum((statistics(images) * IMAGE_BINS).astype(np.int32), IMAGE_BINS - 1)
     places[:, 1:-1] = IMAGES_START + IMAGE_BINS * np.arange(len(IMAGE_SIGNALS)) + image
     places[:, -1] = CLASSES_START + labels
@@ -67,16 +68,16 @@ def bins(
 
 
 class BinnedRequests(records.Scan):
-    """Requests read batch by batch, with the bins of each: 47 bytes for each row."""
+    """Requests read batch by batch, with their bins: 47 bytes per row."""
 
     def describe(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
-        """Return what `Scan` keeps of a batch, and `bins`, int16 (n, 8), zero in damaged rows."""
+        """Return what `Scan` stores of a batch, and `bins` int16 (n, 8), zero in corrupted rows."""
         found = super().describe(batch)
-        valid = found["valid"]
-        numbers = (records.floats(batch[name])[valid] for name in ("confidence", "foreign"))
-        images = records.valid_images(batch, valid, self.image_size)
+        well_formed = found["well_formed"]
+        numbers = (records.floats(batch[name])[well_formed] for name in ("confidence", "foreign"))
+        images = records.well_formed_images(batch, well_formed, self.image_size)
         found["bins"] = np.zeros((len(batch), 2 + len(IMAGE_SIGNALS)), np.int16)
-        found["bins"][valid] = bins(images, found["label"][valid], *numbers)
+        found["bins"][well_formed] = bins(images, found["label"][well_formed], *numbers)
         return found
 
     def bins(self) -> np.ndarray:
@@ -85,14 +86,14 @@ class BinnedRequests(records.Scan):
 
     @property
     def width(self) -> int:
-        """How many bins there are."""
+        """The number of bins."""
         return CLASSES_START + len(self.classes)
 
 
 def count(places: np.ndarray, window: int, width: int) -> np.ndarray:
-    """Return the counts (windows, width) of the bins (n, 8) of requests in their order.
+    """Return the histograms (windows, width) of consecutive requests with the bins (n, 8).
 
-    A window has `window` requests, the last one what is left.
+    A window has `window` requests; the last one may have fewer.
     """
     counts = np.zeros((-(-len(places) // window), width), np.int64)
     for number, counted in enumerate(counts):
@@ -102,8 +103,8 @@ def count(places: np.ndarray, window: int, width: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Counts of requests in fixed bins, int64 (CLASSES_START + classes,): 11 kB for ten classes."""
+class Histograms:
+    """Counts in fixed bins, int64 (CLASSES_START + classes,): 11 kB for ten classes."""
 
     counts: np.ndarray
 
@@ -115,47 +116,47 @@ class Summary:
         confidence: np.ndarray,
         foreign: np.ndarray,
         class_count: int,
-    ) -> "Summary":
-        """Return the summary of n requests; arguments as of `bins`."""
+    ) -> "Histograms":
+        """Return the histograms of n requests; the arguments are those of `bins`."""
         places = bins(images, labels, confidence, foreign)
         return cls(np.bincount(places.ravel(), minlength=CLASSES_START + class_count))
 
-    def __add__(self, other: "Summary") -> "Summary":
-        """Return the summary of both sets of requests."""
-        return Summary(self.counts + other.counts)
+    def __add__(self, other: "Histograms") -> "Histograms":
+        """Return the histograms of both sets of requests together."""
+        return Histograms(self.counts + other.counts)
 
     def __len__(self) -> int:
         return int(self.counts[CLASSES_START:].sum())
 
     @property
-    def sureness(self) -> float:
-        """The mean confidence, from the middle of each bin."""
-        middles = np.append(DOUBT_EDGES, DOUBT_EDGES[-1] + 0.7) - 0.35
-        doubt = self.looks.sum(axis=0)
-        return float((doubt / (1 + np.exp(middles))).sum() / max(doubt.sum(), 1))
+    def mean_confidence(self) -> float:
+        """The mean confidence, computed from the middle of each bin."""
+        middles = np.append(UNCERTAINTY_EDGES, UNCERTAINTY_EDGES[-1] + 0.7) - 0.35
+        uncertainty = self.joint.sum(axis=0)
+        return float((uncertainty / (1 + np.exp(middles))).sum() / max(uncertainty.sum(), 1))
 
     @property
-    def looks(self) -> np.ndarray:
-        """How foreign by how unsure, (40, 24)."""
-        return self.counts[:IMAGES_START].reshape(LOOKS)
+    def joint(self) -> np.ndarray:
+        """The joint histogram of OOD score and uncertainty, (40, 24)."""
+        return self.counts[:IMAGES_START].reshape(JOINT_SHAPE)
 
     @property
     def image(self) -> np.ndarray:
-        """The image's statistics, (6, IMAGE_BINS)."""
+        """The histograms of the image statistics, (6, IMAGE_BINS)."""
         return self.counts[IMAGES_START:CLASSES_START].reshape(-1, IMAGE_BINS)
 
     @property
     def classes(self) -> np.ndarray:
-        """How often each class was the answer, (classes,)."""
+        """The number of predictions of each class, (classes,)."""
         return self.counts[CLASSES_START:]
 
 
-def of_signal(counts: np.ndarray, signal: str) -> np.ndarray:
-    """Return summaries' counts (..., bins) in the bins of one signal, (..., its bins)."""
+def signal_bins(counts: np.ndarray, signal: str) -> np.ndarray:
+    """Return the part (..., bins of the signal) of histograms (..., bins) that a signal uses."""
     if signal in ("looks", "foreign", "confidence"):
-        looks = counts[..., :IMAGES_START].reshape(*counts.shape[:-1], *LOOKS)
+        joint = counts[..., :IMAGES_START].reshape(*counts.shape[:-1], *JOINT_SHAPE)
         if signal == "looks":
             return counts[..., :IMAGES_START]
-        return looks.sum(axis=-1 if signal == "foreign" else -2)
+        return joint.sum(axis=-1 if signal == "foreign" else -2)
     start = IMAGES_START + IMAGE_SIGNALS.index(signal) * IMAGE_BINS
     return counts[..., start : start + IMAGE_BINS]

@@ -1,4 +1,8 @@
-"""True labels, which come late: the join of labels to the requests that they belong to."""
+"""Join late true labels to requests, by request id and position.
+
+Input: batches of the schemas LABELS and REQUESTS. Output: the label of each request, and counts of
+data-quality issues.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,25 +14,25 @@ import pyarrow.compute as pc
 
 from digits.production import records
 
-FAULTS = ("labels_damaged", "labels_doubled", "labels_other_version", "labels_unmatched")
+ISSUES = ("labels_damaged", "labels_doubled", "labels_other_version", "labels_unmatched")
 
 
 @dataclass(frozen=True)
 class Joined:
-    """The labels of requests, (n,) in the order of these.
+    """The labels of n requests, in the order of the requests.
 
-    truth: int16, the true class as an index of classes; script: int16, an index of `scripts`;
-    both -1 where no label is known; faults: how many labels have which.
+    truth: int16 (n,), the index of the true class; script: int16 (n,), an index of `scripts`; both
+    are -1 without a label. issues: the number of labels with each of ISSUES.
     """
 
     truth: np.ndarray
     script: np.ndarray
     scripts: list[str]
-    faults: dict[str, int]
+    issues: dict[str, int]
 
 
 class Labels:
-    """Reads labels batch by batch; `join` looks for the requests of those read so far."""
+    """Reads labels batch by batch; `join` joins those read so far."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self.classes = classes
@@ -49,42 +53,42 @@ class Labels:
         return sum(len(ids) for ids, _ in self.parts)
 
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return what each label belongs to, uint64 (n,), and its class and script, (n, 2)."""
+        """Return the identity of each label's request, uint64 (n,), and class and script (n, 2)."""
         ids, known = (np.concatenate(column) for column in zip(*self.parts, strict=True))
         self.parts = [(ids, known)]
         return ids, known
 
     def forget(self, count: int) -> None:
-        """Forget the first labels."""
+        """Delete the first `count` labels."""
         ids, known = self.columns()
         self.parts = [(ids[count:].copy(), known[count:].copy())]
 
     def join(self, rows: records.Rows) -> Joined:
         """Return the labels of rows.
 
-        Labels of what another model answered are no fault of theirs: they are counted by
-        themselves. Of images that share an id nobody knows which one a label belongs to.
+        Labels of requests to another model are counted separately. Labels of images that share an
+        id are unmatched, because the id is ambiguous.
         """
         ids, known = self.columns()
-        counted = np.flatnonzero(rows.counts)
+        counted = np.flatnonzero(rows.valid)
         order = counted[np.argsort(rows.identity[counted])]
         asked = rows.identity[order]
         first, last = (np.searchsorted(asked, ids, side) for side in ("left", "right"))
-        damaged = (known < 0).any(axis=1)
-        other = ~damaged & (first == last) & np.isin(ids, rows.identity[rows.other])
-        matched = np.flatnonzero(~damaged & ~other & (last - first == 1))
+        corrupted = (known < 0).any(axis=1)
+        other_model = ~corrupted & (first == last) & np.isin(ids, rows.identity[rows.other_model])
+        matched = np.flatnonzero(~corrupted & ~other_model & (last - first == 1))
         row = order[first[matched]]
-        again = pd.Series(row).duplicated().to_numpy()
+        repeated = pd.Series(row).duplicated().to_numpy()
         joined = np.full((len(rows.time), 2), -1, np.int16)
-        joined[row[~again]] = known[matched[~again]]
-        found = (damaged.sum(), again.sum(), other.sum())
-        unmatched = len(ids) - len(matched) - damaged.sum() - other.sum()
-        faults = dict(zip(FAULTS, map(int, (*found, unmatched)), strict=True))
-        return Joined(joined[:, 0], joined[:, 1], list(self.scripts), faults)
+        joined[row[~repeated]] = known[matched[~repeated]]
+        found = (corrupted.sum(), repeated.sum(), other_model.sum())
+        unmatched = len(ids) - len(matched) - corrupted.sum() - other_model.sum()
+        issues = dict(zip(ISSUES, map(int, (*found, unmatched)), strict=True))
+        return Joined(joined[:, 0], joined[:, 1], list(self.scripts), issues)
 
 
 def join(labels: Iterable[pa.RecordBatch], rows: records.Rows, classes: tuple[str, ...]) -> Joined:
-    """Return the labels of rows, from all batches of LABELS."""
+    """Return the labels of rows, given all batches of labels."""
     found = Labels(classes)
     for batch in labels:
         found.add(batch)

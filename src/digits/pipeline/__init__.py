@@ -1,1 +1,1 @@
-"""One module a DVC stage, of the same name."""
+"""The stages of dvc.yaml, one module each, with the same name."""

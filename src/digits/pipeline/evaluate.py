@@ -1,9 +1,9 @@
-"""Stage evaluate: the model on the test pool, which nothing else touches.
+"""Stage evaluate: metrics of the model on the test split, which no other stage uses.
 
-Enters: data/model and the pool test. Leaves metrics.json (headline figures of each source; of a
-model that knows several scripts also the accuracy when it is told in which a digit is written),
-per_class.csv, reliability.csv and roc.csv as small files for git, and a folder of images: a
-confusion matrix of each source and a sheet of the worst mistakes on MNIST.
+Input: data/model and the split test. Output: metrics.json (summary metrics of each source; for a
+model of several scripts also the accuracy given the script), per_class.csv, reliability.csv and
+roc.csv, all in git, and a folder of images: a confusion matrix of each source and the mistakes on
+MNIST with the highest confidence.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from pydantic import Field
 from sklearn.metrics import ConfusionMatrixDisplay, roc_curve
 
 from core import params
-from core.dataset import Digits, read_pool
-from core.files import replacing, write_text
+from core.dataset import Digits, read_split
+from core.files import atomic_write, write_text
 from digits.evaluation import metrics
 from digits.model import lineage, network
 from digits.runtime import script_prior
@@ -37,21 +37,21 @@ class Params:
     __pydantic_config__ = params.STRICT
 
     calibration_bins: Annotated[int, Field(ge=1)]
-    mistakes: Annotated[int, Field(ge=1, le=400)]  # on the sheet
+    mistakes: Annotated[int, Field(ge=1, le=400)]  # in mistakes.png
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The digits of one source, and the model's probabilities (n, classes) and foreign (n,).
+class Predictions:
+    """The digits of one source, their class probabilities (n, classes) and OOD scores (n,).
 
-    `told` are the digits (n,) that it reads when it is told the script, None where it knows that
-    script alone or not at all.
+    `given_script` are the classes (n,) predicted when the script is known, None if the model knows
+    only that script, or not that script.
     """
 
     digits: Digits
     probabilities: np.ndarray
     foreign: np.ndarray
-    told: np.ndarray | None
+    given_script: np.ndarray | None
 
     @property
     def predicted(self) -> np.ndarray:
@@ -69,51 +69,55 @@ class Scored:
         return self.predicted == self.digits.labels
 
 
-def headline(scored: Scored, known: Scored, bins: int) -> dict[str, float]:
-    """Return the figures of one source for metrics.json; `known` is the source trained for."""
-    accuracy, low, high = metrics.accuracy(scored.correct)
-    table = metrics.reliability(scored.confidence, scored.correct, bins)
+def summary_metrics(predictions: Predictions, known: Predictions, bins: int) -> dict[str, float]:
+    """Return the metrics of one source for metrics.json; `known` are those of MNIST."""
+    accuracy, low, high = metrics.accuracy(predictions.correct)
+    table = metrics.reliability(predictions.confidence, predictions.correct, bins)
     figures = {
         "accuracy": accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
-        "loss": metrics.log_loss(scored.probabilities, scored.digits.labels),
+        "loss": metrics.log_loss(predictions.probabilities, predictions.digits.labels),
         "calibration_error": metrics.calibration_error(table),
     }
-    if scored is not known:
-        figures["confidence_auroc"] = metrics.separation(known.confidence, scored.confidence)
-        figures["distance_auroc"] = metrics.separation(-known.foreign, -scored.foreign)
-    if scored.told is not None:
-        told, low, high = metrics.accuracy(scored.told == scored.digits.labels)
-        figures |= {"accuracy_told": told, "accuracy_told_low": low, "accuracy_told_high": high}
+    if predictions is not known:
+        figures["confidence_auroc"] = metrics.auroc(known.confidence, predictions.confidence)
+        figures["distance_auroc"] = metrics.auroc(-known.foreign, -predictions.foreign)
+    if predictions.given_script is not None:
+        correct = predictions.given_script == predictions.digits.labels
+        accuracy, low, high = metrics.accuracy(correct)
+        figures |= {"accuracy_told": accuracy, "accuracy_told_low": low, "accuracy_told_high": high}
     return {name: round(value, 6) for name, value in figures.items()}
 
 
 def write_table(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    """Write a small CSV; floats are rounded to six decimals."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    """Write a CSV file; floats are rounded to six decimals."""
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         for row in rows:
             writer.writerow([round(x, 6) if isinstance(x, float) else x for x in row])
 
 
-def per_class_rows(scored: Scored, classes: tuple[str, ...]) -> list[list[Any]]:
-    """Return source, class, accuracy and count for each class that occurs."""
+def per_class_rows(predictions: Predictions, classes: tuple[str, ...]) -> list[list[Any]]:
+    """Return source, class, accuracy and count of each class that occurs."""
     rows: list[list[Any]] = []
     for label, name in enumerate(classes):
-        of_class = scored.digits.labels == label
+        of_class = predictions.digits.labels == label
         if of_class.any():
-            accuracy = float(scored.correct[of_class].mean())
-            rows.append([scored.digits.name, name, accuracy, int(of_class.sum())])
+            accuracy = float(predictions.correct[of_class].mean())
+            rows.append([predictions.digits.name, name, accuracy, int(of_class.sum())])
     return rows
 
 
-def roc_rows(known: Scored, foreign: Scored) -> list[list[Any]]:
-    """Return source, false alarm rate and detection rate of foreign digits by low confidence."""
+def roc_rows(known: Predictions, foreign: Predictions) -> list[list[Any]]:
+    """Return the ROC curve of detecting foreign digits by low confidence.
+
+    A row is source, false alarm rate and detection rate.
+    """
     truth = np.repeat([0, 1], [len(known.digits), len(foreign.digits)])
-    doubt = 1 - np.concatenate([known.confidence, foreign.confidence])
-    false_alarms, detections, _ = roc_curve(truth, doubt)
+    uncertainty = 1 - np.concatenate([known.confidence, foreign.confidence])
+    false_alarms, detections, _ = roc_curve(truth, uncertainty)
     rates = np.interp(FALSE_ALARM_RATES, false_alarms, detections)
     return [
         [foreign.digits.name, float(alarm), float(rate)]
@@ -121,26 +125,28 @@ def roc_rows(known: Scored, foreign: Scored) -> list[list[Any]]:
     ]
 
 
-def draw_confusion(scored: Scored, classes: tuple[str, ...], path: Path) -> None:
+def draw_confusion(predictions: Predictions, classes: tuple[str, ...], path: Path) -> None:
     """Draw the confusion matrix of one source."""
     figure, axes = plt.subplots(figsize=(7, 6.5), layout="constrained")
     ConfusionMatrixDisplay.from_predictions(
-        scored.digits.labels,
-        scored.predicted,
+        predictions.digits.labels,
+        predictions.predicted,
         labels=range(len(classes)),
         display_labels=classes,
         cmap="Blues",
         colorbar=False,
         ax=axes,
     )
-    axes.set_title(f"{_title(scored.digits)}: {scored.correct.mean():.2%} right")
+    axes.set_title(f"{_title(predictions.digits)}: {predictions.correct.mean():.2%} right")
     _save(figure, path)
 
 
-def draw_mistakes(scored: Scored, classes: tuple[str, ...], count: int, path: Path) -> None:
-    """Draw the mistakes made with the highest confidence, the worst first."""
-    wrong = np.flatnonzero(~scored.correct)
-    worst = wrong[np.argsort(-scored.confidence[wrong], kind="stable")][:count]
+def draw_mistakes(
+    predictions: Predictions, classes: tuple[str, ...], count: int, path: Path
+) -> None:
+    """Draw the mistakes with the highest confidence, in descending order."""
+    wrong = np.flatnonzero(~predictions.correct)
+    worst = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:count]
     columns = 10
     rows = max(1, -(-len(worst) // columns))
     figure, axes = plt.subplots(
@@ -149,10 +155,13 @@ def draw_mistakes(scored: Scored, classes: tuple[str, ...], count: int, path: Pa
     for place in axes.flat:
         place.axis("off")
     for place, index in zip(axes.flat, worst, strict=False):
-        place.imshow(scored.digits.images[index], cmap="gray_r", vmin=0, vmax=255)
-        truth, said = classes[scored.digits.labels[index]], classes[scored.predicted[index]]
-        place.set_title(f"{truth} as {said}\n{scored.confidence[index]:.3f}", fontsize=8)
-    figure.suptitle(f"{_title(scored.digits)}: the worst of {len(wrong)} mistakes")
+        place.imshow(predictions.digits.images[index], cmap="gray_r", vmin=0, vmax=255)
+        truth, predicted = (
+            classes[predictions.digits.labels[index]],
+            classes[predictions.predicted[index]],
+        )
+        place.set_title(f"{truth} as {predicted}\n{predictions.confidence[index]:.3f}", fontsize=8)
+    figure.suptitle(f"{_title(predictions.digits)}: the worst of {len(wrong)} mistakes")
     _save(figure, path)
 
 
@@ -161,61 +170,66 @@ def _title(digits: Digits) -> str:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write a PNG without the name of the software and its version."""
-    with replacing(path) as partial:
+    """Write a PNG file without metadata, which would contain the version of Matplotlib."""
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     plt.close(figure)
 
 
 def main(arguments: list[str]) -> None:
-    """Score the test pool, write figures, tables and images."""
+    """Score the test split; write metrics, tables and images."""
     parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
-    task, own = params.task(values), params.section(Params, values, "evaluate")
+    task, config = params.task(values), params.section(Params, values, "evaluate")
     matplotlib.use("agg")
 
     digits_model = network.load(paths.model / "model.keras", task.image_size, len(task.classes))
     scripts = lineage.read(paths.model / "lineage.json", digits_model, task.classes)["scripts"]
     everything = []
-    for digits in read_pool(paths.test, len(task.classes), task.image_size):
+    for digits in read_split(paths.test, len(task.classes), task.image_size):
         outputs = network.predict(digits_model, digits.images)
-        told = None
+        given_script = None
         if len(scripts) > 1 and digits.script in scripts:
-            told = script_prior.condition_on_script(
+            given_script = script_prior.condition_on_script(
                 outputs["scripts"], scripts.index(digits.script)
             ).argmax(axis=1)
-        everything.append(Scored(digits, outputs["digits"], outputs["foreign"], told))
+        everything.append(Predictions(digits, outputs["digits"], outputs["foreign"], given_script))
     known, foreign = everything[0], everything[1:]
 
-    for scored in everything:
+    for predictions in everything:
         draw_confusion(
-            scored, task.classes, paths.out / "images" / f"confusion_{scored.digits.name}.png"
+            predictions,
+            task.classes,
+            paths.out / "images" / f"confusion_{predictions.digits.name}.png",
         )
-    draw_mistakes(known, task.classes, own.mistakes, paths.out / "images" / "mistakes.png")
+    draw_mistakes(known, task.classes, config.mistakes, paths.out / "images" / "mistakes.png")
     write_table(
         paths.out / "per_class.csv",
         ["source", "class", "accuracy", "count"],
-        [row for scored in everything for row in per_class_rows(scored, task.classes)],
+        [row for predictions in everything for row in per_class_rows(predictions, task.classes)],
     )
     write_table(
         paths.out / "reliability.csv",
         ["source", "confidence", "accuracy", "count"],
         [
-            [scored.digits.name, *row]
-            for scored in everything
-            for row in metrics.reliability(scored.confidence, scored.correct, own.calibration_bins)
+            [predictions.digits.name, *row]
+            for predictions in everything
+            for row in metrics.reliability(
+                predictions.confidence, predictions.correct, config.calibration_bins
+            )
         ],
     )
     write_table(
         paths.out / "roc.csv",
         ["source", "false_alarm_rate", "detection_rate"],
-        [row for scored in foreign for row in roc_rows(known, scored)],
+        [row for predictions in foreign for row in roc_rows(known, predictions)],
     )
     figures = {
-        scored.digits.name: headline(scored, known, own.calibration_bins) for scored in everything
+        predictions.digits.name: summary_metrics(predictions, known, config.calibration_bins)
+        for predictions in everything
     }
     write_text(paths.out / "metrics.json", json.dumps(figures, indent=2) + "\n")

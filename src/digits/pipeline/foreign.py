@@ -1,9 +1,9 @@
-"""Stage foreign: digits of one script that MNIST does not know, to data/foreign/<script>_*.csv.
+"""Stage foreign: write digits of one script other than MNIST's to data/foreign/SCRIPT_*.csv.
 
-Enters: by default the open fonts of the locked npm packages, from which digits are rendered
-with the variation of a hand; else the real digits that params.yaml names for the script.
-Leaves: CSVs for training, testing and production traffic, as many digits of each class.
-Rendered digits for testing and production come from fonts that training never sees.
+Input: open fonts of the locked npm packages, from which digits are rendered with variations of
+handwriting, or the files of real digits that params.yaml names for the script. Output: CSV files
+for training, testing and production traffic, with equal numbers of each class. Rendered digits
+for testing and production use other fonts than those for training.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from digits.sources.readers import Files, read_parts
 
 @dataclass(frozen=True)
 class PerClass:
-    """How many digits of each class."""
+    """The number of digits of each class."""
 
     __pydantic_config__ = params.STRICT
 
@@ -38,28 +38,28 @@ class PerClass:
 
 @dataclass(frozen=True)
 class Params:
-    """One script's block in params.yaml's section `foreign`."""
+    """A script's block in params.yaml's section `foreign`."""
 
     __pydantic_config__ = params.STRICT
 
-    source: str  # file or folder that DVC watches; the lock file stands for npm's packages
+    source: str  # DVC dependency: a file or folder; package-lock.json for npm packages
     per_class: PerClass
     reader: Annotated[Fonts | Files | Archive, Field(discriminator="format")]
 
 
-def draw(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> dict[str, Digits]:
-    """Return rendered digits for train, test and production.
+def render_parts(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> dict[str, Digits]:
+    """Return rendered digits for training, testing and production.
 
-    Raises DigitsError when a font is not installed or lacks a character, and when the hand draws
-    nothing.
+    Raises DigitsError when a font is not installed or lacks a character, and when the parameters
+    of `hand` render an empty image.
     """
     if len(fonts.characters) != len(task.classes):
         raise DigitsError(
-            f"params.yaml: foreign.{script}.reader.characters has {len(fonts.characters)} entries "
-            f"for {len(task.classes)} classes; give one for each class, in their order"
+            f"params.yaml: foreign.{script}.reader.characters: expected {len(task.classes)} "
+            f"entries, one for each class in their order, found {len(fonts.characters)}"
         )
     folder = os.environ.get("DVC_ROOT", ".") / FONTS
-    seed = [task.seed, zlib.crc32(script.encode())]  # scripts differ, whatever their order
+    seed = [task.seed, zlib.crc32(script.encode())]  # independent of the order of scripts
     train_rng, unseen_rng = (np.random.default_rng([*seed, stream]) for stream in range(2))
     parts = {}
     seen = load_glyphs(folder, fonts.train_fonts, fonts.characters)
@@ -74,42 +74,42 @@ def draw(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> dict[str
             images, labels = render(glyphs, count, fonts.hand, task.image_size, rng)
         except ValueError as error:
             raise DigitsError(
-                f"params.yaml: foreign.{script}.reader.hand: draws digits that cannot be seen "
-                f"({error}); widen half_width_pixels, weight_factors or edge_pixels"
+                f"params.yaml: foreign.{script}.reader.hand: renders empty images ({error}). "
+                "Increase half_width_pixels, weight_factors or edge_pixels."
             ) from None
         parts[part] = Digits(images, labels, script, True, len(task.classes))
     return parts
 
 
-def pick(train: Digits, test: Digits, per_class: PerClass, seed: int) -> dict[str, Digits]:
-    """Return real digits for train, test and production (both first and last from `train`).
+def select_parts(train: Digits, test: Digits, per_class: PerClass, seed: int) -> dict[str, Digits]:
+    """Return real digits for training, testing and production; the last is taken from `train`.
 
     Raises DigitsError when a class has too few digits.
     """
     rng = np.random.default_rng(seed)
-    kept: dict[str, list[np.ndarray]] = {"train": [], "test": [], "production": []}
+    selected: dict[str, list[np.ndarray]] = {"train": [], "test": [], "production": []}
     for label in range(train.class_count):
         for digits, parts in ((train, ("train", "production")), (test, ("test",))):
             shuffled = rng.permutation(np.flatnonzero(digits.labels == label))
             needed = sum(getattr(per_class, part) for part in parts)
             if len(shuffled) < needed:
                 raise DigitsError(
-                    f"params.yaml: foreign.{train.script}.per_class asks for {needed:,} digits of "
-                    f"class {label} for {' and '.join(parts)}, the data has {len(shuffled):,}; "
-                    "ask for fewer"
+                    f"params.yaml: foreign.{train.script}.per_class needs {needed:,} digits of "
+                    f"class {label} for {' and '.join(parts)}; {len(shuffled):,} are available. "
+                    "Reduce it."
                 )
             for part in parts:
                 count = getattr(per_class, part)
-                kept[part].append(shuffled[:count])
+                selected[part].append(shuffled[:count])
                 shuffled = shuffled[count:]
     return {
         part: (test if part == "test" else train)[np.sort(np.concatenate(index))]
-        for part, index in kept.items()
+        for part, index in selected.items()
     }
 
 
 def main(arguments: list[str]) -> None:
-    """Make or read the digits of one script, write three CSVs."""
+    """Render or read the digits of one script; write three CSV files."""
     parser = argparse.ArgumentParser(prog="foreign", description=__doc__)
     parser.add_argument("script", help="a key of params.yaml's foreign")
     parser.add_argument("--out", type=Path, required=True)
@@ -117,14 +117,14 @@ def main(arguments: list[str]) -> None:
     script, out = arguments_read.script, arguments_read.out
     values = params.load()
     task = params.task(values)
-    own = params.section(Params, values, f"foreign.{script}")
+    config = params.section(Params, values, f"foreign.{script}")
 
-    if isinstance(own.reader, Fonts):
-        parts = draw(own.reader, own.per_class, task, script)
+    if isinstance(config.reader, Fonts):
+        parts = render_parts(config.reader, config.per_class, task, script)
     else:
-        source = Path(own.source)
-        train, test = read_parts(own.reader, source, task.image_size, task.classes, script)
-        parts = pick(train, test, own.per_class, task.seed)
+        source = Path(config.source)
+        train, test = read_parts(config.reader, source, task.image_size, task.classes, script)
+        parts = select_parts(train, test, config.per_class, task.seed)
     for part, digits in parts.items():
         path = out / f"{script}_{part}.csv"
         write_csv(path, digits)

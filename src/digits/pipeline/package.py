@@ -1,9 +1,9 @@
-"""Stage package: the trained model as an MLflow model folder.
+"""Stage package: write the trained model as an MLflow model folder.
 
-Input: data/model, the runtime lock, the code that travels along, and the validation digits.
-Output: data/package, whose bytes depend on weights, data and params only: dates and random ids
-that MLflow would write are derived from the weights. Beside what MLflow reads it holds
-smoke.jsonl, requests whose right answers are known, which a deployment is tested with.
+Input: data/model, requirements.txt, the modules that are copied into the folder, and the
+validation split. Output: data/package. Its bytes depend on weights, data and params only: the
+dates and random ids of MLflow are replaced. smoke.jsonl holds requests with known answers, with
+which a deployment is tested.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from mlflow.types import Schema, TensorSpec
 from pydantic import Field
 
 from core import params
-from core.dataset import Digits, read_pool
+from core.dataset import Digits, read_split
 from core.errors import DigitsError
 from core.files import sha256, write_text
 from digits.model import lineage, network
 
 FORMAT = 1  # as in loader.py
-EPOCH = "1970-01-01 00:00:00"  # in place of the time of packaging
+EPOCH = "1970-01-01 00:00:00"  # replaces the time of packaging
 BUILD_TOOLS = ["pip", "setuptools", "wheel"]
 EXAMPLES = 4  # images in the input example
 SMOKE_ITEMS = 200  # requests in smoke.jsonl
-LOADER = "loader"  # the module of digits/runtime that MLflow starts with
+LOADER = "loader"  # the module of digits/runtime that MLflow imports
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,24 @@ class Params:
 
     __pydantic_config__ = params.STRICT
 
-    python: Annotated[str, Field(pattern=r"^3\.\d+$")]  # that the model is to be served with
+    python: Annotated[str, Field(pattern=r"^3\.\d+$")]  # that serves the model
 
 
 def pinned(lock: Path) -> list[str]:
     """Return `name==version ; marker` of every package in a hash-locked requirements file."""
     lines = re.findall(r"^([A-Za-z0-9][\w.-]*==[^\\\n]+?) *\\?$", lock.read_text("utf-8"), re.M)
     if not lines:
-        raise DigitsError(f"{lock}: pins no package; run `make lock`")
+        raise DigitsError(f"{lock}: contains no pinned package. Run `make lock`.")
     return lines
 
 
 def modules(path: Path) -> list[Path]:
-    """Return a module as it is, or the modules of a package without its `__init__`."""
+    """Return the modules of a package without `__init__`, or the single module `path`."""
     return sorted(path.glob("[!_]*.py")) if path.is_dir() else [path]
 
 
 def signature(digits_model: keras.Model) -> ModelSignature:
-    """Return what enters and leaves `predict` of the packaged model (runtime/loader.py)."""
+    """Return the signature of the packaged model's `predict` (runtime/loader.py)."""
     size = digits_model.input_shape[1]
     _, scripts, classes = digits_model.get_layer("scripts").output.shape
     single, double = np.dtype(np.float32), np.dtype(np.int64)
@@ -79,7 +79,7 @@ def signature(digits_model: keras.Model) -> ModelSignature:
 
 
 def smoke_items(digits: Digits, classes: tuple[str, ...]) -> Iterator[str]:
-    """Yield a line of JSON for each of the first digits: a request, and what a right answer holds.
+    """Yield a line of JSON for each of the first digits: a request and its correct answer.
 
     `pointer` is a JSON Pointer (RFC 6901) into the answer, `value` the true class.
     """
@@ -91,9 +91,9 @@ def smoke_items(digits: Digits, classes: tuple[str, ...]) -> Iterator[str]:
 
 
 def write_summary(model: keras.Model, path: Path) -> None:
-    """Write the table of layers, the same whatever the encoding of standard output is.
+    """Write the table of layers in UTF-8, whatever the encoding of standard output is.
 
-    Keras prints it by rich, which draws with ASCII where that encoding is not UTF-8.
+    Keras prints it with rich, which uses ASCII if that encoding is not UTF-8.
     """
     lines: list[str] = []
     with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")):
@@ -102,7 +102,7 @@ def write_summary(model: keras.Model, path: Path) -> None:
 
 
 def write_environment(folder: Path, python: str, requirements: list[str]) -> None:
-    """Write the environment in the three forms that MLflow and Azure ML read."""
+    """Write the environment in the three formats that MLflow and Azure ML read."""
     conda: dict[str, Any] = {
         "name": "digits",
         "channels": ["conda-forge"],
@@ -126,14 +126,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--code", type=Path, nargs="+", required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
-    task, own = params.task(values), params.section(Params, values, "package")
+    task, config = params.task(values), params.section(Params, values, "package")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
 
     digits_model = network.load(paths.model / "model.keras", task.image_size, len(task.classes))
     weights = sha256(paths.model / "model.keras")
     manifest: dict[str, Any] = {"format": FORMAT, "model_sha256": weights}
     manifest |= lineage.read(paths.model / "lineage.json", digits_model, task.classes)
-    known, *_ = read_pool(paths.validation, len(task.classes), task.image_size)
+    known, *_ = read_split(paths.validation, len(task.classes), task.image_size)
     partial = paths.out.with_name(f"{paths.out.name}.partial")
     for left_over in (partial, paths.out):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -157,14 +157,14 @@ def main(arguments: list[str]) -> None:
             loader_module=LOADER,
             data_path=str(data),
             code_paths=[str(file) for path in paths.code for file in modules(path)],
-            conda_env={"dependencies": [f"python={own.python}", "pip", {"pip": requirements}]},
+            conda_env={"dependencies": [f"python={config.python}", "pip", {"pip": requirements}]},
             mlflow_model=packaged,
             signature=signature(digits_model),
             input_example=known.images[:EXAMPLES],
         )
-        packaged.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.PY_VERSION] = own.python
+        packaged.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.PY_VERSION] = config.python
         packaged.save(folder / "MLmodel")
-        write_environment(folder, own.python, requirements)
+        write_environment(folder, config.python, requirements)
         write_summary(digits_model, folder / "_summary.txt")
         write_text(folder / "smoke.jsonl", "".join(smoke_items(known, task.classes)))
         folder.replace(paths.out)

@@ -1,8 +1,8 @@
-"""Stage prepare: CSVs to validated arrays, in pools that never mix.
+"""Stage prepare: read and validate all CSV files, and write the four disjoint splits.
 
-Enters: data/mnist, data/foreign (every script that params.yaml names) and data/labelled
-(production digits whose true labels became known; empty at first). Leaves four pools:
-training and validation (stratified, seeded), test (which evaluate reads) and production.
+Input: data/mnist, data/foreign (each script that params.yaml names) and data/labelled (production
+digits with true labels; empty at first). Output: training and validation (a seeded, stratified
+split), test (which only evaluate reads) and production.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 
 from core import params
-from core.dataset import MNIST, Digits, common, concatenate, read_csv, split, write_pool
+from core.dataset import MNIST, Digits, common, concatenate, read_csv, split, write_split
 from core.errors import DigitsError
 from core.params import Task
 
@@ -28,7 +28,7 @@ class Params:
 
     __pydantic_config__ = params.STRICT
 
-    production_count: Annotated[int, Field(ge=0)]  # digits of MNIST's training set kept apart
+    production_count: Annotated[int, Field(ge=0)]  # digits of MNIST's training set
     validation_share: Annotated[float, Field(gt=0, lt=1)]  # of training and validation together
     foreign_share: Annotated[float, Field(ge=0, lt=1)]  # of training and validation together
 
@@ -42,46 +42,49 @@ def foreign_sets(folder: Path, part: str, task: Task, rendered: dict[str, bool])
 
 
 def labelled_sets(folder: Path, task: Task, scripts: list[str]) -> list[Digits]:
-    """Return labelled production digits, one `Digits` a script; files are <script>_*.csv."""
+    """Return labelled production digits, one `Digits` per script, from files SCRIPT_*.csv."""
     found: dict[str, list[Digits]] = {}
     for path in sorted(folder.rglob("*.csv")):
         script = path.stem.split("_")[0]
         if script not in scripts:
             raise DigitsError(
-                f"{path}: its name must be SCRIPT_something.csv with one of {', '.join(scripts)}"
+                f"{path}: expected a name SCRIPT_*.csv, where SCRIPT is {' or '.join(scripts)}. "
+                "Rename the file."
             )
         digits = read_csv(path, task.image_size, len(task.classes), script)
         found.setdefault(script, []).append(digits)
     return [concatenate(parts) for parts in found.values()]
 
 
-def check_left_overs(folder: Path, scripts: list[str]) -> None:
-    """Raise DigitsError when the folder holds CSVs of scripts that params.yaml lacks."""
+def check_unknown_scripts(folder: Path, scripts: list[str]) -> None:
+    """Raise DigitsError when the folder has CSV files of scripts that params.yaml lacks."""
     others = [path for path in folder.glob("*.csv") if path.stem.split("_")[0] not in scripts]
     if others:
         names = ", ".join(sorted(path.name for path in others))
-        raise DigitsError(f"{folder}: delete {names}: params.yaml's foreign has no such script")
+        raise DigitsError(
+            f"{folder}: {names}: params.yaml's foreign has no such script. Delete the files."
+        )
 
 
 def mix(mnist: Digits, foreign: list[Digits], share: float, seed: int) -> list[Digits]:
-    """Return as many digits of each foreign script that `share` of all are foreign.
+    """Return equal numbers of digits of each foreign script, so that `share` of all is foreign.
 
-    Raises DigitsError that names the largest possible share when there are too few.
+    Raises DigitsError with the largest possible share when there are too few.
     """
     if share == 0:
         return []
     if not foreign:
         raise DigitsError(
-            "params.yaml: prepare.foreign_share is above 0, but foreign names no script; "
-            "set it to 0 or name a script"
+            "params.yaml: prepare.foreign_share is above 0, but foreign names no script. "
+            "Set it to 0 or add a script."
         )
     each = math.ceil(share / (1 - share) * len(mnist) / len(foreign))
     fewest = min(len(part) for part in foreign)
     if each > fewest:
         most = len(foreign) * fewest / (len(foreign) * fewest + len(mnist))
         raise DigitsError(
-            f"params.yaml: prepare.foreign_share is {share}: it needs {each:,} digits of each "
-            f"script, but there are {fewest:,}; {math.floor(most * 1000) / 1000} is the most"
+            f"params.yaml: prepare.foreign_share={share} needs {each:,} images per script; "
+            f"{fewest:,} are available. Maximum: {math.floor(most * 1000) / 1000}."
         )
     return [split(part, each, seed)[0] for part in foreign]
 
@@ -99,8 +102,8 @@ def check_apart(train: Digits, test: Digits) -> None:
 
 def check_enough(training: list[Digits], validation: list[Digits]) -> None:
     """Raise DigitsError for too few digits to learn from, or to validate with (stage monitor)."""
-    for pool, name, fewest in ((training, "training", 1), (validation, "validation", FEWEST)):
-        if (most := max(len(part) for part in pool)) < fewest:
+    for parts, name, fewest in ((training, "training", 1), (validation, "validation", FEWEST)):
+        if (most := max(len(part) for part in parts)) < fewest:
             raise DigitsError(
                 f"{most} digits are left for {name}, expected at least {fewest}. Bring more, or in "
                 "params.yaml's prepare lower production_count or change validation_share."
@@ -108,15 +111,15 @@ def check_enough(training: list[Digits], validation: list[Digits]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Read all CSVs, write the four pools."""
+    """Read all CSV files; write the four splits."""
     parser = argparse.ArgumentParser(prog="prepare", description=__doc__)
     for name in ("--mnist", "--foreign", "--labelled", "--out"):
         parser.add_argument(name, type=Path, required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
-    task, own = params.task(values), params.section(Params, values, "prepare")
+    task, config = params.task(values), params.section(Params, values, "prepare")
     rendered = params.foreign_scripts(values)
-    check_left_overs(paths.foreign, list(rendered))
+    check_unknown_scripts(paths.foreign, list(rendered))
 
     def read_mnist(part: str) -> Digits:
         return read_csv(paths.mnist / f"{part}.csv", task.image_size, len(task.classes), MNIST)
@@ -126,20 +129,20 @@ def main(arguments: list[str]) -> None:
     foreign = foreign_sets(paths.foreign, "train", task, rendered)
     for digits, held in zip([train, *foreign], test, strict=True):
         check_apart(digits, held)
-    production, mnist = split(train, own.production_count, task.seed)
-    known = [mnist, *mix(mnist, foreign, own.foreign_share, task.seed)]
+    production, mnist = split(train, config.production_count, task.seed)
+    known = [mnist, *mix(mnist, foreign, config.foreign_share, task.seed)]
     known += labelled_sets(paths.labelled, task, [MNIST, *rendered])
     training, validation = [], []
     for name in sorted({part.name for part in known}, key=[part.name for part in known].index):
         part = concatenate([part for part in known if part.name == name])
-        held_out, rest = split(part, round(len(part) * own.validation_share), task.seed)
+        held_out, rest = split(part, round(len(part) * config.validation_share), task.seed)
         validation.append(held_out)
         training.append(rest)
     check_enough(training, validation)
-    write_pool(paths.out / "test.npz", test)
+    write_split(paths.out / "test.npz", test)
     unseen = foreign_sets(paths.foreign, "production", task, rendered)
-    write_pool(paths.out / "production.npz", [production, *unseen])
-    write_pool(paths.out / "training.npz", training)
-    write_pool(paths.out / "validation.npz", validation)
-    for name, pool in (("training", training), ("validation", validation), ("test", test)):
-        print(f"{name}: " + ", ".join(f"{len(part):,} {part.name}" for part in pool))
+    write_split(paths.out / "production.npz", [production, *unseen])
+    write_split(paths.out / "training.npz", training)
+    write_split(paths.out / "validation.npz", validation)
+    for name, parts in (("training", training), ("validation", validation), ("test", test)):
+        print(f"{name}: " + ", ".join(f"{len(part):,} {part.name}" for part in parts))

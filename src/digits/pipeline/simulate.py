@@ -1,8 +1,8 @@
-"""Stage simulate: production traffic, answered by the packaged model as the endpoint would.
+"""Stage simulate: score simulated production traffic with the packaged model.
 
-Enters: the production pool, whose digits that training uses by now are left out (data/labelled),
-the model folder and the endpoint's code. Leaves requests.parquet, labels.parquet, and
-reference.parquet: the validation pool, answered the same way, which is what normal looks like.
+Input: the split production without the digits that are used for training by now (data/labelled),
+the validation split, the model folder and the endpoint's code. Output: requests.parquet,
+labels.parquet, and reference.parquet, the scored validation split with which drift is tested.
 """
 
 import argparse
@@ -16,18 +16,18 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from core import params
-from core.dataset import Digits, read_pool
-from core.files import replacing
+from core.dataset import Digits, read_split
+from core.files import atomic_write
 from digits.production.records import LABELS, REQUESTS
 from digits.production.service import BATCH, Answers, Service
 from digits.production.traffic import HOUR_MS, Stream, read
 from digits.production.traffic import Schedule as Params
 
-ROWS = 10_000  # in a row group of a file, and in memory at a time
+ROWS = 10_000  # per row group of a file, and in memory
 
 
 def score(service: Service, images: np.ndarray, progress: tqdm) -> list[Answers]:
-    """Return the answers to images, a batch each."""
+    """Return the answers to images, one per batch."""
     answers = []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
@@ -56,7 +56,7 @@ def rows(
 
 
 def label_rows(requests: Stream, classes: tuple[str, ...]) -> Iterable[pa.Table]:
-    """Yield the labels that become known, in the order of that, as tables of the schema LABELS."""
+    """Yield the labels in the order in which they become known, as tables of the schema LABELS."""
     order = requests.known_labels()
     for start in range(0, len(order), ROWS):
         index = order[start : start + ROWS]
@@ -75,7 +75,7 @@ def label_rows(requests: Stream, classes: tuple[str, ...]) -> Iterable[pa.Table]
 
 
 def reference_rows(service: Service, parts: list[Digits], start: int, progress: tqdm) -> pa.Table:
-    """Return the validation pool, answered, as if it had come in the hour before the traffic."""
+    """Return the scored validation split, with times in the hour before the traffic."""
     images = np.concatenate([part.images for part in parts])
     times = start - HOUR_MS + HOUR_MS * np.arange(len(images)) // len(images)
     ids = [f"reference-{number:07}" for number in range(len(images))]
@@ -83,27 +83,29 @@ def reference_rows(service: Service, parts: list[Digits], start: int, progress: 
 
 
 def main(arguments: list[str]) -> None:
-    """Write three Parquet files, all of them or none."""
+    """Write three Parquet files, or none if one fails."""
     parser = argparse.ArgumentParser(prog="simulate", description=__doc__)
     for name in ("--pool", "--validation", "--labelled", "--package", "--code", "--out"):
         parser.add_argument(name, type=Path, required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
-    task, own = params.task(values), params.section(Params, values, "simulate")
-    requests = read(paths.pool, paths.labelled, own, len(task.classes), task.image_size, task.seed)
+    task, config = params.task(values), params.section(Params, values, "simulate")
+    requests = read(
+        paths.pool, paths.labelled, config, len(task.classes), task.image_size, task.seed
+    )
     for note in requests.notes:
         print(note)
-    validation = read_pool(paths.validation, len(task.classes), task.image_size)
+    validation = read_split(paths.validation, len(task.classes), task.image_size)
     total = len(requests) + sum(len(part) for part in validation)
     service = Service(paths.code, paths.package)
 
     with ExitStack() as stack:
 
         def writer(name: str, schema: pa.Schema) -> parquet.ParquetWriter:
-            partial = stack.enter_context(replacing(paths.out / name))
+            partial = stack.enter_context(atomic_write(paths.out / name))
             repeating = ["deployment", "model_version", "digit", "label", "script"]
-            kept = [column for column in repeating if column in schema.names]
-            options = {"compression": "zstd", "use_dictionary": kept, "store_schema": False}
+            columns = [column for column in repeating if column in schema.names]
+            options = {"compression": "zstd", "use_dictionary": columns, "store_schema": False}
             return stack.enter_context(parquet.ParquetWriter(partial, schema, **options))
 
         progress = stack.enter_context(
@@ -111,7 +113,7 @@ def main(arguments: list[str]) -> None:
         )
         reference = writer("reference.parquet", REQUESTS)
         reference.write_table(
-            reference_rows(service, validation, own.start_ms, progress), row_group_size=ROWS
+            reference_rows(service, validation, config.start_ms, progress), row_group_size=ROWS
         )
         answered = writer("requests.parquet", REQUESTS)
         for part in requests.parts(ROWS):
@@ -120,4 +122,4 @@ def main(arguments: list[str]) -> None:
         labels = writer("labels.parquet", LABELS)
         for table in label_rows(requests, task.classes):
             labels.write_table(table)
-    print(f"{len(requests):,} requests in {len(own.phases)} phases")
+    print(f"{len(requests):,} requests in {len(config.phases)} phases")

@@ -1,8 +1,8 @@
-"""Stage train: pools to a calibrated model.
+"""Stage train: train and calibrate the model.
 
-Input: the splits training and validation. Output: data/model/model.keras, the curves of the
-training, and a lineage: which data and params the weights came from. Of several machines each
-writes the same files, for the stages that follow on it; the first alone logs the run to MLflow.
+Input: the splits training and validation. Output: data/model/model.keras, curves.csv, and
+lineage.json with the data and params that the weights come from. When several machines train
+together, each writes the same files, and the first logs the run to MLflow.
 """
 
 import argparse
@@ -15,52 +15,51 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from core import params, tf_config
-from core.dataset import Digits, read_pool
+from core.dataset import Digits, read_split
 from core.errors import DigitsError
-from core.files import replacing, sha256, write_text
+from core.files import atomic_write, sha256, write_text
 from digits.model import distributed, network, ood
-from digits.model.training import Recipe as Params
-from digits.model.training import fit, measure
+from digits.model.training import TrainConfig as Params
+from digits.model.training import fit, loss_and_accuracy
 from digits.tracking.runs import log_run
 
 
-def targets(pool: list[Digits], scripts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def targets(split: list[Digits], scripts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return all images uint8 (n, size, size) and their classes int32 (n,), script x digit."""
-    images = np.concatenate([part.images for part in pool])
+    images = np.concatenate([part.images for part in split])
     classes = np.concatenate(
         [
             part.labels.astype(np.int32) + scripts.index(part.script) * part.class_count
-            for part in pool
+            for part in split
         ]
     )
     return images, classes
 
 
-def find_temperature(logits: np.ndarray, classes: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, classes: np.ndarray) -> float:
     """Return the temperature that minimises the loss of logits (n, k), to three decimals."""
 
     def loss(temperature: float) -> float:
-        return measure(logits / temperature, classes)[0]
+        return loss_and_accuracy(logits / temperature, classes)[0]
 
     return round(float(minimize_scalar(loss, bounds=(0.2, 5), method="bounded").x), 3)
 
 
-def find_foreign(
+def build_ood_score(
     trained: keras.Model, training: tuple[np.ndarray, np.ndarray], validation: np.ndarray
 ) -> keras.KerasTensor:
-    """Return how foreign an image looks, as part of the network's graph.
+    """Return the out-of-distribution score as part of the network's graph.
 
-    It is fitted to the training pool's images and classes, and scaled by validation images.
+    It is fitted to the images and classes of the training split, and scaled by validation images.
     """
     images, classes = training
     fitted = ood.fit(network.predict(ood.features(trained), images), classes)
-    squared = ood.squared(trained, fitted)
-    usual = ood.usual(network.predict(squared, validation))
-    return ood.foreign(squared.outputs[0], usual)
+    distance = ood.squared_distance(trained, fitted)
+    return ood.score(distance.outputs[0], ood.threshold(network.predict(distance, validation)))
 
 
 def main(arguments: list[str]) -> None:
-    """Train on the pools, calibrate, write the model, its curves and its lineage."""
+    """Train, calibrate, write the model, its curves and its lineage."""
     parser = argparse.ArgumentParser(prog="train", description=__doc__)
     parser.add_argument("--training", type=Path, required=True)
     parser.add_argument("--validation", type=Path, required=True)
@@ -68,44 +67,44 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--curves", type=Path, required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
-    task, own = params.task(values), params.section(Params, values, "train")
+    task, config = params.task(values), params.section(Params, values, "train")
 
-    pools = [
-        read_pool(path, len(task.classes), task.image_size)
+    splits = [
+        read_split(path, len(task.classes), task.image_size)
         for path in (paths.training, paths.validation)
     ]
-    scripts = list(dict.fromkeys(part.script for part in pools[0]))
-    if unknown := {part.script for part in pools[1]} - set(scripts):
+    scripts = list(dict.fromkeys(part.script for part in splits[0]))
+    if unknown := {part.script for part in splits[1]} - set(scripts):
         raise DigitsError(
-            f"{paths.validation}: has digits of {', '.join(sorted(unknown))}, of which "
-            f"{paths.training} has none; bring more of them, or run `dvc repro -f prepare`"
+            f"{paths.validation}: has digits of {', '.join(sorted(unknown))}, but "
+            f"{paths.training} has none. Add more of them, or run `dvc repro -f prepare`."
         )
-    training, validation = (targets(pool, scripts) for pool in pools)
+    training, validation = (targets(split, scripts) for split in splits)
 
-    count, rank = tf_config.find()
+    count, rank = tf_config.read()
     machines = distributed.Machines() if count > 1 else None
-    network.make_exact(task.seed)
+    network.make_deterministic(task.seed)
     trained = network.build(task.image_size, len(scripts) * len(task.classes))
     trainer = machines.trainer if machines else None
-    curves = fit(trained, training, validation, task, own, trainer)
+    curves = fit(trained, training, validation, task, config, trainer)
     if machines:
         print(f"machine {rank + 1} of {count}: {distributed.digest(trained)}")
     folded = network.fold(trained)
-    temperature = find_temperature(network.predict(folded, validation[0]), validation[1])
-    foreign = find_foreign(folded, training, validation[0])
+    temperature = fit_temperature(network.predict(folded, validation[0]), validation[1])
+    ood_score = build_ood_score(folded, training, validation[0])
 
-    calibrated = network.calibrate(folded, temperature, scripts, foreign)
+    calibrated = network.calibrate(folded, temperature, scripts, ood_score)
     network.save(calibrated, paths.out / "model.keras")
     lineage = {
         "scripts": scripts,
         "classes": task.classes,
         "temperature": temperature,
         "data": {path.name: sha256(path) for path in (paths.training, paths.validation)},
-        "params": dataclasses.asdict(task) | {"train": dataclasses.asdict(own)},
+        "params": dataclasses.asdict(task) | {"train": dataclasses.asdict(config)},
     }
     lineage_text = json.dumps(lineage, indent=2, ensure_ascii=False) + "\n"
     write_text(paths.out / "lineage.json", lineage_text)
-    with replacing(paths.curves) as partial:
+    with atomic_write(paths.curves) as partial:
         curves.round(6).to_csv(partial, index=False, lineterminator="\n")
     if rank == 0:
-        log_run({"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(own), curves)
+        log_run({"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(config), curves)

@@ -1,9 +1,9 @@
-"""Files of digits scored on all cores of this machine: the endpoint's code, the packaged model.
+"""Score files of digits on all cores of this machine, with the endpoint's code.
 
-Enters: files and folders of any format that sources/unlabelled.py reads. Leaves: a folder of
-answers for each. One process reads, one a core scores with a single thread. Memory does not grow
-with Parquet files of the form that serving/batch.py reads; others are brought to it first. What
-is finished when it is stopped, however it is, is not done again.
+Input: files and folders of any format that sources/unlabelled.py reads. Output: a folder of answers
+for each. One process reads, and one single-threaded process per core scores. Memory does not grow
+with the size of Parquet files of the form that serving/batch.py reads; others are converted to it
+first. After an interruption, parts that are complete are not scored again.
 """
 
 import json
@@ -25,26 +25,26 @@ from pyarrow import parquet
 
 from core.console import hidden_stderr
 from core.errors import DigitsError
-from core.files import replacing
+from core.files import atomic_write
 from digits.serving import batch
 from digits.sources.unlabelled import kind_of, read_unlabelled
 
 PACKAGE = Path("data", "package")
-# What Keras imports for wrappers that are not used here: a third of the seconds of loading it.
+# Keras imports these for unused wrappers, which takes a third of its loading time.
 UNUSED = ("matplotlib", "sklearn")
-CONVERTED = "_input.parquet"  # in a folder of answers while they are made
-AHEAD = 3  # parts for each process that are read and not yet scored
+CONVERTED = "_input.parquet"  # in a folder of answers until they are complete
+PARTS_PER_PROCESS = 3  # parts that are read and not yet scored
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def manifest(package: Path, script: str | None) -> tuple[str, int]:
     """Return the SHA-256 of the model's weights and its image size.
 
-    Raises DigitsError when the folder is absent or damaged, or does not know the script.
+    Raises DigitsError when the folder is missing or corrupted, or the model does not know `script`.
     """
     path = package / "data" / "model" / "manifest.json"
     try:
@@ -55,11 +55,15 @@ def manifest(package: Path, script: str | None) -> tuple[str, int]:
             content["scripts"],
         )
     except FileNotFoundError:
-        raise DigitsError(f"{path}: not found; run `dvc repro` or `dvc pull`") from None
+        raise DigitsError(f"{path}: not found. Run `dvc repro` or `dvc pull`.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DigitsError(f"{path}: is damaged ({error!r}); run `dvc repro -f package`") from None
+        raise DigitsError(
+            f"{path}: is corrupted ({error!r}). Run `dvc repro -f package`."
+        ) from None
     if script is not None and script not in scripts:
-        raise DigitsError(f"--script {script}: the model knows {', '.join(scripts)} alone")
+        raise DigitsError(
+            f"--script {script}: expected a script of the model: {', '.join(scripts)}"
+        )
     return str(model), int(size)
 
 
@@ -71,17 +75,17 @@ def check(files: list[Path], size: int, upload: bool = False) -> int | None:
     """
     names = [path.name for path in files]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise DigitsError(f"{min(twice)}: two files have this name; score them one by one")
+        raise DigitsError(f"{min(twice)}: two files have this name. Score them one by one.")
     native = []
     for path in files:
         if not path.exists():
-            raise DigitsError(f"{path}: not found; correct the name")
+            raise DigitsError(f"{path}: not found. Correct the name.")
         native.append(is_native(path, size))
         if upload and not native[-1]:
             try:
                 batch.schema(path, size)
             except (OSError, ValueError) as error:
-                raise damaged(path, error) from None
+                raise unreadable(path, error) from None
     if not all(native):
         return None
     return sum(parquet.read_metadata(path).num_rows for path in files)
@@ -100,7 +104,7 @@ def is_native(path: Path, size: int) -> bool:
             rows = next(file.iter_batches(1, columns=["image"]), None)
         first = rows["image"][0].as_py() if rows else None
     except (OSError, ValueError) as error:  # Arrow's errors are among them
-        raise damaged(path, error) from None
+        raise unreadable(path, error) from None
     return first is None or len(first) == size * size
 
 
@@ -110,7 +114,7 @@ def convert(path: Path, target: Path, size: int) -> None:
     for note in notes:
         print(f"{path}: {note}", file=sys.stderr)
     schema = pa.schema([("image", pa.binary(size * size))])
-    with replacing(target) as partial, parquet.ParquetWriter(partial, schema) as writer:
+    with atomic_write(target) as partial, parquet.ParquetWriter(partial, schema) as writer:
         for start in range(0, len(images), batch.ROWS):
             rows = np.ascontiguousarray(images[start : start + batch.ROWS])
             column = pa.Array.from_buffers(
@@ -119,15 +123,15 @@ def convert(path: Path, target: Path, size: int) -> None:
             writer.write_batch(pa.record_batch([column], schema=schema))
 
 
-def damaged(path: Path, error: Exception) -> DigitsError:
-    """Return what to tell of a file that cannot be read."""
+def unreadable(path: Path, error: Exception) -> DigitsError:
+    """Return the error for a file that cannot be read."""
     reason = " ".join(str(error).split())[:300]
-    return DigitsError(f"{path}: cannot be scored ({reason}); mend the file and run again")
+    return DigitsError(f"{path}: cannot be scored ({reason}). Fix the file and run again.")
 
 
-def start(package: Path) -> None:
-    """Make a new process ready; it ends with the one that started it, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process finishes what was begun
+def init_worker(package: Path) -> None:
+    """Initialise a worker process, which ends with its parent process in any case."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     sys.dont_write_bytecode = True  # the model folder is an output and must not change
     os.environ["AZUREML_MODEL_DIR"] = str(package)
     for name in UNUSED:
@@ -141,21 +145,21 @@ def start(package: Path) -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def work(rows: pa.Buffer, schema: pa.Schema, number: int, folder: Path, wanted: dict) -> int:
-    """Score one part; the first call in a process loads the model."""
+def score_part(rows: pa.Buffer, schema: pa.Schema, number: int, folder: Path, origin: dict) -> int:
+    """Score a part; the first call in a process loads the model."""
     if not hasattr(batch, "service"):
         with hidden_stderr():
             batch.init()
-    return batch.answer(pa.ipc.read_record_batch(rows, schema), number, folder, wanted)
+    return batch.answer(pa.ipc.read_record_batch(rows, schema), number, folder, origin)
 
 
 def score(
     files: list[Path], out: Path, package: Path, script: str | None
 ) -> Iterator[tuple[int, bool]]:
-    """Score the files into folders of their names; yield numbers of images, and whether scored now.
+    """Score each file into a folder of its name; yield (number of images, whether scored now).
 
-    The others were done before. Raises DigitsError for a file that is damaged, of which
-    then nothing is left, and for answers that are another model's or another file's.
+    Parts that an earlier call completed are not scored again. Raises DigitsError for a corrupted
+    file, whose answers are deleted, and for existing answers of another model or file.
     """
     model, size = manifest(package, script)
     context = multiprocessing.get_context("spawn")
@@ -163,7 +167,7 @@ def score(
     try:
         with (
             FileLock(out / ".lock", 0),
-            ProcessPoolExecutor(cores(), context, start, (package.resolve(),)) as pool,
+            ProcessPoolExecutor(cores(), context, init_worker, (package.resolve(),)) as pool,
         ):
             try:
                 for path in files:
@@ -171,32 +175,32 @@ def score(
                     source = path if is_native(path, size) else folder / CONVERTED
                     if source != path:
                         convert(path, source, size)
-                    wanted = batch.origin(source if path.is_dir() else path, model, script)
-                    yield from _score(pool, source, folder, wanted, size)
+                    origin = batch.origin(source if path.is_dir() else path, model, script)
+                    yield from _score(pool, source, folder, origin, size)
                     (folder / CONVERTED).unlink(missing_ok=True)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
     except Timeout:
-        raise DigitsError(f"{out}: another `digits score` is at work there") from None
+        raise DigitsError(f"{out}: another `digits score` is running. Wait for it.") from None
     except BrokenProcessPool:
-        raise DigitsError("a scoring process was killed; free some memory and run again") from None
-    except (ValueError, RuntimeError) as error:  # of score.py: the model's files are damaged
+        raise DigitsError("a scoring process was killed. Free memory and run again.") from None
+    except (ValueError, RuntimeError) as error:  # of score.py: the model folder is corrupted
         raise DigitsError(str(error)) from None
 
 
 def _score(
-    pool: Executor, path: Path, folder: Path, wanted: dict[str, str], size: int
+    pool: Executor, path: Path, folder: Path, origin: dict[str, str], size: int
 ) -> Iterator[tuple[int, bool]]:
     folder.mkdir(exist_ok=True)
     try:
-        have = batch.done(folder, wanted)
+        have = batch.done(folder, origin)
     except ValueError as error:
-        raise DigitsError(f"{folder}: {error}; delete it or choose another --out") from None
+        raise DigitsError(f"{folder}: {error}. Delete it or choose another --out.") from None
     for number in have:
         yield parquet.read_metadata(batch.place(folder, number)).num_rows, False
     running: set[Future] = set()
-    following = batch.todo(path, folder, wanted, size)
+    following = batch.todo(path, folder, origin, size)
     while True:
         try:
             number, rows = next(following)
@@ -206,13 +210,13 @@ def _score(
             wait(running)
             if isinstance(error, MemoryError) or getattr(error, "errno", None):
                 raise DigitsError(
-                    f"{path}: cannot be read ({error}); run again: it goes on"
+                    f"{path}: cannot be read ({error}). Run again to continue."
                 ) from None
             shutil.rmtree(folder)
-            raise damaged(path, error) from None
-        task = (rows.serialize(), rows.schema, number, folder, wanted)
-        running.add(pool.submit(work, *task))
-        if len(running) >= AHEAD * cores():
+            raise unreadable(path, error) from None
+        task = (rows.serialize(), rows.schema, number, folder, origin)
+        running.add(pool.submit(score_part, *task))
+        if len(running) >= PARTS_PER_PROCESS * cores():
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             yield from ((future.result(), True) for future in finished)
     yield from ((future.result(), True) for future in running)

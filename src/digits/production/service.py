@@ -1,4 +1,7 @@
-"""The endpoint's own code in this process: images in, answers out, without HTTP or collection."""
+"""Run the endpoint's code in this process, without HTTP or data collection.
+
+Input: images. Output: answers, as the endpoint gives them.
+"""
 
 import importlib.util
 import os
@@ -12,7 +15,7 @@ import numpy as np
 from core.console import hidden_stderr
 from core.errors import DigitsError
 
-BATCH = 100  # images scored together: another number may change the last bit of an answer
+BATCH = 100  # images per call; another number may change the last bit of an answer
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Service:
         if not self.script.exists():
             raise DigitsError(f"{self.script}: not found. Expected a module with load().")
         os.environ["AZUREML_MODEL_DIR"] = str(package.resolve())
-        # The module imports from the model folder, which is an output of DVC and must not change.
+        # The module imports from the model folder, a DVC output, which must not change.
         sys.dont_write_bytecode = True
         try:
             with hidden_stderr():
@@ -65,7 +68,7 @@ class Service:
 
 
 def _module(script: Path) -> ModuleType:
-    """Return the module in a file, which imports what lies beside it."""
+    """Import a module from a file; it may import other modules of its folder."""
     spec = importlib.util.spec_from_file_location("score", script.resolve())
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -1,8 +1,9 @@
-"""What production is asked: a schedule and a pool enter, a seeded stream of requests leaves.
+"""Simulated production traffic.
 
-A schedule is a list of phases, each with its rate, its share of foreign scripts and what the
-scanner does to the digits. The pool holds the only digits that are drawn, with replacement, one
-a request. Labels become known late, and for some digits alone.
+Input: a schedule (params.yaml's section `simulate`) and the split production. Output: a seeded
+stream of requests. A schedule is a list of phases, each with a rate, shares of foreign scripts and
+noise of the scanner. Digits are drawn from the split with replacement, one per request. Labels
+become known late, and only for some digits.
 """
 
 from collections.abc import Iterable
@@ -14,51 +15,51 @@ import numpy as np
 from pydantic import AwareDatetime, Field
 
 from core import params
-from core.dataset import MNIST, Digits, read_csv, read_pool
+from core.dataset import MNIST, Digits, read_csv, read_split
 from core.errors import DigitsError
 
-ID_BYTES = 8  # of a request's id: two of a million are alike once in 37 million schedules
-DELAY_SHAPE = 4.0  # of the gamma distribution of delays: half the mean is their deviation
+ID_BYTES = 8  # of a request's id: a million of them collide once in 37 million schedules
+DELAY_SHAPE = 4.0  # of the gamma distribution of delays: the deviation is half the mean
 HOUR_MS = 3_600_000
-NEVER = -1  # a label's time when it is not going to be known
+NEVER = -1  # time of a label that does not become known
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What a broken scanner does to every digit."""
+    """The changes that a broken scanner makes to each digit."""
 
     __pydantic_config__ = params.STRICT
 
-    brightness: tuple[Share, Share]  # what its pixels are multiplied by, from this to that
-    shift_pixels: Annotated[int, Field(ge=0, le=20)]  # at most, either way
-    thinned_share: Share  # of the digits lose a pixel of their strokes' width
+    brightness: tuple[Share, Share]  # range of the factor for pixels
+    shift_pixels: Annotated[int, Field(ge=0, le=20)]  # maximum, in all directions
+    thinned_share: Share  # of digits whose strokes become a pixel thinner
 
     def __post_init__(self) -> None:
-        """Refuse a range whose ends are the wrong way round."""
+        """Raise ValueError when the first end of the range is above the second."""
         params.ordered(self.brightness)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some hours in which the same happens."""
+    """A period with constant rate, noise and (growing) shares of foreign scripts."""
 
     __pydantic_config__ = params.STRICT
 
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
     hours: Annotated[float, Field(gt=0, le=100_000)]
     requests_an_hour: Annotated[float, Field(ge=0, le=10_000_000)]
-    share: dict[params.ScriptName, Share | tuple[Share, Share]]  # [from, to] grows evenly
+    share: dict[params.ScriptName, Share | tuple[Share, Share]]  # [start, end] grows linearly
     noise: Noise | None
 
     def __post_init__(self) -> None:
-        """Refuse shares of foreign scripts that leave less than nothing for MNIST."""
+        """Raise ValueError when the shares of foreign scripts sum to more than 1."""
         for end in (0, 1):
             if sum(share[end] for share in self.shares().values()) > 1 + 1e-9:
-                raise ValueError(f"the shares in {self.name} come to more than 1")
+                raise ValueError(f"the shares in {self.name} sum to more than 1")
 
     def shares(self) -> dict[str, tuple[float, float]]:
-        """Return each foreign script's share when the phase begins and when it ends."""
+        """Return each foreign script's share at the start and at the end of the phase."""
         return {
             script: share if isinstance(share, tuple) else (share, share)
             for script, share in self.share.items()
@@ -77,26 +78,26 @@ class Schedule:
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
 
     def __post_init__(self) -> None:
-        """Refuse two phases of one name."""
+        """Raise ValueError when two phases have the same name."""
         names = [phase.name for phase in self.phases]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"phases must differ in name; twice: {twice[0]}")
+            raise ValueError(f"names of phases must be unique; found twice: {twice[0]}")
 
     @property
     def start_ms(self) -> int:
-        """When it begins, milliseconds since 1970 UTC."""
+        """The start, milliseconds since 1970 UTC."""
         return round(self.start.timestamp() * 1000)
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Some requests of a stream, in the order in which they come; arrays have n rows.
+    """Part of a stream of requests, by time; arrays have n rows.
 
-    index: int64, their numbers in the stream
+    index: int64, index in the stream
     times: int64, milliseconds since 1970 UTC
-    ids: what the client calls each request
+    ids: request ids
     images: uint8 (n, size, size)
-    phases: int64, the number of the phase
+    phases: int64, index of the phase
     """
 
     index: np.ndarray
@@ -107,13 +108,13 @@ class Requests:
 
 
 class Pool:
-    """The digits that requests are drawn from, and what a scanner makes of each."""
+    """The digits that requests are drawn from, and the noise that a scanner adds to each."""
 
     def __init__(self, parts: Iterable[Digits], schedule: Schedule, seed: int) -> None:
-        """Join the parts of a pool.
+        """Join the sources of a split.
 
-        A scanner does to a digit what it did the last time, so that a digit that came back with
-        its label is known again (`without`).
+        The noise of a digit is the same each time, so that a noisy digit that was labelled and is
+        used for training can be excluded.
         """
         parts = list(parts)
         self.images = np.concatenate([part.images for part in parts])
@@ -121,43 +122,44 @@ class Pool:
         self.scripts = [part.script for part in parts]
         self.script = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         rng = np.random.default_rng([seed, 0])
-        self.luck = rng.random((len(self.labels), 4))  # brightness, down, right, thinned
-        self.kept = np.ones(len(self.labels), bool)
+        self.random_draws = rng.random((len(self.labels), 4))  # brightness, down, right, thinned
+        self.is_available = np.ones(len(self.labels), bool)
         self.noises = {phase.noise for phase in schedule.phases}
 
-    def without(self, known: Iterable[np.ndarray]) -> int:
-        """Draw no digit whose image, as it is or as a scanner made it, is among the known ones.
+    def exclude(self, known: Iterable[np.ndarray]) -> int:
+        """Exclude the digits whose image, with or without noise, is among the known ones.
 
-        `known` are images uint8 (n, size, size) that training uses. Returns how many are left out.
+        `known` are images uint8 (n, size, size) that training uses. Returns the number of excluded
+        digits.
         """
         seen = {image.tobytes() for images in known for image in images}
         every = np.arange(len(self.labels))
         for noise in self.noises if seen else ():
-            images = self.look(every, noise)
-            self.kept &= [image.tobytes() not in seen for image in images]
-        return int((~self.kept).sum())
+            images = self.images_at(every, noise)
+            self.is_available &= [image.tobytes() not in seen for image in images]
+        return int((~self.is_available).sum())
 
-    def drawable(self, script: str) -> np.ndarray:
-        """Return the indices of a script's digits, which may be none."""
+    def available(self, script: str) -> np.ndarray:
+        """Return the indices of a script's digits that are not excluded."""
         number = self.scripts.index(script) if script in self.scripts else -1
-        return np.flatnonzero(self.kept & (self.script == number))
+        return np.flatnonzero(self.is_available & (self.script == number))
 
-    def look(self, index: np.ndarray, noise: Noise | None) -> np.ndarray:
-        """Return images uint8 (n, size, size) of the digits at `index`, through a scanner."""
+    def images_at(self, index: np.ndarray, noise: Noise | None) -> np.ndarray:
+        """Return images uint8 (n, size, size) of the digits at `index`, with noise."""
         images = self.images[index]
         if noise is None:
             return images
-        luck, size, most = self.luck[index], images.shape[1], noise.shift_pixels
-        thin = luck[:, 3] < noise.thinned_share
+        draws, size, limit = self.random_draws[index], images.shape[1], noise.shift_pixels
+        thin = draws[:, 3] < noise.thinned_share
         thinned = images[thin]
         thinned[:, :-1] = np.minimum(thinned[:, :-1], thinned[:, 1:])
         thinned[:, :, :-1] = np.minimum(thinned[:, :, :-1], thinned[:, :, 1:])
         images[thin] = thinned
         dark, light = noise.brightness
-        factors = (dark + (light - dark) * luck[:, 0]).astype(np.float32)
+        factors = (dark + (light - dark) * draws[:, 0]).astype(np.float32)
         images = np.rint(images * factors[:, None, None]).astype(np.uint8)
-        padded = np.pad(images, ((0, 0), (most, most), (most, most)))
-        places = (luck[:, 1:3] * (2 * most + 1)).astype(int)[:, :, None] + np.arange(size)
+        padded = np.pad(images, ((0, 0), (limit, limit), (limit, limit)))
+        places = (draws[:, 1:3] * (2 * limit + 1)).astype(int)[:, :, None] + np.arange(size)
         rows, columns = places[:, 0, :, None], places[:, 1, None, :]
         return padded[np.arange(len(images))[:, None, None], rows, columns]
 
@@ -166,47 +168,49 @@ def read(
     path: Path, labelled: Path, schedule: Schedule, class_count: int, image_size: int, seed: int
 ) -> "Stream":
     """Return a schedule's requests, drawn from a pool without what lies in folder `labelled`."""
-    pool = Pool(read_pool(path, class_count, image_size), schedule, seed)
+    pool = Pool(read_split(path, class_count, image_size), schedule, seed)
     files = sorted(labelled.rglob("*.csv"))
-    left_out = pool.without(read_csv(file, image_size, class_count, MNIST).images for file in files)
+    excluded = pool.exclude(read_csv(file, image_size, class_count, MNIST).images for file in files)
     stream = Stream(pool, schedule, seed)
-    if left_out:
+    if excluded:
         stream.notes.append(
-            f"{left_out:,} digits of {path} are in {labelled} and do not come again"
+            f"{excluded:,} digits of {path} are in {labelled} and are not drawn again"
         )
     return stream
 
 
 class Stream:
-    """All requests of a schedule; any part of them can be had, in any order."""
+    """All requests of a schedule; `part` computes any part of them, in any order."""
 
     def __init__(self, pool: Pool, schedule: Schedule, seed: int) -> None:
-        """Draw all but the images, phase by phase; a million requests take 50 MB.
+        """Draw all values but the images, phase by phase; a million requests take 50 MB.
 
-        A script of which the pool has no digit is replaced by MNIST, which `notes` tell.
-        Raises DigitsError when the pool has no digit of MNIST.
+        A script without digits in the pool is replaced by MNIST, which `notes` state. Raises
+        DigitsError when the pool has no digit of MNIST.
         """
         self.pool, self.schedule, self.seed = pool, schedule, seed
-        known = {script: pool.drawable(script) for script in [MNIST, *pool.scripts]}
+        known = {script: pool.available(script) for script in [MNIST, *pool.scripts]}
         if not len(known[MNIST]):
             raise DigitsError(
-                "the production pool has no digit left of MNIST, which requests are drawn from; "
-                "raise prepare.production_count in params.yaml"
+                "the split production has no digits of MNIST to draw requests from. "
+                "Increase prepare.production_count in params.yaml."
             )
         asked = dict.fromkeys(script for phase in schedule.phases for script in phase.share)
         self.missing = [script for script in asked if not len(known.get(script, ()))]
         self.notes = [
-            f"no digits of {script} are kept for production: MNIST's come instead"
+            f"no digits of {script} are in the split production: MNIST's are sent instead"
             for script in self.missing
         ]
         self.times, self.digit, self.phase = self._draw(known)
         rng = np.random.default_rng([seed, 1])
-        told = np.zeros(len(pool.labels), bool)
+        has_label = np.zeros(len(pool.labels), bool)
         for digits in known.values():
-            told[rng.permutation(digits)[: round(schedule.labelled_share * len(digits))]] = True
+            has_label[rng.permutation(digits)[: round(schedule.labelled_share * len(digits))]] = (
+                True
+            )
         mean = schedule.label_delay_hours * HOUR_MS / DELAY_SHAPE
         delays = (rng.gamma(DELAY_SHAPE, mean, len(self.times))).astype(np.int64)
-        self.label_times = np.where(told[self.digit], self.times + delays, NEVER)
+        self.label_times = np.where(has_label[self.digit], self.times + delays, NEVER)
         self.ids = np.random.default_rng([seed, 2]).bytes(ID_BYTES * len(self.times))
 
     def _draw(self, known: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -216,14 +220,14 @@ class Stream:
         for number, phase in enumerate(self.schedule.phases):
             rng = np.random.default_rng([self.seed, 3, number])
             count = round(phase.hours * phase.requests_an_hour)
-            progress = np.sort(rng.random(count))  # a Poisson stream, given how many come
-            lots, chosen = rng.random(count), rng.random(count)
+            progress = np.sort(rng.random(count))  # a Poisson process, given the number of events
+            draws, chosen = rng.random(count), rng.random(count)
             digit = known[MNIST][(chosen * len(known[MNIST])).astype(int)]
             below = np.zeros(count)
             for script, (first, last) in phase.shares().items():
                 above = below + first + (last - first) * progress
                 if script not in self.missing:
-                    here = (below <= lots) & (lots < above)
+                    here = (below <= draws) & (draws < above)
                     digit[here] = known[script][(chosen[here] * len(known[script])).astype(int)]
                 below = above
             milliseconds = phase.hours * HOUR_MS
@@ -236,26 +240,26 @@ class Stream:
         return len(self.times)
 
     def first(self, phase: str) -> int:
-        """Return the number of a phase's first request; raise DigitsError for an unknown phase."""
+        """Return the index of a phase's first request; raise DigitsError for an unknown phase."""
         names = [each.name for each in self.schedule.phases]
         if phase not in names:
-            raise DigitsError(f"{phase}: no such phase; params.yaml has {', '.join(names)}")
+            raise DigitsError(f"{phase}: no such phase. params.yaml has {', '.join(names)}.")
         return int(np.searchsorted(self.phase, names.index(phase)))
 
     def ids_of(self, index: np.ndarray) -> list[str]:
-        """Return what the client calls the requests with these numbers."""
+        """Return the ids of the requests with these indices."""
         places = (index * ID_BYTES).tolist()
         return [self.ids[place : place + ID_BYTES].hex() for place in places]
 
     def part(self, start: int, stop: int) -> Requests:
-        """Return the requests from number `start` up to `stop`."""
+        """Return the requests with indices from `start` up to `stop`."""
         index = np.arange(start, min(stop, len(self)))
         digit, phase = self.digit[index], self.phase[index]
         size = self.pool.images.shape[1]
         images = np.empty((len(digit), size, size), np.uint8)
         for number in np.unique(phase):
             here = phase == number
-            images[here] = self.pool.look(digit[here], self.schedule.phases[number].noise)
+            images[here] = self.pool.images_at(digit[here], self.schedule.phases[number].noise)
         return Requests(index, self.times[index], self.ids_of(index), images, phase)
 
     def parts(self, rows: int) -> Iterable[Requests]:
@@ -263,12 +267,12 @@ class Stream:
         return (self.part(start, start + rows) for start in range(0, len(self), rows))
 
     def known_labels(self) -> np.ndarray:
-        """Return the numbers of the requests whose labels become known, in the order of that."""
+        """Return the indices of requests whose labels become known, by the time of that."""
         order = np.argsort(self.label_times, kind="stable")
         return order[self.label_times[order] != NEVER]
 
     def truth(self, index: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """Return the true classes uint8 (n,) and the scripts of the requests with these numbers."""
+        """Return the true classes uint8 (n,) and the scripts of requests with these indices."""
         digit = self.digit[index]
         scripts = [self.pool.scripts[number] for number in self.pool.script[digit]]
         return self.pool.labels[digit], scripts

@@ -15,7 +15,7 @@ import yaml
 
 from core import params, wings
 from core.errors import DigitsError
-from core.files import replacing, write_text
+from core.files import atomic_write, write_text
 
 FOLDER = Path("data", "raw")
 MOST_BYTES = 1 << 30  # of a download
@@ -103,7 +103,7 @@ def download(url: str, path: Path, known: str | None) -> str:
     digest, total = hashlib.sha256(), 0
     try:
         with (
-            replacing(path) as partial,
+            atomic_write(path) as partial,
             urllib.request.urlopen(url, timeout=SECONDS) as answer,
             partial.open("wb") as file,
         ):

@@ -1,1 +1,1 @@
-"""Tracking of runs by MLflow: it writes no output of a stage."""
+"""Experiment tracking with MLflow; it writes no output of a stage."""

@@ -101,7 +101,9 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
         blobs = address["blobs"] + "/{}"
         poll, manager = LOCAL_POLL_SECONDS, address["url"]
         os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
-        os.environ["NO_PROXY"] = "127.0.0.1"
+        for name in ("NO_PROXY", "no_proxy"):
+            kept = [one for one in os.environ.get(name, "").split(",") if one]
+            os.environ[name] = ",".join(dict.fromkeys([*kept, "127.0.0.1"]))
         _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = blobs
         services = ("azure_portal", "resource_manager", "active_directory", "aml_resource_id")
         metadata = dict.fromkeys(services, address["url"])

@@ -1,1 +1,1 @@
-"""The live page of production, and the command that runs all of it on this machine."""
+"""`digits local`: the emulator and a live page of production, on this machine."""

@@ -8,14 +8,12 @@ from mlops import options
 
 
 @click.command(epilog=options.example("digits local"))
-@click.option(
-    "--folder", type=options.FOLDER, default=".emulator", help="Where everything is kept."
-)
+@click.option("--folder", type=options.FOLDER, default=".emulator", help="Folder of all its files.")
 def local(folder: Path) -> None:
-    """Run production on this machine until Ctrl-C: an emulated workspace and a page to watch it.
+    """Run an emulated workspace with a live page on this machine, until Ctrl-C.
 
-    It listens on loopback alone. `--workspace local` of the other commands finds it; what was
-    deployed when it last ran comes up again.
+    It listens on the loopback address only. Use it with `--workspace local` of the other commands.
+    Deployments of the last run are started again.
     """
     from mlops.dashboard.local import main
 

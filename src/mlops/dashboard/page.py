@@ -1,8 +1,8 @@
-"""The page of `digits local`: draw a digit and see the answer, watch production live.
+"""The HTTP server of the live page of `digits local`.
 
-GET / and the files of web/, GET /state (watch.py's, as JSON) and POST /score, which passes a
-picture on to the endpoint with its key, so that the page never holds it. Only pages of this
-address may use it: another name in Host or Origin is refused.
+GET / and the files in web/ return the page, GET /state the state of watch.py as JSON. POST /score
+forwards an image to the endpoint with its key, which the page does not know. Requests with another
+host name in Host or Origin are rejected.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from azure.storage.blob import ContainerClient
 
 from azureml_emulator.router import Router
 from azureml_emulator.web import LOOPBACK, check_length, read_body
-from mlops.dashboard.watch import Watch
+from mlops.dashboard.watch import LiveState
 
 WEB = Path(__file__).parent / "web"
 KINDS = {
@@ -28,8 +28,8 @@ KINDS = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-BODY_BYTES = 10_000_000  # as request.py takes at most
-ANSWER_SECONDS = 60.0  # that an endpoint may take
+BODY_BYTES = 10_000_000  # the limit of request.py
+ANSWER_SECONDS = 60.0  # timeout of an endpoint
 SAFE = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -45,12 +45,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 
-def application(router: Router, watch: Watch, container: ContainerClient) -> web.Application:
-    """Return the application that serves the page; `container` has what is collected."""
+def application(
+    router: Router, live_state: LiveState, container: ContainerClient
+) -> web.Application:
+    """Return the application that serves the page; `container` has the collected data."""
 
     async def show_state(request: web.Request) -> web.Response:
         wanted = request.query.get("endpoint", "")
-        known = await asyncio.to_thread(state, router, watch, container, wanted)
+        known = await asyncio.to_thread(state, router, live_state, container, wanted)
         return web.json_response(known)
 
     async def score(request: web.Request) -> web.Response:
@@ -65,7 +67,7 @@ def application(router: Router, watch: Watch, container: ContainerClient) -> web
     app.cleanup_ctx.append(session)
     app.router.add_get("/state", show_state)
     app.router.add_post("/score", score)
-    for file in WEB.iterdir():  # no path of a request is ever opened
+    for file in WEB.iterdir():  # fixed routes: no path of a request is opened
         if file.suffix in KINDS:
             app.router.add_get(f"/{file.name}", content(file))
     app.router.add_get("/", content(WEB / "index.html"))
@@ -73,7 +75,7 @@ def application(router: Router, watch: Watch, container: ContainerClient) -> web
 
 
 def content(file: Path) -> Handler:
-    """Return the handler that answers with a file."""
+    """Return a handler that answers with the content of a file."""
     body = file.read_bytes()
 
     async def answer(request: web.Request) -> web.Response:
@@ -84,9 +86,10 @@ def content(file: Path) -> Handler:
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what does not come from this page; send every answer with the headers in SAFE.
+    """Reject requests of other pages; add the headers SAFE to every answer.
 
-    A page of another site whose name leads here would send that name as the Host.
+    A page of another site whose name resolves to this address sends that name as the Host (DNS
+    rebinding).
     """
     port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
     host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
@@ -95,7 +98,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         None,
         f"http://{host}",
     ):
-        text = f"open http://{LOOPBACK}:{port} itself; other pages may not use it"
+        text = f"only the page http://{LOOPBACK}:{port} may send requests"
         response = refuse(web.HTTPForbidden(text=text))
     else:
         try:
@@ -107,7 +110,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def pass_on(request: web.Request, router: Router) -> web.Response:
-    """Pass a picture on to an endpoint, with its key; return what it answers."""
+    """Forward an image to an endpoint, with its key; return the endpoint's answer."""
     check_length(request, required=True)
     name, script = request.query.get("endpoint", ""), request.query.get("script", "")
     endpoint = router.endpoints.get(name)
@@ -124,12 +127,13 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
         async with request.app[SESSION].post(
             f"{router.url}/{name}/score",
             params={"script": script} if script else None,
-            data=io.BytesIO(body),  # which aiohttp sends in parts
+            data=io.BytesIO(body),  # aiohttp sends a stream in parts
             headers=headers,
         ) as answer:
             text = await answer.text(errors="replace")
     except (aiohttp.ClientError, TimeoutError) as error:
-        return web.json_response({"message": f"the endpoint does not answer: {error}"}, status=502)
+        message = f"the endpoint does not answer: {error}"
+        return web.json_response({"message": message}, status=502)
     try:
         found = dict(json.loads(text))
     except (ValueError, TypeError):
@@ -139,16 +143,16 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
     return web.json_response(found, status=answer.status)
 
 
-def state(router: Router, watch: Watch, container: ContainerClient, wanted: str) -> Json:
-    """Return the state of an endpoint: the one asked for, or the one asked last."""
+def state(router: Router, live_state: LiveState, container: ContainerClient, wanted: str) -> Json:
+    """Return the state of the endpoint `wanted`, or of the one that was used last."""
     names = sorted(router.endpoints)
-    used = [name for name in reversed(list(watch.endpoints)) if name in names]
+    used = [name for name in reversed(list(live_state.endpoints)) if name in names]
     name = wanted if wanted in names else next(iter([*used, *names]), "")
     endpoint = router.endpoints.get(name)
     traffic = endpoint.traffic if endpoint else {}
     up = {deployment for place, deployment in list(router.running) if place == name}
     live = {one for one, weight in traffic.items() if weight}
-    return watch.state(name, live, container) | {
+    return live_state.state(name, live, container) | {
         "endpoint": name,
         "endpoints": names,
         "deployments": [
@@ -159,7 +163,7 @@ def state(router: Router, watch: Watch, container: ContainerClient, wanted: str)
 
 
 def refuse(error: web.HTTPException) -> web.Response:
-    """Return a refusal as JSON; it closes the connection, whose body may not have been read."""
+    """Return an error as JSON and close the connection, whose body may be unread."""
     response = web.json_response({"message": error.text}, status=error.status)
     response.force_close()
     return response

@@ -1,8 +1,9 @@
-"""What production does now, for the live page: the last minute's requests, and the monitoring.
+"""The state of production for the live page: requests of the last minute, and monitoring.
 
-The router reports each request. What was collected, requests and labels, is read from the blob
-store as it grows, and judged by the engine of `digits monitor`: both give the same verdict on the
-same rows, but for the seconds that the page lags. Memory is bounded by the numbers below.
+Input: each request, which the router reports, and the collected requests and labels, which are read
+from the blob store. Output: the state as JSON. The analysis is that of `digits monitor`: both give
+the same result for the same rows, which the page reads some seconds later. Memory is bounded by
+the constants below.
 """
 
 import base64
@@ -29,22 +30,22 @@ from mlops.azure import collected
 from mlops.production.monitor import LeftOut, labels, rows
 
 REFERENCE = Path("data/monitoring/reference.json")
-MINUTE = 60  # seconds that are looked back on
-REQUESTS = 60_000  # an endpoint, of the last minute
-KEPT = 200_000  # rows, and labels, an endpoint; of more, the last half as many are kept on
-WINDOWS = 120  # the last, that are shown
-RECENT, SHOWN = 500, 12  # digits: an endpoint, and of those the latest and the most foreign
-LOOK_SECONDS = 1.0  # between two looks for what was collected
-LOOK_BYTES = 16_000_000  # that are read at one look
-ENDPOINTS = 8  # those asked last
+MINUTE = 60  # seconds
+REQUESTS = 60_000  # per endpoint, in the last minute
+MAX_ROWS = 200_000  # rows, and labels, per endpoint; above, all but the last half are deleted
+WINDOWS = 120  # shown
+RECENT, SHOWN = 500, 12  # digits per endpoint; of those, the latest and the most anomalous ones
+POLL_SECONDS = 1.0  # between two reads of collected data
+POLL_BYTES = 16_000_000  # per read
+ENDPOINTS = 8  # the most recently used ones
 Json = dict[str, Any]
-Request = tuple[float, str, int, float]  # time, deployment ("": none), status, seconds it took
+Request = tuple[float, str, int, float]  # time, deployment ("": none), status, seconds
 
 
 class Project:
     """The reference and the settings of a project, read again when their files change.
 
-    What is missing is no error: production is shown, and the reason why it is not judged.
+    If they are missing or invalid, the page shows production without monitoring, and the reason.
     """
 
     def __init__(self, root: Path) -> None:
@@ -54,10 +55,10 @@ class Project:
         self.settings: Params | None = None
         self.task: params.Task | None = None  # None until params.yaml can be read
         self.scripts: list[str] = []
-        self.unavailable_reason = ""  # why nothing is judged
+        self.unavailable_reason = ""  # why there is no monitoring
 
     def refresh(self) -> None:
-        """Read both files again if one of them changed."""
+        """Read both files again if one of them has changed."""
         stamp = [file.stat().st_mtime_ns if file.exists() else 0 for file in self.files]
         if stamp == self.stamp:
             return
@@ -69,23 +70,23 @@ class Project:
             self.settings = params.section(Params, values, "monitor")
             self.reference = Reference.read(self.files[0])
         except DigitsError as error:
-            self.unavailable_reason = f"Not judged: {error}"
+            self.unavailable_reason = f"No monitoring: {error}"
 
 
 @dataclass
 class EndpointState:
-    """All that is remembered of one endpoint."""
+    """The state of an endpoint."""
 
     rows: collected.Follower
     labels: collected.Follower
-    monitor: Monitor | None = None  # None until params.yaml states what a digit is
+    monitor: Monitor | None = None  # None until params.yaml can be read
     left: LeftOut = field(default_factory=LeftOut)
     recent: deque[Json] = field(default_factory=lambda: deque(maxlen=RECENT))
-    looked: float = -LOOK_SECONDS
+    polled: float = -POLL_SECONDS
     requests: deque[Request] = field(default_factory=lambda: deque(maxlen=REQUESTS))
 
     def read(self, task: params.Task, container: ContainerClient) -> None:
-        """Read what was collected since the last look; all again when a digit became another."""
+        """Read newly collected data; read all again when classes or image size have changed."""
         monitor, now = self.monitor, time.monotonic()
         if monitor is None or (monitor.classes, monitor.image_size) != (
             task.classes,
@@ -95,37 +96,37 @@ class EndpointState:
             self.left = LeftOut()
             for part in (self.recent, self.rows.read, self.labels.read):
                 part.clear()
-        elif now < self.looked + LOOK_SECONDS:
+        elif now < self.polled + POLL_SECONDS:
             return
-        self.looked = now
-        found = rows(self.rows.fresh(container, LOOK_BYTES), None, self.left)
+        self.polled = now
+        found = rows(self.rows.fresh(container, POLL_BYTES), None, self.left)
         for batch in records.batches(found, records.REQUESTS):
             valid = monitor.requests.add(batch)
             last = np.flatnonzero(valid)[-RECENT:]
             self.recent.extend(batch.take(pa.array(last)).to_pylist())
-        known = labels(self.labels.fresh(container, LOOK_BYTES), None, self.left)
+        known = labels(self.labels.fresh(container, POLL_BYTES), None, self.left)
         for batch in records.batches(known, records.LABELS):
             monitor.labels.add(batch)
         for kept in (monitor.requests, monitor.labels):
-            if kept.count > KEPT:
-                kept.forget(kept.count - KEPT // 2)
+            if kept.count > MAX_ROWS:
+                kept.forget(kept.count - MAX_ROWS // 2)
 
 
-class Watch:
-    """What is remembered of all endpoints; safe for threads."""
+class LiveState:
+    """The state of all endpoints; thread-safe."""
 
     def __init__(self, root: Path) -> None:
-        """Judge by the project in `root`."""
+        """Use the reference and the settings of the project in `root`."""
         self.project = Project(root)
-        self.lock = threading.Lock()  # held for moments: requests do not wait for the monitoring
-        self.reading = threading.Lock()  # held while what was collected is read and judged
+        self.lock = threading.Lock()  # held briefly: requests do not wait for the monitoring
+        self.reading = threading.Lock()  # held while collected data is read and analysed
         self.endpoints: OrderedDict[str, EndpointState] = OrderedDict()
-        self.lost, self.lost_reason = 0, ""  # collected requests that could not be kept
+        self.lost, self.lost_reason = 0, ""  # requests that could not be collected
 
     def seen(self, endpoint: str) -> EndpointState:
-        """Return what is remembered of an endpoint; the one that was silent longest is forgotten.
+        """Return the state of an endpoint; delete that of the least recently used one.
 
-        The lock is held.
+        The caller holds the lock.
         """
         if endpoint not in self.endpoints:
             self.endpoints[endpoint] = EndpointState(
@@ -138,12 +139,12 @@ class Watch:
         return self.endpoints[endpoint]
 
     def request(self, endpoint: str, deployment: str, status: int, seconds: float) -> None:
-        """Remember one request that was answered."""
+        """Record an answered request."""
         with self.lock:
             self.seen(endpoint).requests.append((time.time(), deployment, status, seconds))
 
     def lose(self, requests: int, reason: str) -> None:
-        """Count collected requests that could not be kept."""
+        """Count requests that could not be collected."""
         with self.lock:
             if not self.lost:
                 print(f"Collected requests are lost; scoring goes on. {reason}", flush=True)
@@ -151,11 +152,11 @@ class Watch:
             self.lost_reason = reason
 
     def state(self, endpoint: str, live: set[str], container: ContainerClient) -> Json:
-        """Return what is known of an endpoint, for the page: its script says what it shows.
+        """Return the state of an endpoint, as page.js expects it.
 
-        `live` are the deployments that get traffic; `container` has what is collected. Seconds
-        are counted since the epoch, shares from 0 to 1, accuracies are [share, low, high];
-        `monitoring` is what `digits monitor` states, None where nothing is judged.
+        `live` are the deployments with traffic; `container` has the collected data. Times are
+        seconds since 1970, shares are from 0 to 1, accuracies are [share, low, high]. `monitoring`
+        are the values of `digits monitor --json`, or None.
         """
         now = time.time()
         with self.lock:
@@ -167,9 +168,9 @@ class Watch:
             project.refresh()
             if project.task:
                 seen.read(project.task, container)
-            analysis, reason = self.judge(seen, int(now * 1000))
+            analysis, reason = self.analyse(seen, int(now * 1000))
             settings = project.settings
-            found = answers(seen, live, settings.window if settings else RECENT) | {
+            found = predictions(seen, live, settings.window if settings else RECENT) | {
                 "limit": settings.alarm.windows_between_false_alarms if settings else None,
                 "window": settings.window if settings else None,
                 "monitoring": None,
@@ -177,12 +178,12 @@ class Watch:
                 "expected": None,
             }
             if settings and analysis:
-                found["windows"] = [shown(window) for window in analysis.windows[-WINDOWS:]]
+                found["windows"] = [window_state(window) for window in analysis.windows[-WINDOWS:]]
                 found["expected"] = expected(analysis)
                 if live and analysis.windows:
                     found["monitoring"] = report.findings(analysis, settings)
             recent = list(seen.recent)
-        most_foreign = nlargest(SHOWN, recent, key=lambda row: row["foreign"])
+        most_anomalous = nlargest(SHOWN, recent, key=lambda row: row["foreign"])
         return found | {
             "now": now,
             "lost": lost,
@@ -191,24 +192,25 @@ class Watch:
             "reason": reason,
             "known_scripts": project.scripts,
             "recent": [digit(row) for row in recent[: -SHOWN - 1 : -1]],
-            "strangest": [digit(row) for row in most_foreign],
+            "strangest": [digit(row) for row in most_anomalous],
         }
 
-    def judge(self, seen: EndpointState, now_ms: int) -> tuple[Analysis | None, str]:
-        """Return the analysis of what was collected, or the reason why there is none."""
+    def analyse(self, seen: EndpointState, now_ms: int) -> tuple[Analysis | None, str]:
+        """Return the analysis of the collected data, or the reason why there is none."""
         reference, settings = self.project.reference, self.project.settings
         if seen.monitor is None or reference is None or settings is None:
             return None, self.project.unavailable_reason
         try:
             return seen.monitor.analyse(reference, settings, now_ms), ""
         except DigitsError as error:
-            return None, f"Not judged: {error}"
+            return None, f"No monitoring: {error}"
 
 
-def answers(seen: EndpointState, live: set[str], window: int) -> Json:
-    """Return what the models answered that answer now, whether they are judged or not.
+def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
+    """Return counts and accuracies of the active models, independent of the monitoring.
 
-    These are the last of each live deployment, or the last one, where none is live.
+    A model is active if it gave the last answer of a live deployment, or the last answer of all if
+    no deployment is live.
     """
     names: tuple[str, ...] = ()
     counts = np.zeros(0, np.int64)
@@ -217,8 +219,8 @@ def answers(seen: EndpointState, live: set[str], window: int) -> Json:
     if seen.monitor:
         scan = seen.monitor.requests
         found = scan.rows(None)
-        digits, doubled = int(found.counts.sum()), found.faults["doubled"]
-        damaged = found.faults["damaged"] + len(seen.left.damaged) + seen.left.clock
+        digits, doubled = int(found.valid.sum()), found.issues["doubled"]
+        damaged = found.issues["damaged"] + len(seen.left.damaged) + seen.left.clock
         ordered = found.ordered()
         places, last = np.unique(found.deployment[ordered][::-1], return_index=True)
         newest = zip(places.tolist(), ordered[::-1][last].tolist(), strict=True)
@@ -245,19 +247,19 @@ def answers(seen: EndpointState, live: set[str], window: int) -> Json:
     }
 
 
-def shown(window: Window) -> Json:
+def window_state(window: Window) -> Json:
     """Return a window for the page."""
-    verdict = window.verdict
+    result = window.result
     return {
         "ended": window.last_ms / 1000,
         "requests": window.requests,
         "labelled": window.labelled,
-        "accuracy": wilson(window.right, window.labelled) if window.labelled else None,
-        "estimated": verdict.accuracy,
-        "strangers": verdict.strangers,
-        "evidence": verdict.evidence,
-        "drift": verdict.drift,
-        "cause": min(verdict.p, key=lambda signal: verdict.p[signal]),
+        "accuracy": wilson(window.correct, window.labelled) if window.labelled else None,
+        "estimated": result.accuracy,
+        "strangers": result.ood_share,
+        "evidence": result.evidence,
+        "drift": result.drift,
+        "cause": min(result.p, key=lambda signal: result.p[signal]),
     }
 
 
@@ -269,7 +271,7 @@ def digit(row: Json) -> Json:
 
 def expected(analysis: Analysis) -> list[float]:
     """Return the share of each class among the answers of the reference."""
-    counts = analysis.reference.summary.classes
+    counts = analysis.reference.histograms.classes
     shares: list[float] = (counts / counts.sum()).tolist()
     return shares
 
@@ -282,7 +284,7 @@ def last_minute(requests: list[Request], now: float) -> Json:
         by_deployment.setdefault(row[1], []).append(row)
         by_second.setdefault(int(now) - int(row[0]), []).append(row)
     seconds: list[Json] = []
-    for ago in range(MINUTE, 0, -1):  # the second under way is left out
+    for ago in range(MINUTE, 0, -1):  # without the current second
         rows = by_second.get(ago, [])
         counts = Counter(row[1] for row in rows)
         seconds.append({"ago": ago, "deployments": dict(counts)} | latency(rows))
@@ -301,7 +303,7 @@ def last_minute(requests: list[Request], now: float) -> Json:
 
 
 def latency(requests: list[Request]) -> Json:
-    """Return median and 99th percentile in milliseconds, None of no request."""
+    """Return median and 99th percentile in milliseconds, None without requests."""
     if not requests:
         return {"median_ms": None, "p99_ms": None}
     median, slow = np.percentile([row[3] for row in requests], [50, 99]) * 1000

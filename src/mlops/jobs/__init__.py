@@ -1,1 +1,1 @@
-"""Run the pipeline as a job of Azure Machine Learning and bring its results back."""
+"""Run the pipeline as a job of Azure Machine Learning, and download its results."""

@@ -1,8 +1,8 @@
-"""One job of Azure ML or its emulator: what it is made of, its log, and what it left.
+"""A job of Azure ML or its emulator: its definition, log and outputs.
 
-Its code is what git has at HEAD, its environment has the versions of requirements-dev.txt, and
-its data comes from the container `review`. Log and outputs lie in the workspace's own store,
-below ExperimentRun/dcid.NAME, as Azure lays them out.
+Input: the files of git's HEAD, the versions in requirements-dev.txt, and data in the container
+`review`. Output: log and outputs in the workspace's store, in the folder ExperimentRun/dcid.NAME,
+as Azure ML stores them.
 """
 
 import contextlib
@@ -40,36 +40,36 @@ from mlops.azure.workspace import Workspace, connect, quiet, store
 from mlops.deploy import release
 from mlops.jobs import results
 
-LOCK = Path("requirements-dev.txt")  # what runs DVC, and all that stages import
-EXPERIMENT = "digits"  # as stage train names it, too
+LOCK = Path("requirements-dev.txt")  # DVC, and all packages that stages import
+EXPERIMENT = "digits"  # also used by stage train
 ENDED = {"Completed", "Failed", "Canceled", "NotResponding"}
 SECONDS_AN_HOUR = 3600
 
 
 def commit() -> str:
-    """Return the commit that a job is to run; raise DigitsError when others cannot get it."""
+    """Return the commit that a job is to run; raise DigitsError when it is not on origin."""
     release.refuse_dirty()
     head = git.run("rev-parse", "HEAD").strip()
     if not git.run("for-each-ref", "--count=1", "--contains", head, "refs/remotes/origin").strip():
         raise DigitsError(
-            f"commit {head[:10]} is not on origin, so nobody could tell later what the job ran; "
-            "`git push origin HEAD` first"
+            f"commit {head[:10]} is not on origin, so the job could not be traced to its code. "
+            "Run `git push origin HEAD` first."
         )
     return head
 
 
 def write_code(target: Path) -> Path:
-    """Write what git has at HEAD into a folder; return it."""
+    """Write the files of git's HEAD into a folder; return it."""
     archive = target / "code.zip"
     git.run("archive", "--format=zip", f"--output={archive}", "HEAD")
     with zipfile.ZipFile(archive) as file:
         file.extractall(target / "code")
-    (target / "code" / ".amlignore").touch()  # or the SDK would leave out what .gitignore names
+    (target / "code" / ".amlignore").touch()  # otherwise the SDK applies .gitignore
     return target / "code"
 
 
 def environment(settings: Params) -> Environment:
-    """Return the environment: the pinned image, this Python, and every package of the lock."""
+    """Return the environment: the pinned image, this version of Python, the locked packages."""
     python = results.machine()["python"]
     pins = re.findall(r"^\S+==.+?(?= \\$)", LOCK.read_text("utf-8"), re.M)
     if settings.job.gpu:
@@ -87,19 +87,20 @@ def define(
     words: str = "",
     inputs: dict[str, str] | None = None,
 ) -> Any:
-    """Return the job that runs this commit; what it needs lies in `folder` until submitted."""
+    """Return the job that runs this commit; its files are in `folder` until it is submitted."""
     wanted, head = settings.job, commit()
     if wanted.compute:
         try:
             cluster = workspace.client.compute.get(wanted.compute)
         except ResourceNotFoundError:
             raise DigitsError(
-                f"the workspace has no compute {wanted.compute}: `az ml compute create --type "
-                "amlcompute --min-instances 0 ...` makes it, compute: null needs none"
+                f"azure.job.compute: {wanted.compute} does not exist in the workspace. Create it "
+                "with `az ml compute create --type amlcompute --min-instances 0 ...`, or set it "
+                "to null (serverless)."
             ) from None
         if getattr(cluster, "min_instances", 0):
-            print(f"{wanted.compute} keeps {cluster.min_instances} nodes, which cost while idle.")
-    # Given here, not set later: a sweep's trials have what `command` was called with.
+            print(f"{wanted.compute} has {cluster.min_instances} nodes that cost while idle.")
+    # An argument, not set later: a sweep's trials use the arguments of `command`.
     distribution = TensorFlowDistribution(worker_count=wanted.nodes) if wanted.nodes > 1 else None
     return command(
         name=f"digits-{head[:8]}-{secrets.token_hex(4)}",
@@ -110,7 +111,7 @@ def define(
         environment=environment(settings),
         environment_variables={
             "PYTHONPATH": "src",
-            "PYTHONUNBUFFERED": "1",  # or the log would come when a stage ends
+            "PYTHONUNBUFFERED": "1",  # so that the log is written during a stage
             "DIGITS_ACCOUNT": account(workspace),
             "DIGITS_COMMIT": head,
         },
@@ -125,16 +126,16 @@ def define(
 
 
 def note_on_nodes(settings: Params) -> str:
-    """Return a line on what several nodes may mean for azure.verify, empty when there is none.
+    """Return a warning if several nodes may conflict with azure.verify, otherwise an empty string.
 
-    Whether they make the bytes that one machine makes is for stage train to know.
+    Whether they compute the same bytes as a single machine depends on stage train.
     """
     if settings.job.nodes == 1 or settings.verify != "reproduce":
         return ""
     return (
-        f"azure.job.nodes is {settings.job.nodes}, and azure.verify is reproduce: unless the nodes "
-        "make the same bytes as one machine does, deploy.yml will refuse the model; "
-        f"{params.PATH} says when they do.\n"
+        f"azure.job.nodes is {settings.job.nodes} and azure.verify is reproduce: deploy.yml "
+        "rejects the model unless the nodes compute the same bytes as a single machine. "
+        f"{params.PATH} states when they do.\n"
     )
 
 
@@ -145,7 +146,7 @@ def submit(workspace: Workspace, job: Any) -> str:
 
 
 def commit_of(workspace: Workspace, name: str) -> str:
-    """Return the commit that a job runs, as its tag tells."""
+    """Return the commit that a job runs, from its tag."""
     return str((workspace.client.jobs.get(name).tags or {}).get("commit", "unknown"))
 
 
@@ -164,33 +165,33 @@ def account(workspace: Workspace) -> str:
 
 
 def remote(workspace: Workspace) -> dict[str, str]:
-    """Return how DVC reaches the container `review`: as oneself, or by the stand-in's key."""
+    """Return DVC's settings of the container `review`: the user's login, or the emulator's key."""
     name = account(workspace)
     if workspace.kind != "local":
-        return {"account_name": name, "connection_string": ""}  # not that of `make storage`
+        return {"account_name": name, "connection_string": ""}  # overrides that of `make storage`
     url = workspace.blobs.format(name)
     named = f"AccountName={name};AccountKey={store(workspace).credential.account_key}"
     return {"connection_string": f"DefaultEndpointsProtocol=http;{named};BlobEndpoint={url};"}
 
 
 @functools.cache
-def kept(workspace: Workspace) -> ContainerClient:
-    """Return the container that has the jobs' logs and outputs."""
+def artifact_store(workspace: Workspace) -> ContainerClient:
+    """Return the container with the logs and outputs of jobs."""
     return store(workspace, "workspaceartifactstore")
 
 
 @dataclass
 class Log:
-    """What a job has written, read as it grows."""
+    """The log of a job, read while it grows."""
 
     workspace: Workspace
     name: str
     read: int = 0  # bytes
-    rest: bytes = b""  # of a line that has no end yet
+    rest: bytes = b""  # start of an incomplete line
 
     def more(self, ended: bool) -> Iterator[str]:
-        """Yield the lines that are new; when the job has ended the unfinished one too."""
-        container = kept(self.workspace)
+        """Yield the new lines, and the last incomplete one when the job has ended."""
+        container = artifact_store(self.workspace)
         first = next(iter(logs(self.workspace, self.name)), None)
         if first is not None and first.size > self.read:
             new = container.download_blob(first.name, offset=self.read).readall()
@@ -203,8 +204,8 @@ class Log:
 
 
 def logs(workspace: Workspace, name: str) -> list[BlobProperties]:
-    """Return the logs of a job, one a node, the first node's first."""
-    found = kept(workspace).list_blobs(name_starts_with=f"{place(name)}/user_logs/")
+    """Return the logs of a job, one per node, in the order of nodes."""
+    found = artifact_store(workspace).list_blobs(name_starts_with=f"{place(name)}/user_logs/")
     return sorted(found, key=lambda blob: blob.name)
 
 
@@ -214,7 +215,7 @@ def place(name: str) -> str:
 
 
 def follow(workspace: Workspace, name: str, more: Callable[[bool], Iterator[str]]) -> str:
-    """Print how a job stands and what `more` tells, until it ends; return its status."""
+    """Print the status of a job and the lines of `more` until it ends; return its final status."""
     start, last = time.monotonic(), ""
     try:
         while True:
@@ -230,15 +231,18 @@ def follow(workspace: Workspace, name: str, more: Callable[[bool], Iterator[str]
             time.sleep(workspace.poll_seconds)
     except KeyboardInterrupt:
         again = f"--workspace {workspace.kind} --attach {name}"
-        print(f"{name} goes on: `{again}` looks again, --cancel in its place ends it.", flush=True)
+        print(f"{name} continues. Follow it with `{again}`, end it with --cancel.", flush=True)
         raise
 
 
 def save_log(workspace: Workspace, name: str) -> Path:
-    """Save what a job has written on all its nodes; return the file."""
+    """Save the logs of all nodes of a job in one file; return its path."""
     file = LOGS / f"{name}.log"
     written = {
-        blob.name: kept(workspace).download_blob(blob.name).readall().decode(errors="replace")
+        blob.name: artifact_store(workspace)
+        .download_blob(blob.name)
+        .readall()
+        .decode(errors="replace")
         for blob in logs(workspace, name)
     }
     heads = len(written) > 1
@@ -251,7 +255,7 @@ def save_log(workspace: Workspace, name: str) -> Path:
 
 
 def read_summary(workspace: Workspace, name: str) -> dict[str, Any] | None:
-    """Return the values, metrics and machine of a job; None unless it ended well."""
+    """Return the values, metrics and machine of a job; None unless it succeeded."""
     try:
         return dict(json.loads(_output(workspace, name, results.SUMMARY)))
     except ResourceNotFoundError:
@@ -259,7 +263,7 @@ def read_summary(workspace: Workspace, name: str) -> dict[str, Any] | None:
 
 
 def read_outputs(workspace: Workspace, name: str, ran: str) -> dict[str, bytes]:
-    """Return dvc.lock, params.yaml and the small tables that a job of commit `ran` left."""
+    """Return dvc.lock, params.yaml and the small tables that a job of commit `ran` wrote."""
     lock = _output(workspace, name, results.LOCK)
     pipeline = git.run("show", f"{ran}:{results.PIPELINE}")
     names = [results.PARAMS, *results.tables(pipeline, lock.decode())]
@@ -268,32 +272,32 @@ def read_outputs(workspace: Workspace, name: str, ran: str) -> dict[str, bytes]:
 
 def _output(workspace: Workspace, name: str, file: str) -> bytes:
     blob = f"{place(name)}/{results.OUTPUTS}/{file}"
-    return kept(workspace).download_blob(blob).readall()
+    return artifact_store(workspace).download_blob(blob).readall()
 
 
 @contextlib.contextmanager
 def session(asked: SimpleNamespace) -> Iterator[tuple[Workspace, Params]]:
-    """Yield the workspace and the settings; errors of it are raised with cause and fix."""
+    """Yield the workspace and the settings; raise its errors with their cause and fix."""
     settings = load()
     if asked.compute:
         compute = None if asked.compute == "serverless" else asked.compute
         settings = replace(settings, job=replace(settings.job, compute=compute))
     if not (asked.attach or asked.cancel):
-        commit()  # before anything is asked of anybody
+        commit()  # before any request
     try:
         yield connect(asked.workspace), settings
     except ResourceNotFoundError as error:
         missing = asked.attach or asked.cancel or "the workspace"
-        raise DigitsError(f"{missing}: not found; correct the name ({error.message})") from None
+        raise DigitsError(f"{missing}: not found ({error.message}). Correct the name.") from None
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
-        attach = "where a job is named above, with --attach and its name"  # or it were another
+        attach = "if a job is named above, with --attach and its name"  # not as another job
         raise DigitsError(f"{explained(error)}; {attach}") from error
 
 
 def cancel(workspace: Workspace, name: str) -> None:
-    """End a job; raise DigitsError when it has ended already."""
+    """Cancel a job; raise DigitsError when it has already ended."""
     found = workspace.client.jobs.get(name).status
     if (status := str(getattr(found, "value", found))) in ENDED:
-        raise DigitsError(f"{name} has ended already, as {status}; --attach shows what it left")
+        raise DigitsError(f"{name} has already ended as {status}. See its results with --attach.")
     workspace.client.jobs.begin_cancel(name).result()
-    print(f"{name} is canceled; what it had not finished is not in the cache.")
+    print(f"Canceled {name}. Its incomplete stages are not in the cache.")

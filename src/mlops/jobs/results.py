@@ -1,9 +1,9 @@
-"""What crosses between a job and this clone: files by `dvc push` and `dvc fetch`, and `outputs/`.
+"""Transfer files between this clone and a job: by `dvc push` and `dvc fetch`, and in `outputs/`.
 
-A job leaves in outputs/ dvc.lock, params.yaml and the small tables that git keeps (outs with
-`cache: false`), and job.json, written last: the values that it was given, its metrics and its
-machine. All other outs are in the container `review`, named by the hashes of that dvc.lock. No run
-cache crosses. This module is imported by the job, too: it needs no workspace.
+Input of a job: the files that dvc.lock and .dvc files name, in the container `review`. Output: in
+outputs/, dvc.lock, params.yaml, the small tables in git (outs with `cache: false`) and job.json,
+which is written last, with the changed values, the metrics and the machine; all other outs in the
+container. The run cache is not transferred. The job imports this module, too.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ import yaml
 from ruamel.yaml import YAML
 
 from core.errors import DigitsError
-from core.files import replacing
+from core.files import atomic_write
 from mlops import dvc, git
 
-REMOTE = "review"  # main trusts nothing that a job made
-OUTPUTS = Path("outputs")  # of a job: Azure keeps what is written there
-ATTACH = "run this again with --attach and the job's name"  # or it would be another job
+REMOTE = "review"  # main does not trust the results of jobs
+OUTPUTS = Path("outputs")  # of a job; Azure ML uploads this folder
+ATTACH = "run this again with --attach and the job's name"  # not as another job
 LOCK, PIPELINE, PARAMS, SUMMARY = "dvc.lock", "dvc.yaml", "params.yaml", "job.json"
-NPM = "package-lock.json"  # a stage that depends on it reads packages that a job does not have
+NPM = "package-lock.json"  # a job has no npm packages for stages that depend on it
 
 
 def stages(lock: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def tables(pipeline: str, lock: str) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what of this machine may change the bytes that it computes."""
+    """Return the properties of this machine that may change the bytes that it computes."""
     flags = Path("/proc/cpuinfo")
     avx2 = " avx2 " in flags.read_text("utf-8") if flags.exists() else None
     gpu = Path("/proc/driver/nvidia/version").exists()
@@ -74,14 +74,14 @@ def machine() -> dict[str, Any]:
 
 
 def place(files: dict[str, bytes], folder: Path) -> None:
-    """Write files, given by their paths, below a folder."""
+    """Write files, {path: content}, into a folder."""
     for name, content in files.items():
-        with replacing(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_bytes(content)
 
 
 def change_params(settings: list[str]) -> None:
-    """Change values of params.yaml, given as KEY=VALUE; its comments stay."""
+    """Change values of params.yaml, given as KEY=VALUE; comments are preserved."""
     editor = YAML()
     editor.preserve_quotes, editor.width = True, 1000
     values = editor.load(Path(PARAMS).read_text("utf-8"))
@@ -89,7 +89,7 @@ def change_params(settings: list[str]) -> None:
         key, _, value = setting.partition("=")
         *sections, last = key.split(".")
         functools.reduce(operator.getitem, sections, values)[last] = yaml.safe_load(value)
-    with replacing(Path(PARAMS)) as partial:
+    with atomic_write(Path(PARAMS)) as partial:
         editor.dump(values, partial)
 
 
@@ -101,11 +101,11 @@ class Tree:
 
     def dvc(self, *arguments: str, fix: str = "run this again") -> str:
         """Run DVC in the worktree as `mlops.dvc.run` does."""
-        site = str(self.folder.parent / "site")  # or DVC leaves a database for each worktree
+        site = str(self.folder.parent / "site")  # otherwise DVC keeps a database per worktree
         return dvc.run(*arguments, folder=self.folder, fix=fix, DVC_SITE_CACHE_DIR=site)
 
     def fetch(self, files: dict[str, bytes]) -> None:
-        """Place what a job left, and fetch the outs that its dvc.lock names into the cache."""
+        """Write a job's files, and fetch the outs in its dvc.lock into the cache."""
         place(files, self.folder)
         self.dvc("fetch", "--remote", REMOTE, fix=ATTACH)
 
@@ -118,13 +118,13 @@ def cache(folder: Path) -> str:
 
 @contextlib.contextmanager
 def worktree(commit: str, settings: dict[str, str]) -> Iterator[Tree]:
-    """Yield a temporary git worktree at a commit; `settings` are those of the container `review`.
+    """Yield a temporary git worktree of a commit; `settings` are those of the container `review`.
 
-    Raises DigitsError when this clone does not have the commit.
+    Raises DigitsError when the commit is not in this clone.
     """
     if git.commit(commit) is None:
         raise DigitsError(
-            f"commit {commit[:10]} is not in this clone; `git fetch origin`, then {ATTACH}"
+            f"commit {commit[:10]} is not in this clone. Run `git fetch origin`, then {ATTACH}."
         )
     config = configobj.ConfigObj(encoding="utf-8")
     config["cache"] = {"dir": cache(Path.cwd()), "type": "reflink,symlink,copy"}
@@ -142,7 +142,7 @@ def worktree(commit: str, settings: dict[str, str]) -> Iterator[Tree]:
 
 
 def upload_inputs(settings: dict[str, str]) -> None:
-    """Push what the dvc.lock and .dvc files of HEAD name: a job begins with it."""
+    """Push the files that dvc.lock and the .dvc files of HEAD name, the input of a job."""
     with worktree("HEAD", settings) as tree:
         tree.dvc("pull", "--remote", REMOTE, "--allow-missing")  # as the job will
         if state := json.loads(tree.dvc("status", "--json")):
@@ -151,10 +151,10 @@ def upload_inputs(settings: dict[str, str]) -> None:
 
 
 def refuse_state(tree: Tree, state: dict[str, Any]) -> None:
-    """Raise DigitsError when a job cannot begin with what `dvc status` reports of a worktree.
+    """Raise DigitsError when a job cannot run the pipeline from this state of `dvc status`.
 
-    It can when no stage is to run that reads npm's packages, and when all that the job will not
-    make is here or in the container.
+    The stages to run must not need npm packages, and the outputs of all other stages must be in
+    this clone or in the container.
     """
     options = ("--dry", "--allow-missing", "--no-run-cache", "--force-downstream")
     to_run = re.findall(r"^Running stage '(.+)':", tree.dvc("repro", *options), re.M)
@@ -162,8 +162,8 @@ def refuse_state(tree: Tree, state: dict[str, Any]) -> None:
     npm = npm_stages(stages(lock.read_text("utf-8") if lock.exists() else ""))
     if refused := [name for name in to_run if name.partition("@")[0] in npm]:
         raise DigitsError(
-            f"stage {refused[0]} is not what {LOCK} has, and a job has no npm packages to run it; "
-            f"`dvc repro {refused[0]}` here, commit {LOCK} and push first"
+            f"{LOCK}: stage {refused[0]} is outdated, and a job has no npm packages to run it. "
+            f"Run `dvc repro {refused[0]}` here, commit {LOCK} and push first."
         )
     missing = {
         path: name
@@ -175,18 +175,19 @@ def refuse_state(tree: Tree, state: dict[str, Any]) -> None:
     }
     if missing:
         names = list(dict.fromkeys(missing.values()))
-        made = not any(name.endswith(".dvc") for name in names)  # by a command
+        by_stages = not any(name.endswith(".dvc") for name in names)
+        repro = f" or `dvc repro {' '.join(names)}`" if by_stages else ""
         raise DigitsError(
-            f"{min(missing)}: neither here nor in the container {REMOTE}, from which the job takes "
-            "it; `dvc pull` first" + (f", or `dvc repro {' '.join(names)}`" if made else "")
+            f"{min(missing)}: neither in this clone nor in the container {REMOTE}. "
+            f"Run `dvc pull`{repro} first."
         )
 
 
 def download_inputs() -> None:
-    """Fetch, in a job, what dvc.lock and .dvc files name, and put the files in place."""
+    """In a job, download the files that dvc.lock and .dvc files name."""
     dvc.run("pull", "--remote", REMOTE, "--allow-missing")
 
 
 def upload_outputs() -> None:
-    """Push, in a job, all outs of dvc.lock that DVC caches."""
+    """In a job, upload all cached outs of dvc.lock."""
     dvc.run("push", "--remote", REMOTE)

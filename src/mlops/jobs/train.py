@@ -1,8 +1,8 @@
-"""`digits train`: the pipeline of this commit as one job on Azure ML, or on its emulator.
+"""`digits train`: run the pipeline of this commit as a job on Azure ML or on its emulator.
 
-What it made is then placed here: dvc.lock, the small tables, and by `dvc checkout` all other outs,
-so that `dvc repro` has nothing to run. The job goes on when this command is stopped; --attach looks
-again, --cancel ends it.
+Input: the commit. Output: the results of the job in this clone, that is dvc.lock, the small tables,
+and all other outs by `dvc checkout`, so that `dvc repro` has nothing to run. The job continues
+when this command is interrupted; --attach follows it again, --cancel ends it.
 """
 
 import tempfile
@@ -20,14 +20,14 @@ LAST_LINES = 12
 
 
 def finish(workspace: Workspace, name: str, status: str) -> None:
-    """Place what a job made and compare it; raise DigitsError when it did not end well."""
+    """Download the results of a job and compare them; raise DigitsError when it failed."""
     summary = job.read_summary(workspace, name)
     if status != "Completed" or summary is None:
         file = job.save_log(workspace, name)
         log = file.read_text("utf-8").splitlines()
         how = "was canceled" if status == "Canceled" else f"ended as {status}: {cause(log)}"
         end = "\n".join(["", *(f"  {line}" for line in log[-LAST_LINES:])])
-        raise DigitsError(f"{name} {how}; its log is in {file} and ends with:{end}")
+        raise DigitsError(f"{name} {how}. Its log is in {file} and ends with:{end}")
     ran = job.commit_of(workspace, name)
     with results.worktree(ran, job.remote(workspace)) as tree:
         files = job.read_outputs(workspace, name, ran)
@@ -36,38 +36,38 @@ def finish(workspace: Workspace, name: str, status: str) -> None:
     before = (git.show(ran, results.LOCK) or b"").decode()
     lines = compared(before, files[results.LOCK].decode(), summary)
     results.place(files, Path())
-    dvc.run("checkout", fix="free those files, then `dvc checkout` puts the job's in place")
-    print("\n".join([*lines, "What the job made is in place; `git diff` shows it, commit it."]))
+    dvc.run("checkout", fix="close these files, then run `dvc checkout`")
+    print("\n".join([*lines, "The results of the job are in place. See `git diff` and commit."]))
 
 
 def refuse_changed(ran: str, files: dict[str, bytes]) -> None:
-    """Raise DigitsError when a file that a job of commit `ran` left is another one here since."""
+    """Raise DigitsError when a result of a job of commit `ran` would overwrite local changes."""
     changed = git.run("diff", "--name-only", "-z", ran, "--", *files).split("\0")
     changed += git.run("ls-files", "--others", "-z", "--", *files).split("\0")
     for name in filter(None, changed):
         if not Path(name).exists() or Path(name).read_bytes() != files[name]:
             raise DigitsError(
-                f"{name}: not as at commit {ran[:10]}, which the job ran, so what it made is not "
-                f"put in its place; check that commit out, then {results.ATTACH}"
+                f"{name}: has changed since commit {ran[:10]}, which the job ran. Check out that "
+                f"commit, then {results.ATTACH}."
             )
 
 
 def cause(log: list[str]) -> str:
-    """Return what the worker of any node said last, with the fix, or that none said anything."""
+    """Return the last error of the worker of any node, with a fix."""
     errors = [line.removeprefix("job: ") for line in log if line.startswith("job: ")]
     if not errors:
-        return "it ended before it could say why, as for want of memory or time; see azure.job"
-    return f"{errors[-1]}; fix that, commit, push and run again"
+        return "no error in the log, for instance out of memory or time; see azure.job"
+    return f"{errors[-1]}; fix this, commit, push and run again"
 
 
 def inputs(stage: dict[str, Any]) -> list[Any]:
-    """Return what of a stage in dvc.lock decides over its outs."""
+    """Return the parts of a stage in dvc.lock that determine its outs."""
     paths = [out["path"] for out in stage.get("outs", ())]
     return [paths, *(stage.get(key) for key in ("cmd", "deps", "params"))]
 
 
 def compared(before: str, lock: str, summary: dict[str, Any]) -> list[str]:
-    """Return lines about a job's dvc.lock beside the one before it, and about its machine."""
+    """Return lines that compare a job's dvc.lock with the one before, and its machine with ours."""
     ours, theirs = results.stages(before), results.stages(lock)
     same, other, new = [], [], []
     for stage, found in theirs.items():
@@ -88,8 +88,8 @@ def compared(before: str, lock: str, summary: dict[str, Any]) -> list[str]:
         if summary["machine"][key] != value
     ]:
         lines.append(
-            f"The job's machine computes differently ({'; '.join(differ)}): what it made has "
-            "its bytes, not those that this machine would make."
+            f"The job's machine differs ({'; '.join(differ)}), so its results may differ in their "
+            "bytes from those of this machine."
         )
     return lines
 
@@ -100,12 +100,12 @@ def start(workspace: Workspace, settings: Params) -> str:
     results.upload_inputs(job.remote(workspace))
     with tempfile.TemporaryDirectory() as folder:
         name = job.submit(workspace, job.define(workspace, settings, Path(folder)))
-    print(f"{name} is submitted.", flush=True)
+    print(f"Submitted {name}.", flush=True)
     return name
 
 
 def main(asked: SimpleNamespace) -> None:
-    """Submit a job and follow it, or look at one, or cancel it."""
+    """Submit a job and follow it, or follow or cancel an earlier one."""
     with job.session(asked) as (workspace, settings):
         if asked.cancel:
             job.cancel(workspace, asked.cancel)

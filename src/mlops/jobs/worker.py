@@ -1,13 +1,12 @@
-"""The pipeline inside a job: `python -m mlops.jobs.worker`, in a copy of what git has.
+"""Run the pipeline inside a job: `python -m mlops.jobs.worker`, in a copy of the git tree.
 
-Enters: the account of the container `review`, as DIGITS_ACCOUNT, and values of params.yaml on the
-command line. Data comes from there, results go there and to outputs/, as module `results` says. A
-stage that fails ends the job with code 1.
+Input: the account of the container `review` (DIGITS_ACCOUNT), values of params.yaml on the command
+line, and data in the container. Output: results in the container and in outputs/; see `results`.
+When a stage fails, the job ends with code 1.
 
-A job restores what dvc.lock names and no run of another job, which may have had another machine or
-number of nodes: what is new has the bytes of this one. Each of several nodes runs the whole
-pipeline on a disk of its own, all on the same path; the first node, which alone pushes and logs,
-does so when stage train is over on all.
+A job uses the outputs in dvc.lock, but not the run cache of another job, which may have had another
+machine or number of nodes. Each of several nodes runs the whole pipeline on its own disk, in the
+same path. Only the first node uploads and logs, after stage train has ended on all nodes.
 """
 
 import argparse
@@ -34,9 +33,9 @@ from mlops import dvc
 from mlops.jobs import results
 from mlops.review.snapshot import METRICS
 
-EXPERIMENT = "digits"  # of MLflow, as stage train names it, too
-# MLflow's own 7 tries of 120 s each would hold up a job that is over.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+EXPERIMENT = "digits"  # in MLflow; also used by stage train
+# By default MLflow tries 7 times, 120 s each, which would delay the end of a job.
+TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 CONFIG = """[core]
     analytics = false
     remote = {remote}
@@ -47,19 +46,18 @@ CONFIG = """[core]
 
 
 def find_run() -> None:
-    """Let this and the stages write to the job's own run in MLflow.
+    """Set the environment variables of the job's run in MLflow, for this process and the stages.
 
-    On Azure the plain client speaks to the workspace, whose API is MLflow's: Azure's plug-in
-    allows no MLflow that is as new as the locked one. Where no run is given, as by the stand-in,
-    one is made.
+    Azure's workspace implements MLflow's API; its plug-in does not support the locked version of
+    MLflow and is not used. If no run is given, as in the emulator, one is created.
     """
-    os.environ.update(PATIENCE)
+    os.environ.update(TIMEOUTS)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("azureml://"):
         os.environ["MLFLOW_TRACKING_URI"] = uri.replace("azureml://", "https://", 1)
         os.environ.setdefault("MLFLOW_TRACKING_TOKEN", os.environ.get("AZUREML_RUN_TOKEN", ""))
     elif uri.startswith("sqlite:///") and "MLFLOW_RUN_ID" not in os.environ:
-        with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):  # two would make it twice
+        with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):  # or two may create the store
             mlflow.set_experiment(EXPERIMENT)
             run = mlflow.start_run(run_name=os.environ["AZUREML_RUN_ID"])
             mlflow.end_run()  # which forgets MLFLOW_RUN_ID
@@ -67,9 +65,9 @@ def find_run() -> None:
 
 
 def log_run(metrics: dict[str, float], lock: str) -> None:
-    """Log what the job measured and where it comes from; then the params that dvc.lock has.
+    """Log metrics, commit and hash of dvc.lock; then the params in dvc.lock.
 
-    MLflow refuses a param that has another value already, and all that comes with it.
+    These are separate, because MLflow rejects a batch with a param that has another value already.
     """
     client, run = mlflow.MlflowClient(), os.environ["MLFLOW_RUN_ID"]
     digest = hashlib.sha256(lock.encode()).hexdigest()
@@ -87,20 +85,20 @@ def log_run(metrics: dict[str, float], lock: str) -> None:
     rows = [
         Param(str(name), str(value)) for name, value in flat.items() if not isinstance(value, list)
     ]
-    client.log_batch(run, params=rows)  # in requests of as many as MLflow takes
+    client.log_batch(run, params=rows)  # which splits them into requests of allowed size
 
 
 @contextlib.contextmanager
-def forgiving() -> Iterator[None]:
-    """Tell when MLflow does not take the run; that stops no job."""
+def log_mlflow_errors() -> Iterator[None]:
+    """Print errors of MLflow, which do not fail the job."""
     try:
         yield
     except Exception as error:  # those of MLflow, SQLAlchemy, requests ...
-        print(f"MLflow did not take the run: {error}", file=sys.stderr)
+        print(f"job: could not log the run to MLflow: {error}", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> None:
-    """Reproduce the pipeline, push what it made, write down how."""
+    """Reproduce the pipeline, upload the results, write the summary."""
     parser = argparse.ArgumentParser(prog="worker", description=__doc__)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     asked = parser.parse_args(arguments)
@@ -113,16 +111,16 @@ def main(arguments: list[str]) -> None:
     write_text(Path(".dvc", "config.local"), config)
     if asked.set:
         results.change_params(asked.set)
-    _, rank = tf_config.find()
+    _, rank = tf_config.read()
     if tracked := rank == 0 and "MLFLOW_TRACKING_URI" in os.environ:
-        with forgiving():
+        with log_mlflow_errors():
             find_run()
     results.download_inputs()
     run = dvc.repro("--pull", "--allow-missing", "--no-run-cache")
     if run.failed:
         raise DigitsError(f"{run.failed} failed: see above")
     if rank:
-        return  # the first node speaks for all
+        return  # only the first node uploads and logs
     lock = Path(results.LOCK).read_text("utf-8")
     results.upload_outputs()
     table = Path(METRICS)
@@ -131,7 +129,7 @@ def main(arguments: list[str]) -> None:
         f"{source}.{name}": value for source, row in measured.items() for name, value in row.items()
     }
     if tracked:
-        with forgiving():
+        with log_mlflow_errors():
             log_run(metrics, lock)
     pipeline = Path(results.PIPELINE).read_text("utf-8")
     names = (results.LOCK, results.PARAMS, *results.tables(pipeline, lock))

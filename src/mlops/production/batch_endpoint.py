@@ -28,7 +28,7 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import ContainerClient
 
 from core.errors import DigitsError
-from core.files import replacing, sha256, write_text
+from core.files import atomic_write, sha256, write_text
 from mlops.azure.assets import BATCH_ENVIRONMENT, OWNER
 from mlops.azure.endpoint import SCORED, Target
 from mlops.azure.revisions import MODEL, Release, stage_code
@@ -230,5 +230,5 @@ def fetch(container: ContainerClient, prefix: str, out: Path) -> None:
     names = [name for name in names if not name.endswith(ERROR)]  # of an earlier try
     for name in sorted(names, key=lambda name: name.endswith(SUCCESS)):
         path = out / name.removeprefix(prefix)
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_bytes(container.download_blob(name).readall())

@@ -59,7 +59,7 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
     What the day's file holds stays there, whether it is still collected or not.
     """
     scripts = [MNIST, *params.foreign_scripts(params.load())]
-    rows = records.look(
+    rows = records.scan(
         records.read(requests, records.REQUESTS), task.classes, task.image_size, None
     )
     known = list(records.read(labels, records.LABELS))
@@ -102,7 +102,7 @@ def rows(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) 
     time is not known.
     """
     for hour in hours:
-        for row in records.merge(hour.blobs, records.collected, left.damaged):
+        for row in records.merge(hour.blobs, records.parse_requests, left.damaged):
             if abs(row["time"] - hour.start) > CLOCK:
                 left.clock += 1
             elif since is None or row["time"] >= since:
@@ -112,7 +112,7 @@ def rows(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) 
 def labels(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) -> Iterator[Row]:
     """Yield rows of LABELS that came since a time; nothing is told by their clocks."""
     for hour in hours:
-        for row in records.merge(hour.blobs, records.labelled, left.damaged):
+        for row in records.merge(hour.blobs, records.parse_label, left.damaged):
             if since is None or row["time"] >= since:
                 yield row
 
@@ -151,8 +151,8 @@ def analyse_files(
         task.image_size,
         now_ms,
     )
-    analysis.faults["lines_damaged"] = len(left.damaged)
-    analysis.faults["clock"] += left.clock
+    analysis.issues["lines_damaged"] = len(left.damaged)
+    analysis.issues["clock"] += left.clock
     return analysis
 
 

@@ -32,5 +32,5 @@ def test_a_confidence_of_one_is_in_the_last_bin() -> None:
 
 
 def test_separation() -> None:
-    assert metrics.separation(np.array([0.9, 0.8]), np.array([0.1, 0.2])) == 1
-    assert metrics.separation(np.array([0.9, 0.1]), np.array([0.9, 0.1])) == 0.5
+    assert metrics.auroc(np.array([0.9, 0.8]), np.array([0.1, 0.2])) == 1
+    assert metrics.auroc(np.array([0.9, 0.1]), np.array([0.9, 0.1])) == 0.5

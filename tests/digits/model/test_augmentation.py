@@ -5,15 +5,15 @@ import pytest
 import tensorflow as tf
 from conftest import mnist_part
 
-from digits.model.augmentation import Distortion, nothing, transforms
+from digits.model.augmentation import Distortion, outlier_images, transforms
 
 NONE = Distortion(rotation_degrees=0.0, shear=0.0, scale=0.0, shift_pixels=0.0)
 SIZE, CENTRE = 28, 13.5
 
 
 def draw(**limits: float) -> np.ndarray:
-    own = Distortion(**{name: limits.get(name, 0.0) for name in vars(NONE)})
-    return transforms(np.random.default_rng(1), 1000, SIZE, own).astype(np.float64)
+    config = Distortion(**{name: limits.get(name, 0.0) for name in vars(NONE)})
+    return transforms(np.random.default_rng(1), 1000, SIZE, config).astype(np.float64)
 
 
 def corner(table: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_scale_and_shear_keep_the_centre() -> None:
 
 
 def test_nothing_is_blank_grey_or_noisy_and_never_the_same() -> None:
-    images = nothing(np.random.default_rng(1), 600, SIZE)
+    images = outlier_images(np.random.default_rng(1), 600, SIZE)
     assert images.shape == (600, SIZE, SIZE)
     assert images.dtype == np.uint8
     even = np.ptp(images, axis=(1, 2)) == 0

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from digits.evaluation import metrics
 from digits.model import network as model
 from digits.model import ood
-from digits.pipeline.train import find_foreign
+from digits.pipeline.train import build_ood_score
 
 
 def vectors() -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +45,7 @@ print(hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest())
 """
 
 
-ILLEGAL = -4  # SIGILL, as subprocess tells it
+ILLEGAL = -4  # SIGILL, as subprocess reports it
 
 
 @pytest.mark.prove
@@ -70,16 +70,16 @@ def test_the_fit_has_the_same_bytes_with_other_kernels(tmp_path: Path) -> None:
 def test_one_in_a_hundred_known_digits_looks_foreign_and_noise_does() -> None:
     """Even an untrained network's features tell digits from noise."""
     digits = mnist_part("train", 4000)
-    model.make_exact(1)
+    model.make_deterministic(1)
     network = model.fold(model.build(28, 10))
     training = digits.images[:3000], digits.labels[:3000].astype(np.int32)
-    foreign = find_foreign(network, training, digits.images[3000:])
+    foreign = build_ood_score(network, training, digits.images[3000:])
     whole = model.calibrate(network, 1.0, ["mnist"], foreign)
     known = model.predict(whole, digits.images[3000:])["foreign"]
     assert ((known >= 0) & (known <= 1)).all()
-    assert (known > 0.5).mean() == pytest.approx(ood.FALSE_ALARMS, abs=0.002)
+    assert (known > 0.5).mean() == pytest.approx(ood.FALSE_ALARM_RATE, abs=0.002)
     noise = np.random.default_rng(0).integers(0, 256, (200, 28, 28), np.uint8)
-    assert metrics.separation(-known, -model.predict(whole, noise)["foreign"]) > 0.99
+    assert metrics.auroc(-known, -model.predict(whole, noise)["foreign"]) > 0.99
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras
@@ -88,10 +88,10 @@ def test_a_model_has_the_same_bytes_whatever_was_built_before(tmp_path: Path) ->
     classes = np.arange(len(images)) % 10
     written = []
     for name in ("first", "second"):
-        model.make_exact(1)
+        model.make_deterministic(1)
         folded = model.fold(model.build(28, 10))
         calibrated = model.calibrate(
-            folded, 1.5, ["mnist"], find_foreign(folded, (images, classes), images)
+            folded, 1.5, ["mnist"], build_ood_score(folded, (images, classes), images)
         )
         model.save(calibrated, tmp_path / name)
         written.append((tmp_path / name).read_bytes())

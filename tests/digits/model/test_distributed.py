@@ -27,11 +27,11 @@ determinism.configure()
 from core import errors, params, tf_config
 from digits.model import distributed, network as model, training
 from conftest import mnist_part
-machines = distributed.Machines() if tf_config.find()[0] > 1 else None
-model.make_exact(1)
+machines = distributed.Machines() if tf_config.read()[0] > 1 else None
+model.make_deterministic(1)
 values = params.load()
 task = dataclasses.replace(params.task(values), epochs=int(sys.argv[1]))
-own = params.section(training.Recipe, values, "train")
+own = params.section(training.TrainConfig, values, "train")
 own = dataclasses.replace(own, batch_size=int(sys.argv[2]))
 digits = mnist_part("train", 1280)
 data = digits.images, digits.labels.astype("int32")
@@ -101,15 +101,15 @@ def test_who_trains_is_read_from_tf_config(monkeypatch: pytest.MonkeyPatch) -> N
         (json.dumps({"cluster": hosts, "task": {"type": "worker", "index": "1"}}), (3, 2)),
     ):
         monkeypatch.setenv("TF_CONFIG", config)
-        assert tf_config.find() == expected
+        assert tf_config.read() == expected
     for task in ({"type": "worker", "index": 2}, {"type": "ps", "index": 0}, {}, None):
         monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": hosts, "task": task}))
-        with pytest.raises(DigitsError, match="TF_CONFIG: does not name this machine"):
-            tf_config.find()
+        with pytest.raises(DigitsError, match="TF_CONFIG: this machine is not among"):
+            tf_config.read()
     for damaged in ("{", "[1]"):
         monkeypatch.setenv("TF_CONFIG", damaged)
         with pytest.raises(DigitsError, match="TF_CONFIG"):
-            tf_config.find()
+            tf_config.read()
 
 
 @pytest.mark.prove
@@ -134,15 +134,15 @@ def test_three_machines_end_with_the_same_weights_and_share_evenly() -> None:
 
 
 @pytest.mark.prove
-def test_a_machine_that_is_lost_is_told() -> None:
+def test_a_machine_that_is_lost_is_reported() -> None:
     with running([child(1000, 64)] * 2, machines(2)) as (stays, goes):
         assert stays.stdout
         assert stays.stdout.readline() == "epoch\n"
         goes.kill()
         end = time.monotonic() + 300
-        _, told = stays.communicate(timeout=end - time.monotonic())
+        _, output = stays.communicate(timeout=end - time.monotonic())
         assert stays.returncode == 1
-        assert "another machine was lost" in told
+        assert "another machine was lost" in output
 
 
 @pytest.mark.prove

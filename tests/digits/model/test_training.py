@@ -13,14 +13,14 @@ import tensorflow as tf
 from conftest import ROOT, Project, environment, mnist_part, random_digits
 
 from core import params
-from core.dataset import Digits, write_pool
+from core.dataset import Digits, write_split
 from core.errors import DigitsError
 from digits.model import network as model
 from digits.model import training
-from digits.model.training import Recipe, fit, one_cycle
+from digits.model.training import TrainConfig, fit, one_cycle
 
 VALUES = params.load(ROOT / "params.yaml")
-RECIPE = params.section(Recipe, VALUES, "train")
+CONFIG = params.section(TrainConfig, VALUES, "train")
 TASK = dataclasses.replace(params.task(VALUES), epochs=1)
 STAGE = ["train", "--training", "data/prepared/training.npz"]
 STAGE += ["--validation", "data/prepared/validation.npz"]
@@ -33,7 +33,7 @@ def some_digits(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
-    own = dataclasses.replace(RECIPE, peak_learning_rate=0.5, warmup_share=0.25)
+    own = dataclasses.replace(CONFIG, peak_learning_rate=0.5, warmup_share=0.25)
     rates, power1, power2 = one_cycle(8, own).T
     np.testing.assert_allclose(rates, [0.25, 0.5, 5 / 12, 1 / 3, 0.25, 1 / 6, 1 / 12, 0], atol=1e-7)
     np.testing.assert_allclose(power1, training.BETA1 ** np.arange(1, 9), rtol=1e-6)
@@ -42,7 +42,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
 
 def test_steps_are_those_of_keras_adamw() -> None:
     """Three steps, the last at rate zero, against Keras' optimizer and loss on the same halves."""
-    own = dataclasses.replace(RECIPE, batch_size=32, nothing_share=0.0, warmup_share=0.5)
+    own = dataclasses.replace(CONFIG, batch_size=32, nothing_share=0.0, warmup_share=0.5)
     still = dataclasses.replace(own.distortion, **dict.fromkeys(vars(own.distortion), 0.0))
     own = dataclasses.replace(own, distortion=still)
     images, classes = some_digits(96)
@@ -54,7 +54,7 @@ def test_steps_are_those_of_keras_adamw() -> None:
     next(training.epochs(network, (images, classes), TASK, own))
 
     rng = np.random.default_rng(TASK.seed)
-    order = rng.permutation(training.choose(rng, np.full(96, np.inf), 96))
+    order = rng.permutation(training.sample_hard_examples(rng, np.full(96, np.inf), 96))
     optimizer = keras.optimizers.AdamW(
         weight_decay=own.weight_decay, beta_1=0.9, beta_2=0.99, epsilon=1e-7
     )
@@ -80,7 +80,7 @@ def test_hard_digits_are_chosen_rather_than_easy_ones() -> None:
     losses = np.linspace(0, 1, 1000)
     times = np.zeros(1000)
     for _ in range(200):
-        chosen = training.choose(rng, losses, 500)
+        chosen = training.sample_hard_examples(rng, losses, 500)
         assert len(set(chosen)) == 500
         times[chosen] += 1
     tenths = times.reshape(10, 100).mean(axis=1) / 200  # the share of draws that each is in
@@ -92,13 +92,13 @@ def test_digits_of_one_loss_have_one_chance() -> None:
     rng = np.random.default_rng(1)
     times = np.zeros(100)
     for _ in range(400):
-        times[training.choose(rng, np.full(100, np.inf), 25)] += 1
+        times[training.sample_hard_examples(rng, np.full(100, np.inf), 25)] += 1
     assert 60 < times.min() < times.max() < 140
 
 
 def test_later_epochs_are_shorter() -> None:
     digits = some_digits(640)
-    recipe = dataclasses.replace(RECIPE, nothing_share=0.0, full_epochs=1, hard_share=0.5)
+    recipe = dataclasses.replace(CONFIG, nothing_share=0.0, full_epochs=1, hard_share=0.5)
     task = dataclasses.replace(TASK, epochs=3)
     done = [row[2] for row in training.epochs(model.build(28, 10), digits, task, recipe)]
     np.testing.assert_allclose(done, [0.5, 0.75, 1])
@@ -119,7 +119,7 @@ def test_normalisation_is_that_of_keras() -> None:
 def test_folding_changes_no_probability() -> None:
     images, classes = some_digits(640)
     network = model.build(28, 10)
-    fit(network, (images, classes), (images, classes), TASK, RECIPE)
+    fit(network, (images, classes), (images, classes), TASK, CONFIG)
     plain = model.fold(network)
     assert not any(isinstance(layer, model.BatchNormalization) for layer in plain.layers)
     logits = model.predict(network, images)
@@ -127,10 +127,10 @@ def test_folding_changes_no_probability() -> None:
     assert np.ptp(logits) > 1
 
 
-def test_a_batch_larger_than_the_data_is_told() -> None:
+def test_a_batch_larger_than_the_data_is_reported() -> None:
     images, classes = some_digits(10)
-    with pytest.raises(DigitsError, match="batch_size is 64, but there are only 10 digits"):
-        fit(model.build(28, 10), (images, classes), (images, classes), TASK, RECIPE)
+    with pytest.raises(DigitsError, match=r"batch_size: expected at most 10 .*, found 64"):
+        fit(model.build(28, 10), (images, classes), (images, classes), TASK, CONFIG)
 
 
 @pytest.mark.prove
@@ -184,10 +184,10 @@ def test_an_interrupt_stops_and_keeps_nothing(project: Project, command: list[st
 
 
 @pytest.mark.prove
-def test_a_script_that_training_lacks_is_told(project: Project) -> None:
+def test_a_script_that_training_lacks_is_reported(project: Project) -> None:
     pools = project.root / "data" / "prepared"
     known = random_digits(20)
-    write_pool(pools / "other.npz", [Digits(known.images, known.labels, "klingon", False, 10)])
+    write_split(pools / "other.npz", [Digits(known.images, known.labels, "klingon", False, 10)])
     command = ("python", "src", "train", "--training", "data/prepared/training.npz")
     rest = ("--validation", "data/prepared/other.npz", "--out", "out", "--curves", "out/curves.csv")
     output = project.run(*command, *rest, code=1)

@@ -10,8 +10,8 @@ from scipy.integrate import quad
 from core import params
 from core.errors import DigitsError
 from digits.monitoring.analysis import Params
-from digits.monitoring.drift import Reference, Settings, Verdict, log_e_value, permutation_p
-from digits.monitoring.histograms import CLASSES_START, IMAGE_SIGNALS, Summary, bins
+from digits.monitoring.drift import Reference, Settings, WindowResult, log_e_value, permutation_p
+from digits.monitoring.histograms import CLASSES_START, IMAGE_SIGNALS, Histograms, bins
 
 SETTINGS = params.section(Params, params.load(), "monitor").alarm
 WIDTH = CLASSES_START + 10
@@ -19,19 +19,19 @@ WIDTH = CLASSES_START + 10
 
 def requests(count: int, rng: np.random.Generator, foreign: float = 0.0) -> np.ndarray:
     """Return places (count, 8) of requests like MNIST's, a share of them foreign."""
-    strange = rng.random(count) < foreign
-    doubt = np.where(strange, rng.beta(2, 5, count), rng.beta(0.3, 60, count))
-    distance = np.where(strange, rng.beta(6, 3, count), rng.beta(2, 20, count))
+    is_ood = rng.random(count) < foreign
+    uncertainty = np.where(is_ood, rng.beta(2, 5, count), rng.beta(0.3, 60, count))
+    distance = np.where(is_ood, rng.beta(6, 3, count), rng.beta(2, 20, count))
     images = np.zeros((count, 28, 28), np.uint8)
     images[np.arange(count), 12 + rng.integers(0, 4, count), 10:18] = rng.integers(
         250, 256, (count, 1), np.uint8
     )
-    return bins(images, rng.integers(0, 10, count), 1 - doubt, distance)
+    return bins(images, rng.integers(0, 10, count), 1 - uncertainty, distance)
 
 
-def summary(places: np.ndarray) -> Summary:
+def summary(places: np.ndarray) -> Histograms:
     """Return the counts of places."""
-    return Summary(np.bincount(places.ravel(), minlength=WIDTH))
+    return Histograms(np.bincount(places.ravel(), minlength=WIDTH))
 
 
 @pytest.fixture(scope="module", name="reference")
@@ -61,18 +61,18 @@ def test_false_alarms_are_as_rare_as_promised(size: int) -> None:
     """Over many references: the promise holds on average over what is drawn."""
     rng = np.random.default_rng(2)
     pool = requests(20_000, rng)
-    unusual = []
+    window_alert = []
     for _ in range(20):
         reference = Reference.fit({"mnist": summary(rng.choice(pool, 2500))}, "v1")
         windows = [summary(rng.choice(pool, size)) for _ in range(50)]
-        unusual += [reference.judge(window, SETTINGS).unusual for window in windows]
-    assert np.mean(unusual) <= 0.015
+        window_alert += [reference.evaluate(window, SETTINGS).window_alert for window in windows]
+    assert np.mean(window_alert) <= 0.015
 
 
 def test_few_strangers_are_seen(reference: Reference) -> None:
     rng = np.random.default_rng(3)
     windows = [summary(requests(500, rng, foreign=0.05)) for _ in range(50)]
-    assert np.mean([reference.judge(window, SETTINGS).unusual for window in windows]) > 0.95
+    assert np.mean([reference.evaluate(window, SETTINGS).window_alert for window in windows]) > 0.95
 
 
 @pytest.mark.parametrize("signal", [*IMAGE_SIGNALS, "foreign", "confidence"])
@@ -93,7 +93,7 @@ def test_each_signal_sees_its_own_change(reference: Reference, signal: str) -> N
     confidence = rng.uniform(0.2, 0.4, 300) if signal == "confidence" else np.full(300, 0.999)
     foreign = rng.uniform(0.9, 1, 300) if signal == "foreign" else np.full(300, 0.05)
     window = summary(bins(images, rng.integers(0, 10, 300), confidence, foreign))
-    assert reference.judge(window, SETTINGS).p[signal] < 1e-6
+    assert reference.evaluate(window, SETTINGS).p[signal] < 1e-6
 
 
 def test_a_change_in_the_mix_of_known_digits_is_no_alarm(reference: Reference) -> None:
@@ -102,9 +102,9 @@ def test_a_change_in_the_mix_of_known_digits_is_no_alarm(reference: Reference) -
     places = requests(5000, rng)
     usual = places[places[:, 0] <= np.median(places[:, 0])][:500]
     usual[:, -1] = CLASSES_START + 7
-    found = reference.judge(summary(usual), SETTINGS)
+    found = reference.evaluate(summary(usual), SETTINGS)
     assert found.p["classes"] < 1e-6
-    assert not found.unusual
+    assert not found.window_alert
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
@@ -114,27 +114,27 @@ def test_another_mix_of_known_scripts_is_no_alarm(share: float) -> None:
     known = {"mnist": requests(4000, rng), "devanagari": requests(1000, rng, 0.3)}
     reference = Reference.fit({name: summary(places) for name, places in known.items()}, "v1")
     mixed = [requests(500, rng, 0.3 * share) for _ in range(20)]
-    assert not any(reference.judge(summary(places), SETTINGS).unusual for places in mixed)
-    strange = summary(requests(500, rng, 0.6))
-    assert reference.judge(strange, SETTINGS).unusual
+    assert not any(reference.evaluate(summary(places), SETTINGS).window_alert for places in mixed)
+    is_ood = summary(requests(500, rng, 0.6))
+    assert reference.evaluate(is_ood, SETTINGS).window_alert
 
 
 def test_no_request_and_one_request_are_no_drift(reference: Reference) -> None:
-    nothing = reference.judge(Summary(np.zeros(WIDTH, np.int64)), SETTINGS)
+    nothing = reference.evaluate(Histograms(np.zeros(WIDTH, np.int64)), SETTINGS)
     assert set(nothing.p.values()) == {1.0}
     assert nothing.evidence == 1
-    strange = summary(requests(1, np.random.default_rng(6), foreign=1.0))
-    one = reference.judge(strange, SETTINGS)
+    is_ood = summary(requests(1, np.random.default_rng(6), foreign=1.0))
+    one = reference.evaluate(is_ood, SETTINGS)
     assert min(one.p.values()) >= 1 / 5001
     assert not one.drift
 
 
 def test_only_foreign_digits_from_the_start_are_drift_at_once(reference: Reference) -> None:
     window = summary(requests(500, np.random.default_rng(7), foreign=1.0))
-    first = reference.judge(window, SETTINGS)
+    first = reference.evaluate(window, SETTINGS)
     assert first.drift
-    assert first.began
-    assert first.strangers > 0.9
+    assert first.onset
+    assert first.ood_share > 0.9
     assert first.accuracy < 0.25
 
 
@@ -155,7 +155,7 @@ def without_drift(references: int, windows: int, settings: Settings) -> list[flo
         reference = Reference.fit({"mnist": summary(requests(2500, rng))}, "v1")
         clean = np.stack([summary(requests(500, rng)).counts for _ in range(windows)])
         on = False
-        for verdict in reference.verdicts(clean, settings):
+        for verdict in reference.evaluate_windows(clean, settings):
             rises += verdict.drift and not on
             alarmed += verdict.drift
             on = verdict.drift
@@ -184,14 +184,14 @@ def test_alarms_without_drift_are_as_seldom_as_promised() -> None:
 def test_the_alarm_rises_stays_and_ends(reference: Reference) -> None:
     rng = np.random.default_rng(9)
     shares = [0.0] * 5 + [0.2] * 5 + [0.0] * 30
-    verdicts: list[Verdict] = []
+    verdicts: list[WindowResult] = []
     for share in shares:
         window = summary(requests(500, rng, share))
-        verdicts.append(reference.judge(window, SETTINGS, verdicts[-1] if verdicts else None))
+        verdicts.append(reference.evaluate(window, SETTINGS, verdicts[-1] if verdicts else None))
     drift = [verdict.drift for verdict in verdicts]
     assert drift[:5] == [False] * 5
     assert drift[5:10] == [True] * 5
-    assert verdicts[5].began
+    assert verdicts[5].onset
     assert drift[11]  # one clean window ends no alarm
     assert not drift[-1]
 
@@ -199,13 +199,13 @@ def test_the_alarm_rises_stays_and_ends(reference: Reference) -> None:
 def test_a_reference_comes_back_from_its_file(reference: Reference, tmp_path: Path) -> None:
     reference.write(tmp_path / "reference.json")
     again = Reference.read(tmp_path / "reference.json")
-    assert (again.summary.counts == reference.summary.counts).all()
+    assert (again.histograms.counts == reference.histograms.counts).all()
     assert again.model_version == "v1"
 
 
-def test_a_reference_that_is_no_use_is_told(reference: Reference, tmp_path: Path) -> None:
+def test_a_reference_that_is_no_use_is_reported(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "reference.json"
-    with pytest.raises(DigitsError, match="not found: no reference to judge by"):
+    with pytest.raises(DigitsError, match=r"not found\. Run"):
         Reference.read(path)
     reference.write(path)
     whole = path.read_text()
@@ -220,9 +220,9 @@ def test_a_reference_that_is_no_use_is_told(reference: Reference, tmp_path: Path
     ):
         assert damaged != whole
         path.write_text(damaged)
-        with pytest.raises(DigitsError, match=r"reference\.json: is damaged .*dvc repro"):
+        with pytest.raises(DigitsError, match=r"reference\.json: is corrupted .*dvc repro"):
             Reference.read(path)
-    with pytest.raises(DigitsError, match="fewer than 10 digits"):
+    with pytest.raises(DigitsError, match="at least 10 digits of each script, found fewer"):
         Reference.fit({"mnist": summary(requests(3, np.random.default_rng(0)))}, "v1")
 
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 
 from core import params
-from core.dataset import Digits, write_pool
+from core.dataset import Digits, write_split
 from core.errors import DigitsError
 from digits.monitoring import analysis, report
 from digits.monitoring.analysis import Analysis, Params
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import SIGNALS, Summary
+from digits.monitoring.histograms import SIGNALS, Histograms
 from digits.pipeline import monitor
 from digits.production import records
 
@@ -29,7 +29,7 @@ SECOND = 1000
 
 def answered(count: int, rng: np.random.Generator, foreign: float = 0.0) -> dict[str, Any]:
     """Return columns of requests, a second each; a share of them foreign and read by chance."""
-    strange = rng.random(count) < foreign
+    is_ood = rng.random(count) < foreign
     images = np.zeros((count, 28, 28), np.uint8)
     images[:, 10:18, 10:18] = 255
     images[:, 0, 0] = rng.integers(0, 3, count)
@@ -37,11 +37,11 @@ def answered(count: int, rng: np.random.Generator, foreign: float = 0.0) -> dict
     guessed = rng.integers(0, 10, count)
     return {
         "time": START + SECOND * np.arange(count),
-        "digit": np.where(strange, guessed, truth).astype(str),
+        "digit": np.where(is_ood, guessed, truth).astype(str),
         "truth": truth.astype(str),
-        "script": np.where(strange, "devanagari", "mnist"),
-        "confidence": np.where(strange, rng.beta(5, 2, count), 1 - rng.beta(0.3, 60, count)),
-        "foreign": np.where(strange, rng.beta(6, 3, count), rng.beta(2, 20, count)),
+        "script": np.where(is_ood, "devanagari", "mnist"),
+        "confidence": np.where(is_ood, rng.beta(5, 2, count), 1 - rng.beta(0.3, 60, count)),
+        "foreign": np.where(is_ood, rng.beta(6, 3, count), rng.beta(2, 20, count)),
         "image": np.array([*(image.tobytes() for image in images), None], object)[:-1],
     }
 
@@ -93,7 +93,7 @@ def a_reference() -> Reference:
     columns = answered(4000, np.random.default_rng(0))
     images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
     numbers = columns["digit"].astype(int)
-    counts = Summary.of(images, numbers, columns["confidence"], columns["foreign"], 10)
+    counts = Histograms.of(images, numbers, columns["confidence"], columns["foreign"], 10)
     return Reference.fit({"mnist": counts}, "v1")
 
 
@@ -120,95 +120,95 @@ def analyse(
     return analysis.analyse(lambda: stream, known, reference, OWN, CLASSES, 28, **more)
 
 
-@pytest.fixture(scope="module", name="story_of_drift")
-def a_story_of_drift(reference: Reference) -> Analysis:
+@pytest.fixture(scope="module", name="drift_scenario")
+def build_drift_scenario(reference: Reference) -> Analysis:
     """Ten windows as known, ten with a tenth foreign, a last one that is not full."""
     rng = np.random.default_rng(1)
     columns = joined(answered(5000, rng), answered(5123, rng, foreign=0.1))
     return analyse(reference, batches(columns), labels(columns, np.arange(0, 10_123, 3)))
 
 
-def test_the_alarm_tells_since_when(story_of_drift: Analysis) -> None:
-    assert len(story_of_drift.windows) == 21
-    assert story_of_drift.windows[-1].requests == 123
-    assert story_of_drift.drift
-    assert story_of_drift.since_ms == START + 5000 * SECOND
-    figures = report.figures(story_of_drift)
+def test_the_alarm_states_since_when(drift_scenario: Analysis) -> None:
+    assert len(drift_scenario.windows) == 21
+    assert drift_scenario.windows[-1].requests == 123
+    assert drift_scenario.drift
+    assert drift_scenario.since_ms == START + 5000 * SECOND
+    figures = report.summary_metrics(drift_scenario)
     assert (figures["alarms"], figures["false_alarms"]) == (1, 0)
     assert 0 < figures["requests_until_alarm"] <= 1000
-    assert story_of_drift.causes()[0] == "looks"
-    assert story_of_drift.remedy() == "retrain"
-    assert {example.window for example in story_of_drift.examples} <= set(range(10, 21))
-    assert len(story_of_drift.examples) <= OWN.examples
+    assert drift_scenario.contributing_signals()[0] == "looks"
+    assert drift_scenario.action() == "retrain"
+    assert {example.window for example in drift_scenario.examples} <= set(range(10, 21))
+    assert len(drift_scenario.examples) <= OWN.examples
 
 
 def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> None:
     columns = answered(1000, np.random.default_rng(15))
     columns["script"][:] = "devanagari"
-    both = Reference.fit({"mnist": reference.summary, "devanagari": reference.summary}, "v1")
+    both = Reference.fit({"mnist": reference.histograms, "devanagari": reference.histograms}, "v1")
     known = labels(columns, np.arange(1000))
     assert analyse(reference, batches(columns), known).first_foreign_ms == START
     assert analyse(both, batches(columns), known).first_foreign_ms is None
 
 
 @pytest.mark.parametrize(
-    ("signal", "p", "remedy"),
+    ("signal", "p", "action"),
     [("looks", 1e-4, "retrain"), ("width", 0.02, "label"), ("row", 0.02, "mend")],
 )
-def test_an_alarm_barely_reached_has_a_cause_and_a_mend(
-    story_of_drift: Analysis, signal: str, p: float, remedy: str
+def test_a_weak_alarm_has_a_signal_and_an_action(
+    drift_scenario: Analysis, signal: str, p: float, action: str
 ) -> None:
-    window = story_of_drift.windows[-1]
-    calm = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0))
+    window = drift_scenario.windows[-1]
+    calm = dataclasses.replace(window.result, p=dict.fromkeys(SIGNALS, 1.0))
     loud = dataclasses.replace(calm, p=calm.p | {signal: p})
-    windows = [dataclasses.replace(window, verdict=verdict) for verdict in [loud, *[calm] * 12]]
-    episodes = [analysis.Episode(0, 0, None)]
-    found = dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
-    assert found.causes() == [signal]
-    assert found.remedy() == remedy
+    windows = [dataclasses.replace(window, result=verdict) for verdict in [loud, *[calm] * 12]]
+    episodes = [analysis.Alarm(0, 0, None)]
+    found = dataclasses.replace(drift_scenario, windows=windows, alarms=episodes)
+    assert found.contributing_signals() == [signal]
+    assert found.action() == action
     assert "<h2>What to do</h2><p>" in report.page(found, OWN)
 
 
-def told(story_of_drift: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
+def with_p_values(drift_scenario: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
     """Return an analysis of alarms, each of windows with these p-values; calm ones between."""
-    window = story_of_drift.windows[-1]
+    window = drift_scenario.windows[-1]
     windows: list[analysis.Window] = []
     episodes = []
     for alarm in alarms:
         start = len(windows)
-        episodes.append(analysis.Episode(start, start, start + len(alarm)))
+        episodes.append(analysis.Alarm(start, start, start + len(alarm)))
         for p in [*alarm, *[dict[str, float]()] * 3]:
-            verdict = dataclasses.replace(window.verdict, p=dict.fromkeys(SIGNALS, 1.0) | p)
-            windows.append(dataclasses.replace(window, verdict=verdict))
-    return dataclasses.replace(story_of_drift, windows=windows, episodes=episodes)
+            verdict = dataclasses.replace(window.result, p=dict.fromkeys(SIGNALS, 1.0) | p)
+            windows.append(dataclasses.replace(window, result=verdict))
+    return dataclasses.replace(drift_scenario, windows=windows, alarms=episodes)
 
 
-def test_a_scanner_that_breaks_in_a_loud_alarm_is_seen_at_once(story_of_drift: Analysis) -> None:
+def test_a_scanner_that_breaks_in_a_loud_alarm_is_seen_at_once(drift_scenario: Analysis) -> None:
     foreign = {"looks": 1e-99, "row": 1e-3}  # foreign digits are drawn a little higher
-    assert told(story_of_drift, [foreign] * 60).remedy() == "retrain"
-    found = told(story_of_drift, [*[foreign] * 60, foreign | {"brightness": 1e-8}])
-    assert found.causes() == ["looks", "brightness"]
-    assert found.remedy() == "mend"
+    assert with_p_values(drift_scenario, [foreign] * 60).action() == "retrain"
+    found = with_p_values(drift_scenario, [*[foreign] * 60, foreign | {"brightness": 1e-8}])
+    assert found.contributing_signals() == ["looks", "brightness"]
+    assert found.action() == "mend"
 
 
 def test_what_an_earlier_alarm_spoilt_is_not_learnt_with_a_later_one(
-    story_of_drift: Analysis,
+    drift_scenario: Analysis,
 ) -> None:
     foreign, dim = [{"looks": 1e-20}] * 4, [{"looks": 1e-20, "ink": 1e-20}] * 4
-    found = told(story_of_drift, dim, foreign)
-    assert found.causes() == ["looks"]
-    assert found.remedy() == "mend"
-    assert told(story_of_drift, foreign, foreign).remedy() == "retrain"
+    found = with_p_values(drift_scenario, dim, foreign)
+    assert found.contributing_signals() == ["looks"]
+    assert found.action() == "mend"
+    assert with_p_values(drift_scenario, foreign, foreign).action() == "retrain"
 
 
-def test_a_broken_scanner_is_mended_not_learnt(reference: Reference) -> None:
+def test_a_broken_scanner_is_fixed_and_not_trained_on(reference: Reference) -> None:
     rng = np.random.default_rng(16)
-    dim = answered(2000, rng, foreign=0.5)  # spoilt digits look strange, too
+    dim = answered(2000, rng, foreign=0.5)  # altered digits are out of distribution, too
     for number, image in enumerate(dim["image"]):
         dim["image"][number] = bytes(pixel // 2 for pixel in image)
     found = analyse(reference, batches(joined(answered(2000, rng), dim)), [])
-    assert {"looks", "brightness"} <= set(found.causes())
-    assert found.remedy() == "mend"
+    assert {"looks", "brightness"} <= set(found.contributing_signals())
+    assert found.action() == "mend"
     page = report.page(found, OWN)
     assert "Look at what takes the pictures" in page
     assert "digits retrain" not in page
@@ -225,20 +225,20 @@ def test_lately_is_a_full_window_at_least(
     columns["foreign"][500::500] = 0.999  # the first of each window but one
     columns["confidence"][500::500] = 0.3
     found = analyse(reference, batches(columns) if count else [], [])
-    assert found.lately() == first
+    assert found.recent() == first
     assert sum(window.requests for window in found.windows[first:]) == requests
     if count > 500:
-        assert found.strangers(first) == pytest.approx(0, abs=0.03)
+        assert found.ood_share(first) == pytest.approx(0, abs=0.03)
         said = f"strange digits, in the last {requests} requests</dt><dd>"
         assert re.search(f"{said}[0-2][.][0-9]%", report.page(found, OWN))
 
 
-def test_accuracy_is_by_labels_and_estimated_without(story_of_drift: Analysis) -> None:
+def test_accuracy_is_by_labels_and_estimated_without(drift_scenario: Analysis) -> None:
     for first, truth in ((0, 0.955), (10, 0.91)):
-        found = story_of_drift.accuracy(first)
+        found = drift_scenario.accuracy(first)
         assert found
         assert found[1] < truth < found[2]
-        assert story_of_drift.estimated(first) == pytest.approx(truth, abs=0.02)
+        assert drift_scenario.estimated_accuracy(first) == pytest.approx(truth, abs=0.02)
 
 
 def test_the_order_of_rows_changes_nothing(reference: Reference) -> None:
@@ -248,22 +248,28 @@ def test_the_order_of_rows_changes_nothing(reference: Reference) -> None:
     stream = pa.Table.from_batches(batches(columns))
     shuffled = stream.take(rng.permutation(3000)).to_batches(700)
     one, two = (analyse(reference, rows, known) for rows in (stream.to_batches(), shuffled))
-    assert two.faults["late"] + two.faults["out_of_order"] > 2000
+    assert two.issues["late"] + two.issues["out_of_order"] > 2000
     for left, right in zip(one.windows, two.windows, strict=True):
-        assert (left.summary.counts == right.summary.counts).all()
-        assert (left.verdict, left.right) == (right.verdict, right.right)
+        assert (left.histograms.counts == right.histograms.counts).all()
+        assert (left.result, left.correct) == (right.result, right.correct)
 
 
 def test_doubled_requests_and_labels_count_once(reference: Reference) -> None:
     columns = answered(1000, np.random.default_rng(3))
     stream, known = batches(columns), labels(columns, np.arange(100))
-    stranger = {"time": START, "request_id": "id-x", "position": 0, "label": "1", "script": "mnist"}
-    wrong = [stranger, stranger | {"request_id": "id-1", "label": "eleven"}]
+    unmatched = {
+        "time": START,
+        "request_id": "id-x",
+        "position": 0,
+        "label": "1",
+        "script": "mnist",
+    }
+    wrong = [unmatched, unmatched | {"request_id": "id-1", "label": "eleven"}]
     others = list(records.batches(wrong, records.LABELS))
     found = analyse(reference, stream + stream, known + known + others)
     assert [window.requests for window in found.windows] == [500, 500]
-    assert found.faults["doubled"] == 1000
-    assert [found.faults[f"labels_{what}"] for what in ("doubled", "unmatched", "damaged")] == [
+    assert found.issues["doubled"] == 1000
+    assert [found.issues[f"labels_{what}"] for what in ("doubled", "unmatched", "damaged")] == [
         *(100, 1, 1)
     ]
     assert sum(window.labelled for window in found.windows) == 100
@@ -276,7 +282,7 @@ def test_a_label_of_an_id_that_images_share_is_of_none(reference: Reference) -> 
     stream = list(records.batches(rows, records.REQUESTS))
     found = analyse(reference, stream, labels(columns, np.array([0, 2])))
     assert [window.requests for window in found.windows] == [500]
-    assert (found.faults["labels_unmatched"], found.windows[0].labelled) == (1, 1)
+    assert (found.issues["labels_unmatched"], found.windows[0].labelled) == (1, 1)
 
 
 def test_a_gap_is_shown_and_nothing_is_lost(reference: Reference) -> None:
@@ -320,8 +326,8 @@ def test_requests_ahead_of_this_clock_are_judged(reference: Reference) -> None:
     columns = answered(500, np.random.default_rng(17))
     now = int(columns["time"][-1]) - records.SKEW_MS
     found = analyse(reference, batches(columns), [], now_ms=now)
-    assert (found.windows[0].requests, found.faults["clock"], found.gaps) == (500, 0, [])
-    assert analyse(reference, batches(columns), [], now_ms=now - 1).faults["clock"] == 1
+    assert (found.windows[0].requests, found.issues["clock"], found.gaps) == (500, 0, [])
+    assert analyse(reference, batches(columns), [], now_ms=now - 1).issues["clock"] == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -331,7 +337,7 @@ def test_nothing_and_one_request(reference: Reference, count: int) -> None:
     assert len(found.windows) == count
     assert not found.drift
     assert found.since_ms is None
-    assert report.figures(found)["alarms"] == 0
+    assert report.summary_metrics(found)["alarms"] == 0
     assert ("Nothing was asked" in report.page(found, OWN)) == (count == 0)
 
 
@@ -339,24 +345,24 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
     columns = answered(1000, np.random.default_rng(7), foreign=1.0)
     found = analyse(reference, batches(columns), labels(columns, np.arange(1000)))
     assert found.since_ms == START
-    assert found.episodes == [analysis.Episode(0, 0, None)]
+    assert found.alarms == [analysis.Alarm(0, 0, None)]
     assert "Drift at least since 2026-01-05 00:00 UTC" in report.page(found, OWN)
-    over = dataclasses.replace(found, episodes=[analysis.Episode(0, 0, 1)])
-    calm = dataclasses.replace(found.windows[-1].verdict, drift=False)
-    windows = [found.windows[0], dataclasses.replace(found.windows[-1], verdict=calm)]
-    told = report.page(dataclasses.replace(over, windows=windows), OWN)
-    assert "it drifted at least from 2026-01-05 00:00 UTC to" in told
+    over = dataclasses.replace(found, alarms=[analysis.Alarm(0, 0, 1)])
+    calm = dataclasses.replace(found.windows[-1].result, drift=False)
+    windows = [found.windows[0], dataclasses.replace(found.windows[-1], result=calm)]
+    page = report.page(dataclasses.replace(over, windows=windows), OWN)
+    assert "it drifted at least from 2026-01-05 00:00 UTC to" in page
 
 
-def test_a_reference_of_another_model_is_told(reference: Reference) -> None:
+def test_a_reference_of_another_model_is_reported(reference: Reference) -> None:
     columns = answered(600, np.random.default_rng(8))
-    with pytest.raises(DigitsError, match=r"of model v1, but the newest .* by v2"):
+    with pytest.raises(DigitsError, match=r"answers of model v1 .*, found v2"):
         analyse(reference, batches(columns, "v2"), [])
     both = batches(columns, "v2")[:1] + batches(columns)[:1]
     mixed = [batch for batch in both if batch.num_rows]
     renamed = mixed[0].set_column(1, "request_id", pa.array([f"o{n}" for n in range(600)]))
     found = analyse(reference, [renamed, mixed[1]], [])
-    assert found.faults["other_version"] == 600
+    assert found.issues["other_version"] == 600
     assert found.windows[0].requests == 500
 
 
@@ -370,9 +376,9 @@ def two_models(first: str, second: str) -> list[pa.RecordBatch]:
     ).to_batches(700)
 
 
-def test_a_model_that_went_live_again_is_not_passed_over(reference: Reference) -> None:
+def test_a_model_that_went_live_again_is_unexpected(reference: Reference) -> None:
     rolled_back = two_models("v1", "v2")[::-1]  # its order is that of the times
-    with pytest.raises(DigitsError, match="the newest requests were answered by v2"):
+    with pytest.raises(DigitsError, match=r"the newest requests: .*, found v2"):
         analyse(reference, rolled_back, [])
     assert analyse(reference, two_models("v2", "v1"), []).windows[0].requests == 260
 
@@ -385,14 +391,14 @@ def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None
         *records.batches([stray], records.LABELS),
     ]
     found = analyse(reference, two_models("v0", "v1"), known)
-    assert found.faults["labels_other_version"] == 320
-    assert found.faults["labels_unmatched"] == 1
+    assert found.issues["labels_other_version"] == 320
+    assert found.issues["labels_unmatched"] == 1
     assert sum(window.labelled for window in found.windows) == 130
     assert "320 labels of what another model answered" in report.page(found, OWN)
 
 
-def test_other_classes_are_told(reference: Reference) -> None:
-    with pytest.raises(DigitsError, match="other classes"):
+def test_other_classes_are_reported(reference: Reference) -> None:
+    with pytest.raises(DigitsError, match=r"expected [0-9]+ classes"):
         analysis.analyse(lambda: [], [], reference, OWN, ("a", "b"), 28)
 
 
@@ -416,8 +422,8 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_report_is_whole_and_fetches_nothing(story_of_drift: Analysis) -> None:
-    page = report.page(story_of_drift, OWN)
+def test_the_report_is_whole_and_fetches_nothing(drift_scenario: Analysis) -> None:
+    page = report.page(drift_scenario, OWN)
     tags = Tags()
     tags.feed(page)
     assert not tags.open
@@ -427,15 +433,15 @@ def test_the_report_is_whole_and_fetches_nothing(story_of_drift: Analysis) -> No
     for heading in ("What caused it", "What to do", "Digits that caused it", "All windows"):
         assert heading in page
     assert "digits retrain" in page
-    assert page == report.page(story_of_drift, OWN)
+    assert page == report.page(drift_scenario, OWN)
     assert "Drift since 2026-01-05 01:23 UTC" in page
 
 
-def test_the_last_of_many_windows_and_gaps_are_named_so(story_of_drift: Analysis) -> None:
-    page = report.page(story_of_drift, OWN)
+def test_the_last_of_many_windows_and_gaps_are_named_so(drift_scenario: Analysis) -> None:
+    page = report.page(drift_scenario, OWN)
     assert page.count("<tr><td>") == 21
     gaps = [(START + n * SECOND, START + n * SECOND) for n in range(0, 6000, 60)]
-    many = dataclasses.replace(story_of_drift, windows=story_of_drift.windows * 50, gaps=gaps)
+    many = dataclasses.replace(drift_scenario, windows=drift_scenario.windows * 50, gaps=gaps)
     page = report.page(many, OWN)
     assert "The last 1,000 of 1,050 windows" in page
     assert page.count("<tr><td>") == 1000
@@ -452,9 +458,9 @@ def test_names_in_the_report_are_escaped(reference: Reference) -> None:
     assert "&lt;b&gt;&amp;" in page
 
 
-def test_windows_csv_has_a_row_a_window(story_of_drift: Analysis, tmp_path: Path) -> None:
+def test_windows_csv_has_a_row_a_window(drift_scenario: Analysis, tmp_path: Path) -> None:
     path = tmp_path / "windows.csv"
-    report.write_windows(path, story_of_drift.windows)
+    report.write_windows(path, drift_scenario.windows)
     head, *rows = path.read_text().splitlines()
     assert len(rows) == 21
     assert {row.count(",") for row in rows} == {head.count(",")}
@@ -487,7 +493,7 @@ def test_a_million_requests_in_ten_seconds_and_500_megabytes(
     records.write(folder / "labels.parquet", labels(columns, np.arange(9)), records.LABELS)
     images = np.frombuffer(b"".join(columns["image"][:5600]), np.uint8).reshape(-1, 28, 28)
     pool = Digits(images, columns["truth"][:5600].astype(np.uint8), "mnist", False, 10)
-    write_pool(tmp_path / "validation.npz", [pool])
+    write_split(tmp_path / "validation.npz", [pool])
     start = time.monotonic()
     arguments = ["--production", str(folder), "--validation", str(tmp_path / "validation.npz")]
     arguments += ["--out", str(tmp_path / "out")]

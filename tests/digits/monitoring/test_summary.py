@@ -7,11 +7,11 @@ from conftest import random_digits
 from digits.monitoring.histograms import (
     CLASSES_START,
     IMAGE_SIGNALS,
-    LOOKS,
+    JOINT_SHAPE,
     SIGNALS,
-    Summary,
+    Histograms,
     bins,
-    of_signal,
+    signal_bins,
     statistics,
 )
 
@@ -23,10 +23,10 @@ def answers(count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
     return images, rng.integers(0, 10, count), rng.random(count), rng.random(count)
 
 
-def counted(columns: tuple[np.ndarray, ...], part: np.ndarray | slice = slice(None)) -> Summary:
+def counted(columns: tuple[np.ndarray, ...], part: np.ndarray | slice = slice(None)) -> Histograms:
     """Return the summary of some of the requests."""
     images, labels, confidence, foreign = (column[part] for column in columns)
-    return Summary.of(images, labels, confidence, foreign, 10)
+    return Histograms.of(images, labels, confidence, foreign, 10)
 
 
 def test_parts_sum_to_the_whole_in_any_order() -> None:
@@ -50,7 +50,7 @@ def test_every_value_has_a_bin(value: float) -> None:
     images = np.zeros((1, 28, 28), np.uint8)
     place = bins(images, np.array([9]), np.array([value]), np.array([value]))
     assert (place >= 0).all()
-    assert place[0, 0] < LOOKS[0] * LOOKS[1]
+    assert place[0, 0] < JOINT_SHAPE[0] * JOINT_SHAPE[1]
     assert place[0, -1] == CLASSES_START + 9
 
 
@@ -73,11 +73,11 @@ def test_statistics_of_known_images() -> None:
 def test_each_signal_counts_every_request() -> None:
     counts = counted(answers(70)).counts
     for signal in SIGNALS[:-1]:
-        assert of_signal(counts, signal).sum() == 70
-        assert of_signal(np.stack([counts, counts]), signal).shape[0] == 2
+        assert signal_bins(counts, signal).sum() == 70
+        assert signal_bins(np.stack([counts, counts]), signal).shape[0] == 2
 
 
 def test_no_request_is_an_empty_summary() -> None:
     nothing = np.zeros(0)
     images = np.zeros((0, 28, 28), np.uint8)
-    assert len(Summary.of(images, nothing.astype(int), nothing, nothing, 10)) == 0
+    assert len(Histograms.of(images, nothing.astype(int), nothing, nothing, 10)) == 0

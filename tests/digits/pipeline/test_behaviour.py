@@ -19,8 +19,8 @@ from core import params
 from core.dataset import Digits
 from digits.evaluation import metrics
 from digits.model import network as model
-from digits.model.training import Recipe, fit
-from digits.pipeline.train import find_foreign, find_temperature
+from digits.model.training import TrainConfig, fit
+from digits.pipeline.train import build_ood_score, fit_temperature
 
 pytestmark = pytest.mark.slow
 VALUES = params.load(ROOT / "params.yaml")
@@ -52,19 +52,19 @@ class Subject:
 @pytest.fixture(scope="module")
 def shorter() -> Subject:
     """Train on 10,000 digits for 4 epochs: some five seconds."""
-    recipe = params.section(Recipe, VALUES, "train")
+    config = params.section(TrainConfig, VALUES, "train")
     task = dataclasses.replace(params.task(VALUES), epochs=4)
     digits = mnist_part("train", 12_000)
     pool = digits.images, digits.labels.astype(np.int32)
-    model.make_exact(task.seed)
+    model.make_deterministic(task.seed)
     network = model.build(28, 10)
     training, validation = (
         (pool[0][part], pool[1][part]) for part in (slice(10_000), slice(10_000, None))
     )
-    fit(network, training, validation, task, recipe)
+    fit(network, training, validation, task, config)
     plain = model.fold(network)
-    temperature = find_temperature(model.predict(plain, validation[0]), validation[1])
-    foreign = find_foreign(plain, training, validation[0])
+    temperature = fit_temperature(model.predict(plain, validation[0]), validation[1])
+    foreign = build_ood_score(plain, training, validation[0])
     calibrated = model.calibrate(plain, temperature, ["mnist"], foreign)
     return Subject(calibrated, mnist_part("t10k", 2000), *SHORTER)
 

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from core import params
 from core.dataset import read_csv
 from core.errors import DigitsError
-from digits.pipeline.foreign import Params, PerClass, pick
+from digits.pipeline.foreign import Params, PerClass, select_parts
 from digits.sources.fetch import SETS
 
 
@@ -68,7 +68,7 @@ def test_a_published_block_reads_its_layout(tmp_path: Path, layout: str) -> None
 
 def test_train_and_production_never_share_a_digit() -> None:
     train, test = random_digits(100), random_digits(50)
-    parts = pick(train, test, PerClass(train=6, test=2, production=4), seed=1)
+    parts = select_parts(train, test, PerClass(train=6, test=2, production=4), seed=1)
     images = {part: {image.tobytes() for image in parts[part].images} for part in parts}
     assert {part: len(rows) for part, rows in images.items()} == {
         "train": 60,
@@ -76,8 +76,8 @@ def test_train_and_production_never_share_a_digit() -> None:
         "production": 40,
     }
     assert not images["train"] & images["production"]
-    with pytest.raises(DigitsError, match="asks for 11 digits of class 0 for train and production"):
-        pick(train, test, PerClass(train=6, test=2, production=5), seed=1)
+    with pytest.raises(DigitsError, match="needs 11 digits of class 0 for train and production"):
+        select_parts(train, test, PerClass(train=6, test=2, production=5), seed=1)
 
 
 @pytest.mark.prove

@@ -24,7 +24,7 @@ prepare: {production_count: 40, validation_share: 0.2, foreign_share: 0.0}
 
 
 def letters(count: int, seed: int) -> Digits:
-    """Return four patterns, told apart by the quarter that holds the ink."""
+    """Return four patterns, distinguished by the quarter that holds the ink."""
     rng = np.random.default_rng(seed)
     labels = (np.arange(count) % 4).astype(np.uint8)
     images = rng.integers(0, 60, (count, 20, 20), np.uint8)

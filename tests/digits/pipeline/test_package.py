@@ -1,4 +1,4 @@
-"""The packaged model: what it holds, that it predicts without this project, that damage is told."""
+"""The packaged model: its content, predictions without this project, and corrupted files."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import Project, environment, mnist_part, python
 
-from core.dataset import read_pool
+from core.dataset import read_split
 
 PREDICT = """
 import sys, json, warnings
@@ -57,7 +57,7 @@ def test_the_folder_predicts_without_this_project(reproduced: Project, tmp_path:
 
 
 @pytest.mark.slow
-def test_the_folder_tells_where_it_came_from(reproduced: Project) -> None:
+def test_the_folder_states_where_it_came_from(reproduced: Project) -> None:
     package = reproduced.root / "data" / "package"
     model = yaml.safe_load((package / "MLmodel").read_text("utf-8"))
     assert model["metadata"] == {"scripts": ["mnist"], "classes": list("0123456789")}
@@ -94,7 +94,7 @@ def other_version(model: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_damaged_folder_is_told(reproduced: Project, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_reported(reproduced: Project, tmp_path: Path) -> None:
     package, messages, models = reproduced.root / "data" / "package", [], []
     for damage in (damage_weights, cut_manifest, other_version):
         model = tmp_path / damage.__name__
@@ -110,16 +110,16 @@ def test_a_damaged_folder_is_told(reproduced: Project, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    told = done.stdout.splitlines()
-    assert len(told) == len(messages), done.stderr
-    assert all(message in line for message, line in zip(messages, told, strict=True)), told
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(messages), done.stderr
+    assert all(message in line for message, line in zip(messages, lines, strict=True)), lines
 
 
 @pytest.mark.slow
 def test_smoke_items_are_validation_digits_with_their_labels(reproduced: Project) -> None:
     text = (reproduced.root / "data" / "package" / "smoke.jsonl").read_text("utf-8")
     items = [json.loads(line) for line in text.splitlines()]
-    known, *_ = read_pool(reproduced.root / "data" / "prepared" / "validation.npz", 10, 28)
+    known, *_ = read_split(reproduced.root / "data" / "prepared" / "validation.npz", 10, 28)
     count = min(200, len(known))
     images = [item["request"]["data"] for item in items]
     np.testing.assert_array_equal(np.concatenate(images), known.images[:count])
@@ -157,7 +157,7 @@ def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_tells_of_a_damaged_model(project: Project) -> None:
+def test_evaluate_states_of_a_damaged_model(project: Project) -> None:
     path = project.root / "data" / "model" / "model.keras"
     whole = path.read_bytes()
     path.unlink()  # a link to DVC's cache, perhaps

@@ -14,7 +14,7 @@ from digits.pipeline.prepare import (
     FEWEST,
     check_apart,
     check_enough,
-    check_left_overs,
+    check_unknown_scripts,
     labelled_sets,
     mix,
 )
@@ -40,7 +40,7 @@ def test_nothing_and_everything_can_be_split_off() -> None:
     digits = random_digits(20)
     assert [len(part) for part in split(digits, 0, 1)] == [0, 20]
     assert [len(part) for part in split(digits, 20, 1)] == [20, 0]
-    with pytest.raises(DigitsError, match="cannot set 30 of 20 digits apart"):
+    with pytest.raises(DigitsError, match=r"expected at least 30 digits .*, found 20"):
         split(digits, 30, 1)
 
 
@@ -60,31 +60,33 @@ def test_foreign_share_is_the_share_of_all() -> None:
     assert mix(mnist, [script], 0, seed=1) == []
 
 
-def test_a_share_that_cannot_be_had_is_told() -> None:
-    with pytest.raises(DigitsError, match="needs 900 digits of each script, but there are 400"):
+def test_a_share_that_cannot_be_had_is_reported() -> None:
+    with pytest.raises(DigitsError, match="needs 900 images per script; 400 are available"):
         mix(random_digits(900), [random_digits(400)], 0.5, seed=1)
-    with pytest.raises(DigitsError, match=r"0\.307 is the most"):
+    with pytest.raises(DigitsError, match=r"Maximum: 0\.307"):
         mix(random_digits(900), [random_digits(400)], 0.5, seed=1)
     with pytest.raises(DigitsError, match="names no script"):
         mix(random_digits(900), [], 0.5, seed=1)
 
 
-def test_labelled_digits_are_told_apart_by_name(tmp_path: Path) -> None:
+def test_labelled_digits_are_reported_apart_by_name(tmp_path: Path) -> None:
     for name in ("mnist_week1.csv", "mnist_week2.csv", "japanese_week2.csv"):
         write_csv(tmp_path / name, random_digits(10))
     scripts = ["mnist", "japanese"]
     found = labelled_sets(tmp_path, TASK, scripts)
     assert [(part.name, len(part)) for part in found] == [("japanese", 10), ("mnist", 20)]
-    with pytest.raises(DigitsError, match=r"japanese_week2\.csv: its name must be"):
+    with pytest.raises(DigitsError, match=r"japanese_week2\.csv: expected a name SCRIPT_"):
         labelled_sets(tmp_path, TASK, ["mnist"])
 
 
-def test_a_file_of_a_script_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_file_of_a_script_that_is_gone_is_reported(tmp_path: Path) -> None:
     for part in ("train", "test"):
         (tmp_path / f"greek_{part}.csv").touch()
-    with pytest.raises(DigitsError, match=r"delete greek_test\.csv, greek_train\.csv"):
-        check_left_overs(tmp_path, ["japanese"])
-    check_left_overs(tmp_path, ["greek"])
+    with pytest.raises(
+        DigitsError, match=r"greek_test\.csv, greek_train\.csv: .* Delete the files"
+    ):
+        check_unknown_scripts(tmp_path, ["japanese"])
+    check_unknown_scripts(tmp_path, ["greek"])
 
 
 def test_test_data_that_is_training_data_is_refused() -> None:
@@ -95,7 +97,7 @@ def test_test_data_that_is_training_data_is_refused() -> None:
 
 
 def test_too_few_digits_for_a_later_stage_are_refused() -> None:
-    assert FEWEST == drift.FEWEST
+    assert FEWEST == drift.MIN_DIGITS
     digits = random_digits(30)
     check_enough([digits], [digits[:10]])
     with pytest.raises(DigitsError, match="9 digits are left for validation, expected at least 10"):

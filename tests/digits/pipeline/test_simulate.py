@@ -15,7 +15,7 @@ import pytest
 from conftest import Project, environment
 from pyarrow import parquet
 
-from core.dataset import Digits, read_pool, write_csv
+from core.dataset import Digits, read_split, write_csv
 from core.files import sha256
 from digits.model import network as model
 from digits.production.records import LABELS, REQUESTS
@@ -66,7 +66,7 @@ def test_the_answers_are_the_models(reproduced: Project) -> None:
 def test_the_reference_is_the_validation_pool_in_its_order(reproduced: Project) -> None:
     answered = table(reproduced, "reference.parquet")
     assert answered.schema.equals(REQUESTS)
-    parts = read_pool(reproduced.root / "data/prepared/validation.npz", 10, 28)
+    parts = read_split(reproduced.root / "data/prepared/validation.npz", 10, 28)
     np.testing.assert_array_equal(images(answered), np.concatenate([part.images for part in parts]))
     assert set(answered["deployment"].to_pylist()) == {"reference"}
     first = table(reproduced, "requests.parquet")["time"][0].as_py()
@@ -91,7 +91,7 @@ def test_labelled_digits_do_not_come_again(project: Project, tmp_path: Path) -> 
     known = images(answered)[-50:]  # as the broken scanner made them
     labels = np.zeros(len(known), np.uint8)
     write_csv(project.root / "data/labelled/mnist_1.csv", Digits(known, labels, "mnist", False, 10))
-    assert "are in data/labelled and do not come again" in simulate(project, tmp_path)
+    assert "are in data/labelled and are not drawn again" in simulate(project, tmp_path)
     again = images(parquet.read_table(tmp_path / "requests.parquet"))
     seen = {image.tobytes() for image in known}
     assert not any(image.tobytes() in seen for image in again)
@@ -124,12 +124,12 @@ QUICK = ("no run()", "answers less")
 def test_a_score_py_that_fails_is_named_and_leaves_nothing(
     fault: str, reproduced: Project, tmp_path: Path
 ) -> None:
-    source, told = SCORES[fault]
+    source, message = SCORES[fault]
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "score.py").write_text(source)
     said = simulate(reproduced, tmp_path / "out", code=1, scoring=tmp_path / "code")
     assert f"simulate: {tmp_path / 'code' / 'score.py'}: " in said
-    assert told in said
+    assert message in said
     assert "Traceback" not in said
     assert not list((tmp_path / "out").glob("*"))
 
@@ -140,21 +140,21 @@ def damage(pool: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "message"),
     [
-        (damage, "is damaged"),
-        (Path.unlink, "not found; run `dvc repro` first"),
+        (damage, "is corrupted"),
+        (Path.unlink, "not found. Run `dvc repro` first"),
     ],
 )
-def test_a_bad_pool_is_named(
-    harm: Callable[[Path], None], told: str, reproduced: Project, tmp_path: Path
+def test_an_invalid_split_is_reported(
+    harm: Callable[[Path], None], message: str, reproduced: Project, tmp_path: Path
 ) -> None:
     pool = tmp_path / "production.npz"
     shutil.copyfile(reproduced.root / "data/prepared/production.npz", pool)
     harm(pool)
     said = simulate(reproduced, tmp_path / "out", code=1, pool=pool)
     assert f"simulate: {pool}: " in said
-    assert told in said
+    assert message in said
     assert not (tmp_path / "out").exists()
 
 

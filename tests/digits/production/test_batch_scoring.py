@@ -1,4 +1,4 @@
-"""Files scored on all cores: whole or told, never half; a run that was stopped goes on."""
+"""Files scored on all cores: complete answers or an error, continued after an interruption."""
 
 import dataclasses
 import json
@@ -89,9 +89,9 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
     for name, (content, reason) in bad.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        with pytest.raises(DigitsError, match=reason) as told:
+        with pytest.raises(DigitsError, match=reason) as caught:
             scored([tmp_path / name], out, model)
-        assert str(tmp_path / name) in str(told.value)
+        assert str(tmp_path / name) in str(caught.value)
         assert not (out / name).exists()
     for kind, images, reason in (
         (pa.binary(), IMAGES[:2, :5], "row 0: is no picture of a digit"),
@@ -115,7 +115,9 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
         scored([tmp_path / "gap.parquet"], out, model)
     with pytest.raises(DigitsError, match="two files"):
         scored([whole, tmp_path / "x" / "whole.parquet"], out, model)
-    with pytest.raises(DigitsError, match="--script klingon: the model knows mnist"):
+    with pytest.raises(
+        DigitsError, match="--script klingon: expected a script of the model: mnist"
+    ):
         scored([whole], out, model, "klingon")
     with pytest.raises(DigitsError, match="dvc"):
         scored([whole], out, tmp_path / "nowhere")
@@ -171,7 +173,7 @@ def test_a_part_that_is_damaged_or_gone_is_done_again(tmp_path: Path, left: byte
     if left:
         batch.place(folder, 0).write_bytes(left)
     (folder / batch.SUCCESS).write_text("1")
-    with ThreadPoolExecutor(1) as pool, patch.object(scoring, "work", lambda *_: 10):
+    with ThreadPoolExecutor(1) as pool, patch.object(scoring, "score_part", lambda *_: 10):
         wanted = batch.origin(path, "5ee", None)
         said = list(scoring._score(pool, path, folder, wanted, 28))
     assert said == [(10, True)]
@@ -188,7 +190,7 @@ def test_a_disk_that_fails_takes_nothing_of_what_is_done(tmp_path: Path) -> None
         with (
             ThreadPoolExecutor(1) as pool,
             patch.object(batch, "parts", side_effect=error),
-            pytest.raises(DigitsError, match="run again: it goes on"),
+            pytest.raises(DigitsError, match="Run again to continue"),
         ):
             list(scoring._score(pool, path, folder, wanted, 28))
         assert batch.place(folder, 1).exists()

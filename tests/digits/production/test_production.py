@@ -1,4 +1,4 @@
-"""What enters monitoring may be damaged, doubled, late: counted, never fatal, never twice."""
+"""Records of production: corrupted, duplicate and late rows are counted and never fatal."""
 
 import base64
 import datetime
@@ -38,7 +38,7 @@ def look(*rows: dict[str, Any], now_ms: int | None = None) -> records.Rows:
         pa.RecordBatch.from_pylist(list(rows[start : start + 2]), records.REQUESTS)
         for start in range(0, len(rows), 2)
     ]
-    return records.look(batches, CLASSES, 28, {"v1"}, now_ms)
+    return records.scan(batches, CLASSES, 28, {"v1"}, now_ms)
 
 
 @pytest.mark.parametrize(
@@ -59,52 +59,52 @@ def look(*rows: dict[str, Any], now_ms: int | None = None) -> records.Rows:
 )
 def test_a_damaged_row_is_counted_as_such(change: dict[str, Any]) -> None:
     found = look(row(0), row(1, **change), row(2))
-    assert found.faults == dict.fromkeys(records.FAULTS, 0) | {"damaged": 1}
-    assert found.counts.tolist() == [True, False, True]
+    assert found.issues == dict.fromkeys(records.ISSUES, 0) | {"damaged": 1}
+    assert found.valid.tolist() == [True, False, True]
 
 
 def test_a_retry_counts_once_and_a_second_image_is_no_retry() -> None:
     found = look(row(0), row(1), row(0), row(0, position=1), row(1, digit="4"))
-    assert found.faults["doubled"] == 2
-    assert found.counts.tolist() == [True, True, False, True, False]
+    assert found.issues["doubled"] == 2
+    assert found.valid.tolist() == [True, True, False, True, False]
 
 
 def test_another_image_under_the_same_id_is_a_request_of_its_own() -> None:
     found = look(row(0), row(0, image=bytes([7]) * 784), row(0))
-    assert found.counts.tolist() == [True, True, False]
-    assert found.faults["doubled"] == 1
+    assert found.valid.tolist() == [True, True, False]
+    assert found.issues["doubled"] == 1
 
 
 def test_a_damaged_row_does_not_hide_its_retry() -> None:
     found = look(row(0, image=b""), row(0))
-    assert found.counts.tolist() == [False, True]
-    assert found.faults["doubled"] == 0
+    assert found.valid.tolist() == [False, True]
+    assert found.issues["doubled"] == 0
 
 
 def test_a_clock_in_the_future_is_counted() -> None:
     now = int(START.timestamp() * 1000) + 1000
     found = look(row(0), row(1), row(500), now_ms=now)
-    assert found.faults["clock"] == 1
-    assert found.counts.tolist() == [True, True, False]
+    assert found.issues["clock"] == 1
+    assert found.valid.tolist() == [True, True, False]
 
 
 def test_another_model_is_counted_not_judged() -> None:
     found = look(row(0), row(1, model_version="v2"), row(2, model_version=""))
-    assert found.faults["other_version"] == 2
-    assert found.counts.tolist() == [True, False, False]
+    assert found.issues["other_version"] == 2
+    assert found.valid.tolist() == [True, False, False]
 
 
 def test_late_rows_and_those_out_of_order_count() -> None:
     found = look(row(7200), row(7199), row(3), row(7201))
-    assert found.faults["out_of_order"] == 1
-    assert found.faults["late"] == 1
-    assert found.counts.all()
+    assert found.issues["out_of_order"] == 1
+    assert found.issues["late"] == 1
+    assert found.valid.all()
 
 
 def test_no_rows_at_all() -> None:
     found = look()
-    assert not len(found.counts)
-    assert not any(found.faults.values())
+    assert not len(found.valid)
+    assert not any(found.issues.values())
 
 
 def line(**changes: Any) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def line(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_line_of_the_collector_becomes_rows() -> None:
-    first, second = records.collected(json.dumps(line()).encode())
+    first, second = records.parse_requests(json.dumps(line()).encode())
     assert (first["request_id"], first["position"], second["position"]) == ("abc", 0, 1)
     assert first["deployment"] == "blue"
     assert first["time"] == datetime.datetime(2026, 1, 5, 10, tzinfo=datetime.UTC)
@@ -161,7 +161,7 @@ def test_a_line_of_the_collector_becomes_rows() -> None:
 )
 def test_a_damaged_line_raises_value_error_alone(damaged: bytes) -> None:
     with pytest.raises(ValueError):
-        records.collected(damaged)
+        records.parse_requests(damaged)
 
 
 @pytest.mark.parametrize(
@@ -178,10 +178,10 @@ def test_a_damaged_line_raises_value_error_alone(damaged: bytes) -> None:
 def test_a_damaged_label_raises_value_error_alone(change: dict[str, Any]) -> None:
     whole = {"time": "2026-01-05T10:00:00.500Z", "request_id": "abc", "position": 1}
     whole |= {"label": "7", "script": "mnist"}
-    (row,) = records.labelled(json.dumps(whole).encode())
+    (row,) = records.parse_label(json.dumps(whole).encode())
     assert row["label"] == "7"
     with pytest.raises(ValueError):
-        records.labelled(json.dumps(whole | change).encode())
+        records.parse_label(json.dumps(whole | change).encode())
 
 
 def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
@@ -193,13 +193,13 @@ def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
     assert np.array_equal(records.images(batch, 28)[:, 0, 0], np.arange(5))
 
 
-def test_files_that_are_no_use_are_told(tmp_path: Path) -> None:
+def test_files_that_are_no_use_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "requests.parquet"
-    with pytest.raises(DigitsError, match="not found; run `dvc repro`"):
+    with pytest.raises(DigitsError, match=r"not found\. Run `dvc repro`"):
         list(records.read(path, records.REQUESTS))
     path.write_bytes(b"no parquet")
-    with pytest.raises(DigitsError, match="is damaged"):
+    with pytest.raises(DigitsError, match="is corrupted"):
         list(records.read(path, records.REQUESTS))
     records.write(path, records.batches([], records.LABELS), records.LABELS)
-    with pytest.raises(DigitsError, match="its columns are not time, request_id"):
+    with pytest.raises(DigitsError, match="expected the columns time, request_id"):
         list(records.read(path, records.REQUESTS))

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, environment, python
 
 from core import params
-from core.dataset import Digits, write_csv, write_pool
+from core.dataset import Digits, write_csv, write_split
 from core.errors import DigitsError
 from digits.production.traffic import HOUR_MS, NEVER, Noise, Pool, Schedule, Stream, read
 
@@ -104,9 +104,11 @@ def test_every_image_is_of_the_pool_and_carries_its_truth() -> None:
         assert known[image.tobytes()] == (label, script)
 
 
-def test_a_script_that_the_pool_lacks_falls_to_mnist_and_is_told() -> None:
+def test_a_script_that_the_pool_lacks_falls_to_mnist_and_is_reported() -> None:
     requests = stream({"share": {"thai": 0.5, "japanese": 0.3}})
-    assert requests.notes == ["no digits of thai are kept for production: MNIST's come instead"]
+    assert requests.notes == [
+        "no digits of thai are in the split production: MNIST's are sent instead"
+    ]
     assert (scripts(requests) == "japanese").mean() == pytest.approx(0.3, abs=0.05)
     assert (scripts(requests) == "mnist").mean() == pytest.approx(0.7, abs=0.05)
 
@@ -115,9 +117,11 @@ def test_a_broken_scanner_dims_moves_and_thins() -> None:
     plan = schedule({"noise": {"brightness": [0.5, 0.5], "shift_pixels": 0, "thinned_share": 0.0}})
     dim, every = plan.phases[0].noise, np.arange(300)
     pool = Pool(POOL, plan, 1)
-    np.testing.assert_array_equal(pool.look(every, dim), np.rint(POOL[0].images * np.float32(0.5)))
+    np.testing.assert_array_equal(
+        pool.images_at(every, dim), np.rint(POOL[0].images * np.float32(0.5))
+    )
 
-    moved = pool.look(every, Noise((1.0, 1.0), 3, 0.0))
+    moved = pool.images_at(every, Noise((1.0, 1.0), 3, 0.0))
     places = set()
     for image, original in zip(moved, POOL[0].images, strict=True):
         padded = np.pad(original, 3)
@@ -128,32 +132,32 @@ def test_a_broken_scanner_dims_moves_and_thins() -> None:
     strokes = np.zeros((1, 28, 28), np.uint8)
     strokes[0, 5:8, 5:20] = 255
     one = Pool([Digits(strokes, np.zeros(1, np.uint8), "mnist", False, 10)], plan, 1)
-    thinned = one.look(np.arange(1), Noise((1.0, 1.0), 0, 1.0))
+    thinned = one.images_at(np.arange(1), Noise((1.0, 1.0), 0, 1.0))
     assert thinned.sum() == 2 * 14 * 255
     np.testing.assert_array_equal(one.images, strokes)  # the pool itself stays as it was
 
 
 def test_labels_come_late_and_for_a_share_of_the_digits() -> None:
     requests = stream({"requests_an_hour": 5000.0, "share": {"devanagari": 0.2}})
-    told = requests.label_times != NEVER
+    has_label = requests.label_times != NEVER
     for script, count in (("mnist", 60), ("devanagari", 12)):  # a fifth of the digits
         of_it = scripts(requests) == script
-        labelled = set(requests.digit[of_it & told])
+        labelled = set(requests.digit[of_it & has_label])
         assert len(labelled) == count
-        assert labelled.isdisjoint(requests.digit[of_it & ~told])
-    delays = (requests.label_times - requests.times)[told] / HOUR_MS
+        assert labelled.isdisjoint(requests.digit[of_it & ~has_label])
+    delays = (requests.label_times - requests.times)[has_label] / HOUR_MS
     assert delays.min() > 0
     assert delays.mean() == pytest.approx(48, rel=0.02)
     order = requests.known_labels()
     assert (np.diff(requests.label_times[order]) >= 0).all()
-    assert len(order) == told.sum()
+    assert len(order) == has_label.sum()
     assert len(stream({}, labelled_share=0.0).known_labels()) == 0
     assert len(stream({}, labelled_share=1.0).known_labels()) == 1000
 
 
 def test_what_was_labelled_never_comes_again_whatever_the_scanner_did(tmp_path: Path) -> None:
     plan = schedule({}, {"name": "broken", "noise": BROKEN})
-    write_pool(tmp_path / "pool.npz", POOL)
+    write_split(tmp_path / "pool.npz", POOL)
     before = read(tmp_path / "pool.npz", tmp_path / "labelled", plan, 10, 28, 1)
     assert before.notes == []
     part = before.part(900, 1100)  # some of both phases
@@ -167,23 +171,23 @@ def test_what_was_labelled_never_comes_again_whatever_the_scanner_did(tmp_path: 
     (note,) = after.notes
     assert note.startswith(f"{len(set(taken))} digits of ")
     left = 300 - len(set(taken))  # of which another share is labelled in its turn
-    told = set(after.digit[after.label_times != NEVER])
-    assert round(0.2 * left) - 3 <= len(told) <= round(0.2 * left)
+    labelled = set(after.digit[after.label_times != NEVER])
+    assert round(0.2 * left) - 3 <= len(labelled) <= round(0.2 * left)
 
 
 def test_a_pool_without_mnist_says_what_to_do() -> None:
     plan = schedule({})
-    with pytest.raises(DigitsError, match=r"raise prepare\.production_count"):
+    with pytest.raises(DigitsError, match=r"Increase prepare\.production_count"):
         Stream(Pool([POOL[0][:0], POOL[1]], plan, 1), plan, 1)
 
 
 @pytest.mark.parametrize(
-    ("phases", "values", "told"),
+    ("phases", "values", "message"),
     [
         ([{"share": {"devanagari": 1.2}}], {}, "phases.0.share.devanagari"),
-        ([{"share": {"devanagari": [0.1, 0.7], "thai": [0.0, 0.4]}}], {}, "come to more than 1"),
+        ([{"share": {"devanagari": [0.1, 0.7], "thai": [0.0, 0.4]}}], {}, "sum to more than 1"),
         ([{"hours": 0.0}], {}, "phases.0.hours is 0.0"),
-        ([{}, {}], {}, "phases must differ in name; twice: quiet"),
+        ([{}, {}], {}, "names of phases must be unique; found twice: quiet"),
         ([{"noise": BROKEN | {"brightness": [0.7, 0.3]}}], {}, "must not be above"),
         ([{"noise": BROKEN | {"shift_pixels": 2.5}}], {}, "shift_pixels"),
         ([{"rate": 1.0}], {}, "simulate.phases.0.rate"),
@@ -194,15 +198,15 @@ def test_a_pool_without_mnist_says_what_to_do() -> None:
     ],
 )
 def test_a_schedule_that_cannot_be(
-    phases: list[dict[str, Any]], values: dict[str, Any], told: str
+    phases: list[dict[str, Any]], values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DigitsError, match=r"params\.yaml") as refused:
         schedule(*phases, **values)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_an_unknown_phase_is_named_with_those_that_there_are() -> None:
-    with pytest.raises(DigitsError, match=r"loud: no such phase; params\.yaml has quiet"):
+    with pytest.raises(DigitsError, match=r"loud: no such phase\. params\.yaml has quiet"):
         stream({}).first("loud")
 
 
@@ -231,7 +235,7 @@ def test_a_million_requests_are_drawn_within_a_gigabyte(tmp_path: Path) -> None:
     assert text.count("requests_an_hour: 100.0") == 4
     text = text.replace("requests_an_hour: 100.0", "requests_an_hour: 2500.0")
     (tmp_path / "params.yaml").write_text(text, "utf-8")
-    write_pool(tmp_path / "pool.npz", [digits("mnist", 5000), *POOL[1:]])
+    write_split(tmp_path / "pool.npz", [digits("mnist", 5000), *POOL[1:]])
     done = subprocess.run(
         python(MILLION, "pool.npz"),
         cwd=tmp_path,
@@ -247,7 +251,7 @@ def test_a_million_requests_are_drawn_within_a_gigabyte(tmp_path: Path) -> None:
     print(f"{megabytes} MB")
 
 
-def test_params_yaml_tells_the_story() -> None:
+def test_the_schedule_of_params_yaml() -> None:
     plan = params.section(Schedule, params.load(ROOT / "params.yaml"), "simulate")
     requests = Stream(Pool(POOL, plan, 1), plan, 1)
     assert 30_000 <= len(requests) <= 60_000

@@ -1,4 +1,4 @@
-"""Being told the script: it decides between look-alikes, and doubt saves what it would lose."""
+"""Predictions given the script: it decides between similar characters, as a prior only."""
 
 import numpy as np
 

@@ -245,7 +245,7 @@ NO_DIGIT = {
 
 
 @pytest.mark.parametrize(("sent", "status", "reason"), NO_DIGIT.values(), ids=NO_DIGIT.keys())
-def test_what_is_no_digit_is_told_in_a_sentence(sent: bytes, status: int, reason: str) -> None:
+def test_what_is_no_digit_is_reported_in_a_sentence(sent: bytes, status: int, reason: str) -> None:
     with pytest.raises(RefusedError) as refusal:
         decode(sent, 28, normalise)
     assert refusal.value.status == status

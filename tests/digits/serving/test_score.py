@@ -256,7 +256,7 @@ def test_only_loopback_is_listened_on(endpoint: Endpoint) -> None:
     assert f"00000000:{endpoint.port:04X}" not in local
 
 
-def test_a_folder_without_a_model_is_told_and_leaves_no_server(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_reported_and_leaves_no_server(tmp_path: Path) -> None:
     code = serving_code(tmp_path / "code")
     (tmp_path / "model").mkdir()
     port = free_port()

@@ -82,7 +82,7 @@ def test_idx_files_as_they_are_downloaded_are_read(tmp_path: Path) -> None:
         (b"\x00\x00\x08\x03" + struct.pack(">3I", *[2**32 - 1] * 3), "its header says"),
     ],
 )
-def test_a_bad_idx_file_is_told(tmp_path: Path, data: bytes, message: str) -> None:
+def test_a_bad_idx_file_is_reported(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "images"
     path.write_bytes(data)
     with pytest.raises(DigitsError, match=message) as caught:
@@ -138,7 +138,7 @@ def test_classes_in_file_names_and_black_ink(tmp_path: Path) -> None:
     assert train.images[0, 0, 0] == 0
 
 
-def test_idx_files_without_images_are_told(tmp_path: Path) -> None:
+def test_idx_files_without_images_are_reported(tmp_path: Path) -> None:
     write_idx(tmp_path / "mine-images-idx3-ubyte", np.empty((0, 28, 28), np.uint8))
     write_idx(tmp_path / "mine-labels-idx1-ubyte", np.empty(0, np.uint8))
     with pytest.raises(DigitsError, match="mine: holds no image"):
@@ -168,13 +168,13 @@ def test_every_kind_of_png_is_read_alike(
 
 
 @pytest.mark.parametrize("data", [b"no image", png(0, 32)[:60]], ids=["broken", "cut"])
-def test_a_bad_image_is_told(tmp_path: Path, data: bytes) -> None:
+def test_a_bad_image_is_reported(tmp_path: Path, data: bytes) -> None:
     write_zip(tmp_path / "a.zip", {"x/Train/digit_0/0.png": data})
     with pytest.raises(DigitsError, match=r"zip: x/Train/digit_0/0\.png: is no picture of a digit"):
         read_archive(DHCD, tmp_path / "a.zip", "train", 28, 3, "devanagari")
 
 
-def test_a_blank_image_is_told(tmp_path: Path) -> None:
+def test_a_blank_image_is_reported(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.new("L", (32, 32)).save(out, "PNG")
     write_zip(tmp_path / "a.zip", {"x/Train/digit_0/0.png": out.getvalue()})
@@ -182,7 +182,7 @@ def test_a_blank_image_is_told(tmp_path: Path) -> None:
         read_archive(DHCD, tmp_path / "a.zip", "train", 28, 3, "devanagari")
 
 
-def test_a_class_without_images_is_told(tmp_path: Path) -> None:
+def test_a_class_without_images_is_reported(tmp_path: Path) -> None:
     write_zip(tmp_path / "a.zip", {"x/Train/digit_0/0.png": png(0, 32)})
     with pytest.raises(DigitsError, match=r"no image matches \*/Train/digit_1/\*\.png"):
         read_archive(DHCD, tmp_path / "a.zip", "train", 28, 3, "devanagari")
@@ -209,7 +209,7 @@ def damaged(path: Path, compression: str) -> None:
     ("suffix", "compression"),
     [(".tar", ""), (".tar", "gz"), (".tar", "xz"), (".zip", "deflate"), (".zip", "lzma")],
 )
-def test_a_damaged_archive_is_told(tmp_path: Path, suffix: str, compression: str) -> None:
+def test_a_damaged_archive_is_reported(tmp_path: Path, suffix: str, compression: str) -> None:
     path = tmp_path / f"a{suffix}"
     damaged(path, compression)
     with pytest.raises(DigitsError, match=r"a\.(zip|tar): is no readable"):
@@ -217,7 +217,7 @@ def test_a_damaged_archive_is_told(tmp_path: Path, suffix: str, compression: str
 
 
 @pytest.mark.parametrize(("compression", "missing"), [("", 10_240), ("", 10_000), ("gz", 9)])
-def test_a_tar_cut_short_is_told(tmp_path: Path, compression: str, missing: int) -> None:
+def test_a_tar_cut_short_is_reported(tmp_path: Path, compression: str, missing: int) -> None:
     path = tmp_path / "a.tar"
     write_tar(path, {f"x/Train/digit_{n % 3}/{n}.png": png(n, 32) for n in range(9)}, compression)
     path.write_bytes(path.read_bytes()[:-missing])
@@ -225,7 +225,7 @@ def test_a_tar_cut_short_is_told(tmp_path: Path, compression: str, missing: int)
         read_archive(DHCD, path, "train", 28, 3, "devanagari")
 
 
-def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
+def test_what_is_no_archive_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"no archive")
     with pytest.raises(DigitsError, match="no readable"):
         read_archive(DHCD, tmp_path / "a.zip", "train", 28, 3, "devanagari")

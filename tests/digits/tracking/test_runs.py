@@ -19,7 +19,7 @@ def damaged(store: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.mkdir, damaged], ids=["a folder", "damaged"])
-def test_a_store_that_takes_nothing_is_told_and_stops_nothing(
+def test_a_store_that_takes_nothing_is_reported_and_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -30,7 +30,7 @@ def test_a_store_that_takes_nothing_is_told_and_stops_nothing(
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     log_run(GIVEN, ROW)
-    assert "MLflow did not take the run" in capsys.readouterr().err
+    assert "could not log the run to MLflow" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload``:DeprecationWarning")  # MLflow's store
@@ -48,9 +48,9 @@ def test_a_run_of_its_own_has_the_experiments_name_and_ends(
     assert run.data.metrics["validation_accuracy"] == 0.92
 
 
-def test_a_server_that_is_not_there_is_told_and_stops_nothing(
+def test_a_server_that_is_not_there_is_reported_and_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     log_run(GIVEN, ROW)
-    assert "MLflow did not take the run" in capsys.readouterr().err
+    assert "could not log the run to MLflow" in capsys.readouterr().err

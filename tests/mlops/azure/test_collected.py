@@ -84,13 +84,13 @@ def test_a_blob_that_grows_while_it_is_read_is_read(
     store: ContainerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blob = kept(store, "grows", "2026/01/05/10", b"".join(map(line, range(20))))
-    parse = records.collected
+    parse = records.parse_requests
 
     def slow(content: bytes) -> list[dict[str, Any]]:
         blob.append_block(line(99))
         return parse(content)
 
-    monkeypatch.setattr(records, "collected", slow)
+    monkeypatch.setattr(records, "parse_requests", slow)
     assert ids(store, "grows") == [str(number) for number in range(20)]
 
 
@@ -99,9 +99,9 @@ def test_instances_are_read_side_by_side(store: ContainerClient) -> None:
         own = [line(2 * number + (name == "b")) for number in range(20)]
         kept(store, "two", "2026/01/05/10", b"".join(own), name)
     batches = records.batches(read(store, "two"), records.REQUESTS)
-    found = records.look(batches, ("1",), 1, None)
-    assert found.counts.sum() == 40
-    assert found.faults["out_of_order"] == 0
+    found = records.scan(batches, ("1",), 1, None)
+    assert found.valid.sum() == 40
+    assert found.issues["out_of_order"] == 0
 
 
 def test_a_cut_line_waits_until_its_hour_is_over(store: ContainerClient) -> None:

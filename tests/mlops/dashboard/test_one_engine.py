@@ -13,7 +13,7 @@ from blobs import Blobs
 from conftest import ROOT
 
 from core import params
-from core.dataset import Digits, write_pool
+from core.dataset import Digits, write_split
 from digits.monitoring import report
 from digits.monitoring.analysis import Params
 from digits.monitoring.drift import Reference
@@ -24,7 +24,7 @@ with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from mlops.cli import call
     from mlops.dashboard import watch as module
-    from mlops.dashboard.watch import Watch
+    from mlops.dashboard.watch import LiveState
     from mlops.production import monitor
 
 START = datetime.datetime(2026, 1, 5, 9, 30, tzinfo=datetime.UTC)
@@ -32,11 +32,11 @@ HOUR = datetime.timedelta(hours=1)
 Row = dict[str, Any]
 
 
-def answers(count: int, rng: np.random.Generator, strange: float) -> list[Row]:
+def answers(count: int, rng: np.random.Generator, ood_share: float) -> list[Row]:
     """Return rows of REQUESTS, two each three seconds, by two deployments of model v1 in turn."""
     rows = []
     for number in range(count):
-        foreign = float(rng.beta(6, 3) if rng.random() < strange else rng.beta(2, 20))
+        foreign = float(rng.beta(6, 3) if rng.random() < ood_share else rng.beta(2, 20))
         rows.append(
             {
                 "time": START + datetime.timedelta(seconds=3 * (number // 2)),
@@ -98,7 +98,7 @@ def test_all_three_give_the_same_verdict(
     images = np.frombuffer(b"".join(row["image"] for row in pool), np.uint8)
     labels = np.array([int(row["digit"]) for row in pool], np.uint8)
     digits = Digits(images.reshape(-1, 28, 28), labels, "mnist", False, 10)
-    write_pool(tmp_path / "validation.npz", [digits])
+    write_split(tmp_path / "validation.npz", [digits])
     for name, rows, schema in (
         ("requests", stream, records.REQUESTS),
         ("labels", known, records.LABELS),
@@ -115,9 +115,9 @@ def test_all_three_give_the_same_verdict(
     assert by_stage[0]["drift"] == "0"
 
     # The live page, as the rows come.
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     blobs = Blobs()
-    seen = Watch(tmp_path)
+    seen = LiveState(tmp_path)
     at_once, clock = -(-len(stream) // looks), START
     for start in range(0, len(stream), at_once):
         for row in stream[start : start + at_once]:

@@ -25,14 +25,14 @@ from watched import a_browser, a_home, a_live_project, an_opener, known_images, 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from azureml_emulator.collector import Collector
-    from azureml_emulator.storage import CONTAINER, KEY
+    from azureml_emulator.storage import CONTAINER
     from azureml_emulator.web import Servers
     from mlops.azure import collected
     from mlops.azure.workspace import connect
     from mlops.dashboard import page
 from azureml_emulator import web
-from azureml_emulator.router import Endpoint, Router
-from mlops.dashboard.watch import Watch
+from azureml_emulator.router import Endpoint, Launch, Router
+from mlops.dashboard.watch import LiveState
 
 pytestmark = pytest.mark.slow
 
@@ -66,14 +66,14 @@ def test_a_digit_is_drawn_and_read(
     expect(page.locator("#digit")).to_have_text("?")
     stroke(page, (140, 40), (140, 240))
     answer = page.locator("#answer")
-    expect(answer).to_contain_text("95.0 % sure. It looks like the digits that the model knows.")
+    expect(answer).to_contain_text("Confidence 95.0 %. In distribution.")
     expect(page.locator("#digit")).to_have_text("1")
     expect(page.get_by_role("row", name="1 95.0 %")).to_be_visible()
-    foreign = page.get_by_role("meter", name="How foreign it looks")
+    foreign = page.get_by_role("meter", name="Out-of-distribution score")
     expect(foreign).to_have_attribute("aria-valuenow", "0.1")
     place = live.serving(home)
     assert place["key"] not in page.content()
-    page.get_by_label("Written in").select_option("mnist")
+    page.get_by_label("Script", exact=True).select_option("mnist")
     expect(page.locator("#by")).to_contain_text("It does not know this script")
 
 
@@ -92,7 +92,7 @@ def test_a_picture_is_uploaded(live: Deployable, open_page: Callable[..., Page])
     expect(page.locator("#digit")).to_have_text("1")
     for again in (
         page.get_by_role("button", name="Read it").click,
-        lambda: page.get_by_label("Written in").select_option("mnist"),
+        lambda: page.get_by_label("Script", exact=True).select_option("mnist"),
     ):
         with page.expect_request("**/score?*") as asked:
             again()
@@ -195,7 +195,7 @@ def test_the_split_between_deployments(
     set_traffic(home, live, dict.fromkeys(names, 50))
     table = page.locator("#deployments")
     for one in names:
-        expect(table.get_by_role("row", name=one)).to_contain_text("50 % set")
+        expect(table.get_by_role("row", name=one)).to_contain_text("weight 50 %")
     before = dict.fromkeys(names, 0)
     send(home, live, known_images(2000, seed=3))
     for one in before:
@@ -221,7 +221,7 @@ def test_an_endpoint_without_traffic_says_so(
     before = set_traffic(home, live, {})
     page = open_page()
     expect(page.locator("#health")).to_have_text("no deployment")
-    expect(page.locator("#notices")).to_contain_text("It is starting, or paused")
+    expect(page.locator("#notices")).to_contain_text("It is starting or paused")
     expect(page.locator("#drift")).to_have_text("unknown")
     stroke(page, *ROUND)
     expect(page.locator("#sentence")).to_contain_text("404: No valid deployments to route to")
@@ -288,7 +288,7 @@ def raw(port: int, *parts: bytes) -> bytes:
 def test_slow_and_malformed_requests_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "IDLE_SECONDS", 0.2)
     monkeypatch.setattr(web, "READ_SECONDS", 0.2)
-    watch = Watch(tmp_path)
+    watch = LiveState(tmp_path)
     servers = Servers()
     router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints["one"] = Endpoint(["key"])
@@ -339,7 +339,7 @@ def test_a_full_disk_stops_no_scoring(
 def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
     browser: Browser, tmp_path: Path
 ) -> None:
-    watch = Watch(tmp_path)
+    watch = LiveState(tmp_path)
     servers = Servers()
     router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints |= {"one": Endpoint(["key"]), "two": Endpoint(["key"])}
@@ -368,9 +368,9 @@ def test_the_real_model(
     reproduced: Project, home: StandIn, browser: Browser, tmp_path: Path
 ) -> None:
     url = f"{home.address['blobs']}/devstoreaccount1"
-    with BlobServiceClient(url, credential=KEY) as service:
+    with BlobServiceClient(url, credential=home.address["blob_key"]) as service:
         container = service.get_container_client(CONTAINER)
-        watch = Watch(reproduced.root)
+        watch = LiveState(reproduced.root)
         servers = Servers()
         collector = Collector(container, on_lost=watch.lose)
         router = Router(servers, 0, collector.take, watch.request)
@@ -381,7 +381,9 @@ def test_the_real_model(
         collecting = {"AZUREML_MDC_ENABLED": "true"}
         context = browser.new_context()
         try:
-            router.start(("real", "blue"), code, model, collecting, tmp_path / "log", 60.0)
+            log = str(tmp_path / "log")
+            launch = Launch(str(code), str(model), "score.py", log, collecting, 60.0)
+            router.start("real", "blue", launch)
             opened = context.new_page()
             opened.goto(f"http://127.0.0.1:{shown.port}")
             expect(opened.locator("#health")).to_have_text("live")

@@ -13,7 +13,7 @@ from azure.storage.blob import BlobServiceClient
 from conftest import ROOT
 from light import StandIn, a_project, known_digits
 
-from azureml_emulator.storage import CONTAINER, KEY
+from azureml_emulator.storage import CONTAINER
 
 REQUESTS = 200
 LIGHT = """
@@ -72,7 +72,7 @@ def test_ctrl_c_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> No
         assert (own.process.returncode, said) == (0, "")
         own.start()
         url = f"{own.address['blobs']}/devstoreaccount1"
-        with BlobServiceClient(url, credential=KEY) as service:
+        with BlobServiceClient(url, credential=own.address["blob_key"]) as service:
             container = service.get_container_client(CONTAINER)
             found = [
                 json.loads(line)["xrequestid"]

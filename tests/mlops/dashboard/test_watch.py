@@ -12,12 +12,12 @@ from blobs import Blobs
 from conftest import ROOT
 
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import Summary
+from digits.monitoring.histograms import Histograms
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from mlops.dashboard import watch as module
-    from mlops.dashboard.watch import Watch, last_minute
+    from mlops.dashboard.watch import LiveState, last_minute
 
 VERSION = "0123456789ab"
 START = datetime.datetime(2026, 1, 5, tzinfo=datetime.UTC)
@@ -29,7 +29,7 @@ class Site:
 
     def __init__(self, root: Path, known: bool = True) -> None:
         self.root, self.blobs = root, Blobs()
-        self.seen = Watch(root)
+        self.seen = LiveState(root)
         self.clock = START
         if known:
             self.write_project()
@@ -39,7 +39,7 @@ class Site:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (2000, 28, 28), np.uint8)
         sure, foreign = np.full(2000, 0.99), rng.uniform(0, 0.5, 2000)
-        known = Summary.of(images, rng.integers(0, 10, 2000), sure, foreign, 10)
+        known = Histograms.of(images, rng.integers(0, 10, 2000), sure, foreign, 10)
         (self.root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
         path = self.root / "data" / "monitoring" / "reference.json"
         Reference.fit({"mnist": known}, version).write(path)
@@ -70,7 +70,7 @@ class Site:
 @pytest.fixture(name="site")
 def a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A project with a reference, whose page looks each time it is asked."""
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     return Site(tmp_path)
 
 
@@ -165,8 +165,8 @@ def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
         site.ask(f"new{number}", {"model_version": "another"})
     state = site.state()
     assert (state["windows"], state["monitoring"]) == ([], None)
-    assert f"the reference is of model {VERSION}" in state["reason"]
-    assert "by another" in state["reason"]
+    assert f"expected answers of model {VERSION}" in state["reason"]
+    assert "found another" in state["reason"]
 
 
 def test_settings_that_cannot_be_read_do_not_end_an_alarm(site: Site) -> None:
@@ -181,7 +181,7 @@ def test_settings_that_cannot_be_read_do_not_end_an_alarm(site: Site) -> None:
     path.write_text("", "utf-8")
     state = fill("not judged", 0.99)
     assert state["monitoring"] is None
-    assert "Not judged: " in state["reason"]
+    assert "No monitoring: " in state["reason"]
     assert state["classes"]["3"] == 50  # is shown nevertheless
     path.write_text(text, "utf-8")
     found = fill("calm", 0.1)["monitoring"]
@@ -193,7 +193,7 @@ def test_settings_that_cannot_be_read_do_not_end_an_alarm(site: Site) -> None:
 def test_what_is_missing_is_said_and_read_when_it_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     site = Site(tmp_path, known=False)
     site.ask("before")
     state = site.state()
@@ -223,13 +223,13 @@ def test_other_classes_or_images_of_another_size_are_read_anew(site: Site) -> No
 def test_windows_that_stayed_are_not_judged_again(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged, verdicts = [], Reference.verdicts
+    judged, verdicts = [], Reference.evaluate_windows
 
     def counted(self: Reference, windows: np.ndarray, *rest: Any) -> Any:
         judged.append(len(windows))
         return verdicts(self, windows, *rest)
 
-    monkeypatch.setattr(Reference, "verdicts", counted)
+    monkeypatch.setattr(Reference, "evaluate_windows", counted)
     for number in range(1600):
         site.ask(str(number), {"digit": str(number % 10)})
         if number in (1099, 1100):
@@ -254,7 +254,7 @@ def test_it_looks_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_memory_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"REQUESTS": 10, "RECENT": 10, "KEPT": 20, "ENDPOINTS": 2}.items():
+    for name, value in {"REQUESTS": 10, "RECENT": 10, "MAX_ROWS": 20, "ENDPOINTS": 2}.items():
         monkeypatch.setattr(module, name, value)
     for endpoint in ("e", "f", "g"):
         for number in range(30):
@@ -275,14 +275,14 @@ def test_memory_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_last_minute() -> None:
     now = 1000.5
     requests = [(now - 2, "blue", 200, 0.01), (now - 2, "green", 502, 0.03), (now - 1, "", 404, 0)]
-    told = last_minute([(float(t), name, code, s) for t, name, code, s in requests], now)
-    assert told["statuses"] == {"200": 1, "404": 1, "502": 1}
-    assert told["deployments"]["green"] == {
+    found = last_minute([(float(t), name, code, s) for t, name, code, s in requests], now)
+    assert found["statuses"] == {"200": 1, "404": 1, "502": 1}
+    assert found["deployments"]["green"] == {
         "requests": 1,
         "failed": 1,
         "median_ms": 30.0,
         "p99_ms": 30.0,
     }
-    assert told["seconds"][-2]["deployments"] == {"blue": 1, "green": 1}
-    assert len(told["seconds"]) == 60
+    assert found["seconds"][-2]["deployments"] == {"blue": 1, "green": 1}
+    assert len(found["seconds"]) == 60
     assert last_minute([], now)["median_ms"] is None

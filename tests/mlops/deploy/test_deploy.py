@@ -17,10 +17,10 @@ import pytest
 from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient, ContainerClient
 from conftest import ROOT
-from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+from light import Deployable, StandIn
 from wire import Wire, tapped
 
-from azureml_emulator.storage import CONTAINER, KEY
+from azureml_emulator.storage import CONTAINER
 from core.errors import DigitsError
 from mlops.azure import assets, endpoint
 from mlops.deploy import lease, smoke
@@ -286,7 +286,7 @@ def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin
 def blobs(standin: StandIn) -> Iterator[ContainerClient]:
     """Yield the container of the workspace's own store."""
     url = f"{standin.address['blobs']}/devstoreaccount1"
-    with BlobServiceClient(url, credential=KEY) as service:
+    with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
         yield service.get_container_client(CONTAINER)
 
 

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import pytest
-from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+from light import Deployable, StandIn
 
 SAMPLE, SOME_KILLS, ALL_KILLS = 2, 6, 20
 UNLIKE = [  # what differs from one run to the next

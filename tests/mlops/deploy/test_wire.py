@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from light import Deployable, StandIn, a_deployable, a_standin  # noqa: F401
+from light import Deployable, StandIn
 from wire import Wire, tapped
 
 pytestmark = pytest.mark.prove

@@ -24,11 +24,10 @@ from azure.storage.blob import BlobServiceClient
 from bodies import unlike
 from conftest import Project
 from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
-from light import StandIn, a_standin  # noqa: F401
+from light import StandIn
 from packaging.requirements import Requirement
 
 from azureml_emulator.services import jobs
-from azureml_emulator.storage import KEY
 from core import params
 from core.errors import DigitsError
 from mlops import git
@@ -70,7 +69,7 @@ def logged(standin: StandIn, job: str) -> dict[str, Any]:
 def log_of(standin: StandIn, job: str, node: int) -> str:
     """Return what one of a job's nodes printed."""
     url = f"{standin.address['blobs']}/devstoreaccount1"
-    with BlobServiceClient(url, credential=KEY) as service:
+    with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
         name = f"ExperimentRun/dcid.{job}/user_logs/std_log_process_{node}.txt"
         return service.get_blob_client("azureml", name).download_blob().readall().decode()
 
@@ -83,7 +82,7 @@ def under_way(project: Trainable, *arguments: str) -> Iterator[tuple[Any, str]]:
     timer = threading.Timer(SECONDS, process.kill)  # so that no wait is for ever
     timer.start()
     try:
-        name = JOB.findall(wait_for(process, "is submitted"))[0]
+        name = JOB.findall(wait_for(process, "Submitted"))[0]
         wait_for(process, "training on ten digits")
         yield process, name
     finally:
@@ -158,7 +157,7 @@ def test_a_machine_that_computes_differently_is_reported() -> None:
     summary = {"machine": results.machine() | {"gpu": "other"}}
     (said,) = train.compared("stages: {}", "stages: {}", summary)
     here = results.machine()["gpu"]
-    assert said.startswith(f"The job's machine computes differently (gpu other, here {here}):")
+    assert said.startswith(f"The job's machine differs (gpu other, here {here}),")
     assert train.compared("", "stages: {}", {"machine": results.machine()}) == []
 
 
@@ -192,26 +191,26 @@ def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None
 def test_what_a_sweep_tries_is_checked() -> None:
     values, stages = params.load(), results.stages(Path("dvc.lock").read_text("utf-8"))
     one, other = "train.batch_size=32", "train.batch_size=64,128"
-    assert sweep.space([one, other], values, stages) == {"train.batch_size": [32, 64, 128]}
+    assert sweep.search_space([one, other], values, stages) == {"train.batch_size": [32, 64, 128]}
     for listed in ("[32,64]", "32,,64", "{", ""):
-        with pytest.raises(DigitsError, match="write KEY=VALUE,VALUE"):
-            sweep.space([f"train.batch_size={listed}"], values, stages)
+        with pytest.raises(DigitsError, match="Write KEY=VALUE,VALUE"):
+            sweep.search_space([f"train.batch_size={listed}"], values, stages)
     good = ["epochs=1,2", "prepare.foreign_share=0.1", "train.distortion.shear=0,0.3", "seed=1"]
-    assert sweep.space(good, values, stages)["epochs"] == [1, 2]
+    assert sweep.search_space(good, values, stages)["epochs"] == [1, 2]
     for setting, said in (
-        ("train.batch_size=32,many", "train.batch_size is 'many': expected a int like 64"),
-        ("train.batch_size=32,0.5", "train.batch_size is 0.5"),
+        ("train.batch_size=32,many", "expected a int like 64 in params.yaml, found 'many'"),
+        ("train.batch_size=32,0.5", "found 0.5"),
         ("epochs=5,0", "epochs is 0"),
         ("foreign.japanese.reader.hand.shear=a", "foreign.japanese"),
-        ("azure.strategy=in_place", "no stage reads it"),
-        ("seed=1,2", r"stage foreign@\w+ has .* another seed, .*`dvc exp run -S seed=VALUE` here"),
-        ("image_size=20,28", "stage mnist has"),
-        ("foreign.japanese.per_class.train=500,1000", "stage foreign@japanese has"),
+        ("azure.strategy=in_place", "no stage depends on it"),
+        ("seed=1,2", r"stage foreign@\w+ depends on seed, .*`dvc exp run -S seed=VALUE`"),
+        ("image_size=20,28", "stage mnist depends"),
+        ("foreign.japanese.per_class.train=500,1000", "stage foreign@japanese depends"),
     ):
         with pytest.raises(DigitsError, match=said):
-            sweep.space([setting], values, stages)
+            sweep.search_space([setting], values, stages)
     plain = {name: stage for name, stage in stages.items() if not name.startswith("foreign@")}
-    assert sweep.space(["seed=1,2"], values, plain) == {"seed": [1, 2]}
+    assert sweep.search_space(["seed=1,2"], values, plain) == {"seed": [1, 2]}
 
 
 def test_a_sweep_improves_the_first_metric_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,26 +220,28 @@ def test_a_sweep_improves_the_first_metric_of_the_gate(monkeypatch: pytest.Monke
     monkeypatch.setattr(gate, "load", lambda: found)
     assert sweep.target() == ("test.loss", "minimize")
     monkeypatch.setattr(gate, "load", lambda: replace(found, gate={}))
-    with pytest.raises(DigitsError, match=r"review\.gate: names no metric"):
+    with pytest.raises(DigitsError, match=r"review\.gate: has no metric"):
         sweep.target()
 
 
 def test_a_sweep_of_which_nothing_began_praises_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep.Trials, "begun", lambda _: [])
+    monkeypatch.setattr(sweep.Trials, "started", lambda _: [])
     workspace: Any = None
-    with pytest.raises(DigitsError, match="ended as Canceled, and no trial ended well"):
+    with pytest.raises(DigitsError, match="ended as Canceled, and no trial succeeded"):
         sweep.finish(workspace, "s", "Canceled", sweep.Trials(workspace, "s"))
-    assert capsys.readouterr().out == "0 trials ended well.\n"
+    assert capsys.readouterr().out == "0 trials succeeded.\n"
 
 
 def test_experiments_are_made_of_what_the_sweep_ran(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep.Trials, "begun", lambda _: [])
+    monkeypatch.setattr(sweep.Trials, "started", lambda _: [])
     monkeypatch.setattr(job, "commit_of", lambda *_: "f" * 40)
     monkeypatch.setattr(job, "remote", lambda _: {})
     workspace: Any = None
-    with pytest.raises(DigitsError, match=r"ffffffffff is not in this clone; `git fetch.*--attach"):
+    with pytest.raises(
+        DigitsError, match=r"ffffffffff is not in this clone. Run `git fetch.*--attach"
+    ):
         sweep.finish(workspace, "s", "Completed", sweep.Trials(workspace, "s", {"s_0": {}}))
 
 
@@ -301,11 +302,13 @@ def test_what_was_changed_since_is_not_overwritten(
     train.refuse_changed(ran, made)
     for file, text in ((lock, "another"), (table, "[]")):
         file.write_text(text)
-        with pytest.raises(DigitsError, match=rf"^{file}: not as at commit {ran[:10]}, .*--attach"):
+        with pytest.raises(
+            DigitsError, match=rf"^{file}: has changed since commit {ran[:10]}.*--attach"
+        ):
             train.refuse_changed(ran, made)
         file.write_bytes(made[file.name])
     lock.unlink()
-    with pytest.raises(DigitsError, match=r"^dvc\.lock: not as at commit"):
+    with pytest.raises(DigitsError, match=r"^dvc\.lock: has changed since commit"):
         train.refuse_changed(ran, made)
 
 
@@ -353,11 +356,13 @@ def test_what_a_job_needs_and_nobody_has_is_refused(chain: Project) -> None:
     lose("../remote", ".dvc/cache")
     chain.edit("dvc.yaml", "wc pool", "cat pool")
     commit_all(chain)
-    with pytest.raises(DigitsError, match=r"^pool.digits\.txt: neither .*, or `dvc repro mnist`$"):
+    with pytest.raises(
+        DigitsError, match=r"^pool.digits\.txt: neither .* or `dvc repro mnist` first\.$"
+    ):
         results.upload_inputs({})  # what the job is to train is not named, nor what comes of it
     chain.edit("dvc.yaml", "ten digits", "nine digits")
     commit_all(chain)
-    with pytest.raises(DigitsError, match=r"stage mnist is not what dvc\.lock has.*`dvc repro mn"):
+    with pytest.raises(DigitsError, match=r"dvc\.lock: stage mnist is outdated.*`dvc repro mn"):
         results.upload_inputs({})
     assert chain.git("worktree", "list").count("\n") == 1
 
@@ -369,7 +374,7 @@ def test_what_a_job_needs_may_be_here_or_in_the_container(chain: Project) -> Non
     lose("../remote", ".dvc/cache")
     chain.dvc("repro", "--quiet", "mnist")
     with pytest.raises(
-        DigitsError, match=r"^model: neither .*; `dvc pull` first, or `dvc repro train package`$"
+        DigitsError, match=r"^model: neither .*`dvc pull` or `dvc repro train package` first\.$"
     ):
         results.upload_inputs({})
     chain.edit("dvc.yaml", "wc pool", "cat pool")
@@ -380,7 +385,9 @@ def test_what_a_job_needs_may_be_here_or_in_the_container(chain: Project) -> Non
     commit_all(chain)
     lose("../remote", ".dvc/cache")
     Path("letters.txt").unlink()
-    with pytest.raises(DigitsError, match=r"^letters\.txt: neither here.*; `dvc pull` first$"):
+    with pytest.raises(
+        DigitsError, match=r"^letters\.txt: neither in this clone.*Run `dvc pull` first\.$"
+    ):
         results.upload_inputs({})
 
 
@@ -406,7 +413,7 @@ def test_a_note_on_nodes_comes_before_anything_is_submitted(
         with pytest.raises(DigitsError, match="no further"):
             sweep.start(workspace, settings, {"epochs": [1]}, None)
         assert capsys.readouterr().out == said
-        assert said.count("azure.job.nodes is 4, and azure.verify is reproduce: ") == count
+        assert said.count("azure.job.nodes is 4 and azure.verify is reproduce: ") == count
         assert said.count("\n") == count
 
 
@@ -431,7 +438,7 @@ def test_the_nodes_of_a_trial_are_those_of_a_job(
     trial, alone = bodies[0]["trial"], bodies[1]
     assert trial.get("distribution") == alone.get("distribution")
     assert trial["resources"] == alone["resources"]
-    for found in (jobs.nodes(trial), jobs.nodes(alone)):
+    for found in (jobs.clusters(trial), jobs.clusters(alone)):
         configs = [json.loads(one.get("TF_CONFIG", "{}")) for one in found]
         ranks = [one.get("task", {}).get("index") for one in configs]
         assert ranks == ([None] if count == 1 else [0, 1])
@@ -460,7 +467,7 @@ def test_jobs_write_to_the_workspaces_account_if_it_has_the_container(
 def test_what_has_ended_is_not_canceled() -> None:
     jobs = SimpleNamespace(get=lambda _: SimpleNamespace(status="Completed"))
     workspace: Any = SimpleNamespace(client=SimpleNamespace(jobs=jobs))
-    with pytest.raises(DigitsError, match="has ended already, as Completed; --attach"):
+    with pytest.raises(DigitsError, match=r"has already ended as Completed.*--attach"):
         job.cancel(workspace, "one")
 
 
@@ -477,12 +484,12 @@ def test_stages_that_need_npm_are_refused(trainable: Trainable) -> None:
     trainable.edit("dvc.yaml", "ten digits", "nine digits")
     trainable.commit(32)
     said = trainable.digits("train", code=1)
-    assert "stage mnist is not what dvc.lock has" in said
+    assert "stage mnist is outdated" in said
     assert "`dvc repro mnist` here" in said
 
 
 @pytest.mark.prove
-def test_a_job_that_fails_tells_why_and_leaves_nothing(
+def test_a_job_that_fails_states_why_and_leaves_nothing(
     trainable: Trainable, standin: StandIn
 ) -> None:
     trainable.commit(13)
@@ -503,7 +510,7 @@ def test_a_job_that_fails_tells_why_and_leaves_nothing(
 def test_a_job_that_is_canceled_leaves_nothing(trainable: Trainable, standin: StandIn) -> None:
     trainable.commit(32)
     with under_way(trainable) as (process, name):
-        assert f"{name} is canceled" in trainable.digits("train", "--cancel", name)
+        assert f"Canceled {name}" in trainable.digits("train", "--cancel", name)
         said = process.stdout.read()
         assert process.wait(60) == 1
         assert f"{name} was canceled" in said
@@ -511,7 +518,7 @@ def test_a_job_that_is_canceled_leaves_nothing(trainable: Trainable, standin: St
     assert trainable.published(standin) == set()
     said = trainable.digits("train", "--attach", name, code=1)
     assert "was canceled" in said
-    assert "correct the name" in trainable.digits("train", "--attach", "digits-none", code=1)
+    assert "Correct the name" in trainable.digits("train", "--attach", "digits-none", code=1)
     assert "not found" in trainable.digits("train", "--cancel", "digits-none", code=1)
 
 
@@ -539,7 +546,7 @@ def test_of_two_nodes_the_first_publishes_and_each_may_fail(
     rank = "import os\nrank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
     trainable.edit("stage.py", "params =", f"{rank}params =")
     trainable.edit("stage.py", '"training on"', '"node", rank, "is training on"')
-    trainable.edit("stage.py", 'f"weights', 'f"node {rank}, weights')  # tells who published
+    trainable.edit("stage.py", 'f"weights', 'f"node {rank}, weights')  # shows which node published
     trainable.commit(32)
     said = trainable.digits("train")
     name = JOB.findall(said)[0]
@@ -574,7 +581,7 @@ def test_ctrl_c_stops_the_command_and_not_the_job(trainable: Trainable) -> None:
         process.send_signal(signal.SIGINT)
         said = process.stdout.read()
         assert process.wait(60) == 130
-        assert f"`--workspace local --attach {name}` looks again" in said
+        assert f"Follow it with `--workspace local --attach {name}`" in said
     said = trainable.digits("train", "--attach", name)
     assert "New: train" in said
     placed(trainable, 32)
@@ -617,7 +624,7 @@ def test_a_job_begins_anew_with_the_stand_in(trainable: Trainable, tmp_path: Pat
 def test_a_cluster_must_be_there(trainable: Trainable, standin: StandIn) -> None:
     trainable.commit(32)
     said = trainable.digits("train", "--compute", "cpus", code=1)
-    assert "the workspace has no compute cpus" in said
+    assert "azure.job.compute: cpus does not exist" in said
     group = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/local"
     place = f"{group}/providers/Microsoft.MachineLearningServices/workspaces/{trainable.workspace}"
     scale = {"minNodeCount": 1, "maxNodeCount": 2}
@@ -625,7 +632,7 @@ def test_a_cluster_must_be_there(trainable: Trainable, standin: StandIn) -> None
     body = {"properties": {"computeType": "AmlCompute", "properties": size}}
     standin.call("PUT", f"{place}/computes/cpus", body | {"location": "local"})
     said = trainable.digits("train", "--compute", "cpus")
-    assert "cpus keeps 1 nodes, which cost while idle" in said
+    assert "cpus has 1 nodes that cost while idle" in said
     assert "New: train" in said
 
 
@@ -641,18 +648,18 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> 
     assert found == [], "\n".join(found)
     assert compared > 5
     (name,) = set(JOB.findall(said))
-    assert said.count("ended badly; its log is in") == 2
+    assert said.count("failed; its log is in") == 2
     table = list(csv.DictReader(io.StringIO(trainable.dvc("exp", "show", "--csv"))))
     made = {row["Experiment"]: row for row in table if row["Experiment"].startswith(name)}
     assert len(made) == 2
-    tried = {
+    values_to_try = {
         (row["train.batch_size"], row["train.peak_learning_rate"]): row["mnist.accuracy"]
         for row in made.values()
     }
-    assert tried == {("32", "0.01"): "0.968", ("32", "0.02"): "0.968"}
+    assert values_to_try == {("32", "0.01"): "0.968", ("32", "0.02"): "0.968"}
     trainable.edit("stage.py", "weights", "other weights")  # of no concern to the experiments
     again = trainable.digits("sweep", "--attach", name)
-    assert again.count(": there already") == 2
+    assert again.count(": exists already") == 2
     trainable.git("checkout", "--quiet", ".")
     assert trainable.git("status", "--porcelain") == ""
     assert trainable.git("worktree", "list").count("\n") == 1
@@ -662,8 +669,8 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> 
     trainable.dvc("checkout", "--quiet")
     assert "no single value" in trainable.digits("sweep", "-S", "train.none=1", code=1)
     said = trainable.digits("sweep", "-S", "train.batch_size=16,24,48", "--random", "2")
-    assert "is submitted: 2 trials." in said
-    assert "2 trials ended well." in said
+    assert ": 2 trials." in said
+    assert "2 trials succeeded." in said
 
 
 @pytest.mark.prove
@@ -675,7 +682,7 @@ def test_the_trials_of_a_sweep_have_nodes(trainable: Trainable, standin: StandIn
     trainable.commit(64)
     standin.faults()
     said = trainable.digits("sweep", "-S", "train.batch_size=16,32")
-    assert "2 trials ended well." in said
+    assert "2 trials succeeded." in said
     (name,) = set(JOB.findall(said))
     for node in (0, 1):
         assert f"node {node} is training" in log_of(standin, f"{name}_0", node)

@@ -28,7 +28,7 @@ from mlops.jobs import results, worker
 
 WORKSPACE = "/mlflow/v1.0/subscriptions/S/resourceGroups/G/providers/P/workspaces/W"
 OWN = ("TRACKING_URI", "TRACKING_TOKEN", "RUN_ID", "EXPERIMENT_ID")
-VARIABLES = (*(f"MLFLOW_{name}" for name in OWN), *worker.PATIENCE)
+VARIABLES = (*(f"MLFLOW_{name}" for name in OWN), *worker.TIMEOUTS)
 TRAIN = {"batch_size": 64, "distortion": {"shear": 0.2}}
 TRACKED = [{"epochs": 20, "classes": ["0", "1"]}, {"train": TRAIN}]  # params of two stages
 LOCK = yaml.safe_dump(
@@ -101,7 +101,7 @@ def test_a_run_is_written_to_the_workspace(
     tracking: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     in_job(monkeypatch, tracking.port)
-    with worker.forgiving():
+    with worker.log_mlflow_errors():
         worker.find_run()
         worker.log_run({"mnist.accuracy": 0.997}, LOCK)
     assert capsys.readouterr().err == ""
@@ -140,11 +140,11 @@ def test_the_stage_in_a_job_does_not_say_how_the_job_stands(
 
 @STORE
 def test_the_job_logs_beside_its_stage(run: str) -> None:
-    from digits.model.training import Recipe
+    from digits.model.training import TrainConfig
     from digits.tracking import runs
 
     values = params.load()
-    own = params.section(Recipe, values, "train")
+    own = params.section(TrainConfig, values, "train")
     curves = pd.DataFrame({"epoch": [1], "loss": [0.1]})
     given = {"epochs": values["epochs"], "seed": values["seed"]} | dataclasses.asdict(own)
     runs.log_curves(runs.flattened(given), curves)
@@ -183,10 +183,10 @@ def test_a_workspace_that_takes_no_run_stops_no_job(
 ) -> None:
     in_job(monkeypatch, tracking.port)
     tracking.status = 403
-    with worker.forgiving():
+    with worker.log_mlflow_errors():
         worker.find_run()
         worker.log_run({"mnist.accuracy": 0.997}, "")
-    assert "MLflow did not take the run:" in capsys.readouterr().err
+    assert "could not log the run to MLflow:" in capsys.readouterr().err
     assert len(tracking.requests) == 1
 
 

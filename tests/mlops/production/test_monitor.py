@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from conftest import ROOT
-from light import StandIn, a_standin  # noqa: F401
+from light import StandIn
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -25,7 +25,7 @@ with warnings.catch_warnings():  # the SDK's own
 from core.dataset import read_csv
 from core.errors import DigitsError
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import Summary
+from digits.monitoring.histograms import Histograms
 from mlops.cli import call
 
 pytestmark = pytest.mark.slow
@@ -93,7 +93,7 @@ def a_site(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
     foreign = RNG.beta(2, 20, 4000)
     numbers = np.arange(4000)
-    counts = Summary.of(IMAGES[numbers % 50], numbers % 10, 1 - foreign / 2, foreign, 10)
+    counts = Histograms.of(IMAGES[numbers % 50], numbers % 10, 1 - foreign / 2, foreign, 10)
     Reference.fit({"mnist": counts}, "v1").write(root / "data" / "monitoring" / "reference.json")
     with warnings.catch_warnings(), patch.dict(os.environ):
         warnings.simplefilter("ignore")

@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 import pytest
 from conftest import environment
-from light import DIGITS, Deployable, StandIn, a_deployable, a_standin, known_digits  # noqa: F401
+from light import DIGITS, Deployable, StandIn, known_digits
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     from mlops.azure import collected
     from mlops.azure.workspace import connect, store
     from mlops.production import monitor
-from core.dataset import write_pool
+from core.dataset import write_split
 from mlops.cli import call
 
 
@@ -45,7 +45,7 @@ def test_the_stand_in_is_killed_in_the_middle_and_ctrl_c_comes_too(
     """The command as a person runs it: all requests are answered, each label is written once."""
     deployable.commit("model1")
     deployable.deploy("apply")
-    write_pool(deployable.root / "data" / "prepared" / "production.npz", [known_digits()])
+    write_split(deployable.root / "data" / "prepared" / "production.npz", [known_digits()])
     env = environment() | deployable.settings()
     command = [*DIGITS, "simulate", "--workspace", "local", "--speed", "max", "--requests", "4000"]
 

@@ -1,4 +1,4 @@
-// Charts as inline SVG: a few lines a kind. Colours stand in style.css, by class.
+// Charts as inline SVG. Colours are set in style.css, by class.
 
 const LEFT = 40, RIGHT = 12, TOP = 10, BOTTOM = 20, HEIGHT = 150; // pixels
 

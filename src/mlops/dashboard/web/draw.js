@@ -5,7 +5,7 @@ const STEP = 10; // that an arrow key moves the pen
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /** Make a canvas drawable. `done()` is called when a stroke ends, `ask()` for Enter, and
- * `say(text)` tells what the keyboard did. Returns {clear, show, blob, empty}. */
+ * `say(text)` announces the effect of a key. Returns {clear, show, blob, empty}. */
 export function paper(canvas, pen, { done, ask, say, changed }) {
   const ink = canvas.getContext("2d");
   const size = canvas.width;

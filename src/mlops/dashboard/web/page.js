@@ -1,19 +1,19 @@
-// The page: asks the endpoint for a digit, and shows the state of production each second.
+// The page: sends digits to the endpoint, and shows the state of production every second.
 
 import { bars, lines, nothing, roundUp } from "./charts.js";
 import { paper } from "./draw.js";
 
 const POLL_MILLISECONDS = 1000;
-const PAUSE_MILLISECONDS = 500; // after a stroke, before the digit is read
-const FEW_LABELS = 30; // the interval of fewer may run out of the chart
+const PAUSE_MILLISECONDS = 500; // after a stroke, before the digit is sent
+const FEW_LABELS = 30; // below, the interval may exceed the chart
 const $ = (id) => document.getElementById(id);
 const percent = (share, digits = 1) => (share === null ? "–" : `${(share * 100).toFixed(digits)} %`);
 const milliseconds = (value) => (value === null ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
 const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
 
-/** Set a text, if it is another: a live region speaks of what changes only. */
-function tell(node, text) {
+/** Set a text if it differs: screen readers announce changes of a live region. */
+function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
@@ -29,14 +29,14 @@ function make(name, className = "", ...children) {
 
 let waiting; // for the end of a stroke
 let asked = 0; // so that a late answer does not replace a newer one
-let uploaded = null; // the file that the paper shows: what is asked about is itself, not its drawing
+let uploaded = null; // the uploaded file, which is sent instead of the drawing
 const sheet = paper($("paper"), $("pen"), {
   done() {
     clearTimeout(waiting);
     waiting = setTimeout(ask, PAUSE_MILLISECONDS);
   },
   ask,
-  say: (text) => tell($("said"), text),
+  say: (text) => setText($("said"), text),
   changed(drawn) {
     uploaded = null;
     $("invitation").hidden = drawn;
@@ -54,45 +54,45 @@ async function ask() {
   const query = new URLSearchParams({ endpoint: $("endpoint").value, script: $("script").value });
   try {
     const body = uploaded ?? (await sheet.blob());
-    const answer = await fetch(`score?${query}`, { method: "POST", body });
-    const told = await answer.json();
+    const response = await fetch(`score?${query}`, { method: "POST", body });
+    const answer = await response.json();
     if (mine !== asked) return;
-    if (answer.ok) answered(told);
-    else refused(`${answer.status}: ${told.message}`);
+    if (response.ok) answered(answer);
+    else refused(`${response.status}: ${answer.message}`);
   } catch (error) {
-    if (mine === asked) refused(`No answer: ${error.message}. Does \`digits local\` still run?`);
+    if (mine === asked) refused(`No answer: ${error.message}. Is \`digits local\` running?`);
   }
 }
 
 function refused(sentence) {
-  tell($("digit"), "?");
-  tell($("sentence"), sentence);
-  tell($("by"), "");
+  setText($("digit"), "?");
+  setText($("sentence"), sentence);
+  setText($("by"), "");
   $("details").hidden = true;
 }
 
-function answered(told) {
-  const { digit, confidence, foreign, probabilities } = told.predictions[0];
-  const strange = foreign > 0.5;
-  tell($("digit"), digit);
-  $("digit").classList.toggle("strange", strange);
-  const looks = strange ? "It looks foreign: do not trust this answer." : "It looks like the digits that the model knows.";
-  tell($("sentence"), `${percent(confidence)} sure. ${looks}`);
-  const unknown = $("script").value && told.script === null ? " It does not know this script, and left it out." : "";
-  tell($("by"), `Model ${told.model_version} in ${told.deployment}, ${milliseconds(told.milliseconds)}.${unknown}`);
+function answered(answer) {
+  const { digit, confidence, foreign, probabilities } = answer.predictions[0];
+  const anomalous = foreign > 0.5;
+  setText($("digit"), digit);
+  $("digit").classList.toggle("anomalous", anomalous);
+  const note = anomalous ? "Out of distribution: do not rely on this answer." : "In distribution.";
+  setText($("sentence"), `Confidence ${percent(confidence)}. ${note}`);
+  const unknown = $("script").value && answer.script === null ? " It does not know this script and ignored it." : "";
+  setText($("by"), `Model ${answer.model_version} in ${answer.deployment}, ${milliseconds(answer.milliseconds)}.${unknown}`);
   $("details").hidden = false;
-  tell($("foreign"), foreign.toFixed(3));
+  setText($("foreign"), foreign.toFixed(3));
   $("meter").setAttribute("aria-valuenow", foreign);
   $("meter").firstChild.style.width = `${foreign * 100}%`;
-  $("meter").classList.toggle("strange", strange);
+  $("meter").classList.toggle("anomalous", anomalous);
   $("probabilities").tBodies[0].replaceChildren(
     ...probabilities.map((probability, number) => {
       const bar = make("span", "bar");
       bar.style.width = `${probability * 100}%`;
-      const name = make("th", "", told.classes[number]);
+      const name = make("th", "", answer.classes[number]);
       name.scope = "row";
       const row = make("tr", "", name, make("td", "", bar), make("td", "", percent(probability)));
-      row.classList.toggle("best", told.classes[number] === digit);
+      row.classList.toggle("best", answer.classes[number] === digit);
       return row;
     }),
   );
@@ -105,14 +105,14 @@ $("file").addEventListener("change", async ({ target }) => {
   const [file] = target.files;
   target.value = ""; // so that the same file can be chosen again
   if (!file) return;
-  await sheet.show(file).catch(sheet.clear); // the endpoint says what is wrong with it
+  await sheet.show(file).catch(sheet.clear); // the endpoint reports an invalid file
   uploaded = file;
   ask();
 });
 
 // Charts ------------------------------------------------------------------------------------------
 
-/** Put a chart, its legend and the same as a table into a section. */
+/** Show a chart with its legend and a table of its values in a section. */
 function chart(name, label, draw, { legend = [], head, rows }) {
   const section = document.querySelector(`[data-chart=${name}]`);
   if (!section.querySelector(".plot")) {
@@ -136,7 +136,7 @@ function chart(name, label, draw, { legend = [], head, rows }) {
   }
 }
 
-/** Fill a table with rows of texts, the first of each being its header. */
+/** Fill a table with rows of texts; the first text of a row is its header. */
 function fill(table, rows, head) {
   if (head && !table.tHead) {
     table.createTHead().append(make("tr", "", ...head.map((text) => Object.assign(make("th", "", text), { scope: "col" }))));
@@ -151,10 +151,10 @@ function fill(table, rows, head) {
   );
 }
 
-/** Return whether a deployment is up that gets traffic. */
+/** Return whether a running deployment has traffic. */
 const answers = (state) => state.deployments.some(({ up, weight }) => up && weight);
 
-/** Return the names of all deployments that there is something of; the place gives the colour. */
+/** Return the names of all deployments to show; the index gives the colour. */
 function deploymentsOf(state) {
   const named = [...state.deployments.map(({ name }) => name), ...Object.keys(state.minute.deployments)];
   return [...new Set(named)];
@@ -194,19 +194,19 @@ function showWindows(state) {
   const empty = (sentence) => () => nothing(sentence);
   const name = (window) => `Window of ${clock(window.ended)}`;
 
-  tell($("judged"), `each point is a window of ${state.window ?? "some"} digits, judged without labels; `
-    + `in the alarm's colour from the alarm on. ${filling(state)}`);
+  setText($("judged"), `each point is a window of ${state.window ?? "some"} digits, tested without labels; `
+    + `in the colour of the alarm while it is active. ${filling(state)}`);
   const points = windows.map((window, i) => ({
     at: place(i), name: name(window), value: window.evidence, alarm: window.drift,
   }));
   const limit = state.limit && { value: state.limit, name: "alarm" };
   const top = state.limit || 1000;
   const ticks = [1, 10, 100, 1000, 10000].filter((tick) => tick <= top);
-  chart("evidence", windows.length ? `Evidence for drift by window; ${words2(state)}` : "No window was judged yet",
+  chart("evidence", windows.length ? `Evidence for drift by window; ${words2(state)}` : "No window has been tested yet",
     windows.length ? (width) => lines(width, [{ kind: "kind0", points, dots: true }],
       { bottom: 1, top, ticks, scale: Math.log10, words, limit, format: (value) => `${+value.toPrecision(3)}` })
       : empty(state.reason || "No digits have been collected yet."),
-    { head: ["Window ended", "Evidence", "Alarm", "Most unusual", "Strangers, estimated"],
+    { head: ["Window ended", "Evidence", "Alarm", "Lowest p-value", "Out of distribution, estimated"],
       rows: () => windows.map((window) => [clock(window.ended), window.evidence.toPrecision(3),
         window.drift ? "yes" : "no", window.cause, percent(window.strangers)]) });
 
@@ -219,10 +219,10 @@ function showWindows(state) {
   const known = [...lowest, ...estimated.map(({ value }) => value)].filter((value) => value !== null);
   const bottom = Math.floor(Math.min(0.9, ...known) * 10) / 10;
   const series = [{ kind: "estimate", points: estimated }, { kind: "kind0", points: measured, dots: true }];
-  chart("accuracies", state.accuracy ? `Accuracy by window; ${percent(state.accuracy[0])} of the labels of what answers now` : "Accuracy by window; no labels yet",
+  chart("accuracies", state.accuracy ? `Accuracy by window; ${percent(state.accuracy[0])} of the active models` : "Accuracy by window; no labels yet",
     known.length ? (width) => lines(width, series, { bottom, top: 1, words, format: (value) => percent(value, 0) })
       : empty("No window has labels or an estimate yet."),
-    { legend: known.length ? [["kind0", "by true labels, with 95 % interval"], ["estimate", "estimated before they come"]] : [],
+    { legend: known.length ? [["kind0", "by true labels, with 95 % interval"], ["estimate", "estimated without labels"]] : [],
       head: ["Window ended", "Accuracy", "95 % interval", "Labels", "Estimated"],
       rows: () => windows.map((window) => [clock(window.ended), percent(window.accuracy?.[0] ?? null),
         window.accuracy ? `${percent(window.accuracy[1])} to ${percent(window.accuracy[2])}` : "–", window.labelled,
@@ -231,23 +231,23 @@ function showWindows(state) {
   const classes = Object.keys(state.classes).sort();
   const of = Object.values(state.classes).reduce((sum, value) => sum + value, 0);
   const share = (key) => (state.classes[key] ?? 0) / (of || 1);
-  const columns = classes.map((key) => ({ name: key, parts: [{ kind: "kind0", name: "Answer", value: share(key) }] }));
+  const columns = classes.map((key) => ({ name: key, parts: [{ kind: "kind0", name: "Prediction", value: share(key) }] }));
   const expected = state.expected && Object.fromEntries(Object.keys(state.classes).map((key, i) => [key, state.expected[i]]));
   const marks = expected && classes.map((key) => expected[key]);
-  chart("classes", `Share of each answer among ${count(of, "digit")}`,
+  chart("classes", `Share of each prediction among ${count(of, "digit")}`,
     of ? (width) => bars(width, columns, { top: Math.max(0.2, roundUp(Math.max(...classes.map(share)) * 10) / 10), marks, named: true, format: (value) => percent(value, 0) })
       : empty("No digits have been collected yet."),
-    { legend: [["kind0", "now"], ...(marks ? [["mark", "what the model was validated on"]] : [])], head: ["Digit", "Now", "Validated on"],
+    { legend: [["kind0", "now"], ...(marks ? [["mark", "validation data"]] : [])], head: ["Digit", "Now", "Validation"],
       rows: () => classes.map((key) => [key, percent(share(key)), percent(expected?.[key] ?? null)]) });
 }
 
-/** Say how far the last window is, if it is not full. */
+/** Return a sentence about the last window if it is incomplete. */
 function filling({ windows, window }) {
   const last = windows.at(-1)?.requests ?? window;
-  return last < window ? `The last one has ${last} so far.` : "";
+  return last < window ? `The last window has ${last} so far.` : "";
 }
 const drifts = ({ monitoring }) => (monitoring ? monitoring.drift : null);
-/** Say since when it drifts; at least, where the first window drifts already. */
+/** Return the onset of the alarm; "at least" if the first window is already part of it. */
 const since = ({ monitoring }) => `${monitoring.at_least ? "at least " : ""}since ${clock(Date.parse(monitoring.since) / 1000)}`;
 const words2 = (state) => (drifts(state) ? `drift ${since(state)}` : "no drift");
 
@@ -262,7 +262,7 @@ function showDeployments(state) {
     bar.style.width = `${share * 100}%`;
     const mark = make("i");
     mark.style.left = `${known?.weight ?? 0}%`;
-    const state_ = known ? (known.up ? `${known.weight} % set` : "is starting") : "gone";
+    const state_ = known ? (known.up ? `weight ${known.weight} %` : "is starting") : "deleted";
     const title = make("span", "", make("b", "", name), make("small", "", ` ${state_}`), make("span", "share", bar, mark));
     return [title, `${percent(share, 0)} (${seen?.requests ?? 0})`, milliseconds(seen?.median_ms ?? null),
       milliseconds(seen?.p99_ms ?? null), seen?.failed ?? 0];
@@ -291,9 +291,9 @@ function showDigits(list, digits) {
   if (list.digits === key) return; // the same as a second ago
   list.digits = key;
   const items = digits.map(({ image, digit, confidence, foreign }) => {
-    const strange = foreign > 0.5;
-    const item = make("li", strange ? "strange" : "", picture(image), make("b", "", digit), " ", make("small", "", `${Math.round(confidence * 100)}%`));
-    if (strange) item.append(make("span", "hidden", " looks foreign"));
+    const anomalous = foreign > 0.5;
+    const item = make("li", anomalous ? "anomalous" : "", picture(image), make("b", "", digit), " ", make("small", "", `${Math.round(confidence * 100)}%`));
+    if (anomalous) item.append(make("span", "hidden", " out of distribution"));
     return item;
   });
   list.replaceChildren(...(items.length ? items : [make("li", "nothing", "No digits have been collected yet.")]));
@@ -303,32 +303,32 @@ function showDigits(list, digits) {
 
 function showFigures(state) {
   const { minute } = state;
-  tell($("rate"), minute.rate.toFixed(minute.rate < 10 ? 1 : 0));
-  tell($("asked"), `${count(minute.requests, "request")} in the last minute`);
-  tell($("median"), milliseconds(minute.median_ms));
-  tell($("p99"), `99 % within ${milliseconds(minute.p99_ms)}`);
+  setText($("rate"), minute.rate.toFixed(minute.rate < 10 ? 1 : 0));
+  setText($("asked"), `${count(minute.requests, "request")} in the last minute`);
+  setText($("median"), milliseconds(minute.median_ms));
+  setText($("p99"), `99 % within ${milliseconds(minute.p99_ms)}`);
   const failed = Object.entries(minute.statuses).filter(([status]) => status >= 500).reduce((sum, [, of]) => sum + of, 0);
-  tell($("failed"), `${failed}`);
-  tell($("statuses"), Object.entries(minute.statuses).map(([status, of]) => `${of} × ${status}`).join(", ") || "no requests");
+  setText($("failed"), `${failed}`);
+  setText($("statuses"), Object.entries(minute.statuses).map(([status, of]) => `${of} × ${status}`).join(", ") || "no requests");
   const latest = state.windows.at(-1)?.estimated ?? null;
-  const estimate = latest === null ? "" : `; ${percent(latest)} now, by estimate`;
-  tell($("accuracy"), percent(state.accuracy?.[0] ?? null));
-  tell($("labelled"), state.accuracy
+  const estimate = latest === null ? "" : `; estimated now: ${percent(latest)}`;
+  setText($("accuracy"), percent(state.accuracy?.[0] ?? null));
+  setText($("labelled"), state.accuracy
     ? `${percent(state.accuracy[1])} to ${percent(state.accuracy[2])}, ${count(state.labelled, "label")}${estimate}` : `no true labels yet${estimate}`);
   const drift = drifts(state);
-  tell($("drift"), drift === null ? "unknown" : drift ? "yes" : "no");
-  tell($("since"), drift === null ? state.reason || "nothing was collected yet" : drift ? since(state) : "in the latest window");
+  setText($("drift"), drift === null ? "unknown" : drift ? "yes" : "no");
+  setText($("since"), drift === null ? state.reason || "no data has been collected yet" : drift ? since(state) : "in the latest window");
   $("drifttile").classList.toggle("alarm", drift === true);
-  tell($("counts"), `${count(state.digits, "digit")} collected; ${state.doubled} sent twice and ${state.damaged} damaged `
-    + `were left out; ${count(state.lost, "collected request")} lost since \`digits local\` began.`);
+  setText($("counts"), `${count(state.digits, "digit")} collected; omitted: ${state.doubled} duplicate and ${state.damaged} corrupted; `
+    + `${count(state.lost, "collected request")} lost since the start of \`digits local\`.`);
 }
 
 function showNotices(state) {
   const notices = [];
   if (!state.endpoint) notices.push(["plain", "Nothing is deployed yet.", "In another terminal: digits deploy apply --workspace local"]);
-  else if (!answers(state)) notices.push(["plain", "No deployment has traffic yet.", "It is starting, or paused: digits deploy status --workspace local"]);
-  if (drifts(state)) notices.push(["alarm", `Drift ${since(state)}.`, "Production looks unlike what the model was validated on. Look at the latest digits, then: digits monitor --workspace local"]);
-  if (state.lost) notices.push(["alarm", `${count(state.lost, "collected request")} lost.`, `Scoring goes on. ${state.lost_reason}`]);
+  else if (!answers(state)) notices.push(["plain", "No deployment has traffic yet.", "It is starting or paused: digits deploy status --workspace local"]);
+  if (drifts(state)) notices.push(["alarm", `Drift ${since(state)}.`, "Requests differ from the validation data. Look at the latest digits, then run: digits monitor --workspace local"]);
+  if (state.lost) notices.push(["alarm", `${count(state.lost, "collected request")} lost.`, `Scoring continues. ${state.lost_reason}`]);
   const key = JSON.stringify(notices);
   if ($("notices").dataset.key === key) return;
   $("notices").dataset.key = key;
@@ -339,19 +339,19 @@ function showChoices(state) {
   const options = (select, values) => {
     if (values.join() === [...select.options].map(({ value }) => value).join()) return;
     const chosen = select.value;
-    select.replaceChildren(...values.map((value) => new Option(value || "not told", value)));
+    select.replaceChildren(...values.map((value) => new Option(value || "detect automatically", value)));
     select.value = values.includes(chosen) ? chosen : (values[0] ?? "");
   };
   options($("endpoint"), state.endpoints);
   options($("script"), ["", ...state.known_scripts]);
   $("endpoint").value = state.endpoint;
   $("choice").hidden = state.endpoints.length < 2;
-  tell($("where"), state.endpoint ? `endpoint ${state.endpoint}, on this machine` : "on this machine");
+  setText($("where"), state.endpoint ? `endpoint ${state.endpoint}, on this machine` : "on this machine");
 }
 
 function health(kind, text) {
   $("pill").className = `pill ${kind}`;
-  tell($("health"), text);
+  setText($("health"), text);
 }
 
 function stateOfHealth(state) {
@@ -365,7 +365,7 @@ async function poll() {
     const chosen = $("endpoint").value;
     const asked = fetch(`state?${new URLSearchParams({ endpoint: chosen })}`);
     const state = await asked.then((answer) => answer.json()).catch(() => null);
-    if ($("endpoint").value !== chosen) return; // another was chosen meanwhile: this is not its state
+    if ($("endpoint").value !== chosen) return; // another endpoint was chosen in the meantime
     if (!state) {
       health("alarm", "digits local has stopped");
     } else {

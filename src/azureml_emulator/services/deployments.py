@@ -1,0 +1,217 @@
+"""What runs for online endpoints: servers of deployments, started, watched and brought up again."""
+
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import time
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+
+from azureml_emulator.router import Endpoint, Launch, Running
+from azureml_emulator.state import BUSY, Json, RefusedError, State
+from azureml_emulator.web import EmulatorError, warn, write_atomic
+
+LOG_BYTES = 10_000_000
+LAUNCHED = "launch.json"
+CRASHED = "User container has crashed or terminated"
+MLFLOW_SCORE = Path(__file__).with_name("mlflow_score.py")
+
+
+def route(state: State, path: str) -> None:
+    """Give the router an endpoint's keys and weights; from now on it has its addresses."""
+    with state.lock:
+        body = state.resources[path]
+        properties, name = body["properties"], body["name"]
+        keys = state.keys.setdefault(path, new_keys())
+        valid = {"key": keys[:2], "amltoken": keys[2:], "aadtoken": [state.token]}
+        accepted = valid[properties["authMode"].lower()]
+        state.router.endpoints[name.lower()] = Endpoint(accepted, dict(properties["traffic"]))
+        for uri, end in (("scoringUri", "score"), ("swaggerUri", "swagger.json")):
+            properties[uri] = f"{state.router.url}/{name}/{end}"
+
+
+def place_of(state: State, path: str) -> tuple[str, str]:
+    """Return (endpoint, deployment) of a deployment's path."""
+    endpoint = path.split("/deployments/")[0]
+    return state.resources[endpoint]["name"], state.resources[path]["name"]
+
+
+def folder_of(state: State, path: str) -> Path:
+    """Return the folder of a deployment."""
+    return state.folder / "deployments" / "_".join(path.split("/")[-5::2])
+
+
+def deploy(state: State, path: str) -> None:
+    """Fetch code and model into a new folder and start the server; then drop the old folders.
+
+    A folder with LAUNCHED is that of a server which came up: a restart begins with it. As with
+    Azure's rolling update, an update that fails leaves the former server as it was.
+    """
+    properties = state.resources[path]["properties"]
+    home = folder_of(state, path)
+    fresh = home / uuid.uuid4().hex[:8]
+    code, model = fresh / "code", fresh / "azureml-models"
+    try:
+        code.mkdir(parents=True)
+        launch = prepare(state, properties, code, model, home / "log.txt")
+        state.router.start(*place_of(state, path), launch)
+        write_atomic(fresh / LAUNCHED, json.dumps(asdict(launch)))
+    except BaseException as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if isinstance(error, EmulatorError):
+            raise RefusedError(400, "ResourceNotReady", f"{CRASHED}: {error}.") from None
+        raise
+    for old in home.iterdir():
+        if old.is_dir() and old != fresh:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def prepare(state: State, properties: Json, code: Path, model: Path, log: Path) -> Launch:
+    """Fetch what a deployment names; return what its server is started with."""
+    env = dict(properties.get("environmentVariables") or {})
+    if identity := properties.get("model"):
+        asset = state.asset(identity)
+        uri = asset["properties"]["modelUri"]
+        # As on Azure, where AZUREML_MODEL_DIR is /var/azureml-app/azureml-models/NAME/VERSION.
+        model = model / asset["id"].split("/")[-3] / asset["name"]
+        state.storage.fetch(uri, model / uri.rstrip("/").split("/")[-1])
+    model.mkdir(parents=True, exist_ok=True)
+    configuration = properties.get("codeConfiguration") or {}
+    script = configuration.get("scoringScript") or "score.py"
+    if configuration.get("codeId"):
+        asset = state.asset(configuration["codeId"])
+        state.storage.fetch(asset["properties"]["codeUri"], code)
+        if not (code / script).is_file():
+            raise EmulatorError(f"the code has no file {script}")
+    else:
+        shutil.copy(MLFLOW_SCORE, code / script)
+    collections = (properties.get("dataCollector") or {}).get("collections", {}).values()
+    if any(str(one.get("dataCollectionMode")).lower() == "enabled" for one in collections):
+        env |= {"AZUREML_MDC_ENABLED": "true"}
+    probe: Json = {
+        "initialDelay": "PT10S",
+        "period": "PT10S",
+        "failureThreshold": 30,
+    }  # Azure's own
+    probe |= properties.get("livenessProbe") or {}
+    seconds = duration(probe["initialDelay"])
+    seconds += duration(probe["period"]) * probe["failureThreshold"]
+    return Launch(str(code), str(model), script, str(log), env, seconds)
+
+
+def duration(text: str) -> float:
+    """Return the seconds of a duration such as PT1M30S. Raises RefusedError (400) if it is none."""
+    found = re.fullmatch(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?", str(text))
+    if not found:
+        raise RefusedError(400, "ValidationError", f"{text} is no duration, such as PT10S.")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def remove(state: State, path: str) -> None:
+    """Stop what runs below a resource and forget it."""
+    below = [key for key in list(state.resources) if key == path or key.startswith(path + "/")]
+    for key in below:
+        if "/deployments/" in key:
+            state.router.stop(place_of(state, key))
+            shutil.rmtree(folder_of(state, key), ignore_errors=True)
+    with state.lock:
+        if "/deployments/" not in path:
+            state.router.endpoints.pop(state.resources[path]["name"].lower(), None)
+            state.keys.pop(path, None)
+        for key in below:
+            del state.resources[key]
+
+
+def supervise(state: State) -> None:
+    """Start servers that ended again, as Kubernetes does, and keep their logs short.
+
+    A deployment whose server does not come up again is Failed until it does.
+    """
+    for (endpoint, deployment), running in list(state.router.running.items()):
+        log = Path(running.launch.log) if running.launch else None
+        if log and log.exists() and log.stat().st_size > LOG_BYTES:
+            end = log.read_bytes()[-LOG_BYTES // 2 :]
+            log.write_bytes(end)  # the server appends
+        ended = running.process.poll() is not None and time.monotonic() >= running.next_start
+        if running.launch and ended and not state.closed:
+            running.next_start = math.inf  # while it starts
+            state.workers.submit(start_again, state, endpoint, deployment, running)
+
+
+def start_again(state: State, endpoint: str, deployment: str, running: Running) -> None:
+    """Start the server of a deployment whose process ended; after a failure, later again."""
+    assert running.launch
+    status, reason = "Succeeded", ""
+    try:
+        state.router.start(endpoint, running.name, running.launch, lambda one: one is running)
+    except EmulatorError as error:
+        # Kubernetes waits 10 s, twice as long each time, and five minutes at most.
+        running.next_start = time.monotonic() + min(300, 10 * 2**running.failures)
+        running.failures += 1
+        status, reason = "Failed", str(error)
+    with state.lock:
+        for key, body in state.resources.items():
+            if key.endswith(f"/onlineendpoints/{endpoint}/deployments/{deployment}"):
+                properties = body["properties"]
+                if properties["provisioningState"] not in BUSY and not state.closed:
+                    properties["provisioningState"] = status
+    if reason and running.failures == 1:
+        warn(f"{endpoint}/{deployment} ended and does not start again: {reason}")
+
+
+def restore(state: State) -> None:
+    """Start the servers that ran, and finish the operations that were under way."""
+    keys = [key for key in state.resources if "/onlineendpoints/" in key]
+    for key in sorted(keys, key=len):  # endpoints before their deployments
+        try:
+            restore_one(state, key)
+        except Exception as error:  # of one that is damaged
+            state.leave_out(key, f"it cannot be restored ({error!r})")
+
+
+def restore_one(state: State, key: str) -> None:
+    """Go on with an endpoint or a deployment as it was."""
+    endpoint, _, deployment = key.partition("/deployments/")
+    if endpoint not in state.resources:
+        raise EmulatorError("its endpoint is absent")
+    status = state.resources[key]["properties"].get("provisioningState")
+    if state.resources[endpoint]["properties"].get("provisioningState") == "Deleting":
+        if not deployment:
+            state.later(key, lambda key: remove(state, key))
+        return
+    if not deployment:
+        route(state, key)
+    launched = sorted(folder_of(state, key).glob(f"*/{LAUNCHED}"), key=os.path.getmtime)
+    launch = Launch(**json.loads(launched[-1].read_text("utf-8"))) if launched else None
+    if status == "Deleting":
+        state.later(key, lambda key: remove(state, key))
+    elif deployment and (launch or status != "Failed"):
+        if status == "Failed":  # it stays so, with the server of before the failed update
+            state.workers.submit(resume, state, key, launch, False)
+        else:
+            again = status in BUSY or not launch
+            state.later(key, lambda key: resume(state, key, launch, again), state.pending(key))
+    elif status in BUSY:
+        state.later(key, lambda key: route(state, key), state.pending(key))
+
+
+def resume(state: State, key: str, launch: Launch | None, again: bool) -> None:
+    """Start a deployment's server as it ran; `again`: then finish what was under way."""
+    if launch:
+        try:
+            state.router.start(*place_of(state, key), launch, lambda before: before is None)
+        except EmulatorError as error:
+            if not again:
+                raise RefusedError(400, "ResourceNotReady", f"{CRASHED}: {error}.") from None
+    if again:
+        deploy(state, key)
+
+
+def new_keys() -> list[str]:
+    """Return an endpoint's primary and secondary key and its token."""
+    return [secrets.token_urlsafe(24) for _ in range(3)]

@@ -1,0 +1,392 @@
+"""The emulator survives what is done with it: bad calls, restarts, dead processes, lost content."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import psutil
+import pytest
+from conftest import ROOT, environment
+from emulated import ECHO, STORE, Client, emulated, wait_until
+
+from azureml_emulator import state as states
+from azureml_emulator.services import deployments
+from azureml_emulator.state import VERSION, State
+from azureml_emulator.storage import PROGRAM
+from azureml_emulator.web import EmulatorError
+
+pytestmark = pytest.mark.slow
+KEY_MODE = {"location": "x", "properties": {"authMode": "Key"}}
+HANGING = "import time\n\n\ndef init():\n    time.sleep(1000)\n\n\ndef run(body):\n    return 1\n"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of an emulator that all tests of this module share."""
+    with emulated(tmp_path_factory.mktemp("emulator")) as made:
+        yield made
+
+
+ENDPOINT, DEPLOYMENT = "/onlineEndpoints/bodies", "/onlineEndpoints/present/deployments/blue"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *[(path, raw) for path in (ENDPOINT, "/jobs/a") for raw in (b"{", b"[]", b"", b"1", b"{}")],
+        (ENDPOINT, b'{"properties": {}}'),
+        (ENDPOINT, b'{"properties": null}'),
+        (ENDPOINT, b'{"properties": []}'),
+        (ENDPOINT, b'{"properties": {"authMode": 3}}'),
+        (ENDPOINT, b'{"properties": {"authMode": "Magic"}}'),
+        (ENDPOINT, b'{"properties": {"authMode": "Key", "traffic": []}}'),
+        (ENDPOINT, b'{"properties": {"authMode": "Key", "traffic": {"blue": "x"}}}'),
+        (ENDPOINT, b'{"properties": {"authMode": "Key"}, "tags": {"a": {}}}'),
+        (DEPLOYMENT, b'{"properties": {"instanceType": "Standard_DS2_v2"}}'),
+        (DEPLOYMENT, b'{"properties": {}, "sku": {"capacity": 1}}'),
+        (DEPLOYMENT, b'{"properties": {"instanceType": "Standard_DS2_v2"}, "sku": null}'),
+        ("/batchEndpoints/bodies", b"{}"),
+        ("/models/m/versions/1", b"{}"),
+        ("/computes/c", b"{}"),
+        ("/jobs/a", b'{"properties": {"jobType": "Command"}}'),
+        ("/jobs/a", b'{"properties": {"jobType": "Sweep", "trial": {}}}'),
+    ],
+)
+def test_a_bad_body_is_a_400_in_json(client: Client, path: str, body: bytes) -> None:
+    if path == DEPLOYMENT and client.call("GET", "/onlineEndpoints/present")[0] == 404:
+        client.endpoint("present")
+    status, answer, _ = client.send("PUT", path, body)
+    assert status == 400, answer
+    assert answer["error"]["code"]
+    assert answer["error"]["message"]
+    status, answer, _ = client.send("PUT", path, iter([body]))  # chunked
+    assert status == 400, answer
+    assert client.call("GET", path)[0] == 404
+
+
+def test_null_traffic_is_none(client: Client) -> None:
+    properties = {"authMode": "Key", "traffic": None, "mirrorTraffic": None}
+    assert client.put("/onlineEndpoints/null", properties)["properties"]["traffic"] == {}
+
+
+def test_another_spelling_of_a_name_is_the_same(client: Client, tmp_path: Path) -> None:
+    code = client.code("spelling", {"score.py": ECHO.format(answer=1)}, tmp_path)
+    client.endpoint("Spelling")
+    assert client.deployment("Blue", code, "sPELLING") == "Succeeded"
+    client.endpoint("SPELLING", traffic={"bLUE": 100})
+    assert client.score("spelling") == (200, "1")
+    assert client.score("Spelling", b"{}", {"azureml-model-deployment": "BLUE"}) == (200, "1")
+    found = client.call("GET", "/ONLINEENDPOINTS/spelling")[1]
+    assert (found["name"], found["properties"]["traffic"]) == ("Spelling", {"Blue": 100})
+    taken = {"location": "x", "properties": {"authMode": "Key"}}
+    path = "/onlineEndpoints/SPELLING"
+    other = client.call("GET", "")[1]["id"].removesuffix("/w") + "/other" + path
+    assert client.call("PUT", other, taken)[0] == 400
+
+
+def test_an_endpoint_is_not_deleted_while_its_deployment_starts(
+    client: Client, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    waiting = ECHO.format(answer=1).replace("pass", f"open({str(gate)!r}).read()")
+    code = client.code("busy", {"score.py": waiting}, tmp_path)
+    client.endpoint("busy")
+    properties = {
+        "instanceType": "Standard_DS2_v2",
+        "codeConfiguration": {"codeId": code, "scoringScript": "score.py"},
+    }
+    body = {"location": "x", "properties": properties, "sku": {"capacity": 1}}
+    assert client.call("PUT", "/onlineEndpoints/busy/deployments/blue", body)[0] == 201
+    assert client.call("DELETE", "/onlineEndpoints/busy")[0] == 409
+    gate.write_text("go")
+    assert client.idle("/onlineEndpoints/busy/deployments/blue") == "Succeeded"
+    process = client.emulator.router.running["busy", "blue"].process
+    assert client.call("DELETE", "/onlineEndpoints/busy")[0] == 202
+    assert client.idle("/onlineEndpoints/busy") == ""
+    assert process.poll() is not None
+    assert ("busy", "blue") not in client.emulator.router.running
+
+
+def test_an_init_that_hangs_leaves_no_process(client: Client, tmp_path: Path) -> None:
+    code = client.code("hanging", {"score.py": HANGING}, tmp_path)
+    client.endpoint("hanging")
+    probe = {"initialDelay": "PT0S", "period": "PT3S", "failureThreshold": 1}
+    assert client.deployment("blue", code, "hanging", livenessProbe=probe) == "Failed"
+    here = psutil.Process().children(recursive=True)
+    assert not [one for one in here if "hanging" in " ".join(one.cmdline())]
+
+
+def test_a_failed_update_leaves_the_former_server(client: Client, tmp_path: Path) -> None:
+    code = client.code("former", {"score.py": ECHO.format(answer=1)}, tmp_path)
+    client.endpoint("former")
+    assert client.deployment("blue", code, "former") == "Succeeded"
+    client.endpoint("former", traffic={"blue": 100})
+    broken = client.code("broken", {"score.py": "raise ValueError\n"}, tmp_path)
+    assert client.deployment("blue", broken, "former") == "Failed"
+    assert client.score("former") == (200, "1")
+
+
+def test_a_server_that_ends_is_started_again(client: Client, tmp_path: Path) -> None:
+    code = client.code("dead", {"score.py": ECHO.format(answer=1)}, tmp_path)
+    client.endpoint("dead")
+    client.deployment("blue", code, "dead")
+    client.endpoint("dead", traffic={"blue": 100})
+    before = client.emulator.router.running["dead", "blue"]
+    workers = psutil.Process(before.process.pid).children()
+    before.process.kill()
+    wait_until(lambda: client.emulator.router.running["dead", "blue"] is not before)
+    assert client.score("dead") == (200, "1")
+    psutil.wait_procs(workers, timeout=10)
+    assert not [one for one in workers if one.is_running()]
+
+
+@pytest.mark.prove
+def test_a_server_that_does_not_start_again_is_failed(
+    client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = tmp_path / "mark"
+    once = ECHO.format(answer=1).replace("pass", f"open({str(mark)!r}, 'x').close()")
+    code = client.code("once", {"score.py": once}, tmp_path)
+    client.endpoint("once")
+    assert client.deployment("blue", code, "once") == "Succeeded"
+    client.emulator.router.running["once", "blue"].process.kill()
+    path = "/onlineEndpoints/once/deployments/blue"
+    wait_until(lambda: client.call("GET", path)[1]["properties"]["provisioningState"] == "Failed")
+    wait_until(lambda: "once/blue ended and does not start again" in capsys.readouterr().err)
+
+
+def test_uniform_and_loguniform_sweeps_end(client: Client, tmp_path: Path) -> None:
+    space = {"a": ["uniform", [1, 2]], "b": ["loguniform", [0, 1]], "c": ["quniform", [0, 9, 3]]}
+    marks = [f"${{{{search_space.{name}}}}}" for name in space]
+    code = client.code("sweep", {"a.py": ""}, tmp_path)
+    given = {
+        "jobType": "Sweep",
+        "trial": {"command": f"echo {' '.join(marks)}", "codeId": code, "environmentId": "e"},
+        "searchSpace": space,
+        "samplingAlgorithm": {"samplingAlgorithmType": "Random", "seed": 1},
+        "limits": {"maxTotalTrials": 2, "maxConcurrentTrials": 2},
+        "objective": {"goal": "Maximize", "primaryMetric": "m"},
+    }
+    assert client.job("swept", **given) == "Completed"
+    logs = [client.blob(f"ExperimentRun/dcid.swept_{n}/user_logs/std_log.txt") for n in (0, 1)]
+    for a, b, c in (map(float, log.split()) for log in logs):
+        assert 1 <= a <= 2
+        assert 1 <= b <= 2.72
+        assert c in (0, 3, 6, 9)
+    assert logs[0] != logs[1]
+    grid = given | {"samplingAlgorithm": {"samplingAlgorithmType": "Grid"}}
+    assert client.call("PUT", "/jobs/grid", {"properties": grid})[0] == 400
+
+
+def test_operations_and_logs_do_not_grow_without_bound(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "OPERATIONS", 5)
+    monkeypatch.setattr(deployments, "LOG_BYTES", 1000)
+    for number in range(10):
+        client.endpoint("many", tags={"number": str(number)})
+    assert len(client.emulator.state.operations) <= 5
+    code = client.code("chatty", {"score.py": ECHO.format(answer="print('x' * 9000)")}, tmp_path)
+    client.endpoint("chatty")
+    client.deployment("blue", code, "chatty")
+    client.endpoint("chatty", traffic={"blue": 100})
+    client.score("chatty")
+    running = client.emulator.router.running["chatty", "blue"]
+    assert running.launch
+    log = Path(running.launch.log)
+    wait_until(lambda: log.stat().st_size <= 1000)
+
+
+@pytest.mark.prove
+def test_it_starts_again_after_all_of_this(tmp_path: Path) -> None:
+    """A completed sweep, a failed update, a dead server: the next start brings up what it can."""
+    folder, code = tmp_path / "emulator", ""
+    with emulated(folder) as client:
+        code = client.code("good", {"score.py": ECHO.format(answer=1)}, tmp_path)
+        bad = client.code("bad", {"score.py": "raise ValueError\n"}, tmp_path)
+        client.endpoint("one")
+        client.deployment("blue", code, "one")
+        client.endpoint("one", traffic={"blue": 100})
+        assert client.deployment("blue", bad, "one") == "Failed"
+        given = {
+            "jobType": "Sweep",
+            "trial": {"command": "echo", "codeId": code, "environmentId": "e"},
+            "searchSpace": {"a": ["choice", [[1]]]},
+            "samplingAlgorithm": {"samplingAlgorithmType": "Grid"},
+            "limits": {"maxTotalTrials": 1, "maxConcurrentTrials": 1},
+        }
+        assert client.job("swept", **given) == "Completed"
+    with emulated(folder) as client:
+        wait_until(lambda: client.score("one") == (200, "1"))
+        path = "/onlineEndpoints/one/deployments/blue"
+        assert client.call("GET", path)[1]["properties"]["provisioningState"] == "Failed"
+        assert client.call("GET", "/jobs/swept")[1]["properties"]["status"] == "Completed"
+
+
+@pytest.mark.prove
+def test_an_end_during_a_creation_is_made_up_for(tmp_path: Path) -> None:
+    folder, gate = tmp_path / "emulator", tmp_path / "gate"
+    waiting = f"while not __import__('os').path.exists({str(gate)!r}): pass"
+    path = "/onlineEndpoints/one/deployments/blue"
+    with emulated(folder) as client:
+        text = ECHO.format(answer=1).replace("pass", waiting)
+        code = client.code("waiting", {"score.py": text}, tmp_path)
+        client.endpoint("one")
+        properties = {
+            "instanceType": "Standard_DS2_v2",
+            "codeConfiguration": {"codeId": code, "scoringScript": "score.py"},
+        }
+        body = {"location": "x", "properties": properties, "sku": {"capacity": 1}}
+        assert client.call("PUT", path, body)[0] == 201
+        log = deployments.folder_of(client.emulator.state, find(client, "blue")) / "log.txt"
+        wait_until(lambda: log.exists() and b"Server" in log.read_bytes())
+    gate.touch()
+    with emulated(folder) as client:
+        assert client.idle(path) == "Succeeded"
+        assert client.score("one", b"{}", {"azureml-model-deployment": "blue"}) == (200, "1")
+
+
+def find(client: Client, name: str) -> str:
+    """Return the key of the resource of a name."""
+    return next(key for key in client.emulator.state.resources if key.endswith(f"/{name}"))
+
+
+def damage(state: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value into the place of a resource of a state file."""
+    state["resources"][key] = value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        {},
+        {"id": 3},
+        {"properties": {}},
+        {"properties": None, "id": "", "name": "", "systemData": {}},
+    ],
+)
+def test_a_damaged_resource_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: Any
+) -> None:
+    whole = {"id": "/a/workspaces/w/x/good", "name": "good", "properties": {}, "systemData": {}}
+    resources = {"/a/workspaces/w/x/good": whole, "/a/workspaces/w/x/bad": value}
+    kept = {"version": VERSION, "resources": resources, "operations": {"a": 3}, "keys": {}}
+    (tmp_path / "state.json").write_text(json.dumps(kept))
+    state = State(tmp_path, None, None)  # type: ignore[arg-type]
+    assert list(state.resources) == ["/a/workspaces/w/x/good"]
+    assert state.operations == {}
+    assert "left out w/x/bad" in capsys.readouterr().err
+
+
+def test_a_damaged_folder_ends_in_a_line_or_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "emulator"
+    with emulated(folder) as client:
+        client.endpoint("good")
+        client.endpoint("bad")
+        bad = find(client, "bad")
+    state = json.loads((folder / "state.json").read_text())
+    state["resources"][bad]["properties"] = {"traffic": 5}
+    (folder / "state.json").write_text(json.dumps(state))
+    for name in ("certificate.pem", "authority.pem", "key.pem"):
+        (folder / name).write_text("garbage")
+    with emulated(folder) as client:
+        assert client.idle("/onlineEndpoints/good") == "Succeeded"
+        assert client.call("GET", "/onlineEndpoints/bad")[0] == 404
+    assert "left out w/onlineendpoints/bad" in capsys.readouterr().err
+    for name, content in (
+        ("address.json", b'{"port": "x"}'),
+        ("address.json", b"\xff"),
+        ("state.json", b"\xff"),
+        ("state.json", b"null"),
+        ("blobs/__azurite_db_blob__.json", b"{"),
+    ):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        with pytest.raises(EmulatorError, match=r"state.json|address.json|Azurite"):
+            emulated(folder).__enter__()
+        (folder / name).write_bytes(before)
+
+
+@pytest.mark.prove
+def test_one_emulator_a_folder(tmp_path: Path) -> None:
+    """Two first starts at the same time: one has the folder, the other one ends."""
+    tmp_path.chmod(0o700)
+    command = [sys.executable, "-m", "azureml_emulator", "--folder", str(tmp_path / "one")]
+    command += ["--azurite", str(ROOT / PROGRAM)]
+    env = environment() | {"PYTHONPATH": str(ROOT / "src")}
+    pipe = subprocess.PIPE
+    two = [subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True) for _ in "ab"]
+    try:
+        wait_until(lambda: any(one.poll() is not None for one in two))
+        (lost,) = [one for one in two if one.poll() is not None]
+        (other,) = [one for one in two if one is not lost]
+        assert lost.returncode == 1
+        assert "running already" in lost.communicate()[1]
+        assert other.stdout
+        assert other.stdout.readline().startswith("Serving at")
+    finally:
+        for one in two:
+            one.send_signal(signal.SIGINT)
+            one.communicate(timeout=60)
+
+
+def test_content_that_the_blob_store_lost_is_no_asset_any_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed with the emulator, Azurite has lost what was uploaded in its last seconds."""
+    folder = tmp_path / "emulator"
+    with emulated(folder) as client:
+        client.code("kept", {"a.py": "1"}, tmp_path)
+        lost = client.code("lost", {"b.py": "1", "c.py": "1"}, tmp_path)
+        client.emulator.storage.client.delete_blob("code/lost/c.py")
+    with emulated(folder) as client:
+        assert client.call("GET", "/codes/kept/versions/1")[0] == 200
+        assert client.call("GET", "/codes/lost/versions/1")[0] == 404
+        assert "left out w/codes/lost/versions/1: its content was lost" in capsys.readouterr().err
+        assert client.code("lost", {"b.py": "1", "c.py": "1"}, tmp_path) == lost
+
+
+@pytest.mark.prove
+def test_jobs_that_begin_at_once_share_mlflows_tables(tmp_path: Path) -> None:
+    logging = "import mlflow\nmlflow.set_experiment('e')\nmlflow.log_metric('m', 1)\n"
+    with emulated(tmp_path / "emulator") as client:
+        code = client.code("logging", {"log.py": logging}, tmp_path)
+        job = {"jobType": "Command", "environmentId": "e", "codeId": code}
+        for name in "abcd":
+            body = {"properties": job | {"command": "python log.py"}}
+            assert client.call("PUT", f"/jobs/{name}", body)[0] == 201
+        for name in "abcd":
+            path = f"/jobs/{name}"
+            wait_until(partial(client.ended, path), 180)
+            log = client.blob(f"ExperimentRun/dcid.{name}/user_logs/std_log.txt")
+            assert client.call("GET", path)[1]["properties"]["status"] == "Completed", log
+        with contextlib.closing(sqlite3.connect(tmp_path / "emulator" / "mlflow.db")) as tables:
+            assert tables.execute("SELECT count(*) FROM metrics").fetchone() == (4,)
+
+
+@pytest.mark.parametrize("name", ["{outside}", "/{outside}", "../../outside", "../outside"])
+def test_a_blobs_name_leads_nowhere_else(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    outside, folder, container = tmp_path / "outside", tmp_path / "a" / "code", MagicMock()
+    found = container, "path", {f"path/{name.format(outside=outside)}": 1}
+    monkeypatch.setattr(client.emulator.storage, "find", lambda uri: found)
+    with contextlib.suppress(EmulatorError):
+        client.emulator.storage.fetch(f"{STORE}path", folder)
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert all(file.is_relative_to(folder) for file in written)
+    assert bool(written) == (".." not in name)

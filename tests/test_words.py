@@ -1,0 +1,54 @@
+"""Retired words of this project: none may appear in a file that git tracks.
+
+RETIRED is the only list: a word or an identifier without another use, and what to write instead.
+Words with ordinary meanings are not in it.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RETIRED = {
+    "sureness": "mean confidence",
+    "strangeness": "anomaly weight",
+    "foreignness": "out-of-distribution score",
+    "read_pool": "read_split",
+    "write_pool": "write_split",
+    "tf_config.find": "tf_config.read",
+    "find_foreign": "build_ood_score",
+    "steps_of": "step_signature",
+    "make_exact": "make_deterministic",
+    "FEWEST": "MIN_DIGITS",
+    "RAREST": "MIN_TAIL",
+    "STEEP": "CALIBRATOR_EXPONENT",
+    "SPOILT": "INPUT_QUALITY_SIGNALS",
+    "DROWNED": "DOMINANCE_RATIO",
+    "DOUBT_EDGES": "UNCERTAINTY_EDGES",
+    "passed_over": "unexpected_models",
+}
+IGNORED = ("tests/test_words.py", "package-lock.json", "LICENSE")
+
+
+def find(text: str) -> Iterator[tuple[int, str]]:
+    """Yield line and retired word for each one in a text; case matters for identifiers only."""
+    for word in RETIRED:
+        flags = re.IGNORECASE if word.islower() and "_" not in word else re.NOFLAG
+        for match in re.finditer(rf"\b{re.escape(word)}\b", text, flags):
+            yield text.count("\n", 0, match.start()) + 1, word
+
+
+def test_no_retired_word_is_used() -> None:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True)
+    found = []
+    for name in filter(None, listing.stdout.decode().split("\0")):
+        if name not in IGNORED and (ROOT / name).is_file():
+            text = (ROOT / name).read_text("utf-8", errors="replace")
+            found += [f"{name}:{line}: write {RETIRED[word]}" for line, word in find(text)]
+    assert found == [], "\n".join(found)
+
+
+def test_a_retired_word_is_found_with_its_line() -> None:
+    assert list(find("One line.\nIts Sureness is 1.")) == [(2, "sureness")]
+    assert list(find("the fewest, make_exactly, FEWEST")) == [(1, "FEWEST")]
