@@ -21,7 +21,13 @@ import tomllib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-BESIDE = ("digits/sources/archives.py", "digits/sources/idx.py", "digits/tracking/runs.py")
+BESIDE = (
+    "digits/serving/request.py",
+    "digits/sources/archives.py",
+    "digits/sources/arrays.py",
+    "digits/sources/idx.py",
+    "digits/tracking/runs.py",
+)
 STAGES = ("mnist", "prepare", "train", "package")
 WINGS = {"mlops": "mlops", "azureml_emulator": "azureml_emulator"}  # any other: core_and_digits
 

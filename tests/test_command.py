@@ -138,8 +138,9 @@ def test_what_a_stage_cannot_work_with_is_reported(tree: Project) -> None:
 
 
 def test_pools_without_digits_are_reported(tree: Project) -> None:
-    for part in ("train", "test"):
-        write_csv(tree.root / "data" / "mnist" / f"{part}.csv", random_digits(20))
+    digits = random_digits(40)
+    for part, some in (("train", digits[:20]), ("test", digits[20:])):
+        write_csv(tree.root / "data" / "mnist" / f"{part}.csv", some)
     tree.edit("params.yaml", "production_count: 5000", "production_count: 20")
     text = (tree.root / "params.yaml").read_text("utf-8")
     head, tail = text[: text.index("foreign:\n")], text[text.index("prepare:\n") :]
@@ -150,4 +151,4 @@ def test_pools_without_digits_are_reported(tree: Project) -> None:
         *("--labelled", "data/labelled", "--out", "data/prepared"),
         code=1,
     )
-    assert "no digits remain for training" in output
+    assert "0 digits are left for training" in output

@@ -5,7 +5,7 @@ an uncompressed .npz file with the digits of several sources, which one stage pa
 """
 
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,10 @@ import pyarrow.csv
 
 from core.errors import DigitsError
 from core.files import atomic_write
+from core.tables import read_table
 
 MNIST = "mnist"  # the script that every model is trained on; all others are called foreign
 ROWS_PER_BATCH = 4096
-BLOCK_BYTES = 1 << 23  # CSV text parsed at a time
 SPLIT_FORMAT = 1  # version of the .npz files
 
 
@@ -78,9 +78,35 @@ def concatenate(parts: list[Digits]) -> Digits:
     return Digits(images, labels, parts[0].script, rendered, parts[0].class_count)
 
 
+def split(digits: Digits, count: int, seed: int) -> tuple[Digits, Digits]:
+    """Return `count` digits and the rest, each in file order, by a seeded, stratified split.
+
+    The digits are sorted by class, shuffled within each class, and selected at equal distances, so
+    that each class contributes its share, rounded.
+
+    Raises DigitsError when there are too few digits.
+    """
+    if count > len(digits):
+        raise DigitsError(
+            f"{digits.name}: expected at least {count:,} digits (params.yaml's prepare), found "
+            f"{len(digits):,}. Add digits or reduce the number."
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(digits))
+    ordered = shuffled[np.argsort(digits.labels[shuffled], kind="stable")]
+    picked = np.zeros(len(digits), bool)
+    picked[ordered[(2 * np.arange(count) + 1) * len(digits) // (2 * max(count, 1))]] = True
+    return digits[picked], digits[~picked]
+
+
+def common(train: Digits, test: Digits) -> int:
+    """Return how many test images are training images, byte for byte."""
+    seen = {image.tobytes() for image in train.images}
+    return sum(image.tobytes() in seen for image in test.images)
+
+
 def write_csv(path: Path, digits: Digits) -> None:
     """Write one row per digit: its label, then its pixels row by row (0 black .. 255 white)."""
-    names = _header(digits.images.shape[1]).split(",")
+    names = ["label", *(f"pixel{index}" for index in range(digits.images[0].size))]
     schema = pa.schema([(name, pa.uint8()) for name in names])
     options = pyarrow.csv.WriteOptions(quoting_style="none", quoting_header="none")
     with (
@@ -97,118 +123,55 @@ def write_csv(path: Path, digits: Digits) -> None:
 def read_csv(
     path: Path, image_size: int, class_count: int, script: str, rendered: bool = False
 ) -> Digits:
-    """Read and validate a CSV file in batches, so that memory holds little more than the digits.
+    """Read a CSV of any form that `read_table` knows; its labels count from 0.
 
-    Raises DigitsError with file, line (the header is line 1) and column.
+    Raises DigitsError that names file, line and column.
     """
-    rows_bytes, line_end = _check_ends(path, image_size)
-    tables = []
-    try:
-        for table in _batches(path, image_size):
-            tables.append(table)
-            if table[:, 0].max() >= class_count:
-                raise ValueError("a label is out of range")
-            # Values, commas and line ends; Arrow also accepts 007, 0x7 and spaces.
-            longer = np.count_nonzero(table >= 10) + np.count_nonzero(table >= 100)
-            rows_bytes -= 2 * table.size + int(longer) + (line_end - 1) * len(table)
-        if rows_bytes:
-            raise ValueError("expected plain decimal numbers and equal line ends")
-    except (pa.ArrowException, ValueError) as error:
-        reason = _first_error(path, image_size, class_count) or f" {error}"
-        raise DigitsError(f"{path}:{reason}. Fix or delete this row.") from None
-    labels = np.concatenate([table[:, 0] for table in tables])
-    images = np.empty((len(labels), image_size, image_size), np.uint8)
-    start = 0
-    for index, table in enumerate(tables):
-        images[start : start + len(table)] = table[:, 1:].reshape(-1, image_size, image_size)
-        start += len(table)
-        tables[index] = table[:0]  # free its memory
-    return Digits(images, labels, script, rendered, class_count)
-
-
-def _header(image_size: int) -> str:
-    return ",".join(["label", *(f"pixel{index}" for index in range(image_size**2))])
-
-
-def _batches(path: Path, image_size: int) -> Iterator[np.ndarray]:
-    """Yield uint8 (rows, 1 + pixels) tables: the label, then the pixels."""
-    names = _header(image_size).split(",")
-    with pyarrow.csv.open_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
-        parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False, quote_char=False),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.uint8())),
-    ) as reader:
-        for batch in reader:
-            if batch.num_rows:
-                yield batch.to_tensor().to_numpy()  # raises on a missing value
-
-
-def _check_ends(path: Path, image_size: int) -> tuple[int, int]:
-    """Check the header and the last byte, which the parser ignores.
-
-    Returns the number of bytes of all rows, and of one line end.
-    """
-    expected = _header(image_size)
-    with path.open("rb") as file:
-        start = file.read(len(expected) + 2)
-        size = file.seek(0, 2)
-        if not start:
-            raise DigitsError(f"{path}: is empty. Expected a header and rows.")
-        file.seek(-1, 2)
-        last = file.read()
-        file.seek(0)
-        line = file.readline(1 << 20)
-        text = line.rstrip(b"\r\n")
-        first = text.decode("utf-8", "replace")
-    if first != expected:
-        if "\ufffd" in first or "\0" in first:
-            raise DigitsError(f"{path}: is not a text file. Expected CSV in UTF-8.")
-        if first.startswith("\ufeff"):
-            raise DigitsError(f"{path}: begins with a byte order mark. Save it as plain UTF-8.")
-        columns, wanted = first.split(","), expected.split(",")
-        pairs = enumerate(zip([*columns, "(none)"], [*wanted, "(none)"], strict=False))
-        place = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
-        more = "more than " if size > len(first) >= 1 << 20 else ""
+    table = read_table(path)
+    if table.labels is None:
+        raise DigitsError(f"{path}: has no column of labels. Add one, named label.")
+    if (side := table.images.shape[1]) != image_size:
         raise DigitsError(
-            f"{path}:1: expected {len(wanted):,} columns for images of {image_size} x "
-            f"{image_size} pixels, found {more}{len(columns):,}; column {place[0] + 1}: expected "
-            f"{place[1][1]!r}, found {place[1][0][:40]!r}. Correct the header or image_size."
+            f"{path}: images are {side} x {side} pixels, params.yaml's image_size is "
+            f"{image_size}. Change one of them."
         )
-    if size <= len(expected) + 2:
-        raise DigitsError(f"{path}: has a header but no rows. Add rows or delete the file.")
-    if last != b"\n":
+    labels = positions(table.labels, [str(label) for label in range(class_count)])
+    if len(wrong := np.flatnonzero(labels < 0)):
+        line, found = table.first_line + wrong[0], str(table.labels[wrong[0]])[:40]
         raise DigitsError(
-            f"{path}: the last row has no line end, so the file may be truncated. Restore it."
+            f"{path}:{line}: column label: expected a whole number from 0 to {class_count - 1}, "
+            f"found {found!r}. Fix or delete this row."
         )
-    return size - len(line), len(line) - len(text)
+    images, notes = as_bytes(table.images)
+    if light_paper(images):
+        raise DigitsError(f"{path}: the paper is light. Expected ink 255 on paper 0: invert it.")
+    for note in notes:
+        print(f"{path}: {note}")
+    return Digits(images, labels.astype(np.uint8), script, rendered, class_count)
 
 
-def _first_error(path: Path, image_size: int, class_count: int) -> str | None:
-    """Return `LINE: what is wrong` for the first invalid row, by checking value after value."""
-    names = _header(image_size).split(",")
-    pixels = {str(value) for value in range(256)}
-    labels = {str(value) for value in range(class_count)}
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        ending = "\r\n" if next(file).endswith("\r\n") else "\n"
-        for number, line in enumerate(file, start=2):
-            if line.endswith("\r\n") != (ending == "\r\n") and line.endswith("\n"):
-                return f"{number}: expected the line end of the header, found another"
-            row = line.rstrip("\r\n").split(",")
-            if len(row) != len(names):
-                return f"{number}: expected {len(names):,} columns, found {len(row):,}"
-            if row[0] not in labels:
-                return (
-                    f"{number}: column label: expected a whole number from 0 to "
-                    f"{class_count - 1}, found {row[0][:40]!r}"
-                )
-            if not pixels.issuperset(row[1:]):
-                column = next(i for i, value in enumerate(row) if i and value not in pixels)
-                return (
-                    f"{number}: column {names[column]}: expected a whole number from 0 to 255, "
-                    f"found {row[column][:40]!r}"
-                )
-    return None
+def positions(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Return the place of each label in `names`, int64 (n,), -1 where it is absent."""
+    values, inverse = np.unique(labels, return_inverse=True)
+    known = {name: place for place, name in enumerate(names)}
+    plain = (str(value).strip().removesuffix(".0") for value in values)  # a float's whole numbers
+    return np.array([known.get(value, -1) for value in plain], np.int64)[inverse]
+
+
+def as_bytes(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return images of numbers from 0 to 255, or from 0 to 1, as uint8, and what was changed."""
+    if 0 < images.max(initial=0) <= 1:
+        scaled = np.rint(images.astype(np.float32) * 255).astype(np.uint8)
+        return scaled, ["values from 0 to 1 were multiplied by 255"]
+    if images.dtype == np.uint8:
+        return images, []
+    return np.rint(images).astype(np.uint8), []
+
+
+def light_paper(images: np.ndarray) -> bool:
+    """Return whether most of uint8 (n, size, size) are dark on light: their edges are light."""
+    edges = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
+    return len(images) > 0 and bool(np.median((edges > 127).mean(axis=1)) > 0.75)
 
 
 def write_split(path: Path, parts: Iterable[Digits]) -> None:

@@ -2,7 +2,9 @@
 
 from core.wings import Command, Section
 
-COMMANDS: tuple[Command, ...] = ()
+COMMANDS = (
+    Command("data", "Work", "digits.sources.command", "Inspect or fetch digits", ("click",)),
+)
 SECTIONS = (
     Section("mnist", "digits.pipeline.mnist:Params"),
     Section("foreign", "digits.pipeline.foreign:Params", each=True),

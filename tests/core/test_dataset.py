@@ -59,83 +59,35 @@ def changed(value: str, column: int = 5) -> str:
 
 
 LABEL = ":3: column label: expected a whole number from 0 to 9, found"
-PIXEL = ":3: column pixel4: expected a whole number from 0 to 255, found"
+PIXEL = ":3: column pixel4: expected a number from 0 to 255, found"
 BAD = {
-    "missing column": (
-        f"{HEADER}\n{ROW}\n{ROW[:-2]}\n",
-        ":3: expected 785 columns, found 784. Fix",
-    ),
+    "missing column": (f"{HEADER}\n{ROW}\n{ROW[:-2]}\n", ":3: expected 785 columns, found 784"),
     "extra column": (f"{HEADER}\n{ROW},0\n", ":2: expected 785 columns, found 786"),
-    "missing header column": (
-        f"{HEADER[:-9]}\n{ROW}\n",
-        "found '(none)'",
-    ),
-    "wrong header": (
-        f"{HEADER.replace('label', 'class')}\n{ROW}\n",
-        "found 'class'",
-    ),
-    "label 10": (
-        changed("10", 0),
-        f"{LABEL} '10'",
-    ),
-    "label -1": (
-        changed("-1", 0),
-        f"{LABEL} '-1'",
-    ),
-    "label 1.5": (
-        changed("1.5", 0),
-        f"{LABEL} '1.5'",
-    ),
+    "missing header column": (f"{HEADER[:-9]}\n{ROW}\n", ":1: found 784 columns"),
+    "label 10": (changed("10", 0), f"{LABEL} '10'"),
+    "label -1": (changed("-1", 0), f"{LABEL} '-1'"),
+    "label 1.5": (changed("1.5", 0), f"{LABEL} '1.5'"),
     "pixel 256": (
         changed("256"),
         f"{PIXEL} '256'",
     ),
-    "pixel -1": (
-        changed("-1"),
-        f"{PIXEL} '-1'",
-    ),
+    "pixel -1": (changed("-1"), f"{PIXEL} '-1'"),
     "pixel NaN": (
         changed("NaN"),
         f"{PIXEL} 'NaN'",
     ),
-    "pixel nothing": (
-        changed(""),
-        f"{PIXEL} ''",
-    ),
-    "pixel text": (
-        changed("ink"),
-        f"{PIXEL} 'ink'",
-    ),
-    "pixel with a space": (
-        changed(" 3"),
-        f"{PIXEL} ' 3'",
-    ),
-    "pixel in hexadecimal": (
-        changed("0x3"),
-        f"{PIXEL} '0x3'",
-    ),
-    "pixel with zeros": (
-        changed("007"),
-        f"{PIXEL} '007'",
-    ),
-    "pixel of 200,000 letters": (
-        changed("9" * 200_000),
-        f"{PIXEL} '9999",
-    ),
-    "byte order mark": (f"\ufeff{HEADER}\n{ROW}\n", "byte order mark"),
-    "empty file": ("", "is empty"),
-    "truncated last row": (f"{HEADER}\n{ROW}\n{ROW[:300]}", "may be truncated"),
-    "truncated last row with line end": (
-        f"{HEADER}\n{ROW}\n{ROW[:301]}\n",
-        ":3: expected 785 columns, found 151",
-    ),
-    "header only": (f"{HEADER}\n", "no rows"),
-    "blank line": (f"{HEADER}\n{ROW}\n\n{ROW}\n", ":3: expected 785 columns"),
-    "two million columns": ("label" + ",pixel" * 2_000_000 + "\n", "found 'pixel'"),
-    "two million values": (
-        f"{HEADER}\n{ROW}{',0' * 2_000_000}\n",
-        ":2: expected 785 columns, found 2,000,785",
-    ),
+    "pixel nothing": (changed(""), f"{PIXEL} ''"),
+    "pixel text": (changed("ink"), ":3: column pixel4: expected a number from 0 to 255"),
+    "pixel infinite": (changed("1e999"), ":3: column pixel4: expected a number from 0 to 255"),
+    "pixel of 200,000 letters": (changed("9" * 200_000), ":3: column pixel4: expected a number"),
+    "empty file": ("", ":1: the first line is empty"),
+    "truncated last row": (f"{HEADER}\n{ROW}\n{ROW[:300]}", ":3: expected 785 columns, found 151"),
+    "header only": (f"{HEADER}\n", "has no rows"),
+    "two million columns": ("label" + ",pixel" * 2_000_000 + "\n", ":1: found more than 699,051"),
+    "two million values": (f"{HEADER}\n{ROW}{',0' * 2_000_000}\n", ":2: expected 785 columns"),
+    "20 MB in a row": (f"{HEADER}\n{'0' * 20_000_000}", ":2: expected 785 columns, found 1"),
+    "dark on light": (f"{HEADER}\n{ROW.replace(',0', ',255')}\n", "the paper is light"),
+    "no labels": (f"{HEADER[6:]}\n{ROW[2:]}\n", "has no column of labels"),
 }
 
 
@@ -152,7 +104,7 @@ def test_an_invalid_csv_is_reported_with_its_line(tmp_path: Path, text: str, mes
 def test_a_binary_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "digits.csv"
     path.write_bytes(bytes(range(256)) * 100)
-    with pytest.raises(DigitsError, match="not a text file"):
+    with pytest.raises(DigitsError, match="is not text"):
         read(path)
 
 
@@ -209,16 +161,6 @@ def test_a_split_without_digits_is_reported(tmp_path: Path) -> None:
     write_split(tmp_path / "split.npz", [])
     with pytest.raises(DigitsError, match="contains no digits"):
         read_split(tmp_path / "split.npz", 10, 28)
-
-
-def test_a_row_with_another_line_end_is_reported(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    write_csv(path, random_digits(3))
-    rows = path.read_bytes().split(b"\n")
-    rows[2] += b"\r"
-    path.write_bytes(b"\n".join(rows))
-    with pytest.raises(DigitsError, match=":3: expected the line end of the header"):
-        read(path)
 
 
 @pytest.mark.parametrize("damage", [cut, other, no_archive])

@@ -23,7 +23,7 @@ from core.errors import DigitsError
 from core.params import Task
 from digits.sources.archives import Archive
 from digits.sources.fonts import FONTS, Fonts, load_glyphs, render
-from digits.sources.readers import Files, read
+from digits.sources.readers import Files, read_parts
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,8 @@ def main(arguments: list[str]) -> None:
     if isinstance(config.reader, Fonts):
         parts = render_parts(config.reader, config.per_class, task, script)
     else:
-        train, test = (
-            read(
-                config.reader, Path(config.source), part, task.image_size, len(task.classes), script
-            )
-            for part in ("train", "test")
-        )
+        source = Path(config.source)
+        train, test = read_parts(config.reader, source, task.image_size, task.classes, script)
         parts = select_parts(train, test, config.per_class, task.seed)
     for part, digits in parts.items():
         path = out / f"{script}_{part}.csv"

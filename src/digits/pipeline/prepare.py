@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field
 
 from core import params
-from core.dataset import MNIST, Digits, concatenate, read_csv, write_split
+from core.dataset import MNIST, Digits, common, concatenate, read_csv, split, write_split
 from core.errors import DigitsError
 from core.params import Task
+
+FEWEST = 10  # digits of a script for validation: stage monitor takes its reference from them
+SHARED = 0.1  # of the test images, the most that may be training images
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,6 @@ class Params:
     production_count: Annotated[int, Field(ge=0)]  # digits of MNIST's training set
     validation_share: Annotated[float, Field(gt=0, lt=1)]  # of training and validation together
     foreign_share: Annotated[float, Field(ge=0, lt=1)]  # of training and validation together
-
-
-def split(digits: Digits, count: int, seed: int) -> tuple[Digits, Digits]:
-    """Return `count` digits and the rest, each in file order, by a seeded, stratified split.
-
-    The digits are sorted by class, shuffled within each class, and selected at equal distances, so
-    that each class contributes its share, rounded.
-
-    Raises DigitsError when there are too few digits.
-    """
-    if count > len(digits):
-        raise DigitsError(
-            f"{digits.name}: expected at least {count:,} digits (params.yaml's prepare), found "
-            f"{len(digits):,}. Add digits or reduce the number."
-        )
-    shuffled = np.random.default_rng(seed).permutation(len(digits))
-    ordered = shuffled[np.argsort(digits.labels[shuffled], kind="stable")]
-    picked = np.zeros(len(digits), bool)
-    picked[ordered[(2 * np.arange(count) + 1) * len(digits) // (2 * max(count, 1))]] = True
-    return digits[picked], digits[~picked]
 
 
 def foreign_sets(folder: Path, part: str, task: Task, rendered: dict[str, bool]) -> list[Digits]:
@@ -107,6 +89,27 @@ def mix(mnist: Digits, foreign: list[Digits], share: float, seed: int) -> list[D
     return [split(part, each, seed)[0] for part in foreign]
 
 
+def check_apart(train: Digits, test: Digits) -> None:
+    """Raise DigitsError when much of the test data is training data."""
+    if (count := common(train, test)) > SHARED * len(test):
+        block = "mnist" if train.script == MNIST else f"foreign.{train.script}"
+        raise DigitsError(
+            f"{train.name}: {count:,} of {len(test):,} test images are training images, so a test "
+            f"would say nothing. In params.yaml's {block}.reader name other test data, or hold out "
+            "a part of train: test_share: 0.1 instead of test."
+        )
+
+
+def check_enough(training: list[Digits], validation: list[Digits]) -> None:
+    """Raise DigitsError for too few digits to learn from, or to validate with (stage monitor)."""
+    for parts, name, fewest in ((training, "training", 1), (validation, "validation", FEWEST)):
+        if (most := max(len(part) for part in parts)) < fewest:
+            raise DigitsError(
+                f"{most} digits are left for {name}, expected at least {fewest}. Bring more, or in "
+                "params.yaml's prepare lower production_count or change validation_share."
+            )
+
+
 def main(arguments: list[str]) -> None:
     """Read all CSV files; write the four splits."""
     parser = argparse.ArgumentParser(prog="prepare", description=__doc__)
@@ -122,13 +125,11 @@ def main(arguments: list[str]) -> None:
         return read_csv(paths.mnist / f"{part}.csv", task.image_size, len(task.classes), MNIST)
 
     test = [read_mnist("test"), *foreign_sets(paths.foreign, "test", task, rendered)]
-    write_split(paths.out / "test.npz", test)
-
-    production, mnist = split(read_mnist("train"), config.production_count, task.seed)
-    foreign = foreign_sets(paths.foreign, "production", task, rendered)
-    write_split(paths.out / "production.npz", [production, *foreign])
-
+    train = read_mnist("train")
     foreign = foreign_sets(paths.foreign, "train", task, rendered)
+    for digits, held in zip([train, *foreign], test, strict=True):
+        check_apart(digits, held)
+    production, mnist = split(train, config.production_count, task.seed)
     known = [mnist, *mix(mnist, foreign, config.foreign_share, task.seed)]
     known += labelled_sets(paths.labelled, task, [MNIST, *rendered])
     training, validation = [], []
@@ -137,12 +138,10 @@ def main(arguments: list[str]) -> None:
         held_out, rest = split(part, round(len(part) * config.validation_share), task.seed)
         validation.append(held_out)
         training.append(rest)
-    for parts, name in ((training, "training"), (validation, "validation")):
-        if not any(len(part) for part in parts):
-            raise DigitsError(
-                f"{paths.mnist / 'train.csv'}: no digits remain for {name}. Add digits, or change "
-                "production_count or validation_share in params.yaml's prepare."
-            )
+    check_enough(training, validation)
+    write_split(paths.out / "test.npz", test)
+    unseen = foreign_sets(paths.foreign, "production", task, rendered)
+    write_split(paths.out / "production.npz", [production, *unseen])
     write_split(paths.out / "training.npz", training)
     write_split(paths.out / "validation.npz", validation)
     for name, parts in (("training", training), ("validation", validation), ("test", test)):

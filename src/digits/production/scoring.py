@@ -1,8 +1,9 @@
 """Score files of digits on all cores of this machine, with the endpoint's code.
 
-Input: Parquet or CSV files (see serving/batch.py). Output: a folder of answers for each file. One
-process reads, and one single-threaded process per core scores. Memory does not grow with the size
-of the files. After an interruption, parts that are complete are not scored again.
+Input: files and folders of any format that sources/unlabelled.py reads. Output: a folder of answers
+for each. One process reads, and one single-threaded process per core scores. Memory does not grow
+with the size of Parquet files of the form that serving/batch.py reads; others are converted to it
+first. After an interruption, parts that are complete are not scored again.
 """
 
 import json
@@ -17,17 +18,21 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExe
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
 from core.console import hidden_stderr
 from core.errors import DigitsError
+from core.files import atomic_write
 from digits.serving import batch
+from digits.sources.unlabelled import kind_of, read_unlabelled
 
 PACKAGE = Path("data", "package")
 # Keras imports these for unused wrappers, which takes a third of its loading time.
 UNUSED = ("matplotlib", "sklearn")
+CONVERTED = "_input.parquet"  # in a folder of answers until they are complete
 PARTS_PER_PROCESS = 3  # parts that are read and not yet scored
 
 
@@ -62,24 +67,60 @@ def manifest(package: Path, script: str | None) -> tuple[str, int]:
     return str(model), int(size)
 
 
-def check(files: list[Path], size: int) -> int | None:
-    """Return the number of images in the files, None if one is a CSV file.
+def check(files: list[Path], size: int, upload: bool = False) -> int | None:
+    """Return how many images the files hold, None where that is not known beforehand.
 
-    Raises DigitsError with the first file that is missing or corrupted or has other columns.
+    Raises DigitsError that names the first which is absent, damaged or of an unknown format; for
+    an `upload`, of another than serving/batch.py reads.
     """
     names = [path.name for path in files]
     if twice := {name for name in names if names.count(name) > 1}:
         raise DigitsError(f"{min(twice)}: two files have this name. Score them one by one.")
+    native = []
     for path in files:
-        try:
-            batch.schema(path, size)
-        except FileNotFoundError:
-            raise DigitsError(f"{path}: not found. Correct the name.") from None
-        except (OSError, ValueError) as error:  # including Arrow's errors
-            raise unreadable(path, error) from None
-    if any(batch.is_csv(path) for path in files):
+        if not path.exists():
+            raise DigitsError(f"{path}: not found. Correct the name.")
+        native.append(is_native(path, size))
+        if upload and not native[-1]:
+            try:
+                batch.schema(path, size)
+            except (OSError, ValueError) as error:
+                raise unreadable(path, error) from None
+    if not all(native):
         return None
     return sum(parquet.read_metadata(path).num_rows for path in files)
+
+
+def is_native(path: Path, size: int) -> bool:
+    """Return whether a file is Parquet with raw images; raise DigitsError for a damaged one."""
+    if kind_of(path) != "parquet":
+        return False
+    try:
+        known = parquet.read_schema(path)
+        if "image" not in known.names or not batch.raw(known.field("image").type):
+            return False
+        batch.schema(path, size)
+        with parquet.ParquetFile(path) as file:
+            rows = next(file.iter_batches(1, columns=["image"]), None)
+        first = rows["image"][0].as_py() if rows else None
+    except (OSError, ValueError) as error:  # Arrow's errors are among them
+        raise unreadable(path, error) from None
+    return first is None or len(first) == size * size
+
+
+def convert(path: Path, target: Path, size: int) -> None:
+    """Write the images of any file or folder as raw images in Parquet; say what was changed."""
+    images, notes = read_unlabelled(path, size)
+    for note in notes:
+        print(f"{path}: {note}", file=sys.stderr)
+    schema = pa.schema([("image", pa.binary(size * size))])
+    with atomic_write(target) as partial, parquet.ParquetWriter(partial, schema) as writer:
+        for start in range(0, len(images), batch.ROWS):
+            rows = np.ascontiguousarray(images[start : start + batch.ROWS])
+            column = pa.Array.from_buffers(
+                schema.field(0).type, len(rows), [None, pa.py_buffer(rows)]
+            )
+            writer.write_batch(pa.record_batch([column], schema=schema))
 
 
 def unreadable(path: Path, error: Exception) -> DigitsError:
@@ -130,8 +171,13 @@ def score(
         ):
             try:
                 for path in files:
-                    origin = batch.origin(path, model, script)
-                    yield from _score(pool, path, out / path.name, origin, size)
+                    folder = out / path.name
+                    source = path if is_native(path, size) else folder / CONVERTED
+                    if source != path:
+                        convert(path, source, size)
+                    origin = batch.origin(source if path.is_dir() else path, model, script)
+                    yield from _score(pool, source, folder, origin, size)
+                    (folder / CONVERTED).unlink(missing_ok=True)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -45,6 +45,11 @@ def ignored(path: Path) -> bool:
     return path.name.startswith(("_", "."))
 
 
+def raw(kind: pa.DataType) -> bool:
+    """Return whether a column of this type can hold images byte by byte."""
+    return kind in (pa.binary(), pa.large_binary()) or pa.types.is_fixed_size_binary(kind)
+
+
 def schema(path: Path, size: int) -> pa.Schema:
     """Return the columns that matter: `image` as fixed-size binary, and identities.
 
@@ -66,7 +71,7 @@ def schema(path: Path, size: int) -> pa.Schema:
     if "image" not in known.names:
         raise ValueError(f"it has no column image, but {', '.join(known.names)[:200]}")
     kind = known.field("image").type
-    if not (kind in (pa.binary(), pa.large_binary()) or pa.types.is_fixed_size_binary(kind)):
+    if not raw(kind):
         raise ValueError(f"its column image is {kind}, not binary: {size * size} bytes an image")
     kept = [(name, known.field(name).type) for name in IDENTITIES if name in known.names]
     plain = [

@@ -1,25 +1,50 @@
-"""What a client sends, decoded: JSON, PNG or JPEG to images as the model was trained on.
+"""What a client sends, decoded: JSON or a picture to images as the model was trained on.
 
 It imports nothing of this project, since it is uploaded with score.py alone; the caller gives
-`normalise`, which travels with the model. Simulation decodes by the same function.
+`normalise`, which travels with the model. Data sets of pictures are read by `read_picture`, too.
+What bounds time and memory (bytes, pixels, scans, blocks, frames, lists) is taken from headers,
+before anything is unpacked.
 """
 
+import base64
+import binascii
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 from pydantic_core import from_json
+from werkzeug.exceptions import HTTPException
+from werkzeug.formparser import FormDataParser
 
 BODY_BYTES = 10_000_000  # the most that a managed online endpoint lets through
 IMAGES = 1000  # in one request: a tenth of a second's work
-SIDE_PIXELS = 5000  # of a PNG or JPEG, either side: more than most telephones' photographs
+TEXTS = 100  # pictures in JSON: as long
+LISTS = 100_000  # of a JSON body, objects among them: ten megabytes of empty ones take seconds
+SIDE_PIXELS = 5000  # of a picture, either side: more than most telephones' photographs
+SCANS = 16  # of a JPEG with so many pixels, more of a smaller one; programs write 13 at most
+BLOCKS = 5000  # of a PNG, or of a JPEG before its pixels
 ENOUGH_PIXELS = 140  # a side, 5 x 28: larger images are averaged first, which also takes noise off
 JPEG_NOISE = 8  # of 255: what its compression leaves around a stroke
-SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
-KEYS = ("data", "script")
+SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
+OTHERS = {  # known by their first bytes, to be refused by name
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"%PDF": "a PDF",
+    b"%!PS": "PostScript",
+    b"<svg": "an SVG",
+    b"PK\3\4": "a ZIP archive",
+    b"PAR1": "Parquet",
+    b"\x93NUMPY": "a NumPy file",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+}
+# Where the images stand in JSON: as here, as MLflow, TensorFlow Serving and Azure ML name it.
+KEYS = ("data", "inputs", "instances", "input_data", "dataframe_split", "dataframe_records")
+PICTURES = "send a PNG, JPEG, WebP, GIF or BMP"
 
 
 class RefusedError(Exception):
@@ -31,52 +56,308 @@ class RefusedError(Exception):
         self.status = status
 
 
-def decode(
-    body: bytes, size: int, normalise: Callable[[np.ndarray, int], np.ndarray]
-) -> tuple[np.ndarray, str | None]:
-    """Return images uint8 (n, size, size), white on black, and the script told, if any.
+class Decoded(NamedTuple):
+    """A request."""
 
-    A PNG or JPEG is one image of any size, dark on light or light on dark; it is brought to the
-    normal form of the data. JSON is `{"data": [image, ...], "script": name}` with images in that
-    form already: size * size numbers from 0 to 255, flat or in rows, rounded to whole ones.
+    images: np.ndarray  # uint8 (n, size, size), white on black
+    script: str | None  # that the digits are written in, where the request names it
+    warnings: list[str]  # what was assumed of the images
+
+
+Normalise = Callable[[np.ndarray, int], np.ndarray]
+
+
+def decode(body: bytes, size: int, normalise: Normalise) -> Decoded:
+    """Return the images of a request.
+
+    A picture (PNG, JPEG, WebP, GIF, BMP) is one image of any size, dark on light or light on dark;
+    it is brought to the normal form of the data. It is the body itself, a file in a form
+    (multipart), or text in base64. JSON is `{"data": [image, ...], "script": name}` with pictures
+    in base64, or images in the normal form already: size * size numbers from 0 to 255, flat or in
+    rows, rounded to whole ones. Numbers from 0 to 1 and dark ink on light paper are converted,
+    with a warning. gzip is unpacked.
 
     Raises RefusedError for anything else.
     """
-    for signature, kind in SIGNATURES.items():
-        if body.startswith(signature):
-            return normalise(_ink(body, kind)[np.newaxis], size), None
+    if body.startswith(b"\x1f\x8b"):
+        body = _unpacked(body)
+    if body.startswith(b"--") and b"content-disposition" in body[:2000].lower():
+        body = _uploaded(body)
+    if body.startswith(b"data:image/"):
+        body = _from_base64(body.decode("latin-1"), "the body")
+    if picture_kind(body):
+        return Decoded(normalise(read_picture(body)[0][np.newaxis], size), None, [])
     if not body:
         raise RefusedError(400, "the body is empty; send JSON, a PNG or a JPEG")
+    if body.count(b"[") + body.count(b"{") > LISTS:
+        raise RefusedError(413, f"the JSON has more than {LISTS:,} lists; send each image flat")
     try:
         content = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise RefusedError(400, f"the body is no PNG, no JPEG and no JSON: {error}") from None
-    if not isinstance(content, dict) or "data" not in content:
-        raise RefusedError(400, 'JSON must be an object with the key "data": a list of images')
-    if unknown := [key for key in content if key not in KEYS]:
+    data, script = _fields(content)
+    plain = b"true" not in body and b"false" not in body
+    images, notes = _images(_listed(data, size), size, plain, normalise)
+    return Decoded(images, script, notes)
+
+
+def picture_kind(data: bytes) -> str | None:
+    """Return the format of a picture by its first bytes, None for what is no picture.
+
+    Raises RefusedError for what is known and not read.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp":  # the container of HEIC, AVIF and video
+        raise RefusedError(415, f"the file is HEIC, AVIF or a video; {PICTURES}")
+    for signature, name in OTHERS.items():
+        if data.startswith(signature):
+            raise RefusedError(415, f"the file is {name}; {PICTURES}")
+    return next((kind for start, kind in SIGNATURES.items() if data.startswith(start)), None)
+
+
+def read_picture(
+    data: bytes, white_ink: bool | None = None, side: int = SIDE_PIXELS
+) -> tuple[np.ndarray, bool]:
+    """Return the ink of a picture, uint8 (height, width), white on black, and whether it is light.
+
+    The paper is the median of the image's edge; what is furthest from it, lighter or darker, is
+    ink, unless `white_ink` decides. What is as near to it as twice the edge's noise is paper too:
+    almost nothing in a clean image. Where ink touches the edge, the noise is that of the half that
+    is nearest to the paper: in noise of Gauss nine tenths lie within 2.4 times the median distance,
+    so 3 times is enough.
+    """
+    kind = picture_kind(data)
+    if kind is None:
+        raise RefusedError(400, f"the file is no picture; {PICTURES}")
+    grey = _pixels_of(data, kind, side)
+    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    paper = int(np.median(edge))
+    half, most = np.quantile(np.abs(edge - paper), (0.5, 0.9))
+    noise = max(int(min(most, 1 + 3 * half)), JPEG_NOISE if kind == "JPEG" else 0)
+    lighter = bool(grey.max() - paper >= paper - grey.min())
+    distance = grey - paper if (lighter if white_ink is None else white_ink) else paper - grey
+    ink = np.where(distance > 2 * noise, distance, 0).astype(np.uint8)
+    if not ink.any():
+        raise RefusedError(400, "the image is blank: nothing is darker or lighter than its edge")
+    return ink, lighter
+
+
+def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
+    """Return the grey of a picture, int16 (height, width), at most about 2 * ENOUGH_PIXELS."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            _check_blocks(data, kind)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=[kind])
+            width, height = image.size
+            if max(width, height) > side:
+                found = f"the image has {width:,} x {height:,} pixels"
+                raise RefusedError(413, f"{found}; send at most {side:,} a side")
+            if kind == "JPEG" and data.count(b"\xff\xda") * width * height > SCANS * side**2:
+                raise RefusedError(413, "the JPEG has too many scans; save it as baseline JPEG")
+            if getattr(image, "is_animated", False):
+                raise RefusedError(400, f"the {kind} is animated; send a single picture")
+            return _grey(ImageOps.exif_transpose(image)).astype(np.int16)
+    except RefusedError:
+        raise
+    except Image.DecompressionBombError:
+        raise RefusedError(413, f"the image is too large: {side:,} pixels a side") from None
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise RefusedError(400, f"the {kind} cannot be read ({type(error).__name__})") from None
+
+
+def _check_blocks(data: bytes, kind: str) -> None:
+    """Raise RefusedError for too many blocks in a PNG or JPEG: Pillow reads them one by one."""
+    place = {"PNG": 8, "JPEG": 2}.get(kind, len(data))
+    for _ in range(BLOCKS):
+        if place + 8 > len(data):
+            return
+        if kind == "PNG":
+            (length,) = struct.unpack_from(">I", data, place)
+            place += length + 12
+        else:
+            marker, length = struct.unpack_from(">HH", data, place)
+            if marker == 0xFFDA or marker < 0xFF00:  # the pixels begin, or the file is broken
+                return
+            place += length + 2
+    raise RefusedError(413, f"the {kind} has more than {BLOCKS:,} blocks; save it again")
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """Return uint8 (height, width) of an image of any mode; transparent pixels are paper."""
+    if image.mode.startswith("I"):  # 16 bits
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGBA" if image.has_transparency_data else "L")
+    image = image.reduce(max(1, max(image.size) // ENOUGH_PIXELS))
+    if image.mode == "L":
+        return np.asarray(image)
+    for paper in ("white", "black"):  # black where all ink is white
+        under = Image.new("RGBA", image.size, paper)
+        grey = np.asarray(Image.alpha_composite(under, image).convert("L"))
+        if grey.min() < grey.max():
+            break
+    return grey
+
+
+def _unpacked(body: bytes) -> bytes:
+    """Return what gzip has compressed, once and at most BODY_BYTES of it."""
+    unpacker = zlib.decompressobj(31)
+    try:
+        content = unpacker.decompress(body, BODY_BYTES)
+    except zlib.error as error:
+        raise RefusedError(400, f"the gzip cannot be read ({error})") from None
+    if unpacker.unconsumed_tail:
+        raise RefusedError(413, f"the body has more than {BODY_BYTES:,} bytes once unpacked")
+    if not unpacker.eof:
+        raise RefusedError(400, "the gzip is cut short")
+    return content
+
+
+def _in_memory(*_: Any, **__: Any) -> io.BytesIO:
+    return io.BytesIO()
+
+
+def _uploaded(body: bytes) -> bytes:
+    """Return the only file of a form, or its only field."""
+    boundary = body[2 : body.find(b"\n", 0, 200)].strip().decode("latin-1")
+    parser = FormDataParser(
+        stream_factory=_in_memory,
+        max_form_memory_size=BODY_BYTES,
+        max_form_parts=20,
+        silent=False,
+    )
+    try:
+        _, form, files = parser.parse(
+            io.BytesIO(body), "multipart/form-data", len(body), {"boundary": boundary}
+        )
+    except (ValueError, HTTPException) as error:
+        reason = f"the form cannot be read ({type(error).__name__})"
+        raise RefusedError(400, f"{reason}; send the file itself: --data-binary @FILE") from None
+    found = [file.read() for file in files.values()]
+    found = found or [str(value).encode() for value in form.values()]
+    if len(found) != 1:
+        raise RefusedError(400, f"the form has {len(found)} files; send one: --data-binary @FILE")
+    return found[0]
+
+
+def _from_base64(text: str, what: str) -> bytes:
+    """Return the picture in a text, which may be a data URI."""
+    coded = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        data = base64.b64decode("".join(coded.split()), validate=True)
+        known = picture_kind(data)
+    except (binascii.Error, ValueError):
+        known = None
+    if known is None:
+        raise RefusedError(
+            400, f"{what} is text, but no picture in base64; send numbers, or the file itself"
+        )
+    return data
+
+
+def _fields(content: Any) -> tuple[Any, str | None]:
+    """Return the images of a JSON body as they stand there, and the script that it names."""
+    if not isinstance(content, dict) or not (named := [key for key in KEYS if key in content]):
+        came = f"not {', '.join(content)[:60]!r}" if isinstance(content, dict) else "no list"
+        raise RefusedError(
+            400, f'JSON must be an object with the key "data": a list of images; {came}'
+        )
+    if unknown := [key for key in content if key not in (named[0], "script")]:
         raise RefusedError(400, f"unknown key {unknown[0][:40]!r}; known are data and script")
-    script = content.get("script")
+    script, data = content.get("script"), content[named[0]]
     if not (script is None or isinstance(script, str)):
         raise RefusedError(400, "script must be text or be left out")
-    return _images(content["data"], size, b"true" not in body and b"false" not in body), script
+    if isinstance(data, dict) and "data" in data:  # a table, beside the names of its columns
+        data = data["data"]
+    if named[0] == "dataframe_records" and isinstance(data, list):
+        data = [list(row.values()) if isinstance(row, dict) else row for row in data]
+    return data, script
 
 
-def _images(data: Any, size: int, plain: bool) -> np.ndarray:
-    """Return uint8 (n, size, size) from lists of numbers; `plain` promises that none is a bool."""
+def _listed(data: Any, size: int) -> list[Any]:
+    """Return the images as a list, also where a single one came without."""
+    if isinstance(data, str):
+        return [data]
     if not isinstance(data, list) or not data:
         raise RefusedError(400, "data must be a list of at least one image")
+    if len(data) == size * size and isinstance(data[0], int | float):
+        return [data]
+    if len(data) == size and isinstance(data[0], list) and len(data[0]) == size:
+        cell = data[0][0]  # a number, or a list of one; of a list of images it would be a row
+        if isinstance(cell, int | float) or (isinstance(cell, list) and len(cell) == 1):
+            return [data]
     if len(data) > IMAGES:
         raise RefusedError(413, f"data has {len(data):,} images; send at most {IMAGES:,} at a time")
-    if plain and all(type(image) is list for image in data):  # bytes(10**10) is 10 GB of zeros
-        try:  # whole numbers, five times as fast as NumPy, which looks at each one's type
+    return data
+
+
+def _images(
+    data: list[Any], size: int, plain: bool, normalise: Normalise
+) -> tuple[np.ndarray, list[str]]:
+    """Return uint8 (n, size, size) and warnings; `plain` promises that no number is a bool."""
+    images = _whole_numbers(data, size) if plain else None
+    if images is not None:
+        return _in_normal_form(images, np.arange(len(images)))
+    # One element of a row of a table, and TensorFlow Serving's way to mark base64.
+    data = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in data]
+    data = [one.get("b64") if isinstance(one, dict) else one for one in data]
+    texts = [number for number, image in enumerate(data) if isinstance(image, str)]
+    if len(texts) > TEXTS:
+        raise RefusedError(413, f"data has {len(texts):,} pictures; send at most {TEXTS} at a time")
+    side = int(SIDE_PIXELS / max(len(texts), 1) ** 0.5)  # as many pixels as of a single picture
+    images = np.empty((len(data), size, size))
+    for number, image in enumerate(data):
+        if not isinstance(image, str):
+            images[number] = _pixels(image, number, size)
+            continue
+        picture = _from_base64(image, f"image {number}")
+        try:
+            images[number] = normalise(read_picture(picture, side=side)[0][np.newaxis], size)[0]
+        except RefusedError as error:
+            raise RefusedError(error.status, f"image {number}: {error}") from None
+    return _in_normal_form(images, np.setdiff1d(np.arange(len(data)), texts))
+
+
+def _in_normal_form(images: np.ndarray, sent: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return images (n, size, size) as uint8, white on black, and warnings of what was changed.
+
+    `sent` are the numbers of those that came as numbers. Raises RefusedError for a blank one.
+    """
+    found, notes = images[sent], []
+    if len(sent) and 0 < found.max() <= 1:
+        found = found * 255.0
+        notes.append("the values are from 0 to 1 and were multiplied by 255")
+    found = np.rint(found).astype(np.uint8) if found.dtype != np.uint8 else found
+    edges = np.concatenate([found[:, 0], found[:, -1], found[:, :, 0], found[:, :, -1]], axis=1)
+    if (dark := (edges > 127).mean(axis=1) > 0.75).any():
+        found = np.where(dark[:, None, None], 255 - found, found)
+        few = ", ".join(map(str, sent[dark][:5])) + (", ..." if dark.sum() > 5 else "")
+        notes.append(f"dark ink on light paper was inverted in image {few}")
+    if len(blank := sent[found.max(axis=(1, 2)) == found.min(axis=(1, 2))]):
+        raise RefusedError(400, f"image {blank[0]} is blank: all its numbers are the same")
+    if len(sent) == len(images):
+        return found, notes
+    images = np.rint(images).astype(np.uint8)
+    images[sent] = found
+    return images, notes
+
+
+def _whole_numbers(data: list[Any], size: int) -> np.ndarray | None:
+    """Return images of whole numbers from 0 to 255, five times as fast as NumPy; None for others.
+
+    NumPy looks at each number's type.
+    """
+    if all(type(image) is list for image in data):  # bytes(10**10) is 10 GB of zeros
+        try:
             flat = bytes if type(data[0][0]) is int else _join
             rows = b"".join(map(flat, data))
             sizes = {len(image) * (1 if flat is bytes else size) for image in data}
             if sizes == {size * size} and len(rows) == len(data) * size * size:
                 return np.frombuffer(rows, np.uint8).reshape(-1, size, size)
         except (ValueError, TypeError, IndexError):
-            pass  # something else than whole numbers from 0 to 255: look again, slowly
-    return np.stack([_pixels(image, number, size) for number, image in enumerate(data)])
+            pass
+    return None
 
 
 def _join(rows: list[list[int]]) -> bytes:
@@ -88,9 +369,13 @@ def _join(rows: list[list[int]]) -> bytes:
 
 
 def _pixels(image: Any, number: int, size: int) -> np.ndarray:
-    """Return one image uint8 (size, size); raise RefusedError that names it by its number."""
+    """Return one image (size, size) as numbers; raise RefusedError that names it by its place."""
     wanted = f"{size * size} numbers or {size} rows of {size}"
     count = 0
+    first = image[0] if isinstance(image, list) and image else None
+    if isinstance(first, list) and first and isinstance(first[0], list) and len(first[0]) == 1:
+        lists = (row if isinstance(row, list) else [row] for row in image)  # of height x width x 1
+        image = [[one[0] if type(one) is list and one else one for one in row] for row in lists]
     for row in image if isinstance(image, list) else ():
         cells = row if isinstance(row, list) else (row,)
         count += len(cells) or 1
@@ -110,58 +395,4 @@ def _pixels(image: Any, number: int, size: int) -> np.ndarray:
         raise RefusedError(400, f"image {number} holds something else than numbers; send {wanted}")
     if not ((values >= 0) & (values <= 255)).all():
         raise RefusedError(400, f"image {number} has a value that is not from 0 to 255")
-    return np.rint(values).astype(np.uint8).reshape(size, size)
-
-
-def _ink(body: bytes, kind: str) -> np.ndarray:
-    """Return the ink of one PNG or JPEG, uint8 (height, width): white on black.
-
-    The paper is the median of the image's edge; what is furthest from it, lighter or darker, is
-    ink. What is as near to it as twice the edge's noise is paper too: almost nothing in a clean
-    image. Where ink touches the edge, the noise is that of the half that is nearest to the paper:
-    in noise of Gauss nine tenths lie within 2.4 times the median distance, so 3 times is enough.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
-            image: Image.Image = Image.open(io.BytesIO(body), formats=[kind])
-            if max(image.size) > SIDE_PIXELS:
-                width, height = image.size
-                raise RefusedError(
-                    413,
-                    f"the image has {width:,} x {height:,} pixels; send at most {SIDE_PIXELS:,} "
-                    "a side",
-                )
-            grey = _grey(ImageOps.exif_transpose(image)).astype(np.int16)
-    except RefusedError:
-        raise
-    except Image.DecompressionBombError:
-        raise RefusedError(413, f"the image is too large: {SIDE_PIXELS:,} pixels a side") from None
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise RefusedError(400, f"the {kind} cannot be read ({type(error).__name__})") from None
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    paper = int(np.median(edge))
-    half, most = np.quantile(np.abs(edge - paper), (0.5, 0.9))
-    noise = max(int(min(most, 1 + 3 * half)), JPEG_NOISE if kind == "JPEG" else 0)
-    lighter = grey.max() - paper >= paper - grey.min()
-    distance = grey - paper if lighter else paper - grey
-    ink = np.where(distance > 2 * noise, distance, 0).astype(np.uint8)
-    if not ink.any():
-        raise RefusedError(400, "the image is blank: nothing is darker or lighter than its edge")
-    return ink
-
-
-def _grey(image: Image.Image) -> np.ndarray:
-    """Return uint8 (height, width) of an image of any mode; transparent pixels are paper."""
-    if image.mode.startswith("I"):  # 16 bits
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGBA" if image.has_transparency_data else "L")
-    image = image.reduce(max(1, max(image.size) // ENOUGH_PIXELS))
-    if image.mode == "L":
-        return np.asarray(image)
-    for paper in ("white", "black"):  # black where all ink is white
-        under = Image.new("RGBA", image.size, paper)
-        grey = np.asarray(Image.alpha_composite(under, image).convert("L"))
-        if grey.min() < grey.max():
-            break
-    return grey
+    return values.reshape(size, size)

@@ -1,7 +1,8 @@
 """The endpoint's code as Azure ML calls it: `init` once in each worker, `run` for each request.
 
 Enters: a request as request.py decodes it, with `?script=` for an image. Leaves: JSON with the
-model's version and, for each image, digit, confidence, probabilities and how foreign it looks.
+model's version and, for each image, digit, confidence, probabilities and how foreign it looks;
+`warnings` where something was assumed of the images.
 All that it knows of the model comes from the model folder below AZUREML_MODEL_DIR, the code
 that travels there included. Each request is collected with its answer (azureml-ai-monitoring,
 as model_inputs_outputs). The columns request_id and position identify each row, since Azure's
@@ -104,11 +105,13 @@ class Service:
         """Return what the request is answered with: 200, or 4xx with one sentence."""
         try:
             body = read(request)
-            images, script = decode(body, self.size, self.normalise)
+            images, script, warnings = decode(body, self.size, self.normalise)
         except RefusedError as refusal:
             return AMLResponse({"message": str(refusal)}, refusal.status, json_str=True)
         answer = self.predict(images, script or request.args.get("script"))
         lost = self.collection.collect(g.client_request_id or g.request_id, images, answer)
+        if warnings:
+            answer["warnings"] = warnings
         return AMLResponse(to_json(answer), 200, JSON | {"x-digits-uncollected": str(lost)})
 
 

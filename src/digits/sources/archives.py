@@ -1,25 +1,30 @@
-"""Archives of images, .zip or .tar: one image for each digit, its class given by its path."""
+"""Pictures on disk, one for each digit: a .zip, a .tar or a folder; the path gives the class."""
 
 import fnmatch
-import io
 import lzma
+import re
 import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from pydantic import Field
 
 from core.dataset import Digits
 from core.errors import DigitsError
 from core.params import STRICT
+from core.tables import check_regular
 from digits.runtime.normalise import normalise
+from digits.serving.request import RefusedError, read_picture
 
+PICTURE_BYTES = 50_000_000  # of one file, as its archive declares it
+JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # which systems leave beside the pictures
 DAMAGES = (  # what the standard library raises for a damaged archive
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -33,25 +38,82 @@ DAMAGES = (  # what the standard library raises for a damaged archive
 
 @dataclass(frozen=True)
 class Archive:
-    """A .zip or .tar with one image for each digit; its path inside gives the class.
+    """A .zip, a .tar or a folder with one picture for each digit; its path gives the class.
 
     Patterns are those of a shell, with {class} for the class's entry in `names`, for instance
-    `*/Train/digit_{class}/*.png`. `ink` says whether writing is white on black or the reverse.
+    `*/Train/digit_{class}/*.png`; the ending may be in capitals. `ink` says whether writing is
+    white on black or the reverse.
     """
 
     __pydantic_config__ = STRICT
 
     format: Literal["archive"]
     train: tuple[str, ...]
-    test: tuple[str, ...]
     names: tuple[str, ...]
     ink: Literal["white", "black"]
+    test: tuple[str, ...] = ()
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of train, instead of test
+    sha256: str | None = None  # which `digits data fetch` compares
+
+    def __post_init__(self) -> None:
+        """Test data has patterns or is a share of the training data."""
+        if bool(self.test) == (self.test_share is not None):
+            raise ValueError("give either test or test_share")
+
+
+class Pictures:
+    """Decoded pictures on their way to images of one size, as the endpoint makes them."""
+
+    def __init__(self, ink: str | None) -> None:
+        """Read `ink` white on black, black on white, or whichever it is in each picture."""
+        self.ink = ink
+        self.light: list[bool] = []  # of each picture, whether its ink seems to be white
+        self.fault: DigitsError | None = None  # of the first one that has none of `ink`
+        self.by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
+
+    def add(self, name: str, data: bytes) -> None:
+        """Decode one; raise DigitsError that begins with `name` for what is no picture."""
+        image = None
+        try:
+            image, light = read_picture(data)
+            if self.ink is not None and light != (self.ink == "white"):
+                image, _ = read_picture(data, not light)  # most others decide which is right
+        except RefusedError as error:
+            fault = DigitsError(f"{name}: is no picture of a digit: {error}. Remove it.")
+            if image is None:
+                raise fault from None
+            self.fault = self.fault or fault
+        self.by_shape[image.shape].append((len(self.light), image))
+        self.light.append(light)
+
+    @property
+    def most(self) -> str:
+        """The ink of most pictures."""
+        return "white" if 2 * sum(self.light) > len(self.light) else "black"
+
+    def images(self, source: Path, image_size: int) -> np.ndarray:
+        """Return uint8 (n, image_size, image_size) in MNIST's normal form.
+
+        Raises DigitsError when most have the other ink.
+        """
+        if self.light and self.ink not in (None, self.most):
+            raise DigitsError(
+                f"{source}: ink in params.yaml is {self.ink}, but in most pictures it is "
+                f"{self.most}. Set ink: {self.most}."
+            )
+        if self.fault:
+            raise self.fault
+        images = np.empty((len(self.light), image_size, image_size), np.uint8)
+        for same in self.by_shape.values():
+            index = [place for place, _ in same]
+            images[index] = normalise(np.stack([image for _, image in same]), image_size)
+        return images
 
 
 def read_archive(
     archive: Archive, source: Path, part: str, image_size: int, class_count: int, script: str
 ) -> Digits:
-    """Return the images of an archive that match the patterns, in the order of their paths."""
+    """Return the pictures that match the patterns, in the order of their paths."""
     if len(archive.names) != class_count:
         raise DigitsError(
             f"params.yaml: {script}: names has {len(archive.names)} entries for {class_count} "
@@ -62,71 +124,110 @@ def read_archive(
         for pattern in (archive.train if part == "train" else archive.test)
         for label, name in enumerate(archive.names)
     ]
-    by_shape: dict[tuple[int, ...], list[tuple[int, int, np.ndarray]]] = defaultdict(list)
-    count = 0
-    for member, data in _members(source):
-        label = next((k for k, pattern in patterns if fnmatch.fnmatchcase(member, pattern)), None)
-        if label is not None:
-            try:
-                image = _grey(Image.open(io.BytesIO(data)), archive.ink)
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
-                unknown = isinstance(error, UnidentifiedImageError)
-                reason = "unknown format" if unknown else error
-                raise DigitsError(
-                    f"{source}: {member}: is not an image ({reason}); remove it from the archive"
-                ) from None
-            image = image if archive.ink == "white" else 255 - image
-            if not image.any():
-                raise DigitsError(f"{source}: {member}: is blank; remove it from the archive")
-            by_shape[image.shape].append((count, label, image))
-            count += 1
-    images = np.empty((count, image_size, image_size), np.uint8)
-    labels = np.empty(count, np.uint8)
-    for same in by_shape.values():
-        index = [place for place, _, _ in same]
-        images[index] = normalise(np.stack([image for _, _, image in same]), image_size)
-        labels[index] = [label for _, label, _ in same]
-    if missing := sorted(set(range(class_count)) - set(labels.tolist())):
-        names = [pattern for label, pattern in patterns if label == missing[0]]
+    expressions = [
+        (label, pattern, re.compile(fnmatch.translate(_small_ending(pattern))))
+        for label, pattern in patterns
+    ]
+    pictures, others = Pictures(archive.ink), ""
+    labels: list[int] = []
+    for name, read in members(source):
+        found = {
+            label: pattern
+            for label, pattern, expression in expressions
+            if expression.match(_small_ending(name))
+        }
+        if len(found) > 1:
+            first, second = list(found.values())[:2]
+            raise DigitsError(
+                f"{source}: {name} fits the patterns of two classes, {first} and {second}. "
+                f"Write more of the path into {part}, as in w??_{{class}}_*.png."
+            )
+        if not found:
+            others = others or name
+            continue
+        pictures.add(f"{source}: {name}", read())
+        labels += found
+    if missing := sorted(set(range(class_count)) - set(labels)):
+        wanted = [pattern for label, pattern in patterns if label == missing[0]]
+        there = f"; it has {others}" if others else ""
         raise DigitsError(
-            f"{source}: no image matches {' or '.join(names)}; correct {part} or names in "
-            "params.yaml"
+            f"{source}: no image matches {' or '.join(wanted)}{there}. Correct {part} or names in "
+            "params.yaml."
         )
-    return Digits(images, labels, script, False, class_count)
+    images = pictures.images(source, image_size)
+    return Digits(images, np.array(labels, np.uint8), script, False, class_count)
 
 
-def _grey(image: Image.Image, ink: str) -> np.ndarray:
-    """Return uint8 (height, width) of an image of any mode; where it is transparent, paper."""
-    if image.mode.startswith("I"):  # 16 bits
-        return (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
-    if image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, "black" if ink == "white" else "white")
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
-    return np.asarray(image.convert("L"))
+def members(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield each file of a .zip, .tar or folder, sorted by path, and what reads it when called.
 
-
-def _members(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield path and bytes of each file in a .zip or .tar, sorted by path."""
+    What systems leave beside the pictures is passed over; nothing else is read than is called
+    for. Raises DigitsError when the archive is damaged or a file is too large.
+    """
+    opened: Callable[[], Any]
+    if source.is_dir():
+        for path in sorted(source.rglob("*")):
+            name = path.relative_to(source).as_posix()
+            if path.is_file() and not _junk(name):
+                yield (
+                    name,
+                    partial(_read, source, name, path.stat().st_size, partial(path.open, "rb")),
+                )
+        return
+    check_regular(source)
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as zipped:
-                for name in sorted(zipped.namelist()):
-                    if not name.endswith("/"):
-                        yield name, zipped.read(name)
+                for entry in sorted(zipped.infolist(), key=lambda entry: entry.filename):
+                    name = entry.filename.replace("\\", "/")
+                    if not entry.is_dir() and not _junk(name):
+                        opened = partial(zipped.open, entry)
+                        yield name, partial(_read, source, name, entry.file_size, opened)
         else:
             with tarfile.open(source) as tar:
-                members = sorted(tar.getmembers(), key=lambda member: member.name)
+                listed = sorted(tar.getmembers(), key=lambda member: member.name)
                 _check_end(tar)
-                for member in members:
-                    file = tar.extractfile(member) if member.isfile() else None
-                    if file is not None:
-                        yield member.name, file.read()
+                for member in listed:
+                    name = member.name.removeprefix("./")
+                    if member.isfile() and not _junk(name):
+                        opened = partial(tar.extractfile, member)
+                        yield name, partial(_read, source, name, member.size, opened)
     except DAMAGES as error:
-        if getattr(error, "errno", None):
-            raise  # of the disk, not of the archive
-        raise DigitsError(
-            f"{source}: is no readable .zip or .tar archive ({error}); fetch it again"
-        ) from None
+        raise _damaged(source, error) from None
+
+
+def _read(source: Path, name: str, size: int, opened: Callable[[], Any]) -> bytes:
+    """Return a file of an archive or folder, but not one that is too large for a picture."""
+    try:
+        if size <= PICTURE_BYTES:
+            with opened() as file:
+                data: bytes = file.read(PICTURE_BYTES + 1)
+            if len(data) <= PICTURE_BYTES:
+                return data
+    except DAMAGES as error:
+        raise _damaged(source, error) from None
+    raise DigitsError(
+        f"{source}: {name} has {size:,} bytes. A picture has at most {PICTURE_BYTES:,}; narrow "
+        "the patterns in params.yaml."
+    )
+
+
+def _damaged(source: Path, error: Exception) -> Exception:
+    """Return the error to raise: the disk's own, or that the archive is damaged."""
+    if getattr(error, "errno", None):
+        return error
+    return DigitsError(f"{source}: is no readable .zip or .tar archive ({error}); fetch it again")
+
+
+def _junk(name: str) -> bool:
+    """Return whether a path is hidden, or what a system leaves beside the pictures."""
+    parts = [part for part in name.lower().split("/") if part not in (".", "..")]
+    return any(part.startswith(".") or part in JUNK for part in parts)
+
+
+def _small_ending(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}{dot}{ending.lower()}" if "/" not in ending else name
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

@@ -52,8 +52,9 @@ class Moment(click.ParamType):
 def score(files: tuple[str, ...], workspace: str | None, **given: Any) -> None:
     """Answer files of digits as the endpoint would, here or by a batch endpoint of a workspace.
 
-    A FILE is Parquet with a column `image`, or CSV; with --workspace it may be one folder in a
-    datastore, azureml://datastores/NAME/paths/FOLDER. Run the same command again after Ctrl-C: it
+    A FILE is of any format that `digits data inspect` knows, also a folder of pictures. With
+    --workspace it is Parquet with a column `image`, a CSV, or one folder of these in a datastore,
+    azureml://datastores/NAME/paths/FOLDER. Run the same command again after Ctrl-C: it
     goes on.
     """
     stored = any(name.startswith(STORED) for name in files)

@@ -1,8 +1,8 @@
 """`digits score FILES --out FOLDER`: files of digits answered as the endpoint would, on all cores.
 
-FILES are Parquet with a column `image`, or CSV; FOLDER gets a folder of Parquet for each. Run the
-same command again after Ctrl-C: it goes on. With --workspace, a folder that lies in a datastore
-there can be named instead: azureml://datastores/NAME/paths/FOLDER.
+FILES are of any format that `digits data inspect` knows; FOLDER gets a folder of Parquet for
+each. Run the same command again after Ctrl-C: it goes on. With --workspace, a folder that lies in
+a datastore there can be named instead: azureml://datastores/NAME/paths/FOLDER.
 """
 
 import json
@@ -47,7 +47,7 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
 
     size = scoring.manifest(release.PACKAGE, script)[1]
     if not isinstance(source, str):
-        scoring.check(source, size)
+        scoring.check(source, size, upload=True)
     settings = load()
     new = release.read(settings)
     try:

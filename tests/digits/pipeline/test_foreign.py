@@ -1,9 +1,9 @@
-"""Stage foreign with real digits in the place of rendered ones, and params.yaml's own blocks."""
+"""Stage foreign with real digits in the place of rendered ones, as published sets have them."""
 
 import json
-import re
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,62 +15,47 @@ from core import params
 from core.dataset import read_csv
 from core.errors import DigitsError
 from digits.pipeline.foreign import Params, PerClass, script_of, select_parts
-
-PRODUCTION = ROOT / "params.yaml"
-
-
-def commented_blocks() -> dict[str, dict[str, object]]:
-    """Return the blocks for real data that are comments in params.yaml, by script.
-
-    Skips the test in a project that has removed them.
-    """
-    lines = PRODUCTION.read_text("utf-8").splitlines()
-    blocks: dict[str, dict[str, object]] = {}
-    for number, line in enumerate(lines):
-        if re.fullmatch(r"  # [a-z]+:", line):
-            block = [line[4:]]
-            for follower in lines[number + 1 :]:
-                if not follower.startswith("  #   "):
-                    break
-                block.append(follower[4:])
-            blocks |= YAML(typ="safe").load("\n".join(block))
-    if not blocks:
-        pytest.skip("params.yaml no longer has the commented blocks for real data")
-    return blocks
+from digits.sources.fetch import SETS
 
 
-def test_the_commented_blocks_are_valid() -> None:
-    blocks = commented_blocks()
-    assert list(blocks) == ["devanagari", "japanese"]
-    for script in blocks:
-        params.section(Params, {"foreign": blocks}, f"foreign.{script}")
-    assert params.foreign_scripts({"foreign": blocks}) == {"devanagari": False, "japanese": False}
+def block(script: str) -> dict[str, Any]:
+    """Return a script's block as `digits data fetch` writes it."""
+    found = SETS[script]
+    source = f"data/raw/{found.file}"
+    return {"source": source, "per_class": found.per_class, "reader": found.reader}
 
 
-def layout(script: str, label: int, number: int, part: str) -> str:
-    """Return the path of an image in the archive that a commented block is written for."""
-    if script == "devanagari":
-        return f"DevanagariHandwrittenCharacterDataset/{part}/digit_{label}/{number}.png"
-    writer = {"Train": 80, "Test": 81}[part]
-    return f"data/input_{writer}_{number}_{label + 1}.jpg"
+@pytest.mark.parametrize("script", SETS)
+def test_the_published_blocks_are_valid(script: str) -> None:
+    values = {"foreign": {script: block(script)}}
+    params.section(Params, values, f"foreign.{script}")
+    assert params.foreign_scripts(values) == {script: False}
+
+
+LAYOUTS = {
+    "devanagari": "DevanagariHandwrittenCharacterDataset/{part}/digit_{label}/{number}.png",
+    "japanese": "data/input_{writer}_{number}_{code}.jpg",
+    "japanese as published": "Raw Dataset/Locate{{{writer},{number},{code}}}.jpg",
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["devanagari", "japanese"])
-def test_a_commented_block_reads_its_layout(tmp_path: Path, script: str) -> None:
-    project = Project(tmp_path)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_published_block_reads_its_layout(tmp_path: Path, layout: str) -> None:
+    project, script = Project(tmp_path), layout.split()[0]
     copy_tracked(tmp_path)
-    counts = {"Train": 5, "Test": 2}
     files = {
-        layout(script, label, number, part): png(number, 32 + label)
-        for part, count in counts.items()
+        LAYOUTS[layout].format(
+            part=part, label=label, code=label + 1, number=number, writer=writer
+        ): png(number, 32 + label)
+        for part, count, writer in (("Train", 5, 80), ("Test", 2, 81))
         for label in range(10)
         for number in range(count)
     }
-    block = commented_blocks()[script] | {"per_class": {"train": 3, "test": 2, "production": 2}}
+    own = block(script) | {"per_class": {"train": 3, "test": 2, "production": 2}}
     (tmp_path / "data" / "raw").mkdir()
-    write_zip(tmp_path / str(block["source"]), files)
-    values = params.load(tmp_path / "params.yaml") | {"foreign": {script: block}}
+    write_zip(tmp_path / own["source"], files)
+    values = params.load(tmp_path / "params.yaml") | {"foreign": {script: own}}
     YAML().dump(values, tmp_path / "params.yaml")
 
     command = ("python", "src", "foreign", "--out", "data/foreign")

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from conftest import random_digits
 
-from core.dataset import Digits, write_csv
+from core.dataset import Digits, split, write_csv
 from core.errors import DigitsError
 from core.params import Task
-from digits.pipeline.prepare import check_unknown_scripts, labelled_sets, mix, split
+from digits.monitoring import drift
+from digits.pipeline.prepare import (
+    FEWEST,
+    check_apart,
+    check_enough,
+    check_unknown_scripts,
+    labelled_sets,
+    mix,
+)
 
 TASK = Task(epochs=1, seed=1, image_size=28, classes=tuple("0123456789"))
 
@@ -79,3 +87,20 @@ def test_a_file_of_a_script_that_is_gone_is_reported(tmp_path: Path) -> None:
     ):
         check_unknown_scripts(tmp_path, ["japanese"])
     check_unknown_scripts(tmp_path, ["greek"])
+
+
+def test_test_data_that_is_training_data_is_refused() -> None:
+    digits = random_digits(100)
+    check_apart(digits[:90], digits[89:])  # one of eleven
+    with pytest.raises(DigitsError, match=r"100 of 100 test images are training .* test_share: 0"):
+        check_apart(digits, digits)
+
+
+def test_too_few_digits_for_a_later_stage_are_refused() -> None:
+    assert FEWEST == drift.MIN_DIGITS
+    digits = random_digits(30)
+    check_enough([digits], [digits[:10]])
+    with pytest.raises(DigitsError, match="9 digits are left for validation, expected at least 10"):
+        check_enough([digits], [digits[:9]])
+    with pytest.raises(DigitsError, match="0 digits are left for training, expected at least 1"):
+        check_enough([digits[:0]], [digits])

@@ -1,5 +1,6 @@
 """Files scored on all cores: complete answers or an error, continued after an interruption."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -13,11 +14,13 @@ import psutil
 import pyarrow as pa
 import pytest
 from conftest import Project, environment, mnist_part, python
+from PIL import Image
 from pyarrow import parquet
 
 from core.dataset import write_csv
 from core.errors import DigitsError
 from digits.production import scoring
+from digits.runtime.normalise import normalise
 from digits.serving import batch
 
 COUNT = 11_003  # two parts and a piece
@@ -75,12 +78,13 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
     zeros = "0," * 783
     bad = {
         "absent.parquet": (None, "not found"),
-        "empty.parquet": (b"", "Parquet"),
+        "empty.parquet": (b"", "the first line is empty"),
         "cut.parquet": (whole.read_bytes()[:-9], "Parquet"),
-        "text.csv": (b"label,x\n1,2\n", "header"),
-        "cut.csv": (f"{header}\n{zeros}2".encode(), "cut short"),
-        "wide.csv": (f"{header}\n{zeros}0\n{zeros}256\n".encode(), "256"),
-        "short.csv": (f"{header}\n{zeros}0\n0\n".encode(), "Row #3.*got 1"),
+        "text.csv": (b"label,x\n1,2\n", ":1: found 2 columns"),
+        "cut.csv": (f"{header}\n{zeros[:-90]}".encode(), ":2: expected 784 columns, found 739"),
+        "wide.csv": (f"{header}\n{zeros}0\n{zeros}256\n".encode(), ":3: .*, found '256'"),
+        "short.csv": (f"{header}\n{zeros}0\n0\n".encode(), ":3: expected 784 columns, found 1"),
+        "picture.tif": (b"II*\0", "the file is a TIFF; send a PNG"),
     }
     for name, (content, reason) in bad.items():
         if content is not None:
@@ -90,8 +94,8 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
         assert str(tmp_path / name) in str(caught.value)
         assert not (out / name).exists()
     for kind, images, reason in (
-        (pa.binary(), IMAGES[:2, :5], "width"),
-        (pa.binary(), np.array([[[1.5]]]), "width"),
+        (pa.binary(), IMAGES[:2, :5], "row 0: is no picture of a digit"),
+        (pa.binary(), np.array([[[1.5]]]), "row 0: is no picture of a digit"),
     ):
         with pytest.raises(DigitsError, match=reason):
             scored([write(tmp_path / "other.parquet", images, kind=kind)], out, model)
@@ -101,7 +105,7 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
     )
     text = pa.table({"image": pa.array(["x" * 784])})
     parquet.write_table(text, tmp_path / "letters.parquet")
-    with pytest.raises(DigitsError, match="column image is string, not binary"):
+    with pytest.raises(DigitsError, match="cannot be read as Parquet"):
         scored([tmp_path / "letters.parquet"], out, model)
     twice = parquet.read_table(whole)
     parquet.write_table(twice.append_column("id", twice["note"]), tmp_path / "twice.parquet")
@@ -117,6 +121,29 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
         scored([whole], out, model, "klingon")
     with pytest.raises(DigitsError, match="dvc"):
         scored([whole], out, tmp_path / "nowhere")
+
+
+def test_files_of_every_format_are_brought_to_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits, out = mnist_part("train", 5100), tmp_path / "out.parquet"
+    write_csv(tmp_path / "a.csv", digits)
+    write_csv(tmp_path / "dark.csv", dataclasses.replace(digits, images=255 - digits.images))
+    np.savez(tmp_path / "a.npz", digits.images, ids=np.arange(5100), labels=digits.labels)
+    for name in ("a.csv", "dark.csv", "a.npz"):
+        assert scoring.check([tmp_path / name], 28) is None
+        scoring.convert(tmp_path / name, out, 28)
+        found = [image for part in batch.parts(out, 28) for image in part["image"].to_pylist()]
+        assert b"".join(found) == digits.images.tobytes()
+    assert capsys.readouterr().err.count("dark ink on light paper was inverted") == 1
+    (tmp_path / "pictures").mkdir()
+    for number in (1, 0):
+        Image.fromarray(IMAGES[number]).save(tmp_path / "pictures" / f"{number}.png")
+    scoring.convert(tmp_path / "pictures", out, 28)
+    (rows,) = batch.parts(out, 28)
+    assert rows["image"][0].as_py() == normalise(IMAGES[:1], 28).tobytes()
+    with pytest.raises(DigitsError, match="cannot be scored"):
+        scoring.check([tmp_path / "a.npz"], 28, upload=True)
 
 
 def test_answers_of_another_run_are_refused_and_what_is_done_is_not_done_again(

@@ -1,6 +1,8 @@
 """Requests decoded: every form of an image ends as the data's own, and faults are named."""
 
+import base64
 import contextlib
+import gzip
 import io
 import json
 import struct
@@ -13,7 +15,7 @@ from conftest import mnist_part
 from PIL import Image
 
 from digits.runtime.normalise import normalise
-from digits.serving.request import IMAGES, SIDE_PIXELS, RefusedError, decode
+from digits.serving.request import BODY_BYTES, IMAGES, SIDE_PIXELS, RefusedError, decode
 
 DIGITS = mnist_part("t10k", 20).images
 NORMAL = normalise(DIGITS, 28)
@@ -28,8 +30,8 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def decoded(body: bytes) -> np.ndarray:
     """Return the only image of a body."""
-    images, script = decode(body, 28, normalise)
-    assert script is None
+    images, script, warnings = decode(body, 28, normalise)
+    assert (script, warnings) == (None, [])
     assert images.shape == (1, 28, 28)
     assert images.dtype == np.uint8
     return images[0]
@@ -59,7 +61,8 @@ def body(data: Any, **others: Any) -> bytes:
     ids=["rows", "flat", "floats", "mixed", "not whole"],
 )
 def test_json_is_taken_as_it_is(form: Any) -> None:
-    images, script = decode(body(form, script="devanagari"), 28, normalise)
+    images, script, warnings = decode(body(form, script="devanagari"), 28, normalise)
+    assert warnings == []
     assert script == "devanagari"
     assert images.dtype == np.uint8
     np.testing.assert_array_equal(images, DIGITS)
@@ -161,21 +164,36 @@ def png(width: int, height: int, data: bytes) -> bytes:
     return parts
 
 
+def form(*files: bytes) -> bytes:
+    """Return a form as browsers and curl's -F send it."""
+    head = b'--X\r\nContent-Disposition: form-data; name="%d"; filename="7.png"\r\n\r\n'
+    return b"".join(head % n + file + b"\r\n" for n, file in enumerate(files)) + b"--X--\r\n"
+
+
+def scanned(times: int) -> bytes:
+    """Return a progressive JPEG whose last scan is repeated."""
+    large = Image.fromarray(DIGITS[0]).resize((SIDE_PIXELS, SIDE_PIXELS))
+    whole = encoded(large, "JPEG", progressive=True, quality=5)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + scan * times + whole[-2:]
+
+
 NO_DIGIT = {
     "nothing": (b"", 400, "body is empty"),
     "no JSON": (b"hello", 400, "no PNG, no JPEG and no JSON"),
     "no UTF-8": (b'{"data": "\xff"}', 400, "no PNG, no JPEG and no JSON"),
     "NaN": (b'{"data": [[NaN]]}', 400, "no PNG, no JPEG and no JSON"),
-    "nested without end": (b"[" * 1_000_000, 400, "recursion limit"),
+    "nested without end": (b"[" * 50_000, 400, "recursion limit"),
+    "ten megabytes of lists": (b'{"data": [' + b"[]," * 3_000_000 + b"[]]}", 413, "lists"),
     "a list": (b"[1]", 400, '"data"'),
     "another key": (body([], colour=1), 400, "unknown key 'colour'"),
     "a script that is no text": (body(DIGITS.tolist(), script=1), 400, "script must be text"),
     "no image": (body([]), 400, "at least one image"),
-    "text for data": (body("data"), 400, "list of at least one"),
+    "text for data": (body("data"), 400, "image 0 is text, but no picture"),
     "too few numbers": (body([[0] * 783]), 400, "image 0 has shape (783,)"),
     "text": (body([[0] * 784, ["0"] * 784]), 400, "image 1 holds something else"),
     "a long text": (body([[*[0] * 783, "x" * 8_000_000]]), 400, "something else than numbers"),
-    "a list too deep": (body([[[[0] * 784]]]), 400, "something else than numbers"),
+    "a list too deep": (body([[[[0] * 784]]]), 400, "image 0 has shape (1, 784)"),
     "a number for an image": (body([[0] * 784, 10**13]), 400, "image 1 has shape ()"),
     "too many numbers": (body([[[0.5] * 28] * 29]), 400, "image 0 has too many numbers"),
     "too many rows": (body([[[]] * 785]), 400, "image 0 has too many numbers"),
@@ -194,7 +212,35 @@ NO_DIGIT = {
     "a huge PNG": (png(SIDE_PIXELS + 1, 1, b""), 413, "5,001 x 1 pixels"),
     "a bomb": (png(1 << 30, 1 << 30, b""), 413, "pixels"),
     "a blank PNG": (encoded(Image.new("L", (99, 99), 128)), 400, "is blank"),
-    "a GIF": (encoded(Image.new("L", (9, 9)), "GIF"), 400, "no PNG, no JPEG and no JSON"),
+    "a TIFF": (encoded(Image.new("L", (9, 9)), "TIFF"), 415, "a TIFF; send a PNG, JPEG, WebP"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "is PostScript"),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(99), 415, "HEIC"),
+    "NumPy": (b"\x93NUMPY\1\0", 415, "a NumPy file"),
+    "blank numbers": (body([DIGITS[0].tolist(), [0] * 784]), 400, "image 1 is blank"),
+    "text that is no picture": (body(["hello"]), 400, "image 0 is text, but no picture in base64"),
+    "another name": (b'{"images": []}', 400, "\"data\": a list of images; not 'images'"),
+    "colours": (body([np.dstack([DIGITS[0]] * 3).tolist()]), 400, "something else than numbers"),
+    "two files in a form": (form(b"x", b"y"), 400, "the form has 2 files; send one"),
+    "a form cut short": (form(b"x")[:-9], 400, "the form cannot be read"),
+    "gzip cut short": (gzip.compress(body([[0] * 784]))[:-9], 400, "the gzip is cut short"),
+    "gzip in gzip": (gzip.compress(gzip.compress(b"{}")), 400, "no PNG, no JPEG and no JSON"),
+    "a gzip bomb": (gzip.compress(bytes(BODY_BYTES + 1)), 413, "once unpacked"),
+    "an animation": (
+        encoded(white_ink(DIGITS[0]), "GIF", save_all=True, append_images=[black_ink(DIGITS[1])]),
+        400,
+        "the GIF is animated",
+    ),
+    "1,200 scans": (scanned(1200), 413, "too many scans"),
+    "800,000 blocks": (
+        png(28, 28, b"").replace(b"\0\0\0\0IDAT", b"\0\0\0\0tEXt\0\0\0\0" * 800_000 + b"\0" * 4),
+        413,
+        "more than 5,000 blocks",
+    ),
+    "many pictures": (
+        body([base64.b64encode(encoded(Image.new("L", (9, 9)))).decode()] * 101),
+        413,
+        "101",
+    ),
 }
 
 
@@ -205,3 +251,80 @@ def test_what_is_no_digit_is_reported_in_a_sentence(sent: bytes, status: int, re
     assert refusal.value.status == status
     assert reason in str(refusal.value)
     assert len(str(refusal.value)) < 200
+
+
+PNG = encoded(Image.fromarray(DIGITS[0]))
+ROWS, FLAT = DIGITS[:3].tolist(), DIGITS[:3].reshape(3, 784).tolist()
+FORMS = {
+    "one image without a list": (body(ROWS[0]), 1),
+    "one flat image without a list": (body(FLAT[0]), 1),
+    "n x 28 x 28 x 1": (body(DIGITS[:3, :, :, None].tolist()), 3),
+    "one of 28 x 28 x 1": (body(DIGITS[0][:, :, None].tolist()), 1),
+    "n x 1 x 28 x 28": (body(DIGITS[:3, None].tolist()), 3),
+    "MLflow's inputs": (json.dumps({"inputs": ROWS}).encode(), 3),
+    "TensorFlow's instances": (json.dumps({"instances": FLAT}).encode(), 3),
+    "a table": (json.dumps({"dataframe_split": {"columns": [], "data": FLAT}}).encode(), 3),
+    "rows of a table": (
+        json.dumps({"dataframe_records": [dict(enumerate(row)) for row in FLAT]}).encode(),
+        3,
+    ),
+    "Azure ML's input_data": (json.dumps({"input_data": {"data": FLAT}}).encode(), 3),
+    "gzip": (gzip.compress(body(ROWS)), 3),
+}
+
+
+@pytest.mark.parametrize(("sent", "count"), FORMS.values(), ids=FORMS.keys())
+def test_other_forms_of_numbers_are_the_same_images(sent: bytes, count: int) -> None:
+    images, _, warnings = decode(sent, 28, normalise)
+    assert warnings == []
+    np.testing.assert_array_equal(images, DIGITS[:count])
+
+
+TEXT = base64.b64encode(PNG).decode()
+PICTURES = {
+    "a form": form(PNG),
+    "a data URI": b"data:image/png;base64," + TEXT.encode(),
+    "base64": body(TEXT),
+    "a data URI in JSON": body([f"data:image/png;base64,{TEXT}"]),
+    "TensorFlow's b64": json.dumps({"instances": [{"b64": TEXT}]}).encode(),
+    "a cell of a table": json.dumps({"dataframe_split": {"data": [[TEXT]]}}).encode(),
+    "gzip": gzip.compress(PNG),
+    "WebP": encoded(Image.fromarray(DIGITS[0]), "WEBP", lossless=True),
+    "GIF": encoded(Image.fromarray(DIGITS[0]), "GIF"),
+    "BMP": encoded(Image.fromarray(DIGITS[0]), "BMP"),
+}
+
+
+@pytest.mark.parametrize("sent", PICTURES.values(), ids=PICTURES.keys())
+def test_a_picture_is_read_in_every_form(sent: bytes) -> None:
+    np.testing.assert_allclose(decoded(sent).astype(int), NORMAL[0], atol=1)
+
+
+def test_numbers_and_pictures_may_be_mixed() -> None:
+    images, _, _ = decode(body([ROWS[1], TEXT]), 28, normalise)
+    np.testing.assert_array_equal(images, [DIGITS[1], decoded(PNG)])
+
+
+@pytest.mark.parametrize("scaled", [DIGITS / 255, DIGITS // 128], ids=["floats", "zeros and ones"])
+def test_values_from_0_to_1_are_noticed(scaled: np.ndarray) -> None:
+    images, _, warnings = decode(body(scaled.tolist()), 28, normalise)
+    np.testing.assert_array_equal(images, np.rint(scaled * 255))
+    assert warnings == ["the values are from 0 to 1 and were multiplied by 255"]
+
+
+def test_dark_ink_is_noticed() -> None:
+    sent = DIGITS.copy()
+    sent[3:5] = 255 - sent[3:5]
+    images, _, warnings = decode(body(sent.tolist()), 28, normalise)
+    np.testing.assert_array_equal(images, DIGITS)
+    assert warnings == ["dark ink on light paper was inverted in image 3, 4"]
+    images, _, warnings = decode(body((1 - DIGITS[:2] / 255).tolist()), 28, normalise)
+    np.testing.assert_array_equal(images, DIGITS[:2])
+    assert len(warnings) == 2
+
+
+def test_mnist_is_taken_without_a_warning() -> None:
+    digits = mnist_part("t10k", 1000).images
+    images, _, warnings = decode(body(digits.tolist()), 28, normalise)
+    assert warnings == []
+    np.testing.assert_array_equal(images, digits)

@@ -1,6 +1,7 @@
 """Real digits on disk: IDX files and archives in the layouts that params.yaml shows."""
 
 import dataclasses
+import gzip
 import io
 import struct
 import zipfile
@@ -10,10 +11,11 @@ from typing import Literal
 import numpy as np
 import pytest
 from archives import png, write_tar, write_zip
-from conftest import MNIST_FILES
+from conftest import MNIST_FILES, mnist_part
 from PIL import Image
 
 from core.errors import DigitsError
+from digits.runtime.normalise import normalise
 from digits.sources.archives import Archive, read_archive
 from digits.sources.idx import read_idx
 from digits.sources.readers import Files, read
@@ -38,17 +40,33 @@ def test_idx_files_become_digits(tmp_path: Path) -> None:
     write_idx(tmp_path / "mine-images-idx3-ubyte", images)
     write_idx(tmp_path / "mine-labels-idx1-ubyte", np.array([1, 0], np.uint8))
     files = Files("idx", train="mine", test="mine")
-    digits = read(files, tmp_path, "train", 8, 2, "devanagari")
+    digits = read(files, tmp_path, "train", 8, "ab", "devanagari")
     assert np.array_equal(digits.images, images)
     assert (digits.labels.tolist(), digits.script, digits.rendered) == ([1, 0], "devanagari", False)
+    larger = read(files, tmp_path, "train", 28, "ab", "devanagari")
+    assert np.array_equal(larger.images, normalise(images, 28))
     write_idx(tmp_path / "mine-labels-idx1-ubyte", np.array([1, 2], np.uint8))
-    with pytest.raises(DigitsError, match=r"mine-labels-idx1-ubyte: .* found 2"):
-        read(files, tmp_path, "train", 8, 2, "devanagari")
+    with pytest.raises(DigitsError, match=r"image 1: label '2' is neither a number from 0 to 1"):
+        read(files, tmp_path, "train", 8, "ab", "devanagari")
     write_idx(tmp_path / "mine-labels-idx1-ubyte", np.array([1], np.uint8))
-    with pytest.raises(DigitsError, match=r"mine-labels-idx1-ubyte: .* 2 images but 1 labels"):
-        read(files, tmp_path, "train", 8, 2, "devanagari")
-    with pytest.raises(DigitsError, match=r"8 x 8 pixels, params\.yaml's image_size says 28"):
-        read(files, tmp_path, "train", 28, 2, "devanagari")
+    with pytest.raises(DigitsError, match=r"mine-labels-idx1-ubyte: 2 images but 1 labels"):
+        read(files, tmp_path, "train", 8, "ab", "devanagari")
+
+
+def test_idx_files_as_they_are_downloaded_are_read(tmp_path: Path) -> None:
+    digits = mnist_part("train", 50)
+    write_idx(tmp_path / "images", digits.images)
+    write_idx(tmp_path / "labels", digits.labels)
+    for name, source in (("images-idx3", "images"), ("labels.idx1", "labels")):
+        packed = gzip.compress((tmp_path / source).read_bytes())
+        (tmp_path / f"train-{name}-ubyte.gz").write_bytes(packed)
+    found = read(Files("idx", "train", "train"), tmp_path, "train", 28, "0123456789", "mnist")
+    assert np.array_equal(found.images, digits.images)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(
+        gzip.compress((tmp_path / "images").read_bytes())[:-50]
+    )
+    with pytest.raises(DigitsError, match=r"ubyte\.gz: is damaged"):
+        read(Files("idx", "train", "train"), tmp_path, "train", 28, "0123456789", "mnist")
 
 
 @pytest.mark.parametrize(
@@ -123,8 +141,8 @@ def test_classes_in_file_names_and_black_ink(tmp_path: Path) -> None:
 def test_idx_files_without_images_are_reported(tmp_path: Path) -> None:
     write_idx(tmp_path / "mine-images-idx3-ubyte", np.empty((0, 28, 28), np.uint8))
     write_idx(tmp_path / "mine-labels-idx1-ubyte", np.empty(0, np.uint8))
-    with pytest.raises(DigitsError, match="mine-images-idx3-ubyte: holds no image"):
-        read(Files("idx", train="mine", test="mine"), tmp_path, "train", 28, 10, "mnist")
+    with pytest.raises(DigitsError, match="mine: holds no image"):
+        read(Files("idx", "mine", "mine"), tmp_path, "train", 28, "0123456789", "mnist")
 
 
 @pytest.mark.parametrize("kind", ["grey", "transparent", "16 bits"])
@@ -152,7 +170,7 @@ def test_every_kind_of_png_is_read_alike(
 @pytest.mark.parametrize("data", [b"no image", png(0, 32)[:60]], ids=["broken", "cut"])
 def test_a_bad_image_is_reported(tmp_path: Path, data: bytes) -> None:
     write_zip(tmp_path / "a.zip", {"x/Train/digit_0/0.png": data})
-    with pytest.raises(DigitsError, match=r"a\.zip: x/Train/digit_0/0\.png: is not an image"):
+    with pytest.raises(DigitsError, match=r"zip: x/Train/digit_0/0\.png: is no picture of a digit"):
         read_archive(DHCD, tmp_path / "a.zip", "train", 28, 3, "devanagari")
 
 
@@ -160,7 +178,7 @@ def test_a_blank_image_is_reported(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.new("L", (32, 32)).save(out, "PNG")
     write_zip(tmp_path / "a.zip", {"x/Train/digit_0/0.png": out.getvalue()})
-    with pytest.raises(DigitsError, match=r"0\.png: is blank"):
+    with pytest.raises(DigitsError, match=r"0\.png: is no picture of a digit: the image is blank"):
         read_archive(DHCD, tmp_path / "a.zip", "train", 28, 3, "devanagari")
 
 

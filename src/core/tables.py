@@ -1,0 +1,235 @@
+"""CSV files of images, one a row, in the forms that circulate.
+
+A header or none; the label first, last or named; an index; commas, semicolons or tabs; quotes;
+a byte order mark; any line end; whole numbers or floats; .gz, or a .zip with one file.
+"""
+
+import contextlib
+import gzip
+import math
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from core.errors import DigitsError
+
+LABELS = ("label", "labels", "class", "character", "digit", "target", "y")  # of their column
+INDEXES = ("", "id", "index", "unnamed: 0")
+BLOCK_BYTES = 1 << 23  # of text parsed at a time
+LINE_BYTES = 1 << 22  # the longest that is looked at: a million pixels
+PIXELS = 4 << 30  # of all images of a file together
+SIZES = range(16, 256**2 + 1)  # pixels of an image: other tables have fewer or more columns
+SAMPLE = 2000  # rows that show which column without a name is the label
+NUMBER = re.compile(r" *[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)? *")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Images of a file as they stand there.
+
+    images: (n, side, side), uint8, or float32 where not all values are whole numbers to 255
+    labels: str (n,), or None where there is no column of labels
+    first_line: of the first image, counted from 1
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    first_line: int
+
+
+@dataclass(frozen=True)
+class _Layout:
+    names: list[str]  # of all columns, made up where there is no header
+    header: bool
+    delimiter: str
+    label: int | None
+    pixels: list[int]  # the columns, row by row of the image
+
+    @property
+    def side(self) -> int:
+        return math.isqrt(len(self.pixels))
+
+
+def check_regular(path: Path) -> None:
+    """Raise DigitsError unless a path is a file: a pipe or a device might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DigitsError(f"{path}: is not a regular file. Name a file.")
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV in batches, so that memory holds little beyond the images.
+
+    Raises DigitsError with file, row (1 is the first line) and column for what cannot be read.
+    """
+    layout = _layout(path)
+    for kind in (pa.uint8(), pa.float32()):
+        try:
+            with _opened(path) as file:
+                batches = list(_batches(file, layout, kind))
+            break
+        except (pa.ArrowException, ValueError) as error:
+            reason = error
+    else:
+        found = _first_fault(path, layout)
+        raise DigitsError(found or f"{path}: cannot be read as CSV ({reason}). Fix the file.")
+    if not batches:
+        raise DigitsError(f"{path}: has no rows. Add digits or leave the file out.")
+    side = layout.side
+    count = sum(len(pixels) for _, pixels in batches)
+    images = np.empty((count, side, side), batches[0][1].dtype)
+    start = 0
+    for number, (labels, pixels) in enumerate(batches):
+        images[start : start + len(pixels)] = pixels.reshape(-1, side, side)
+        start += len(pixels)
+        batches[number] = (labels, pixels[:0])  # give its memory back
+    if images.dtype != np.uint8:
+        if not ((images >= 0) & (images <= 255)).all() and (fault := _first_fault(path, layout)):
+            raise DigitsError(fault)
+        images = images.astype(np.uint8) if (images % 1 == 0).all() else images
+    known = np.concatenate([labels for labels, _ in batches])
+    return Table(images, None if layout.label is None else known, 1 + layout.header)
+
+
+def _batches(
+    file: IO[bytes], layout: _Layout, kind: pa.DataType
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield labels str (rows,) and pixels (rows, pixels)."""
+    names = [str(number) for number in range(len(layout.names))]  # theirs may be there twice
+    pixels = [names[column] for column in layout.pixels]
+    label = [] if layout.label is None else [names[layout.label]]
+    total = 0
+    with pyarrow.csv.open_csv(
+        pa.PythonFile(file, "r"),
+        read_options=pyarrow.csv.ReadOptions(
+            block_size=BLOCK_BYTES, column_names=names, skip_rows=int(layout.header)
+        ),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=layout.delimiter),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(pixels, kind) | dict.fromkeys(label, pa.string()),
+            include_columns=pixels + label,
+        ),
+    ) as reader:
+        for batch in reader:
+            if not batch.num_rows:
+                continue
+            if (total := total + batch.num_rows * len(pixels)) > PIXELS:
+                raise ValueError(f"more than {PIXELS:,} pixels; divide the file")
+            labels = np.array(batch[label[0]].to_pylist(), str) if label else np.empty(0, str)
+            yield labels, batch.select(pixels).to_tensor().to_numpy()  # raises on a missing value
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to be read, also one in a .gz, or the only one in a .zip."""
+    check_regular(path)
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(path.open("rb"))
+        start = plain.read(4)
+        plain.seek(0)
+        file: Any = plain
+        try:
+            if start[:2] == b"\x1f\x8b":
+                file = stack.enter_context(gzip.open(plain))
+            elif start == b"PK\3\4":
+                archive = stack.enter_context(zipfile.ZipFile(plain))
+                inside = [name for name in archive.namelist() if not _beside(name)]
+                if len(inside) != 1:
+                    raise DigitsError(
+                        f"{path}: holds {len(inside)} files. Expected a single CSV: unpack it."
+                    )
+                file = stack.enter_context(archive.open(inside[0]))
+            yield file
+        except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
+            raise DigitsError(f"{path}: is damaged ({error}). Fetch it again.") from None
+
+
+def _beside(name: str) -> bool:
+    """Return whether a member of an archive is a folder, or a program's note beside the data."""
+    return name.endswith("/") or name.startswith("__MACOSX/")
+
+
+def _cells(line: bytes, delimiter: str) -> list[str]:
+    text = line.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n")
+    return [cell.strip().strip('"') for cell in text.split(delimiter)]
+
+
+def _layout(path: Path) -> _Layout:
+    """Find out what the columns are, from the header or from what stands in the first rows."""
+    with _opened(path) as file:
+        lines: list[bytes] = []
+        while len(lines) < SAMPLE and (line := file.readline(LINE_BYTES)):
+            lines.append(line)
+            if len(lines) == 1 and (b"\0" in line or "\ufffd" in line.decode("utf-8", "replace")):
+                raise DigitsError(f"{path}: is not text. Expected CSV in UTF-8.")
+    if not lines or not lines[0].strip():
+        raise DigitsError(f"{path}:1: the first line is empty. Expected a header or a digit.")
+    delimiter = max(",;\t", key=lambda mark: lines[0].count(mark.encode()))
+    first = _cells(lines[0], delimiter)
+    words = [cell for cell in first if not NUMBER.fullmatch(cell)]
+    counted = [int(cell) for cell in first if cell.isdigit()]  # pandas' names: 0, 1, 2 ...
+    header = len(words) > 1 or any(word.lower() in (*LABELS, *INDEXES) for word in words)
+    header = header or (len(counted) > 1 and counted == list(range(len(counted))))
+    if header:
+        names = [cell.lower() for cell in first]
+        index = [place for place, name in enumerate(names) if name in INDEXES]
+        label = next((names.index(name) for name in LABELS if name in names), None)
+    else:
+        names = [f"column {place + 1}" for place in range(len(first))]
+        square = math.isqrt(len(first)) ** 2
+        index = [0] if len(first) == square + 2 else []
+        label = None if len(first) == square else len(index)
+        if len(first) == square + 1:
+            label = _unnamed_label([_cells(line, delimiter) for line in lines[:-1] or lines])
+    pixels = [place for place in range(len(names)) if place != label and place not in index]
+    if math.isqrt(len(pixels)) ** 2 != len(pixels) or len(pixels) not in SIZES:
+        longer = "more than " if len(lines[0]) == LINE_BYTES else ""
+        raise DigitsError(
+            f"{path}:1: found {longer}{len(first):,} columns. Expected a label and the pixels of a "
+            "square image, for instance label,pixel0,...,pixel783."
+        )
+    numbers = [tuple(map(int, re.findall(r"\d+", names[place]))) for place in pixels]
+    if header and len(set(numbers)) == len(numbers) and len(set(map(len, numbers))) == 1:
+        pixels = [place for _, place in sorted(zip(numbers, pixels, strict=True))]
+    return _Layout(names, header, delimiter, label, pixels)
+
+
+def _unnamed_label(rows: list[list[str]]) -> int:
+    """Return which column without a name is the label: the first, or the last if only it varies."""
+    first, last = ({row[place] for row in rows} for place in (0, -1))
+    words = [any(not NUMBER.fullmatch(value) for value in values) for values in (first, last)]
+    is_last = words[1] if any(words) else len(first) == 1 and len(last) > 1
+    return len(rows[0]) - 1 if is_last else 0
+
+
+def _first_fault(path: Path, layout: _Layout) -> str | None:
+    """Read slowly, value by value, for the place of the first fault."""
+    with _opened(path) as binary:
+        for number in range(1, 1 << 40):
+            line = binary.readline(LINE_BYTES)
+            if not line:
+                return None
+            if (number == 1 and layout.header) or not line.strip():
+                continue
+            row = _cells(line, layout.delimiter)
+            if len(row) != len(layout.names):
+                return (
+                    f"{path}:{number}: expected {len(layout.names):,} columns, found "
+                    f"{len(row):,}. Fix or delete this row."
+                )
+            for column in layout.pixels:
+                value = row[column]
+                if not NUMBER.fullmatch(value) or not 0 <= float(value) <= 255:
+                    return (
+                        f"{path}:{number}: column {layout.names[column]}: expected a number from 0 "
+                        f"to 255, found {value[:40]!r}. Fix or delete this row."
+                    )
+    return None

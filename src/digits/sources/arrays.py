@@ -1,0 +1,153 @@
+"""Arrays and tables of images with their labels: NumPy's .npz and Parquet, as they circulate."""
+
+import math
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from core.errors import DigitsError
+from core.tables import LABELS, PIXELS, Table, check_regular
+from digits.sources.archives import Pictures
+
+IMAGES = ("image", "img", "images", "pixels", "picture", "x")  # columns of Parquet
+LABEL_NAME = re.compile(r"label|target|class|^y(_|\b)")
+LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # beside files of images
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # which may have a square's length
+ROWS = 5000  # of Parquet, read at a time
+
+
+def read_npz(path: Path, part: str) -> Table:
+    """Return images and labels: those whose names say `part`, if any do.
+
+    Labels may lie in a file beside it, as those of KMNIST. Raises DigitsError unless there is one
+    array of images.
+    """
+    images, labels = _of_npz(path, part)
+    for old, new in LABEL_FILES if labels is None else ():
+        beside = path.with_name(path.name.replace(old, new))
+        if beside != path and beside.exists():
+            _, labels = _of_npz(beside, part)
+    if images is None:
+        raise DigitsError(f"{path}: holds no images. Expected an array (n, height, width).")
+    if labels is not None and len(labels) != len(images):
+        raise DigitsError(f"{path}: {len(images):,} images, but {len(labels):,} labels.")
+    side = math.isqrt(images[0].size) if len(images) else 0
+    if not side or side**2 != images[0].size:
+        raise DigitsError(f"{path}: images have shape {images.shape[1:]}. Expected square ones.")
+    images = images.reshape(-1, side, side)
+    whole = images.dtype.kind in "ui" and images.min() >= 0 and images.max() <= 255
+    if not whole and not ((images >= 0) & (images <= 255)).all():
+        raise DigitsError(f"{path}: values are not from 0 to 255, nor from 0 to 1. Scale them.")
+    images = images.astype(np.uint8 if whole else np.float32, copy=False)
+    return Table(images, None if labels is None else labels.astype(str), 0)
+
+
+def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the only array of two or more dimensions and the only one of one."""
+    check_regular(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            if any(part in name.lower() for name in names):
+                names = [name for name in names if part in name.lower()]
+            arrays = {name: _array(archive, name) for name in names}
+    except (zipfile.BadZipFile, ValueError, EOFError, zlib.error, NotImplementedError) as error:
+        raise DigitsError(f"{path}: is no readable .npz ({error}). Fetch it again.") from None
+    flat = [name for name, array in arrays.items() if array.size == len(array)]
+    if len(flat) > 1:  # other facts of each image beside its label
+        flat = [name for name in flat if LABEL_NAME.search(name.lower())]
+    deep = [array for array in arrays.values() if array.size > len(array)]
+    if len(deep) > 1 or len(flat) > 1:
+        shapes = ", ".join(f"{name[:-4]} {array.shape}" for name, array in arrays.items())
+        raise DigitsError(
+            f"{path}: has {shapes}. Expected one array of images and one of labels for {part}, "
+            f"such as x_{part} and y_{part}."
+        )
+    return deep[0] if deep else None, arrays[flat[0]].ravel() if flat else None
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read one array; raise ValueError before it is made when its header promises too much."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, kind = read(file)
+    if kind.kind not in "biufUS" or not shape or math.prod(shape) > PIXELS:
+        raise ValueError(f"{name} has shape {shape} and type {kind}")
+    if math.prod(shape) * kind.itemsize > archive.getinfo(name).file_size:
+        raise ValueError(f"{name} is cut short")
+    with archive.open(name) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def read_parquet(path: Path, image_size: int, ink: str | None) -> tuple[Table, bool]:
+    """Return images and labels of a Parquet file, and whether the images are pictures.
+
+    The column of images holds files of pictures, as those that Hugging Face publishes, which are
+    then normalised to `image_size`; or raw bytes, or lists of numbers.
+
+    Raises DigitsError that names column or row.
+    """
+    check_regular(path)
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = {name.lower(): name for name in file.schema_arrow.names}
+            image = next((names[name] for name in IMAGES if name in names), None)
+            label = next((names[name] for name in LABELS if name in names), None)
+            if image is None:
+                raise DigitsError(
+                    f"{path}: has the columns {', '.join(names.values())[:200]}. Expected one "
+                    "named image."
+                )
+            if file.metadata.num_rows * image_size**2 > PIXELS:
+                raise DigitsError(f"{path}: has {file.metadata.num_rows:,} rows. Divide it.")
+            columns = [image] if label is None else [image, label]
+            pictures, arrays, labels, row = Pictures(ink), [], [], 0
+            for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
+                labels += [] if label is None else [str(one) for one in batch[label].to_pylist()]
+                arrays.append(_of_column(f"{path}: row", row, batch[image], pictures))
+                row += len(batch)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if getattr(error, "errno", None):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise DigitsError(f"{path}: cannot be read as Parquet ({reason}). Fix it.") from None
+    images = pictures.images(path, image_size) if pictures.light else np.concatenate(arrays)
+    if len(images) != row:
+        raise DigitsError(f"{path}: column {image} mixes pictures and numbers. Divide the file.")
+    table = Table(images, None if label is None else np.array(labels), 0)
+    return table, bool(pictures.light)
+
+
+def _of_column(where: str, start: int, column: pa.Array, pictures: Pictures) -> np.ndarray:
+    """Return images (n, side, side) that stand there as numbers; add pictures to the others."""
+    if pa.types.is_struct(column.type):
+        column = column.field("bytes")
+    if column.null_count:
+        place = start + column.is_null().to_pylist().index(True)
+        raise DigitsError(f"{where} {place}: the image is missing. Fix or delete this row.")
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        if pa.types.is_fixed_size_binary(column.type):
+            column = column.cast(pa.binary())
+        else:
+            values = np.array(column.to_pylist(), np.float32)
+            side = math.isqrt(values[0].size)
+            if not ((values >= 0) & (values <= 255)).all():
+                raise DigitsError(f"{where}s from {start}: values are not from 0 to 255.")
+            return values.reshape(len(values), side, side)
+    found = []
+    for number, data in enumerate(column.to_pylist(), start=start):
+        side = math.isqrt(len(data))
+        if side**2 == len(data) and side >= 8 and not data.startswith(PICTURES):
+            found.append(np.frombuffer(data, np.uint8).reshape(side, side))
+        else:
+            pictures.add(f"{where} {number}", data)
+    return np.stack(found) if found else np.empty((0, 0, 0), np.uint8)

@@ -1,0 +1,106 @@
+"""Any file or folder of digits, read for what it is: for `digits score`, `digits data inspect`."""
+
+import gzip
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from core.dataset import as_bytes, light_paper
+from core.errors import DigitsError
+from core.tables import Table, check_regular, read_table
+from digits.serving.request import RefusedError, picture_kind
+from digits.sources.archives import PICTURE_BYTES, Pictures, members
+from digits.sources.arrays import read_npz, read_parquet
+from digits.sources.idx import find_idx, read_idx
+from digits.sources.readers import in_normal_form
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # of pictures in archives
+
+
+class Found(NamedTuple):
+    """What a file holds. `table` has the images as they stand there, but pictures normalised."""
+
+    kind: str
+    table: Table
+    ink: str  # white or black
+    names: list[str]  # of the pictures in an archive or folder
+
+
+def kind_of(path: Path) -> str:
+    """Return csv, idx, npz, parquet, archive or picture; raise DigitsError for nothing of these."""
+    if path.is_dir():
+        return "archive"
+    check_regular(path)
+    with path.open("rb") as file:
+        start = file.read(300)
+    try:
+        if start[:4] == b"PK\3\4":
+            with zipfile.ZipFile(path) as archive:
+                names = [name.lower() for name in archive.namelist()]
+            if any(name.endswith(".npy") for name in names):
+                return "npz"
+            return "archive" if any(name.endswith(ENDINGS) for name in names) else "csv"
+        if start[:2] == b"\x1f\x8b":
+            with gzip.open(path) as packed:
+                start = packed.read(300)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise DigitsError(f"{path}: is damaged ({error}). Fetch it again.") from None
+    if start[:3] == b"\0\0\x08":
+        return "idx"
+    if start[:4] == b"PAR1":
+        return "parquet"
+    if start[257:262] == b"ustar" or (start[:2] != b"\x1f\x8b" and tarfile.is_tarfile(path)):
+        return "archive"
+    try:
+        return "picture" if picture_kind(start) else "csv"
+    except RefusedError as error:
+        raise DigitsError(f"{path}: {error}.") from None
+
+
+def read_any(path: Path, image_size: int, part: str = "test") -> Found:
+    """Read a file or folder; raise DigitsError that names the file and what is wrong in it."""
+    kind = kind_of(path)
+    if kind in ("archive", "picture"):
+        pictures, names = Pictures(None), []
+        if kind == "picture":
+            if path.stat().st_size > PICTURE_BYTES:
+                raise DigitsError(
+                    f"{path}: has more than {PICTURE_BYTES:,} bytes. Make it smaller."
+                )
+            pictures.add(str(path), path.read_bytes())
+        for name, read in members(path) if kind == "archive" else ():
+            if name.lower().endswith(ENDINGS):
+                pictures.add(f"{path}: {name}", read())
+                names.append(name)
+        if not pictures.light:
+            raise DigitsError(f"{path}: holds no picture. Expected {', '.join(ENDINGS)} files.")
+        images = pictures.images(path, image_size)
+        return Found(kind, Table(images, None, 0), pictures.most, names)
+    if kind == "parquet":
+        table, _ = read_parquet(path, image_size, None)
+    elif kind == "npz":
+        table = read_npz(path, part)
+    elif kind == "idx":
+        images = read_idx(path, dimensions=3)
+        labels = find_idx(path.parent, path.name.split("-images")[0], "labels-idx1")
+        known = read_idx(labels, dimensions=1).astype(str) if labels.exists() else None
+        table = Table(images, known, 0)
+    else:
+        table = read_table(path)
+    if not len(table.images):
+        raise DigitsError(f"{path}: holds no image.")
+    return Found(kind, table, "black" if light_paper(as_bytes(table.images)[0]) else "white", [])
+
+
+def read_unlabelled(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
+    """Return images uint8 (n, image_size, image_size), white on black, and what was changed."""
+    found = read_any(path, image_size)
+    if found.kind in ("archive", "picture"):
+        return found.table.images, []
+    images, notes = in_normal_form(path, found.table.images, image_size, found.ink, False)
+    inverted = ["dark ink on light paper was inverted"] if found.ink == "black" else []
+    return images, inverted + notes
