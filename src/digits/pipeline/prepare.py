@@ -18,7 +18,7 @@ from core.dataset import MNIST, Digits, common, concatenate, read_csv, split, wr
 from core.errors import DigitsError
 from core.params import Task
 
-FEWEST = 10  # digits of a script for validation: stage monitor takes its reference from them
+MIN_DIGITS = 10  # digits of a script for validation: stage monitor takes its reference from them
 SHARED = 0.1  # of the test images, the most that may be training images
 
 
@@ -102,7 +102,7 @@ def check_apart(train: Digits, test: Digits) -> None:
 
 def check_enough(training: list[Digits], validation: list[Digits]) -> None:
     """Raise DigitsError for too few digits to learn from, or to validate with (stage monitor)."""
-    for parts, name, fewest in ((training, "training", 1), (validation, "validation", FEWEST)):
+    for parts, name, fewest in ((training, "training", 1), (validation, "validation", MIN_DIGITS)):
         if (most := max(len(part) for part in parts)) < fewest:
             raise DigitsError(
                 f"{most} digits are left for {name}, expected at least {fewest}. Bring more, or in "

@@ -11,7 +11,7 @@ from core.errors import DigitsError
 from core.params import Task
 from digits.monitoring import drift
 from digits.pipeline.prepare import (
-    FEWEST,
+    MIN_DIGITS,
     check_apart,
     check_enough,
     check_unknown_scripts,
@@ -97,7 +97,7 @@ def test_test_data_that_is_training_data_is_refused() -> None:
 
 
 def test_too_few_digits_for_a_later_stage_are_refused() -> None:
-    assert FEWEST == drift.MIN_DIGITS
+    assert MIN_DIGITS == drift.MIN_DIGITS
     digits = random_digits(30)
     check_enough([digits], [digits[:10]])
     with pytest.raises(DigitsError, match="9 digits are left for validation, expected at least 10"):
