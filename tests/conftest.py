@@ -35,7 +35,7 @@ from core.dataset import Digits, write_csv  # noqa: E402
 from digits.sources.idx import read_idx  # noqa: E402
 
 if TYPE_CHECKING:
-    from light import Deployable, StandIn
+    from light import Deployable, Emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 # The project, its command, its registered assets and its MLflow experiment have one name.
@@ -229,11 +229,11 @@ def project(reproduced: Project, tmp_path: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator["StandIn"]:
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Emulator"]:
     """A running emulator for all tests; each has a workspace of its own."""
-    from light import StandIn  # imports the SDK, in seconds
+    from light import Emulator  # imports the SDK, in seconds
 
-    server = StandIn(tmp_path_factory.mktemp("standin"))
+    server = Emulator(tmp_path_factory.mktemp("emulator"))
     server.start()
     try:
         yield server
@@ -242,15 +242,15 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator["StandIn"]:
 
 
 @pytest.fixture
-def deployable(standin: "StandIn", tmp_path: Path) -> Iterator["Deployable"]:
+def deployable(emulator: "Emulator", tmp_path: Path) -> Iterator["Deployable"]:
     """A project of one's own with a workspace of its own; nothing of it runs afterwards."""
     from light import a_project
 
-    project = a_project(tmp_path / "project", standin)
+    project = a_project(tmp_path / "project", emulator)
     try:
         yield project
     finally:
-        standin.faults()
+        emulator.faults()
         project.deploy("destroy", "--wait")
 
 

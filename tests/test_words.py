@@ -34,6 +34,15 @@ RETIRED = {
     "DROWNED": "DOMINANCE_RATIO",
     "DOUBT_EDGES": "UNCERTAINTY_EDGES",
     "passed_over": "unexpected_models",
+    "standin": "emulator",
+    "StandIn": "Emulator",
+    "stand-in": "emulator",
+    "whole or absent": "complete or absent",
+    "still_alone": "require_lease",
+    "instead_of": "fall_back",
+    "tell_of_gaps": "report_outages",
+    "Recipe": "DeploymentSpec",
+    "MEND": "FIX",
 }
 IGNORED = ("tests/test_words.py", "package-lock.json", "LICENSE")
 

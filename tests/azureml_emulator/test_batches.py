@@ -1,4 +1,4 @@
-"""`digits score --workspace local`: a batch endpoint on the stand-in, with the real SDK."""
+"""`digits score --workspace local`: a batch endpoint on the emulator, with the real SDK."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ import pytest
 from azure.storage.blob import ContainerClient
 from bodies import OBJECTS, unlike
 from conftest import environment
-from light import DIGITS, Deployable, StandIn, known_digits
+from light import DIGITS, Deployable, Emulator, known_digits
 from pyarrow import parquet
 
 with warnings.catch_warnings():  # the SDK's own
@@ -110,9 +110,9 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 @pytest.mark.slow(minutes=0.6)
 def test_files_are_scored_by_a_batch_endpoint(
-    scoring: Deployable, standin: StandIn, tmp_path: Path
+    scoring: Deployable, emulator: Emulator, tmp_path: Path
 ) -> None:
-    standin.faults()
+    emulator.faults()
     version = commit(scoring, "one")
     files = [str(scoring.root.parent / f"{name}.parquet") for name in ("one", "odd")]
     out = tmp_path / "out"
@@ -123,28 +123,28 @@ def test_files_are_scored_by_a_batch_endpoint(
         assert names == {"_SUCCESS", "part-000000.parquet"}
         told = (folder / "part-000000.parquet").read_text()
         assert told == f'["{version}", "mnist", {Path(file).stat().st_size}]'
-    calls = standin.calls()
+    calls = emulator.calls()
     puts = [call["path"].split("/")[-2] for call in calls if call["method"] == "PUT"]
     assert puts.count("deployments") == 1
     (made,) = [c for c in calls if c["method"] == "PUT" and "/digits-batch/versions" in c["path"]]
     assert "azureml-dataset-runtime" in made["request"]["properties"]["condaFile"]
-    standin.faults()
+    emulator.faults()
     run(scoring, *files, "--out", str(out), "--script", "mnist")  # it is done: nothing is
-    assert {call["method"] for call in standin.calls()} <= {"GET", "POST"}
+    assert {call["method"] for call in emulator.calls()} <= {"GET", "POST"}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "job.json").write_text('{"set": []}')  # as of `digits train`
     with pytest.raises(DigitsError, match="choose another --out"):
         run(scoring, *files, "--out", str(tmp_path / "other"))
-    assert not [call for call in standin.calls() if call["path"].endswith("/jobs")]
+    assert not [call for call in emulator.calls() if call["path"].endswith("/jobs")]
     version = commit(scoring, "two")
     with pytest.raises(DigitsError, match="choose another --out"):
         run(scoring, *files, "--out", str(out))
     run(scoring, files[0], "--out", str(tmp_path / "two"))
     assert version in (tmp_path / "two" / "one.parquet" / "part-000000.parquet").read_text()
-    with pytest.raises(DigitsError, match=r"bad.parquet: cannot be scored; mend that and run"):
+    with pytest.raises(DigitsError, match=r"bad.parquet: cannot be scored; fix that and run"):
         run(scoring, str(scoring.root.parent / "bad.parquet"), "--out", str(tmp_path / "bad"))
     assert [path.name for path in (tmp_path / "bad").iterdir()] == ["job.json"]
-    calls += standin.calls()
+    calls += emulator.calls()
     endpoint, deployment = (
         dict.fromkeys(("GET", "PUT"), made)
         for made in (models.BatchEndpoint, models.BatchDeployment)
@@ -160,37 +160,37 @@ def test_files_are_scored_by_a_batch_endpoint(
     assert found == [], "\n".join(found)
     assert compared > 40
     place = scoring.endpoint.replace("online", "batch")
-    (one,) = standin.call("GET", place)["value"]
-    made = standin.call("GET", f"{place}/{one['name']}/deployments")["value"]
+    (one,) = emulator.call("GET", place)["value"]
+    made = emulator.call("GET", f"{place}/{one['name']}/deployments")["value"]
     assert len(made) == 2  # of two models: a job of the other may still run
     default = one["properties"]["defaults"]["deploymentName"]
     assert default in [deployment["name"] for deployment in made]
-    refused = standin.call("DELETE", f"{place}/{one['name']}/deployments/{default}")
+    refused = emulator.call("DELETE", f"{place}/{one['name']}/deployments/{default}")
     assert "default" in refused["error"]["message"]
     container = ContainerClient(
-        f"{standin.address['blobs']}/devstoreaccount1",
+        f"{emulator.address['blobs']}/devstoreaccount1",
         CONTAINER,
-        credential=standin.address["blob_key"],
+        credential=emulator.address["blob_key"],
     )
     assert list(container.list_blob_names(name_starts_with=f"scoring/{one['name']}/"))
     scoring.deploy("destroy")
-    assert not standin.call("GET", place)["value"]
+    assert not emulator.call("GET", place)["value"]
     assert not list(container.list_blob_names(name_starts_with=f"scoring/{one['name']}/"))
     workspace = scoring.endpoint.removesuffix("/onlineEndpoints")
     for asset in ("models/digits", "environments/digits-batch"):
-        assert not standin.call("GET", f"{workspace}/{asset}/versions").get("value"), asset
+        assert not emulator.call("GET", f"{workspace}/{asset}/versions").get("value"), asset
 
 
 @pytest.mark.prove
 def test_a_stored_folder_is_scored_where_it_lies(
-    scoring: Deployable, standin: StandIn, tmp_path: Path
+    scoring: Deployable, emulator: Emulator, tmp_path: Path
 ) -> None:
     version = commit(scoring, "one")
     content = (scoring.root.parent / "one.parquet").read_bytes()
     container = ContainerClient(
-        f"{standin.address['blobs']}/devstoreaccount1",
+        f"{emulator.address['blobs']}/devstoreaccount1",
         CONTAINER,
-        credential=standin.address["blob_key"],
+        credential=emulator.address["blob_key"],
     )
     folder = f"incoming-{scoring.workspace}"
     container.upload_blob(f"{folder}/day/one.parquet", content)
@@ -209,18 +209,18 @@ def test_a_stored_folder_is_scored_where_it_lies(
         run(scoring, address, "--out", str(tmp_path / "bad"))
     container.delete_blob(f"{folder}/night/one.parquet")
     place = scoring.endpoint.replace("online", "batch")
-    (endpoint,) = standin.call("GET", place)["value"]
-    (deployment,) = standin.call("GET", f"{place}/{endpoint['name']}/deployments")["value"]
+    (endpoint,) = emulator.call("GET", place)["value"]
+    (deployment,) = emulator.call("GET", f"{place}/{endpoint['name']}/deployments")["value"]
     for path, like in (("another", endpoint), ("another/deployments/same", deployment)):
         properties = {
             key: like["properties"][key] for key in like["properties"] if key != "defaults"
         }
-        standin.call("PUT", f"{place}/{path}", {"location": "local", "properties": properties})
+        emulator.call("PUT", f"{place}/{path}", {"location": "local", "properties": properties})
     scoring.deploy("apply")
     scoring.deploy("destroy")  # which leaves the model that another endpoint uses
-    assert [one["name"] for one in standin.call("GET", place)["value"]] == ["another"]
+    assert [one["name"] for one in emulator.call("GET", place)["value"]] == ["another"]
     workspace = scoring.endpoint.removesuffix("/onlineEndpoints")
-    assert len(standin.call("GET", f"{workspace}/models/digits/versions")["value"]) == 1
+    assert len(emulator.call("GET", f"{workspace}/models/digits/versions")["value"]) == 1
     run(scoring, address, "--out", str(tmp_path / "again"))
     for bad, said in (
         (f"{address}-nowhere", "no file lies there"),
@@ -235,23 +235,23 @@ def test_a_stored_folder_is_scored_where_it_lies(
 
 @pytest.mark.prove
 def test_the_model_is_ones_own_though_another_comes_in_between(
-    scoring: Deployable, standin: StandIn, tmp_path: Path
+    scoring: Deployable, emulator: Emulator, tmp_path: Path
 ) -> None:
     file = str(scoring.root.parent / "one.parquet")
     commit(scoring, "one")
     run(scoring, file, "--out", str(tmp_path / "one"))
     place = scoring.endpoint.replace("online", "batch")
-    (endpoint,) = standin.call("GET", place)["value"]
+    (endpoint,) = emulator.call("GET", place)["value"]
     prepare = batch_endpoint.Batch.prepare
 
     def and_the_other_after(batch: batch_endpoint.Batch) -> None:
         prepare(batch)
-        standin.call("PUT", f"{place}/{endpoint['name']}", endpoint)  # with its default
+        emulator.call("PUT", f"{place}/{endpoint['name']}", endpoint)  # with its default
 
     version = commit(scoring, "two")
     with patch.object(batch_endpoint.Batch, "prepare", and_the_other_after):
         run(scoring, file, "--out", str(tmp_path / "two"))
-    (now,) = standin.call("GET", place)["value"]
+    (now,) = emulator.call("GET", place)["value"]
     assert now["properties"]["defaults"] == endpoint["properties"]["defaults"]
     assert version in (tmp_path / "two" / "one.parquet" / "part-000000.parquet").read_text()
     scoring.deploy("destroy")
@@ -259,9 +259,9 @@ def test_the_model_is_ones_own_though_another_comes_in_between(
 
 @pytest.mark.prove
 def test_a_job_whose_machine_is_lost_is_done_again(scoring: Deployable, tmp_path: Path) -> None:
-    standin = StandIn(tmp_path / "standin")
+    emulator = Emulator(tmp_path / "emulator")
     (scoring.root / ".emulator").unlink()
-    (scoring.root / ".emulator").symlink_to(standin.folder)
+    (scoring.root / ".emulator").symlink_to(emulator.folder)
     gate, begun = tmp_path / "gate", tmp_path / "begun"
     waiting = (
         f"    import time\n    Path({str(begun)!r}).touch()\n"
@@ -272,26 +272,26 @@ def test_a_job_whose_machine_is_lost_is_done_again(scoring: Deployable, tmp_path
     version = commit(scoring, "one")
     command = [*DIGITS, "score", str(scoring.root.parent / "one.parquet"), "--out"]
     command += [str(tmp_path / "out"), "--workspace", "local"]
-    standin.start()
+    emulator.start()
     try:
         env = environment() | scoring.settings()
         client = subprocess.Popen(command, cwd=scoring.root, env=env)
         try:
             wait_until(begun.exists)
-            standin.kill()
+            emulator.kill()
             assert client.wait(120) == 1
         finally:
             client.kill()
             client.wait()
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["job.json"]
         gate.touch()
-        standin.start()
+        emulator.start()
         subprocess.run(command, cwd=scoring.root, env=env, check=True, timeout=120)
         told = (tmp_path / "out" / "one.parquet" / "part-000000.parquet").read_text()
         assert version in told
-        (job,) = (standin.folder / "jobs").iterdir()
+        (job,) = (emulator.folder / "jobs").iterdir()
         assert job.name in (tmp_path / "out" / "job.json").read_text()
     finally:
-        standin.stop()
+        emulator.stop()
         (scoring.root / ".emulator").unlink()
         (scoring.root / ".emulator").symlink_to(scoring.folder)

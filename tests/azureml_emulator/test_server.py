@@ -96,7 +96,7 @@ def test_what_it_refuses(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 def test_controls_are_off_unless_asked_for(emulator: Emulator, tmp_path: Path) -> None:
     assert not [name for name in emulator.address if "controls" in name]
-    for path in ("/faults", "/calls", "/standin/faults"):
+    for path in ("/faults", "/calls", "/emulator/faults"):
         assert call(emulator, "PUT", path, b"[]")[0] == 404
     with Emulator(tmp_path, ROOT / PROGRAM, controls=True) as running:
         connection = http.client.HTTPConnection(LOOPBACK, running.address["controls_port"])

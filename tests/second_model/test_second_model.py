@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Project, copy_tracked
-from light import DIGITS, Deployable, StandIn
+from light import DIGITS, Deployable, Emulator
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
@@ -89,11 +89,11 @@ def test_a_review_judges_another_model(irises: Project) -> None:
 
 @pytest.mark.prove
 def test_another_model_is_deployed_rolled_back_and_destroyed(
-    irises: Project, standin: StandIn
+    irises: Project, emulator: Emulator
 ) -> None:
-    (irises.root / ".emulator").symlink_to(standin.folder)
+    (irises.root / ".emulator").symlink_to(emulator.folder)
     (irises.root / ".git" / "info" / "exclude").write_text(".emulator\n")
-    place = Deployable(irises.root, "irises", standin.folder)
+    place = Deployable(irises.root, "irises", emulator.folder)
 
     def deploy(*arguments: str, code: int = 0) -> str:
         command = ["deploy", *arguments, "--workspace", "local"]
@@ -101,10 +101,10 @@ def test_another_model_is_deployed_rolled_back_and_destroyed(
 
     try:
         deploy("apply")
-        (first,) = place.serving(standin)["traffic"]
+        (first,) = place.serving(emulator)["traffic"]
         change(irises, depth=4)
         deploy("apply")
-        (second,) = place.serving(standin)["traffic"]
+        (second,) = place.serving(emulator)["traffic"]
         assert second != first
         change(irises, depth=1)
         assert "the gate failed: iris accuracy 0.66 is below" in deploy("apply", code=1)
@@ -113,10 +113,10 @@ def test_another_model_is_deployed_rolled_back_and_destroyed(
             if path.name != "smoke.jsonl":
                 path.unlink()
         deploy("rollback")
-        assert list(place.serving(standin)["traffic"]) == [first]
+        assert list(place.serving(emulator)["traffic"]) == [first]
     finally:
         deploy("destroy", "--wait", "--yes")
-    assert standin.call("GET", place.endpoint)["value"] == []
+    assert emulator.call("GET", place.endpoint)["value"] == []
 
 
 def test_a_later_upstream_is_merged_and_the_model_kept(

@@ -28,5 +28,5 @@ def chromium() -> Path:
             place.mkdir()
             env = os.environ | {"TMPDIR": str(place)}
             subprocess.run(["node", "-e", UNPACK], cwd=ROOT, env=env, check=True, timeout=120)
-            place.rename(home)  # whole or absent
+            place.rename(home)  # complete or absent
     return home / "chromium"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from azure.storage.blob import BlobServiceClient
 from conftest import ROOT, Project, environment
-from light import DIGITS, StandIn
+from light import DIGITS, Emulator
 
 STAGE = """
 import json, os, sys, time
@@ -66,14 +66,14 @@ class Trainable(Project):
         """A file which, while it is there, keeps stage train from ending."""
         return self.root.parent / "hold"
 
-    def published(self, standin: StandIn) -> set[bytes]:
+    def published(self, emulator: Emulator) -> set[bytes]:
         """Return the models in the container `review` that jobs of this project made.
 
         Those of batches of 64 are not counted: the project made them before. Fails when the
         container has a run cache.
         """
-        url = f"{standin.address['blobs']}/devstoreaccount1"
-        with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
+        url = f"{emulator.address['blobs']}/devstoreaccount1"
+        with BlobServiceClient(url, credential=emulator.address["blob_key"]) as service:
             container = service.get_container_client("review")
             names = list(container.list_blob_names())
             assert not [name for name in names if name.startswith("runs/")]
@@ -87,11 +87,11 @@ class Trainable(Project):
         return {"DIGITS_LOCAL_WORKSPACE": self.workspace, "PYTHONPATH": str(ROOT / "src")}
 
     def digits(self, *arguments: str, code: int = 0) -> str:
-        """Run a command on the stand-in; return what it printed."""
+        """Run a command on the emulator; return what it printed."""
         return self.run(*DIGITS, *arguments, "--workspace", "local", code=code, **self.settings)
 
     def begun(self, *arguments: str) -> subprocess.Popen[str]:
-        """Begin a command on the stand-in."""
+        """Begin a command on the emulator."""
         return subprocess.Popen(
             [*DIGITS, *arguments, "--workspace", "local"],
             cwd=self.root,
@@ -123,7 +123,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
 
 
 @pytest.fixture(name="trainable")
-def a_trainable(standin: StandIn, tmp_path: Path) -> Iterator[Trainable]:
+def a_trainable(emulator: Emulator, tmp_path: Path) -> Iterator[Trainable]:
     """A project of one's own, reproduced once, pushed to an origin."""
     root = tmp_path / "project"
     (root / "data").mkdir(parents=True)
@@ -133,7 +133,7 @@ def a_trainable(standin: StandIn, tmp_path: Path) -> Iterator[Trainable]:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes((ROOT / name).read_bytes())
     (root / ".gitignore").write_text("/.emulator\n/.deploy\n*.partial\n")
-    (root / ".emulator").symlink_to(standin.folder)
+    (root / ".emulator").symlink_to(emulator.folder)
     (root / "stage.py").write_text(STAGE.replace("HOLD", str(project.hold)))
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": PIPELINE}, sort_keys=False))
     project.git("init", "--quiet", "--initial-branch", "main")

@@ -1,4 +1,4 @@
-"""A stand-in, and a project small enough to deploy in seconds: its score.py looks answers up."""
+"""An emulator, and a project small enough to deploy in seconds: its score.py looks answers up."""
 
 import contextlib
 import hashlib
@@ -63,7 +63,7 @@ def run(body):
 
 
 @dataclass
-class StandIn:
+class Emulator:
     """A running emulator: alone with its test controls, or `digits local` in a project."""
 
     folder: Path
@@ -176,9 +176,9 @@ class StandIn:
         self.control("POST", f"/jobs/{job}/lose")
 
 
-def remaining(deployable: "Deployable", standin: StandIn) -> list[str]:
+def remaining(deployable: "Deployable", emulator: Emulator) -> list[str]:
     """Return the paths of all resources of a project's workspace that are not archived."""
-    state = json.loads((standin.folder / "state.json").read_text())
+    state = json.loads((emulator.folder / "state.json").read_text())
     return [
         path
         for path, body in state["resources"].items()
@@ -295,15 +295,15 @@ class Deployable(Project):
 
     @property
     def endpoint(self) -> str:
-        """The path of the endpoint in the stand-in's API, without its name."""
+        """The path of the endpoint in the emulator's API, without its name."""
         group = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/local"
         provider = "/providers/Microsoft.MachineLearningServices"
         return f"{group}{provider}/workspaces/{self.workspace}/onlineEndpoints"
 
-    def serving(self, standin: StandIn) -> dict[str, Any]:
-        """Return name, address, key and traffic of the endpoint, as the stand-in has them."""
-        (one,) = standin.call("GET", self.endpoint)["value"]
-        keys = standin.call("POST", f"{self.endpoint}/{one['name']}/listKeys")
+    def serving(self, emulator: Emulator) -> dict[str, Any]:
+        """Return name, address, key and traffic of the endpoint, as the emulator has them."""
+        (one,) = emulator.call("GET", self.endpoint)["value"]
+        keys = emulator.call("POST", f"{self.endpoint}/{one['name']}/listKeys")
         properties = one["properties"]
         return {
             "name": one["name"],
@@ -312,9 +312,9 @@ class Deployable(Project):
             "traffic": {name: share for name, share in properties["traffic"].items() if share},
         }
 
-    def version(self, standin: StandIn) -> str:
+    def version(self, emulator: Emulator) -> str:
         """Ask the endpoint for a digit; return the model version that answered."""
-        place = self.serving(standin)
+        place = self.serving(emulator)
         body = json.dumps({"data": [known_digits().images[3].tolist()]}).encode()
         request = urllib.request.Request(
             place["url"],
@@ -338,15 +338,15 @@ class Deployable(Project):
         self.git("commit", "--quiet", "--allow-empty", "--message", "Other settings")
 
 
-def a_project(root: Path, standin: StandIn, score: str = LIGHT_SCORE) -> Deployable:
+def a_project(root: Path, emulator: Emulator, score: str = LIGHT_SCORE) -> Deployable:
     """Make a project with a workspace of its own, whose code is `score`."""
     (root / "serving").mkdir(parents=True)
-    project = Deployable(root, f"w{uuid.uuid4().hex[:8]}", standin.folder)
+    project = Deployable(root, f"w{uuid.uuid4().hex[:8]}", emulator.folder)
     (root / "serving" / "score.py").write_text(score)
     (root / ".gitignore").write_text(
         "/data/*\n!/data/evaluation\n/.emulator\n/.deploy\n*.partial\n"
     )
-    (root / ".emulator").symlink_to(standin.folder)
+    (root / ".emulator").symlink_to(emulator.folder)
     (root / "params.yaml").write_text(frozen.text(), "utf-8")
     project.git("init", "--quiet", "--initial-branch", "main")
     smoke = "{digits: 10, accuracy: 0.9, latency_seconds: 5.0}"

@@ -1,4 +1,4 @@
-"""A stand-in in a project of its own, two deployments of it, and a browser that opens its page."""
+"""An emulator in a project of its own, two deployments of it, and a browser that opens its page."""
 
 import http.client
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from browser import chromium
 from conftest import ROOT
-from light import Deployable, StandIn, a_project
+from light import Deployable, Emulator, a_project
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from digits.monitoring.drift import Reference
@@ -85,10 +85,10 @@ def known_images(count: int, strangers: float = 0.0, seed: int = 0) -> np.ndarra
 
 
 @pytest.fixture(scope="module", name="home")
-def a_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """A stand-in of one's own, started in a project of its own."""
+def a_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """An emulator of one's own, started in a project of its own."""
     root = tmp_path_factory.mktemp("page")
-    server = StandIn(root / "standin", project=root / "project", page=True)
+    server = Emulator(root / "emulator", project=root / "project", page=True)
     project = a_project(root / "project", server, SCORE)
     (project.root / "node_modules").symlink_to(ROOT / "node_modules")
     server.start()
@@ -99,7 +99,7 @@ def a_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
 
 
 @pytest.fixture(scope="module", name="live")
-def a_live_project(home: StandIn) -> Iterator[Deployable]:
+def a_live_project(home: Emulator) -> Iterator[Deployable]:
     """Two deployments, `one` and `two`; `two` has all traffic, and a reference."""
     root = home.project
     project = Deployable(root, "pages", home.folder)
@@ -132,7 +132,7 @@ def a_browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(name="open_page")
-def an_opener(browser: Browser, home: StandIn) -> Iterator[Callable[..., Page]]:
+def an_opener(browser: Browser, home: Emulator) -> Iterator[Callable[..., Page]]:
     """Open the page; no error in its console and no request to another host, in any test."""
     wrong: list[str] = []
     address = home.address["page"]
@@ -167,7 +167,7 @@ def an_opener(browser: Browser, home: StandIn) -> Iterator[Callable[..., Page]]:
     assert not wrong
 
 
-def send(home: StandIn, project: Deployable, images: np.ndarray) -> list[str]:
+def send(home: Emulator, project: Deployable, images: np.ndarray) -> list[str]:
     """Send images by hundreds; return the ids of the requests."""
     place = project.serving(home)
     path = place["url"].split("/", 3)[3]

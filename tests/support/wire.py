@@ -1,7 +1,7 @@
 """The wire between a command and the workspace: each call counted, and one of them broken.
 
-It breaks calls of all three kinds, where the stand-in's own faults know the management API alone.
-A refused one goes out with a spoilt signature, so that the real service refuses it; a lost one is
+It breaks calls of all three kinds, where the emulator's own faults know the management API alone.
+A refused one goes out with an invalid signature, so that the real service refuses it; a lost one is
 done, and then its answer does not come.
 """
 

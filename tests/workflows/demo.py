@@ -25,7 +25,7 @@ for place in (HERE.parents[1], HERE.parent, HERE.parent / "support", HERE):
 
 import run as targets  # noqa: E402
 from conftest import NAME, ROOT, Azurite, Project, free_port  # noqa: E402
-from light import StandIn  # noqa: E402
+from light import Emulator  # noqa: E402
 from loopback import GitHub  # noqa: E402
 from records import Pull, Run  # noqa: E402
 from test_flow import ACCOUNT, identities  # noqa: E402
@@ -56,7 +56,7 @@ class Story:
 
     work: Project
     github: GitHub
-    standin: StandIn
+    emulator: Emulator
     began: float
     drifted: str = ""  # the log of the look that saw the drift
 
@@ -266,14 +266,14 @@ def main() -> None:
         (folder / "tmp").mkdir()  # TensorFlow leaves files in the one of who trains
         os.environ |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder / "tmp"))
         azurite = Azurite(free_port(), folder / "azurite")
-        standin = StandIn(folder / "standin", page=True)
-        standin.folder.mkdir()
+        emulator = Emulator(folder / "emulator", page=True)
+        emulator.folder.mkdir()
         azurite.start()
         try:
-            standin.start()
+            emulator.start()
             with GitHub(folder / "github") as github:
                 work = copy(folder / "clone")
-                (work.root / ".emulator").symlink_to(standin.folder)
+                (work.root / ".emulator").symlink_to(emulator.folder)
                 setting = ("connection_string", azurite.connection_string)
                 work.dvc("remote", "modify", "--local", "--quiet", "main", *setting)
                 github.variables = {
@@ -288,14 +288,14 @@ def main() -> None:
                 github.environment = identities(azurite.port) | {
                     "IDENTITY_main": identity(azurite.port, write=True),
                     "IDENTITY_deployer": identity(azurite.port, write=False),
-                    "STANDIN": str(standin.folder),
+                    "EMULATOR": str(emulator.folder),
                     "DIGITS_LOCAL_WORKSPACE": WORKSPACE,
                 }
-                page = json.loads((standin.folder / "address.json").read_text("utf-8"))["page"]
+                page = json.loads((emulator.folder / "address.json").read_text("utf-8"))["page"]
                 print(f"The page of production, live all the time: {page}", flush=True)
                 if sys.stdout.isatty():
                     webbrowser.open(page)
-                story = Story(work, github, standin, began)
+                story = Story(work, github, emulator, began)
                 story.train()
                 story.review()
                 story.deploy()
@@ -306,7 +306,7 @@ def main() -> None:
                 if asked.stay:
                     input("The page stays until you press Enter. ")
         finally:
-            standin.stop()
+            emulator.stop()
             azurite.stop()
 
 

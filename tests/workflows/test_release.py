@@ -1,4 +1,4 @@
-"""A merge's way into production through the real workflow files: act, stand-in, the real SDK."""
+"""A merge's way into production through the real workflow files: act, emulator, the real SDK."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import run as targets
 import yaml
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 from conftest import ROOT, Azurite, free_port
-from light import LIGHT_SCORE, Deployable, StandIn, write_package
+from light import LIGHT_SCORE, Deployable, Emulator, write_package
 from loopback import GitHub, needs_bash
 from records import Run
 
@@ -24,7 +24,7 @@ COPY = "python -c 'import shutil, sys; shutil.copytree(*sys.argv[1:], dirs_exist
 
 
 def identity(port: int, write: bool) -> str:
-    """Return what the stand-in of azure/login gives: the container `main` and no other."""
+    """Return what the replacement of azure/login gives: the container `main` and no other."""
     may = ContainerSasPermissions(read=True, list=True, write=write, create=write)
     soon = datetime.now(UTC) + timedelta(hours=1)
     key = targets.AZURITE_KEY
@@ -38,7 +38,7 @@ class Production:
 
     github: GitHub
     work: Deployable
-    standin: StandIn
+    emulator: Emulator
 
     def model(self, name: str, reproduced: bool = True) -> str:
         """Commit another model; return its version."""
@@ -63,7 +63,7 @@ class Production:
     @property
     def live(self) -> str:
         """The model version that answers."""
-        return self.work.version(self.standin)
+        return self.work.version(self.emulator)
 
 
 def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
@@ -114,11 +114,13 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
 
 
 @pytest.fixture(scope="module")
-def production(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
+def production(
+    emulator: Emulator, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Production]:
     folder = tmp_path_factory.mktemp("production")
     (folder / "work").mkdir()
-    work = make_project(folder / "work", "merged", standin.folder)
-    (work.root / ".emulator").symlink_to(standin.folder)
+    work = make_project(folder / "work", "merged", emulator.folder)
+    (work.root / ".emulator").symlink_to(emulator.folder)
     (work.root / ".git" / "info" / "exclude").write_text(".emulator\n")
     azurite = Azurite(free_port(), folder / "azurite")
     azurite.start()
@@ -135,10 +137,10 @@ def production(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> It
             github.environment = {
                 "IDENTITY_main": identity(azurite.port, write=True),
                 "IDENTITY_deployer": identity(azurite.port, write=False),
-                "STANDIN": str(standin.folder),
+                "EMULATOR": str(emulator.folder),
                 "DIGITS_LOCAL_WORKSPACE": "merged",
             }
-            yield Production(github, work, standin)
+            yield Production(github, work, emulator)
             work.deploy("destroy", "--wait")
     finally:
         azurite.stop()
@@ -151,7 +153,7 @@ def test_a_stale_lock_on_main_deploys_nothing(production: Production) -> None:
     run = production.push()
     assert run.jobs == {"reproduce": "failure"}, run.log
     assert "main's dvc.lock is not what its pipeline makes (M dvc.lock)" in run.log, run.log
-    assert production.standin.call("GET", production.work.endpoint)["value"] == []
+    assert production.emulator.call("GET", production.work.endpoint)["value"] == []
 
 
 @pytest.mark.prove

@@ -33,7 +33,7 @@ from core.errors import DigitsError
 from mlops import git
 from mlops.azure import assets, collected, manager, revisions
 from mlops.azure.assets import OWNER
-from mlops.azure.revisions import ENVIRONMENT, MODEL, Recipe, Release, stage_code
+from mlops.azure.revisions import ENVIRONMENT, MODEL, DeploymentSpec, Release, stage_code
 from mlops.azure.settings import BUSY_STATUS, IN_FLIGHT, MODEL_STATUS, Params
 from mlops.azure.workspace import Workspace, empty, quiet, store
 
@@ -167,11 +167,11 @@ class Target:
 
     def commit(self, endpoint: Any) -> str | None:
         """Return the commit that the live model was registered at, if anything is live."""
-        recipe = revisions.known(endpoint).get(endpoint.tags.get("live", "")) if endpoint else None
-        if recipe is None:
+        spec = revisions.known(endpoint).get(endpoint.tags.get("live", "")) if endpoint else None
+        if spec is None:
             return None
         try:
-            model = self.client.models.get(MODEL, version=recipe.model)
+            model = self.client.models.get(MODEL, version=spec.model)
         except ResourceNotFoundError:
             return None
         return str(model.tags.get("commit")) if model.tags else None
@@ -211,10 +211,10 @@ class Target:
         with quiet():
             return str(self.client.models.create_or_update(model).version)
 
-    def deploy(self, release: Release, order: int) -> Recipe:
-        """Create the release's deployment, without traffic; return its recipe."""
+    def deploy(self, release: Release, order: int) -> DeploymentSpec:
+        """Create the release's deployment, without traffic; return its spec."""
         settings, scale = self.settings, self.settings.autoscale
-        recipe = Recipe(
+        spec = DeploymentSpec(
             model=self.register(release),
             code="",
             environment=release.environment_hash,
@@ -235,56 +235,56 @@ class Target:
         )
         with tempfile.TemporaryDirectory() as folder:
             code = str(stage_code(release, Path(folder)))
-            self._create(release.name, recipe, code, environment)
-        return self.recipe_of(release.name, recipe)
+            self._create(release.name, spec, code, environment)
+        return self.spec_of(release.name, spec)
 
-    def recipe_of(self, name: str, recipe: Recipe) -> Recipe:
-        """Return a recipe completed with the code that a deployment was given."""
+    def spec_of(self, name: str, spec: DeploymentSpec) -> DeploymentSpec:
+        """Return a spec completed with the code that a deployment was given."""
         made = self.client.online_deployments.get(name, self.name)
         parts = str(made.code_configuration.code).split("/")
         model = str(made.model).split("/")[-1]
-        return dataclasses.replace(recipe, code=f"{parts[-3]}:{parts[-1]}", model=model)
+        return dataclasses.replace(spec, code=f"{parts[-3]}:{parts[-1]}", model=model)
 
-    def redeploy(self, name: str, recipe: Recipe) -> None:
-        """Create a deployment again from its recipe, without traffic."""
-        code, _, version = recipe.code.partition(":")
+    def redeploy(self, name: str, spec: DeploymentSpec) -> None:
+        """Create a deployment again from its spec, without traffic."""
+        code, _, version = spec.code.partition(":")
         place = f"{self.scope}/codes/{code}/versions/{version}"
-        environment = f"{self.scope}/environments/{ENVIRONMENT}/versions/{recipe.environment}"
-        self._create(name, recipe, place, environment)
+        environment = f"{self.scope}/environments/{ENVIRONMENT}/versions/{spec.environment}"
+        self._create(name, spec, place, environment)
 
-    def _create(self, name: str, recipe: Recipe, code: str, environment: Any) -> None:
+    def _create(self, name: str, spec: DeploymentSpec, code: str, environment: Any) -> None:
         self.state(name)
         collector = None
-        if recipe.collect:
-            collections = {name: DeploymentCollection(enabled="true") for name in recipe.collect}
+        if spec.collect:
+            collections = {name: DeploymentCollection(enabled="true") for name in spec.collect}
             collector = DataCollector(collections=collections)
         deployment = ManagedOnlineDeployment(
             name=name,
             endpoint_name=self.name,
-            model=f"{self.scope}/models/{MODEL}/versions/{recipe.model}",
+            model=f"{self.scope}/models/{MODEL}/versions/{spec.model}",
             code_configuration=CodeConfiguration(code=code, scoring_script="score.py"),
             environment=environment,
-            instance_type=recipe.type,
-            instance_count=recipe.count,
+            instance_type=spec.type,
+            instance_count=spec.count,
             data_collector=collector,
-            tags=COST | ({SCALED: "yes"} if recipe.scale else {}),  # so that who deletes it knows
+            tags=COST | ({SCALED: "yes"} if spec.scale else {}),  # so that who deletes it knows
             environment_variables={
-                "WORKER_COUNT": str(recipe.at_a_time),
+                "WORKER_COUNT": str(spec.at_a_time),
                 # The inference server sends every answer there otherwise (its server/config.py).
                 "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",
             },
             app_insights_enabled=True,
             request_settings=OnlineRequestSettings(
-                request_timeout_ms=int(recipe.timeout * 1000),
-                max_concurrent_requests_per_instance=recipe.at_a_time,
+                request_timeout_ms=int(spec.timeout * 1000),
+                max_concurrent_requests_per_instance=spec.at_a_time,
             ),
         )
         with quiet():
             self.client.online_deployments.begin_create_or_update(
                 deployment, skip_script_validation=True
             ).result()
-        if recipe.scale:
-            scale = manager.Scale(recipe.count, *recipe.scale)
+        if spec.scale:
+            scale = manager.Scale(spec.count, *spec.scale)
             location = self.get().location
             manager.set_scale(self.workspace, self.scope, self.name, name, location, scale)
 

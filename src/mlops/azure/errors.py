@@ -82,7 +82,7 @@ def known_cause(text: str) -> tuple[str, str] | None:
     return None
 
 
-def explained(error: BaseException) -> str:
+def explain_error(error: BaseException) -> str:
     """Return an error's text with its known cause and the fix."""
     if isinstance(error, DigitsError):
         return str(error)

@@ -1,4 +1,4 @@
-"""What a revision is made of: the files of a release, and the recipe in the endpoint's tags."""
+"""What a revision is made of: the files of a release, and the spec in the endpoint's tags."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL = ENVIRONMENT = "digits"  # names of the registered assets
-KEPT = 10  # revisions whose recipes stay; a resource has at most 50 tags
+KEPT = 10  # revisions whose specs stay; a resource has at most 50 tags
 TAG = "revision."  # what the tags' names begin with
 
 
@@ -28,7 +28,7 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DeploymentSpec:
     """What a revision is made of; it fits into one tag."""
 
     model: str  # version of the registered model
@@ -53,9 +53,9 @@ def stage_code(release: Release, target: Path) -> Path:
     return folder
 
 
-def known(endpoint: Any) -> dict[str, Recipe]:
-    """Return the recipes of an endpoint's revisions, oldest first."""
-    found, names = {}, [field.name for field in dataclasses.fields(Recipe)]
+def known(endpoint: Any) -> dict[str, DeploymentSpec]:
+    """Return the specs of an endpoint's revisions, oldest first."""
+    found, names = {}, [field.name for field in dataclasses.fields(DeploymentSpec)]
     for tag, value in endpoint.tags.items():
         if tag.startswith(TAG):
             made = json.loads(value)
@@ -63,7 +63,7 @@ def known(endpoint: Any) -> dict[str, Recipe]:
                 made = dict(zip(names, made, strict=True))
             made["collect"] = tuple(made["collect"])
             made["scale"] = made.get("scale") and tuple(made["scale"])
-            found[tag.removeprefix(TAG)] = Recipe(**made)
+            found[tag.removeprefix(TAG)] = DeploymentSpec(**made)
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 
@@ -75,12 +75,12 @@ def serving(endpoint: Any, states: dict[str, str]) -> str | None:
     return None
 
 
-def tags(endpoint: Any, name: str, recipe: Recipe) -> dict[str, str | None]:
+def tags(endpoint: Any, name: str, spec: DeploymentSpec) -> dict[str, str | None]:
     """Return the tags that record a revision, without keys for their length, and forget the oldest.
 
     Those of what is live and previous stay: traffic may go back there.
     """
-    text = json.dumps(dataclasses.astuple(recipe), separators=(",", ":"))
+    text = json.dumps(dataclasses.astuple(spec), separators=(",", ":"))
     there = known(endpoint)
     needed = (name, endpoint.tags.get("live"), endpoint.tags.get("previous"))
     oldest = [one for one in there if one not in needed][: max(0, len({*there, name}) - KEPT)]
@@ -90,11 +90,11 @@ def tags(endpoint: Any, name: str, recipe: Recipe) -> dict[str, str | None]:
 def assets(endpoint: Any) -> set[str]:
     """Return the assets of the workspace that an endpoint's revisions were made of."""
     found = set()
-    for name, recipe in known(endpoint).items():
-        for part in recipe.collect:  # what the SDK registers for a collection
+    for name, spec in known(endpoint).items():
+        for part in spec.collect:  # what the SDK registers for a collection
             found.add(f"data/{endpoint.name}-{name}-{part}/versions/1")
-        code, _, version = recipe.code.partition(":")
+        code, _, version = spec.code.partition(":")
         found.add(f"codes/{code}/versions/{version}")
-        found.add(f"models/{MODEL}/versions/{recipe.model}")
-        found.add(f"environments/{ENVIRONMENT}/versions/{recipe.environment}")
+        found.add(f"models/{MODEL}/versions/{spec.model}")
+        found.add(f"environments/{ENVIRONMENT}/versions/{spec.environment}")
     return found

@@ -1,4 +1,4 @@
-"""The workspace that is deployed to: a real one, or the stand-in's. One code path for both."""
+"""The workspace that is deployed to: a real one, or the emulator's. One code path for both."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ CHECK = BlobStorageClient.check_blob_exists
 
 
 class LocalCredential:
-    """The stand-in's token, in the form that the SDK asks for."""
+    """The emulator's token, in the form that the SDK asks for."""
 
     def __init__(self, token: str) -> None:
         self.token = token
@@ -110,7 +110,7 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
         metadata |= {"registry_discovery_endpoint": address["url"]}
         metadata |= {"storage_endpoint": address["blobs"].removeprefix("http://")}
         # The SDK keeps clouds by name for the life of the process.
-        options |= {"cloud": f"standin{address['port']}", "cloud_metadata": metadata}
+        options |= {"cloud": f"emulator{address['port']}", "cloud_metadata": metadata}
     BlobStorageClient.check_blob_exists = unconfirmed  # type: ignore[method-assign, assignment]
     _common.LROConfigurations.POLL_INTERVAL = poll  # type: ignore[assignment]
     logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)

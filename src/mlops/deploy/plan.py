@@ -8,7 +8,7 @@ from azure.core.exceptions import HttpResponseError
 from core.errors import DigitsError
 from mlops.azure import revisions
 from mlops.azure.endpoint import Target
-from mlops.azure.errors import explained
+from mlops.azure.errors import explain_error
 from mlops.azure.revisions import Release
 from mlops.azure.workspace import cores
 from mlops.deploy import release
@@ -58,7 +58,7 @@ def lines(target: Target, new: Release) -> Iterator[str]:
         freed = f", those of {' and '.join(gone)} are freed before" if gone else ""
         yield f"quota        {needed} cores of {family} needed{busy}, {known} free{freed}"
     except (DigitsError, HttpResponseError) as error:  # not every role may ask
-        yield f"quota        unknown: {explained(error)[:200]}"
+        yield f"quota        unknown: {explain_error(error)[:200]}"
     steps = [f"{percent} %" for percent in settings.traffic_percent]
     if not live:
         steps = ["100 %"]

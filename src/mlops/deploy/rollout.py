@@ -19,8 +19,8 @@ from core.files import write_text
 from mlops import options
 from mlops.azure import revisions
 from mlops.azure.endpoint import Target
-from mlops.azure.errors import LOGS, RAISED, explained
-from mlops.azure.revisions import Recipe, Release
+from mlops.azure.errors import LOGS, RAISED, explain_error
+from mlops.azure.revisions import DeploymentSpec, Release
 from mlops.azure.settings import Params, load
 from mlops.azure.workspace import connect
 from mlops.deploy import lease, plan, release, smoke
@@ -42,7 +42,7 @@ class Deployer:
         with lease.held(*place) as self.held:
             yield
 
-    def still_alone(self) -> None:
+    def require_lease(self) -> None:
         if not self.held():
             raise DigitsError("the lease was lost, so another deployment may be at work; run again")
 
@@ -72,7 +72,7 @@ class Deployer:
             elif str(endpoint.provisioning_state).lower().endswith("failed"):
                 self.target.put(dict(endpoint.traffic))  # as it is: it may serve all the same
                 endpoint = self.target.settled()
-            live, _ = self.mended(endpoint)
+            live, _ = self.reconcile_traffic(endpoint)
             self.settle(endpoint)
             states = self.target.deployments()
             if live == new.name and "paused" not in endpoint.tags:
@@ -82,7 +82,7 @@ class Deployer:
                     if states[live] == "succeeded":
                         raise
                     print(f"{live} is made anew: it is {states[live]} ({error}).", flush=True)
-                    live = self.instead_of(live, endpoint.tags.get("previous"), states)
+                    live = self.fall_back(live, endpoint.tags.get("previous"), states)
                 else:
                     print(f"{live} is live already: nothing to change.")
                     return
@@ -93,7 +93,7 @@ class Deployer:
                     self.target.remove(name)
             order = 1 + max((one.order for one in revisions.known(endpoint).values()), default=0)
 
-            def create() -> Recipe:
+            def create() -> DeploymentSpec:
                 if states.get(new.name) == "succeeded":
                     base = revisions.known(endpoint).get(new.name)
                     return base or self.target.deploy(new, order)
@@ -101,7 +101,7 @@ class Deployer:
 
             self.switch(new.name, live, create, new.model_version)
 
-    def instead_of(self, live: str, previous: str | None, states: dict[str, str]) -> str | None:
+    def fall_back(self, live: str, previous: str | None, states: dict[str, str]) -> str | None:
         """Let the previous revision serve, if it is fit, while what is live is made anew."""
         if previous and states.get(previous) == "succeeded":
             with contextlib.suppress(DigitsError):
@@ -119,7 +119,7 @@ class Deployer:
             self.target.put(dict(self.target.settled().traffic))
         self.target.keep(self.settings.collection_days)  # of what was collected, too
 
-    def mended(self, endpoint: Any) -> tuple[str | None, str | None]:
+    def reconcile_traffic(self, endpoint: Any) -> tuple[str | None, str | None]:
         """Put traffic where the tags say, should a run have died; return live, previous."""
         tags = endpoint.tags
         traffic = {name: share for name, share in endpoint.traffic.items() if share}
@@ -132,7 +132,7 @@ class Deployer:
         return live, tags.get("previous")
 
     def switch(
-        self, new: str, live: str | None, create: Callable[[], Recipe], version: str | None
+        self, new: str, live: str | None, create: Callable[[], DeploymentSpec], version: str | None
     ) -> None:
         """Create a deployment, try it, give it the traffic; on any failure go back."""
         items = self.items()
@@ -157,22 +157,22 @@ class Deployer:
                 self.target.put({})
                 lost = old
                 self.target.remove(live)
-            recipe = create()
-            self.still_alone()
+            spec = create()
+            self.require_lease()
             known = self.check(new, items, version)
             print(f"{new} is healthy and passed the smoke test.", flush=True)
             if live and live != new and not in_place:
                 self.step(new, live, version, items, known)
-            self.still_alone()
+            self.require_lease()
             endpoint = self.target.settled()
             kept = tags["live"] if tags["live"] != new else tags["previous"]
             kept = kept if kept != new else None
-            made = revisions.tags(endpoint, new, recipe)
+            made = revisions.tags(endpoint, new, spec)
             self.target.put({new: 100}, live=new, previous=kept, paused=None, **made)
             self.watch(new, 100, version, items, known)
         except BaseException as error:
             notes = self.undo(new, live or fallen, tags, lost)
-            raise DigitsError(explained(error) + notes) from error
+            raise DigitsError(explain_error(error) + notes) from error
         print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
 
     def step(
@@ -180,7 +180,7 @@ class Deployer:
     ) -> None:
         """Give the new deployment its traffic bit by bit."""
         for percent in self.settings.traffic_percent[:-1]:
-            self.still_alone()
+            self.require_lease()
             self.target.put({new: percent, live: 100 - percent})
             self.watch(new, percent, version, items, known)
 
@@ -210,7 +210,7 @@ class Deployer:
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
     def undo(
-        self, new: str, live: str | None, tags: dict[str, str | None], lost: Recipe | None
+        self, new: str, live: str | None, tags: dict[str, str | None], lost: DeploymentSpec | None
     ) -> str:
         """Put the traffic back, save the new deployment's logs, remove it; return what was done."""
         if not self.held():
@@ -222,7 +222,7 @@ class Deployer:
                 action()
                 notes.append(what)
             except Exception as error:
-                notes.append(f"NOT {what} ({explained(error)}), which the next apply mends")
+                notes.append(f"NOT {what} ({explain_error(error)}), which the next apply repairs")
 
         def discard() -> None:
             if new not in (live, tags.get("previous")):
@@ -266,28 +266,28 @@ class Deployer:
                     f"while this waited for another deployment, {now} came in place of {before}; "
                     "name the revision to go back to, as `digits deploy status` lists them"
                 )
-            live, previous = self.mended(endpoint)
+            live, previous = self.reconcile_traffic(endpoint)
             name = revision or previous
-            recipes = revisions.known(endpoint)
+            specs = revisions.known(endpoint)
             if name is None:
                 raise DigitsError("There is no previous revision. List them: digits deploy status")
-            if name not in recipes:
-                raise DigitsError(f"{name}: no such revision; known are {', '.join(recipes)}")
+            if name not in specs:
+                raise DigitsError(f"{name}: no such revision; known are {', '.join(specs)}")
             if name == live:
                 raise DigitsError(f"{name} is live already")
-            self.back_to(name, live, recipes[name])
+            self.back_to(name, live, specs[name])
 
-    def back_to(self, name: str, live: str | None, recipe: Recipe) -> None:
+    def back_to(self, name: str, live: str | None, spec: DeploymentSpec) -> None:
         """Switch to a revision that once was live, deployed again if need be."""
         states = self.target.deployments()
 
-        def create() -> Recipe:
+        def create() -> DeploymentSpec:
             if states.get(name) != "succeeded":
                 for other in states:  # a quota for two has no room for three
                     if other != live:
                         self.target.remove(other)
-                self.target.redeploy(name, recipe)
-            return recipe
+                self.target.redeploy(name, spec)
+            return spec
 
         if states.get(name) == "succeeded":  # it has served before: all at once, within seconds
             at_once: dict[str, Any] = {"traffic_percent": (100,), "step_seconds": 0.0}
@@ -355,16 +355,16 @@ class Deployer:
             else:
                 print(f"endpoint {self.target.name}: absent")
             return
-        states, recipes = self.target.deployments(), revisions.known(endpoint)
+        states, specs = self.target.deployments(), revisions.known(endpoint)
         rows = [
             {
                 "name": name,
                 "traffic_percent": endpoint.traffic.get(name, 0),
                 "state": states.get(name, "not deployed"),
-                "model": recipes[name].model if name in recipes else None,
+                "model": specs[name].model if name in specs else None,
                 "marks": [mark for mark in ("live", "previous") if endpoint.tags.get(mark) == name],
             }
-            for name in dict.fromkeys([*recipes, *states])
+            for name in dict.fromkeys([*specs, *states])
         ]
         paused = "paused" in endpoint.tags
         if as_json:
@@ -397,4 +397,4 @@ def main(command: str, workspace: str, wait: bool = False, **given: Any) -> None
         target = Target(connect(workspace), settings)
         getattr(Deployer(target, settings, wait), command)(**given)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
-        raise DigitsError(explained(error)) from error
+        raise DigitsError(explain_error(error)) from error

@@ -34,7 +34,7 @@ from core import params
 from core.errors import DigitsError
 from core.files import write_text
 from mlops import git
-from mlops.azure.errors import LOGS, explained
+from mlops.azure.errors import LOGS, explain_error
 from mlops.azure.settings import Params, load
 from mlops.azure.workspace import Workspace, connect, quiet, store
 from mlops.deploy import release
@@ -291,7 +291,7 @@ def session(asked: SimpleNamespace) -> Iterator[tuple[Workspace, Params]]:
         raise DigitsError(f"{missing}: not found ({error.message}). Correct the name.") from None
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         attach = "if a job is named above, with --attach and its name"  # not as another job
-        raise DigitsError(f"{explained(error)}; {attach}") from error
+        raise DigitsError(f"{explain_error(error)}; {attach}") from error
 
 
 def cancel(workspace: Workspace, name: str) -> None:

@@ -189,8 +189,8 @@ class Batch:
             known = json.loads(path.read_text("utf-8"))
             other, job, answers = known["run"] != run, str(known["job"]), str(known["answers"])
         except (ValueError, KeyError, TypeError) as error:
-            mend = "choose another --out"
-            raise DigitsError(f"{path}: is not of `digits score` ({error!r}); {mend}") from None
+            fix = "choose another --out"
+            raise DigitsError(f"{path}: is not of `digits score` ({error!r}); {fix}") from None
         if other:
             raise DigitsError(f"{path}: is of other files or another model; choose another --out")
         try:
@@ -222,7 +222,7 @@ class Batch:
                     if blob.endswith("/" + ERROR)
                 ]
                 told = "; ".join(faults) or "see its log"
-                raise DigitsError(f"job {name} ended as {status}: {told}; mend that and run again")
+                raise DigitsError(f"job {name} ended as {status}: {told}; fix that and run again")
             time.sleep(self.target.workspace.poll_seconds)
 
 

@@ -38,7 +38,7 @@ from digits.monitoring.labels import join
 from digits.production import records
 from mlops.azure import collected, settings
 from mlops.azure.collected import Hour
-from mlops.azure.errors import explained
+from mlops.azure.errors import explain_error
 
 REFERENCE = Path("data/monitoring/reference.json")
 CLOCK = datetime.timedelta(days=1)  # that a row's time may be away from the hour it is kept in
@@ -192,7 +192,7 @@ def main(asked: SimpleNamespace) -> None:
                 for line in write_labelled(asked.labelled, *files, task):
                     print(line, file=sys.stderr if asked.as_json else sys.stdout)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
-        raise DigitsError(explained(error)) from error
+        raise DigitsError(explain_error(error)) from error
     found = report.findings(analysis, own) | {"endpoint": endpoint}
     text = json.dumps(found, indent=2) + "\n"
     if asked.out:

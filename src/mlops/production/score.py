@@ -39,7 +39,7 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
     from azure.core.exceptions import AzureError  # here, since the SDK takes seconds to load
 
     from mlops.azure.endpoint import Target
-    from mlops.azure.errors import explained
+    from mlops.azure.errors import explain_error
     from mlops.azure.settings import load
     from mlops.azure.workspace import connect
     from mlops.deploy import release
@@ -54,7 +54,7 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
         target = Target(connect(kind), settings)
         batch_endpoint.Batch(target, new, script).score(source, out)
     except AzureError as error:
-        raise DigitsError(explained(error)) from error
+        raise DigitsError(explain_error(error)) from error
 
 
 def local(files: list[Path], out: Path, package: Path, script: str | None) -> dict[str, Any]:

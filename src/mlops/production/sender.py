@@ -46,7 +46,7 @@ TICK_SECONDS, SAVE_SECONDS = 0.1, 1.0
 
 
 @dataclass
-class Reached:
+class Checkpoint:
     """How far a run has come: all that `--resume` needs."""
 
     run: str  # the beginning of its requests' ids, so that no two runs share one
@@ -136,7 +136,7 @@ class Run:
         stream: Stream,
         classes: tuple[str, ...],
         target: "Target | Address",
-        reached: Reached,
+        reached: Checkpoint,
         speed: float | None,
         put_labels: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> None:
@@ -286,7 +286,7 @@ class Run:
                 while any(thread.is_alive() for thread in threads):
                     time.sleep(TICK_SECONDS)
                     progress.update(self.reached.count - progress.n)
-                    self.tell_of_gaps()
+                    self.report_outages()
                     if time.monotonic() - saved > SAVE_SECONDS:
                         self.write_labels(self.clock)
                         self.save(path)
@@ -301,7 +301,7 @@ class Run:
                 progress.update(self.reached.count - progress.n)
                 self.save(path)
 
-    def tell_of_gaps(self) -> None:
+    def report_outages(self) -> None:
         """Print once that answers have stopped, and once that they are back."""
         now = f"{datetime.datetime.now(datetime.UTC):%H:%M:%S} UTC"
         with self.lock:

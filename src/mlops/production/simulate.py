@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 from core import console, params
 from core.errors import DigitsError
 from digits.production.traffic import Schedule, Stream, read
-from mlops.azure.errors import explained
+from mlops.azure.errors import explain_error
 from mlops.azure.settings import Params, load
-from mlops.production.sender import Address, Reached, Run
+from mlops.production.sender import Address, Checkpoint, Run
 
 FOLDER = Path(".simulate")
 POOL, LABELLED = Path("data/prepared/production.npz"), Path("data/labelled")
@@ -36,12 +36,12 @@ def digest(stream: Stream) -> str:
     return hashed.hexdigest()
 
 
-def reached(path: Path, asked: Any, stream: Stream) -> Reached:
+def reached(path: Path, asked: Any, stream: Stream) -> Checkpoint:
     """Return where a run begins, or where the one in the file `path` goes on."""
     made_of = digest(stream)
     if asked.resume:
         try:
-            known = Reached(**json.loads(path.read_text("utf-8")))
+            known = Checkpoint(**json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             raise DigitsError(f"{path}: no run to go on with; leave --resume out") from None
         if known.stream != made_of:
@@ -53,7 +53,7 @@ def reached(path: Path, asked: Any, stream: Stream) -> Reached:
     stop = min(len(stream), first + asked.requests) if asked.requests else len(stream)
     if first == stop:
         raise DigitsError("params.yaml: simulate.phases: no request comes; raise a rate")
-    return Reached(secrets.token_hex(4), made_of, first, stop, following=first)
+    return Checkpoint(secrets.token_hex(4), made_of, first, stop, following=first)
 
 
 def workspace_target(
@@ -103,4 +103,4 @@ def main(asked: SimpleNamespace) -> None:
     except Timeout:
         raise DigitsError(f"{path}: another `digits simulate` is at work on it") from None
     except AzureError as error:
-        raise DigitsError(explained(error)) from error
+        raise DigitsError(explain_error(error)) from error

@@ -92,7 +92,7 @@ def main() -> None:
     if run.failed:
         raise DigitsError(
             f"dvc repro failed at {run.failed}, see above; {LOCK} has the stages of both sides "
-            "now: mend that, run `dvc repro`, then `git add dvc.lock data`"
+            "now: fix that, run `dvc repro`, then `git add dvc.lock data`"
         )
     git.git("add", "--", LOCK, *made)
     ran = [name for name, (what, _) in run.stages.items() if what == "ran"]

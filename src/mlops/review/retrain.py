@@ -25,7 +25,7 @@ from mlops.review.snapshot import mapping
 
 LABELLED = Path("data/labelled")
 EXECUTING = "refs/exps/exec"  # DVC's notes of the experiment that runs in the working tree
-MEND = "`digits monitor --labelled data/labelled` writes them once labels have come"
+FIX = "`digits monitor --labelled data/labelled` writes them once labels have come"
 
 
 def check(folder: Path) -> dict[Path, int]:
@@ -85,7 +85,7 @@ def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | 
     changed = git.changed(str(LABELLED))
     new = {path: count for path, count in found.items() if f"{path.as_posix()}.dvc" in changed}
     if not new:
-        raise DigitsError(f"{LABELLED}: has no new labelled digits; {MEND}")
+        raise DigitsError(f"{LABELLED}: has no new labelled digits; {FIX}")
     git.git("add", "--", str(LABELLED))  # the experiment would not see what git does not know
     text = rewrite(params.PATH.read_text("utf-8"), settings)
     dvc("exp", "run", *(f"--set-param={key}={value}" for key, value in settings.items()))
@@ -114,8 +114,8 @@ def undo(known: set[Path], branch: str, commit: str) -> None:
     try:  # what the stages made, no CSV
         dvc("checkout", "--quiet", "--force", "--allow-missing", "dvc.yaml")
     except DigitsError as error:
-        mend = "run `dvc checkout --force dvc.yaml`"
-        raise DigitsError(f"what the stages made is not as it was, see above; {mend}") from error
+        fix = "run `dvc checkout --force dvc.yaml`"
+        raise DigitsError(f"what the stages made is not as it was, see above; {fix}") from error
 
 
 def main(out: Path | None = None, link: str = "") -> None:
@@ -124,7 +124,7 @@ def main(out: Path | None = None, link: str = "") -> None:
     settings = gate.load().retrain.set
     found = check(LABELLED)
     if not found:
-        raise DigitsError(f"{LABELLED}: has no labelled digits; {MEND}")
+        raise DigitsError(f"{LABELLED}: has no labelled digits; {FIX}")
     csvs = [path.as_posix() for path in found]
     if dirty := [name for name in git.changed(".", ":!review") if name not in csvs]:
         raise DigitsError(f"{dirty[0]}: is not committed; commit or stash your own changes first")

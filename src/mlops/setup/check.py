@@ -16,7 +16,7 @@ from azure.core.exceptions import AzureError
 from core.errors import DigitsError
 from mlops import dvc, git
 from mlops.azure import connection
-from mlops.azure.errors import explained
+from mlops.azure.errors import explain_error
 from mlops.azure.settings import load
 from mlops.azure.workspace import connect, cores
 from mlops.deploy import release
@@ -181,7 +181,7 @@ def quota(kind: str) -> Iterator[Finding]:
     try:
         each, family, free = cores(connect(kind).client, settings.instance_type)
     except (DigitsError, AzureError) as error:
-        yield Finding("unknown", f"quota: {explained(error)}")
+        yield Finding("unknown", f"quota: {explain_error(error)}")
         return
     needed = release.reserved(each, settings.instance_count)
     text = f"quota: {needed} cores of {family} needed for one more revision, {free} free"

@@ -119,9 +119,9 @@ def test_digits_of_one_loss_have_one_chance() -> None:
 
 def test_later_epochs_are_shorter() -> None:
     digits = some_digits(640)
-    recipe = dataclasses.replace(CONFIG, nothing_share=0.0, full_epochs=1, hard_share=0.5)
+    spec = dataclasses.replace(CONFIG, nothing_share=0.0, full_epochs=1, hard_share=0.5)
     task = dataclasses.replace(TASK, epochs=3)
-    done = [row[2] for row in training.epochs(model.build(28, 10), digits, task, recipe)]
+    done = [row[2] for row in training.epochs(model.build(28, 10), digits, task, spec)]
     np.testing.assert_allclose(done, [0.5, 0.75, 1])
 
 

@@ -1,7 +1,7 @@
 """What anybody expects of a digit recogniser, of the model of params.yaml and of a shorter one.
 
 The production model is data/model, which `make prove` reproduces first; the shorter one is the
-same recipe on a sixth of the digits, and the shares asked of it are lower.
+same spec on a sixth of the digits, and the shares asked of it are lower.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Stage simulate: the packaged model's own answers, the same bytes each time, whole or absent."""
+"""Stage simulate: the packaged model's own answers, the same bytes each time, all or none."""
 
 import datetime
 import shutil

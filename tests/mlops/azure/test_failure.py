@@ -4,7 +4,7 @@ import pytest
 from azure.core.exceptions import HttpResponseError
 
 from azureml_emulator.controls import FAILURES
-from mlops.azure.errors import explained
+from mlops.azure.errors import explain_error
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ from mlops.azure.errors import explained
     ],
 )
 def test_the_known_cause_is_named(said: str, cause: str) -> None:
-    assert explained(HttpResponseError(said)).startswith(cause)
+    assert explain_error(HttpResponseError(said)).startswith(cause)

@@ -16,7 +16,7 @@ import pytest
 from azure.storage.blob import BlobServiceClient
 from blobs import Blobs
 from conftest import ROOT, Project, mnist_part
-from light import Deployable, StandIn
+from light import Deployable, Emulator
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 from serving import serving_code
@@ -57,7 +57,7 @@ def test_without_a_deployment_it_says_what_to_run(open_page: Callable[..., Page]
 
 
 def test_a_digit_is_drawn_and_read(
-    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+    live: Deployable, home: Emulator, open_page: Callable[..., Page]
 ) -> None:
     page = open_page()
     stroke(page, *ROUND)
@@ -154,7 +154,7 @@ def test_the_keyboard_is_enough(live: Deployable, open_page: Callable[..., Page]
 
 
 def test_drift_appears_and_labels_tell_accuracy(
-    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+    live: Deployable, home: Emulator, open_page: Callable[..., Page]
 ) -> None:
     page = open_page()
     known = known_images(500, seed=1)
@@ -186,7 +186,7 @@ def test_drift_appears_and_labels_tell_accuracy(
 
 
 def test_the_split_between_deployments(
-    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+    live: Deployable, home: Emulator, open_page: Callable[..., Page]
 ) -> None:
     page = open_page()
     path = f"{live.endpoint}/{live.serving(home)['name']}"
@@ -204,7 +204,7 @@ def test_the_split_between_deployments(
     expect(rates.get_by_role("listitem")).to_have_text(sorted(names))
 
 
-def set_traffic(home: StandIn, live: Deployable, traffic: dict[str, int]) -> dict[str, int]:
+def set_traffic(home: Emulator, live: Deployable, traffic: dict[str, int]) -> dict[str, int]:
     """Set how the endpoint splits its requests; return how it did before."""
     path = f"{live.endpoint}/{live.serving(home)['name']}"
     body = home.call("GET", path)
@@ -215,7 +215,7 @@ def set_traffic(home: StandIn, live: Deployable, traffic: dict[str, int]) -> dic
 
 
 def test_an_endpoint_without_traffic_says_so(
-    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+    live: Deployable, home: Emulator, open_page: Callable[..., Page]
 ) -> None:
     """As one that is paused, or not ready yet."""
     before = set_traffic(home, live, {})
@@ -244,7 +244,7 @@ def test_a_telephone_in_the_dark(live: Deployable, open_page: Callable[..., Page
     assert faults(page) == []
 
 
-def call(home: StandIn, method: str, path: str, **headers: str) -> tuple[int, Any]:
+def call(home: Emulator, method: str, path: str, **headers: str) -> tuple[int, Any]:
     """Call the page's server as another program would; return status and answer."""
     connection = http.client.HTTPConnection("127.0.0.1", home.address["page_port"], timeout=30)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -255,7 +255,7 @@ def call(home: StandIn, method: str, path: str, **headers: str) -> tuple[int, An
     return answer.status, answer
 
 
-def test_only_its_own_page_may_use_it(home: StandIn) -> None:
+def test_only_its_own_page_may_use_it(home: Emulator) -> None:
     port = home.address["page_port"]
     own = f"127.0.0.1:{port}"
     assert call(home, "GET", "/")[0] == 200
@@ -311,7 +311,7 @@ def test_slow_and_malformed_requests_end(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_full_disk_stops_no_scoring(
-    live: Deployable, home: StandIn, open_page: Callable[..., Page]
+    live: Deployable, home: Emulator, open_page: Callable[..., Page]
 ) -> None:
     resource = pytest.importorskip("resource", reason="limits of processes, which Windows lacks")
     page = open_page()
@@ -365,7 +365,7 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
 
 
 def test_the_real_model(
-    reproduced: Project, home: StandIn, browser: Browser, tmp_path: Path
+    reproduced: Project, home: Emulator, browser: Browser, tmp_path: Path
 ) -> None:
     url = f"{home.address['blobs']}/devstoreaccount1"
     with BlobServiceClient(url, credential=home.address["blob_key"]) as service:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from azure.storage.blob import BlobServiceClient
 from conftest import ROOT
-from light import StandIn, a_project, known_digits
+from light import Emulator, a_project, known_digits
 
 from azureml_emulator.storage import CONTAINER
 
@@ -36,7 +36,7 @@ def run(request):
 
 @pytest.mark.prove
 def test_ctrl_c_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> None:
-    own = StandIn(tmp_path / "own", page=True)
+    own = Emulator(tmp_path / "own", page=True)
     try:
         own.start()
         assert own.process

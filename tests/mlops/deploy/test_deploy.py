@@ -1,4 +1,4 @@
-"""Scenarios: the real SDK against the stand-in."""
+"""Scenarios: the real SDK against the emulator."""
 
 import io
 import json
@@ -17,7 +17,7 @@ import pytest
 from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import ContainerClient
 from conftest import ROOT
-from light import Deployable, StandIn, remaining
+from light import Deployable, Emulator, remaining
 from wire import Wire, tapped
 
 from core.errors import DigitsError
@@ -31,9 +31,9 @@ pytestmark = pytest.mark.slow
 
 
 @contextmanager
-def client(deployable: Deployable, standin: StandIn) -> Iterator[list[list]]:
+def client(deployable: Deployable, emulator: Emulator) -> Iterator[list[list]]:
     """Ask the endpoint all the time from another process; fill the list with its answers."""
-    place = deployable.serving(standin)
+    place = deployable.serving(emulator)
     program = ROOT / "tests" / "support" / "client.py"
     command = [sys.executable, str(program), place["url"], place["key"], str(RATE)]
     process = subprocess.Popen(
@@ -63,32 +63,32 @@ def check(answers: list[list], old: str, new: str, begun: float, ended: float) -
     assert rate >= 50, f"only {rate:.0f} requests/s"
 
 
-def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
+def test_a_first_deployment(deployable: Deployable, emulator: Emulator) -> None:
     version = deployable.commit("one")
     plan = deployable.deploy("plan")
     assert "to be created" in plan
     assert "quota        4 cores of" in plan
     assert "size         Azure's minimum" in plan
     assert "unknown; set azure.price_an_hour" in plan
-    assert standin.call("GET", deployable.endpoint)["value"] == []
+    assert emulator.call("GET", deployable.endpoint)["value"] == []
     deployable.deploy("apply")
-    assert deployable.version(standin) == version[:12]
+    assert deployable.version(emulator) == version[:12]
     assert "100 %  succeeded     model 1  live" in deployable.deploy("status")
     assert "nothing to change" in deployable.deploy("plan")
     assert "nothing to change" in deployable.deploy("apply")
-    path = f"{deployable.endpoint}/{deployable.serving(standin)['name']}"
-    (identity,) = standin.call("GET", path)["identity"]["userAssignedIdentities"]
+    path = f"{deployable.endpoint}/{deployable.serving(emulator)['name']}"
+    (identity,) = emulator.call("GET", path)["identity"]["userAssignedIdentities"]
     assert identity.endswith(
         "/resourceGroups/local/providers/Microsoft.ManagedIdentity/"
         "userAssignedIdentities/digits-endpoint"
     )
-    (name,) = deployable.serving(standin)["traffic"]
-    deployment = standin.call("GET", f"{path}/deployments/{name}")
+    (name,) = deployable.serving(emulator)["traffic"]
+    deployment = emulator.call("GET", f"{path}/deployments/{name}")
     assert deployment["properties"]["appInsightsEnabled"] is True
     env = deployment["properties"]["environmentVariables"]
     assert env["APP_INSIGHTS_LOG_RESPONSE_ENABLED"] == "false"  # answers are nobody's log
-    assert deployment["tags"].items() <= standin.call("GET", path)["tags"].items()
-    (model,) = standin.call(
+    assert deployment["tags"].items() <= emulator.call("GET", path)["tags"].items()
+    (model,) = emulator.call(
         "GET", deployable.endpoint.replace("onlineEndpoints", "models/digits/versions")
     )["value"]
     tags = model["properties"]["tags"]
@@ -96,50 +96,50 @@ def test_a_first_deployment(deployable: Deployable, standin: StandIn) -> None:
     assert tags["pull_request"] == "12"
     assert tags["data.training.npz"] == "0" * 32
     deployable.commit("two")
-    standin.faults({"do": "fail", "path": "/usages$", "status": 403})
+    emulator.faults({"do": "fail", "path": "/usages$", "status": 403})
     assert "quota        unknown: " in deployable.deploy("plan")
-    standin.faults()
+    emulator.faults()
 
 
 @pytest.mark.slow(minutes=0.4)
-def test_the_second_and_its_rollback_under_load(deployable: Deployable, standin: StandIn) -> None:
+def test_the_second_and_its_rollback_under_load(deployable: Deployable, emulator: Emulator) -> None:
     deployable.set(step_seconds="1.0", price_an_hour="0.5")
     one = deployable.commit("one")
     deployable.deploy("apply")
     two = deployable.commit("two")
     assert "24.00, the old revision's kept" in deployable.deploy("plan")
     for command, old, new in (("apply", one, two), ("rollback", two, one)):
-        with client(deployable, standin) as answers:
+        with client(deployable, emulator) as answers:
             time.sleep(1)  # traffic of the old alone, before and of the new alone, after
             begun = time.time()
             deployable.deploy(command)
             ended = time.time()
             time.sleep(1)
         check(answers, old, new, begun, ended)
-        shares = deployable.serving(standin)["traffic"]
+        shares = deployable.serving(emulator)["traffic"]
         assert list(shares.values()) == [100]
 
 
 @pytest.mark.prove
-def test_new_code_alone_is_a_new_revision(deployable: Deployable, standin: StandIn) -> None:
+def test_new_code_alone_is_a_new_revision(deployable: Deployable, emulator: Emulator) -> None:
     version = deployable.commit("one")[:12]
     deployable.deploy("apply")
     score = deployable.root / "serving" / "score.py"
     score.write_text(score.read_text().replace('["version"][:12]', '["version"][:9]'))
     deployable.commit("one")
     deployable.deploy("apply")
-    assert deployable.version(standin) == version[:9]
+    assert deployable.version(emulator) == version[:9]
     deployable.deploy("rollback")
-    assert deployable.version(standin) == version
+    assert deployable.version(emulator) == version
     deployable.deploy("pause")
     deployable.deploy("resume")
-    assert deployable.version(standin) == version
+    assert deployable.version(emulator) == version
 
 
-def test_a_bad_model_gets_no_traffic(deployable: Deployable, standin: StandIn) -> None:
+def test_a_bad_model_gets_no_traffic(deployable: Deployable, emulator: Emulator) -> None:
     good = deployable.commit("good")
     deployable.deploy("apply")
-    before = deployable.serving(standin)
+    before = deployable.serving(emulator)
     deployable.commit("bad", right=False)
     output = deployable.deploy("apply", code=1)
     assert "0 of 10 answers right" in output
@@ -152,32 +152,32 @@ def test_a_bad_model_gets_no_traffic(deployable: Deployable, standin: StandIn) -
     assert "r0 is not deployed. Deployed: r" in deployable.deploy("logs", "r0", code=1)
     logs = [path.read_text("utf-8") for path in (deployable.root / ".deploy").glob("*.log")]
     assert any("this model cannot be loaded" in log for log in logs)
-    assert deployable.serving(standin) == before
-    assert deployable.version(standin) == good[:12]
+    assert deployable.serving(emulator) == before
+    assert deployable.version(emulator) == good[:12]
 
 
-def test_pause_resume_destroy(deployable: Deployable, standin: StandIn) -> None:
+def test_pause_resume_destroy(deployable: Deployable, emulator: Emulator) -> None:
     version = deployable.commit("one")
     deployable.deploy("apply")
-    place = deployable.serving(standin)
+    place = deployable.serving(emulator)
     deployable.deploy("pause")
-    assert standin.call("GET", f"{deployable.endpoint}/{place['name']}/deployments")["value"] == []
+    assert emulator.call("GET", f"{deployable.endpoint}/{place['name']}/deployments")["value"] == []
     assert "paused" in deployable.deploy("status")
     deployable.commit("two")
     assert "traffic      100 %" in deployable.deploy("plan")
     deployable.deploy("resume")
-    assert deployable.version(standin) == version[:12]
-    assert deployable.serving(standin) == place
+    assert deployable.version(emulator) == version[:12]
+    assert deployable.serving(emulator) == place
     deployable.deploy("destroy")
-    assert standin.call("GET", deployable.endpoint)["value"] == []
-    assert not list((standin.folder / "deployments").glob(f"*{deployable.workspace}*"))
+    assert emulator.call("GET", deployable.endpoint)["value"] == []
+    assert not list((emulator.folder / "deployments").glob(f"*{deployable.workspace}*"))
     servers = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
     assert deployable.workspace not in servers
     assert "absent" in deployable.deploy("status")
 
 
 @pytest.mark.prove
-def test_in_place(deployable: Deployable, standin: StandIn) -> None:
+def test_in_place(deployable: Deployable, emulator: Emulator) -> None:
     # It takes 18 of the region's 24 cores: nothing fits beside what is live.
     deployable.set(strategy="in_place", instance_count="7")
     one = deployable.commit("one")
@@ -185,17 +185,17 @@ def test_in_place(deployable: Deployable, standin: StandIn) -> None:
     two = deployable.commit("two")
     assert "no service while it is replaced" in deployable.deploy("plan")
     assert "No service from now" in deployable.deploy("apply")
-    assert deployable.version(standin) == two[:12]
-    assert len(standin.call("GET", place(deployable, standin))["value"]) == 1
+    assert deployable.version(emulator) == two[:12]
+    assert len(emulator.call("GET", place(deployable, emulator))["value"]) == 1
     deployable.commit("dead")
     assert "was deployed again" in deployable.deploy("apply", code=1)
-    assert deployable.version(standin) == two[:12]
+    assert deployable.version(emulator) == two[:12]
     deployable.deploy("rollback", revision(deployable, "model 1"))
-    assert deployable.version(standin) == one[:12]
+    assert deployable.version(emulator) == one[:12]
 
 
-def place(deployable: Deployable, standin: StandIn) -> str:
-    return f"{deployable.endpoint}/{deployable.serving(standin)['name']}/deployments"
+def place(deployable: Deployable, emulator: Emulator) -> str:
+    return f"{deployable.endpoint}/{deployable.serving(emulator)['name']}/deployments"
 
 
 def revision(deployable: Deployable, model: str) -> str:
@@ -205,41 +205,43 @@ def revision(deployable: Deployable, model: str) -> str:
 
 
 @pytest.mark.prove
-def test_autoscale_goes_with_its_deployment(deployable: Deployable, standin: StandIn) -> None:
+def test_autoscale_goes_with_its_deployment(deployable: Deployable, emulator: Emulator) -> None:
     deployable.set(autoscale="{most: 3, cpu_percent: [30, 70], minutes: 5}")
     deployable.commit("one")
     plan = deployable.deploy("plan")
     assert "1 to 3 x Standard_DS2_v2" in plan
     assert "quota        4 cores of standardDSv2Family needed, 8 under load" in plan
     deployable.deploy("apply")
-    (name,) = deployable.serving(standin)["traffic"]
-    setting = standin.call("GET", scaling(deployable, standin, name))["properties"]
+    (name,) = deployable.serving(emulator)["traffic"]
+    setting = emulator.call("GET", scaling(deployable, emulator, name))["properties"]
     assert setting["targetResourceUri"].endswith(f"/deployments/{name}")
     (profile,) = setting["profiles"]
     assert profile["capacity"] == {"minimum": "1", "default": "1", "maximum": "3"}
     deployable.deploy("pause")
-    assert "error" in standin.call("GET", scaling(deployable, standin, name))
+    assert "error" in emulator.call("GET", scaling(deployable, emulator, name))
     deployable.deploy("resume")
-    assert standin.call("GET", scaling(deployable, standin, name))["properties"] == setting
+    assert emulator.call("GET", scaling(deployable, emulator, name))["properties"] == setting
     deployable.set(autoscale="null")
     deployable.deploy("apply")
-    (fixed,) = deployable.serving(standin)["traffic"]
-    assert "error" in standin.call("GET", scaling(deployable, standin, fixed))
-    standin.faults({"do": "fail", "path": "autoscalesettings", "status": 403})
+    (fixed,) = deployable.serving(emulator)["traffic"]
+    assert "error" in emulator.call("GET", scaling(deployable, emulator, fixed))
+    emulator.faults({"do": "fail", "path": "autoscalesettings", "status": 403})
     deployable.set(autoscale="{most: 4, cpu_percent: [30, 70], minutes: 5}")
     refused = deployable.deploy("apply", code=1)
     assert "azure.autoscale cannot be put into force: give the deployer the role" in refused
-    standin.faults()
-    assert list(deployable.serving(standin)["traffic"]) == [fixed]
+    emulator.faults()
+    assert list(deployable.serving(emulator)["traffic"]) == [fixed]
 
 
-def scaling(deployable: Deployable, standin: StandIn, name: str) -> str:
+def scaling(deployable: Deployable, emulator: Emulator, name: str) -> str:
     group = deployable.endpoint.split("/providers/")[0]
-    setting = f"{deployable.serving(standin)['name']}-{name}"
+    setting = f"{deployable.serving(emulator)['name']}-{name}"
     return f"{group}/providers/Microsoft.Insights/autoscalesettings/{setting}"
 
 
-def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin: StandIn) -> None:
+def test_what_is_collected_is_kept_for_some_days(
+    deployable: Deployable, emulator: Emulator
+) -> None:
     deployable.set(collection_days="7")
     deployable.commit("one")
     assert "model_inputs_outputs, kept 7 days" in deployable.deploy("plan")
@@ -247,7 +249,7 @@ def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin
     group = deployable.endpoint.split("/providers/")[0]
     account = f"{group}/providers/Microsoft.Storage/storageAccounts/devstoreaccount1"
     path = f"{account}/managementPolicies/default"
-    name = deployable.serving(standin)["name"]
+    name = deployable.serving(emulator)["name"]
     other: dict[str, Any] = {"name": "other", "enabled": True, "type": "Lifecycle"}
     other["definition"] = {
         "actions": {"baseBlob": {"delete": {"daysAfterModificationGreaterThan": 9}}},
@@ -255,13 +257,13 @@ def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin
     }
 
     def rules() -> dict[str, dict[str, Any]]:
-        body = standin.call("GET", path)
+        body = emulator.call("GET", path)
         return {rule["name"]: rule for rule in body["properties"]["policy"]["rules"]}
 
     ours = rules()[f"digits-{name}"]["definition"]
     assert ours["filters"]["prefixMatch"] == [f"azureml/modelDataCollector/{name}/"]
     policy = {"policy": {"rules": [*rules().values(), other]}}
-    standin.call("PUT", path, {"properties": policy})
+    emulator.call("PUT", path, {"properties": policy})
     deployable.set(collection_days="8")
     assert "nothing to change" in deployable.deploy("apply")
     assert rules()["other"] == other
@@ -274,14 +276,14 @@ def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin
     deployable.deploy("apply")
     assert list(rules()) == ["other"]
     # What is too old goes, what is another's stays.
-    with standin.blobs() as container:
+    with emulator.blobs() as container:
         for place in (f"modelDataCollector/{name}/r/rows.jsonl", "other/rows.jsonl"):
             container.upload_blob(place, b"{}", overwrite=True)
         for rule in policy["policy"]["rules"]:
             if rule["name"] != "other":
                 delete = rule["definition"]["actions"]["baseBlob"]["delete"]
                 delete["daysAfterModificationGreaterThan"] = 0
-        standin.call("PUT", path, {"properties": policy})
+        emulator.call("PUT", path, {"properties": policy})
         deadline = time.monotonic() + 20
         while kept(container, name) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -290,7 +292,7 @@ def test_what_is_collected_is_kept_for_some_days(deployable: Deployable, standin
         container.delete_blob("other/rows.jsonl")
     deployable.deploy("destroy")
     assert list(rules()) == ["other"]
-    standin.call("DELETE", path)
+    emulator.call("DELETE", path)
 
 
 def kept(container: ContainerClient, endpoint: str) -> list[str]:
@@ -299,14 +301,14 @@ def kept(container: ContainerClient, endpoint: str) -> list[str]:
 
 
 @pytest.mark.prove
-def test_who_may_call_it_changes_in_the_open(deployable: Deployable, standin: StandIn) -> None:
+def test_who_may_call_it_changes_in_the_open(deployable: Deployable, emulator: Emulator) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
-    path = f"{deployable.endpoint}/{deployable.serving(standin)['name']}"
+    path = f"{deployable.endpoint}/{deployable.serving(emulator)['name']}"
     deployable.set(public_access="false")
     assert "enabled -> public access disabled" in deployable.deploy("plan")
     assert "disabled from now" in deployable.deploy("apply")
-    properties = standin.call("GET", path)["properties"]
+    properties = emulator.call("GET", path)["properties"]
     assert properties["publicNetworkAccess"].lower() == "disabled"
     assert list(properties["traffic"].values()) == [100]
     deployable.set(auth_mode="aml_token")
@@ -318,20 +320,20 @@ def test_who_may_call_it_changes_in_the_open(deployable: Deployable, standin: St
     deployable.set(auth_mode="aml_token")
     deployable.deploy("destroy")
     deployable.deploy("apply")
-    assert standin.call("GET", path)["properties"]["authMode"] == "AMLToken"
+    assert emulator.call("GET", path)["properties"]["authMode"] == "AMLToken"
 
 
-def test_apply_ends_a_pause_that_failed(deployable: Deployable, standin: StandIn) -> None:
+def test_apply_ends_a_pause_that_failed(deployable: Deployable, emulator: Emulator) -> None:
     deployable.set(auth_mode="aad_token")
     deployable.commit("one")
     deployable.deploy("apply")
-    standin.faults({"method": "DELETE", "path": "/deployments/", "do": "fail", "times": 1})
+    emulator.faults({"method": "DELETE", "path": "/deployments/", "do": "fail", "times": 1})
     deployable.deploy("pause", code=1)
-    assert deployable.serving(standin)["traffic"] == {}
-    standin.faults()
+    assert deployable.serving(emulator)["traffic"] == {}
+    emulator.faults()
     assert "nothing to change" not in deployable.deploy("plan")
     assert "is live with all traffic" in deployable.deploy("apply")
-    assert list(deployable.serving(standin)["traffic"].values()) == [100]
+    assert list(deployable.serving(emulator)["traffic"].values()) == [100]
     assert "paused" not in deployable.deploy("status")
 
 
@@ -353,20 +355,20 @@ def test_a_model_that_came_without_its_first_file(deployable: Deployable) -> Non
 
 
 @pytest.mark.slow(minutes=0.3)
-def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> None:
+def test_destroy_leaves_nothing(deployable: Deployable, emulator: Emulator) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
     deployable.commit("two")
     deployable.deploy("apply")
     deployable.commit("three")
-    standin.faults({"do": "unhealthy"})  # it is registered, and never live
+    emulator.faults({"do": "unhealthy"})  # it is registered, and never live
     deployable.deploy("apply", code=1)
-    standin.faults()
-    name = deployable.serving(standin)["name"]
+    emulator.faults()
+    name = deployable.serving(emulator)["name"]
     workspace = deployable.endpoint.removesuffix("/onlineEndpoints")
 
     def versions(kind: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = standin.call("GET", f"{workspace}/{kind}/digits/versions")[
+        found: list[dict[str, Any]] = emulator.call("GET", f"{workspace}/{kind}/digits/versions")[
             "value"
         ]
         return found
@@ -375,8 +377,8 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
     *uploads, shared = (model["properties"]["modelUri"].split("/paths/")[1] for model in models)
     assert len(models) == 3
     theirs = {"modelUri": models[-1]["properties"]["modelUri"], "tags": {"endpoint": "another"}}
-    standin.call("PUT", f"{workspace}/models/digits/versions/9", {"properties": theirs})
-    with standin.blobs() as container:
+    emulator.call("PUT", f"{workspace}/models/digits/versions/9", {"properties": theirs})
+    with emulator.blobs() as container:
         container.upload_blob(f"modelDataCollector/{name}/r/rows.jsonl", b"{}")
         container.upload_blob(f"labels/{name}/rows.jsonl", b"{}")
         said = deployable.deploy("destroy")
@@ -385,19 +387,19 @@ def test_destroy_leaves_nothing(deployable: Deployable, standin: StandIn) -> Non
             assert not list(container.list_blob_names(name_starts_with=prefix)), prefix
         assert list(container.list_blob_names(name_starts_with=shared))
         assert not list(container.list_blob_names(name_starts_with=f"digits-leases/{name}"))
-    left = remaining(deployable, standin)
+    left = remaining(deployable, emulator)
     assert {path.split("/")[-4] for path in left} == {"codes", "models"}  # never live; another's
     assert [model["name"] for model in versions("models")] == ["9"]
-    standin.call("DELETE", f"{workspace}/models/digits/versions/9")
+    emulator.call("DELETE", f"{workspace}/models/digits/versions/9")
 
 
 @pytest.mark.prove
 def test_a_live_deployment_that_failed_is_made_anew(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     version = deployable.commit("one")
     deployable.deploy("apply")
-    (live,) = deployable.serving(standin)["traffic"]
+    (live,) = deployable.serving(emulator)["traffic"]
     asked = smoke.check
     deployed: list[str] = []
 
@@ -422,18 +424,18 @@ def test_a_live_deployment_that_failed_is_made_anew(
         said = deployable.deploy("apply")
     assert f"{live} is made anew: it is failed (no answer)" in said
     assert deployed == [live]
-    assert deployable.version(standin) == version[:12]
+    assert deployable.version(emulator) == version[:12]
 
 
 @pytest.mark.prove
 def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     one = deployable.commit("one")
     deployable.deploy("apply")
     deployable.commit("two")
     deployable.deploy("apply")
-    (live,) = deployable.serving(standin)["traffic"]
+    (live,) = deployable.serving(emulator)["traffic"]
     found, asked = endpoint.Target.deployments, smoke.check
 
     def deployments(target: endpoint.Target) -> dict[str, str]:
@@ -451,12 +453,12 @@ def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
     ):
         said = deployable.deploy("apply", code=1)
     assert "serves meanwhile" in said and "traffic is back at" in said
-    assert deployable.version(standin) == one[:12]
+    assert deployable.version(emulator) == one[:12]
 
 
 @pytest.mark.prove
 def test_what_the_endpoint_answers_is_what_the_deployment_answered(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     one = deployable.commit("one")
     deployable.deploy("apply")
@@ -472,10 +474,12 @@ def test_what_the_endpoint_answers_is_what_the_deployment_answered(
     with patch.object(endpoint.Target, "ask", ask):
         said = deployable.deploy("apply", code=1)
     assert "answered 'none' to a request that it answered" in said
-    assert deployable.version(standin) == one[:12]
+    assert deployable.version(emulator) == one[:12]
 
 
-def test_an_endpoint_that_is_busy_is_asked_again(deployable: Deployable, standin: StandIn) -> None:
+def test_an_endpoint_that_is_busy_is_asked_again(
+    deployable: Deployable, emulator: Emulator
+) -> None:
     deployable.set(requests_at_a_time="2")
     version = deployable.commit("one")
     asked: list[str] = []
@@ -492,7 +496,7 @@ def test_an_endpoint_that_is_busy_is_asked_again(deployable: Deployable, standin
         patch.object(endpoint, "BUSY_SECONDS", (0.01, 0.01)),
     ):
         deployable.deploy("apply")
-    assert deployable.version(standin) == version[:12]
+    assert deployable.version(emulator) == version[:12]
     servers = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
     mine = [line for line in servers.splitlines() if deployable.workspace in line]
     assert mine and all("--worker_count 2" in line for line in mine)
@@ -500,40 +504,40 @@ def test_an_endpoint_that_is_busy_is_asked_again(deployable: Deployable, standin
 
 @pytest.mark.prove
 def test_a_revision_that_fell_and_fails_again_gets_no_traffic(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     version = deployable.commit("one")
     deployable.deploy("apply")
-    name = fallen(deployable, standin)
+    name = fallen(deployable, emulator)
     deployable.set(smoke="{digits: 10, accuracy: 0.9, latency_seconds: 1.0e-9}")
     said = deployable.deploy("apply", "--wait", code=1)
     assert "the slowest answer took" in said and f"{name} was removed" in said
-    assert deployable.serving(standin)["traffic"] == {}
+    assert deployable.serving(emulator)["traffic"] == {}
     deployable.set(smoke="{digits: 10, accuracy: 0.9, latency_seconds: 5.0}")
     deployable.deploy("apply")
-    assert deployable.version(standin) == version[:12]
+    assert deployable.version(emulator) == version[:12]
 
 
-def fallen(deployable: Deployable, standin: StandIn) -> str:
+def fallen(deployable: Deployable, emulator: Emulator) -> str:
     """Take down what is live, as an in_place apply that was killed has; return its name."""
-    serving = deployable.serving(standin)
+    serving = deployable.serving(emulator)
     path = f"{deployable.endpoint}/{serving['name']}"
-    found = standin.call("GET", path)
+    found = emulator.call("GET", path)
     found["properties"]["traffic"] = {}
-    standin.call("PUT", path, found)
+    emulator.call("PUT", path, found)
     (name,) = serving["traffic"]
-    standin.call("DELETE", f"{path}/deployments/{name}")
+    emulator.call("DELETE", f"{path}/deployments/{name}")
     return str(name)
 
 
 @pytest.mark.prove
 @pytest.mark.parametrize("states", [["failed"] * 99, ["scaling"] * 3])
 def test_what_is_live_keeps_its_traffic_in_whatever_state(
-    deployable: Deployable, standin: StandIn, states: list[str]
+    deployable: Deployable, emulator: Emulator, states: list[str]
 ) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
-    (live,) = deployable.serving(standin)["traffic"]
+    (live,) = deployable.serving(emulator)["traffic"]
     found = endpoint.Target.deployments
 
     def deployments(target: endpoint.Target) -> dict[str, str]:
@@ -541,52 +545,52 @@ def test_what_is_live_keeps_its_traffic_in_whatever_state(
         return known | ({live: states.pop()} if live in known and states else {})
 
     version = deployable.commit("two")
-    standin.faults()
+    emulator.faults()
     with patch.object(endpoint.Target, "deployments", deployments):
         deployable.deploy("apply")
-    path = f"{deployable.endpoint}/{deployable.serving(standin)['name']}"
-    puts = [call for call in standin.calls() if call["method"] == "PUT" and call["path"] == path]
+    path = f"{deployable.endpoint}/{deployable.serving(emulator)['name']}"
+    puts = [call for call in emulator.calls() if call["method"] == "PUT" and call["path"] == path]
     shares = [call["request"]["properties"]["traffic"] for call in puts]
     assert len(shares) >= 3 and all(sum(some.values()) == 100 for some in shares)
-    assert deployable.version(standin) == version[:12]
+    assert deployable.version(emulator) == version[:12]
 
 
 def test_in_place_goes_back_to_what_a_killed_run_took_down(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     version = deployable.commit("one")
     deployable.deploy("apply")
-    name = fallen(deployable, standin)
+    name = fallen(deployable, emulator)
     deployable.commit("bad", right=False)
     deployable.set(strategy="in_place")
     said = deployable.deploy("apply", "--wait", code=1)
     assert f"{name} was deployed again" in said
-    assert deployable.version(standin) == version[:12]
+    assert deployable.version(emulator) == version[:12]
 
 
 @pytest.mark.prove
 def test_a_restoration_that_fails_is_made_good_by_the_next_apply(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     version = deployable.commit("one")
     deployable.deploy("apply")
-    name = fallen(deployable, standin)
+    name = fallen(deployable, emulator)
     good = deployable.git("rev-parse", "HEAD").strip()
     deployable.commit("bad", right=False)
-    standin.faults({"do": "unhealthy", "path": f"/deployments/{name}"})
+    emulator.faults({"do": "unhealthy", "path": f"/deployments/{name}"})
     said = deployable.deploy("apply", "--wait", code=1)
-    standin.faults()
+    emulator.faults()
     assert f"NOT {name} was deployed again" in said
-    assert deployable.serving(standin)["traffic"] == {}
+    assert deployable.serving(emulator)["traffic"] == {}
     deployable.git("checkout", "--quiet", good)
     deployable.commit("one")
     deployable.deploy("apply")
-    assert deployable.version(standin) == version[:12]
+    assert deployable.version(emulator) == version[:12]
 
 
 @pytest.mark.prove
 def test_rollback_to_what_is_not_deployed_needs_no_room_for_three(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     deployable.set(instance_count="4")
     versions = []
@@ -594,36 +598,36 @@ def test_rollback_to_what_is_not_deployed_needs_no_room_for_three(
         versions.append(deployable.commit(model))
         deployable.deploy("apply")
     deployable.deploy("rollback", revision(deployable, "model 1"))
-    assert deployable.version(standin) == versions[0][:12]
+    assert deployable.version(emulator) == versions[0][:12]
     deployable.deploy("pause")
     deployable.deploy("resume")
     deployable.deploy("rollback")  # a pause forgets nothing
-    assert deployable.version(standin) == versions[2][:12]
+    assert deployable.version(emulator) == versions[2][:12]
 
 
 @pytest.mark.prove
 def test_a_rollback_that_waited_goes_to_no_revision_that_was_not_meant(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     for model in ("one", "two"):
         deployable.commit(model)
         deployable.deploy("apply")
-    before = deployable.serving(standin)
+    before = deployable.serving(emulator)
     held = lease.held
 
     @contextmanager
     def waits(*given: Any) -> Iterator[Any]:
         path = f"{deployable.endpoint}/{before['name']}"
-        found = standin.call("GET", path)
+        found = emulator.call("GET", path)
         found["tags"] |= {"live": "another", "previous": found["tags"]["live"]}
-        standin.call("PUT", path, found)
+        emulator.call("PUT", path, found)
         with held(*given) as still:
             yield still
 
     with patch.object(lease, "held", waits):
         said = deployable.deploy("rollback", code=1)
     assert "another came in place of" in said
-    assert deployable.serving(standin)["traffic"] == before["traffic"]
+    assert deployable.serving(emulator)["traffic"] == before["traffic"]
 
 
 def test_destroy_asks_for_the_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -676,17 +680,17 @@ def test_what_others_use_is_known_though_it_is_in_no_tag() -> None:
 
 @pytest.mark.prove
 def test_a_model_of_a_commit_that_git_does_not_know_is_registered_again(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
     models = deployable.endpoint.replace("onlineEndpoints", "models/digits/versions")
-    (model,) = standin.call("GET", models)["value"]
+    (model,) = emulator.call("GET", models)["value"]
     model["properties"]["tags"]["commit"] = "f" * 40
-    standin.call("PUT", f"{models}/1", model)
+    emulator.call("PUT", f"{models}/1", model)
     deployable.set(instance_count="2")
     deployable.deploy("apply")
-    known = standin.call("GET", models)["value"]
+    known = emulator.call("GET", models)["value"]
     assert {one["name"] for one in known} == {"1", "2"}
 
 

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import pytest
-from light import Deployable, StandIn
+from light import Deployable, Emulator
 
 SAMPLE, SOME_KILLS, ALL_KILLS = 2, 6, 20
 UNLIKE = [  # what differs from one run to the next
@@ -62,81 +62,81 @@ def again(fault: dict[str, Any]) -> bool:
     return fault["method"] == "GET" and fault["skip"] > 0
 
 
-def recorded(deployable: Deployable, standin: StandIn) -> list[dict[str, Any]]:
+def recorded(deployable: Deployable, emulator: Emulator) -> list[dict[str, Any]]:
     """Deploy thrice; return the faults of the third deployment, which removes the first."""
     for model in ("first", "second"):
         deployable.commit(model)
         deployable.deploy("apply")
-    standin.faults()
+    emulator.faults()
     deployable.commit("third")
     deployable.deploy("apply")
-    faults = all_faults(standin.calls())
+    faults = all_faults(emulator.calls())
     assert len(faults) > 30
     return faults
 
 
 def disturb(
-    deployable: Deployable, standin: StandIn, faults: list[dict[str, Any]], kinds: tuple[str, ...]
+    deployable: Deployable, emulator: Emulator, faults: list[dict[str, Any]], kinds: tuple[str, ...]
 ) -> None:
     """With each fault in turn: apply fails and leaves what was live, or succeeds; then it does."""
-    known = deployable.version(standin)
+    known = deployable.version(emulator)
     number = missed = 0
     for fault in faults:
         for kind in kinds:
             number += 1
             version = deployable.commit(f"{kind}{number}")[:12]
-            standin.faults(fault | {"do": kind})
+            emulator.faults(fault | {"do": kind})
             code, output = deployable.attempt("apply")
-            struck = standin.struck()
+            struck = emulator.struck()
             missed += not struck
-            standin.faults()
+            emulator.faults()
             what = f"{kind} {fault}: {output}"
             # While an operation is under way there may be fewer questions than there were.
             assert struck or again(fault), what
             if code:
-                assert deployable.version(standin) == known, what
-                assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+                assert deployable.version(emulator) == known, what
+                assert list(deployable.serving(emulator)["traffic"].values()) == [100], what
                 assert "NOT" not in output, what
                 deployable.deploy("apply")
-            assert deployable.version(standin) == version, what
-            assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+            assert deployable.version(emulator) == version, what
+            assert list(deployable.serving(emulator)["traffic"].values()) == [100], what
             known = version
     assert missed <= number / 4
 
 
 @pytest.mark.slow(minutes=0.5)
-def test_a_sample_of_calls_that_fail(deployable: Deployable, standin: StandIn) -> None:
-    faults = recorded(deployable, standin)
+def test_a_sample_of_calls_that_fail(deployable: Deployable, emulator: Emulator) -> None:
+    faults = recorded(deployable, emulator)
     faults = [fault for fault in faults if not again(fault)]
     chosen = random.Random(1).sample(faults, SAMPLE)
-    disturb(deployable, standin, chosen[: SAMPLE // 2], ("fail",))
-    disturb(deployable, standin, chosen[SAMPLE // 2 :], ("lose",))
+    disturb(deployable, emulator, chosen[: SAMPLE // 2], ("fail",))
+    disturb(deployable, emulator, chosen[SAMPLE // 2 :], ("lose",))
 
 
 @pytest.mark.prove(minutes=2.5)
 @pytest.mark.parametrize("kind", ["fail", "lose"])
 def test_every_kind_of_call_that_fails(
-    deployable: Deployable, standin: StandIn, kind: str, all_cases: bool
+    deployable: Deployable, emulator: Emulator, kind: str, all_cases: bool
 ) -> None:
-    faults = recorded(deployable, standin)
+    faults = recorded(deployable, emulator)
     if not all_cases:
         faults = sampled(faults, kind)
         if kind == "lose":
             faults = [fault for fault in faults if fault["method"] != "GET"]
         assert len(faults) >= {"fail": 15, "lose": 5}[kind]
-    disturb(deployable, standin, faults, (kind,))
+    disturb(deployable, emulator, faults, (kind,))
 
 
-def begun(deployable: Deployable, standin: StandIn) -> "subprocess.Popen[str]":
+def begun(deployable: Deployable, emulator: Emulator) -> "subprocess.Popen[str]":
     """Start `apply` in a process of its own; return once it has made its first call."""
-    standin.faults()  # forgets the calls so far
+    emulator.faults()  # forgets the calls so far
     process = deployable.begun("apply")
-    while not standin.calls() and process.poll() is None:
+    while not emulator.calls() and process.poll() is None:
         time.sleep(0.02)
     return process
 
 
-def kill(deployable: Deployable, standin: StandIn, times: int) -> None:
+def kill(deployable: Deployable, emulator: Emulator, times: int) -> None:
     """Kill `apply` at random moments; each time a second one makes the new model live.
 
     The moments lie between its first call and its end, one in each of `times` equal parts: before
@@ -146,50 +146,52 @@ def kill(deployable: Deployable, standin: StandIn, times: int) -> None:
     deployable.commit("first")
     deployable.person("apply")
     known = deployable.commit("second")[:12]
-    process = begun(deployable, standin)
+    process = begun(deployable, emulator)
     start = time.monotonic()
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     whole = time.monotonic() - start
     for number in range(times):
         version = deployable.commit(f"killed{number}")[:12]
-        process = begun(deployable, standin)
+        process = begun(deployable, emulator)
         try:
             process.communicate(timeout=(number + moment.random()) / times * whole)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-        assert deployable.version(standin) in (known, version)
+        assert deployable.version(emulator) in (known, version)
         deployable.deploy("apply", "--wait")
-        assert deployable.version(standin) == version
-        assert list(deployable.serving(standin)["traffic"].values()) == [100]
+        assert deployable.version(emulator) == version
+        assert list(deployable.serving(emulator)["traffic"].values()) == [100]
         known = version
 
 
 @pytest.mark.prove(minutes=3)
 def test_the_apply_after_a_killed_one_succeeds(
-    deployable: Deployable, standin: StandIn, all_cases: bool
+    deployable: Deployable, emulator: Emulator, all_cases: bool
 ) -> None:
-    kill(deployable, standin, ALL_KILLS if all_cases else SOME_KILLS)
+    kill(deployable, emulator, ALL_KILLS if all_cases else SOME_KILLS)
 
 
 @pytest.mark.prove
-def test_who_waits_for_an_answer_in_vain_can_stop(deployable: Deployable, standin: StandIn) -> None:
+def test_who_waits_for_an_answer_in_vain_can_stop(
+    deployable: Deployable, emulator: Emulator
+) -> None:
     version = deployable.commit("first")[:12]
     deployable.deploy("apply")
-    before = deployable.serving(standin)
+    before = deployable.serving(emulator)
     deployable.commit("second")
     traffic = {"method": "PUT", "path": "/onlineEndpoints/[^/]+$", "times": 1}
-    standin.faults(traffic | {"do": "hang", "seconds": 3600})
+    emulator.faults(traffic | {"do": "hang", "seconds": 3600})
     process = deployable.begun("apply")
-    while not standin.struck() and process.poll() is None:
+    while not emulator.struck() and process.poll() is None:
         time.sleep(0.02)
     process.terminate()
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 1, said
     assert f"traffic is back at {next(iter(before['traffic']))}" in said
-    assert deployable.serving(standin) == before
-    assert deployable.version(standin) == version
+    assert deployable.serving(emulator) == before
+    assert deployable.version(emulator) == version
 
 
 @pytest.mark.slow
@@ -202,11 +204,11 @@ def test_who_waits_for_an_answer_in_vain_can_stop(deployable: Deployable, standi
     ],
 )
 def test_a_deployment_that_fails_names_its_cause(
-    deployable: Deployable, standin: StandIn, kind: str, said: str
+    deployable: Deployable, emulator: Emulator, kind: str, said: str
 ) -> None:
     known = deployable.commit("first")[:12]
     deployable.deploy("apply")
     deployable.commit("second")
-    standin.faults({"do": kind})
+    emulator.faults({"do": kind})
     assert said in deployable.deploy("apply", code=1)
-    assert deployable.version(standin) == known
+    assert deployable.version(emulator) == known

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from light import Deployable, StandIn, remaining
+from light import Deployable, Emulator, remaining
 from wire import Wire, tapped
 
 pytestmark = pytest.mark.prove
@@ -131,25 +131,25 @@ def test_a_sample_has_every_kind_of_call_that_writes() -> None:
     }
 
 
-def test_rollback(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
+def test_rollback(deployable: Deployable, emulator: Emulator, seed: str | None) -> None:
     one = deployable.commit("one")[:12]
     deployable.deploy("apply")
-    (first,) = deployable.serving(standin)["traffic"]
+    (first,) = deployable.serving(emulator)["traffic"]
     two = deployable.commit("two")[:12]
     deployable.deploy("apply")
-    (second,) = deployable.serving(standin)["traffic"]
+    (second,) = deployable.serving(emulator)["traffic"]
 
     def prepare() -> None:
-        if first in deployable.serving(standin)["traffic"]:
+        if first in deployable.serving(emulator)["traffic"]:
             deployable.deploy("rollback", second, "--wait")
 
     def check(done: bool, what: str) -> None:
-        assert deployable.version(standin) == (one if done else two), what
-        assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+        assert deployable.version(emulator) == (one if done else two), what
+        assert list(deployable.serving(emulator)["traffic"].values()) == [100], what
         if not done:
             assert "NOT" not in what
             deployable.deploy("rollback", first, "--wait")
-            assert deployable.version(standin) == one, what
+            assert deployable.version(emulator) == one, what
 
     disturb(prepare, lambda wire: attempt(deployable, wire, "rollback", first), check, seed)
 
@@ -157,7 +157,7 @@ def test_rollback(deployable: Deployable, standin: StandIn, seed: str | None) ->
 @pytest.mark.parametrize(
     "strategy", ["blue_green", pytest.param("in_place", marks=pytest.mark.prove(minutes=3.5))]
 )
-def test_apply(deployable: Deployable, standin: StandIn, strategy: str, seed: str | None) -> None:
+def test_apply(deployable: Deployable, emulator: Emulator, strategy: str, seed: str | None) -> None:
     deployable.set(strategy=strategy)
     known = []
     for model in ("first", "second"):  # so that each apply removes what the last one kept
@@ -168,38 +168,38 @@ def test_apply(deployable: Deployable, standin: StandIn, strategy: str, seed: st
         known.append(deployable.commit(f"model{len(known)}")[:12])
 
     def check(done: bool, what: str) -> None:
-        assert deployable.version(standin) == known[-1 if done else -2], what
-        assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+        assert deployable.version(emulator) == known[-1 if done else -2], what
+        assert list(deployable.serving(emulator)["traffic"].values()) == [100], what
         if not done:
             assert "NOT" not in what
             deployable.deploy("apply", "--wait")
-            assert deployable.version(standin) == known[-1], what
+            assert deployable.version(emulator) == known[-1], what
 
     # Each management call of blue_green has its faults in test_faults.py.
     kinds = KINDS if strategy == "in_place" else KINDS - {"management"}
     disturb(prepare, lambda wire: attempt(deployable, wire, "apply"), check, seed, kinds)
 
 
-def gone(deployable: Deployable, standin: StandIn) -> bool:
+def gone(deployable: Deployable, emulator: Emulator) -> bool:
     """Return whether nothing is left but code and what is archived, for Azure deletes neither."""
-    return not [place for place in remaining(deployable, standin) if "/codes/" not in place]
+    return not [place for place in remaining(deployable, emulator) if "/codes/" not in place]
 
 
 @pytest.mark.prove(minutes=2.5)
-def test_the_first_apply(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
+def test_the_first_apply(deployable: Deployable, emulator: Emulator, seed: str | None) -> None:
     made: list[str] = []
 
     def nothing() -> None:
         deployable.deploy("destroy", "--wait")
-        assert gone(deployable, standin)
+        assert gone(deployable, emulator)
         made.append(deployable.commit(f"model{len(made)}")[:12])
 
     def after_apply(done: bool, what: str) -> None:
         if not done:
             assert "NOT" not in what
             deployable.deploy("apply", "--wait")
-        assert deployable.version(standin) == made[-1], what
-        assert list(deployable.serving(standin)["traffic"].values()) == [100], what
+        assert deployable.version(emulator) == made[-1], what
+        assert list(deployable.serving(emulator)["traffic"].values()) == [100], what
 
     disturb(
         nothing, lambda wire: attempt(deployable, wire, "apply"), after_apply, seed, writing=0.5
@@ -207,18 +207,18 @@ def test_the_first_apply(deployable: Deployable, standin: StandIn, seed: str | N
 
 
 @pytest.mark.prove(minutes=3)
-def test_destroy(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
+def test_destroy(deployable: Deployable, emulator: Emulator, seed: str | None) -> None:
     made: list[str] = []
 
     def something() -> None:
-        if gone(deployable, standin):
+        if gone(deployable, emulator):
             made.append(deployable.commit(f"model{len(made)}")[:12])
         deployable.deploy("apply", "--wait")
 
     def after_destroy(done: bool, what: str) -> None:
         if not done:
             deployable.deploy("destroy", "--wait")
-        assert gone(deployable, standin), what
+        assert gone(deployable, emulator), what
 
     disturb(something, lambda wire: attempt(deployable, wire, "destroy"), after_destroy, seed)
 
@@ -232,18 +232,18 @@ class Interrupted(Wire):
 
 
 def test_destroy_that_is_interrupted_after_every_step(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     """Each run gets a call or two further than the one before; data is deleted before assets."""
     deployable.commit("one")
     deployable.deploy("apply")
-    name = deployable.serving(standin)["name"]
+    name = deployable.serving(emulator)["name"]
     kept = (f"modelDataCollector/{name}/rows.jsonl", f"labels/{name}/rows.jsonl")
-    with standin.blobs() as container:
+    with emulator.blobs() as container:
         for blob in kept:
             container.upload_blob(blob, b"{}")
         for number in range(60):
-            before = remaining(deployable, standin)
+            before = remaining(deployable, emulator)
             there = [blob for blob in kept if container.get_blob_client(blob).exists()]
             if any("/deployments/" in path for path in before):
                 assert len(there) == 2  # what costs money goes first, then people's data
@@ -254,9 +254,9 @@ def test_destroy_that_is_interrupted_after_every_step(
             with contextlib.suppress(KeyboardInterrupt):
                 code, output = attempt(deployable, wire, "destroy", "--wait")
                 break
-            assert len(remaining(deployable, standin)) <= len(before)
+            assert len(remaining(deployable, emulator)) <= len(before)
     assert code == 0 and number > 8, output
-    assert gone(deployable, standin) and not there
+    assert gone(deployable, emulator) and not there
     assert "-model_inputs_outputs/versions/1 (archived)" in output
 
 
@@ -265,18 +265,18 @@ def paused(deployable: Deployable) -> bool:
     return ", paused" in deployable.deploy("status")
 
 
-def test_pause(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
+def test_pause(deployable: Deployable, emulator: Emulator, seed: str | None) -> None:
     version = deployable.commit("one")[:12]
     deployable.deploy("apply")
 
     def running() -> None:
         if paused(deployable):
             deployable.deploy("resume", "--wait")
-        assert deployable.version(standin) == version
+        assert deployable.version(emulator) == version
 
     def after_pause(done: bool, what: str) -> None:
         if not done:
-            assert paused(deployable) or deployable.version(standin) == version, what
+            assert paused(deployable) or deployable.version(emulator) == version, what
             deployable.deploy("pause", "--wait")
         assert "100 %" not in deployable.deploy("status"), what
         assert "succeeded" not in deployable.deploy("status"), what
@@ -284,7 +284,7 @@ def test_pause(deployable: Deployable, standin: StandIn, seed: str | None) -> No
     disturb(running, lambda wire: attempt(deployable, wire, "pause"), after_pause, seed)
 
 
-def test_resume(deployable: Deployable, standin: StandIn, seed: str | None) -> None:
+def test_resume(deployable: Deployable, emulator: Emulator, seed: str | None) -> None:
     version = deployable.commit("one")[:12]
     deployable.deploy("apply")
 
@@ -296,6 +296,6 @@ def test_resume(deployable: Deployable, standin: StandIn, seed: str | None) -> N
         if not done:
             assert paused(deployable), what
             deployable.deploy("resume", "--wait")
-        assert deployable.version(standin) == version, what
+        assert deployable.version(emulator) == version, what
 
     disturb(stopped, lambda wire: attempt(deployable, wire, "resume"), after_resume, seed)

@@ -1,4 +1,4 @@
-"""`digits train` on the stand-in, by the real SDK over the wire."""
+"""`digits train` on the emulator, by the real SDK over the wire."""
 
 import contextlib
 import csv
@@ -25,7 +25,7 @@ from azure.storage.blob import BlobServiceClient
 from bodies import unlike
 from conftest import Project
 from jobs_project import Trainable, a_trainable, wait_for  # noqa: F401
-from light import StandIn
+from light import Emulator
 from packaging.requirements import Requirement
 
 from azureml_emulator.services import jobs
@@ -54,9 +54,9 @@ def placed(project: Trainable, batch_size: int) -> None:
     assert metrics == {"mnist": {"accuracy": 1 - batch_size / 1000}}
 
 
-def logged(standin: StandIn, job: str) -> dict[str, Any]:
+def logged(emulator: Emulator, job: str) -> dict[str, Any]:
     """Return some of what MLflow has of a job, from its store."""
-    with contextlib.closing(sqlite3.connect(standin.folder / "mlflow.db")) as store:
+    with contextlib.closing(sqlite3.connect(emulator.folder / "mlflow.db")) as store:
         query = "select run_uuid from runs where name = ?"
         ((run,),) = store.execute(query, (job,)).fetchall()
         found: dict[str, Any] = {}
@@ -67,10 +67,10 @@ def logged(standin: StandIn, job: str) -> dict[str, Any]:
     return {name: found[name] for name in wanted}
 
 
-def log_of(standin: StandIn, job: str, node: int) -> str:
+def log_of(emulator: Emulator, job: str, node: int) -> str:
     """Return what one of a job's nodes printed."""
-    url = f"{standin.address['blobs']}/devstoreaccount1"
-    with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
+    url = f"{emulator.address['blobs']}/devstoreaccount1"
+    with BlobServiceClient(url, credential=emulator.address["blob_key"]) as service:
         name = f"ExperimentRun/dcid.{job}/user_logs/std_log_process_{node}.txt"
         return service.get_blob_client("azureml", name).download_blob().readall().decode()
 
@@ -94,18 +94,18 @@ def under_way(project: Trainable, *arguments: str) -> Iterator[tuple[Any, str]]:
 
 
 @pytest.mark.slow(minutes=0.5)
-def test_what_a_job_made_is_placed_here(trainable: Trainable, standin: StandIn) -> None:
+def test_what_a_job_made_is_placed_here(trainable: Trainable, emulator: Emulator) -> None:
     trainable.commit(32)
-    standin.faults()
+    emulator.faults()
     said = trainable.digits("train")
     assert said.index("training on ten digits") < said.index("the first step")  # it streams
     assert "2 stages with the same bytes as dvc.lock here." in said
     assert "New: train" in said
     assert "computes differently" not in said
-    found, compared = unlike(standin.calls())
+    found, compared = unlike(emulator.calls())
     assert found == [], "\n".join(found)
     assert compared > 5
-    assert logged(standin, JOB.findall(said)[0]) == {
+    assert logged(emulator, JOB.findall(said)[0]) == {
         "mnist.accuracy": 0.968,
         "train.batch_size": "32",
         "train.distortion.shear": "0.2",
@@ -504,7 +504,7 @@ def test_stages_that_need_npm_are_refused(trainable: Trainable) -> None:
 
 @pytest.mark.prove
 def test_a_job_that_fails_states_why_and_leaves_nothing(
-    trainable: Trainable, standin: StandIn
+    trainable: Trainable, emulator: Emulator
 ) -> None:
     trainable.commit(13)
     said = trainable.digits("train", code=1)
@@ -514,22 +514,22 @@ def test_a_job_that_fails_states_why_and_leaves_nothing(
     assert "13 is no size of a batch" in end
     assert "stage train failed: see above" in end
     assert "13 is no size of a batch" in (trainable.root / ".deploy" / f"{name}.log").read_text()
-    assert trainable.published(standin) == set()
+    assert trainable.published(emulator) == set()
     trainable.commit(32)
     trainable.digits("train")
     placed(trainable, 32)
 
 
 @pytest.mark.prove
-def test_a_job_that_is_canceled_leaves_nothing(trainable: Trainable, standin: StandIn) -> None:
+def test_a_job_that_is_canceled_leaves_nothing(trainable: Trainable, emulator: Emulator) -> None:
     trainable.commit(32)
     with under_way(trainable) as (process, name):
         assert f"Canceled {name}" in trainable.digits("train", "--cancel", name)
         said = process.stdout.read()
         assert process.wait(60) == 1
         assert f"{name} was canceled" in said
-        assert not [line for line in standin.running() if f"{standin.folder}/jobs/" in line]
-    assert trainable.published(standin) == set()
+        assert not [line for line in emulator.running() if f"{emulator.folder}/jobs/" in line]
+    assert trainable.published(emulator) == set()
     said = trainable.digits("train", "--attach", name, code=1)
     assert "was canceled" in said
     assert "Correct the name" in trainable.digits("train", "--attach", "digits-none", code=1)
@@ -538,23 +538,23 @@ def test_a_job_that_is_canceled_leaves_nothing(trainable: Trainable, standin: St
 
 @pytest.mark.prove
 def test_a_job_that_loses_its_machine_starts_from_nothing(
-    trainable: Trainable, standin: StandIn
+    trainable: Trainable, emulator: Emulator
 ) -> None:
     trainable.commit(32)
     with under_way(trainable) as (process, name):
-        standin.lose(name)
+        emulator.lose(name)
         wait_for(process, "training on ten digits")
-        assert trainable.published(standin) == set()
+        assert trainable.published(emulator) == set()
         trainable.hold.unlink()
         assert "New: train" in process.stdout.read()
         assert process.wait(60) == 0
-    assert len(trainable.published(standin)) == 1
+    assert len(trainable.published(emulator)) == 1
     placed(trainable, 32)
 
 
 @pytest.mark.prove
 def test_of_two_nodes_the_first_publishes_and_each_may_fail(
-    trainable: Trainable, standin: StandIn
+    trainable: Trainable, emulator: Emulator
 ) -> None:
     trainable.edit("params.yaml", "    nodes: 1", "    nodes: 2")
     rank = "import os\nrank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
@@ -567,24 +567,24 @@ def test_of_two_nodes_the_first_publishes_and_each_may_fail(
     assert f"{name}: Completed" in said
     assert "node 0 is training" in said
     for node in (0, 1):
-        assert f"node {node} is training" in log_of(standin, name, node)
-    assert len(trainable.published(standin)) == 1
-    assert logged(standin, name)["mnist.accuracy"] == 0.968
+        assert f"node {node} is training" in log_of(emulator, name, node)
+    assert len(trainable.published(emulator)) == 1
+    assert logged(emulator, name)["mnist.accuracy"] == 0.968
     placed(trainable, 32)
     assert (trainable.root / "data/model/model.txt").read_text().startswith("node 0")
     trainable.git("checkout", "--quiet", ".")
     again = JOB.findall(trainable.digits("train"))[0]  # nothing is restored
     for node in (0, 1):
-        assert f"node {node} is training" in log_of(standin, again, node)
+        assert f"node {node} is training" in log_of(emulator, again, node)
 
     trainable.edit("stage.py", "while Path", "if rank:\n    sys.exit('node 1 is ill')\nwhile Path")
-    before = trainable.published(standin)
+    before = trainable.published(emulator)
     trainable.commit(16)
     trainable.hold.touch()  # for the other one, which would never end
     said = trainable.digits("train", code=1)
     assert "ended as Failed" in said
     assert "node 1 is ill" in said
-    assert trainable.published(standin) == before
+    assert trainable.published(emulator) == before
 
 
 @WINDOWS
@@ -602,20 +602,20 @@ def test_ctrl_c_stops_the_command_and_not_the_job(trainable: Trainable) -> None:
 
 
 @pytest.mark.prove
-def test_two_jobs_for_one_commit_end_well(trainable: Trainable, standin: StandIn) -> None:
+def test_two_jobs_for_one_commit_end_well(trainable: Trainable, emulator: Emulator) -> None:
     trainable.commit(32)
     with under_way(trainable) as (first, _), under_way(trainable) as (second, _):
         trainable.hold.unlink()
         for process in (first, second):
             assert "New: train" in process.stdout.read()
             assert process.wait(60) == 0
-    assert len(trainable.published(standin)) == 1
+    assert len(trainable.published(emulator)) == 1
     placed(trainable, 32)
 
 
 @pytest.mark.prove
 def test_a_job_begins_anew_with_the_stand_in(trainable: Trainable, tmp_path: Path) -> None:
-    own = StandIn(tmp_path / "own")
+    own = Emulator(tmp_path / "own")
     own.start()
     link = trainable.root / ".emulator"
     link.unlink()
@@ -635,7 +635,7 @@ def test_a_job_begins_anew_with_the_stand_in(trainable: Trainable, tmp_path: Pat
 
 
 @pytest.mark.prove
-def test_a_cluster_must_be_there(trainable: Trainable, standin: StandIn) -> None:
+def test_a_cluster_must_be_there(trainable: Trainable, emulator: Emulator) -> None:
     trainable.commit(32)
     said = trainable.digits("train", "--compute", "cpus", code=1)
     assert "azure.job.compute: cpus does not exist" in said
@@ -644,19 +644,19 @@ def test_a_cluster_must_be_there(trainable: Trainable, standin: StandIn) -> None
     scale = {"minNodeCount": 1, "maxNodeCount": 2}
     size = {"vmSize": "Standard_DS3_v2", "scaleSettings": scale}
     body = {"properties": {"computeType": "AmlCompute", "properties": size}}
-    standin.call("PUT", f"{place}/computes/cpus", body | {"location": "local"})
+    emulator.call("PUT", f"{place}/computes/cpus", body | {"location": "local"})
     said = trainable.digits("train", "--compute", "cpus")
     assert "cpus has 1 nodes that cost while idle" in said
     assert "New: train" in said
 
 
 @pytest.mark.prove
-def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> None:
+def test_a_sweep_becomes_experiments(trainable: Trainable, emulator: Emulator) -> None:
     trainable.commit(64)
-    standin.faults()
+    emulator.faults()
     grid = ("-S", "train.batch_size=32,13", "-S", "train.peak_learning_rate=0.01,0.02")
     said = trainable.digits("sweep", *grid)
-    found, compared = unlike(standin.calls())
+    found, compared = unlike(emulator.calls())
     # For serverless compute the SDK sends what its own model does not know.
     found = [fault for fault in found if "properties.resources is not in SweepJob" not in fault]
     assert found == [], "\n".join(found)
@@ -688,19 +688,19 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, standin: StandIn) -> 
 
 
 @pytest.mark.prove
-def test_the_trials_of_a_sweep_have_nodes(trainable: Trainable, standin: StandIn) -> None:
+def test_the_trials_of_a_sweep_have_nodes(trainable: Trainable, emulator: Emulator) -> None:
     trainable.edit("params.yaml", "    nodes: 1", "    nodes: 2")
     rank = "rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
     trainable.edit("stage.py", "params =", f"{rank}params =")
     trainable.edit("stage.py", '"training on"', '"node", rank, "is training on"')
     trainable.commit(64)
-    standin.faults()
+    emulator.faults()
     said = trainable.digits("sweep", "-S", "train.batch_size=16,32")
     assert "2 trials succeeded." in said
     (name,) = set(JOB.findall(said))
     for node in (0, 1):
-        assert f"node {node} is training" in log_of(standin, f"{name}_0", node)
-    sent = [call["request"] for call in standin.calls() if call["path"].endswith(f"/jobs/{name}")]
+        assert f"node {node} is training" in log_of(emulator, f"{name}_0", node)
+    sent = [call["request"] for call in emulator.calls() if call["path"].endswith(f"/jobs/{name}")]
     (body,) = filter(None, sent)
     distribution = body["properties"]["trial"]["distribution"]
     assert (distribution["distributionType"], distribution["workerCount"]) == ("TensorFlow", 2)
@@ -708,11 +708,11 @@ def test_the_trials_of_a_sweep_have_nodes(trainable: Trainable, standin: StandIn
 
 @pytest.mark.prove
 def test_the_real_stages_give_the_same_bytes_in_a_job(
-    project: Project, standin: StandIn, tmp_path: Path
+    project: Project, emulator: Emulator, tmp_path: Path
 ) -> None:
     """The small project: the job trains with another value, and this machine then does, too."""
     trainable = Trainable(project.root, "real")
-    (trainable.root / ".emulator").symlink_to(standin.folder)
+    (trainable.root / ".emulator").symlink_to(emulator.folder)
     (trainable.root / ".git" / "info" / "exclude").write_text(".emulator\n")  # a link, no folder
     trainable.git("init", "--quiet", "--bare", str(tmp_path / "origin"))
     trainable.git("remote", "add", "origin", str(tmp_path / "origin"))

@@ -81,7 +81,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(name="run")
 def a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Begin a job's run in a store of its own, as on the stand-in; return its id."""
+    """Begin a job's run in a store of its own, as on the emulator; return its id."""
     forget(monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("AZUREML_RUN_ID", "digits-1")

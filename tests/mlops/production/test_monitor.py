@@ -16,7 +16,7 @@ from unittest.mock import patch
 import frozen
 import numpy as np
 import pytest
-from light import StandIn
+from light import Emulator
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -86,10 +86,10 @@ class Site:
 
 
 @pytest.fixture(name="site", scope="module")
-def a_site(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def a_site(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A project with a reference of requests that look known."""
     root = tmp_path_factory.mktemp("site")
-    (root / ".emulator").symlink_to(standin.folder)
+    (root / ".emulator").symlink_to(emulator.folder)
     (root / "params.yaml").write_text(frozen.text(), "utf-8")
     foreign = RNG.beta(2, 20, 4000)
     numbers = np.arange(4000)
@@ -97,7 +97,7 @@ def a_site(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     Reference.fit({"mnist": counts}, "v1").write(root / "data" / "monitoring" / "reference.json")
     with warnings.catch_warnings(), patch.dict(os.environ):
         warnings.simplefilter("ignore")
-        yield Site(root, connect("local", standin.folder))
+        yield Site(root, connect("local", emulator.folder))
 
 
 def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> None:

@@ -122,7 +122,7 @@ def labels(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def run(
-    endpoint: Endpoint, requests: Stream, reached: sender.Reached | None = None, **more: Any
+    endpoint: Endpoint, requests: Stream, reached: sender.Checkpoint | None = None, **more: Any
 ) -> sender.Run:
     """Return a run that is to send requests to an endpoint."""
 
@@ -134,7 +134,7 @@ def run(
     target: Any = SimpleNamespace(
         name="digits", workspace=None, settings=settings, authorise=authorise
     )
-    fresh = sender.Reached("run", simulate.digest(requests), 0, len(requests), 0)
+    fresh = sender.Checkpoint("run", simulate.digest(requests), 0, len(requests), 0)
     begin, speed = reached or fresh, more.get("speed")
     return sender.Run(
         requests,
@@ -350,7 +350,7 @@ def test_a_part_of_the_stream_gets_the_labels_of_that_part(
     endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     whole = stream()
-    ran = run(endpoint, whole, sender.Reached("run", "", 50, 120, 50))
+    ran = run(endpoint, whole, sender.Checkpoint("run", "", 50, 120, 50))
     ran.go(tmp_path / "reached.json", 4)
     part = whole.part(50, 120)
     assert set(endpoint.came) == {f"run-{name}" for name in part.ids}
@@ -400,7 +400,7 @@ def test_resume_wants_a_run_of_the_same_stream(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(DigitsError, match="no run to go on with"):
         simulate.reached(path, asked, whole)
-    old = sender.Reached("run", simulate.digest(stream(requests=100)), 0, 100, 0)
+    old = sender.Checkpoint("run", simulate.digest(stream(requests=100)), 0, 100, 0)
     path.write_text(json.dumps(vars(old)))
     with pytest.raises(DigitsError, match=r"params\.yaml or the pool changed"):
         simulate.reached(path, asked, whole)

@@ -1,4 +1,4 @@
-"""`digits simulate` as a person runs it, on a stand-in that is killed in the middle."""
+"""`digits simulate` as a person runs it, on an emulator that is killed in the middle."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 from conftest import environment
-from light import DIGITS, Deployable, StandIn, known_digits
+from light import DIGITS, Deployable, Emulator, known_digits
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
@@ -40,7 +40,7 @@ def test_words_that_cannot_be(words: list[str], told: str) -> None:
 
 @pytest.mark.prove
 def test_the_stand_in_is_killed_in_the_middle_and_ctrl_c_comes_too(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     """The command as a person runs it: all requests are answered, each label is written once."""
     deployable.commit("model1")
@@ -73,8 +73,8 @@ def test_the_stand_in_is_killed_in_the_middle_and_ctrl_c_comes_too(
     process = start()
     try:
         until(100)
-        standin.kill()
-        standin.start()
+        emulator.kill()
+        emulator.start()
         until(reached() + 1)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
@@ -97,7 +97,7 @@ def test_the_stand_in_is_killed_in_the_middle_and_ctrl_c_comes_too(
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("DIGITS_LOCAL_WORKSPACE", deployable.workspace)
             workspace = connect("local")
-        name = deployable.serving(standin)["name"]
+        name = deployable.serving(emulator)["name"]
         hours = collected.hours(store(workspace), collected.LABELS, name)
         rows = list(monitor.labels(hours, None, monitor.LeftOut()))
     finally:

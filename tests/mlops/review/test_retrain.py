@@ -61,7 +61,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
-    """Let a stand-in of DVC do what `dvc add` and `dvc exp run` leave, or fail at one of them."""
+    """Let an emulator of DVC do what `dvc add` and `dvc exp run` leave, or fail at one of them."""
 
     def dvc(*arguments: str) -> None:
         if arguments[0] == "add":

@@ -1,4 +1,4 @@
-"""The stand-in: rules, keys, collected rows, a restart, and bodies as the SDK has them."""
+"""The emulator: rules, keys, collected rows, a restart, and bodies as the SDK has them."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from azure.storage.blob import BlobServiceClient
 from bodies import unlike
-from light import Deployable, StandIn
+from light import Deployable, Emulator
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -46,8 +46,8 @@ def run(body):
 """
 
 
-def test_bodies_are_those_of_the_sdk(deployable: Deployable, standin: StandIn) -> None:
-    standin.faults()
+def test_bodies_are_those_of_the_sdk(deployable: Deployable, emulator: Emulator) -> None:
+    emulator.faults()
     deployable.commit("one")
     deployable.deploy("plan")
     deployable.deploy("apply")
@@ -56,7 +56,7 @@ def test_bodies_are_those_of_the_sdk(deployable: Deployable, standin: StandIn) -
     deployable.deploy("pause")
     deployable.deploy("resume")
     deployable.deploy("destroy")
-    calls = standin.calls()
+    calls = emulator.calls()
     assert {call["method"] for call in calls} == {"GET", "PUT", "POST", "DELETE"}
     found, compared = unlike(calls)
     assert found == [], "\n".join(found)
@@ -71,30 +71,30 @@ def test_bodies_are_those_of_the_sdk(deployable: Deployable, standin: StandIn) -
     assert "properties is absent: required" in unlike(calls[:1])[0][0]
 
 
-def refused(standin: StandIn, method: str, path: str, body: Any = None) -> tuple[str, str]:
+def refused(emulator: Emulator, method: str, path: str, body: Any = None) -> tuple[str, str]:
     """Return code and message of a refused call."""
-    error = standin.call(method, path, body)["error"]
+    error = emulator.call(method, path, body)["error"]
     return error["code"], error["message"]
 
 
-def test_rules_of_names_and_traffic(deployable: Deployable, standin: StandIn) -> None:
+def test_rules_of_names_and_traffic(deployable: Deployable, emulator: Emulator) -> None:
     place = deployable.endpoint
     new = {"location": "local", "properties": {"authMode": "Key", "traffic": {}}}
     for name in ("ab", "1abc", "a" * 33, "abc-", "a_b_c", "a--b"):
-        assert refused(standin, "PUT", f"{place}/{name}", new)[0] == "BadArgument", name
-    assert refused(standin, "GET", f"{place}/absent")[0] == "ResourceNotFound"
-    assert refused(standin, "PUT", f"{place}/absent/deployments/blue", {})[0] == "ResourceNotFound"
+        assert refused(emulator, "PUT", f"{place}/{name}", new)[0] == "BadArgument", name
+    assert refused(emulator, "GET", f"{place}/absent")[0] == "ResourceNotFound"
+    assert refused(emulator, "PUT", f"{place}/absent/deployments/blue", {})[0] == "ResourceNotFound"
     deployable.commit("one")
     deployable.deploy("apply")
-    serving = deployable.serving(standin)
+    serving = deployable.serving(emulator)
     path, (name,) = f"{place}/{serving['name']}", serving["traffic"]
     for traffic in ({name: 50}, {"green": 100}):
         body = new | {"properties": {"authMode": "Key", "traffic": traffic}}
-        assert refused(standin, "PUT", path, body)[0] == "BadArgument", traffic
-    assert "has traffic" in refused(standin, "DELETE", f"{path}/deployments/{name}")[1]
-    assert deployable.serving(standin) == serving
+        assert refused(emulator, "PUT", path, body)[0] == "BadArgument", traffic
+    assert "has traffic" in refused(emulator, "DELETE", f"{path}/deployments/{name}")[1]
+    assert deployable.serving(emulator) == serving
     other = path.replace(deployable.workspace, "another")
-    assert refused(standin, "PUT", other, new)[0] == "NameNotAvailable"
+    assert refused(emulator, "PUT", other, new)[0] == "NameNotAvailable"
 
 
 def status(url: str, key: str, **headers: str) -> int:
@@ -109,10 +109,10 @@ def status(url: str, key: str, **headers: str) -> int:
         return error.code
 
 
-def test_keys_and_the_deployment_header(deployable: Deployable, standin: StandIn) -> None:
+def test_keys_and_the_deployment_header(deployable: Deployable, emulator: Emulator) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
-    place = deployable.serving(standin)
+    place = deployable.serving(emulator)
     assert status(place["url"], place["key"]) == 200
     assert status(place["url"], "wrong") == 401
     assert status(place["url"], place["key"], **{"azureml-model-deployment": "none"}) == 404
@@ -122,11 +122,11 @@ def test_keys_and_the_deployment_header(deployable: Deployable, standin: StandIn
 
 
 def test_what_is_no_post_with_a_length_is_refused_and_holds_nobody_up(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
-    place = urlsplit(deployable.serving(standin)["url"])
+    place = urlsplit(deployable.serving(emulator)["url"])
     for method, body, headers, status in (
         ("POST", iter([b"{}"]), {"Transfer-Encoding": "chunked"}, 411),
         ("POST", None, {"Content-Length": "-1"}, 400),
@@ -138,7 +138,7 @@ def test_what_is_no_post_with_a_length_is_refused_and_holds_nobody_up(
         connection.request(method, place.path, body, headers, encode_chunked=True)
         assert connection.getresponse().status == status
         connection.close()
-    assert deployable.version(standin)
+    assert deployable.version(emulator)
 
 
 @pytest.mark.prove
@@ -146,7 +146,7 @@ def test_an_endpoint_that_failed_keeps_what_it_serves(
     deployable: Deployable, tmp_path: Path
 ) -> None:
     """Azure may call an endpoint failed whose deployments serve on."""
-    own = StandIn(tmp_path / "own")
+    own = Emulator(tmp_path / "own")
     own.start()
     try:
         link = deployable.root / ".emulator"
@@ -175,25 +175,25 @@ def test_an_endpoint_that_failed_keeps_what_it_serves(
         own.stop()
 
 
-def test_it_listens_on_loopback_only(deployable: Deployable, standin: StandIn) -> None:
+def test_it_listens_on_loopback_only(deployable: Deployable, emulator: Emulator) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
     listening = []
     for table, loopback in (("tcp", "0100007F"), ("tcp6", "0" * 24 + "01000000")):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             local, state = line.split()[1], line.split()[3]
-            if state == "0A" and line.split()[9] in sockets(standin):
+            if state == "0A" and line.split()[9] in sockets(emulator):
                 listening.append(local.split(":")[0] == loopback)
     assert len(listening) >= 4  # API, endpoint, Azurite, one server
     assert all(listening)
 
 
-def sockets(standin: StandIn) -> set[str]:
-    """Return the sockets of the stand-in and of all that it started."""
-    assert standin.process
+def sockets(emulator: Emulator) -> set[str]:
+    """Return the sockets of the emulator and of all that it started."""
+    assert emulator.process
     table = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout
     parents = [line.split() for line in table.splitlines()[1:]]
-    family = {str(standin.process.pid)}
+    family = {str(emulator.process.pid)}
     for _ in range(4):
         family |= {pid for pid, parent in parents if parent in family}
     found = set()
@@ -206,19 +206,21 @@ def sockets(standin: StandIn) -> set[str]:
     return found
 
 
-def test_collected_rows_lie_where_azure_puts_them(deployable: Deployable, standin: StandIn) -> None:
+def test_collected_rows_lie_where_azure_puts_them(
+    deployable: Deployable, emulator: Emulator
+) -> None:
     (deployable.root / "serving" / "score.py").write_text(COLLECTING)
     deployable.set(smoke="{digits: 3, accuracy: 0.0, latency_seconds: 5.0}")
     deployable.commit("5ee")
     deployable.deploy("apply")
-    place = deployable.serving(standin)
-    url = f"{standin.address['blobs']}/devstoreaccount1"
+    place = deployable.serving(emulator)
+    url = f"{emulator.address['blobs']}/devstoreaccount1"
     (name,) = place["traffic"]
     prefix = f"modelDataCollector/{place['name']}/{name}/model_inputs/"
     deadline = time.monotonic() + 20
     lines: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
-    with BlobServiceClient(url, credential=standin.address["blob_key"]) as service:
+    with BlobServiceClient(url, credential=emulator.address["blob_key"]) as service:
         container = service.get_container_client(CONTAINER)
         while len(rows) < 6 and time.monotonic() < deadline:  # 3 by name, 3 by weight
             blobs = [
@@ -237,7 +239,7 @@ def test_collected_rows_lie_where_azure_puts_them(deployable: Deployable, standi
 
 @pytest.mark.prove
 def test_it_comes_up_again_as_it_was(deployable: Deployable, tmp_path: Path) -> None:
-    own = StandIn(tmp_path / "own")
+    own = Emulator(tmp_path / "own")
     own.start()
     try:
         link = deployable.root / ".emulator"
@@ -277,7 +279,7 @@ def test_a_certificate_is_kept_and_made_anew_unless_complete(tmp_path: Path) -> 
 
 
 @pytest.mark.prove
-def test_two_at_once_one_stops_or_waits(deployable: Deployable, standin: StandIn) -> None:
+def test_two_at_once_one_stops_or_waits(deployable: Deployable, emulator: Emulator) -> None:
     deployable.set(step_seconds="4.0")
     deployable.commit("one")
     deployable.deploy("apply")
@@ -291,7 +293,7 @@ def test_two_at_once_one_stops_or_waits(deployable: Deployable, standin: StandIn
         waited = deployable.deploy("apply", "--wait")
         assert "Waiting" in waited
         assert "nothing to change" in waited
-        assert deployable.version(standin) == version
+        assert deployable.version(emulator) == version
     finally:
         first.wait(120)
         first.stdout.close()
@@ -299,13 +301,13 @@ def test_two_at_once_one_stops_or_waits(deployable: Deployable, standin: StandIn
 
 @pytest.mark.prove
 def test_who_waits_for_a_destroy_goes_on(
-    deployable: Deployable, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+    deployable: Deployable, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = deployable.commit("one")[:12]
     deployable.deploy("apply")
     for name, value in deployable.settings().items():
         monkeypatch.setenv(name, value)
-    workspace, endpoint = connect("local", standin.folder), deployable.serving(standin)["name"]
+    workspace, endpoint = connect("local", emulator.folder), deployable.serving(emulator)["name"]
     with lease.held(workspace, endpoint, 15, False):
         waiting = deployable.begun("apply", "--wait")
         assert waiting.stdout
@@ -313,13 +315,13 @@ def test_who_waits_for_a_destroy_goes_on(
     lease.forget(workspace, endpoint)  # as destroy does, before the other looks again
     said, _ = waiting.communicate(timeout=120)
     assert waiting.returncode == 0, said
-    assert deployable.version(standin) == version
+    assert deployable.version(emulator) == version
 
 
 @pytest.mark.prove
 @pytest.mark.skipif(sys.platform == "win32", reason="stops a process by a signal")
 def test_who_was_stopped_and_lost_the_lease_takes_nothing_back(
-    deployable: Deployable, standin: StandIn
+    deployable: Deployable, emulator: Emulator
 ) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
@@ -338,7 +340,7 @@ def test_who_was_stopped_and_lost_the_lease_takes_nothing_back(
         assert first.wait(120) == 1
         assert "the lease was lost" in said
         assert "traffic is back" not in said
-        assert deployable.version(standin) == version
+        assert deployable.version(emulator) == version
     finally:
         first.kill()
         first.wait()
