@@ -3,7 +3,7 @@
 Every server has the same limits: a connection without a complete request head is closed after
 IDLE_SECONDS, a body must arrive within READ_SECONDS (408) and may not exceed its application's
 `client_max_size` (413). The parser of aiohttp refuses conflicting lengths with 400. A request for
-another host than loopback is refused (421): a web page whose name was pointed here sends its own.
+another host than loopback is refused (403): a web page whose name was pointed here sends its own.
 """
 
 import asyncio
@@ -124,7 +124,7 @@ async def check_host(request: web.Request, handler: Any) -> web.StreamResponse:
     """Refuse a request whose Host is not loopback's."""
     if (request.host.rpartition(":")[0] or request.host) in HOSTS:
         return await handler(request)
-    refusal = web.HTTPMisdirectedRequest(text=f"This server serves {LOOPBACK} alone.")
+    refusal = web.HTTPForbidden(text=f"This server serves {LOOPBACK} alone.")
     refusal.force_close()
     raise refusal
 

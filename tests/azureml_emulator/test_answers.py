@@ -46,7 +46,7 @@ def test_the_key_is_new_each_time_and_nobody_elses(client: Client, tmp_path: Pat
 
 
 def test_another_host_is_refused(client: Client) -> None:
-    for host, status in (("evil.example", 421), ("127.0.0.1.evil.example:80", 421), ("x:y", 421)):
+    for host, status in (("evil.example", 403), ("127.0.0.1.evil.example:80", 403), ("x:y", 403)):
         connection = http.client.HTTPConnection(LOOPBACK, client.emulator.router.port, timeout=30)
         connection.request("POST", "/any/score", b"{}", {"Host": host})
         assert connection.getresponse().status == status
