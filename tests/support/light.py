@@ -308,7 +308,7 @@ class Deployable(Project):
         return {
             "name": one["name"],
             "url": properties["scoringUri"],
-            "key": keys["primaryKey"],
+            "key": keys.get("primaryKey", ""),  # an endpoint with tokens has none
             "traffic": {name: share for name, share in properties["traffic"].items() if share},
         }
 

@@ -152,7 +152,7 @@ def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
     code = ("--code", "src/digits/runtime", "--out", "data/package")
     command = ("python", "src", "package", "--model", "data/model", *inputs, *code)
     output = project.run(*command, code=1)
-    assert "its scripts or classes are not those of the model" in output
+    assert "its scripts or classes do not match the model" in output
     assert (project.root / "data" / "package" / "MLmodel").exists()
 
 
@@ -165,6 +165,6 @@ def test_evaluate_states_of_a_damaged_model(project: Project) -> None:
     arguments = ("--test", "data/prepared/test.npz", "--out", "data/evaluation")
     before = (project.root / "data" / "evaluation" / "metrics.json").read_bytes()
     output = project.run("python", "src", "evaluate", "--model", "data/model", *arguments, code=1)
-    assert "model.keras: is damaged or from another version (it is cut short" in output
+    assert "model.keras: is corrupted or from another version (it is truncated" in output
     assert "Traceback" not in output
     assert (project.root / "data" / "evaluation" / "metrics.json").read_bytes() == before
