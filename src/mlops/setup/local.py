@@ -17,6 +17,7 @@ OLDEST_NODE = 20
 
 def sections() -> Iterator[Finding]:
     """Check params.yaml, each declared section by its dataclass."""
+    fix = f"see {params.PATH} in git"
     try:
         values = params.load()
         params.task(values)
@@ -27,17 +28,22 @@ def sections() -> Iterator[Finding]:
                 f"{params.PATH}: {name}: no stage declares it; write in src/digits/commands.py\n"
                 f'  Section("{name}", "digits.pipeline.{name}:Params"),'
             )
-        for row in wings.declared("SECTIONS"):
-            with hidden_stderr():  # TensorFlow's notes
-                kind = wings.resolve(row.kind)
-            if row.each:
-                for key in params.foreign_scripts(values):
-                    params.section(kind, values, f"{row.name}.{key}")
-            elif row.name in values:
-                params.section(kind, values, row.name)
+        scripts = params.foreign_scripts(values)
     except DigitsError as error:
-        yield Finding("failed", str(error), f"see {params.PATH} in git")
-    else:
+        yield Finding("failed", str(error), fix)
+        return
+    valid = True
+    for row in wings.declared("SECTIONS"):
+        with hidden_stderr():  # TensorFlow's notes
+            kind = wings.resolve(row.kind)
+        names = [f"{row.name}.{script}" for script in scripts] if row.each else [row.name]
+        for name in names if row.name in values else ():
+            try:
+                params.section(kind, values, name)
+            except DigitsError as error:
+                valid = False
+                yield Finding("failed", str(error), fix)
+    if valid:
         yield Finding("ok", f"{params.PATH}: valid")
 
 
