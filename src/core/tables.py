@@ -6,6 +6,7 @@ a byte order mark; any line end; whole numbers or floats; .gz, or a .zip with on
 
 import contextlib
 import gzip
+import io
 import math
 import re
 import stat
@@ -107,10 +108,16 @@ def _batches(
     pixels = [names[column] for column in layout.pixels]
     label = [] if layout.label is None else [names[layout.label]]
     total = 0
+    # Arrow's threads may outlive its reader (github.com/apache/arrow/issues/43604). One that calls
+    # Python when the process ends aborts it, so Arrow opens a plain file itself.
+    plain = isinstance(file, io.BufferedReader)
     with pyarrow.csv.open_csv(
-        pa.PythonFile(file, "r"),
+        str(file.name) if plain else pa.PythonFile(file, "r"),
         read_options=pyarrow.csv.ReadOptions(
-            block_size=BLOCK_BYTES, column_names=names, skip_rows=int(layout.header)
+            use_threads=plain,
+            block_size=BLOCK_BYTES,
+            column_names=names,
+            skip_rows=int(layout.header),
         ),
         parse_options=pyarrow.csv.ParseOptions(delimiter=layout.delimiter),
         convert_options=pyarrow.csv.ConvertOptions(
