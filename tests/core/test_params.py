@@ -38,7 +38,9 @@ def test_the_production_file_is_valid() -> None:
 
 
 @pytest.mark.shipped
-@pytest.mark.parametrize("setting", ["epochs=10", "train.batch_size=32", "azure.instance_count=2"])
+@pytest.mark.parametrize(
+    "setting", ["epochs=10", "train.batch_size=32", "prepare.foreign_share=0.1"]
+)
 def test_dvc_writes_one_line_for_one_value(tmp_path: Path, setting: str) -> None:
     """As `dvc exp run -S` does; params.yaml has the form that DVC gives it, comments included."""
     path = tmp_path / "params.yaml"
@@ -47,7 +49,9 @@ def test_dvc_writes_one_line_for_one_value(tmp_path: Path, setting: str) -> None
     before, after = (one.read_text("utf-8").splitlines() for one in (PRODUCTION, path))
     assert len(before) == len(after)
     (changed,) = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
-    assert changed[1].strip() == setting.rpartition(".")[2].replace("=", ": ")
+    value, _, comment = changed[1].strip().partition(" #")
+    assert value == setting.rpartition(".")[2].replace("=", ": ")
+    assert comment == changed[0].partition(" #")[2]
 
 
 def test_no_foreign_script_is_an_empty_list() -> None:
