@@ -38,9 +38,7 @@ def test_the_production_file_is_valid() -> None:
 
 
 @pytest.mark.shipped
-@pytest.mark.parametrize(
-    "setting", ["epochs=10", "train.batch_size=32", "evaluate.mistakes=30"]
-)
+@pytest.mark.parametrize("setting", ["epochs=10", "train.batch_size=32", "evaluate.mistakes=30"])
 def test_dvc_writes_one_line_for_one_value(tmp_path: Path, setting: str) -> None:
     """As `dvc exp run -S` does; params.yaml has the form that DVC gives it, comments included."""
     path = tmp_path / "params.yaml"
