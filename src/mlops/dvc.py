@@ -1,5 +1,6 @@
 """The program DVC: run commands, read what they report, refuse files that lead it astray."""
 
+import functools
 import hashlib
 import json
 import os
@@ -80,6 +81,12 @@ def run(
     return done.stdout
 
 
+@functools.cache
+def cache_of(folder: Path) -> str:
+    """Return the folder of DVC's cache for the project in a folder."""
+    return run("cache", "dir", folder=folder).strip()
+
+
 def refused_files(names: list[str]) -> list[str]:
     """Return what is wrong with files *.dvc: each may name one file or folder beside it, no more.
 
@@ -105,9 +112,12 @@ def refused_files(names: list[str]) -> list[str]:
     return found
 
 
-def drop_false_objects(cache: Path = CACHE) -> None:
-    """Delete files of DVC's cache whose content is not what their name says."""
-    for path in cache.glob("*/*"):
+def drop_false_objects() -> None:
+    """Delete files of this clone's DVC cache whose content is not what their name says.
+
+    A cache elsewhere, by `cache.dir`, is not one that a workflow restored, and may be huge.
+    """
+    for path in CACHE.glob("*/*"):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
         if digest != (path.parent.name + path.name).removesuffix(".dir"):
@@ -115,13 +125,13 @@ def drop_false_objects(cache: Path = CACHE) -> None:
             path.unlink()
 
 
-def check_listings(cache: Path = CACHE) -> None:
-    """Raise DigitsError when a listing of a folder in DVC's cache leads out of that folder.
+def check_listings(folder: Path | None = None) -> None:
+    """Raise DigitsError when a listing of a folder in the cache of DVC leads out of that folder.
 
     DVC 3.67.1 follows `relpath: ../../../src/x.py` when it checks a folder out, so this comes
-    before each checkout of what others made.
+    before each checkout of a project (in `folder`, else here), wherever its cache is.
     """
-    for path in sorted(cache.glob("*/*.dir")):
+    for path in sorted(Path(cache_of(folder or Path.cwd()), "files", "md5").glob("*/*.dir")):
         content = path.read_bytes()
         try:
             rows: list[dict[str, Any]] = json.loads(content)
@@ -137,6 +147,12 @@ def check_listings(cache: Path = CACHE) -> None:
                 f"{path}: not a listing of a folder ({error}). Nothing is checked out; delete "
                 "this file and fetch from a remote that you trust"
             ) from None
+
+
+def checkout(*options: str, folder: Path | None = None, fix: str = "run this again") -> None:
+    """Run `dvc checkout`; raises DigitsError as `run` and `check_listings` do."""
+    check_listings(folder)
+    run("checkout", *options, folder=folder, fix=fix)
 
 
 def restore(remote: str, *targets: str, run_cache: bool = False) -> str:

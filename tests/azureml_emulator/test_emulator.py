@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +45,23 @@ def run(body):
     collector.collect(pandas.DataFrame({"asked": [len(body)]}))
     return {"model_version": "5ee", "predictions": [{"digit": "3"}]}
 """
+
+
+@pytest.fixture
+def own(deployable: Deployable, tmp_path: Path) -> Iterator[Emulator]:
+    """An emulator that a test may end, in the place of the shared one while the test runs."""
+    own = Emulator(tmp_path / "own")
+    own.start()
+    link = deployable.root / ".emulator"
+    shared = link.readlink()
+    try:
+        link.unlink()
+        link.symlink_to(own.folder)
+        yield own
+    finally:
+        link.unlink()
+        link.symlink_to(shared)
+        own.stop()
 
 
 def test_bodies_are_those_of_the_sdk(deployable: Deployable, emulator: Emulator) -> None:
@@ -142,37 +160,24 @@ def test_what_is_no_post_with_a_length_is_refused_and_holds_nobody_up(
 
 
 @pytest.mark.prove
-def test_an_endpoint_that_failed_keeps_what_it_serves(
-    deployable: Deployable, tmp_path: Path
-) -> None:
+def test_a_failed_endpoint_keeps_what_it_serves(deployable: Deployable, own: Emulator) -> None:
     """Azure may call an endpoint failed whose deployments serve on."""
-    own = Emulator(tmp_path / "own")
+    version = deployable.commit("one")[:12]
+    deployable.deploy("apply")
+    before = deployable.serving(own)
+    own.stop()
+    state = json.loads((own.folder / "state.json").read_text())
+    (path,) = (name for name in state["resources"] if "onlineendpoints" in name.split("/")[-2])
+    state["resources"][path]["properties"]["provisioningState"] = "Failed"
+    (own.folder / "state.json").write_text(json.dumps(state))
     own.start()
-    try:
-        link = deployable.root / ".emulator"
-        shared = link.readlink()
-        link.unlink()
-        link.symlink_to(own.folder)
-        version = deployable.commit("one")[:12]
-        deployable.deploy("apply")
-        before = deployable.serving(own)
-        own.stop()
-        state = json.loads((own.folder / "state.json").read_text())
-        (path,) = (name for name in state["resources"] if "onlineendpoints" in name.split("/")[-2])
-        state["resources"][path]["properties"]["provisioningState"] = "Failed"
-        (own.folder / "state.json").write_text(json.dumps(state))
-        own.start()
-        deadline = time.monotonic() + 60
-        while status(before["url"], before["key"]) != 200 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        deployable.commit("two")
-        deployable.deploy("apply")
-        deployable.deploy("rollback")  # so its record was kept, and it was not removed
-        assert deployable.version(own) == version
-        link.unlink()
-        link.symlink_to(shared)
-    finally:
-        own.stop()
+    deadline = time.monotonic() + 60
+    while status(before["url"], before["key"]) != 200 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    deployable.commit("two")
+    deployable.deploy("apply")
+    deployable.deploy("rollback")  # so its record was kept, and it was not removed
+    assert deployable.version(own) == version
 
 
 def test_it_listens_on_loopback_only(deployable: Deployable, emulator: Emulator) -> None:
@@ -238,30 +243,19 @@ def test_collected_rows_lie_where_azure_puts_them(
 
 
 @pytest.mark.prove
-def test_it_comes_up_again_as_it_was(deployable: Deployable, tmp_path: Path) -> None:
-    own = Emulator(tmp_path / "own")
+def test_it_comes_up_again_as_it_was(deployable: Deployable, own: Emulator) -> None:
+    version = deployable.commit("one")[:12]
+    deployable.deploy("apply")
+    before = deployable.serving(own)
+    assert len(own.running()) >= 3  # itself, Azurite, a server
+    own.kill()
     own.start()
-    try:
-        link = deployable.root / ".emulator"
-        shared = link.readlink()
-        link.unlink()
-        link.symlink_to(own.folder)
-        version = deployable.commit("one")[:12]
-        deployable.deploy("apply")
-        before = deployable.serving(own)
-        assert len(own.running()) >= 3  # itself, Azurite, a server
-        own.kill()
-        own.start()
-        deadline = time.monotonic() + 60
-        while status(before["url"], before["key"]) != 200 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert deployable.serving(own) == before
-        assert deployable.version(own) == version
-        assert "nothing to change" in deployable.deploy("apply")
-        link.unlink()
-        link.symlink_to(shared)
-    finally:
-        own.stop()
+    deadline = time.monotonic() + 60
+    while status(before["url"], before["key"]) != 200 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert deployable.serving(own) == before
+    assert deployable.version(own) == version
+    assert "nothing to change" in deployable.deploy("apply")
 
 
 def test_a_certificate_is_kept_and_made_anew_unless_complete(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def held(
     another's when `wait`; raises DigitsError otherwise.
     """
     client = blob(workspace, endpoint)
-    told = False
+    reported = False
     while True:
         with contextlib.suppress(ResourceExistsError):
             client.upload_blob(b"", overwrite=False)
@@ -50,9 +50,9 @@ def held(
                     f"another deployment works on {endpoint}; wait for it, or {seconds} s should "
                     "it have died (--wait does that)"
                 ) from None
-        if not told:
+        if not reported:
             print(f"Waiting: another deployment works on {endpoint} ...", flush=True)
-            told = True
+            reported = True
         time.sleep(ASK_SECONDS)
     done, lost = threading.Event(), threading.Event()
     thread = threading.Thread(target=renew, args=(lease, seconds / 3, done, lost), daemon=True)

@@ -110,12 +110,6 @@ class Tree:
         self.dvc("fetch", "--remote", REMOTE, fix=ATTACH)
 
 
-@functools.cache
-def cache(folder: Path) -> str:
-    """Return the folder of DVC's cache for the project in a folder."""
-    return dvc.run("cache", "dir", folder=folder).strip()
-
-
 @contextlib.contextmanager
 def worktree(commit: str, settings: dict[str, str]) -> Iterator[Tree]:
     """Yield a temporary git worktree of a commit; `settings` are those of the container `review`.
@@ -127,7 +121,7 @@ def worktree(commit: str, settings: dict[str, str]) -> Iterator[Tree]:
             f"commit {commit[:10]} is not in this clone. Run `git fetch origin`, then {ATTACH}."
         )
     config = configobj.ConfigObj(encoding="utf-8")
-    config["cache"] = {"dir": cache(Path.cwd()), "type": "reflink,symlink,copy"}
+    config["cache"] = {"dir": dvc.cache_of(Path.cwd()), "type": "reflink,symlink,copy"}
     config[f'remote "{REMOTE}"'] = settings
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         folder = Path(home).resolve() / "tree"

@@ -36,7 +36,7 @@ def finish(workspace: Workspace, name: str, status: str) -> None:
     before = (git.show(ran, results.LOCK) or b"").decode()
     lines = compared(before, files[results.LOCK].decode(), summary)
     results.place(files, Path())
-    dvc.run("checkout", fix="close these files, then run `dvc checkout`")
+    dvc.checkout(fix="close these files, then run `dvc checkout`")
     print("\n".join([*lines, "The results of the job are in place. See `git diff` and commit."]))
 
 

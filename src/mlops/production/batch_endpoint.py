@@ -221,8 +221,8 @@ class Batch:
                     for blob in container.list_blob_names(name_starts_with=answers)
                     if blob.endswith("/" + ERROR)
                 ]
-                told = "; ".join(faults) or "see its log"
-                raise DigitsError(f"job {name} ended as {status}: {told}; fix that and run again")
+                reason = "; ".join(faults) or "see its log"
+                raise DigitsError(f"job {name} ended as {status}: {reason}; fix that and run again")
             time.sleep(self.target.workspace.poll_seconds)
 
 

@@ -77,7 +77,7 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
             if script in digits:
                 digits[script].setdefault(batch["image"][place].as_py(), int(truth[start + place]))
         start += len(batch)
-    told = []
+    lines = []
     for script, found in digits.items():
         path = folder / f"{script}_{newest:%Y%m%d}.csv" if newest else folder
         for other in sorted(folder.glob(f"{script}_*.csv")):
@@ -92,8 +92,8 @@ def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task
             images = pixels.reshape(-1, task.image_size, task.image_size)
             classes = np.array(list(found.values()), np.uint8)
             write_csv(path, Digits(images, classes, script, False, len(task.classes)))
-            told.append(f"{path}: {len(found):,} digits")
-    return told
+            lines.append(f"{path}: {len(found):,} digits")
+    return lines
 
 
 def rows(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) -> Iterator[Row]:
@@ -112,7 +112,7 @@ def rows(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) 
 
 
 def labels(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) -> Iterator[Row]:
-    """Yield rows of LABELS that came since a time; nothing is told by their clocks."""
+    """Yield rows of LABELS that came since a time; nothing is derived from their clocks."""
     for hour in hours:
         for row in records.merge(hour.blobs, records.parse_label, left.damaged, []):
             if since is None or row["time"] >= since:

@@ -55,9 +55,9 @@ def sides(text: str) -> list[dict[str, Any]]:
     try:
         return [stages(mapping(side)) if side else {} for side in texts]
     except Exception as error:  # whatever a damaged file makes the parser raise
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise DigitsError(
-            f"{LOCK}: a side of the conflict cannot be read ({told}); take one whole with "
+            f"{LOCK}: a side of the conflict cannot be read ({reason}); take one whole with "
             "`git checkout --ours dvc.lock` and run `dvc repro`"
         ) from None
 
@@ -87,7 +87,7 @@ def main() -> None:
         git.git("checkout", "--ours", "--", name)
     # Outputs of the other branch may lie here; DVC would take them for changed by hand.
     with contextlib.suppress(DigitsError):
-        dvc.run("checkout", "--quiet", "--force", "--allow-missing")
+        dvc.checkout("--quiet", "--force", "--allow-missing")
     run = dvc.repro()
     if run.failed:
         raise DigitsError(

@@ -112,7 +112,7 @@ def undo(known: set[Path], branch: str, commit: str) -> None:
         path.unlink()
     git.git("checkout", "--", "params.yaml", "dvc.lock", "data")
     try:  # what the stages made, no CSV
-        dvc("checkout", "--quiet", "--force", "--allow-missing", "dvc.yaml")
+        reproduce.checkout("--quiet", "--force", "--allow-missing", "dvc.yaml")
     except DigitsError as error:
         fix = "run `dvc checkout --force dvc.yaml`"
         raise DigitsError(f"what the stages made is not as it was, see above; {fix}") from error

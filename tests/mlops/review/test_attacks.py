@@ -9,6 +9,9 @@ import pytest
 import tiny
 from tiny import METRICS, PARAMS, Reviewed, Tiny, md5
 
+from core.errors import DigitsError
+from mlops import dvc
+
 pytestmark = pytest.mark.slow
 Review = Callable[[], Reviewed]
 GOOD = '{"mnist": {"accuracy": 0.9999, "accuracy_low": 0.9989, "accuracy_high": 1.0}}'
@@ -209,6 +212,19 @@ def test_a_listing_cannot_place_code(author: Tiny, review: Review) -> None:
     assert not Path("pwned").exists() and not Path("yaml.py").exists()
     assert not found.passed
     assert "'../../../yaml.py' is not below the folder" in found.error
+
+
+def test_a_listing_in_a_shared_cache_is_checked(
+    author: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    author.dvc("config", "--local", "cache.dir", str(tmp_path / "cache"))
+    monkeypatch.chdir(author.root)
+    dvc.checkout("--quiet", "--allow-missing")
+    path = tmp_path / "cache" / "files" / "md5" / "00" / "1.dir"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([{"md5": "0" * 32, "relpath": "../x.py"}]))
+    with pytest.raises(DigitsError, match="is not below the folder"):
+        dvc.checkout("--quiet", "--allow-missing")
 
 
 def test_an_honest_file_of_dvc_passes(author: Tiny, review: Review) -> None:

@@ -94,7 +94,7 @@ def on_main(project: Project, name: str, text: str) -> None:
     project.git("branch", "--force", "main")
 
 
-def told(revision: str | None = None) -> tuple[Report, str]:
+def reviewed(revision: str | None = None) -> tuple[Report, str]:
     found = report.review(revision, False, "https://example.org/run/1")
     assert schema.parse(schema.dump(found).encode()).gate == found.gate
     return found, render.write(found)
@@ -117,7 +117,7 @@ def change(project: Project, name: str, text: str) -> None:
 )
 def test_verdict_and_gate(small: Project, accuracy: float, verdict: str, failed: str) -> None:
     change(small, "data/evaluation/metrics.json", metrics(accuracy))
-    found, text = told()
+    found, text = reviewed()
     assert found.verdict == verdict
     assert failed in " ".join(found.gate.reasons)
     assert bool(failed) == bool(found.gate.reasons)
@@ -132,9 +132,10 @@ def test_the_noise_of_seeds_is_used(small: Project) -> None:
     noise = {"seeds": [1, 2, 3, 4, 5], "metrics": {"mnist": {"accuracy": figures}}}
     on_main(small, "data/noise.json", json.dumps(noise | {"trained": TRAINED}))
     change(small, "data/evaluation/metrics.json", metrics(0.9954))
-    assert told()[0].verdict == "better"
+    assert reviewed()[0].verdict == "better"
     change(small, "data/evaluation/metrics.json", metrics(0.9953))
-    assert told()[0].verdict == "noise"  # t(0.975, 4) sqrt(2) s = 2.776 * 1.414 * 0.0001 = 0.00039
+    # t(0.975, 4) sqrt(2) s = 2.776 * 1.414 * 0.0001 = 0.00039
+    assert reviewed()[0].verdict == "noise"
 
 
 def test_production_is_compared_but_no_part_of_the_gate(small: Project) -> None:
@@ -148,18 +149,18 @@ def test_production_is_compared_but_no_part_of_the_gate(small: Project) -> None:
     on_main(small, "data/noise.json", json.dumps(noise))
     (small.root / "data" / "monitoring").mkdir()
     change(small, "data/monitoring/metrics.json", produced(0.9, 1))
-    _, text = told()
+    _, text = reviewed()
     assert "| production accuracy | – | 0.9 | – | not known |  |  |" in text
     commit(small, "production")
     change(small, "data/monitoring/metrics.json", produced(0.8, 3))
-    found, text = told("HEAD")
+    found, text = reviewed("HEAD")
     assert "| production accuracy | 0.9 | 0.8 | -0.1 | 🔴 worse (±0.014142) |  |  |" in text
     assert "| production alarms | 1 | 3 | +2 | not known |  |  |" in text
     assert "accuracy low" not in text
     assert "Where that file lacks a metric, ± comes from the 95 % intervals" in text
     assert (found.verdict, found.gate.reasons) == ("same", [])
     change(small, "data/monitoring/metrics.json", "{")
-    found, text = told("HEAD")
+    found, text = reviewed("HEAD")
     assert "data/monitoring/metrics.json is damaged in the working tree" in text
     assert found.verdict == "same"
 
@@ -169,7 +170,7 @@ def test_what_explains_it_is_told(small: Project) -> None:
     change(small, "dvc.lock", LOCK.replace("epochs: 3", "epochs: 4").replace("aaaa", "cccc"))
     change(small, "data/evaluation/per_class.csv", CLASSES.replace("0.5,1000", "0.7,900"))
     change(small, "data/model/curves.csv", CURVES + "4,1,0.995,0.09\n")
-    _, text = told()
+    _, text = reviewed()
     assert "| epochs | 3 | 4 |" in text
     assert "| train | epochs, data/raw.csv |" in text
     assert "| data/raw.csv | aaaa1111, 10 bytes | cccc1111, 10 bytes |" in text
@@ -199,12 +200,12 @@ def test_what_explains_it_is_told(small: Project) -> None:
 def test_damage_is_told_on_either_side(small: Project, name: str, text: str, message: str) -> None:
     whole = (small.root / name).read_text("utf-8") if (small.root / name).exists() else None
     change(small, name, text)
-    assert message in told()[1]
+    assert message in reviewed()[1]
     if name in ("params.yaml", "data/evaluation/metrics.json"):
-        assert told()[0].gate.reasons
+        assert reviewed()[0].gate.reasons
     if name == "params.yaml":
-        assert told()[0].gate.reasons[0].startswith("params.yaml is damaged")
-        assert told()[0].problems == []  # nothing is said of what could not be read
+        assert reviewed()[0].gate.reasons[0].startswith("params.yaml is damaged")
+        assert reviewed()[0].problems == []  # nothing is said of what could not be read
     commit(small, "damaged")
     small.git("branch", "--force", "main")
     if whole is None:
@@ -212,7 +213,7 @@ def test_damage_is_told_on_either_side(small: Project, name: str, text: str, mes
     else:
         change(small, name, whole)
     commit(small, "whole again")
-    found, shown = told()
+    found, shown = reviewed()
     assert f"{name.split('/')[-1]} is damaged at" in shown
     assert not found.gate.reasons  # the base's fault fails nobody's gate
 
@@ -222,17 +223,17 @@ def test_a_metrics_file_that_the_base_lacks_is_told(small: Project) -> None:
     commit(small, "without")
     small.git("branch", "--force", "main")
     change(small, "data/evaluation/metrics.json", metrics(0.9950))
-    found, text = told()
+    found, text = reviewed()
     assert "metrics.json is absent at" in text
     assert not found.gate.reasons
     (small.root / "data/evaluation/metrics.json").unlink()
-    assert "mnist accuracy is missing" in told()[0].gate.reasons
+    assert "mnist accuracy is missing" in reviewed()[0].gate.reasons
 
 
 def test_only_the_metrics_are_needed(small: Project) -> None:
     small.git("rm", "--quiet", "data/evaluation/per_class.csv", "data/model/curves.csv")
     commit(small, "without tables that explain")
-    found, text = told("HEAD")
+    found, text = reviewed("HEAD")
     assert (found.verdict, found.gate.reasons, found.problems) == ("same", [], [])
     assert "per_class" not in text and "Training curves" not in text
 
@@ -254,28 +255,28 @@ def test_what_renders_the_report_needs_no_package() -> None:
 
 def test_bases(small: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small.git("switch", "--quiet", "main")
-    found, text = told()
+    found, text = reviewed()
     assert found.base is None and not found.gate.reasons
     assert "the first commit has no base" in text
     change(small, "params.yaml", PARAMS + "# 1\n")
-    assert told()[0].against == "HEAD, since there are uncommitted changes"
+    assert reviewed()[0].against == "HEAD, since there are uncommitted changes"
     change(small, "params.yaml", PARAMS + "# 2\n")
     commit(small, "second")
-    assert told()[0].against == "first parent"
+    assert reviewed()[0].against == "first parent"
     small.git("switch", "--quiet", "--create", "grün")
     small.git("commit", "--quiet", "--allow-empty", "--message", "third")
-    assert told()[0].against == "merge base with main"
-    assert "merge base with grün" in told("grün")[1]
-    found, _ = told("nowhere")
+    assert reviewed()[0].against == "merge base with main"
+    assert "merge base with grün" in reviewed("grün")[1]
+    found, _ = reviewed("nowhere")
     assert "nowhere is no commit here" in " ".join(found.gate.reasons)
     small.git("switch", "--quiet", "--orphan", "other")
     small.git("commit", "--quiet", "--allow-empty", "--message", "root")
-    assert "no merge base" in told("main")[1]
+    assert "no merge base" in reviewed("main")[1]
     small.git("switch", "--quiet", "--force", "grün")
     shallow = tmp_path / "shallow"
     small.git("clone", "--quiet", "--depth", "1", f"file://{small.root}", str(shallow))
     monkeypatch.chdir(shallow)
-    found, text = told("origin/main")
+    found, text = reviewed("origin/main")
     assert found.gate.reasons and "git fetch --unshallow" in text.splitlines()[0]
 
 
@@ -283,7 +284,7 @@ def test_an_empty_history_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Project(tmp_path).git("init", "--quiet")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dvc, "status", lambda cached: ([], []))
-    assert "nothing is committed yet" in told()[1]
+    assert "nothing is committed yet" in reviewed()[1]
 
 
 def test_hostile_text_stays_text(small: Project) -> None:
@@ -294,7 +295,7 @@ def test_hostile_text_stays_text(small: Project) -> None:
         small, "params.yaml", PARAMS + f"{json.dumps(evil)}: {json.dumps(evil + chr(10) + '# x')}"
     )
     change(small, "data/evaluation/per_class.csv", CLASSES + f'"{evil}",{"x" * 9},0.1,10\n')
-    _, text = told()
+    _, text = reviewed()
     for part in ("<img", "@everyone", "](", "`[", "https://x", "#1", "\n# x"):
         assert part not in text.replace("`dvc", "")
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -303,7 +304,7 @@ def test_hostile_text_stays_text(small: Project) -> None:
 
 def test_a_change_of_the_gate_is_told(small: Project) -> None:
     change(small, "params.yaml", PARAMS.replace("floor: 0.99", "floor: 0.5"))
-    assert "section review of params.yaml changes: the base's judges this change" in told()[1]
+    assert "section review of params.yaml changes: the base's judges this change" in reviewed()[1]
 
 
 def test_a_missing_metric_fails_and_lower_can_be_better() -> None:
@@ -361,7 +362,7 @@ def test_the_seed_variance_is_not_used_for_what_it_was_not_measured_with(
     change(small, "data/model/lineage.json", json.dumps({"network": "1234"}))
     on_main(small, "data/noise.json", json.dumps(noise))
     change(small, "data/evaluation/metrics.json", metrics(0.9990))
-    found, text = told()
+    found, text = reviewed()
     assert found.verdict == "better"  # the interval's, not that of a deviation of 0.1
     assert f"it was measured with another value of {name}. Measure it again: make noise" in text
     assert "Without data/noise.json ±" in text
@@ -371,6 +372,6 @@ def test_on_main_uncommitted_work_is_compared_with_head(small: Project) -> None:
     small.git("switch", "--quiet", "main")
     small.git("commit", "--quiet", "--allow-empty", "--message", "second")
     change(small, "data/evaluation/metrics.json", metrics(0.9990))
-    found, _ = told()
+    found, _ = reviewed()
     assert found.base == small.git("rev-parse", "HEAD").strip()
     assert found.verdict == "better"

@@ -75,6 +75,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, fail: str) -> None:
             raise DigitsError(f"dvc {fail} failed")
 
     monkeypatch.setattr(retrain, "dvc", dvc)
+    monkeypatch.setattr("mlops.dvc.checkout", lambda *options: dvc("checkout", *options))
 
 
 @pytest.mark.parametrize("fail", ["add", "exp"])
@@ -111,6 +112,7 @@ def test_a_head_that_dvc_left_detached_is_put_back(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(retrain, "dvc", dvc)
+    monkeypatch.setattr("mlops.dvc.checkout", lambda *options: dvc("checkout", *options))
     with pytest.raises(KeyboardInterrupt):
         call("retrain")
     assert work.git("branch", "--show-current").strip() == branch
