@@ -68,10 +68,8 @@ class Running:
     process: subprocess.Popen[bytes]
     address: inference.Address
     sink: Server
-    launch: Launch | None = None
+    launch: Launch
     name: str = ""  # the deployment's, as it was first spelled
-    limit: int = 2  # requests that may be under way
-    seconds: float = 5.0  # that one may take
     under_way: int = 0
     failures: int = 0  # to start it again after it ended
     next_start: float = 0.0  # not before this time.monotonic()
@@ -150,8 +148,7 @@ class Router:
         except BaseException:
             sink.stop()
             raise
-        limits = (launch.limit, launch.request_seconds)
-        fresh = Running(process, address, sink, launch, deployment, *limits)
+        fresh = Running(process, address, sink, launch, deployment)
         with self.lock:
             before = self.running.get(place)
             if may_replace(before):
@@ -251,7 +248,7 @@ class Router:
         with self.route(name.lower(), request.headers.get("azureml-model-deployment")) as target:
             if target is None:
                 answer = web.Response(status=404, text=NO_ROUTE)
-            elif target.under_way > target.limit:
+            elif target.under_way > target.launch.limit:
                 answer = web.Response(status=429, text="Too many pending requests.")
             else:
                 answer = await self.forward(target, rest, body, request)
@@ -285,7 +282,7 @@ class Router:
         )
         client = aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=target.seconds),
+            timeout=aiohttp.ClientTimeout(total=target.launch.request_seconds),
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             auto_decompress=False,
         )
@@ -308,7 +305,7 @@ class Router:
         except ValueError as error:  # nothing was sent
             return web.Response(status=400, text=f"the request is malformed: {str(error)[:200]}")
         except TimeoutError:
-            text = f"The model took longer than {target.seconds:g} s."
+            text = f"The model took longer than {target.launch.request_seconds:g} s."
             return web.Response(status=408, text=text, headers=[origin])
         except (OSError, aiohttp.ClientError) as error:
             text = f"the deployment's server does not answer: {error}"

@@ -1,5 +1,6 @@
 """The scoring address on requests of any bytes; the deployment behind it echoes."""
 
+import dataclasses
 import http.client
 import socket
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from aiohttp import web
 
 from azureml_emulator import router as module
 from azureml_emulator import web as limits
-from azureml_emulator.router import Endpoint, Router, Running
+from azureml_emulator.router import Endpoint, Launch, Router, Running
 from azureml_emulator.web import LOOPBACK, Servers
 
 KEY = b"Authorization: Bearer secret"
 TWO = b"Content-Length: 2"
+LAUNCH = Launch("code", "model", "score.py", "log", {}, 60.0)
 
 
 async def echo(request: web.Request) -> web.Response:
@@ -35,7 +37,7 @@ def router() -> Iterator[Router]:
     behind = servers.serve(application)
     made = Router(servers, 0, MagicMock())
     made.endpoints["digits"] = Endpoint(["secret"], {"blue": 100})
-    made.running["digits", "blue"] = Running(MagicMock(), behind.port, behind, name="blue")
+    made.running["digits", "blue"] = Running(MagicMock(), behind.port, behind, LAUNCH, "blue")
     yield made
     made.server.stop()
     behind.stop()
@@ -109,7 +111,7 @@ def test_a_deployment_that_does_not_answer_is_a_502(
 ) -> None:
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
-        gone = Running(MagicMock(), free.getsockname()[1], MagicMock())
+        gone = Running(MagicMock(), free.getsockname()[1], MagicMock(), LAUNCH)
         monkeypatch.setitem(router.running, ("digits", "blue"), gone)
         assert asked(router, b"/digits/score", KEY, TWO) == 502
     assert gone.under_way == 0
@@ -131,18 +133,19 @@ def test_more_requests_than_the_deployment_takes_get_429(
     router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy = router.running["digits", "blue"]
-    monkeypatch.setattr(busy, "under_way", busy.limit)
+    monkeypatch.setattr(busy, "under_way", busy.launch.limit)
     assert asked(router, b"/digits/score", KEY, TWO) == 429
-    monkeypatch.setattr(busy, "under_way", busy.limit - 1)
+    monkeypatch.setattr(busy, "under_way", busy.launch.limit - 1)
     assert asked(router, b"/digits/score", KEY, TWO) == 200
-    assert busy.under_way == busy.limit - 1
+    assert busy.under_way == busy.launch.limit - 1
 
 
 def test_an_answer_after_the_request_timeout_is_a_408(
     router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server((LOOPBACK, 0)) as silent:  # it accepts and never answers
-        slow = Running(MagicMock(), silent.getsockname()[1], MagicMock(), seconds=0.05)
+        launch = dataclasses.replace(LAUNCH, request_seconds=0.05)
+        slow = Running(MagicMock(), silent.getsockname()[1], MagicMock(), launch)
         monkeypatch.setitem(router.running, ("digits", "blue"), slow)
         assert asked(router, b"/digits/score", KEY, TWO) == 408
 

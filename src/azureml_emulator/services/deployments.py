@@ -139,19 +139,18 @@ def supervise(state: State) -> None:
     A deployment whose server does not come up again is Failed until it does.
     """
     for (endpoint, deployment), running in list(state.router.running.items()):
-        log = Path(running.launch.log) if running.launch else None
-        if log and log.exists() and log.stat().st_size > LOG_BYTES:
+        log = Path(running.launch.log)
+        if log.exists() and log.stat().st_size > LOG_BYTES:
             end = log.read_bytes()[-LOG_BYTES // 2 :]
             log.write_bytes(end)  # the server appends
         ended = running.process.poll() is not None and time.monotonic() >= running.next_start
-        if running.launch and ended and not state.closed:
+        if ended and not state.closed:
             running.next_start = math.inf  # while it starts
             state.workers.submit(start_again, state, endpoint, deployment, running)
 
 
 def start_again(state: State, endpoint: str, deployment: str, running: Running) -> None:
     """Start the server of a deployment whose process ended; after a failure, later again."""
-    assert running.launch
     status, reason = "Succeeded", ""
     try:
         state.router.start(endpoint, running.name, running.launch, lambda one: one is running)
