@@ -68,7 +68,7 @@ def write(report: Report, facts: str = "") -> str:
     judged = "✅ gate passed"
     if not report.gate.passed:
         judged = "❌ gate failed" + "".join(f": {plain(reason, 300)}" for reason in reasons[:1])
-    head = plain((report.head or "no commit")[:10])
+    head = plain((report.head or "")[:10]) or "no commit"
     head += " with uncommitted changes" if report.dirty else ""
     against = plain(report.against, 300)
     if report.base:
@@ -78,7 +78,7 @@ def write(report: Report, facts: str = "") -> str:
         facts,
         bullets("", report.notes, 200),
         bullets("❌ ", reasons[1:], 400),
-        f"{head} against: {against}",
+        f"Compared: {head} against: {against}",
         bullets("⚠️ ", report.problems, 600),
     ]
     if report.failed:
