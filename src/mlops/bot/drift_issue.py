@@ -16,7 +16,8 @@ from mlops.bot.comment import harmless
 TITLE = "Production drifts"
 MARKER = "<!-- digits-drift -->"
 BRANCH = "retrain-"  # which the branches of retrainings start with
-NEEDED = ("drift", "since", "window", "windows", "requests", "causes", "remedy", "lately")
+NEEDED: tuple[str, ...] = ("drift", "since", "window", "windows", "requests", "action")
+NEEDED += ("recent_requests", "contributing_signals")
 TODO = """\
 What to do:
 
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> str:
     else:
         issue = github.api("POST", "/issues", {"title": TITLE, "body": text})
         told = f"#{issue['number']}: opened."
-    wanted = github.setting("PROPOSE") == "true" and found["remedy"] == "retrain"
+    wanted = github.setting("PROPOSE") == "true" and found["action"] == "retrain"
     made = proposed(issue["created_at"]) if wanted else None
     with Path(github.setting("GITHUB_OUTPUT")).open("a", encoding="utf-8") as file:
         file.write(f"issue={issue['number']}\nretrain={str(wanted and not made).lower()}\n")
@@ -96,14 +97,14 @@ def table(found: dict[str, Any]) -> str:
         return f"{value:.1%}" if isinstance(value, int | float) else otherwise
 
     rows = {
-        "at least since" if found.get("at_least") else "since": found["since"] or "–",
+        "at least since" if found.get("onset_censored") else "since": found["since"] or "–",
         "judged": f"{found['requests']:,} requests in {found['windows']:,} windows",
         "right, by the labels that have come": share("accuracy", "no labels yet"),
         "right, as estimated without labels": share("estimated_accuracy", "not known"),
-        f"look like nothing known, of the last {found['lately']:,}": share(
-            "strangers", "not known"
+        f"out of distribution, of the last {found['recent_requests']:,}": share(
+            "ood_share", "not known"
         ),
-        "what shows it, the loudest first": ", ".join(map(str, found["causes"])) or "–",
+        "contributing signals": ", ".join(map(str, found["contributing_signals"])) or "–",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {row} |" for key, row in rows.items())])
 
@@ -112,7 +113,7 @@ def body(found: dict[str, Any], link: str) -> str:
     """Return the issue's text."""
     where = " ".join(str(found.get(key, "")) for key in ("endpoint", "model_version"))
     told = f"What production is asked is no longer what the model was trained for: {where}."
-    todo = TODO.format(link=link, remedy=MEND if found["remedy"] == "mend" else LABEL)
+    todo = TODO.format(link=link, remedy=MEND if found["action"] == "fix_input" else LABEL)
     parts = [MARKER, harmless(f"{told}\n\n{table(found)}"), todo]
     return "\n\n".join(parts)[:60_000] + f"\n\n[The run that looked last]({link})\n"
 

@@ -42,7 +42,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
 
 def test_steps_are_those_of_keras_adamw() -> None:
     """Three steps, the last at rate zero, against Keras' optimizer and loss on the same halves."""
-    own = dataclasses.replace(CONFIG, batch_size=32, nothing_share=0.0, warmup_share=0.5)
+    own = dataclasses.replace(CONFIG, batch_size=32, outlier_exposure_share=0.0, warmup_share=0.5)
     still = dataclasses.replace(own.distortion, **dict.fromkeys(vars(own.distortion), 0.0))
     own = dataclasses.replace(own, distortion=still)
     images, classes = some_digits(96)
@@ -98,7 +98,7 @@ def test_digits_of_one_loss_have_one_chance() -> None:
 
 def test_later_epochs_are_shorter() -> None:
     digits = some_digits(640)
-    recipe = dataclasses.replace(CONFIG, nothing_share=0.0, full_epochs=1, hard_share=0.5)
+    recipe = dataclasses.replace(CONFIG, outlier_exposure_share=0.0, full_epochs=1, hard_share=0.5)
     task = dataclasses.replace(TASK, epochs=3)
     done = [row[2] for row in training.epochs(model.build(28, 10), digits, task, recipe)]
     np.testing.assert_allclose(done, [0.5, 0.75, 1])
