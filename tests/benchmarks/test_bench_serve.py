@@ -12,6 +12,6 @@ def test_it_runs_and_prints_the_figures(project: Project) -> None:
     output = project.run("python", str(ROOT / "tests/benchmarks"), "bench_serve", *short)
     lines = output.splitlines()
     for name in SERVERS:
-        assert any(line.startswith(name) and "one-image requests/s" in line for line in lines)
-    for goal in GOALS:
-        assert any(line.startswith(goal) for line in lines), goal
+        assert any(line.startswith(name) for line in lines), name
+    for name, *_ in GOALS:
+        assert any(line.startswith(name) for line in lines), name

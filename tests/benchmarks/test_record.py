@@ -1,0 +1,36 @@
+"""The tables of BENCHMARKS.md are those that the benchmarks wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import record
+from benchmarks.record import Goal
+
+
+def test_the_page_has_the_tables_of_the_results() -> None:
+    text = record.PAGE.read_text("utf-8")
+    assert record.page(text, json.loads(record.RESULTS.read_text("utf-8"))) == text
+
+
+def test_a_result_is_kept_and_its_tables_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(record, "PAGE", tmp_path / "page.md")
+    before = "Before\n\n<!-- one -->\nold\n<!-- end of one -->\n\nAfter\n"
+    record.PAGE.write_text(before, "utf-8")
+    goals = [Goal("ratio", 0.5, "at most", 0.55), Goal("rate", 1234.5, "at least", 2000)]
+    record.finish("one", [["name", "seconds"], ["first", "1.0 s"]], goals, 3, record=True)
+    text = record.PAGE.read_text("utf-8")
+    assert text.startswith("Before\n\n<!-- one -->\n") and text.endswith("one -->\n\nAfter\n")
+    assert f"{record.processor()}; commit " in text and "; medians of 3.\n" in text
+    assert "| name | seconds |\n| --- | --- |\n| first | 1.0 s |\n" in text
+    assert "| ratio | 0.50 | at most 0.55 | reached |\n" in text
+    assert "| rate | 1,234.50 | at least 2,000 | missed |\n" in text
+    assert "old" not in text
+
+
+def test_the_processor_is_named_with_its_cores() -> None:
+    assert record.processor().endswith(f"{record.cores()} cores")
