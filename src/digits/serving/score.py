@@ -18,6 +18,8 @@ import logging
 import os
 import sys
 import threading
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,9 @@ VERSION_LENGTH = 12  # hexadecimal digits of the weights' SHA-256
 DECIMALS = 6  # of probabilities
 DRAIN_SECONDS = 8.0  # that collected requests may take when the worker ends; it is killed at 10
 TABLE_BYTES = 2_000_000  # of JSON that is collected at once: Azure stores 4 MB and more elsewhere
+TABLE_ROWS = 250  # some milliseconds of work, for which answers wait
+INTERVAL_SECONDS = 0.1  # within which requests are collected in one table
+WAITING_IMAGES, WAITING_TABLES = 20_000, 100  # in memory while the collector is slow
 COLLECTION = "model_inputs_outputs"  # one of the data collector's own names
 JSON = {"Content-Type": "application/json"}
 service: "Service"  # made by `init`
@@ -116,61 +121,88 @@ class Service:
 
 
 class Collection(logging.Handler):
-    """Requests and answers on their way to the data collector, and the number of those lost."""
+    """Requests and answers on their way to the data collector, and the number of those lost.
+
+    A thread hands over all that came within INTERVAL_SECONDS as one table, so that a request waits
+    for none of this. The id of a table ends in the number of its requests.
+    """
 
     def __init__(self) -> None:
         """Connect; where collection is off, everything is counted as lost."""
         super().__init__(logging.ERROR)
-        self.lost = 0
+        self.lost, self.requests = 0, 1  # requests: in the table that is handed over
+        os.environ.setdefault("AZUREML_MDC_QUEUE_CAPACITY", str(WAITING_TABLES))
         self.collector = Collector(name=COLLECTION, on_error=self.count)
         logging.getLogger("mdc.worker").addHandler(self)  # which tells only there what failed
-        self.ending = threading.Event()
-        self.drained = threading.Thread(target=self.drain, daemon=True)
-        self.drained.start()  # now, since a thread cannot start when the interpreter ends
+        self.waiting: list[tuple[str, np.ndarray, dict[str, Any]]] = []
+        self.guard, self.ending = threading.Lock(), threading.Event()
+        self.sender = threading.Thread(target=self.send, daemon=True)
+        self.sender.start()  # now, since a thread cannot start when the interpreter ends
         atexit.register(self.end)
 
-    def drain(self) -> None:
-        """At the end, send all that waits."""
-        self.ending.wait()
+    def collect(self, request_id: str, images: np.ndarray, answer: dict[str, Any]) -> int:
+        """Take n images uint8 (n, size, size) with their answer; return how many requests are lost.
+
+        A request that comes while WAITING_IMAGES wait is lost.
+        """
+        with self.guard:
+            full = sum(len(each) for _, each, _ in self.waiting) + len(images) > WAITING_IMAGES
+            if not full:
+                self.waiting.append((request_id, images, answer))
+        if full:
+            self.count(f"more than {WAITING_IMAGES:,} images wait", 1)
+        return self.lost
+
+    def send(self) -> None:
+        """Hand over what waits, again and again; at the end, wait until all is sent."""
+        ending = False
+        while not ending:
+            ending = self.ending.wait(INTERVAL_SECONDS)
+            with self.guard:
+                waiting, self.waiting = self.waiting, []
+            try:
+                self.hand_over([row for request in waiting for row in collected_rows(*request)])
+            except Exception as error:  # of a library that the server must not depend on
+                self.count(repr(error), len(waiting))
         teardown(wait_for_flush=True)
+
+    def hand_over(self, rows: list[dict[str, Any]]) -> None:
+        """Give the rows to the collector, in tables of at most TABLE_ROWS and TABLE_BYTES."""
+        largest = max((len(to_json(row)) for row in rows), default=1)
+        count = max(1, min(TABLE_ROWS, TABLE_BYTES // largest))
+        for start in range(0, len(rows), count):
+            part = rows[start : start + count]
+            self.requests = len({row["request_id"] for row in part})
+            identity = f"{uuid.uuid4()}-{self.requests}"
+            self.collector.collect(pd.DataFrame(part), BasicCorrelationContext(id=identity))
 
     def end(self) -> None:
         """Wait until all is sent, but not for ever."""
         self.ending.set()
-        self.drained.join(DRAIN_SECONDS)
-        if self.drained.is_alive():
+        self.sender.join(DRAIN_SECONDS)
+        if self.sender.is_alive():
             print(f"The collector takes no more: some were not collected in {DRAIN_SECONDS:g} s.")
 
-    def count(self, reason: object) -> None:
-        """Count one request lost; say why in the log the first time, then each thousandth."""
-        if self.lost % 1000 == 0:
-            print(f"{self.lost + 1} not collected: {reason}")
-        self.lost += 1
+    def count(self, reason: object, requests: int | None = None) -> None:
+        """Count requests as lost, by default those of the table; log the first of each 1000."""
+        requests = self.requests if requests is None else requests
+        if self.lost // 1000 != (self.lost + requests) // 1000 or not self.lost:
+            print(f"{self.lost + requests} not collected: {reason}")
+        self.lost += requests
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count what the collector's thread could not send."""
-        self.count(record.getMessage())
+        """Count the requests of a table that the collector's thread could not send."""
+        _, _, identity, *_ = record.args or (0, 0, "1")
+        self.count(record.getMessage(), int(str(identity).rpartition("-")[2]))
 
-    def collect(self, request_id: str, images: np.ndarray, answer: dict[str, Any]) -> int:
-        """Hand over n rows: images uint8 (n, size, size) as base64, and predictions.
 
-        In tables of at most TABLE_BYTES. Returns how many were lost since the start; never raises.
-        """
-        try:
-            common = {"request_id": request_id, "model_version": answer["model_version"]}
-            rows = [
-                common | {"position": place, "image": base64.b64encode(image).decode()} | prediction
-                for place, (image, prediction) in enumerate(
-                    zip(images, answer["predictions"], strict=True)
-                )
-            ]
-            count = max(1, TABLE_BYTES // max(len(to_json(row)) for row in rows))
-            for start in range(0, len(rows), count):
-                table = pd.DataFrame(rows[start : start + count])
-                self.collector.collect(table, BasicCorrelationContext(id=request_id))
-        except Exception as error:  # of a library that a request must not depend on
-            self.count(repr(error))
-        return self.lost
+def collected_rows(
+    request_id: str, images: np.ndarray, answer: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each image: ids, the image in base64 and its prediction."""
+    common = {"request_id": request_id, "model_version": answer["model_version"]}
+    for place, (image, found) in enumerate(zip(images, answer["predictions"], strict=True)):
+        yield common | {"position": place, "image": base64.b64encode(image).decode()} | found
 
 
 def read(request: AMLRequest) -> bytes:
