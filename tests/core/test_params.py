@@ -101,9 +101,9 @@ CHANGES = {
     "not a number": ("foreign_share: 0.0", "foreign_share: .nan", "prepare.foreign_share"),
     "out of range": ("foreign_share: 0.0", "foreign_share: 1.0", "less than 1"),
     "too few epochs": ("epochs: ", "epochs: -", "epochs is -"),
-    "no epochs": ("epochs: 20", "epochs: 0", "epochs is 0"),
-    "half an epoch": ("epochs: 20", "epochs: 1.5", "epochs is 1.5"),
-    "epochs in words": ("epochs: 20", "epochs: ten", "epochs is 'ten'"),
+    "no epochs": ("epochs: 16", "epochs: 0", "epochs is 0"),
+    "half an epoch": ("epochs: 16", "epochs: 1.5", "epochs is 1.5"),
+    "epochs in words": ("epochs: 16", "epochs: ten", "epochs is 'ten'"),
     "no batch": ("batch_size: 64", "batch_size: 0", "train.batch_size is 0"),
     "share above one": ("warmup_share: 0.2", "warmup_share: 1.2", "train.warmup_share is 1.2"),
     "share below zero": (

@@ -4,7 +4,7 @@ A copy of what is committed goes the whole way: trained, reviewed, deployed, ask
 retrained, reviewed and deployed again. Nothing in it is played but the addresses: GitHub is the
 one of loopback.py, where act runs the real workflow files, Azure ML is `digits local`, Azure Blob
 is Azurite. To take minutes it trains two epochs, and an eighth of the traffic comes as fast as it
-is answered; its gate is twice as wide, since the first commit has the figures of twenty epochs.
+is answered; its gate is twice as wide, since the first commit has the figures of sixteen epochs.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SHORTER = (  # in params.yaml
     (r"^epochs: \d+", "epochs: 2"),
     (r"step_seconds: [\d.]+", "step_seconds: 1.0"),
     (r"requests_an_hour: [\d.]+", "requests_an_hour: 12.0"),
-    # Two epochs are worse than twenty, which the first commit has.
+    # Two epochs are worse than sixteen, which the first commit has.
     (r"tolerance: 0.003", "tolerance: 0.006"),
     (r"floor: 0.005", "floor: 0.01"),
 )

@@ -58,19 +58,14 @@ class BatchNormalization(layers.Layer):  # type: ignore[misc]
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Normalise float32 (n, height, width, channels) by the batch or the moving statistics."""
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=self.scale.value,
-            offset=self.offset.value,
-            mean=[] if training else self.mean.value,
-            variance=[] if training else self.variance.value,
-            epsilon=EPSILON,
-            is_training=training,
-        )
+        mean, variance = self.mean.value, self.variance.value
         if training:
+            mean = tf.reduce_mean(inputs, [0, 1, 2])
+            variance = tf.reduce_mean(inputs * inputs, [0, 1, 2]) - mean * mean
             for moving, new in ((self.mean, mean), (self.variance, variance)):
                 moving.assign(MOMENTUM * moving + (1 - MOMENTUM) * new)
-        return outputs
+        factor = self.scale * tf.math.rsqrt(variance + EPSILON)
+        return inputs * factor + (self.offset - mean * factor)
 
 
 def build(image_size: int, output_count: int, folded: bool = False) -> keras.Model:
