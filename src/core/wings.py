@@ -62,5 +62,5 @@ def resolve(target: str) -> Any:
         return getattr(imported, name)
     raise DigitsError(
         f"src/{module.replace('.', '/')}.py: expected {name}, found none; write it, for instance\n"
-        f"  @dataclass(frozen=True)\n  class {name}:\n      __pydantic_config__ = params.STRICT"
+        f"  @params.strict\n  class {name}:"
     )

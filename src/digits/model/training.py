@@ -7,7 +7,6 @@ accuracy on the split `validation`; the split `test` was not used for selection.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import keras
@@ -29,11 +28,9 @@ BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-7  # of Adam
 Trainer = Callable[[keras.Model, tf.Variable, tf.Tensor, "TrainConfig"], Any]
 
 
-@dataclass(frozen=True)
+@params.strict
 class TrainConfig:
     """params.yaml's section `train`."""
-
-    __pydantic_config__ = params.STRICT
 
     batch_size: Annotated[int, Field(ge=2)]
     peak_learning_rate: Annotated[float, Field(gt=0)]

@@ -30,11 +30,9 @@ FALSE_ALARM_RATES = np.linspace(0, 1, 101)  # where roc.csv has points
 DOTS_PER_INCH = 100
 
 
-@dataclass(frozen=True)
+@params.strict
 class Params:
     """params.yaml's section `evaluate`."""
-
-    __pydantic_config__ = params.STRICT
 
     calibration_bins: Annotated[int, Field(ge=1)]
     mistakes: Annotated[int, Field(ge=1, le=400)]  # in mistakes.png

@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -26,22 +25,18 @@ from digits.sources.fonts import FONTS, Fonts, load_glyphs, render
 from digits.sources.readers import Files, read_parts
 
 
-@dataclass(frozen=True)
+@params.strict
 class PerClass:
     """The number of digits of each class."""
-
-    __pydantic_config__ = params.STRICT
 
     train: Annotated[int, Field(ge=1)]
     test: Annotated[int, Field(ge=1)]
     production: Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
+@params.strict
 class Params:
     """A script's block in params.yaml's section `foreign`."""
-
-    __pydantic_config__ = params.STRICT
 
     source: str  # DVC dependency: a file or folder; package-lock.json for npm packages
     per_class: PerClass

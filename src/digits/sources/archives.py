@@ -8,7 +8,6 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ from pydantic import Field
 
 from core.dataset import Digits
 from core.errors import DigitsError
-from core.params import STRICT
+from core.params import strict
 from core.tables import check_regular
 from digits.runtime.normalise import normalise
 from digits.serving.request import RefusedError, read_picture
@@ -36,7 +35,7 @@ DAMAGES = (  # what the standard library raises for a damaged archive
 )
 
 
-@dataclass(frozen=True)
+@strict
 class Archive:
     """A .zip, a .tar or a folder with one picture for each digit; its path gives the class.
 
@@ -44,8 +43,6 @@ class Archive:
     `*/Train/digit_{class}/*.png`; the ending may be in capitals. `ink` says whether writing is
     white on black or the reverse.
     """
-
-    __pydantic_config__ = STRICT
 
     format: Literal["archive"]
     train: tuple[str, ...]

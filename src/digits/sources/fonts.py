@@ -29,7 +29,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage.morphology import skeletonize
 
 from core.errors import DigitsError
-from core.params import STRICT, ordered
+from core.params import ordered, strict
 from digits.runtime.normalise import BOX_PIXELS, normalise
 
 FONTS = Path("node_modules/@fontsource")  # where npm installs the fonts
@@ -55,14 +55,12 @@ Change = Annotated[float, Field(gt=-1, lt=1)]
 Lengths = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
 
 
-@dataclass(frozen=True)
+@strict
 class Hand:
     """How digits vary from one to the next.
 
     Pairs are ranges, drawn from uniformly; pixels are those of a 28-pixel image.
     """
-
-    __pydantic_config__ = STRICT
 
     rotation_degrees: Annotated[float, Field(ge=0, lt=90)]  # up to this much either way
     shear: float  # pixels sideways per pixel of height, up to this much either way
@@ -89,11 +87,9 @@ class Hand:
     regional_share: Share  # share drawn with another language's form, where fonts have one
 
 
-@dataclass(frozen=True)
+@strict
 class Fonts:
     """A script's `reader` in params.yaml that renders digits instead of reading them."""
-
-    __pydantic_config__ = STRICT
 
     format: Literal["fonts"]
     characters: tuple[Annotated[str, Field(min_length=1)], ...]  # of each class; any of a string

@@ -6,7 +6,6 @@ the setting that says it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +14,7 @@ from pydantic import Field
 
 from core.dataset import MNIST, Digits, as_bytes, common, concatenate, light_paper, positions, split
 from core.errors import DigitsError
-from core.params import STRICT
+from core.params import strict
 from core.tables import Table, read_table
 from digits.runtime.normalise import normalise
 from digits.sources.archives import Archive, read_archive
@@ -41,11 +40,9 @@ MEANS = (
 ORIENTED = 0.05  # by how much exchanged rows and columns must correlate better
 
 
-@dataclass(frozen=True)
+@strict
 class Files:
     """Files in a folder: `train` and `test` are names, also with * and ?, or IDX's prefixes."""
-
-    __pydantic_config__ = STRICT
 
     format: Literal["csv", "idx", "npz", "parquet"]
     train: str
