@@ -19,7 +19,7 @@ from core.tables import Table, read_table
 from digits.runtime.normalise import normalise
 from digits.sources.archives import Archive, read_archive
 from digits.sources.arrays import read_npz, read_parquet
-from digits.sources.idx import find_idx, read_idx
+from digits.sources.idx import read_pair
 
 PAPER = (3, 64)  # brightness of paper that is not quite black: it is subtracted
 EVEN = 8  # how far most of the edge's pixels are from it
@@ -114,10 +114,7 @@ def _digits(
     reader: Files, path: Path, part: str, image_size: int, classes: Sequence[str], script: str
 ) -> Digits:
     """Read one file."""
-    table, ink, notes = _table(reader, path, part, image_size), reader.ink, []
-    if isinstance(table, tuple):
-        table, pictures = table
-        ink = None if pictures else ink  # which were decoded by it
+    table = read_file(reader.format, path, part, image_size, reader.ink)
     if table.labels is None:
         raise DigitsError(
             f"{path}: has no labels, so it is for `digits score`. For testing, hold out a part of "
@@ -125,30 +122,27 @@ def _digits(
         )
     if not len(table.images):
         raise DigitsError(f"{path}: holds no image. Restore the file.")
-    images, labels = table.images, _labels(path, table, reader.names, classes)
-    if len(left_out := np.flatnonzero(labels < 0)):
-        notes.append(f"{len(left_out):,} digits with other labels than names has were left out")
+    images, labels, notes = table.images, _labels(path, table, reader.names, classes), []
+    if left_out := np.count_nonzero(labels < 0):
+        notes.append(f"{left_out:,} digits with other labels than names has were left out")
         images, labels = images[labels >= 0], labels[labels >= 0]
+    ink = None if table.pictures else reader.ink  # by which those were decoded
     images, more = in_normal_form(path, images, image_size, ink, reader.transposed)
     for note in notes + more:
         print(f"{path}: {note}")
     return Digits(images, labels.astype(np.uint8), script, False, len(classes))
 
 
-def _table(reader: Files, path: Path, part: str, image_size: int) -> Table | tuple[Table, bool]:
-    """Return a file as it stands there; of Parquet, also whether it holds pictures."""
-    if reader.format == "csv":
+def read_file(kind: str, path: Path, part: str, image_size: int, ink: str | None) -> Table:
+    """Return the images and labels of a file of this kind, as they stand there.
+
+    `part` chooses among the arrays of an .npz; size and ink are those of pictures in Parquet.
+    """
+    if kind == "csv":
         return read_table(path)
-    if reader.format == "npz":
+    if kind == "npz":
         return read_npz(path, part)
-    if reader.format == "parquet":
-        return read_parquet(path, image_size, reader.ink)
-    images = read_idx(find_idx(path.parent, path.name, "images-idx3"), dimensions=3)
-    file = find_idx(path.parent, path.name, "labels-idx1")
-    labels = read_idx(file, dimensions=1)
-    if len(images) != len(labels):
-        raise DigitsError(f"{file}: {len(images):,} images but {len(labels):,} labels.")
-    return Table(images, labels.astype(str), 0)
+    return read_parquet(path, image_size, ink) if kind == "parquet" else read_pair(path)
 
 
 def in_normal_form(
