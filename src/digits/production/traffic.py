@@ -91,14 +91,12 @@ class Requests:
     times: int64, milliseconds since 1970 UTC
     ids: request ids
     images: uint8 (n, size, size)
-    phases: int64, index of the phase
     """
 
     index: np.ndarray
     times: np.ndarray
     ids: list[str]
     images: np.ndarray
-    phases: np.ndarray
 
 
 class Pool:
@@ -254,7 +252,7 @@ class Stream:
         for number in np.unique(phase):
             here = phase == number
             images[here] = self.pool.images_at(digit[here], self.schedule.phases[number].noise)
-        return Requests(index, self.times[index], self.ids_of(index), images, phase)
+        return Requests(index, self.times[index], self.ids_of(index), images)
 
     def parts(self, rows: int) -> Iterable[Requests]:
         """Yield all requests, `rows` at a time."""
