@@ -16,7 +16,7 @@ from core.console import hidden_stderr
 from core.errors import DigitsError
 
 BATCH = 100  # images per call; another number may change the last bit of an answer
-OUTPUTS = {"digit": str, "confidence": float, "foreign": float}  # of each image
+OUTPUTS = {"digit": str, "confidence": float, "ood_score": float}  # of each image
 
 
 class Service:
@@ -37,7 +37,7 @@ class Service:
             raise DigitsError(f"{self.script}: {_described(error)}. Fix it.") from None
 
     def score(self, images: np.ndarray, progress: tqdm) -> dict[str, list]:
-        """Return model_version, digit, confidence and foreign of images uint8 (n, size, size).
+        """Return model_version, digit, confidence and ood_score of images uint8 (n, size, size).
 
         Raises DigitsError that names score.py when it fails or its answer lacks something.
         """

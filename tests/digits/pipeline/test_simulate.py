@@ -31,7 +31,7 @@ STAGE += ["--labelled", "data/labelled", "--package", "data/package"]
 ANSWERS = """
 class Service:
     def predict(self, images, script):
-        answer = {"digit": "1", "confidence": 0.5, "foreign": 0.1}
+        answer = {"digit": "1", "confidence": 0.5, "ood_score": 0.1}
         return {"model_version": "v", "predictions": [answer] * len(images)}
 
 
@@ -88,7 +88,7 @@ def test_the_answers_are_the_models(reproduced: Project) -> None:
     digits = [str(digit) for digit in scores["digits"].argmax(axis=1)]
     assert answered["digit"].to_pylist() == digits
     np.testing.assert_allclose(answered["confidence"], scores["digits"].max(axis=1), atol=2e-6)
-    np.testing.assert_allclose(answered["foreign"], scores["foreign"], atol=2e-6)
+    np.testing.assert_allclose(answered["ood_score"], scores["ood_score"], atol=2e-6)
     (version,) = set(answered["model_version"].to_pylist())
     assert sha256(reproduced.root / "data/package/data/model/model.keras").startswith(version)
 
