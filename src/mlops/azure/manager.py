@@ -1,7 +1,7 @@
 """Azure's resource manager, where azure-ai-ml has no call of its own.
 
 How many instances a deployment has under load is a setting of Azure Monitor; how long collected
-rows are kept is a rule of the storage account, which deletes them itself.
+rows are kept is a rule of the storage account, which deletes them itself. The template makes it.
 """
 
 import contextlib
@@ -19,10 +19,9 @@ AUTOSCALE = "Microsoft.Insights/autoscalesettings"
 POLICY = "managementPolicies/default"
 VERSIONS = {AUTOSCALE: "2022-10-01", POLICY: "2023-01-01"}  # of the API
 
-
 # Setting, role and resource of what a deployer may not be allowed to do.
 SCALING = ("azure.autoscale", "Monitoring Contributor", "resource group")
-KEEPING = ("azure.collection_days", "Storage Account Contributor", "workspace's storage account")
+KEEPING = ("azure.collection_days", "Reader", "workspace's storage account")
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ def allowed(setting: str, role: str, place: str) -> Iterator[None]:
         if error.status_code != 403:
             raise
         raise DigitsError(
-            f"{setting} cannot be put into force: give the deployer the role {role} on the "
-            f"{place}, or set it to null"
+            f"{setting}: the deployer needs the role {role} on the {place}. To assign it: digits "
+            "azure connect"
         ) from error
 
 
@@ -111,34 +110,17 @@ def remove_scale(workspace: Workspace, scope: str, endpoint: str, deployment: st
         ask(workspace, "DELETE", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE])
 
 
-def keep_days(workspace: Workspace, account: str, name: str, prefix: str, days: int | None) -> None:
-    """Let a storage account delete the blobs below CONTAINER/PREFIX `days` after the last change.
+def kept_days(workspace: Workspace, account: str, folder: str) -> int | None:
+    """Return after how many days a storage account deletes what is written to CONTAINER/FOLDER.
 
-    `account` is its resource id, `name` the rule's; None takes the rule away. Other rules stay:
-    an account has one policy with all of them. Raises DigitsError when that is not allowed; to
-    take away what one may not even see is none of that: nobody with these rights has made it.
+    None is never. `account` is its resource id. Raises DigitsError when its rules may not be read.
     """
-    path = f"{account}/{POLICY}"
     with allowed(*KEEPING):
-        try:
-            found = ask(workspace, "GET", path, VERSIONS[POLICY])
-        except HttpResponseError as error:
-            if days is None and error.status_code == 403:
-                return
-            raise
-        rules = found["properties"]["policy"]["rules"] if found else []
-        wanted = [rule for rule in rules if rule["name"] != name]
-        if days is not None:
-            actions = {"baseBlob": {"delete": {"daysAfterModificationGreaterThan": days}}}
-            filters = {"blobTypes": ["blockBlob", "appendBlob"], "prefixMatch": [prefix]}
-            definition = {"actions": actions, "filters": filters}
-            ours = {"enabled": True, "name": name, "type": "Lifecycle", "definition": definition}
-            wanted = [ours if rule["name"] == name else rule for rule in rules]
-            wanted += [ours] if ours not in wanted else []
-        if wanted == rules:
-            return
-        if wanted:
-            body = {"properties": {"policy": {"rules": wanted}}}
-            ask(workspace, "PUT", path, VERSIONS[POLICY], body)
-        else:
-            ask(workspace, "DELETE", path, VERSIONS[POLICY])
+        found = ask(workspace, "GET", f"{account}/{POLICY}", VERSIONS[POLICY])
+    days = []
+    for rule in found["properties"]["policy"]["rules"] if found else ():
+        prefixes = rule["definition"]["filters"].get("prefixMatch", [""])
+        deleting = rule["definition"]["actions"].get("baseBlob", {}).get("delete", {})
+        if rule.get("enabled", True) and any(map(folder.startswith, prefixes)):
+            days.append(deleting.get("daysAfterModificationGreaterThan"))
+    return min((int(one) for one in days if one is not None), default=None)

@@ -36,7 +36,7 @@ OVERRIDES = (
 CHOICE = "AZURE_TOKEN_CREDENTIALS"  # which logins the SDK tries; these values keep that of `az`
 WITH_AZ = ("", "dev", "azureclicredential")
 ISSUER = "https://token.actions.githubusercontent.com"
-CONNECT = "digits azure connect --run --github, with the resource group: it can be repeated"
+CONNECT = "digits azure connect, with the resource group: it can be repeated"
 
 
 def machine() -> Iterator[Finding]:
