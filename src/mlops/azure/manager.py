@@ -4,24 +4,16 @@ How many instances a deployment has under load is a setting of Azure Monitor; ho
 rows are kept is a rule of the storage account, which deletes them itself. The template makes it.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from azure.core.exceptions import HttpResponseError
 from azure.core.rest import HttpRequest
 
-from core.errors import DigitsError
 from mlops.azure.workspace import Workspace
 
 AUTOSCALE = "Microsoft.Insights/autoscalesettings"
 POLICY = "managementPolicies/default"
 VERSIONS = {AUTOSCALE: "2022-10-01", POLICY: "2023-01-01"}  # of the API
-
-# Setting, role and resource of what a deployer may not be allowed to do.
-SCALING = ("azure.autoscale", "Monitoring Contributor", "resource group")
-KEEPING = ("azure.collection_days", "Reader", "workspace's storage account")
 
 
 @dataclass(frozen=True)
@@ -33,20 +25,6 @@ class Scale:
     quiet: int  # percent of the processors' time, below which one instance goes
     busy: int  # above which one more comes
     minutes: int  # that it must last, and until the next change
-
-
-@contextlib.contextmanager
-def allowed(setting: str, role: str, place: str) -> Iterator[None]:
-    """Name the role that is missing when the manager answers 403."""
-    try:
-        yield
-    except HttpResponseError as error:
-        if error.status_code != 403:
-            raise
-        raise DigitsError(
-            f"{setting}: the deployer needs the role {role} on the {place}. To assign it: digits "
-            "azure connect"
-        ) from error
 
 
 def ask(workspace: Workspace, method: str, path: str, version: str, body: Any = None) -> Any:
@@ -68,10 +46,7 @@ def _setting(endpoint: str, deployment: str, scope: str) -> str:
 def set_scale(
     workspace: Workspace, scope: str, endpoint: str, deployment: str, location: str, scale: Scale
 ) -> None:
-    """Let Azure Monitor scale a deployment of the workspace `scope`.
-
-    Raises DigitsError when that is not allowed.
-    """
+    """Let Azure Monitor scale a deployment of the workspace `scope`."""
     target = f"{scope}/onlineEndpoints/{endpoint}/deployments/{deployment}"
 
     def rule(operator: str, percent: int, direction: str) -> dict[str, Any]:
@@ -100,23 +75,20 @@ def set_scale(
     }
     properties = {"enabled": True, "targetResourceUri": target, "profiles": [profile]}
     body = {"location": location, "properties": properties}
-    with allowed(*SCALING):
-        ask(workspace, "PUT", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE], body)
+    ask(workspace, "PUT", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE], body)
 
 
 def remove_scale(workspace: Workspace, scope: str, endpoint: str, deployment: str) -> None:
     """Delete a deployment's setting, if there is one."""
-    with allowed(*SCALING):
-        ask(workspace, "DELETE", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE])
+    ask(workspace, "DELETE", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE])
 
 
 def kept_days(workspace: Workspace, account: str, folder: str) -> int | None:
     """Return after how many days a storage account deletes what is written to CONTAINER/FOLDER.
 
-    None is never. `account` is its resource id. Raises DigitsError when its rules may not be read.
+    None is never. `account` is its resource id.
     """
-    with allowed(*KEEPING):
-        found = ask(workspace, "GET", f"{account}/{POLICY}", VERSIONS[POLICY])
+    found = ask(workspace, "GET", f"{account}/{POLICY}", VERSIONS[POLICY])
     days = []
     for rule in found["properties"]["policy"]["rules"] if found else ():
         prefixes = rule["definition"]["filters"].get("prefixMatch", [""])

@@ -25,7 +25,6 @@ def azure() -> None:
 
 
 @azure.command("check", epilog=options.example("digits azure check"))
-@click.option("--workspace", type=click.Choice(["azure", "local"]), default="azure")
 @options.repository()
 @options.as_json()
 def check_azure(**given: Any) -> None:

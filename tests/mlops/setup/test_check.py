@@ -1,12 +1,10 @@
 """`digits azure check` on what connect made, and on faults in it; gh and az: see cloud.py."""
 
-import re
 import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import frozen
 import pytest
@@ -203,7 +201,7 @@ def test_this_machine_is_checked(
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "prod")
     cloud.change(gh=False, login=False)
     with pytest.raises(DigitsError, match=r"3 checks failed\. The fix for each is printed above\."):
-        call("azure", "check", *["--workspace", "local", "--repository", "a/b"])
+        call("azure", "check", *["--repository", "a/b"])
     text = capsys.readouterr().out
     assert f"unset {' '.join(f'AZURE_{name}' for name in names)}\n" in text
     assert "remote main: azure://main, account missing" in text
@@ -240,29 +238,6 @@ def test_variables_that_lead_to_another_workspace_are_found(
     connection.WORKSPACE.write_text("{}")
     (failed,) = check.environment()
     assert failed.status == "failed" and failed.text.endswith("digits azure connect")
-
-
-def test_an_emulator_that_does_not_run_is_not_reported_as_a_missing_login(
-    cloud: Cloud, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(DigitsError, match="checks failed"):
-        call("azure", "check", *["--workspace", "local"])
-    text = capsys.readouterr().out.splitlines()[-1]
-    assert re.search("unknown  quota: .*digits local", text)
-
-
-@pytest.mark.parametrize(("strategy", "state"), [("blue_green", "failed"), ("in_place", "ok")])
-def test_a_quota_for_one_revision_alone_is_enough_in_place(
-    monkeypatch: pytest.MonkeyPatch, strategy: str, state: str
-) -> None:
-    settings = frozen.section(Params, "azure")
-    settings = replace(settings, strategy=strategy)  # type: ignore[arg-type]
-    monkeypatch.setattr(check, "load", lambda: settings)
-    monkeypatch.setattr(check, "connect", MagicMock())
-    monkeypatch.setattr(check, "cores", lambda *_: (2, "standardDSv2Family", 1))
-    (found,) = check.quota("azure")
-    assert found.status == state
-    assert "quota: 4 cores of standardDSv2Family needed for one more revision, 1 free" in found.text
 
 
 @pytest.mark.parametrize(
