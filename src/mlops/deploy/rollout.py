@@ -388,7 +388,7 @@ def main(command: str, workspace: str, wait: bool = False, **given: Any) -> None
     settings = load()
     if command in ("plan", "apply"):
         given["new"] = release.read(settings)
-    console.interrupt_on_sigterm()
+    console.interrupt_on_signals()
     try:
         target = Target(connect(workspace), settings)
         getattr(Deployer(target, settings, wait), command)(**given)

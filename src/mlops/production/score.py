@@ -26,7 +26,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Score files here or in a workspace, where `source` may be the address of a folder."""
-    console.interrupt_on_sigterm()
+    console.interrupt_on_signals()
     if workspace:
         remote(source, out, workspace, script)
     elif not isinstance(source, str):
