@@ -141,7 +141,7 @@ def test_a_new_tensorflow_trains_again_and_a_new_ruff_does_nothing(project: Proj
     text, count = re.subn(r"^ruff==\S+", "ruff==99.0.0", path.read_text("utf-8"), flags=re.M)
     assert count == 1
     path.write_text(text, "utf-8", newline="\n")
-    expected = {}
+    expected: dict[str, set[str]] = {}
     for name, lock, stages in (
         ("matplotlib", "requirements.txt", ("mnist", "foreign", "prepare", "evaluate", "monitor")),
         ("tensorflow-cpu", "requirements-serve.txt", ("train", "package", "simulate")),
