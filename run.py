@@ -234,8 +234,8 @@ def install_locked() -> None:
     ]
     run(*uv, "--python", PYTHON, LOCK, fix=offline)
     for pattern in UNUSED:
-        for folder in list(VENV.glob(f"**/site-packages/{pattern}")):
-            shutil.rmtree(folder, ignore_errors=True)  # one may lie in another
+        for unused in list(VENV.glob(f"**/site-packages/{pattern}")):
+            shutil.rmtree(unused, ignore_errors=True)  # one may lie in another
 
 
 def install_npm() -> None:
