@@ -212,12 +212,12 @@ def lines(*settings: Any, **options: Any) -> Painter:
     return paint
 
 
-def shadow(*softness: float) -> Painter:
+def shadow(sharpest: float, softest: float) -> Painter:
     """Return what writes and casts a shadow, whose edge has a width in pixels, over it."""
 
     def paint(scene: Scene) -> None:
         scene.write()
-        scene.shadow(scene.rng.uniform(*softness))
+        scene.shadow(scene.rng.uniform(sharpest, softest))
 
     return paint
 
@@ -386,7 +386,7 @@ def edge(scene: Scene) -> None:
 
 def cut(scene: Scene) -> None:
     """A digit cut to the box of its ink."""
-    alpha = strokes(scene.digits[0], scene.rng.integers(100, 200), 300, scene.rng)
+    alpha = strokes(scene.digits[0], int(scene.rng.integers(100, 200)), 300, scene.rng)
     scene.light, scene.colours = np.ones_like(alpha), np.full((*alpha.shape, 3), 255, np.float32)
     scene.blend(alpha, BLACK)
 
@@ -471,7 +471,7 @@ def outcome(service: Any, body: bytes, label: str | None, script: str | None) ->
     except RefusedError:
         return "refused"
     [found] = service.predict(images, script)["predictions"]
-    flagged = bool(warnings) or found["foreign"] > OOD_LIMIT
+    flagged = bool(warnings) or found["ood_score"] > OOD_LIMIT
     if found["digit"] == label:
         return "right, flagged" if flagged else "right"
     if flagged:
