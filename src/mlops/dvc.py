@@ -196,7 +196,7 @@ def repro(*options: str) -> Run:
         errors="replace",
     )
     assert process.stdout
-    with process:
+    try:
         for line in process.stdout:
             print(line, end="", flush=True)
             last.append(line.rstrip())
@@ -205,6 +205,12 @@ def repro(*options: str) -> Run:
                 if name:
                     run.stages[name] = (what, time.monotonic() - since)
                 (name, what), since = found[0], time.monotonic()
+    except KeyboardInterrupt:  # it reaches DVC and its stage, too, which take back what they did
+        print(process.stdout.read(), end="")
+        raise
+    finally:
+        process.wait()
+        process.stdout.close()
     if name:
         run.stages[name] = (what, time.monotonic() - since)
     if process.returncode:

@@ -59,7 +59,6 @@ PARAMS = """
 epochs: 1
 classes: ["0", "1"]
 review:
-  stage_seconds: {train: 100}
   retrain: {propose: true, set: {}}
   gate:
     mnist:

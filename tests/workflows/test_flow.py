@@ -23,7 +23,6 @@ pytestmark = [pytest.mark.slow, needs_bash]
 ACCOUNT = "devstoreaccount1"
 SMALL_REVIEW = """\
 review:
-  stage_seconds: {train: 10}
   retrain: {propose: true, set: {prepare.foreign_share: 0.05}}
   gate:
     mnist:

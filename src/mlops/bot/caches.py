@@ -4,9 +4,7 @@ GitHub searches the caches of a run's own ref first, then those of the base. An 
 the pull request may have filled its own, and a cache is unpacked over the checkout, .venv included.
 """
 
-import os
 import urllib.parse
-from pathlib import Path
 
 from core.errors import DigitsError
 from mlops.bot import github
@@ -17,16 +15,14 @@ def main(arguments: list[str]) -> str:
 
     Where GitHub does not answer, nothing is restored either.
     """
-    ref = github.setting("REF")
-    query = urllib.parse.urlencode({"ref": ref, "per_page": 1})
+    query = urllib.parse.urlencode({"ref": github.setting("REF"), "per_page": 1})
     try:
         count = github.api("GET", f"/actions/caches?{query}")["total_count"]
-        found = f"{count} caches of {ref}: none is restored." if count else f"{ref} has no cache."
+        found = f"{count} caches of this ref"
     except (DigitsError, KeyError) as error:
-        count, found = 1, f"No cache is restored: {error}"
-    with Path(os.environ["GITHUB_OUTPUT"]).open("a", encoding="utf-8") as file:
-        file.write(f"own={str(bool(count)).lower()}\n")
-    return f"::notice::{' '.join(found.split())}" if count else found
+        count, found = 1, " ".join(str(error).split())
+    github.output(own=str(bool(count)).lower())
+    return f"::notice::No cache is restored: {found}" if count else found
 
 
 if __name__ == "__main__":

@@ -36,8 +36,11 @@ def run_of(number: str) -> dict[str, Any]:
     return run
 
 
-def pull_requests(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the open pull requests whose head is the run's commit, branch and repository."""
+def pull_requests(run: dict[str, Any], made: str = "") -> list[dict[str, Any]]:
+    """Return the open pull requests from the run's repository and branch whose head is its commit.
+
+    Or the commit `made`, which the bot has made of what the run handed over.
+    """
     source = run["head_repository"]
     if source is None:  # the fork has been deleted
         return []
@@ -46,7 +49,7 @@ def pull_requests(run: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         pull
         for pull in github.everything(f"/pulls?{query}")
-        if pull["head"]["sha"] == run["head_sha"]
+        if pull["head"]["sha"] in (run["head_sha"], made)
         and (pull["head"]["repo"] or {}).get("full_name") == source["full_name"]
     ]
 

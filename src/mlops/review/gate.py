@@ -40,7 +40,6 @@ class Params:
     __pydantic_config__ = STRICT
 
     retrain: Retrain
-    stage_seconds: dict[str, NotNegative]  # what a stage takes, for the time that is saved
     gate: dict[str, dict[str, Rule]]  # by source and metric
 
 
