@@ -5,9 +5,9 @@ reference (but its MNIST digits were used to choose `tolerated_share`), and real
 images and labels, see `make rendering-realism`). Output, on standard output: the share of windows
 with an alert of the 1 % test, of in-distribution digits and with some foreign ones. The 95 %
 intervals are from a bootstrap of the digits, not only of windows. The reference is fixed; another
-one has another false alarm rate (data/README.md). For comparison, the first of these windows are
+one has another false alarm rate (.github/DRIFT.md). For comparison, the first of these windows are
 tested with Evidently's data drift preset, if it is installed. It is not locked, because it needs
-pandas below 3; data/README.md describes that measurement.
+pandas below 3; .github/DRIFT.md describes that measurement.
 """
 
 import argparse

@@ -6,7 +6,7 @@ from pathlib import Path
 import frozen
 import pytest
 from conftest import ROOT
-from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
+from dvc.utils.hydra import apply_overrides
 
 from core import params
 from core.errors import DigitsError
