@@ -54,6 +54,7 @@ needs_bash = pytest.mark.skipif(sys.platform == "win32", reason="the jobs' shell
 # docs.github.com/rest names it, "Fine-grained access tokens for ...";
 NEEDED = [
     ("GET", r"/actions/runs/\d+", "actions", "read"),  # actions/workflow-runs
+    ("GET", r"/actions/runs/\d+/jobs", "actions", "read"),  # actions/workflow-jobs
     ("GET", r"/actions/runs/\d+/artifacts", "actions", "read"),  # actions/artifacts
     ("GET", r"/actions/artifacts/\d+/zip", "actions", "read"),
     ("GET", r"/actions/caches", "actions", "read"),  # actions/cache
@@ -71,6 +72,7 @@ NEEDED = [
     ("DELETE", r"/git/refs/heads/.*", "contents", "write"),
     ("GET", r"/pulls", "pull-requests", "read"),
     ("POST", r"/pulls", "pull-requests", "write"),
+    ("GET", r"/issues/\d\d\d/comments", "issues", "read"),
     ("GET", r"/issues/\d+/comments", "pull-requests", "read"),
     ("POST", r"/issues/\d\d\d/comments", "issues", "write"),
     ("POST", r"/issues/\d+/comments", "pull-requests", "write"),
@@ -430,6 +432,12 @@ class GitHub:
         page = slice(100 * (int(query.get("page", 1)) - 1), 100 * int(query.get("page", 1)))
         if parts[:2] == ["actions", "runs"] and len(parts) == 3:
             return 200, next(run for run in self.runs if run.id == int(parts[2])).facts()
+        if parts[0] == "actions" and parts[-1] == "jobs":
+            times: dict[str, str | None]
+            times = {"started_at": "2026-01-02T00:00:00Z", "completed_at": "2026-01-02T00:00:59Z"}
+            asks = dict.fromkeys(times)  # the job that asks has not ended
+            jobs = [("ubuntu-24.04", times), ("windows-2025", times), ("ubuntu-24.04", asks)]
+            return 200, {"jobs": [{"labels": [label], **row} for label, row in jobs]}
         if parts[:2] == ["actions", "runs"]:
             stems = sorted(path.stem for path in self.artifacts.joinpath(parts[2]).glob("*.zip"))
             artifacts = [
@@ -448,9 +456,21 @@ class GitHub:
         if parts[0] == "compare":
             base, head = urllib.parse.unquote(parts[1]).split("...")
             span = f"{base}...{head}"
-            names = self.git("diff", "--name-only", "-z", "--no-renames", span).split("\0")
-            files = [{"filename": name} for name in names if name][:300]
-            return 200, {"files": files, "ahead_by": int(self.git("rev-list", "--count", span))}
+            rows = self.git("diff", "--raw", "-z", "--abbrev=40", "--no-renames", span).split("\0")
+            files = [
+                {
+                    "filename": name,
+                    "sha": row.split()[3],
+                    "status": "removed" if row[-1] == "D" else "modified",
+                }
+                for row, name in zip(rows[::2], rows[1::2], strict=False)
+            ]
+            counts = self.git("rev-list", "--left-right", "--count", span).split()
+            return 200, {
+                "files": files[:300],
+                "behind_by": int(counts[0]),
+                "ahead_by": int(counts[1]),
+            }
         if parts[0] == "contents":
             content = self.git("show", f"{query['ref']}:{path.removeprefix('/contents/')}")
             return 200, {"content": base64.b64encode(content.encode()).decode()}
@@ -483,7 +503,10 @@ class GitHub:
                 and (not owner or (pull.source.partition("/")[0], pull.branch) == (owner, branch))
             ][page]
         if parts[-1] == "comments" and method == "GET":
-            return 200, self.pulls[int(parts[1])].comments[page]
+            number = int(parts[1])
+            if number >= FIRST_ISSUE:
+                return 200, self.issue(number)["remarks"][page]
+            return 200, self.pulls[number].comments[page]
         if parts[-1] == "comments":
             number = int(parts[1])
             issue = number >= FIRST_ISSUE

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hollow import hollow
 from loopback import GitHub, needs_bash
-from records import FULL_NAME, Pull, Run
+from records import FULL_NAME, Run
 from reports import report
 
 from core.errors import DigitsError
@@ -153,42 +153,18 @@ def test_what_is_no_unknown_script_proposes_nothing(setting: GitHub, remedy: str
     assert tell(setting, found) == ("#101: opened.", "issue=101\nretrain=false\n")
     body = setting.issues[0]["body"]
     assert ("The images are bad: fix what takes them" in body) == (remedy == "mend")
-    assert ("merge the pull request" in body) == (remedy != "mend")
+    assert ("merge the retraining" in body) == (remedy != "mend")
 
 
-@pytest.mark.parametrize(
-    ("pull", "again"),
-    [
-        (Pull(5, "retrain-2026-11-24"), False),
-        (Pull(5, "retrain-2026-11-24", state="closed"), True),  # of an alarm before this one
-        (Pull(5, "retrain-2026-11-24", state="closed", created_at="2026-01-03T00:00:00Z"), False),
-        (Pull(5, "retrain-2026-11-24", source="mallory/digits"), True),
-        (Pull(5, "other"), True),
-    ],
-    ids=["open", "older", "closed", "fork", "other"],
-)
-def test_an_alarm_has_one_retraining(setting: GitHub, pull: Pull, again: bool) -> None:
-    setting.git("update-ref", setting.ref(pull), "main")
-    setting.pulls[5] = pull
-    told, output = tell(setting, DRIFT)
-    assert output == f"issue=101\nretrain={str(again).lower()}\n"
-    assert ("Its retraining is #5" in told) != again
-
-
-def test_a_branch_that_nobody_has_opened_yet_is_a_retraining(setting: GitHub) -> None:
-    setting.git("update-ref", "refs/heads/retrain-2026-11-24", "main")
-    told, output = tell(setting, DRIFT)
-    assert output == "issue=101\nretrain=false\n"
-    assert "Its retraining is the branch retrain-2026-11-24" in told
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"drift": true}'])
-def test_what_is_no_monitoring_touches_no_issue(setting: GitHub, text: str) -> None:
-    path = setting.folder / "monitoring.json"
-    path.write_text(text)
-    with pytest.raises(DigitsError, match=r"monitoring\.json: is no monitoring\.json"):
-        issues.main(["drift"])
-    assert setting.calls == []
+def test_an_alarm_has_one_retraining(setting: GitHub) -> None:
+    tell(setting, DRIFT)
+    setting.issues[0]["remarks"].append({"id": 1, "body": "A person says something."})
+    assert tell(setting, DRIFT)[1] == "issue=101\nretrain=true\n"
+    setting.issues[0]["remarks"].append({"id": 2, "body": f"{issues.READY} #5"})
+    assert tell(setting, DRIFT) == (
+        "#101: updated. Its retraining is proposed already.",
+        "issue=101\nretrain=false\n",
+    )
 
 
 def handed(github: GitHub, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:

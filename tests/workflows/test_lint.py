@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import steps
 import yaml
 from conftest import ROOT, Project, environment
 from loopback import ACTIONS_ID, GitHub, needs_bash
+from records import FULL_NAME
 
 from mlops.bot.commit import MADE
 
@@ -20,7 +22,7 @@ FILES = sorted(FOLDER.glob("*.yml"))
 # (GitHub's changelog, 2026-09-10), `deployment` of an environment (databricks/cli#5927), `queue` of
 # a concurrency group, and `$/`, this repository (GitHub's changelog, 2026-07-30).
 LATER = re.compile(
-    r'specifying action "\$/\.github/actions/setup" in invalid format|'
+    r'specifying action "\$/\.github/actions/\w+" in invalid format|'
     r'label "(ubuntu-24\.04|windows-2025)" is unknown|undefined variable "vars"|'
     r'unexpected key "(cache-mode" for "job|deployment" for "environment|queue" for "concurrency)" '
     r"section"
@@ -117,7 +119,7 @@ def test_rights_time_and_concurrency_are_limited(path: Path) -> None:
         assert job["timeout-minutes"] <= (150 if path.name == "live.yml" else 90)
         for step in job["steps"]:
             assert "${{" not in step.get("run", "")
-            if "uses" in step and step["uses"] != "$/.github/actions/setup":
+            if "uses" in step and not step["uses"].startswith("$/.github/actions/"):
                 assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", step["uses"])
             if step.get("uses", "").startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
@@ -227,10 +229,42 @@ def test_each_environment_is_told_to_who_sets_it_up() -> None:
     assert [name for name in sorted(named) if f"`{name}`" not in told] == []
 
 
-def test_ci_covers_systems_and_pythons() -> None:
-    matrix = jobs(FOLDER / "ci.yml")["test"]["strategy"]["matrix"]
-    assert {name.partition("-")[0] for name in matrix["system"]} == {"ubuntu", "windows"}
-    assert matrix["python"] == ["3.11", "3.12", "3.13"]
+FULL = 'systems=["ubuntu-24.04", "windows-2025"]\npythons=["3.11", "3.12", "3.13"]\n'
+ONE = 'systems=["ubuntu-24.04"]\npythons=["3.11"]\n'
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    ("changed", "one", "expected"),
+    [
+        ("README.md", "false", f"target=check\n{ONE}"),
+        ("src/x.py", "false", f"target=test\n{FULL}"),
+        ("src/x.py", "true", f"target=test\n{ONE}"),
+        ("", "false", f"target=test\n{FULL}"),  # a push
+        ("", "true", f"target=test\n{ONE}"),
+    ],
+)
+def test_a_change_of_data_and_a_private_repository_run_one_machine(
+    tmp_path: Path, changed: str, one: str, expected: str
+) -> None:
+    project = Project(tmp_path / "work")
+    project.root.mkdir()
+    with GitHub(tmp_path / "github") as github:
+        project.git("init", "--quiet", "--initial-branch", "main")
+        for name in ("first", changed or "second"):
+            (project.root / name).parent.mkdir(exist_ok=True)
+            (project.root / name).write_text("")
+            project.git("add", "--all")
+            project.git("commit", "--quiet", "--message", name)
+            branch = "main" if name == "first" else "change"
+            project.git("push", "--quiet", str(github.origin), f"HEAD:refs/heads/{branch}")
+        step = steps.find("ci.yml", "scope", "scope")
+        env = {"GITHUB_API_URL": github.url, "GITHUB_REPOSITORY": FULL_NAME, "TOKEN": "x"}
+        env |= {"BASE": "main", "HEAD": github.head("change") if changed else "", "ONE": one}
+        env["PYTHONPATH"] = str(ROOT / "src")
+        step["run"] = step["run"].replace("PYTHONPATH=src ", "")
+        _, output = steps.run(step, tmp_path, None, **env)
+    assert output == expected
 
 
 def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
@@ -238,7 +272,7 @@ def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     if python is None:
         pytest.skip("no Python beside the environment's")
-    for script in ("comment", "commit", "caches", "issues", "deployment", "unchanged"):
+    for script in ("comment", "commit", "issues", "change"):
         done = subprocess.run(
             [
                 python,
@@ -297,7 +331,10 @@ def test_ci_sums_up(tmp_path: Path) -> None:
             project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
             github.environment["CONDA"] = str(tmp_path / "conda")
             run = github.act("ci.yml", "push", github.head("main"), {"ref": "refs/heads/main"})
-        assert run.jobs == {"test": result, "required": result, "conda": result}, run.log
+        assert run.jobs == {"scope": "success"} | dict.fromkeys(
+            ("test", "required", "conda"), result
+        )
+        assert "took 4 billed minutes" in run.log
         made, ran = "env create --name mlops --file data/package/conda.yaml", "run --name mlops"
         lines = calls.read_text("utf-8").splitlines()
         assert [line.startswith((made, ran)) for line in lines] == [True] * 4

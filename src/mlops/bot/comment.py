@@ -5,12 +5,15 @@ parsed strictly, and rendered here. It does not say where it belongs: the pull r
 whose head is the commit that GitHub says the run was of.
 """
 
+import base64
+import json
+import math
 import os
 import re
 from typing import Any
 
 from core.errors import DigitsError
-from mlops.bot import change, deployment, github
+from mlops.bot import change, github
 from mlops.review import render, schema
 from mlops.review.schema import Report
 
@@ -73,7 +76,7 @@ def figure(run: dict[str, Any], report: Report | None) -> tuple[str, str]:
     state = "success" if report.gate.passed else "failure"
     for row in report.metrics:
         if row.bounds and row.difference is not None:
-            words = {"noise": ", not significant"}.get(row.verdict, "")
+            words = ", not significant" if row.verdict == "noise" else ""
             difference = render.figure(row.difference, "+").replace("-", "−")
             figures = f"{render.figure(row.after)} ({difference}{words})"
             return state, f"{render.name_of(row)} {figures}"
@@ -115,11 +118,23 @@ def notices(run: dict[str, Any], pull: dict[str, Any], served: str) -> tuple[lis
     if text := stale(run):
         last.append(text.replace("\n", "\n  "))
     base = pull["base"]["ref"]
-    if served and (commits := deployment.behind(served, base)):
+    if served and (commits := change.compare(served, base)["ahead_by"]):
         last.append(
             f"Production is not at {base}: it serves {served[:10]}, {commits} commits back."
         )
     return [first] if code else [], last
+
+
+def metrics(commit: str) -> dict[tuple[str, str], float]:
+    """Return the metrics of a commit of main by source and name: finite numbers alone."""
+    row = github.api("GET", f"/contents/data/evaluation/metrics.json?ref={commit}")
+    values = json.loads(base64.b64decode(row["content"]))
+    return {
+        (source, name): float(value)
+        for source, named in values.items()
+        for name, value in named.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def comment(run: dict[str, Any], pull: dict[str, Any], report: Report | None, problem: str) -> str:
@@ -131,16 +146,16 @@ def comment(run: dict[str, Any], pull: dict[str, Any], report: Report | None, pr
         f"**{run['conclusion']}**. Plots, confusion matrices and the sheet of mistakes: "
         f"[artifacts]({link}#artifacts)."
     )
-    served = deployment.served()
+    served = github.api("GET", "/deployments?environment=production&per_page=1")
+    served = served[0]["sha"] if served else ""
     said = notices(run, pull, served)
     lines = "\n".join(f"- {text}" for part in said for text in part)
     if report is None:
         return f"{marker}\n## No report: {render.plain(problem, 300)}\n\n{lines}\n\n{facts}\n"
-    production = deployment.metrics(served) if served else None
+    production = metrics(served) if served else None
     body = f"{marker}\n{render.write(report, said, facts, production)}"
     if len(body) > COMMENT_CHARACTERS:
-        title = render.headline(report)
-        body = f"{marker}\n## {title}\n\n{lines}\n\nToo long for a comment. {facts}\n"
+        body = body.partition("<details>")[0] + "The rest is too long for a comment.\n"
     return body
 
 

@@ -8,7 +8,6 @@ its commit has two parents.
 """
 
 import re
-import subprocess
 import urllib.parse
 from typing import Any
 
@@ -69,56 +68,45 @@ def refusal(run: dict[str, Any], pulls: list[dict[str, Any]]) -> str:
     return f"it changes code ({code[0]})" if code else ""
 
 
-def git(*arguments: str, codes: tuple[int, ...] = (0,)) -> bytes:
-    """Return what git prints in this clone; raise DigitsError when it fails."""
-    done = subprocess.run(["git", *arguments], capture_output=True)
-    if done.returncode not in codes:
-        raise DigitsError(f"git {arguments[0]}: {done.stderr.decode(errors='replace')}")
-    return done.stdout
-
-
 def merge(head: str, files: dict[str, bytes]) -> str:
-    """Make a commit that merges main, with these files in place of those in conflict; return it.
+    """Make a commit that merges main into a branch that changes data alone; return it.
 
-    Raises DigitsError when other files are in conflict.
+    Its tree is main's, with the files that the branch has changed, and with the run's in place of
+    those that both have. Raises DigitsError when both changed another file.
     """
-    default = f"origin/{github.setting('DEFAULT_BRANCH')}"
-    main = files.pop(MERGED_COMMIT).decode(errors="replace").strip()
-    if not re.fullmatch(r"[0-9a-f]{40}", main):
+    main, default = (
+        files.pop(MERGED_COMMIT).decode(errors="replace").strip(),
+        github.setting("DEFAULT_BRANCH"),
+    )
+    if not re.fullmatch(r"[0-9a-f]{40}", main) or change.compare(main, default)["behind_by"]:
         raise DigitsError(f"the artifact names no commit of {default}: {main[:50]!r}")
-    git("merge-base", "--is-ancestor", main, default)
-    options = ("--write-tree", "--name-only", "--no-messages", "-z")
-    listing = git("merge-tree", *options, main, head, codes=(0, 1)).decode(errors="replace")
-    tree, *conflicts = filter(None, listing.split("\0"))
-    if others := [name for name in conflicts if name not in files]:
-        raise DigitsError(f"{others[0]} is in conflict with main")
-    known = {row.split()[2] for row in git("ls-tree", "-r", "-z", main).split(b"\0") if row}
-    rows = git("diff-tree", "-r", "-z", "--no-renames", head, tree).split(b"\0")
+    theirs = change.names(change.compare(head, main))
+    if len(theirs) >= change.FILES:
+        raise DigitsError(f"{default} has changed more files than GitHub lists")
     entries = additions(files, MERGED)
-    for row, name in zip(rows[::2], rows[1::2], strict=False):
-        _, mode, _, blob, _ = row.split()
-        entry: dict[str, Any] = {"path": name.decode(), "type": "blob", "mode": mode.decode()}
-        if entry["path"] in files:
+    for row in change.compare(main, head)["files"]:
+        name = row["filename"]
+        if name in files:
             continue
-        if mode == b"000000":  # main has deleted it
-            entry |= {"mode": PLAIN_FILE, "sha": None}
-        elif blob in known:
-            entry["sha"] = blob.decode()
-        else:  # git has merged two texts
-            entry["content"] = git("cat-file", "blob", blob.decode()).decode()
-        entries.append(entry)
-    return commit([head, main], f"Merge {default}, reproduced", entries)
+        if name in theirs:
+            raise DigitsError(f"{name} is changed here and on {default}")
+        removed = row["status"] == "removed"
+        sha = None if removed else row["sha"]
+        entries.append({"path": name, "mode": PLAIN_FILE, "type": "blob", "sha": sha})
+        if row["status"] == "renamed":
+            entries.append({**entries[-1], "path": row["previous_filename"], "sha": None})
+    return commit([head, main], f"Merge {default}, reproduced", entries, main)
 
 
-def commit(parents: list[str], message: str, entries: list[dict[str, Any]]) -> str:
-    """Make a commit that changes these entries of its first parent's tree; return its id.
+def commit(parents: list[str], message: str, entries: list[dict[str, Any]], tree: str = "") -> str:
+    """Make a commit that changes these entries of the tree of a commit, else of its first parent.
 
-    No branch has it yet. createCommitOnBranch cannot give a commit two parents.
+    Returns its id; no branch has it yet. createCommitOnBranch cannot give a commit two parents.
     """
-    base = github.api("GET", f"/git/trees/{parents[0]}")["sha"]
+    base = github.api("GET", f"/git/trees/{tree or parents[0]}")["sha"]
     values = {"base_tree": base, "tree": entries}
-    tree = github.api("POST", "/git/trees", values, token="COMMIT_TOKEN")["sha"]
-    values = {"message": message, "tree": tree, "parents": parents}
+    made = github.api("POST", "/git/trees", values, token="COMMIT_TOKEN")["sha"]
+    values = {"message": message, "tree": made, "parents": parents}
     return str(github.api("POST", "/git/commits", values, token="COMMIT_TOKEN")["sha"])
 
 

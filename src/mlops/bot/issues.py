@@ -1,7 +1,7 @@
 """Write the issues: of drift in production, with its retraining, and of the weekly run.
 
-Each issue is found again by a hidden marker. An alarm has one retraining at most: whoever closes
-its pull request has decided. Bad images have none, since the model would learn the fault.
+Each issue is found again by a hidden marker. An alarm has one retraining at most. Bad images have
+none, since the model would learn the fault.
 
 What a run proposes is a branch. A person opens its pull request by a link in the issue, whose
 checks then start at once; a GitHub App opens it itself. The repository's setting "Allow GitHub
@@ -23,23 +23,21 @@ from mlops.review import render, schema
 
 DRIFT, WEEKLY = "<!-- digits-drift -->", "<!-- digits-weekly -->"
 RETRAIN, NEWEST = "retrain-", "newest-"  # which the branches of proposals start with
-NEEDED = ("drift", "since", "window", "windows", "requests", "causes", "remedy", "lately")
 LABELLED = r"data/labelled/([a-z][a-z0-9]*_\w+\.csv\.dvc|\.gitignore)"
 RETRAINED = re.compile(rf"params\.yaml|{commit.MADE.pattern}|{LABELLED}")
 RELOCKED = re.compile(rf"requirements(-dev)?\.txt|package-lock\.json|{commit.MADE.pattern}")
 BYTES = 20_000_000
+READY = "A retraining is ready:"  # a remark that begins so ends the search for another
 TODO = """\
 - Look at the digits in the report: `report.html` in the [artifacts]({link}#artifacts).
 {remedy}
 
 This issue is closed when the alarm ends."""
 LABEL = """\
-- Are they digits that the model never learnt? Label some, and merge the pull request that
-  retrains it, if its report convinces you.
+- Are they digits that the model never learnt? Label some, and merge the retraining if it is good.
 - Are the images bad (a scanner, a cropped image)? Fix that: a model that learns it hides it."""
 FIX = """\
-- The images are bad: fix what takes them (a scanner, a lamp, cropping). No retraining is
-  proposed while they are among the requests: a model that learns them hides the fault.
+- The images are bad: fix what takes them (a scanner, cropping). Nothing is retrained meanwhile.
 - Are new digits still unusual? `digits monitor --since TIME` looks at those alone, and with
   `--labelled data/labelled` takes them for `digits retrain`."""
 
@@ -145,7 +143,8 @@ def drift() -> str:
     Gives later jobs, by GITHUB_OUTPUT, the issue's number, and whether PROPOSE and what is seen
     call for a retraining.
     """
-    found, link = read(Path(github.setting("MONITORING"))), github.setting("LINK")
+    found = json.loads(Path(github.setting("MONITORING")).read_text("utf-8"))
+    link = github.setting("LINK")
     issue = find(DRIFT)
     if not found["drift"]:
         if issue is None:
@@ -156,18 +155,10 @@ def drift() -> str:
         return close(issue, remark)
     issue, done = put(issue, "Production drifts", body(found, link))
     wanted = github.setting("PROPOSE") == "true" and found["remedy"] == "retrain"
-    made = proposed(issue["created_at"]) if wanted else None
+    remarks = github.everything(f"/issues/{issue['number']}/comments?sort=created")
+    made = any(row["body"].startswith(READY) for row in remarks)
     github.output(issue=issue["number"], retrain=str(wanted and not made).lower())
-    return f"{done} Its retraining is {made}; no other is proposed." if made else done
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return monitoring.json; raise DigitsError when it is not what `digits monitor` writes."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        return found | {key: found[key] for key in NEEDED}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DigitsError(f"{path}: is no monitoring.json ({error!r}); see job look") from None
+    return f"{done} Its retraining is proposed already." if made else done
 
 
 def table(found: dict[str, Any]) -> str:
@@ -197,26 +188,6 @@ def body(found: dict[str, Any], link: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def proposed(since: str) -> str:
-    """Return the newest retraining, if one is open or was made since `since`, else nothing.
-
-    A branch whose pull request nobody has opened yet is one. Times are GitHub's, whose order is
-    that of their letters; the newest 100 pull requests are looked at.
-    """
-    pulls = github.api("GET", "/pulls?state=all&sort=created&direction=desc&per_page=100")
-    own = [
-        pull
-        for pull in pulls
-        if (pull["head"]["repo"] or {}).get("full_name") == github.repository()
-        and pull["head"]["ref"].startswith(RETRAIN)
-    ]
-    for pull in own:
-        if pull["state"] == "open" or pull["created_at"] >= since:
-            return f"#{pull['number']}"
-    opened = {pull["head"]["ref"] for pull in own}
-    return next((f"the branch {name}" for name in branches(RETRAIN) if name not in opened), "")
-
-
 def retrain() -> str:
     """Propose the artifact `retraining` of the run RUN to BASE at HEAD, in the issue ISSUE."""
     issue = github.setting("ISSUE")
@@ -230,7 +201,7 @@ def retrain() -> str:
     )
     added = commit.additions(names, RETRAINED)
     made = propose(RETRAIN, "Retrain: production drifts", text, added)
-    remark = f"A retraining is ready: {made}\n\n{render.write(report)}"[:65_000]
+    remark = f"{READY} {made}\n\n{render.write(report)}"[:65_000]
     github.api("POST", f"/issues/{issue}/comments", {"body": remark})
     return made
 

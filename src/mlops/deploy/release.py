@@ -140,10 +140,7 @@ def gate_reasons(live: str | None) -> list[str]:
     head = git.commit("HEAD")
     if live and live != head and git.git("merge-base", "--is-ancestor", "HEAD", live) is not None:
         # As when an older run of deploy.yml is approved after a newer one.
-        reasons.append(
-            f"{live[:10]}, which is live, has this commit as an ancestor: run deploy.yml on main "
-            "again, or go back with `digits deploy rollback`"
-        )
+        reasons.append(f"{live[:10]} is live and newer; `digits deploy rollback` goes back")
     return reasons + gate.judge(compare.judged(before, after, {}, rules), rules)
 
 

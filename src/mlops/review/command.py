@@ -13,7 +13,7 @@ from mlops import options
 @click.option("--repro", is_flag=True, help="Run `dvc repro` first.")
 @click.option("--restore", default="", metavar="REMOTE", help="With --repro: get what main made.")
 @click.option("--gate", is_flag=True, help="Exit with 1 when the gate of params.yaml fails.")
-@click.option("--out", type=options.FOLDER, help="A folder for the report and DVC's plots.")
+@click.option("--out", type=options.FOLDER, help="A folder for the report.")
 @options.as_json()
 def review(
     base: str | None,
@@ -28,15 +28,12 @@ def review(
     Prints the report, or a line about it with --out, which writes report.md and report.json.
     """
     from core.files import write_text
-    from mlops import dvc
     from mlops.review import render, schema
     from mlops.review.report import review as compare
 
     with options.stdout_for_program(as_json):
         found = compare(base, repro, restore)
     if out:
-        problem = "" if found.failed else dvc.plots(found.base, out / "plots")
-        found.problems.extend([problem] if problem else [])
         write_text(out / "report.md", render.write(found))
         write_text(out / "report.json", schema.dump(found))
     if as_json:

@@ -13,12 +13,6 @@ from mlops.review.schema import Metric, Report
 POINTS, ROWS, BULLETS = 40, 30, 10  # of a chart, of a table, of a list
 NOTICES, INPUTS, SHOWN = 3, 3, 7  # of the first screen: notices, params, rows in all
 TEXT = 120  # characters of a value
-SIGNS = {
-    "better": "🟢 better",
-    "worse": "🔴 worse",
-    "noise": "not significant",
-    "same": "the same",
-}
 VERDICTS = {
     "better": "Better",
     "worse": "Worse",
@@ -192,43 +186,34 @@ def bullets(sign: str, texts: list[str], limit: int) -> str:
 
 
 def metrics(report: Report) -> str:
-    """Return the table of metrics, those of the gate first and bold."""
-    cells: list[list[str]] = []
-    others: list[list[str]] = []
-    for row in report.metrics:
-        rule = row.bounds
-        name = name_of(row)
-        known = row.noise is not None and row.difference
-        noise = f" (±{figure(row.noise)})" if known else ""
-        line = [
-            f"**{name}**" if rule else name,
-            *(figure(row.before), figure(row.after), figure(row.difference, "+")),
-            SIGNS.get(row.verdict, "not known") + noise,
-            f"{'≥' if rule.direction == 'higher' else '≤'} {figure(rule.floor)}" if rule else "",
-            f"{figure(rule.tolerance)} worse" if rule else "",
-        ]
-        (cells if rule else others).append(line)
-    if not cells + others:
-        return ""
-    head = ["Metric", "Before", "After", "Difference", "Beyond chance?", "Limit", "Tolerance"]
+    """Return the table of all metrics, those of the gate first and bold."""
+    rows = []
+    for row in sorted(report.metrics, key=lambda row: row.bounds is None):
+        rule, name = row.bounds, name_of(row)
+        noise = f" (±{figure(row.noise)})" if row.noise is not None and row.difference else ""
+        limit = f"{'≥' if rule.direction == 'higher' else '≤'} {figure(rule.floor)}" if rule else ""
+        rows.append(
+            [
+                f"**{name}**" if rule else name,
+                *(figure(row.before), figure(row.after), figure(row.difference, "+")),
+                VERDICTS[row.verdict].lower() + noise,
+                *(limit, f"{figure(rule.tolerance)} worse" if rule else ""),
+            ]
+        )
+    head = ["Metric", "Before", "After", "Difference", "Beyond chance", "Limit", "Tolerance"]
     text = "± is chance alone in 95 % of cases: that of the seeds by data/noise.json, or else that "
     text += "of the test set (Newcombe's method 10)."
-    return f"### Metrics\n\n{table(head, cells + others)}\n\n{text}"
+    return f"### Metrics\n\n{table(head, rows)}\n\n{text}" if rows else ""
 
 
 def classes(report: Report) -> str:
-    """Return the classes whose accuracy changed beyond chance, ten at most."""
-    rows = [
-        [
-            *(named(row.source), plain(row.name, 40)),
-            *(figure(row.before), figure(row.after), figure(row.after - row.before, "+")),
-        ]
+    """Return the classes whose accuracy changed beyond chance, the largest change first."""
+    texts = [
+        f"{row.source} {row.name}: {figure(row.before)} → {figure(row.after)}"
         for row in report.classes
     ]
-    if not rows:
-        return ""
-    head = ["Digits", "Class", "Before", "After", "Difference"]
-    return f"### Classes beyond chance (99 %, of the test set alone)\n\n{table(head, rows[:10])}"
+    title = "### Classes beyond chance (99 %, of the test set alone)"
+    return f"{title}\n\n{bullets('', texts, TEXT)}" if texts else ""
 
 
 def params(report: Report) -> str:

@@ -112,18 +112,13 @@ def weights_of_others(before: Snapshot, today: Snapshot, after: Snapshot) -> str
     return TRAIN if restores and other else ""
 
 
-def rules(today: Snapshot, after: Snapshot, where: str) -> tuple[Params | None, list[str]]:
-    """Return section `review` of the base, or the working tree's where the base has none.
-
-    The texts say why it is not the base's.
-    """
+def rules(today: Snapshot, after: Snapshot, where: str) -> tuple[Params, list[str]]:
+    """Return section `review` of the base, or the working tree's, and why it is not the base's."""
     try:
-        if "review" in today.params:
-            return params.section(Params, today.params, "review"), []
+        return params.section(Params, today.params, "review"), []
     except DigitsError as error:
-        return params.section(Params, after.params, "review"), [f"{where}: {error}"]
-    text = f"{where} has no section review; the gate of the working tree is used"
-    return params.section(Params, after.params, "review"), [text] if today.params else []
+        text = f"the gate of the working tree is used: {where}: {error}"
+        return params.section(Params, after.params, "review"), [text] if today.params else []
 
 
 def seed_variance(base: Base, today: Snapshot, after: Snapshot) -> tuple[dict, list[str]]:

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, environment
-from loopback import GitHub
+import steps
+from conftest import ROOT, Project, environment
+from loopback import GitHub, needs_bash
 from records import FULL_NAME, Pull, Run
 from reports import report
 
 from core.errors import DigitsError
-from mlops.bot import caches, change, comment, commit, deployment, unchanged
+from mlops.bot import change, comment, commit
 from mlops.bot import github as client
 from mlops.review import schema
 
@@ -497,7 +498,7 @@ def clone(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
     for branch, changes in (
         ("main", files),
         ("mehr-übung", {"dvc.lock": "1", "README.md": "one\n\n\n\nTWO\n"}),
-        ("main", {"dvc.lock": "2", "README.md": "ONE\n\n\n\ntwo\n", "src/a.py": "b\n"}),
+        ("main", {"dvc.lock": "2", "src/a.py": "b\n"}),
     ):
         start = "main" if branch == "main" else "HEAD"
         work.git("checkout", "--quiet", *(["-B", branch] if start == "HEAD" else ["main"]))
@@ -545,7 +546,7 @@ def test_main_is_merged_by_a_commit_with_two_parents(
         "dvc.lock",
         "params.yaml",
     ]
-    assert github.git("show", f"{made}:README.md") == "ONE\n\n\n\nTWO"
+    assert github.git("show", f"{made}:README.md") == "one\n\n\n\nTWO"
     assert github.git("show", f"{made}:dvc.lock") == LOCK["dvc.lock"].strip()
     assert not github.conflicts(github.pulls[7])
     assert f"is committed** as {made[:10]}" in texts(github)[0]
@@ -563,8 +564,8 @@ HAND = """\
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"merged": "0" * 40}, "git merge-base"),
-        ({"merged": "main; rm"}, "the artifact names no commit of origin/main: 'main; rm'"),
+        ({"merged": "main"}, "the artifact names no commit of main: 'main'"),
+        ({"merged": "main; rm"}, "the artifact names no commit of main: 'main; rm'"),
         ({"src/b.py": ""}, "src/b.py: is not among the files that may be committed"),
     ],
 )
@@ -594,6 +595,18 @@ def test_a_token_cannot_merge_changed_workflows(
     clone.git("fetch", "--quiet", "origin")
     run = merged(github, monkeypatch)
     assert "without `workflows`" in committed_and_shown(run, monkeypatch)
+    assert HAND in texts(github)[0]
+
+
+def test_a_file_that_both_changed_is_left_to_a_person(
+    github: GitHub, clone: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.git("checkout", "--quiet", "main")
+    (clone.root / "README.md").write_text("ONE\n")
+    clone.git("commit", "--quiet", "--all", "--message", "A word")
+    clone.git("push", "--quiet", "origin", "main")
+    run = merged(github, monkeypatch)
+    assert "README.md is changed here and on main" in committed_and_shown(run, monkeypatch)
     assert HAND in texts(github)[0]
 
 
@@ -646,9 +659,8 @@ def test_production_is_recorded_and_compared(
     values = {"mnist": {"accuracy": 0.4321, "loss": float("nan")}}
     name = "data/evaluation/metrics.json"
     served = push(github, tmp_path, {name: json.dumps(values)}, "main")
-    monkeypatch.setenv("COMMIT", served)
-    assert deployment.main([]) == f"Production serves {served}."
-    assert github.deployments[0]["state"] == "success"
+    steps.run(steps.action("record")[0], tmp_path, COMMIT=served)
+    assert [(row["sha"], row["state"]) for row in github.deployments] == [(served, "success")]
     show(reported(github), monkeypatch)
     assert "99.65 % | +0.15 points 🟢 | 43.21 % |" in texts(github)[0]
     assert "Production is not at main" not in texts(github)[0]
@@ -668,17 +680,14 @@ def test_a_change_of_no_dep_needs_no_pipeline(
     lock = "stages:\n  a:\n    deps:\n    - path: src/a\n    outs:\n    - path: data/out.json\n"
     push(github, tmp_path, {"dvc.lock": lock, "src/a/x.py": "1", "data/out.json": "1"}, "main")
     work = Project(tmp_path / "more")
-    monkeypatch.chdir(work.root)
-    monkeypatch.setenv("BASE", "origin/main")
-    monkeypatch.setenv("HEAD", "1" * 40)
-    output = tmp_path / "output"
+    (work.root / "src/mlops").mkdir(parents=True, exist_ok=True)
+    step = steps.find("pull-request.yml", "review", "unchanged")
 
-    def same(name: str, text: str) -> bool:
+    def same(name: str, text: str, base: str = "origin/main") -> bool:
         work.git("fetch", "--quiet", "origin")
         push(github, tmp_path, {name: text})
-        output.write_text("")
-        unchanged.main([])
-        return output.read_text() == "same=true\n"
+        _, output = steps.run(step, work.root, tmp_path, BASE=base, PYTHONPATH=str(ROOT / "src"))
+        return output == "same=true\n"
 
     for name in (
         *("params.yaml", "dvc.yaml", "dvc.lock", "data/noise.json", "data/x/a.csv.dvc"),
@@ -691,35 +700,26 @@ def test_a_change_of_no_dep_needs_no_pipeline(
     assert found.gate.passed and found.verdict == "same"
     push(github, tmp_path, {"dvc.lock": lock.replace("src/a", '"src/\\x61"')}, "main")
     assert not same("README.md", "Two words.\n")  # a name that git would not take literally
-    monkeypatch.setenv("BASE", "origin/nowhere")
-    assert not same("README.md", "Three words.\n")
+    assert not same("README.md", "Three words.\n", "origin/nowhere")
 
 
 # Caches
 
 
-@pytest.mark.parametrize("own", [False, True])
+@needs_bash
+@pytest.mark.parametrize(("own", "failure"), [(False, None), (True, None), (False, (403, {}))])
 def test_a_ref_with_caches_of_its_own_restores_none(
-    github: GitHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: bool
+    github: GitHub, tmp_path: Path, own: bool, failure: tuple[int, dict[str, str]] | None
 ) -> None:
-    monkeypatch.setenv("REF", "refs/pull/7/merge")
-    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
     if own:
         (github.caches / "refs-pull-7-merge" / "dvc-1").mkdir(parents=True)
     (github.caches / "refs-heads-main" / "dvc-1").mkdir(parents=True)
-    done = caches.main([])
-    assert ("No cache is restored: 1 caches" in done) == own
-    assert (tmp_path / "output").read_text() == f"own={str(own).lower()}\n"
-
-
-def test_no_cache_is_restored_when_github_does_not_answer(
-    github: GitHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("REF", "refs/pull/7/merge")
-    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
-    github.failures.extend([(502, {})] * client.ATTEMPTS)
-    assert "No cache is restored" in caches.main([])
-    assert (tmp_path / "output").read_text() == "own=true\n"
+    if failure:
+        github.failures.append(failure)
+    step = steps.find("pull-request.yml", "review", "caches")
+    done, output = steps.run(step, tmp_path, REF="refs/pull/7/merge")
+    assert ("No cache is restored: refs/pull/7/merge has" in done) == bool(own or failure)
+    assert output == ("" if own or failure else "own=false\n")
 
 
 # GitHub

@@ -139,7 +139,7 @@ def test_an_honest_report_survives() -> None:
         (b'{"\xff": 1}', "codec can't decode"),
         (b"[" * 100_000, "recursion"),
         (b"[]", "report.json: expected Report"),
-        (b'{"schema": 1}', "report.json: expected the keys schema, verdict, gate"),
+        (b'{"schema": 1}', "report.json: expected the keys verdict, gate, schema"),
         (schema.dump(report(schema=2)).encode(), "schema: expected 1, found 2"),
         (schema.dump(report()).replace("0.995", "NaN").encode(), "before: expected float"),
         (schema.dump(report()).replace("0.995", "1e999").encode(), "before: expected float"),

@@ -36,7 +36,6 @@ def test_a_change_is_reproduced_and_told(project: Project) -> None:
     assert values["gate"] == {"passed": True, "reasons": []}
     ran = {stage["name"]: stage["what"] for stage in values["stages"]}
     assert ran["evaluate"] == "ran"
-    assert (project.root / "review" / "plots" / "index.html").exists()
     project.git("commit", "--quiet", "--all", "--message", "Fewer mistakes")
     project.git("switch", "--quiet", "main")
     assert "| evaluate | restored |" in digits(project, "review", "--repro", "--base", "change")

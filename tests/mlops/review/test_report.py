@@ -149,12 +149,12 @@ def test_production_is_compared_but_no_part_of_the_gate(small: Project) -> None:
     (small.root / "data" / "monitoring").mkdir()
     change(small, "data/monitoring/metrics.json", produced(0.9, 1))
     _, text = reviewed()
-    assert "| production accuracy | – | 0.9 | – | not known |  |  |" in text
+    assert "| production accuracy | – | 0.9 | – | nothing to compare with |  |  |" in text
     commit(small, "production")
     change(small, "data/monitoring/metrics.json", produced(0.8, 3))
     found, text = reviewed("HEAD")
-    assert "| production accuracy | 0.9 | 0.8 | -0.1 | 🔴 worse (±0.014142) |  |  |" in text
-    assert "| production alarms | 1 | 3 | +2 | not known |  |  |" in text
+    assert "| production accuracy | 0.9 | 0.8 | -0.1 | worse (±0.014142) |  |  |" in text
+    assert "| production alarms | 1 | 3 | +2 | nothing to compare with |  |  |" in text
     assert "accuracy low" not in text
     assert (found.verdict, found.gate.reasons) == ("same", [])
     change(small, "data/monitoring/metrics.json", "{")
@@ -171,7 +171,7 @@ def test_what_explains_it_is_told(small: Project) -> None:
     _, text = reviewed()
     assert "| epochs | 3 | 4 |" in text
     assert "| train | not run | epochs, data/raw.csv | 0 |" in text
-    assert "| japanese (rendered) | 1 | 0.5 | 0.7 | +0.2 |" in text
+    assert "- japanese_rendered 1: 0.5 → 0.7" in text
     assert 'x-axis "epoch" [1, 2, 3, 4]' in text
     assert text.count("line [") == 4
 
