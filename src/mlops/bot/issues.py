@@ -154,9 +154,10 @@ def drift() -> str:
         remark = f"The alarm has ended; [this run]({link}) found no drift.\n\n{table(found)}"
         return close(issue, remark)
     issue, done = put(issue, "Production drifts", body(found, link))
-    wanted = github.setting("PROPOSE") == "true" and found["remedy"] == "retrain"
+    wanted = github.setting("PROPOSE") == "true" and found["action"] == "retrain"
     remarks = github.everything(f"/issues/{issue['number']}/comments?sort=created")
-    made = any(row["body"].startswith(READY) for row in remarks)
+    own = [row["body"] for row in remarks if row["user"]["login"] == github.BOT]
+    made = any(text.startswith(READY) for text in own)
     github.output(issue=issue["number"], retrain=str(wanted and not made).lower())
     return f"{done} Its retraining is proposed already." if made else done
 
@@ -169,12 +170,14 @@ def table(found: dict[str, Any]) -> str:
         return f"{value:.1%}" if isinstance(value, int | float) else otherwise
 
     rows = {
-        "at least since" if found.get("at_least") else "since": found["since"] or "–",
+        "at least since" if found.get("onset_censored") else "since": found["since"] or "–",
         "judged": f"{found['requests']:,} requests in {found['windows']:,} windows",
         "accuracy by the labels that have come": share("accuracy", "no labels yet"),
         "accuracy estimated without labels": share("estimated_accuracy", "not known"),
-        f"out of distribution, of the last {found['lately']:,}": share("strangers", "not known"),
-        "contributing signals": ", ".join(map(str, found["causes"])) or "–",
+        f"out of distribution, of the last {found['recent_requests']:,}": share(
+            "ood_share", "not known"
+        ),
+        "contributing signals": ", ".join(map(str, found["contributing_signals"])) or "–",
     }
     return render.table(["", ""], [[key, render.plain(row)] for key, row in rows.items()])
 
@@ -183,7 +186,7 @@ def body(found: dict[str, Any], link: str) -> str:
     """Return the issue's text."""
     where = " ".join(str(found.get(key, "")) for key in ("endpoint", "model_version"))
     text = f"Requests differ from the data that the model was trained with: {render.plain(where)}."
-    todo = TODO.format(link=link, remedy=FIX if found["remedy"] == "mend" else LABEL)
+    todo = TODO.format(link=link, remedy=FIX if found["action"] == "fix_input" else LABEL)
     parts = [DRIFT, text, table(found), todo, f"[The latest run]({link})"]
     return "\n\n".join(parts) + "\n"
 
