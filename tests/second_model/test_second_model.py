@@ -147,7 +147,7 @@ def test_a_later_upstream_is_merged_and_the_model_kept(
     assert "instance_count: 2" in (irises.root / "params.yaml").read_text("utf-8")
     report = digits(irises, "review", "--gate")
     assert "gate passed" in report.splitlines()[0]
-    assert "| **iris accuracy** | 0.94 | 0.94 | 0 | same |" in report
+    assert "| **iris accuracy** | 0.94 | 0.94 | 0 | no difference |" in report
     assert "⚠️" not in report
 
 

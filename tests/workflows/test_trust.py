@@ -61,7 +61,7 @@ def push(github: GitHub, pull: Pull) -> Run:
 def settle(github: GitHub, pull: Pull) -> tuple[Run, Run]:
     """Push, and let everything run; return the runs of pull-request.yml and comment.yml."""
     github.push(github.folder.parent / "work", pull)
-    review, checks, comment = github.settle()
+    review, checks, comment, *_ = github.settle()
     assert [(run.workflow, run.event) for run in (review, checks)] == SETTLED
     return review, comment
 
