@@ -180,9 +180,9 @@ class Story:
         pull = self.github.open_link(branch)
         self.chapter(
             "Retraining",
-            f"It also made the branch {pull.branch}: a model that has learnt the labelled digits of "
-            "production and some of each script. A person opens its pull request by the link in the "
-            "issue; the checks compare it with main.",
+            f"It also made the branch {pull.branch}: a model that has learnt the labelled digits "
+            "of production and some of each script. A person opens its pull request by the link in "
+            "the issue; the checks compare it with main.",
         )
         self.comment(pull, 24)
         assert self.github.mergeable(pull)

@@ -209,7 +209,10 @@ def test_a_fork_gets_everything_without_an_identity(hub: Hub) -> None:
 
 @pytest.mark.prove
 def test_a_readme_needs_no_pipeline(hub: Hub) -> None:
-    work, pull = hub.branch(4, "words", ("README.md", "#", "# A word:"))
+    work, pull = hub.branch(4, "words")
+    (work.root / "README.md").write_text("A word.\n", "utf-8")
+    work.git("add", "--all")
+    work.git("commit", "--quiet", "--message", "A word")
     first, *_ = hub.open(work, pull)
     assert first.jobs == {"review": "success"}, first.log
     assert "Install the locked packages" not in first.log
@@ -268,7 +271,7 @@ def test_drift_becomes_a_retraining_that_can_be_merged(hub: Hub) -> None:
         assert "Running stage 'train'" in run.log
         text = github.issues[-1]["remarks"][0]["body"]
         assert "| prepare.foreign_share | 0.0 | 0.05 |" in text
-        assert "accuracy told" in text
+        assert "accuracy given script" in text
         branch = github.git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads/retrain-*")
         pull = github.open_link(branch)
         span = f"main..{pull.branch}"
