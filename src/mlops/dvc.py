@@ -45,9 +45,9 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return an environment in which stages find this Python."""
-    folder = str(Path(sys.executable).parent)
-    return os.environ | {"PATH": folder + os.pathsep + os.environ.get("PATH", "")}
+    """Return an environment in which stages find this Python, or what STAGE_PATH has of it."""
+    path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
+    return os.environ | {"PATH": os.environ.get("STAGE_PATH") or path}
 
 
 def run(

@@ -7,13 +7,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from mlops.review.schema import (
-    Bounds,
-    ClassChange,
-    Metric,
-    ParamChange,
-    Verdict,
-)
+from mlops.review.schema import Bounds, ClassChange, Metric, ParamChange, Verdict
 from mlops.review.snapshot import Snapshot
 
 CLASS_DEVIATIONS = 2.576  # a class is named beyond this: 1 % of classes by chance

@@ -21,23 +21,11 @@ from mlops.git import Base
 from mlops.review import compare, schema
 from mlops.review.gate import Params, judge
 from mlops.review.schema import Report, Stage
-from mlops.review.snapshot import (
-    CLASSES,
-    CURVES,
-    METRICS,
-    NOISE,
-    PRODUCTION,
-    WINDOWS,
-    Snapshot,
-    mapping,
-    read,
-    stages,
-)
+from mlops.review.snapshot import NOISE, TABLES, Snapshot, mapping, read, stages
 
 LOCK, TRAIN = "dvc.lock", "train"
 # What a run writes and git keeps.
 KEPT = (LOCK, "data/evaluation", "data/model", "data/monitoring")
-TABLES = {METRICS, CLASSES, CURVES, PRODUCTION, WINDOWS}
 NO_COMPARISON = (
     "not comparable: the test set changed, so only the fixed limits are judged and no metric is "
     "compared with the base"

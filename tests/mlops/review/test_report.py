@@ -146,6 +146,9 @@ def test_production_is_compared_but_no_part_of_the_gate(small: Project) -> None:
     figures = {"mean": 0.995, "deviation": 0.0001, "least": 0.994, "most": 0.996}
     noise = {"seeds": [1, 2], "metrics": {"mnist": {"accuracy": figures}}, "trained": TRAINED}
     on_main(small, "data/noise.json", json.dumps(noise))
+    names = [f"data/{folder}/metrics.json" for folder in ("evaluation", "monitoring")]
+    stages = {f"stage{name}": {"metrics": [{name: {"cache": False}}]} for name in names}
+    on_main(small, "dvc.yaml", json.dumps({"stages": stages}))
     (small.root / "data" / "monitoring").mkdir()
     change(small, "data/monitoring/metrics.json", produced(0.9, 1))
     _, text = reviewed()
@@ -181,7 +184,7 @@ def test_what_explains_it_is_told(small: Project) -> None:
     [
         ("params.yaml", "epochs: [", "params.yaml is damaged"),
         ("data/evaluation/metrics.json", "{", "metrics.json is damaged"),
-        ("data/evaluation/metrics.json", '{"mnist": 3}', "metrics.json is damaged"),
+        ("data/evaluation/metrics.json", '{"mnist": "3"}', "metrics.json is damaged"),
         ("data/evaluation/metrics.json", "[]", "metrics.json is damaged"),
         ("dvc.lock", "<<<<<<< ours\na: 1\n>>>>>>> theirs\n", "digits merge"),
         ("dvc.lock", "stages: {train: {deps: [{path: 3}]}}", "dvc.lock is damaged"),
