@@ -534,6 +534,10 @@ def lock() -> None:
     run(*resolve, *stages, "--extra", "mlops", "--group", "dev", "--output-file", LOCK.name)
     for name, extra in (("requirements.txt", stages), ("requirements-serve.txt", [])):
         run(*resolve, *extra, "--constraint", LOCK.name, "--output-file", name)
+    action = ROOT / ".github" / "actions" / "review"
+    small = [argument for argument in resolve if argument != "pyproject.toml"]
+    small += [action / "requirements.in", "--constraint", LOCK.name]
+    run(*small, "--output-file", action / "requirements.txt")
     npm: list[str | Path] = [shutil.which("npm") or "npm", "install", "--package-lock-only"]
     npm += ["--silent", "--omit-lockfile-registry-resolved"]
     run(*npm)
