@@ -1,10 +1,11 @@
 """Which jobs run, as whom and with whose code, for each event: the real files, empty work."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import ROOT, Project
 from hollow import hollow
 from loopback import GitHub, needs_bash
 from records import Pull, Run
@@ -101,6 +102,15 @@ def test_ones_own_change_of_data_is_reviewed_as_reader_and_committed(github: Git
     [Pull(1, "epochs", "mallory/digits", "mallory"), Pull(1, "epochs", author="dependabot[bot]")],
     ids=["fork", "dependabot"],
 )
+def test_each_line_of_the_table_of_trust_names_a_test() -> None:
+    table = (ROOT / ".github" / "SECURITY.md").read_text("utf-8").partition("## What a review")[0]
+    rows = [row for row in table.splitlines() if row.startswith("|")][2:]
+    assert rows
+    for row in rows:
+        (path, name), *_ = re.findall(r"`(tests/\S+\.py)::(\w+)`", row)
+        assert f"def {name}(" in (ROOT / path).read_text("utf-8"), row
+
+
 def test_a_pull_request_that_may_not_has_no_identity(github: GitHub, pull: Pull) -> None:
     run = push(github, pull)
     assert run.jobs == {"review": "failure"}, run.log
