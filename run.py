@@ -338,6 +338,12 @@ def rendering_realism() -> None:
     measure("realism")
 
 
+def verify_azure() -> None:
+    """Compare Azure itself with its emulator, in a new resource group: GROUP=name; two hours."""
+    repro()
+    measure("verify_azure")
+
+
 def noise() -> None:
     """Train with five seeds and store the variance of the metrics in data/noise.json."""
     env()
@@ -550,6 +556,7 @@ TARGETS = {
     "bench-workers": bench_workers,
     "drift-power": drift_power,
     "rendering-realism": rendering_realism,
+    "verify-azure": verify_azure,
     "noise": noise,
     "mlflow": mlflow,
     "notebooks": notebooks,
