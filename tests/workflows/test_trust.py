@@ -102,15 +102,6 @@ def test_ones_own_change_of_data_is_reviewed_as_reader_and_committed(github: Git
     [Pull(1, "epochs", "mallory/digits", "mallory"), Pull(1, "epochs", author="dependabot[bot]")],
     ids=["fork", "dependabot"],
 )
-def test_each_line_of_the_table_of_trust_names_a_test() -> None:
-    table = (ROOT / ".github" / "SECURITY.md").read_text("utf-8").partition("## What a review")[0]
-    rows = [row for row in table.splitlines() if row.startswith("|")][2:]
-    assert rows
-    for row in rows:
-        (path, name), *_ = re.findall(r"`(tests/\S+\.py)::(\w+)`", row)
-        assert f"def {name}(" in (ROOT / path).read_text("utf-8"), row
-
-
 def test_a_pull_request_that_may_not_has_no_identity(github: GitHub, pull: Pull) -> None:
     run = push(github, pull)
     assert run.jobs == {"review": "failure"}, run.log
@@ -183,3 +174,12 @@ def test_with_that_defence_switched_off_the_cache_would_run(github: GitHub) -> N
     Project(work).git("commit", "--quiet", "--all", "--message", "Without")
     run = push(github, Pull(1, "epochs"))
     assert "POISONED digits review" in run.log
+
+
+def test_each_line_of_the_table_of_trust_names_a_test() -> None:
+    table = (ROOT / ".github" / "SECURITY.md").read_text("utf-8").partition("## What a review")[0]
+    rows = [row for row in table.splitlines() if row.startswith("|")][2:]
+    assert rows
+    for row in rows:
+        (path, name), *_ = re.findall(r"`(tests/\S+\.py)::(\w+)`", row)
+        assert f"def {name}(" in (ROOT / path).read_text("utf-8"), row
