@@ -1,7 +1,7 @@
 """The scoring address of online endpoints: keys, weights, one inference server a deployment.
 
-What a deployment's data collector sends comes in on a port of its own, so that the rows'
-deployment is known; its password is in the environment of the deployment's server alone.
+What deployments' data collectors send comes in on a port of its own; each has a password, which is
+in the environment of the deployment's server alone, so that the rows' deployment is known.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ import aiohttp
 from aiohttp import web
 
 from azureml_emulator import inference
-from azureml_emulator.web import LOOPBACK, Server, Servers, check_length, read_body
+from azureml_emulator.web import LOOPBACK, Servers, check_length, read_body
 
 BODY_BYTES = 100_000_000  # of a request; the deployment's own code may take less
 ROWS_BYTES = 100_000_000  # that a deployment collects at once
@@ -67,9 +67,9 @@ class Running:
 
     process: subprocess.Popen[bytes]
     address: inference.Address
-    sink: Server
     launch: Launch
     name: str = ""  # the deployment's, as it was first spelled
+    password: str = ""  # of its data collector
     under_way: int = 0
     failures: int = 0  # to start it again after it ended
     next_start: float = 0.0  # not before this time.monotonic()
@@ -108,6 +108,10 @@ class Router:
         application = web.Application(client_max_size=BODY_BYTES)
         application.router.add_route("*", "/{path:.*}", self.score)
         self.server = servers.serve(application, port)
+        self.sinks: dict[str, tuple[str, str]] = {}  # endpoint and deployment by password
+        sink = web.Application(client_max_size=ROWS_BYTES)
+        sink.router.add_post("/{path:.*}", self.take_rows)
+        self.sink = servers.serve(sink)
         self.port = self.server.port
         self.url = f"http://{LOOPBACK}:{self.port}"
 
@@ -124,11 +128,11 @@ class Router:
         does; the one that ran stays.
         """
         password, place = secrets.token_urlsafe(), (endpoint.lower(), deployment.lower())
-        sink = self.servers.serve(self.sink(endpoint, deployment, password))
+        self.sinks[password] = (endpoint, deployment)
         settings = {
             "AML_APP_INSIGHTS_ENABLED": "false",
             "AZUREML_MDC_HOST": f"emulator:{password}@{LOOPBACK}",
-            "AZUREML_MDC_PORT": str(sink.port),
+            "AZUREML_MDC_PORT": str(self.sink.port),
             "NO_PROXY": LOOPBACK,
             "no_proxy": LOOPBACK,
         }
@@ -146,9 +150,9 @@ class Router:
                 self.aborted,
             )
         except BaseException:
-            sink.stop()
+            del self.sinks[password]
             raise
-        fresh = Running(process, address, sink, launch, deployment)
+        fresh = Running(process, address, launch, deployment, password)
         with self.lock:
             before = self.running.get(place)
             if may_replace(before):
@@ -180,6 +184,7 @@ class Router:
         self.server.stop()
         for place in list(self.running):
             self.stop(place)
+        self.sink.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self, running: Running) -> None:
@@ -188,7 +193,7 @@ class Router:
         while running.under_way and time.monotonic() < deadline:
             time.sleep(DRAIN_POLL_SECONDS)
         inference.stop(running.process)
-        running.sink.stop()
+        self.sinks.pop(running.password, None)
 
     @contextlib.contextmanager
     def route(self, endpoint: str, chosen: str | None) -> Iterator[Running | None]:
@@ -210,21 +215,18 @@ class Router:
                 with self.lock:
                     running.under_way -= 1
 
-    def sink(self, endpoint: str, deployment: str, password: str) -> web.Application:
-        """Return what takes the rows that azureml-ai-monitoring posts to /modeldata/log (ran)."""
-        authorization = aiohttp.encode_basic_auth("emulator", password)
-
-        async def take(request: web.Request) -> web.Response:
-            if request.headers.get("Authorization") != authorization:
-                raise web.HTTPUnauthorized(text="The deployment's password is missing or wrong.")
-            check_length(request, required=True)
-            rows = await read_body(request)
-            await asyncio.to_thread(self.collect, endpoint, deployment, request.headers, rows)
-            return web.Response()
-
-        application = web.Application(client_max_size=ROWS_BYTES)
-        application.router.add_post("/{path:.*}", take)
-        return application
+    async def take_rows(self, request: web.Request) -> web.Response:
+        """Take the rows that azureml-ai-monitoring posts to /modeldata/log (ran)."""
+        try:
+            given = aiohttp.BasicAuth.decode(request.headers.get("Authorization", ""))
+            place = self.sinks[given.password]
+        except (ValueError, KeyError):
+            text = "The deployment's password is missing or wrong."
+            raise web.HTTPUnauthorized(text=text) from None
+        check_length(request, required=True)
+        rows = await read_body(request)
+        await asyncio.to_thread(self.collect, *place, request.headers, rows)
+        return web.Response()
 
     async def score(self, request: web.Request) -> web.Response:
         """Check length and key, choose a deployment, pass the request on."""

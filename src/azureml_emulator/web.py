@@ -166,20 +166,9 @@ def write_atomic(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def make_certificate(folder: Path) -> tuple[Path, ...]:
-    """Return the files of an authority, which clients trust, of a certificate, and of its key.
-
-    The certificate is for 127.0.0.1. All three are made anew unless all are there: they must
-    belong together. They are valid for longer than any folder lives.
-    """
-    files = tuple(folder / name for name in ("authority.pem", "certificate.pem", "key.pem"))
-    if not all(file.exists() for file in files):
-        authority = trustme.CA()
-        made = authority.issue_cert(LOOPBACK)
-        chain = b"".join(part.bytes() for part in made.cert_chain_pems)
-        contents = (authority.cert_pem.bytes(), chain, made.private_key_pem.bytes())
-        for file in files:
-            file.unlink(missing_ok=True)
-        for file, content in zip(files, contents, strict=True):
-            write_atomic(file, content.decode())
-    return files
+def make_certificate(file: Path) -> ssl.SSLContext:
+    """Return TLS with a new certificate for 127.0.0.1; `file` gets its authority, for clients."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(LOOPBACK).configure_cert(context)
+    write_atomic(file, authority.cert_pem.bytes().decode())
+    return context

@@ -3,9 +3,11 @@
 import datetime
 import uuid
 
-from azureml_emulator.services.online_endpoints import QUOTA, SIZES, used_cores
+from azureml_emulator.services.online_endpoints import used_cores
 from azureml_emulator.state import LOCATION, PROVIDER, Answer, Json, RefusedError, State, need
 from azureml_emulator.storage import ACCOUNT, CONTAINER
+
+STORES = ("workspaceblobstore", "workspaceartifactstore")
 
 
 def get(state: State, path: str, key: str, body: Json) -> Answer:
@@ -20,7 +22,9 @@ def get(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the workspace's blob store."""
+    """Return one of the workspace's two names for its blob store."""
+    if path.split("/")[-1].lower() not in STORES:
+        raise RefusedError(404, "ResourceNotFound", f"The datastore {path} was not found.")
     properties = {
         "datastoreType": "AzureBlob",
         "accountName": ACCOUNT,
@@ -36,10 +40,8 @@ def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
 
 def list_datastores(state: State, path: str, key: str, body: Json) -> Answer:
     """Return the workspace's blob stores; `?isDefault=true` the first alone."""
-    names = ["workspaceblobstore", "workspaceartifactstore"]
-    if str(body.get("isDefault")).lower() == "true":
-        names = names[:1]
-    places = [f"{path}/{name}" for name in names]
+    only_default = str(body.get("isDefault")).lower() == "true"
+    places = [f"{path}/{name}" for name in (STORES[:1] if only_default else STORES)]
     return 200, {"value": [get_datastore(state, one, one.lower(), {})[1] for one in places]}, ""
 
 
@@ -61,7 +63,7 @@ def list_usages(state: State, path: str, key: str, body: Json) -> Answer:
     """Return the quota of each family of sizes, in cores."""
     usage = {"id": path, "type": f"{PROVIDER}/vm/dedicatedCores", "unit": "Count"}
     found = []
-    for family, limit in QUOTA.items():
+    for family, limit in state.settings.quota.items():
         name = {"value": family, "localizedValue": family}
         used = used_cores(state, family)
         found.append(usage | {"name": name, "currentValue": used, "limit": limit})
@@ -81,7 +83,7 @@ def list_sizes(state: State, path: str, key: str, body: Json) -> Answer:
     }
     value = [
         {"name": name, "vCPUs": cores, "family": family} | rest
-        for name, (cores, family) in SIZES.items()
+        for name, (cores, family) in state.settings.sizes.items()
     ]
     return 200, {"value": value}, ""
 
