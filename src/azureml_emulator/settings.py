@@ -23,9 +23,7 @@ class Settings:
         }
     )
     quota: dict[str, int] = Field(default={"standardDSv2Family": 24, "standardFSv2Family": 24})
-    image_build_seconds: NonNegativeFloat = (
-        0  # that the first deployment of an environment takes longer
-    )
+    image_build_seconds: NonNegativeFloat = 0  # that an environment's first deployment waits
 
 
 def read_settings(folder: Path) -> Settings:

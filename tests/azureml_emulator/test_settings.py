@@ -73,7 +73,7 @@ def test_sizes_quota_and_builds_are_those_that_are_set(tmp_path: Path) -> None:
 
 def refused(client: Client, code: str, size: str, count: int) -> str:
     """Ask for a deployment; return the code of the refusal, if it is refused."""
-    properties = {"instanceType": size, "environmentId": "e"}
+    properties: dict[str, Any] = {"instanceType": size, "environmentId": "e"}
     properties |= {"codeConfiguration": {"codeId": code, "scoringScript": "score.py"}}
     body = {"location": "x", "properties": properties, "sku": {"capacity": count}}
     answer = client.call("PUT", "/onlineEndpoints/set/deployments/blue", body)[1]
