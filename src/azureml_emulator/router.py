@@ -6,7 +6,6 @@ in the environment of the deployment's server alone, so that the rows' deploymen
 
 import asyncio
 import contextlib
-import io
 import os
 import random
 import re
@@ -26,14 +25,12 @@ import aiohttp
 from aiohttp import web
 
 from azureml_emulator import inference
-from azureml_emulator.web import LOOPBACK, Servers, check_length, read_body
+from azureml_emulator.web import LOOPBACK, Servers, check_length, read_body, send_on
 
 BODY_BYTES = 100_000_000  # of a request; the deployment's own code may take less
 ROWS_BYTES = 100_000_000  # that a deployment collects at once
 DRAIN_SECONDS = 30.0  # that requests under way may take when their deployment is deleted
 DRAIN_POLL_SECONDS = 0.02
-NOT_SENT = {"host", "authorization", "connection", "content-length", "expect", "keep-alive"}
-NOT_RETURNED = {"connection", "content-length", "transfer-encoding", "date", "server"}
 # What a client gets of a deployment's own failure, which comes with the answer's body: 424. Source
 # of this and of 408 and 429: learn.microsoft.com/azure/machine-learning/
 # how-to-troubleshoot-online-endpoints, "HTTP status codes".
@@ -264,56 +261,23 @@ class Router:
         self, target: Running, path: str, body: bytes, request: web.Request
     ) -> web.Response:
         """Return a deployment's answer, 424 if it is no 200, 408 if late, 502 if there is none."""
-        path, _, query = path.partition("?")
-        url = request.rel_url.build(  # as it came, quoted by the client
-            scheme="http",
-            host=LOOPBACK,
-            port=target.address if isinstance(target.address, int) else None,
-            path=f"/{path}",
-            query_string=query,
-            encoded=True,
-        )
-        sent = kept(request.headers, NOT_SENT)
-        if "x-ms-request-id" not in request.headers:
-            sent.append(("x-ms-request-id", str(uuid.uuid4())))
-        origin = ("azureml-model-deployment", target.name)
-        connector: aiohttp.BaseConnector = (  # for one request: Azure's server keeps none
-            aiohttp.TCPConnector(force_close=True)
-            if isinstance(target.address, int)
-            else aiohttp.UnixConnector(str(target.address), force_close=True)
-        )
-        client = aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=target.launch.request_seconds),
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            auto_decompress=False,
-        )
+        headers = request.headers.copy()
+        headers.setdefault("x-ms-request-id", str(uuid.uuid4()))
+        origin, seconds = ("azureml-model-deployment", target.name), target.launch.request_seconds
         try:
-            async with (
-                client,
-                client.request(
-                    request.method,
-                    url,
-                    data=io.BytesIO(body) if request.method == "POST" else None,
-                    headers=sent,
-                    allow_redirects=False,
-                ) as answer,
-            ):
-                status, headers = answer.status, [*kept(answer.headers, NOT_RETURNED), origin]
-                if status != 200:
-                    headers += [(MODEL_STATUS, str(status)), MODEL_REASON]
-                    status = 424
-                return web.Response(status=status, body=await answer.read(), headers=headers)
+            status, found, answer = await send_on(
+                request, target.address, f"/{path}", body, headers, seconds
+            )
+            found.append(origin)
+            if status != 200:
+                found += [(MODEL_STATUS, str(status)), MODEL_REASON]
+                status = 424
+            return web.Response(status=status, body=answer, headers=found)
         except ValueError as error:  # nothing was sent
             return web.Response(status=400, text=f"the request is malformed: {str(error)[:200]}")
         except TimeoutError:
-            text = f"The model took longer than {target.launch.request_seconds:g} s."
+            text = f"The model took longer than {seconds:g} s."
             return web.Response(status=408, text=text, headers=[origin])
         except (OSError, aiohttp.ClientError) as error:
             text = f"the deployment's server does not answer: {error}"
             return web.Response(status=502, text=text, headers=[origin])
-
-
-def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]:
-    """Return headers, as often as they come, without those of one connection."""
-    return [(name, value) for name, value in headers.items() if name.lower() not in dropped]

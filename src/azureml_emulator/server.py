@@ -22,7 +22,7 @@ from azureml_emulator.collector import Collector, OnLost
 from azureml_emulator.router import OnRequest, Router
 from azureml_emulator.services import assets, deployments, jobs, urls, workspaces
 from azureml_emulator.state import State, read_state
-from azureml_emulator.storage import ACCOUNT, run_azurite
+from azureml_emulator.storage import ACCOUNT, run_azurite, take_tokens
 from azureml_emulator.web import (
     LOOPBACK,
     EmulatorError,
@@ -109,11 +109,16 @@ class Emulator:
                 f"{self.address_file}: {error}. Delete this file if another program has the port."
             ) from None
         state.url = f"https://{LOOPBACK}:{server.port}"
+        blobs = self.storage.url.removesuffix(f"/{ACCOUNT}")
+        if state.settings.identity_datastores:
+            taking = self.servers.serve(take_tokens(self.storage, state.token), 0, context)
+            stack.callback(taking.stop)
+            blobs = f"https://{LOOPBACK}:{taking.port}"
         self.publish(
             url=state.url,
             token=state.token,
             certificate=str(authority),
-            blobs=self.storage.url.removesuffix(f"/{ACCOUNT}"),
+            blobs=blobs,
             blob_key=self.storage.key,
             port=server.port,
             router_port=self.router.port,

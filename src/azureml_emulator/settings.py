@@ -23,6 +23,7 @@ class Settings:
         }
     )
     quota: dict[str, int] = Field(default={"standardDSv2Family": 24, "standardFSv2Family": 24})
+    identity_datastores: bool = False  # blobs by tokens over TLS; nobody is given the account's key
     image_build_seconds: NonNegativeFloat = 0  # that an environment's first deployment waits
 
 

@@ -32,7 +32,9 @@ def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
         "endpoint": "core.windows.net",
         "protocol": "https",
         "isDefault": key.endswith("/workspaceblobstore"),
-        "credentials": {"credentialsType": "AccountKey"},
+        "credentials": {
+            "credentialsType": "None" if state.settings.identity_datastores else "AccountKey"
+        },
         "tags": {},
     }
     return 200, state.stored(path, {"properties": properties}, None), ""
@@ -46,7 +48,9 @@ def list_datastores(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def list_secrets(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the blob store's key."""
+    """Return the blob store's key. An identity datastore has none (azure-sdk-assets)."""
+    if state.settings.identity_datastores:
+        raise RefusedError(400, "UserError", "No secrets for credentials of type None.")
     return 200, {"secretsType": "AccountKey", "key": state.storage.key}, ""
 
 
