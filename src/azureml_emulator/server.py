@@ -104,16 +104,18 @@ class Emulator:
             state.token = self.address.get("token") or secrets.token_urlsafe()
             server = self.servers.serve(self.application(), self.address.get("port", 0), context)
             stack.callback(server.stop)
+            blobs = self.storage.url.removesuffix(f"/{ACCOUNT}")
+            if state.settings.identity_datastores:
+                taking = take_tokens(self.storage, state.token)
+                tls = self.servers.serve(taking, self.port("tls_blob"), context)
+                stack.callback(tls.stop)
+                self.address["tls_blob_port"] = tls.port
+                blobs = f"https://{LOOPBACK}:{tls.port}"
         except OSError as error:
             raise EmulatorError(
                 f"{self.address_file}: {error}. Delete this file if another program has the port."
             ) from None
         state.url = f"https://{LOOPBACK}:{server.port}"
-        blobs = self.storage.url.removesuffix(f"/{ACCOUNT}")
-        if state.settings.identity_datastores:
-            taking = self.servers.serve(take_tokens(self.storage, state.token), 0, context)
-            stack.callback(taking.stop)
-            blobs = f"https://{LOOPBACK}:{taking.port}"
         self.publish(
             url=state.url,
             token=state.token,
