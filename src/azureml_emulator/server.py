@@ -11,7 +11,7 @@ import logging
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from azureml_emulator.collector import Collector, OnLost
 from azureml_emulator.router import OnRequest, Router
-from azureml_emulator.services import assets, deployments, jobs, urls, workspaces
+from azureml_emulator.services import assets, deployments, jobs, urls
 from azureml_emulator.state import State, read_state
 from azureml_emulator.storage import ACCOUNT, run_azurite, take_tokens
 from azureml_emulator.web import (
@@ -32,7 +32,6 @@ from azureml_emulator.web import (
     write_atomic,
 )
 
-EXPIRE_SECONDS = 3600.0  # between two looks at what is too old to be kept
 SUPERVISE_SECONDS = 1.0  # between two looks at the deployments' servers
 
 
@@ -129,27 +128,21 @@ class Emulator:
         assets.restore(state)
         deployments.restore(state)
         jobs.restore(state)
-        for work, seconds in (
-            (workspaces.enforce_retention, EXPIRE_SECONDS),
-            (deployments.supervise, SUPERVISE_SECONDS),
-        ):
-            repeated = asyncio.run_coroutine_threadsafe(
-                self.repeat(work, seconds), self.servers.loop
-            )
-            stack.callback(repeated.cancel)
+        supervised = asyncio.run_coroutine_threadsafe(self.supervise(), self.servers.loop)
+        stack.callback(supervised.cancel)
 
     def application(self) -> web.Application:
         """Return what serves the management API."""
         return urls.application(self.state)
 
-    async def repeat(self, work: Callable[[State], None], seconds: float) -> None:
-        """Do something to the state again and again."""
+    async def supervise(self) -> None:
+        """Look after the deployments' servers again and again."""
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(SUPERVISE_SECONDS)
             try:
-                await asyncio.to_thread(work, self.state)
+                await asyncio.to_thread(deployments.supervise, self.state)
             except Exception as error:  # of one time; the next may do
-                warn(f"{work.__name__}: {error!r}")
+                warn(f"the deployments' servers were not looked after: {error!r}")
 
     def read_address(self) -> dict[str, Any]:
         """Return what address.json held when the emulator last ran here."""

@@ -144,14 +144,6 @@ class BlobStore:
             with file.open("rb") as content:
                 self.client.upload_blob(blob, content, overwrite=True)
 
-    def expire(self, prefix: str, oldest: datetime.datetime) -> None:
-        """Delete the blobs below CONTAINER/PREFIX that were last changed before `oldest`."""
-        name, _, start = prefix.partition("/")
-        container = self.service.get_container_client(name)
-        for blob in container.list_blobs(name_starts_with=start):
-            if blob.last_modified < oldest:
-                container.delete_blob(blob.name)
-
 
 @contextlib.contextmanager
 def run_azurite(

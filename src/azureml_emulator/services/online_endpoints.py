@@ -153,16 +153,15 @@ def list_keys(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def regenerate_keys(state: State, path: str, key: str, body: Json) -> Answer:
-    """Replace an endpoint's primary or secondary key by a new one.
-
-    The value that may be given is the present one, as the SDK sends it: not the new one (ran).
-    """
+    """Replace an endpoint's primary or secondary key, by the value given or a new one."""
     keys, endpoint = secrets_of(state, path, key, "key"), key.rsplit("/", 1)[0]
     need(body, "keyType")
     if body["keyType"] not in ("Primary", "Secondary"):
         raise RefusedError(400, "BadArgument", "keyType: expected Primary or Secondary.")
     state.refuse_busy(endpoint)
-    keys[body["keyType"] == "Secondary"] = secrets.token_urlsafe(24)
+    given = body.get("keyValue")  # of the SDK always the present key, which asks for a new one
+    new = given if given and given not in keys else secrets.token_urlsafe(24)
+    keys[body["keyType"] == "Secondary"] = new
     return 202, None, state.later(endpoint, partial(route, state))
 
 

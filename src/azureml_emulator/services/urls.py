@@ -116,6 +116,8 @@ IGNORED = (  # parts of bodies that are accepted and have no effect here, which 
     "properties.environmentId",
     "properties.queueSettings",
     "properties.loggingLevel",
+    "properties.policy",
+    "properties.profiles",
 )
 # The versions of the API that the locked SDK, Microsoft's JavaScript client and mlops call.
 API_VERSIONS = {
@@ -131,9 +133,9 @@ VERBS = {"PUT": "CreateOrUpdate", "PATCH": "Update", "DELETE": "Delete", "POST":
 
 def call(state: State, method: str, path: str, body: Json) -> Answer:
     """Return status, body and the id of the operation that began, of one call."""
-    service, root, rest = path.rstrip("/").partition("/subscriptions/")
-    path = root + rest
-    parts = path.partition("/providers/")[2].split("/")
+    found = re.fullmatch("(.*?)(/subscriptions/.+?/providers/(.+))", path.rstrip("/"), re.I)
+    service, path, resource = found.groups() if found else ("", path, "")
+    parts = resource.split("/")
     route = "/".join("*" if number % 2 == 0 and number else one for number, one in enumerate(parts))
     handler = ROUTES.get(route.lower(), {}).get(method)
     if handler and service in SERVICES:
@@ -155,8 +157,8 @@ def check_version(path: str, version: str) -> None:
 
     Source: github.com/Azure/azure-rest-api-specs/issues/14807.
     """
-    _, _, resource = path.partition("/providers/")
-    provider, _, kind = resource.partition("/")
+    resource = re.search("/providers/(.+)", path, re.I)
+    provider, _, kind = (resource[1] if resource else "").partition("/")
     known = API_VERSIONS.get(provider.lower())
     invoked = re.search("/batchendpoints/[^/]+/jobs$", kind, re.I)  # an endpoint's own address
     if known is None or invoked or path.startswith("/history"):

@@ -1,6 +1,5 @@
 """A workspace: its datastores, operations, quota, autoscaling and rules of the storage account."""
 
-import datetime
 import uuid
 
 from azureml_emulator.services.online_endpoints import used_cores
@@ -106,20 +105,6 @@ def put_autoscale(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def put_retention(state: State, path: str, key: str, body: Json) -> Answer:
-    """Keep a storage account's rules, and go by them."""
+    """Keep a storage account's rules; no blob is deleted by them here."""
     need(body, "properties.policy.rules")
-    answer = state.put(path, key, body)
-    state.workers.submit(enforce_retention, state)
-    return answer
-
-
-def enforce_retention(state: State) -> None:
-    """Delete blobs that are older than the storage account's rules allow."""
-    now = datetime.datetime.now(datetime.UTC)
-    with state.lock:
-        found = [body for key, body in state.resources.items() if "/managementpolicies/" in key]
-    for rule in (rule for one in found for rule in one["properties"]["policy"]["rules"]):
-        days = rule["definition"]["actions"]["baseBlob"]["delete"]
-        oldest = now - datetime.timedelta(days=days["daysAfterModificationGreaterThan"])
-        for prefix in rule["definition"]["filters"]["prefixMatch"]:
-            state.storage.expire(prefix, oldest)
+    return state.put(path, key, body)
