@@ -467,7 +467,7 @@ def photograph(name: str, digits: np.ndarray, seed: int) -> bytes:
 def outcome(service: Any, body: bytes, label: str | None, script: str | None) -> str:
     """Return how a photograph was answered; `label` is None where no answer is correct."""
     try:
-        images, _, warnings = decode(body, service.size, service.normalise)
+        images, _, warnings, _ = decode(body, service.size, service.reader)
     except RefusedError:
         return "refused"
     [found] = service.predict(images, script)["predictions"]

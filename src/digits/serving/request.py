@@ -1,7 +1,7 @@
 """What a client sends, decoded: JSON or a picture to images as the model was trained on.
 
 It imports nothing of this project, since it is uploaded with score.py alone; the caller gives
-`normalise`, which travels with the model. Data sets of pictures are read by `read_picture`, too.
+`find_ink` and `normalise`, which travel with the model. `read_picture` reads data sets, too.
 What bounds time and memory (bytes, pixels, scans, blocks, frames, lists) is taken from headers,
 before anything is unpacked.
 """
@@ -28,8 +28,7 @@ LISTS = 100_000  # of a JSON body, objects among them: ten megabytes of empty on
 SIDE_PIXELS = 5000  # of a picture, either side: more than most telephones' photographs
 SCANS = 16  # of a JPEG with so many pixels, more of a smaller one; programs write 13 at most
 BLOCKS = 5000  # of a PNG, or of a JPEG before its pixels
-ENOUGH_PIXELS = 140  # a side, 5 x 28: larger images are averaged first, which also takes noise off
-JPEG_NOISE = 8  # of 255: what its compression leaves around a stroke
+ENOUGH_PIXELS = 600  # a side: larger pictures are averaged first
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
 OTHERS = {  # known by their first bytes, to be refused by name
     b"II*\0": "a TIFF",
@@ -62,12 +61,17 @@ class Decoded(NamedTuple):
     images: np.ndarray  # uint8 (n, size, size), white on black
     script: str | None  # that the digits are written in, where the request names it
     warnings: list[str]  # what was assumed of the images
+    steps: dict[str, np.ndarray]  # of a single picture, uint8 (height, width), as it was read
 
 
-Normalise = Callable[[np.ndarray, int], np.ndarray]
+class Reader(NamedTuple):
+    """The functions that travel with the model."""
+
+    find_ink: Callable[..., Any]  # of photograph.py
+    normalise: Callable[[np.ndarray, int], np.ndarray]
 
 
-def decode(body: bytes, size: int, normalise: Normalise) -> Decoded:
+def decode(body: bytes, size: int, reader: Reader) -> Decoded:
     """Return the images of a request.
 
     A picture (PNG, JPEG, WebP, GIF, BMP) is one image of any size, dark on light or light on dark;
@@ -86,7 +90,9 @@ def decode(body: bytes, size: int, normalise: Normalise) -> Decoded:
     if body.startswith(b"data:image/"):
         body = _from_base64(body.decode("latin-1"), "the body")
     if picture_kind(body):
-        return Decoded(normalise(read_picture(body)[0][np.newaxis], size), None, [])
+        ink = read_picture(body, reader.find_ink)
+        images = reader.normalise(ink.pixels[np.newaxis], size)
+        return Decoded(images, None, ink.warnings, ink.steps)
     if not body:
         raise RefusedError(400, "the body is empty; send JSON, a PNG or a JPEG")
     if body.count(b"[") + body.count(b"{") > LISTS:
@@ -97,8 +103,8 @@ def decode(body: bytes, size: int, normalise: Normalise) -> Decoded:
         raise RefusedError(400, f"the body is no PNG, no JPEG and no JSON: {error}") from None
     data, script = _fields(content)
     plain = b"true" not in body and b"false" not in body
-    images, notes = _images(_listed(data, size), size, plain, normalise)
-    return Decoded(images, script, notes)
+    images, notes = _images(_listed(data, size), size, plain, reader)
+    return Decoded(images, script, notes, {})
 
 
 def picture_kind(data: bytes) -> str | None:
@@ -117,34 +123,23 @@ def picture_kind(data: bytes) -> str | None:
 
 
 def read_picture(
-    data: bytes, white_ink: bool | None = None, side: int = SIDE_PIXELS
-) -> tuple[np.ndarray, bool]:
-    """Return the ink of a picture, uint8 (height, width), white on black, and whether it is light.
-
-    The paper is the median of the image's edge; what is furthest from it, lighter or darker, is
-    ink, unless `white_ink` decides. What is as near to it as twice the edge's noise is paper too:
-    almost nothing in a clean image. Where ink touches the edge, the noise is that of the half that
-    is nearest to the paper: in noise of Gauss nine tenths lie within 2.4 times the median distance,
-    so 3 times is enough.
-    """
+    data: bytes,
+    find_ink: Callable[..., Any],
+    white_ink: bool | None = None,
+    side: int = SIDE_PIXELS,
+) -> Any:
+    """Return the ink of a picture, as photograph.py's `find_ink` does."""
     kind = picture_kind(data)
     if kind is None:
         raise RefusedError(400, f"the file is no picture; {PICTURES}")
-    grey = _pixels_of(data, kind, side)
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    paper = int(np.median(edge))
-    half, most = np.quantile(np.abs(edge - paper), (0.5, 0.9))
-    noise = max(int(min(most, 1 + 3 * half)), JPEG_NOISE if kind == "JPEG" else 0)
-    lighter = bool(grey.max() - paper >= paper - grey.min())
-    distance = grey - paper if (lighter if white_ink is None else white_ink) else paper - grey
-    ink = np.where(distance > 2 * noise, distance, 0).astype(np.uint8)
-    if not ink.any():
-        raise RefusedError(400, "the image is blank: nothing is darker or lighter than its edge")
-    return ink, lighter
+    try:
+        return find_ink(_pixels_of(data, kind, side), kind == "JPEG", white_ink)
+    except ValueError as error:
+        raise RefusedError(400, str(error)) from None
 
 
 def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
-    """Return the grey of a picture, int16 (height, width), at most about 2 * ENOUGH_PIXELS."""
+    """Return the grey of a picture, uint8 (height, width), a side below 2 * ENOUGH_PIXELS."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
@@ -158,7 +153,7 @@ def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
                 raise RefusedError(413, "the JPEG has too many scans; save it as baseline JPEG")
             if getattr(image, "is_animated", False):
                 raise RefusedError(400, f"the {kind} is animated; send a single picture")
-            return _grey(ImageOps.exif_transpose(image)).astype(np.int16)
+            return _grey(ImageOps.exif_transpose(image))
     except RefusedError:
         raise
     except Image.DecompressionBombError:
@@ -293,7 +288,7 @@ def _listed(data: Any, size: int) -> list[Any]:
 
 
 def _images(
-    data: list[Any], size: int, plain: bool, normalise: Normalise
+    data: list[Any], size: int, plain: bool, reader: Reader
 ) -> tuple[np.ndarray, list[str]]:
     """Return uint8 (n, size, size) and warnings; `plain` promises that no number is a bool."""
     images = _whole_numbers(data, size) if plain else None
@@ -306,17 +301,20 @@ def _images(
     if len(texts) > TEXTS:
         raise RefusedError(413, f"data has {len(texts):,} pictures; send at most {TEXTS} at a time")
     side = int(SIDE_PIXELS / max(len(texts), 1) ** 0.5)  # as many pixels as of a single picture
-    images = np.empty((len(data), size, size))
+    images, notes = np.empty((len(data), size, size)), []
     for number, image in enumerate(data):
         if not isinstance(image, str):
             images[number] = _pixels(image, number, size)
             continue
         picture = _from_base64(image, f"image {number}")
         try:
-            images[number] = normalise(read_picture(picture, side=side)[0][np.newaxis], size)[0]
+            ink = read_picture(picture, reader.find_ink, side=side)
         except RefusedError as error:
             raise RefusedError(error.status, f"image {number}: {error}") from None
-    return _in_normal_form(images, np.setdiff1d(np.arange(len(data)), texts))
+        images[number] = reader.normalise(ink.pixels[np.newaxis], size)[0]
+        notes += [f"image {number}: {note}" for note in ink.warnings]
+    images, changed = _in_normal_form(images, np.setdiff1d(np.arange(len(data)), texts))
+    return images, notes + changed
 
 
 def _in_normal_form(images: np.ndarray, sent: np.ndarray) -> tuple[np.ndarray, list[str]]:

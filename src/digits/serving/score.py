@@ -2,7 +2,7 @@
 
 Enters: a request as request.py decodes it, with `?script=` for an image. Leaves: JSON with the
 model's version and, for each image, digit, confidence, probabilities and OOD score; `warnings`
-where something was assumed of the images.
+where something was assumed of the images; with `?explain=true`, `steps`: how the first was read.
 All that it knows of the model comes from the model folder below AZUREML_MODEL_DIR, the code
 that travels there included. Each request is collected with its answer (azureml-ai-monitoring,
 as model_inputs_outputs). The columns request_id and position identify each row, since Azure's
@@ -34,7 +34,7 @@ from azureml_inference_server_http.api.aml_request import AMLRequest, rawhttp
 from azureml_inference_server_http.api.aml_response import AMLResponse
 from flask import g
 from pydantic_core import to_json
-from request import BODY_BYTES, RefusedError, decode
+from request import BODY_BYTES, Reader, RefusedError, decode
 from werkzeug.exceptions import HTTPException
 
 DRAIN_BYTES = 10 * BODY_BYTES  # read of a body too long, so that its sender hears why
@@ -62,10 +62,11 @@ class Service:
         sys.path.insert(0, str(folder / "code"))
         from loader import DigitModel
         from normalise import normalise
+        from photograph import find_ink
         from script_prior import condition_on_script
 
         self.model = DigitModel(folder / "data" / "model")
-        self.normalise, self.condition_on_script = normalise, condition_on_script
+        self.reader, self.condition_on_script = Reader(find_ink, normalise), condition_on_script
         self.version = self.model.manifest["model_sha256"][:VERSION_LENGTH]
         self.classes, self.scripts = (self.model.manifest[key] for key in ("classes", "scripts"))
         self.size = self.model.image_size
@@ -110,13 +111,16 @@ class Service:
         """Return what the request is answered with: 200, or 4xx with one sentence."""
         try:
             body = read(request)
-            images, script, warnings = decode(body, self.size, self.normalise)
+            images, script, warnings, steps = decode(body, self.size, self.reader)
         except RefusedError as refusal:
             return AMLResponse({"message": str(refusal)}, refusal.status, json_str=True)
         answer = self.predict(images, script or request.args.get("script"))
         lost = self.collection.collect(g.client_request_id or g.request_id, images, answer)
         if warnings:
             answer["warnings"] = warnings
+        if request.args.get("explain") == "true":
+            steps["model input"] = images[0]
+            answer["steps"] = {name: image.tolist() for name, image in steps.items()}
         return AMLResponse(to_json(answer), 200, JSON | {"x-digits-uncollected": str(lost)})
 
 

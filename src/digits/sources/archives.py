@@ -21,6 +21,7 @@ from core.errors import DigitsError
 from core.params import strict
 from core.tables import check_regular
 from digits.runtime.normalise import normalise
+from digits.runtime.photograph import find_ink
 from digits.serving.request import RefusedError, read_picture
 
 PICTURE_BYTES = 50_000_000  # of one file, as its archive declares it
@@ -71,17 +72,18 @@ class Pictures:
 
     def add(self, name: str, data: bytes) -> None:
         """Decode one; raise DigitsError that begins with `name` for what is no picture."""
-        image = None
+        found = None
         try:
-            image, light = read_picture(data)
-            if self.ink is not None and light != (self.ink == "white"):
-                image, _ = read_picture(data, not light)  # most others decide which is right
+            found = read_picture(data, find_ink)
+            light = found.light
+            if self.ink is not None and light != (self.ink == "white"):  # most others decide
+                found = read_picture(data, find_ink, not light)
         except RefusedError as error:
             fault = DigitsError(f"{name}: is no picture of a digit: {error}. Remove it.")
-            if image is None:
+            if found is None:
                 raise fault from None
             self.fault = self.fault or fault
-        self.by_shape[image.shape].append((len(self.light), image))
+        self.by_shape[found.pixels.shape].append((len(self.light), found.pixels))
         self.light.append(light)
 
     @property

@@ -15,8 +15,10 @@ from conftest import mnist_part
 from PIL import Image
 
 from digits.runtime.normalise import normalise
-from digits.serving.request import BODY_BYTES, IMAGES, SIDE_PIXELS, RefusedError, decode
+from digits.runtime.photograph import find_ink
+from digits.serving.request import BODY_BYTES, IMAGES, SIDE_PIXELS, Reader, RefusedError, decode
 
+READER = Reader(find_ink, normalise)
 DIGITS = mnist_part("t10k", 20).images
 NORMAL = normalise(DIGITS, 28)
 
@@ -30,7 +32,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def decoded(body: bytes) -> np.ndarray:
     """Return the only image of a body."""
-    images, script, warnings = decode(body, 28, normalise)
+    images, script, warnings, _ = decode(body, 28, READER)
     assert (script, warnings) == (None, [])
     assert images.shape == (1, 28, 28)
     assert images.dtype == np.uint8
@@ -61,7 +63,7 @@ def body(data: Any, **others: Any) -> bytes:
     ids=["rows", "flat", "floats", "mixed", "not whole"],
 )
 def test_json_is_taken_as_it_is(form: Any) -> None:
-    images, script, warnings = decode(body(form, script="devanagari"), 28, normalise)
+    images, script, warnings, _ = decode(body(form, script="devanagari"), 28, READER)
     assert warnings == []
     assert script == "devanagari"
     assert images.dtype == np.uint8
@@ -247,7 +249,7 @@ NO_DIGIT = {
 @pytest.mark.parametrize(("sent", "status", "reason"), NO_DIGIT.values(), ids=NO_DIGIT.keys())
 def test_what_is_no_digit_is_reported_in_a_sentence(sent: bytes, status: int, reason: str) -> None:
     with pytest.raises(RefusedError) as refusal:
-        decode(sent, 28, normalise)
+        decode(sent, 28, READER)
     assert refusal.value.status == status
     assert reason in str(refusal.value)
     assert len(str(refusal.value)) < 200
@@ -275,7 +277,7 @@ FORMS = {
 
 @pytest.mark.parametrize(("sent", "count"), FORMS.values(), ids=FORMS.keys())
 def test_other_forms_of_numbers_are_the_same_images(sent: bytes, count: int) -> None:
-    images, _, warnings = decode(sent, 28, normalise)
+    images, _, warnings, _ = decode(sent, 28, READER)
     assert warnings == []
     np.testing.assert_array_equal(images, DIGITS[:count])
 
@@ -301,13 +303,13 @@ def test_a_picture_is_read_in_every_form(sent: bytes) -> None:
 
 
 def test_numbers_and_pictures_may_be_mixed() -> None:
-    images, _, _ = decode(body([ROWS[1], TEXT]), 28, normalise)
+    images, *_ = decode(body([ROWS[1], TEXT]), 28, READER)
     np.testing.assert_array_equal(images, [DIGITS[1], decoded(PNG)])
 
 
 @pytest.mark.parametrize("scaled", [DIGITS / 255, DIGITS // 128], ids=["floats", "zeros and ones"])
 def test_values_from_0_to_1_are_noticed(scaled: np.ndarray) -> None:
-    images, _, warnings = decode(body(scaled.tolist()), 28, normalise)
+    images, _, warnings, _ = decode(body(scaled.tolist()), 28, READER)
     np.testing.assert_array_equal(images, np.rint(scaled * 255))
     assert warnings == ["the values are from 0 to 1 and were multiplied by 255"]
 
@@ -315,16 +317,16 @@ def test_values_from_0_to_1_are_noticed(scaled: np.ndarray) -> None:
 def test_dark_ink_is_noticed() -> None:
     sent = DIGITS.copy()
     sent[3:5] = 255 - sent[3:5]
-    images, _, warnings = decode(body(sent.tolist()), 28, normalise)
+    images, _, warnings, _ = decode(body(sent.tolist()), 28, READER)
     np.testing.assert_array_equal(images, DIGITS)
     assert warnings == ["dark ink on light paper was inverted in image 3, 4"]
-    images, _, warnings = decode(body((1 - DIGITS[:2] / 255).tolist()), 28, normalise)
+    images, _, warnings, _ = decode(body((1 - DIGITS[:2] / 255).tolist()), 28, READER)
     np.testing.assert_array_equal(images, DIGITS[:2])
     assert len(warnings) == 2
 
 
 def test_mnist_is_taken_without_a_warning() -> None:
     digits = mnist_part("t10k", 1000).images
-    images, _, warnings = decode(body(digits.tolist()), 28, normalise)
+    images, _, warnings, _ = decode(body(digits.tolist()), 28, READER)
     assert warnings == []
     np.testing.assert_array_equal(images, digits)

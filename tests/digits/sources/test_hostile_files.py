@@ -28,7 +28,8 @@ from core.dataset import write_csv
 from core.errors import DigitsError
 from digits.production import scoring
 from digits.runtime.normalise import normalise
-from digits.serving.request import RefusedError, decode
+from digits.runtime.photograph import find_ink
+from digits.serving.request import Reader, RefusedError, decode
 from digits.sources.archives import Archive
 from digits.sources.inspect import inspect
 from digits.sources.readers import Files, read
@@ -36,6 +37,7 @@ from digits.sources.readers import Files, read
 CLASSES = tuple("0123456789")
 SECONDS = 10  # of processor time: a loaded machine is no fault of the reader
 FORMATS = typing.get_args(Files.__dataclass_fields__["format"].type)
+READER = Reader(find_ink, normalise)
 DIGITS = mnist_part("train", 40)
 
 
@@ -211,4 +213,4 @@ def test_the_endpoint_ends_as_soon() -> None:
         with watchdog():
             for body in (data, b'{"data": "' + data[:1000].hex().encode() + b'"}'):
                 with pytest.raises(RefusedError):
-                    decode(body[:10_000_000], 28, normalise)
+                    decode(body[:10_000_000], 28, READER)

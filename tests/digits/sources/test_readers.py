@@ -15,11 +15,13 @@ from pyarrow import parquet
 from core.dataset import Digits, write_csv
 from core.errors import DigitsError
 from digits.runtime.normalise import normalise
-from digits.serving.request import decode
+from digits.runtime.photograph import find_ink
+from digits.serving.request import Reader, decode
 from digits.sources.archives import Archive
 from digits.sources.readers import Files, read, read_parts
 
 CLASSES = tuple("0123456789")
+READER = Reader(find_ink, normalise)
 DIGITS = mnist_part("train", 40)
 LABELS = DIGITS.labels.tolist()
 
@@ -88,7 +90,7 @@ def test_pictures_are_decoded_as_the_endpoint_does(tmp_path: Path, kind: str, pa
     files = pictures(kind, lambda image: (paper - image * (paper / 300)).astype(np.uint8))
     write_zip(tmp_path / "a.zip", files)
     found = got(archive(f"own/{{class}}/*.{kind.lower()}", "black"), tmp_path / "a.zip")
-    expected = [decode(files[name], 28, normalise).images[0] for name in sorted(files)]
+    expected = [decode(files[name], 28, READER).images[0] for name in sorted(files)]
     assert np.array_equal(found.images, expected)
 
 

@@ -1,0 +1,296 @@
+"""Find the ink of one digit in a picture: on paper in any light, with lines, beside a table.
+
+A copy of this file travels in the model folder; it needs NumPy and Pillow. Small pictures, and
+digits that were cut out, have one paper, the median of their edge. In the others the paper is
+estimated around each pixel, printed lines and what reaches in from the edge are removed, and of the
+marks that are left the largest is taken with what lies close to it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+SMALL = 128  # pixels, the longer side: a digit that somebody cut out already
+SIDE = 250  # pixels, the longer side at most, in which the digit is looked for
+JPEG_NOISE = 8  # of 255: what compression leaves around a stroke
+FAINT = 26  # of 255: marks that are closer to their paper are not ink
+THIN = 3  # pixels: the most that a printed line is thick
+NO_INK = "the image is blank: nothing is darker or lighter than its edge"
+SEVERAL = "several marks of a digit's size lie side by side; send one digit at a time"
+NO_MARK = "no mark stands apart from the picture's edge; show the whole digit on plain paper"
+
+
+class Ink(NamedTuple):
+    """The ink that was found."""
+
+    pixels: np.ndarray  # uint8 (height, width), white on black
+    light: bool  # whether it is lighter than its paper
+    warnings: list[str]
+    steps: dict[str, np.ndarray]  # what each step made, uint8 (height, width)
+
+
+def find_ink(grey: np.ndarray, jpeg: bool = False, white_ink: bool | None = None) -> Ink:
+    """Return the ink of a picture, uint8 (height, width), dark on light or light on dark.
+
+    `white_ink` says which; None: whichever it is. Raises ValueError for a blank picture.
+    """
+    coarse, factor = _shrunk(grey, SIDE)
+    steps = {"grey": coarse}
+    small = max(coarse.shape) <= SMALL or min(coarse.shape) < SMALL // 8
+    if small or _cut_out(coarse, jpeg, white_ink):
+        return _on_one_paper(coarse, jpeg, white_ink)
+    steepest = _widest(coarse, 2, np.maximum) - _widest(coarse, 2, np.minimum)
+    if np.quantile(steepest, 0.999) < FAINT:
+        raise ValueError(NO_INK)
+    light = _light_ink(coarse) if white_ink is None else white_ink
+    found = _marks(coarse, light, max(3, min(coarse.shape) // 6), steps)
+    if found is None:
+        return _on_one_paper(coarse, jpeg, white_ink)._replace(warnings=[NO_MARK])
+    ink, box, thick, notes = found
+    margin = max(box[1] - box[0], box[3] - box[2])  # then once more, in as many pixels as there are
+    top, left = (max(0, low - margin) * factor for low in box[::2])
+    bottom, right = ((high + margin) * factor for high in box[1::2])
+    cut, shrunk = _shrunk(grey[top:bottom, left:right], SIDE)
+    closer = {"closer": cut}
+    if again := _marks(cut, light, max(3, thick * factor // shrunk), closer):
+        ink, steps, notes = again[0], closer, notes or again[3]
+    return Ink(ink, light, notes, steps)
+
+
+def _cut_out(grey: np.ndarray, jpeg: bool, white_ink: bool | None) -> bool:
+    """Return whether one mark of broad strokes reaches to all sides: a digit cut to its ink."""
+    try:
+        ink = _on_one_paper(grey, jpeg, white_ink).pixels
+    except ValueError:
+        return False
+    mask = ink > ink.max() // 2
+    marks = _components(mask)
+    main = int(marks.area.argmax())
+    rows, columns = mask.shape
+    fills = marks.height[main] > 0.85 * rows and marks.width[main] > 0.85 * columns
+    along = marks.contact[:, main] / (columns, columns, rows, rows)
+    core = _widest(marks.labels == main + 1, max(1, max(mask.shape) // 60), np.minimum)
+    broad = 3 * core.sum() > mask.sum() and marks.area[main] > 0.9 * mask.sum()
+    return bool(fills and broad and along.max() < 0.7 and mask.mean() < 0.65)
+
+
+def _shrunk(grey: np.ndarray, side: int) -> tuple[np.ndarray, int]:
+    """Average blocks of pixels so that the longer side has at most `side`; return the factor."""
+    factor = -(-max(grey.shape) // side)
+    return np.asarray(Image.fromarray(grey).reduce(factor)), factor
+
+
+def _on_one_paper(grey: np.ndarray, jpeg: bool, white_ink: bool | None) -> Ink:
+    """Return the ink of a picture with one paper, the median of its edge.
+
+    What is furthest from it, lighter or darker, is ink, unless `white_ink` decides. What is as near
+    to it as twice the edge's noise is paper too: almost nothing in a clean image. Where ink touches
+    the edge, the noise is that of the half that is nearest to the paper: in noise of Gauss nine
+    tenths lie within 2.4 times the median distance, so 3 times is enough.
+    """
+    values = grey.astype(np.int16)
+    edge = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    paper = int(np.median(edge))
+    half, most = np.quantile(np.abs(edge - paper), (0.5, 0.9))
+    noise = max(int(min(most, 1 + 3 * half)), JPEG_NOISE if jpeg else 0)
+    lighter = bool(values.max() - paper >= paper - values.min())
+    distance = values - paper if (lighter if white_ink is None else white_ink) else paper - values
+    ink = np.where(distance > 2 * noise, distance, 0).astype(np.uint8)
+    if not ink.any():
+        raise ValueError(NO_INK)
+    return Ink(ink, lighter, [], {"grey": grey, "ink": ink})
+
+
+def _light_ink(grey: np.ndarray) -> bool:
+    """Return whether the strokes are lighter than what surrounds them.
+
+    Strokes are the smaller part of their surroundings, so that the distances from the local mean
+    are skewed to their side; the edge of a sheet or of a shadow is skewed to neither.
+    """
+    distance = grey.astype(np.int64) - _mean(grey, max(grey.shape) // 6)
+    return int((distance**3).sum()) > 0
+
+
+def _mean(grey: np.ndarray, radius: int) -> np.ndarray:
+    """Return the mean around each pixel in a square, int64, cut at the edge."""
+    found = grey.astype(np.int64)
+    for _ in range(2):
+        sums = np.concatenate([np.zeros_like(found[:1]), found.cumsum(axis=0)])
+        index = np.arange(len(found))
+        first, last = np.maximum(index - radius, 0), np.minimum(index + radius + 1, len(found))
+        found = ((sums[last] - sums[first]) // (last - first)[:, None]).T
+    return found
+
+
+def _widest(grey: np.ndarray, radius: int, pick: np.ufunc) -> np.ndarray:
+    """Return the maximum or minimum (`pick`) around each pixel, in a square, cut at the edge."""
+    padded = np.pad(grey, radius, "edge")
+    for _ in range(2):
+        done = 1
+        while done <= 2 * radius:
+            step = min(done, 2 * radius + 1 - done)
+            padded, done = pick(padded[:-step], padded[step:]), done + step
+        padded = np.ascontiguousarray(padded.T)
+    return padded
+
+
+def _paper(grey: np.ndarray, radius: int) -> np.ndarray:
+    """Return the paper under the strokes: a morphological closing, int16 (height, width).
+
+    What is thinner than `radius` to either side is filled; the straight edges of shadows and sheets
+    stay. Beyond the picture, light that fades towards its edge goes on fading.
+    """
+    pad = 2 * radius
+    fading = np.pad(grey, pad, "reflect", reflect_type="odd")
+    wide = np.minimum(fading, np.pad(grey, pad, "edge"))
+    closed = _widest(_widest(wide, radius, np.maximum), radius, np.minimum)
+    return closed[pad:-pad, pad:-pad]
+
+
+class _Marks(NamedTuple):
+    """Connected dark pixels; arrays (n,) but for `labels`. A box is top, bottom, left, right."""
+
+    labels: np.ndarray  # int64 (height, width): the number of the mark + 1, 0 for none
+    area: np.ndarray
+    box: np.ndarray  # (4, n); bottom and right are exclusive
+    height: np.ndarray
+    width: np.ndarray
+    contact: np.ndarray  # (4, n): pixels on the picture's edge above, below, left, right
+
+    def plausible(self) -> np.ndarray:
+        """Whether each may be of a digit, bool (n,): not a table, a finger or a frame."""
+        rows, columns = self.labels.shape
+        along = np.stack([self.width, self.width, self.height, self.height])
+        inner = (self.contact <= along * 0.5).all(axis=0)
+        whole = (self.height > 0.85 * rows) & (self.width > 0.85 * columns)
+        through = (self.contact.reshape(2, 2, -1) > 0).all(axis=1).any(axis=0)
+        return inner & ~whole & ~through & (np.maximum(self.height, self.width) >= 4)
+
+
+def _components(mask: np.ndarray) -> _Marks:
+    """Return the connected parts of a mask, bool (height, width), with diagonal neighbours."""
+    rows_count, columns = mask.shape
+    change = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(change == 1)  # runs of pixels in a row
+    ends = np.nonzero(change == -1)[1]
+    stride = columns + 2
+    first = np.searchsorted(rows * stride + ends, (rows - 1) * stride + starts, "left")
+    last = np.searchsorted(rows * stride + starts, (rows - 1) * stride + ends, "right")
+    count = np.maximum(last - first, 0)  # of runs in the row above that touch
+    below = np.repeat(np.arange(len(rows)), count)
+    above = np.arange(count.sum()) + np.repeat(first - count.cumsum() + count, count)
+    root, before = np.arange(len(rows)), None
+    while before is None or (root != before).any():
+        before = root.copy()
+        least = np.minimum(root[below], root[above])
+        for place in (below, above, before[below], before[above]):
+            np.minimum.at(root, place, least)
+        root = root[root]
+    number = np.unique(root, return_inverse=True)[1]
+    total = int(number.max(initial=-1)) + 1
+    painted = np.zeros((rows_count, columns + 1), np.int64)
+    painted[rows, starts] += number + 1
+    painted[rows, ends] -= number + 1
+    box = np.array([np.full(total, big) for big in (rows_count, 0, columns, 0)])
+    np.minimum.at(box[0], number, rows)
+    np.maximum.at(box[1], number, rows + 1)
+    np.minimum.at(box[2], number, starts)
+    np.maximum.at(box[3], number, ends)
+    lengths = ends - starts
+    first_row, last_row = lengths * (rows == 0), lengths * (rows == rows_count - 1)
+    counted = (lengths, first_row, last_row, starts == 0, ends == columns)
+    area, *contact = (np.bincount(number, each, total).astype(np.int64) for each in counted)
+    labels, height, width = painted.cumsum(axis=1)[:, :-1], box[1] - box[0], box[3] - box[2]
+    return _Marks(labels, area, box, height, width, np.stack(contact))
+
+
+def _marks(
+    grey: np.ndarray, light: bool, radius: int, steps: dict[str, np.ndarray]
+) -> tuple[np.ndarray, list[int], int, list[str]] | None:
+    """Return the largest mark with what belongs to it, None where none is plausible.
+
+    Its ink uint8 (height, width), its box, how thick its strokes are at most, and warnings. The
+    paper is taken as if nothing that is thinner than `radius` to either side were dark.
+    """
+    grey = 255 - grey if light else grey
+    smooth = _mean(grey, 1).astype(np.int16)
+    paper = _paper(smooth, radius)
+    scale = np.maximum(paper, max(1, int(np.quantile(paper, 0.9)) // 3)).astype(np.int32)
+    contrast = (paper.astype(np.int32) - smooth) * 255 // scale
+    usual = int(np.median(contrast))
+    noise = int(np.median(np.abs(contrast - usual)))
+    contrast = np.clip(contrast - usual, 0, 255)
+    steps["paper"], steps["contrast"] = paper.astype(np.uint8), contrast.astype(np.uint8)
+    low = max(FAINT, 6 * noise)
+    contrast = np.where(_printed(contrast, contrast > low), 0, contrast)
+    steps["without lines"] = contrast.astype(np.uint8)
+    marks = _components(contrast > low)
+    kept = np.isin(marks.labels, 1 + np.flatnonzero(marks.plausible()))
+    strongest = contrast[kept].max(initial=0)
+    marks = _components(kept & (contrast > max(low, strongest // 3)))
+    size = np.maximum(marks.height, marks.width) * marks.plausible()
+    if not size.any():
+        return None
+    group, notes = _group(marks, size)
+    chosen = np.isin(marks.labels, 1 + group)
+    near = _widest(chosen.astype(np.uint8), 2, np.maximum) > 0
+    fine = np.clip((paper.astype(np.int32) - grey) * 255 // scale - usual, 0, 255)
+    ink = np.where(near & (fine > max(2 * noise, 4)), fine, 0).astype(np.uint8)
+    steps["ink"] = ink
+    box = [int(pick(side[group])) for pick, side in zip((min, max) * 2, marks.box, strict=True)]
+    thick, core = 4, chosen
+    while (core := _widest(core, 1, np.minimum)).any():
+        thick += 2
+    return ink, box, thick, notes
+
+
+def _group(marks: _Marks, size: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return the numbers of the largest mark and of those that belong to it, and warnings."""
+    main = int(size.argmax())
+    flat = marks.width > 1.5 * marks.height  # a stroke of 二 or 三: no digit by itself
+    reach = np.where(flat & flat[main], 0.8, 0.35) * size[main]
+    top, bottom, left, right = marks.box[:, main]
+    for _ in range(3):
+        gap_y = np.maximum(np.maximum(marks.box[0] - bottom, top - marks.box[1]), 0)
+        gap_x = np.maximum(np.maximum(marks.box[2] - right, left - marks.box[3]), 0)
+        close = np.hypot(gap_x, gap_y) <= reach
+        group = np.flatnonzero(close & (size >= 0.15 * size[main]))
+        top, left = marks.box[0, group].min(), marks.box[2, group].min()
+        bottom, right = marks.box[1, group].max(), marks.box[3, group].max()
+    tall = group[marks.height[group] > 0.6 * (bottom - top)]
+    first, last = np.sort(marks.box[2, tall]), np.sort(marks.box[3, tall])
+    apart = (first[1:] > last[:-1]).any()
+    others = np.setdiff1d(np.flatnonzero(size >= 0.6 * size[main]), group)
+    return group, [SEVERAL] if apart or len(others) else []
+
+
+def _printed(contrast: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of printed lines: bool (height, width).
+
+    A line is straight, thin, and at most 8 degrees from the rows or columns of the picture; it is
+    dark in at least half of three of the picture's four quarters. Where it is much darker than on
+    the whole, ink crosses it.
+    """
+    found = np.zeros_like(mask)
+    thick = _widest(_widest(mask, (THIN + 1) // 2, np.minimum), (THIN + 1) // 2, np.maximum)
+    for turned in (False, True):
+        values, dark, line = ((each.T if turned else each) for each in (contrast, mask, found))
+        height, width = dark.shape
+        y, x = np.nonzero(dark)
+        quarter = x * 4 // width
+        level = values[y, x]
+        hit = np.zeros(len(y), bool)
+        reach = int(0.14 * width) + 1
+        bins = height + 2 * reach + 2
+        for slope in np.arange(-0.14, 0.1401, 2 / width):
+            place = y + reach - np.rint(slope * (x - width // 2)).astype(np.int64)
+            key = quarter * bins + place
+            count = np.bincount(key, minlength=4 * bins).reshape(4, bins)
+            strong = (count[:, :-1] + count[:, 1:] >= width / 8).sum(axis=0) >= 3
+            if strong.any():
+                strong = np.pad(strong, (0, 1)) | np.pad(strong, (1, 0))
+                usual = np.bincount(place, level, bins) / np.maximum(count.sum(axis=0), 1)
+                hit |= strong[place] & (level <= 1.5 * usual[place] + 10)
+        line[y[hit], x[hit]] = True
+    return found & ~thick
