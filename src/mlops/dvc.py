@@ -2,12 +2,16 @@
 
 import functools
 import hashlib
+import http.client
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,6 +31,9 @@ CACHE = Path(".dvc", "cache", "files", "md5")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 # What `dvc add` writes about a file or folder.
 OUT_KEYS = {"md5", "hash", "size", "nfiles", "path", "desc", "type", "labels", "meta"}
+PROBE_SECONDS = 4  # to reach a blob store, and again for its answer: less than 10 in all
+CONNECTION_STRING = "AZURE_STORAGE_CONNECTION_STRING"  # DVC takes it from there, too
+TRANSFERS = ("fetch", "pull", "push")
 ABSENT = {"deleted", "not in cache"}  # as `dvc status` says it
 
 
@@ -59,9 +66,12 @@ def run(
 ) -> str:
     """Run DVC in a folder; return its standard output.
 
-    Waits for another DVC that holds the lock. Raises DigitsError with DVC's own error, and with
-    `fix`, when it fails or takes longer than `seconds`.
+    Waits for another DVC that holds the lock; asks a remote for an answer before a transfer.
+    Raises DigitsError with DVC's own error, and with `fix`, when it fails or takes longer than
+    `seconds`.
     """
+    if arguments[0] in TRANSFERS:
+        probe(arguments[arguments.index("--remote") + 1], folder)
     try:
         done = subprocess.run(
             command("--wait-for-lock", *arguments),
@@ -79,6 +89,41 @@ def run(
         reason = " ".join((error or done.stderr or done.stdout).split())[:500]
         raise DigitsError(f"dvc {arguments[0]}: {reason or done.returncode}; {fix}")
     return done.stdout
+
+
+def remotes(folder: Path | None = None) -> dict[str, dict[str, str]]:
+    """Return the settings of DVC's remotes by name, of the project in a folder."""
+    found: dict[str, dict[str, str]] = {}
+    for row in run("config", "--list", folder=folder).splitlines():
+        if match := re.fullmatch(r"remote\.(\S+)\.(\w+?)=(.*)", row):
+            found.setdefault(match[1], {})[match[2]] = match[3]
+    return found
+
+
+def probe(remote: str, folder: Path | None = None) -> None:
+    """Raise DigitsError within 10 s when a remote's blob store does not answer at all.
+
+    DVC itself tries again for minutes. Any answer will do, an error too. Remotes of another kind,
+    or without an account, are left to DVC.
+    """
+    settings = remotes(folder).get(remote, {})
+    text = settings.get("connection_string") or os.environ.get(CONNECTION_STRING, "")
+    string = dict(row.partition("=")[::2] for row in text.split(";"))
+    account = string.get("AccountName") or settings.get("account_name")
+    address = string.get("BlobEndpoint") or f"https://{account}.blob.core.windows.net"
+    if not settings.get("url", "").startswith("azure:") or not account:
+        return
+    try:
+        urllib.request.urlopen(address, timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # of a company's own certificates, say
+            raise DigitsError(
+                f"remote {remote}: no answer from {address} ({reason}). Check the network and the "
+                "name of the account; for local storage: make storage"
+            ) from None
 
 
 @functools.cache

@@ -5,7 +5,6 @@ It changes nothing, and prints the fix below each check that failed. GitHub and 
 """
 
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -44,22 +43,33 @@ def machine() -> Iterator[Finding]:
     yield from local.tools()
     for tool, login in az.LOGIN.items():
         if shutil.which(tool) is None:
-            yield Finding("unknown", f"{tool}: not found", f"install it, then: {login}")
+            yield Finding("optional", f"{tool}: not found", f"install it, then: {login}")
     shallow = git.line("rev-parse", "--is-shallow-repository")
     yield expect(shallow == "false", f"shallow clone: {shallow}", "git fetch --unshallow")
-    settings = az.try_text(*dvc.command("config", "--list")) or ""
-    for remote in connection.REMOTES:
-        keys = dict(re.findall(rf"^remote\.{remote}\.(\S+?)=(.*)$", settings, re.M))
-        account = keys.get("account_name", "by string" if "connection_string" in keys else None)
-        text = f"remote {remote}: {keys.get('url', 'missing')}, account {account or 'missing'}"
-        fix = "digits azure connect; or for local storage: make storage"
-        yield expect(account and "url" in keys, text, fix)
     overrides = [f"AZURE_{name}" for name in OVERRIDES if os.environ.get(f"AZURE_{name}")]
     if os.environ.get(CHOICE, "").strip().lower() not in WITH_AZ:
         overrides.append(CHOICE)
     text = f"variables that override the login: {', '.join(overrides) or 'none'}"
     yield expect(not overrides, text, f"unset {' '.join(overrides)}")
     yield from environment()
+
+
+def sharing() -> Iterator[Finding]:
+    """Check DVC's remotes: that each is named, and answers if it has an account."""
+    known = dvc.remotes()
+    for remote in connection.REMOTES:
+        settings = known.get(remote, {})
+        account = settings.get("account_name", "connection_string" in settings and "by string")
+        text = f"remote {remote}: {settings.get('url', 'missing')}, account {account or 'missing'}"
+        if not account or "url" not in settings:
+            fix = "to share data: digits azure connect; or for local storage: make storage"
+            yield Finding("optional" if "url" in settings else "failed", text, fix)
+            continue
+        try:
+            dvc.probe(remote)
+            yield Finding("ok", text)
+        except DigitsError as error:
+            yield Finding("failed", str(error))
 
 
 def environment() -> Iterator[Finding]:
@@ -87,6 +97,10 @@ def github(repository: str | None) -> Iterator[Finding]:
         yield Finding("unknown", f"GitHub: no answer about {repository}", az.LOGIN["gh"])
         return
     template = access.load()
+    if not values.keys() & set(template.variables):
+        text = f"GitHub: {repository} is not connected with Azure, so a merge deploys nothing"
+        yield Finding("optional", text, CONNECT)
+        return
     for name in template.variables:
         yield expect(name in values, f"variable {name}", CONNECT)
     try:
@@ -192,4 +206,5 @@ def quota(kind: str) -> Iterator[Finding]:
 
 def main(workspace: str = "azure", repository: str | None = None, as_json: bool = False) -> None:
     """Print the findings; raise DigitsError when a check failed."""
-    show(chain(machine(), github(repository), quota(workspace)), as_json)
+    cloud = chain(github(repository), quota(workspace))
+    show({"local": machine(), "sharing": sharing(), "cloud": cloud}, as_json)

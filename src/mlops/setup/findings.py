@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,16 +23,21 @@ def expect(condition: object, text: str, fix: str) -> Finding:
     return Finding("ok" if condition else "failed", text, fix)
 
 
-def show(findings: Iterable[Finding], as_json: bool = False) -> None:
-    """Print the findings; raise DigitsError when a check failed."""
+def show(groups: Mapping[str, Iterable[Finding]], as_json: bool = False) -> None:
+    """Print the findings of each group; raise DigitsError when a check failed."""
     shown = []
-    for finding in findings:
-        shown.append(finding)
+    for group, findings in groups.items():
         if not as_json:
-            fix = f"\n         {finding.fix}" if finding.fix and finding.status != "ok" else ""
-            print(f"{finding.status:8} {finding.text}{fix}", flush=True)
+            print(f"{group}:", flush=True)
+        for finding in findings:
+            shown.append({"group": group} | dataclasses.asdict(finding))
+            if not as_json:
+                fix = (
+                    f"\n           {finding.fix}" if finding.fix and finding.status != "ok" else ""
+                )
+                print(f"  {finding.status:8} {finding.text}{fix}", flush=True)
     if as_json:
-        print(json.dumps(list(map(dataclasses.asdict, shown)), indent=2), flush=True)
-    if failed := sum(finding.status == "failed" for finding in shown):
+        print(json.dumps(shown, indent=2), flush=True)
+    if failed := sum(row["status"] == "failed" for row in shown):
         checks = "1 check" if failed == 1 else f"{failed} checks"
         raise DigitsError(f"{checks} failed. The fix for each is printed above.")

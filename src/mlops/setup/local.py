@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 from core import params, wings
@@ -70,4 +71,4 @@ def clone() -> Iterator[Finding]:
 
 def main(as_json: bool) -> None:
     """Print what was found; raise DigitsError when something is wrong."""
-    show((finding for look in (sections, tools, clone) for finding in look()), as_json)
+    show({"local": chain(sections(), tools(), clone())}, as_json)
