@@ -19,7 +19,7 @@ from mlops.azure.errors import explain_error
 from mlops.azure.settings import load
 from mlops.azure.workspace import connect, cores
 from mlops.deploy import release
-from mlops.setup import access, az, local
+from mlops.setup import access, az
 from mlops.setup.findings import Finding, expect, show
 
 # DVC and the SDK use these before anybody's own login.
@@ -40,7 +40,6 @@ CONNECT = "digits azure connect --run --github, with the resource group: it can 
 
 def machine() -> Iterator[Finding]:
     """Check this machine and clone."""
-    yield from local.tools()
     for tool, login in az.LOGIN.items():
         if shutil.which(tool) is None:
             yield Finding("optional", f"{tool}: not found", f"install it, then: {login}")

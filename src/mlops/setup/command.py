@@ -19,6 +19,16 @@ def check(as_json: bool) -> None:
     main(as_json)
 
 
+@click.command(epilog=options.example("digits lab 1 --check"))
+@click.argument("number", type=int)
+@click.option("--check", is_flag=True, required=True, expose_value=False, help="What is missing?")
+def lab(number: int) -> None:
+    """Check that lab NUMBER of .github/COURSE.md has been done. Nothing is changed."""
+    from mlops.setup.local import check_lab
+
+    check_lab(number)
+
+
 @click.group(epilog=options.example("digits azure connect --resource-group digits"))
 def azure() -> None:
     """Connect this repository with an Azure subscription, check that, or disconnect it."""
@@ -70,3 +80,15 @@ def disconnect(**given: Any) -> None:
     from mlops.setup.disconnect import main
 
     main(SimpleNamespace(**given))
+
+
+@azure.command(epilog=options.example("digits azure endpoints --prefix ml101 --delete"))
+@click.option("--prefix", required=True, help="What the names of a class's endpoints begin with.")
+@click.option("--delete", is_flag=True, help="Delete them all.")
+@options.workspace("azure")
+@options.yes()
+def endpoints(**given: Any) -> None:
+    """List or delete the endpoints of a class: those whose names begin with a prefix."""
+    from mlops.setup.classroom import main
+
+    main(**given)

@@ -1,19 +1,20 @@
-"""`digits check`: params.yaml, and what this machine and clone need for the pipeline."""
+"""`digits check`: params.yaml, and what this machine and clone need; `digits lab`: what a lab left."""
 
-import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from core import params, wings
 from core.console import hidden_stderr
 from core.errors import DigitsError
 from mlops import dvc, git
-from mlops.setup import az
 from mlops.setup.findings import Finding, expect, show
 
-OLDEST_NODE = 20
+LABS = Path(__file__).with_name("labs.yaml")
 
 
 def sections() -> Iterator[Finding]:
@@ -48,16 +49,6 @@ def sections() -> Iterator[Finding]:
         yield Finding("ok", f"{params.PATH}: valid")
 
 
-def tools() -> Iterator[Finding]:
-    """Look for the programs that the pipeline needs."""
-    for tool in ("git", "npm"):
-        found = shutil.which(tool)
-        yield expect(found, f"{tool}: {found or 'not found'}", "install it")
-    version = (az.try_text("node", "--version") or "v0").lstrip("v")
-    new = int(version.partition(".")[0]) >= OLDEST_NODE
-    yield expect(new, f"node: {version}", f"install {OLDEST_NODE} or newer")
-
-
 def clone() -> Iterator[Finding]:
     """Look at this folder: its history, its packages, what the stages made."""
     below = git.git("rev-parse", "--show-prefix")
@@ -71,4 +62,21 @@ def clone() -> Iterator[Finding]:
 
 def main(as_json: bool) -> None:
     """Print what was found; raise DigitsError when something is wrong."""
-    show({"local": chain(sections(), tools(), clone())}, as_json)
+    show({"local": chain(sections(), clone())}, as_json)
+
+
+def succeeds(command: str) -> bool:
+    """Return whether a shell command succeeds."""
+    words = ["bash", "-c", command]
+    return not subprocess.run(words, env=dvc.environment(), capture_output=True).returncode
+
+
+def check_lab(number: int) -> None:
+    """Raise DigitsError with all that is missing of a lab, by the commands of labs.yaml."""
+    labs = YAML(typ="safe").load(LABS.read_text("utf-8"))
+    if number not in labs:
+        raise DigitsError(f"lab {number}: expected a number from {min(labs)} to {max(labs)}")
+    missing = [text for text, command in labs[number].items() if not succeeds(command)]
+    if missing:
+        raise DigitsError("\n  ".join([f"lab {number}: {len(missing)} missing:", *missing]))
+    print(f"Lab {number}: passed.")
