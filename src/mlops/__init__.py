@@ -26,12 +26,6 @@ The report shows these as well, where they exist: data/evaluation/per_class.csv 
 accuracy, count), data/model/curves.csv (epoch, validation_accuracy, validation_loss),
 data/monitoring/metrics.json (as metrics.json) and data/noise.json (`make noise`).
 
-A later version of core and mlops is merged in three commands, which keep one's own model:
-
-    git merge upstream/main
-    git restore --source=HEAD --staged --worktree -- src/digits data dvc.yaml dvc.lock README.md
-    git commit --no-edit
-
-The first stops at conflicts in what the second puts back; a conflict in params.yaml is resolved
-by hand. tests/second_model holds a small model of another kind, for which all this is tested.
+.github/MAKE_IT_YOURS.md has the commands that merge a later version of core and mlops.
+tests/second_model holds a small model of another kind, for which all this is tested.
 """

@@ -27,20 +27,11 @@ def workspace(default: str | None) -> Decorator:
     return click.option("--workspace", metavar="NAME", default=default, help=text)
 
 
-def repository() -> Decorator:
-    """Return the option --repository."""
-    text = "On GitHub  [default: the origin of this clone]"
-    return click.option("--repository", metavar="OWNER/NAME", help=text)
-
-
-def as_json() -> Decorator:
-    """Return the option --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def yes() -> Decorator:
-    """Let a command that deletes something do so without `confirm`."""
-    return click.option("--yes", is_flag=True, help="Do not ask.")
+repository = click.option(
+    "--repository", metavar="OWNER/NAME", help="On GitHub  [default: the origin of this clone]"
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+yes = click.option("--yes", is_flag=True, help="Do not ask.")  # of a command that deletes
 
 
 def confirm(kind: str, name: str) -> None:

@@ -48,7 +48,7 @@ class Moment(click.ParamType):
 @click.option("--script", help="What the digits are written in, if it is known.")
 @click.option("--package", type=options.FOLDER, default="data/package", help="The model.")
 @options.workspace(None)
-@options.as_json()
+@options.as_json
 def score(files: tuple[str, ...], workspace: str | None, **given: Any) -> None:
     """Answer files of digits as the endpoint would, here or by a batch endpoint of a workspace.
 
@@ -120,7 +120,7 @@ def simulate(**given: Any) -> None:
 @click.option("--reference", type=options.FILE, default="data/monitoring/reference.json")
 @click.option("--out", type=options.FOLDER, help="A folder for report.html and monitoring.json.")
 @click.option("--labelled", type=options.FOLDER, help="A folder for the digits that have labels.")
-@options.as_json()
+@options.as_json
 def monitor(**given: Any) -> None:
     """Look for drift in what production collected. The exit code is 0 with and without drift.
 

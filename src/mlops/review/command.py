@@ -17,7 +17,7 @@ LINK = click.option("--link", default="", help="The address of the run, for the 
 @click.option("--gate", is_flag=True, help="Exit with 1 when the gate of params.yaml fails.")
 @click.option("--out", type=options.FOLDER, help="A folder for the report and DVC's plots.")
 @LINK
-@options.as_json()
+@options.as_json
 def review(
     base: str | None,
     repro: bool,

@@ -6,8 +6,6 @@ person or monitor.yml to commit, and with --out its report, old against new. Wha
 everything as it was, the new CSVs too.
 """
 
-import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,7 +19,6 @@ from mlops import dvc as reproduce
 from mlops import git
 from mlops.review import gate, render, schema
 from mlops.review.report import review
-from mlops.review.snapshot import mapping
 
 LABELLED = Path("data/labelled")
 EXECUTING = "refs/exps/exec"  # DVC's notes of the experiment that runs in the working tree
@@ -67,18 +64,6 @@ def dvc(*arguments: str) -> None:
         raise DigitsError(f"dvc {arguments[0]} failed, see above; everything is as it was")
 
 
-def rewrite(text: str, settings: dict[str, bool | int | float | str]) -> str:
-    """Return params.yaml with other values in their place, so that its layout stays."""
-    lines, place = text.splitlines(keepends=True), list[str]()
-    for number, line in enumerate(lines):
-        if match := re.fullmatch(r"( *)(\w+):(?: [^#\n]*?)?( *(?:#[^\n]*)?\n)", line):
-            place[len(match[1]) // 2 :] = [match[2]]
-            key = ".".join(place)
-            if key in settings:
-                lines[number] = f"{match[1]}{match[2]}: {json.dumps(settings[key])}{match[3]}"
-    return "".join(lines)
-
-
 def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | str]) -> list[str]:
     """Version the CSVs and run the experiment; return a line about each that is new."""
     dvc("add", "--quiet", *map(str, found))
@@ -87,10 +72,7 @@ def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | 
     if not new:
         raise DigitsError(f"{LABELLED}: has no new labelled digits; {FIX}")
     git.git("add", "--", str(LABELLED))  # the experiment would not see what git does not know
-    text = rewrite(params.PATH.read_text("utf-8"), settings)
     dvc("exp", "run", *(f"--set-param={key}={value}" for key, value in settings.items()))
-    if mapping(text) == params.load():  # DVC's own has the same values in another layout
-        write_text(params.PATH, text)
     return [f"{path.stem}: {count:,} labelled digits of production" for path, count in new.items()]
 
 

@@ -11,7 +11,7 @@ GROUP = click.option("--resource-group", metavar="NAME", required=True)
 
 
 @click.command(epilog=options.example("digits check"))
-@options.as_json()
+@options.as_json
 def check(as_json: bool) -> None:
     """Check params.yaml and what this machine and clone need. Nothing is changed."""
     from mlops.setup.local import main
@@ -36,8 +36,8 @@ def azure() -> None:
 
 @azure.command("check", epilog=options.example("digits azure check"))
 @click.option("--workspace", type=click.Choice(["azure", "local"]), default="azure")
-@options.repository()
-@options.as_json()
+@options.repository
+@options.as_json
 def check_azure(**given: Any) -> None:
     """Show what is missing for reviews and deployments, each with its fix. Nothing is changed.
 
@@ -53,7 +53,7 @@ def check_azure(**given: Any) -> None:
 )
 @GROUP
 @click.option("--location", help="Where to make the group if there is none, such as westeurope.")
-@options.repository()
+@options.repository
 @click.option("--subject-prefix", metavar="TEXT", help="If `gh` cannot tell: repo:OWNER@ID/NAME@ID")
 @click.option("--without-cluster", is_flag=True, help="Where the quota holds no node for batches.")
 @click.option("--image-build-compute", metavar="NAME", default="", help="A cluster, for images.")
@@ -72,8 +72,8 @@ def connect(**given: Any) -> None:
 
 @azure.command(epilog=options.example("digits azure disconnect --resource-group digits"))
 @GROUP
-@options.repository()
-@options.yes()
+@options.repository
+@options.yes
 @click.option("--github", is_flag=True, help="Delete GitHub's variables too, with `gh`.")
 def disconnect(**given: Any) -> None:
     """List what `digits azure connect` made, ask, and remove it with all data in it."""
@@ -85,10 +85,9 @@ def disconnect(**given: Any) -> None:
 @azure.command(epilog=options.example("digits azure endpoints --prefix ml101 --delete"))
 @click.option("--prefix", required=True, help="What the names of a class's endpoints begin with.")
 @click.option("--delete", is_flag=True, help="Delete them all.")
-@options.workspace("azure")
-@options.yes()
+@options.yes
 def endpoints(**given: Any) -> None:
     """List or delete the endpoints of a class: those whose names begin with a prefix."""
-    from mlops.setup.classroom import main
+    from mlops.setup.disconnect import of_class
 
-    main(**given)
+    of_class(**given)

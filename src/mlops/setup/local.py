@@ -1,10 +1,13 @@
-"""`digits check`: params.yaml, and what this machine and clone need; `digits lab`: what a lab left."""
+"""`digits check` and `digits lab`: what this machine and clone need, and what a lab left in it."""
 
+import dataclasses
+import json
 import subprocess
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 from ruamel.yaml import YAML
 
@@ -12,9 +15,42 @@ from core import params, wings
 from core.console import hidden_stderr
 from core.errors import DigitsError
 from mlops import dvc, git
-from mlops.setup.findings import Finding, expect, show
 
 LABS = Path(__file__).with_name("labs.yaml")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check."""
+
+    status: Literal["ok", "failed", "optional", "unknown"]
+    text: str
+    fix: str = ""
+
+
+def expect(condition: object, text: str, fix: str) -> Finding:
+    """Return a check that passed or failed."""
+    return Finding("ok" if condition else "failed", text, fix)
+
+
+def show(groups: Mapping[str, Iterable[Finding]], as_json: bool = False) -> None:
+    """Print the findings of each group; raise DigitsError when a check failed."""
+    shown = []
+    for group, findings in groups.items():
+        if not as_json:
+            print(f"{group}:", flush=True)
+        for finding in findings:
+            shown.append({"group": group} | dataclasses.asdict(finding))
+            if not as_json:
+                fix = (
+                    f"\n           {finding.fix}" if finding.fix and finding.status != "ok" else ""
+                )
+                print(f"  {finding.status:8} {finding.text}{fix}", flush=True)
+    if as_json:
+        print(json.dumps(shown, indent=2), flush=True)
+    if failed := sum(row["status"] == "failed" for row in shown):
+        checks = "1 check" if failed == 1 else f"{failed} checks"
+        raise DigitsError(f"{checks} failed. The fix for each is printed above.")
 
 
 def sections() -> Iterator[Finding]:

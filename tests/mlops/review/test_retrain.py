@@ -14,7 +14,6 @@ from core.dataset import write_csv
 from core.errors import DigitsError
 from mlops.cli import call
 from mlops.review import retrain
-from mlops.review.snapshot import mapping
 
 TEXT = frozen.text()
 LABELLED = Path("data/labelled")
@@ -209,18 +208,3 @@ def test_ones_own_changes_are_not_mixed_in(work: Project) -> None:
     (work.root / "dvc.lock").write_text("mine\n")
     with pytest.raises(DigitsError, match=r"dvc\.lock: is not committed"):
         call("retrain")
-
-
-def test_values_change_in_their_place() -> None:
-    settings: dict[str, bool | int | float | str]
-    settings = {"prepare.foreign_share": 0.125, "epochs": 3, "azure.strategy": "in_place"}
-    text = retrain.rewrite(TEXT, settings)
-    expected = mapping(TEXT)
-    expected["prepare"]["foreign_share"] = 0.125
-    expected["epochs"] = 3
-    expected["azure"]["strategy"] = "in_place"
-    assert mapping(text) == expected
-    changed = list(zip(TEXT.splitlines(), text.splitlines(), strict=True))
-    changed = [pair for pair in changed if pair[0] != pair[1]]
-    assert len(changed) == 3
-    assert changed[1][1].partition("#")[2] == changed[1][0].partition("#")[2]  # its comment
