@@ -39,8 +39,8 @@ def scored(network: Any, digits: Digits) -> tuple[np.ndarray, np.ndarray]:
     """Return the digits' places in a summary (n, 8), and what Evidently is given (n, 9)."""
     outputs = model.predict(network, digits.images)
     labels, confidence = outputs["digits"].argmax(axis=1), outputs["digits"].max(axis=1)
-    places = bins(digits.images, labels, confidence, outputs["foreign"])
-    columns = (labels, confidence, outputs["foreign"])
+    places = bins(digits.images, labels, confidence, outputs["ood_score"])
+    columns = (labels, confidence, outputs["ood_score"])
     return places, np.column_stack([*columns, statistics(digits.images)])
 
 
@@ -111,7 +111,7 @@ def evidently(
         from evidently.presets import DataDriftPreset
     except ImportError:
         return None
-    names = ["answer", "confidence", "foreign", *IMAGE_SIGNALS]
+    names = ["answer", "confidence", "ood_score", *IMAGE_SIGNALS]
     definition = package.DataDefinition(numerical_columns=names[1:], categorical_columns=names[:1])
 
     def data(rows: np.ndarray) -> object:

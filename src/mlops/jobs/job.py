@@ -126,10 +126,7 @@ def define(
 
 
 def note_on_nodes(settings: Params) -> str:
-    """Return a warning if several nodes may conflict with azure.verify, otherwise an empty string.
-
-    Whether they compute the same bytes as a single machine depends on stage train.
-    """
+    """Return a warning if several nodes may conflict with azure.verify, or an empty string."""
     if settings.job.nodes == 1 or settings.verify != "reproduce":
         return ""
     return (

@@ -73,8 +73,8 @@ function refused(sentence) {
 }
 
 function answered(answer) {
-  const { digit, confidence, foreign, probabilities } = answer.predictions[0];
-  const anomalous = foreign > 0.5;
+  const { digit, confidence, ood_score, probabilities } = answer.predictions[0];
+  const anomalous = ood_score > 0.5;
   setText($("digit"), digit);
   $("digit").classList.toggle("anomalous", anomalous);
   const note = anomalous ? "Out of distribution: do not rely on this answer." : "In distribution.";
@@ -82,9 +82,9 @@ function answered(answer) {
   const unknown = $("script").value && answer.script === null ? " It does not know this script and ignored it." : "";
   setText($("by"), `Model ${answer.model_version} in ${answer.deployment}, ${milliseconds(answer.milliseconds)}.${unknown}`);
   $("details").hidden = false;
-  setText($("foreign"), foreign.toFixed(3));
-  $("meter").setAttribute("aria-valuenow", foreign);
-  $("meter").firstChild.style.width = `${foreign * 100}%`;
+  setText($("ood_score"), ood_score.toFixed(3));
+  $("meter").setAttribute("aria-valuenow", ood_score);
+  $("meter").firstChild.style.width = `${ood_score * 100}%`;
   $("meter").classList.toggle("anomalous", anomalous);
   $("probabilities").tBodies[0].replaceChildren(
     ...probabilities.map((probability, number) => {
@@ -209,7 +209,7 @@ function showWindows(state) {
       : empty(state.reason || `No ${ITEM}s have been collected yet.`),
     { head: ["Window ended", "Evidence", "Alarm", "Lowest p-value", "Out of distribution, estimated"],
       rows: () => windows.map((window) => [clock(window.ended), window.evidence.toPrecision(3),
-        window.drift ? "yes" : "no", window.cause, percent(window.strangers)]) });
+        window.drift ? "yes" : "no", window.signal, percent(window.ood_share)]) });
 
   const measured = windows.map((window, i) => {
     const [value, low, high] = window.accuracy ?? [null];
@@ -250,7 +250,7 @@ function filling({ windows, window }) {
 }
 const drifts = ({ monitoring }) => (monitoring ? monitoring.drift : null);
 /** Return the onset of the alarm; "at least" if the first window is already part of it. */
-const since = ({ monitoring }) => `${monitoring.at_least ? "at least " : ""}since ${clock(Date.parse(monitoring.since) / 1000)}`;
+const since = ({ monitoring }) => `${monitoring.onset_censored ? "at least " : ""}since ${clock(Date.parse(monitoring.since) / 1000)}`;
 const words2 = (state) => (drifts(state) ? `drift ${since(state)}` : "no drift");
 
 function showDeployments(state) {
@@ -292,8 +292,8 @@ function showDigits(list, digits) {
   const key = JSON.stringify(digits);
   if (list.digits === key) return; // the same as a second ago
   list.digits = key;
-  const items = digits.map(({ image, digit, confidence, foreign }) => {
-    const anomalous = foreign > 0.5;
+  const items = digits.map(({ image, digit, confidence, ood_score }) => {
+    const anomalous = ood_score > 0.5;
     const item = make("li", anomalous ? "anomalous" : "", picture(image), make("b", "", digit), " ", make("small", "", `${Math.round(confidence * 100)}%`));
     if (anomalous) item.append(make("span", "hidden", " out of distribution"));
     return item;
@@ -321,7 +321,7 @@ function showFigures(state) {
   setText($("drift"), drift === null ? "unknown" : drift ? "yes" : "no");
   setText($("since"), drift === null ? state.reason || "no data has been collected yet" : drift ? since(state) : "in the latest window");
   $("drifttile").classList.toggle("alarm", drift === true);
-  setText($("counts"), `${count(state.digits, ITEM)} collected; omitted: ${state.doubled} duplicate and ${state.damaged} corrupted; `
+  setText($("counts"), `${count(state.digits, ITEM)} collected; omitted: ${state.duplicate} duplicate and ${state.corrupted} corrupted; `
     + `${count(state.lost, "collected request")} lost since the start of \`digits local\`.`);
 }
 
@@ -378,7 +378,7 @@ async function poll() {
       showWindows(state);
       showDeployments(state);
       showDigits($("recent"), state.recent);
-      showDigits($("strangest"), state.strangest);
+      showDigits($("most_anomalous"), state.most_anomalous);
       health(...stateOfHealth(state));
     }
   }
