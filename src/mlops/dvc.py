@@ -291,13 +291,3 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
         if missing
         else [],
     )
-
-
-def plots(base: str | None, folder: Path) -> str:
-    """Write DVC's plots page into a folder; return what went wrong, empty when nothing did."""
-    arguments = ["plots", "diff", base] if base else ["plots", "show"]
-    try:
-        run(*arguments, "--out", str(folder))
-    except DigitsError as error:
-        return f"DVC's page of plots was not made: {error}"
-    return ""

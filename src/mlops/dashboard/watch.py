@@ -187,7 +187,8 @@ class LiveState:
             }
             if settings and analysis:
                 found["windows"] = [window_state(window) for window in analysis.windows[-WINDOWS:]]
-                found["expected"] = expected(analysis)
+                counts = analysis.reference.histograms.classes
+                found["expected"] = (counts / counts.sum()).tolist()
                 if live and analysis.windows:
                     found["monitoring"] = report.findings(analysis, settings)
             recent = list(seen.recent)
@@ -275,13 +276,6 @@ def digit(row: Json) -> Json:
     """Return a row of REQUESTS for the page."""
     image = base64.b64encode(row["image"]).decode()
     return {"image": image} | {name: row[name] for name in ("digit", "confidence", "ood_score")}
-
-
-def expected(analysis: Analysis) -> list[float]:
-    """Return the share of each class among the answers of the reference."""
-    counts = analysis.reference.histograms.classes
-    shares: list[float] = (counts / counts.sum()).tolist()
-    return shares
 
 
 def last_minute(requests: list[Request], now: float) -> Json:

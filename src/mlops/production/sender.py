@@ -368,8 +368,8 @@ class Run:
         answered = sum(known.answered.values())
         rate = (known.count - self.already) / max(time.monotonic() - self.began, 1e-9)
         print(
-            f"sent {known.count:,}, answered {answered:,}, sent again {known.retried:,} times, "
-            f"refused {len(known.refused):,}; {rate:.1f} requests/s"
+            f"sent {known.count:,}, answered {answered:,}, {known.retried:,} retries, "
+            f"{len(known.refused):,} rejected; {rate:.1f} requests/s"
         )
         if known.busy:
             print(f"  {known.busy:,} answers {BUSY_STATUS}: too many requests at once")

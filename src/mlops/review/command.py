@@ -39,8 +39,12 @@ def review(
     with options.stdout_for_program(as_json):
         found = compare(base, repro, link, restore)
     if out:
-        problem = "" if found.failed else dvc.plots(found.base, out / "plots")
-        found.problems.extend([problem] if problem else [])
+        try:
+            if not found.failed:
+                which = ["diff", found.base] if found.base else ["show"]
+                dvc.run("plots", *which, "--out", str(out / "plots"))
+        except DigitsError as error:
+            found.problems.append(f"DVC's page of plots was not made: {error}")
         write_text(out / "report.md", render.write(found))
         write_text(out / "report.json", schema.dump(found))
     if as_json:

@@ -16,9 +16,9 @@ SIGNS = {"better": "🟢 better", "worse": "🔴 worse", "noise": "noise", "same
 VERDICTS = {
     "better": "Better",
     "worse": "Worse",
-    "mixed": "Better here, worse there",
-    "noise": "Noise: no difference beyond chance",
-    "same": "Noise: the metrics are the same",
+    "mixed": "Mixed",
+    "noise": "No significant difference",
+    "same": "No difference",
     "unknown": "No verdict",
 }
 CURVES = {"Validation accuracy": "validation_accuracy", "Validation loss": "validation_loss"}

@@ -47,7 +47,7 @@ def of_type(kind: str, ids: list[str]) -> str | None:
 
 def endpoints(workspace: str) -> dict[str, str]:
     """Return the ids of a workspace's endpoints by name."""
-    found = {}
+    found: dict[str, str] = {}
     for kind in ("onlineEndpoints", "batchEndpoints"):
         url = ("--url", f"{workspace}/{kind}", "--url-parameters", VERSION)
         answer = az.run("az", "rest", "--method", "get", *url) or {}

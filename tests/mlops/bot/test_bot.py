@@ -124,7 +124,7 @@ def test_an_older_report_never_overwrites_a_newer_one(
     again = reported(github, 2, "mixed")
     again.attempt = 2
     show(again, monkeypatch)
-    assert "## Better here" in texts(github)[0]
+    assert "## Mixed" in texts(github)[0]
 
 
 def test_a_report_of_another_commit_belongs_nowhere(

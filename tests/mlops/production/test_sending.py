@@ -297,7 +297,7 @@ def test_what_is_refused_is_counted_and_gets_no_label(
     said = capsys.readouterr().out
     assert "is refused: 500" in said or "is refused: 413" in said
     assert "answered 180" in said
-    assert "refused 20" in said
+    assert "20 rejected" in said
 
 
 def test_an_endpoint_that_refuses_everything_stops_it(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_change_is_reproduced_and_told(project: Project) -> None:
     assert "dvc.lock is not what the pipeline would make (evaluate)" in digits(project, "review")
     digits(project, "review", "--repro", "--gate", "--out", "review", "--link", "https://a.b/1")
     text = (project.root / "review" / "report.md").read_text("utf-8")
-    assert text.startswith("## Noise: the metrics are the same · ✅ gate passed")
+    assert text.startswith("## No difference · ✅ gate passed")
     assert "| evaluate.mistakes | 60 | 30 |" in text
     assert "| evaluate | ran | evaluate.mistakes |" in text
     assert "| train | unchanged |" in text
