@@ -1,8 +1,6 @@
 """Options that several commands share. Of libraries it imports Click alone."""
 
-import contextlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,11 +40,6 @@ def confirm(kind: str, name: str) -> None:
         answer = ""
     if answer != name:
         raise DigitsError("Nothing was deleted. To delete it without being asked: --yes")
-
-
-def stdout_for_program(wanted: bool) -> contextlib.AbstractContextManager[object]:
-    """Redirect standard output to standard error until the JSON is printed, if `wanted`."""
-    return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()
 
 
 def show(answer: Any) -> None:

@@ -1,5 +1,7 @@
 """Options of `digits review`, `restore`, `retrain` and `relock`."""
 
+import contextlib
+import sys
 from pathlib import Path
 
 import click
@@ -36,7 +38,7 @@ def review(
     from mlops.review import render, schema
     from mlops.review.report import review as compare
 
-    with options.stdout_for_program(as_json):
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         found = compare(base, repro, link, restore)
     if out:
         try:
