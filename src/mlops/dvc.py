@@ -31,9 +31,8 @@ CACHE = Path(".dvc", "cache", "files", "md5")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 # What `dvc add` writes about a file or folder.
 OUT_KEYS = {"md5", "hash", "size", "nfiles", "path", "desc", "type", "labels", "meta"}
+VARIABLE = "AZURE_STORAGE_CONNECTION_STRING"  # from which DVC takes it, too
 PROBE_SECONDS = 4  # to reach a blob store, and again for its answer: less than 10 in all
-CONNECTION_STRING = "AZURE_STORAGE_CONNECTION_STRING"  # DVC takes it from there, too
-TRANSFERS = ("fetch", "pull", "push")
 ABSENT = {"deleted", "not in cache"}  # as `dvc status` says it
 
 
@@ -70,7 +69,7 @@ def run(
     Raises DigitsError with DVC's own error, and with `fix`, when it fails or takes longer than
     `seconds`.
     """
-    if arguments[0] in TRANSFERS:
+    if arguments[0] in ("fetch", "pull", "push"):
         probe(arguments[arguments.index("--remote") + 1], folder)
     try:
         done = subprocess.run(
@@ -91,28 +90,20 @@ def run(
     return done.stdout
 
 
-def remotes(folder: Path | None = None) -> dict[str, dict[str, str]]:
-    """Return the settings of DVC's remotes by name, of the project in a folder."""
-    found: dict[str, dict[str, str]] = {}
-    for row in run("config", "--list", folder=folder).splitlines():
-        if match := re.fullmatch(r"remote\.(\S+)\.(\w+?)=(.*)", row):
-            found.setdefault(match[1], {})[match[2]] = match[3]
-    return found
+def probe(remote: str, folder: Path | None = None) -> str | None:
+    """Return the storage account of a remote, None if it has none, once it has answered.
 
-
-def probe(remote: str, folder: Path | None = None) -> None:
-    """Raise DigitsError within 10 s when a remote's blob store does not answer at all.
-
-    DVC itself tries again for minutes. Any answer will do, an error too. Remotes of another kind,
-    or without an account, are left to DVC.
+    Any answer will do, an error too. Raises DigitsError within 10 s without one: DVC itself would
+    try again for minutes.
     """
-    settings = remotes(folder).get(remote, {})
-    text = settings.get("connection_string") or os.environ.get(CONNECTION_STRING, "")
+    rows = run("config", "--list", folder=folder)
+    settings = dict(re.findall(rf"^remote\.{re.escape(remote)}\.(\w+)=(.*)$", rows, re.M))
+    text = settings.get("connection_string") or os.environ.get(VARIABLE, "")
     string = dict(row.partition("=")[::2] for row in text.split(";"))
     account = string.get("AccountName") or settings.get("account_name")
     address = string.get("BlobEndpoint") or f"https://{account}.blob.core.windows.net"
     if not settings.get("url", "").startswith("azure:") or not account:
-        return
+        return None
     try:
         urllib.request.urlopen(address, timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError as answer:
@@ -124,6 +115,7 @@ def probe(remote: str, folder: Path | None = None) -> None:
                 f"remote {remote}: no answer from {address} ({reason}). Check the network and the "
                 "name of the account; for local storage: make storage"
             ) from None
+    return account
 
 
 @functools.cache

@@ -25,9 +25,7 @@ def workspace(default: str | None) -> Decorator:
     return click.option("--workspace", metavar="NAME", default=default, help=text)
 
 
-repository = click.option(
-    "--repository", metavar="OWNER/NAME", help="On GitHub  [default: the origin of this clone]"
-)
+repository = click.option("--repository", metavar="OWNER/NAME", help="[default: origin on GitHub]")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")  # of a command that deletes
 

@@ -55,14 +55,11 @@ def machine() -> Iterator[Finding]:
 
 def sharing() -> Iterator[Finding]:
     """Check DVC's remotes: that each is named, and answers if it has an account."""
-    known = dvc.remotes()
     for remote in connection.REMOTES:
-        settings = known.get(remote, {})
-        account = settings.get("account_name", "connection_string" in settings and "by string")
-        text = f"remote {remote}: account {account or 'missing'}"
         try:
-            dvc.probe(remote)
+            account = dvc.probe(remote)
             fix = "to share data: digits azure connect; or for local storage: make storage"
+            text = f"remote {remote}: account {account or 'missing'}"
             yield Finding("ok" if account else "optional", text, fix)
         except DigitsError as error:
             yield Finding("failed", str(error))

@@ -292,12 +292,12 @@ def test_what_is_not_connected_is_optional(connected: Cloud) -> None:
 def test_a_remote_that_does_not_answer_is_a_fault(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = (
-        f"DefaultEndpointsProtocol=http;AccountName=a;BlobEndpoint=http://127.0.0.1:{free_port()}"
-    )
-    remotes = {"main": {"url": "azure://main", "connection_string": address}}
-    monkeypatch.setattr(dvc, "remotes", lambda folder=None: remotes)
     monkeypatch.setattr(dvc, "probe", PROBE)
+    rows = (
+        "remote.main.url=azure://main\nremote.main.connection_string=AccountName=a;"
+        f"BlobEndpoint=http://127.0.0.1:{free_port()}/\nremote.review.url=azure://review\n"
+    )
+    monkeypatch.setattr(dvc, "run", lambda *words, folder=None: rows)
     main, review = check.sharing()
     assert main.status == "failed" and main.text.startswith("remote main: no answer from http://")
     assert review.status == "optional" and review.text == "remote review: account missing"
