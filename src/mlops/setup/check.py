@@ -8,17 +8,11 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator
-from itertools import chain
-
-from azure.core.exceptions import AzureError
 
 from core.errors import DigitsError
 from mlops import dvc, git
 from mlops.azure import connection
-from mlops.azure.errors import explain_error
 from mlops.azure.settings import load
-from mlops.azure.workspace import connect, cores
-from mlops.deploy import release
 from mlops.setup import access, az
 from mlops.setup.local import Finding, expect, show
 
@@ -35,7 +29,7 @@ OVERRIDES = (
 CHOICE = "AZURE_TOKEN_CREDENTIALS"  # which logins the SDK tries; these values keep that of `az`
 WITH_AZ = ("", "dev", "azureclicredential")
 ISSUER = "https://token.actions.githubusercontent.com"
-CONNECT = "digits azure connect --run --github, with the resource group: it can be repeated"
+CONNECT = "digits azure connect, with the resource group: it can be repeated"
 
 
 def machine() -> Iterator[Finding]:
@@ -179,22 +173,6 @@ def clusters(workspace: str) -> Iterator[Finding]:
         yield Finding(status, f"cluster {name}, for {of}", f"{fix}; or name another in params.yaml")
 
 
-def quota(kind: str) -> Iterator[Finding]:
-    """Check the cores that are free in the workspace's region."""
-    settings = load()
-    try:
-        each, family, free = cores(connect(kind).client, settings.instance_type)
-    except (DigitsError, AzureError) as error:
-        yield Finding("unknown", f"quota: {explain_error(error)}")
-        return
-    needed = release.reserved(each, settings.instance_count)
-    text = f"quota: {needed} cores of {family} needed for one more revision, {free} free"
-    fix = "ask for more, or set azure.strategy to in_place"
-    enough = free is None or free >= needed or settings.strategy == "in_place"
-    yield expect(enough, text, fix)
-
-
-def main(workspace: str = "azure", repository: str | None = None, as_json: bool = False) -> None:
+def main(repository: str | None = None, as_json: bool = False) -> None:
     """Print the findings; raise DigitsError when a check failed."""
-    cloud = chain(github(repository), quota(workspace))
-    show({"local": machine(), "sharing": sharing(), "cloud": cloud}, as_json)
+    show({"local": machine(), "sharing": sharing(), "cloud": github(repository)}, as_json)
