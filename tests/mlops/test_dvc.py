@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import run
 from conftest import free_port
 
 from core.errors import DigitsError
@@ -37,7 +36,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def connect(port: int) -> None:
-    setting = ["connection_string", run.connection_string(port)]
+    setting = ["connection_string", f"AccountName=a;BlobEndpoint=http://127.0.0.1:{port}/a"]
     subprocess.run(["dvc", "remote", "modify", "--local", "main", *setting], check=True)
 
 
@@ -51,7 +50,7 @@ def test_a_stopped_or_silent_server_is_named_before_a_transfer(listening: int) -
 
 def test_variables_name_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
-    monkeypatch.setenv(dvc.VARIABLE, run.connection_string(port))
+    monkeypatch.setenv(dvc.VARIABLE, f"AccountName=a;BlobEndpoint=http://127.0.0.1:{port}/a")
     with pytest.raises(DigitsError, match=rf"no answer from .*:{port}/"):
         dvc.probe("main")
 

@@ -167,10 +167,13 @@ def clusters(workspace: str) -> Iterator[Finding]:
     settings = load()
     for name in sorted({settings.job.compute or "", settings.batch.compute} - {""}):
         exists = az.try_json("az", "resource", "show", "--ids", f"{workspace}/computes/{name}")
-        of = "jobs" if name == settings.job.compute else "`digits score --workspace azure` alone"
-        fix = f"{CONNECT}, and makes cpu-cluster where the quota holds a node"
-        status = "ok" if exists else "failed" if of == "jobs" else "optional"
-        yield Finding(status, f"cluster {name}, for {of}", f"{fix}; or name another in params.yaml")
+        fix = f"{CONNECT}, and makes cpu-cluster where the quota holds a node; or name another "
+        fix += "in params.yaml"
+        if exists or name == settings.job.compute:
+            yield expect(exists, f"cluster {name}", fix)
+        else:
+            text = f"cluster {name}: only `digits score --workspace azure` needs it"
+            yield Finding("optional", text, fix)
 
 
 def main(repository: str | None = None, as_json: bool = False) -> None:

@@ -73,7 +73,7 @@ def test_a_missing_cluster_is_a_fault_only_where_jobs_run_on_it(
     connected.change(deleted=[place])
     rows = found()
     (text,) = rows["optional"]
-    assert "cluster cpu-cluster, for `digits score --workspace azure` alone" in text
+    assert "cluster cpu-cluster: only `digits score --workspace azure` needs it" in text
     assert "digits azure connect" in text and "makes cpu-cluster" in text
     assert rows["failed"] == []
     settings = frozen.section(Params, "azure")
