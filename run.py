@@ -326,6 +326,12 @@ def bench_workers() -> None:
     measure("bench_workers")
 
 
+def bench_photos() -> None:
+    """Read photographs that are painted by program: ten minutes."""
+    repro()
+    measure("photos")
+
+
 def drift_power() -> None:
     """Measure the power and the false alarm rate of the drift test: a minute."""
     repro()
@@ -554,6 +560,7 @@ TARGETS = {
     "bench": bench,
     "bench-serve": bench_serve,
     "bench-workers": bench_workers,
+    "bench-photos": bench_photos,
     "drift-power": drift_power,
     "rendering-realism": rendering_realism,
     "verify-azure": verify_azure,
