@@ -528,6 +528,10 @@ def lock() -> None:
     resolve += sys.argv[2:]  # for instance --upgrade, or --upgrade-package NAME
     run(*resolve, "--extra", "mlops", "--group", "dev", "--output-file", LOCK.name)
     run(*resolve, "--constraint", LOCK.name, "--output-file", "requirements.txt")
+    action = ROOT / ".github" / "actions" / "review"
+    small = [argument for argument in resolve if argument != "pyproject.toml"]
+    small += [action / "requirements.in", "--constraint", LOCK.name]
+    run(*small, "--output-file", action / "requirements.txt")
     npm: list[str | Path] = [shutil.which("npm") or "npm", "install", "--package-lock-only"]
     npm += ["--silent", "--omit-lockfile-registry-resolved"]
     run(*npm)

@@ -4,10 +4,6 @@ Input: requests and labels that the workspace collected, or with --production th
 stage simulate writes it, and data/monitoring/reference.json of the model that is deployed. Output,
 with --out: FOLDER/report.html, and FOLDER/monitoring.json with what `report.findings` states and
 `endpoint`, its name or the folder.
-
-The exit code is 0 whether or not there is drift. With --labelled, FOLDER/SCRIPT_YYYYMMDD.csv gets
-the digits that have labels, each once, the day being that of the newest label; digits that other
-files of the script hold already are left out.
 """
 
 import contextlib
@@ -198,7 +194,7 @@ def main(asked: SimpleNamespace) -> None:
     if asked.out:
         write_text(asked.out / "monitoring.json", text)
         write_text(asked.out / "report.html", report.page(analysis, own, params.names(values)))
-    if clock := analysis.issues["clock"]:
+    if clock := analysis.issues["wrong_clock"]:
         print(f"{clock:,} requests not counted: their clock or this one is wrong", file=sys.stderr)
     if asked.as_json:
         print(text, end="")

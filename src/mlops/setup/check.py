@@ -1,8 +1,4 @@
-"""Check what a review and a deployment need on this machine, on GitHub and in Azure.
-
-It changes nothing, and prints the fix below each check that failed. GitHub and Azure are asked by
-`gh` and `az`; where one is missing or not logged in, the check is reported as unknown.
-"""
+"""Check what a review and a deployment need on this machine, on GitHub and in Azure."""
 
 import os
 import shlex
