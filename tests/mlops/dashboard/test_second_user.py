@@ -120,7 +120,7 @@ def test_another_user_can_do_nothing_with_digits_local(open_folder: Path, tmp_pa
                 (page.port, "/state"),
                 (page.port, "/score?endpoint=one"),
                 (emulator.router.port, "/one/score"),
-                (running.sink.port, "/modeldata/log"),
+                (emulator.router.sink.port, "/modeldata/log"),
                 (address["port"], "/subscriptions/a"),
                 (emulator.storage.port, f"/{ACCOUNT}/azureml?restype=container&comp=list"),
             ]

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,11 +59,10 @@ def a_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
             pass
 
     forget(monkeypatch)
-    authority, certificate, key = make_certificate(tmp_path)
+    authority = tmp_path / "authority.pem"
+    context = make_certificate(authority)
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(authority))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         found = SimpleNamespace(port=server.server_port, requests=requests, status=200)
         threading.Thread(target=server.serve_forever, daemon=True).start()
