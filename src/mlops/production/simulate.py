@@ -4,6 +4,7 @@ With `--speed 3600` an hour of the story passes in a second. How far it has come
 .simulate/, where `--resume` goes on.
 """
 
+import asyncio
 import contextlib
 import datetime
 import hashlib
@@ -98,7 +99,7 @@ def main(asked: SimpleNamespace) -> None:
                 print(f"{run.reached.stop - run.reached.following:,} requests in {pace}")
             with contextlib.ExitStack() as stack:
                 stack.callback(run.report)
-                run.go(path, asked.concurrency or target.concurrency())
+                asyncio.run(run.go(path, asked.concurrency or target.concurrency()))
             path.unlink()
     except Timeout:
         raise DigitsError(f"{path}: another `digits simulate` is at work on it") from None
