@@ -1,5 +1,6 @@
 """A merge's way into production through the real workflow files: act, emulator, the real SDK."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import frozen
 import pytest
 import run as targets
 import yaml
-from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
 from conftest import ROOT, Azurite, free_port
 from light import LIGHT_SCORE, Deployable, Emulator, write_package
 from loopback import GitHub, needs_bash
@@ -20,6 +21,14 @@ pytestmark = [pytest.mark.slow, needs_bash]
 ACCOUNT = "devstoreaccount1"
 DEPLOYED = {"reproduce": "success", "apply": "success"}
 MEASURED = '{"mnist": {"accuracy": 0.995, "calibration_error": 0.001}}'
+# One of two contents with the same MD5: Wang et al., "Collisions for hash functions MD4, MD5,
+# HAVAL-128 and RIPEMD" (eprint.iacr.org/2004/199).
+COLLISION = bytes.fromhex(
+    "d131dd02c5e6eec4693d9a0698aff95c2fcab58712467eab4004583eb8fb7f89"
+    "55ad340609f4b30283e488832571415a085125e8f7cdc99fd91dbdf280373c5b"
+    "d8823e3156348f5bae6dacd436c919c6dd53e2b487da03fd02396306d248cda0"
+    "e99f33420f577ee8ce54b67080a80d1ec69821bcb6a8839396f9652b6ff72a70"
+)
 COPY = "python -c 'import shutil, sys; shutil.copytree(*sys.argv[1:], dirs_exist_ok=True)'"
 
 
@@ -203,6 +212,29 @@ def test_a_merged_fork_is_deployed_like_any_other_and_rolled_back(production: Pr
     assert production.live.startswith("fork")
     run = production.dispatch("rollback.yml", {"revision": ""})
     assert run.jobs == {"rollback": "success"}, run.log
+    assert production.live == before
+
+
+@pytest.mark.prove
+def test_other_bytes_of_the_same_md5_are_not_deployed(production: Production) -> None:
+    """A writer of the container `main` stores a twin of a file that is merged later."""
+    before = production.live
+    (production.work.root / "model" / "weights.bin").write_bytes(COLLISION)
+    other = bytearray(COLLISION)
+    for place in (19, 45, 59, 83, 109, 123):
+        other[place] ^= 0x80
+    md5 = hashlib.md5(other, usedforsecurity=False).hexdigest()
+    assert md5 == hashlib.md5(COLLISION, usedforsecurity=False).hexdigest()
+    assert other != COLLISION
+    writer = production.github.environment["IDENTITY_main"]
+    with BlobServiceClient.from_connection_string(writer) as service:
+        stored = service.get_blob_client("main", f"files/md5/{md5[:2]}/{md5[2:]}")
+        stored.upload_blob(bytes(other))
+    production.model("twin")
+    run = production.push()
+    production.work.git("revert", "--no-edit", "HEAD")
+    assert run.jobs == {"reproduce": "success", "apply": "failure"}, run.log
+    assert "Nothing is deployed: data/package has the SHA-256" in run.log, run.log
     assert production.live == before
 
 
