@@ -3,9 +3,8 @@
 Input: batches of requests and labels. Output: an Analysis with the result of each window and the
 alarms. Requests are sorted by time and divided into windows, which are compared with the reference.
 
-    analysis = analyse(stream, labels, reference, config, classes, image_size)  # Parquet batches
-    monitor = Monitor(classes, image_size)                 # or repeatedly, while rows arrive:
-    monitor.requests.add(batch); monitor.labels.add(batch)
+    monitor = read(folder, classes, image_size)            # Parquet files
+    monitor.requests.add(batch); monitor.labels.add(batch)  # or while rows arrive
     analysis = monitor.analyse(reference, config, now_ms)
 
 Images are not kept in memory; a row takes 47 bytes.
@@ -13,6 +12,7 @@ Images are not kept in memory; a row takes 47 bytes.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -202,25 +202,21 @@ def accuracy(windows: list[Window]) -> tuple[float, float, float] | None:
 class Monitor:
     """Collects requests and labels while they arrive, and analyses those so far."""
 
-    def __init__(self, classes: tuple[str, ...], image_size: int) -> None:
-        self.classes, self.image_size = classes, image_size
+    def __init__(
+        self, classes: tuple[str, ...], image_size: int, stream: Stream | None = None
+    ) -> None:
+        """`stream` yields all requests once more, for the images of examples; None: no examples."""
+        self.classes, self.image_size, self.stream = classes, image_size, stream
         self.requests = BinnedRequests(classes, image_size)
         self.labels = Labels(classes)
         self.previous: tuple[Reference, drift.Settings, np.ndarray, list[WindowResult]] | None = (
             None
         )
 
-    def analyse(
-        self,
-        reference: Reference,
-        config: Params,
-        now_ms: int | None = None,
-        stream: Stream | None = None,
-    ) -> Analysis:
+    def analyse(self, reference: Reference, config: Params, now_ms: int | None = None) -> Analysis:
         """Return the analysis; results of windows that did not change are reused.
 
-        `now_ms`, ms since 1970, is given for a running production. `stream` yields the same batches
-        again, for the images of examples; without it there are none. Raises DigitsError when the
+        `now_ms`, ms since 1970, is given for a running production. Raises DigitsError when the
         newest requests were answered by another model than the reference's.
         """
         classes = self.classes
@@ -256,9 +252,9 @@ class Monitor:
             )
         alarms = find_alarms(windows)
         examples = []
-        if stream and alarms:
+        if self.stream and alarms:
             shown = self._select_examples(reference, ordered, alarms[-1], len(windows), config)
-            images = self._images(stream(), list(shown))
+            images = self._images(self.stream(), list(shown))
             examples = [
                 Example(window, images[row], classes[rows.label[row]], _truth(joined, classes, row))
                 for row, window in shown.items()
@@ -323,25 +319,18 @@ class Monitor:
         return found
 
 
-def analyse(
-    stream: Stream,
-    labels: Iterable[pa.RecordBatch],
-    reference: Reference,
-    config: Params,
-    classes: tuple[str, ...],
-    image_size: int,
-    now_ms: int | None = None,
-) -> Analysis:
-    """Return the analysis of all requests and labels, with examples; see `Monitor.analyse`.
+def read(folder: Path, classes: tuple[str, ...], image_size: int) -> Monitor:
+    """Return a monitor of a folder's requests.parquet and labels.parquet."""
 
-    `stream` returns an iterator over the same batches each time it is called.
-    """
-    monitor = Monitor(classes, image_size)
-    for batch in stream():
+    def requests() -> Iterable[pa.RecordBatch]:
+        return records.read(folder / "requests.parquet", records.REQUESTS)
+
+    monitor = Monitor(classes, image_size, requests)
+    for batch in requests():
         monitor.requests.add(batch)
-    for batch in labels:
+    for batch in records.read(folder / "labels.parquet", records.LABELS):
         monitor.labels.add(batch)
-    return monitor.analyse(reference, config, now_ms, stream)
+    return monitor
 
 
 def _truth(joined: Joined, classes: tuple[str, ...], row: int) -> str | None:

@@ -174,8 +174,12 @@ class LiveState:
         with self.reading:
             project = self.project
             project.refresh()
-            if project.task:
-                seen.read(project.task, container)
+            try:
+                if project.task:
+                    seen.read(project.task, container)
+            except collected.DeletedError:  # with the endpoint; what is there now is read anew
+                seen.monitor = None
+                seen.recent.clear()
             analysis, reason = self.analyse(seen, int(now * 1000))
             settings = project.settings
             found = predictions(seen, live, settings.window if settings else RECENT) | {
@@ -223,11 +227,12 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
     names: tuple[str, ...] = ()
     counts = np.zeros(0, np.int64)
     accuracies: dict[str, list[float]] = {}
-    digits = doubled = damaged = right = labelled = 0
+    digits = doubled = damaged = tryouts = right = labelled = 0
     if seen.monitor:
         scan = seen.monitor.requests
         found = scan.rows(None)
         digits, doubled = int(found.valid.sum()), found.issues["doubled"]
+        tryouts = found.issues["tryout"]
         damaged = found.issues["damaged"] + len(seen.left.damaged) + seen.left.clock
         ordered = found.ordered()
         places, last = np.unique(found.deployment[ordered][::-1], return_index=True)
@@ -248,6 +253,7 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
         "digits": digits,
         "doubled": doubled,
         "damaged": damaged,
+        "tryouts": tryouts,
         "classes": list(zip(names, counts.tolist(), strict=True)),
         "accuracy": wilson(right, labelled) if labelled else None,
         "labelled": labelled,
@@ -273,8 +279,9 @@ def window_state(window: Window) -> Json:
 
 def digit(row: Json) -> Json:
     """Return a row of REQUESTS for the page."""
-    image = base64.b64encode(row["image"]).decode()
-    return {"image": image} | {name: row[name] for name in ("digit", "confidence", "foreign")}
+    found = {name: row[name] for name in ("digit", "confidence", "foreign")}
+    found["image"] = base64.b64encode(row["image"]).decode()
+    return found | {"tryout": row["request_id"].startswith(records.TRYOUT)}
 
 
 def expected(analysis: Analysis) -> list[float]:
@@ -296,10 +303,8 @@ def last_minute(requests: list[Request], now: float) -> Json:
         rows = by_second.get(ago, [])
         counts = Counter(row[1] for row in rows)
         seconds.append({"ago": ago, "deployments": dict(counts)} | latency(rows))
-    ten = sum(sum(second["deployments"].values()) for second in seconds[-10:])
     return latency(requests) | {
         "requests": len(requests),
-        "rate": ten / 10,
         "statuses": dict(sorted(Counter(str(row[2]) for row in requests).items())),
         "deployments": {
             name: latency(rows)

@@ -63,7 +63,7 @@ def workspace_target(
     """Return an endpoint of a workspace, and what writes its labels there."""
     from mlops.azure import collected
     from mlops.azure.endpoint import Target
-    from mlops.azure.workspace import connect
+    from mlops.azure.workspace import connect, store
 
     target = Target(connect(kind), settings)
     target.name = collected.endpoint_name(endpoint, target.name)
@@ -71,7 +71,8 @@ def workspace_target(
         raise DigitsError(
             f"there is no endpoint {target.name}; `digits deploy apply --workspace {kind}` first"
         )
-    return target, lambda rows: collected.append_labels(target.workspace, target.name, rows)
+    container = store(target.workspace)
+    return target, lambda rows: collected.append_labels(container, target.name, rows)
 
 
 def main(asked: SimpleNamespace) -> None:

@@ -16,7 +16,7 @@ from core.dataset import Digits, write_split
 from core.errors import DigitsError
 from core.params import Names
 from digits.monitoring import analysis, report
-from digits.monitoring.analysis import Analysis, Params
+from digits.monitoring.analysis import Analysis, Monitor, Params
 from digits.monitoring.drift import Reference
 from digits.monitoring.histograms import SIGNALS, Histograms
 from digits.pipeline import monitor
@@ -119,7 +119,12 @@ def analyse(
     reference: Reference, stream: list[pa.RecordBatch], known: list[pa.RecordBatch], **more: Any
 ) -> Analysis:
     """Analyse batches as the stage does."""
-    return analysis.analyse(lambda: stream, known, reference, OWN, CLASSES, 28, **more)
+    monitor = Monitor(CLASSES, 28, lambda: stream)
+    for batch in stream:
+        monitor.requests.add(batch)
+    for batch in known:
+        monitor.labels.add(batch)
+    return monitor.analyse(reference, OWN, **more)
 
 
 @pytest.fixture(scope="module", name="drift_scenario")
@@ -404,7 +409,7 @@ def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None
 
 def test_other_classes_are_reported(reference: Reference) -> None:
     with pytest.raises(DigitsError, match=r"expected [0-9]+ classes"):
-        analysis.analyse(lambda: [], [], reference, OWN, ("a", "b"), 28)
+        Monitor(("a", "b"), 28).analyse(reference, OWN)
 
 
 class Tags(HTMLParser):

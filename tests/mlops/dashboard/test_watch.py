@@ -169,6 +169,31 @@ def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
     assert "found another" in state["reason"]
 
 
+def test_try_outs_are_shown_and_raise_no_alarm(site: Site) -> None:
+    for number in range(500):
+        site.ask(str(number), {"digit": str(number % 10)})
+        site.ask(f"try-{number}", {"digit": str(number % 10), "foreign": 0.99})
+    site.label("try-1", "4")
+    state = site.state()
+    assert (state["digits"], state["tryouts"], state["labelled"]) == (500, 500, 0)
+    assert not state["monitoring"]["drift"]
+    faults = state["monitoring"]["faults"]
+    assert (faults["tryout"], faults["labels_unmatched"]) == (500, 0)
+    assert [one["tryout"] for one in state["recent"][:2]] == [True, False]
+
+
+def test_an_endpoint_that_was_destroyed_is_forgotten(site: Site) -> None:
+    for number in range(500):
+        site.ask(str(number), {"digit": str(number % 10), "foreign": 0.99})
+    assert site.state()["monitoring"]["drift"]
+    site.blobs.content.clear()
+    for _ in range(2):
+        state = site.state()
+        assert (state["digits"], state["monitoring"], state["recent"]) == (0, None, [])
+    site.ask("new")
+    assert site.state()["digits"] == 1
+
+
 def test_settings_that_cannot_be_read_do_not_end_an_alarm(site: Site) -> None:
     def fill(name: str, foreign: float) -> dict[str, Any]:
         for number in range(500):

@@ -113,8 +113,8 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
         for n in range(0, 2000, 4)
     ]
     known.append(known[0] | {"script": "../elsewhere", "request_id": "id-1"})
-    collected.append_labels(site.workspace, ENDPOINT, known)
-    collected.append_labels(site.workspace, ENDPOINT, known[:10])  # again, after a failure
+    collected.append_labels(store(site.workspace), ENDPOINT, known)
+    collected.append_labels(store(site.workspace), ENDPOINT, known[:10])  # again, after a failure
 
     begun = datetime.datetime.now(datetime.UTC)
     labelled = site.root / "labelled"
@@ -189,7 +189,7 @@ def test_a_label_of_a_clock_that_is_ahead_names_no_file_of_the_future(site: Site
     site.collect("ahead", "10", [line(1, 0.1)])
     ahead = datetime.datetime(2099, 1, 1, tzinfo=datetime.UTC)
     known = {"time": ahead, "request_id": "id-1", "position": 0, "label": "1", "script": "mnist"}
-    collected.append_labels(site.workspace, "ahead", [known])
+    collected.append_labels(store(site.workspace), "ahead", [known])
     labelled = site.root / "ahead"
     before = datetime.datetime.now(datetime.UTC)
     site.monitor("ahead", "--labelled", str(labelled))

@@ -133,7 +133,7 @@ def run(
 
     settings = SimpleNamespace(request_timeout_seconds=5.0)
     target: Any = SimpleNamespace(
-        name="digits", workspace=None, settings=settings, authorise=authorise
+        name="digits", container=None, settings=settings, authorise=authorise
     )
     fresh = sender.Checkpoint("run", simulate.digest(requests), 0, len(requests), 0)
     begin, speed = reached or fresh, more.get("speed")
@@ -143,7 +143,7 @@ def run(
         target,
         begin,
         speed,
-        lambda rows: collected.append_labels(target.workspace, target.name, rows),
+        lambda rows: collected.append_labels(target.container, target.name, rows),
     )
 
 
