@@ -73,6 +73,21 @@ if code == 0:
     code = main(["repro"])
 sys.exit(code)
 """
+VEGA = ("vega", "vega-lite", "vega-embed")  # in the order in which they need each other
+# As PAGE_HTML of dvc_render/html.py, which fills in the names in braces.
+PLOTS_PAGE = """
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Plots</title>
+{refresh_tag}
+{scripts}</head>
+<body>
+{plot_divs}
+</body>
+</html>
+"""
 MAKE_CONTAINERS = """
 import sys
 from azure.core.exceptions import ResourceExistsError
@@ -221,11 +236,39 @@ def install_npm() -> None:
     stamp.write_text(json.dumps(facts), "utf-8")
 
 
+def install_plots() -> None:
+    """Let `dvc plots` write pages that contain their scripts and need no network.
+
+    The scripts have a lock of their own, so that a new version reruns no stage. If they cannot be
+    installed nothing is set, and DVC's own page loads them from the network.
+    """
+    folder = ROOT / ".dvc" / "vega"
+    lock, page = folder / "package-lock.json", folder / "page.html"
+    if not lock.exists():
+        return  # a project that uses DVC's own page
+    stamp = f"<!-- {digest(lock)} -->"
+    if page.exists() and page.read_text("utf-8").startswith(stamp):
+        return
+    npm = shutil.which("npm") or "npm"
+    try:
+        run(npm, "ci", "--silent", "--no-audit", "--prefix", folder, fix="run `make env` again")
+    except TargetError as failure:
+        print(f"The pages of `dvc plots` will need a network: {failure}")
+        return
+    files = [folder / "node_modules" / name / "build" / f"{name}.min.js" for name in VEGA]
+    scripts = "".join(f"<script>{file.read_text('utf-8')}</script>\n" for file in files)
+    page.write_text(stamp + PLOTS_PAGE.replace("{scripts}", scripts), "utf-8")
+    shutil.rmtree(folder / "node_modules")  # 47 MB
+    # DVC takes the path from its own folder.
+    run(BIN / "dvc", "config", "--local", "--quiet", "plots.html_template", "vega/page.html")
+
+
 def env() -> None:
     """Install the locked Python and npm packages."""
     check_prerequisites()
     install_python()
     install_npm()
+    install_plots()
 
 
 def repro() -> None:
@@ -467,7 +510,10 @@ def lock() -> None:
     resolve += sys.argv[2:]  # for instance --upgrade, or --upgrade-package NAME
     run(*resolve, "--extra", "mlops", "--group", "dev", "--output-file", LOCK.name)
     run(*resolve, "--constraint", LOCK.name, "--output-file", "requirements.txt")
-    run(shutil.which("npm") or "npm", "install", "--package-lock-only", "--silent")
+    npm: list[str | Path] = [shutil.which("npm") or "npm", "install", "--package-lock-only"]
+    npm += ["--silent", "--omit-lockfile-registry-resolved"]
+    run(*npm)
+    run(*npm, "--prefix", ROOT / ".dvc" / "vega")
 
 
 def help_() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
 from ruamel.yaml import YAML
 
 from core import params
@@ -138,3 +139,9 @@ def test_no_stage_but_evaluate_reads_the_test_pool() -> None:
 def test_nothing_installed_is_a_dep() -> None:
     for stage in STAGES.values():
         assert not any("node_modules" in path or ".venv" in path for path in paths(stage["deps"]))
+
+
+def test_dvc_yaml_is_valid_by_dvcs_own_schema() -> None:
+    """Each stage has a description, which `dvc stage list` shows."""
+    COMPILED_MULTI_STAGE_SCHEMA(YAML(typ="safe").load(ROOT / "dvc.yaml"))
+    assert all(stage["desc"] for stage in STAGES.values())

@@ -247,3 +247,36 @@ def test_the_page_of_runs_opens_and_ends_with_an_interrupt(reproduced: Project) 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def test_plots_get_a_page_of_their_own_only_if_vega_could_be_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ".dvc" / "vega"
+    folder.mkdir(parents=True)
+    (folder / "package-lock.json").write_text("first")
+    done: list[tuple[str, ...]] = []
+
+    def install(*command: str | Path, fix: str = "") -> None:
+        done.append(tuple(map(str, command)))
+        if "ci" in done[-1] and not works:
+            raise run.TargetError("npm ended with code 1")
+        for name in run.VEGA:
+            file = folder / "node_modules" / name / "build" / f"{name}.min.js"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"load({name!r})")
+
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "run", install)
+    works = False
+    run.install_plots()
+    assert "will need a network: npm ended with code 1" in capsys.readouterr().out
+    assert not (folder / "page.html").exists() and not any("config" in words for words in done)
+    works = True
+    for expected in (2, 0):  # npm and `dvc config`, then nothing
+        done.clear()
+        run.install_plots()
+        assert len(done) == expected
+    page = (folder / "page.html").read_text("utf-8")
+    assert "<script>load('vega')</script>\n<script>load('vega-lite')</script>" in page
+    assert "{plot_divs}" in page and "{scripts}" not in page

@@ -21,6 +21,10 @@ RETIRED = {
     "ROWS_A_BATCH": "ROWS_PER_BATCH",
     "STEPS_A_CALL": "STEPS_PER_CALL",
     "AT_A_TIME": "MAX_CONCURRENT_TRIALS",
+    "nothing_share": "outlier_exposure_share",
+    "distance_auroc": "ood_score_auroc",
+    "accuracy_told": "accuracy_given_script",
+    "labels_doubled": "labels_duplicate",
     "read_pool": "read_split",
     "write_pool": "write_split",
     "tf_config.find": "tf_config.read",
@@ -44,7 +48,8 @@ RETIRED = {
     "Recipe": "DeploymentSpec",
     "MEND": "FIX",
 }
-IGNORED = ("tests/test_words.py", "package-lock.json", "LICENSE")
+# This list, and files that programs write: they follow the code.
+IGNORED = re.compile(r"tests/test_words\.py|package-lock\.json|dvc\.lock|data/.+\.(json|csv)")
 
 
 def find(text: str) -> Iterator[tuple[int, str]]:
@@ -59,7 +64,7 @@ def test_no_retired_word_is_used() -> None:
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True)
     found = []
     for name in filter(None, listing.stdout.decode().split("\0")):
-        if name not in IGNORED and (ROOT / name).is_file():
+        if not IGNORED.fullmatch(name) and (ROOT / name).is_file():
             text = (ROOT / name).read_text("utf-8", errors="replace")
             found += [f"{name}:{line}: write {RETIRED[word]}" for line, word in find(text)]
     assert found == [], "\n".join(found)

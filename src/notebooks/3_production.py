@@ -90,7 +90,7 @@ for day, others in enumerate([0, 0, 0, 0, 0, 10, 20, 40, 60, 80]):
     found = json.loads(client.online_endpoints.invoke(name, request_file=str(request)))
     answers = pd.DataFrame(found["predictions"]).assign(label=digits["label"].to_list())
     right = answers["digit"] == answers["label"].astype(str)
-    unusual = answers["foreign"] > 0.5
+    unusual = answers["ood_score"] > 0.5
     days.append({"others": others, "accuracy": right.mean(), "unusual": unusual.mean()})
 table = pd.DataFrame(days)
 print(table.round(3).to_string())

@@ -49,7 +49,7 @@ def train(batch_size: int, steps: int) -> None:
     values = params.load()
     task = dataclasses.replace(params.task(values), epochs=2)
     own = params.section(training.TrainConfig, values, "train")
-    own = dataclasses.replace(own, batch_size=batch_size, full_epochs=2, nothing_share=0.0)
+    own = dataclasses.replace(own, batch_size=batch_size, full_epochs=2, outlier_exposure_share=0.0)
     model.make_deterministic(task.seed)
     rng = np.random.default_rng(task.seed)
     images = rng.integers(0, 256, (batch_size * steps, *2 * [task.image_size]), np.uint8)

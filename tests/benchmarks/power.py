@@ -5,9 +5,9 @@ reference (but its MNIST digits were used to choose `tolerated_share`), and real
 images and labels, see `make rendering-realism`). Output, on standard output: the share of windows
 with an alert of the 1 % test, of in-distribution digits and with some foreign ones. The 95 %
 intervals are from a bootstrap of the digits, not only of windows. The reference is fixed; another
-one has another false alarm rate (data/README.md). For comparison, the first of these windows are
+one has another false alarm rate (.github/DRIFT.md). For comparison, the first of these windows are
 tested with Evidently's data drift preset, if it is installed. It is not locked, because it needs
-pandas below 3; data/README.md describes that measurement.
+pandas below 3; .github/DRIFT.md describes that measurement.
 """
 
 import argparse
@@ -39,8 +39,8 @@ def scored(network: Any, digits: Digits) -> tuple[np.ndarray, np.ndarray]:
     """Return the digits' places in a summary (n, 8), and what Evidently is given (n, 9)."""
     outputs = model.predict(network, digits.images)
     labels, confidence = outputs["digits"].argmax(axis=1), outputs["digits"].max(axis=1)
-    places = bins(digits.images, labels, confidence, outputs["foreign"])
-    columns = (labels, confidence, outputs["foreign"])
+    places = bins(digits.images, labels, confidence, outputs["ood_score"])
+    columns = (labels, confidence, outputs["ood_score"])
     return places, np.column_stack([*columns, statistics(digits.images)])
 
 
@@ -111,7 +111,7 @@ def evidently(
         from evidently.presets import DataDriftPreset
     except ImportError:
         return None
-    names = ["answer", "confidence", "foreign", *IMAGE_SIGNALS]
+    names = ["answer", "confidence", "ood_score", *IMAGE_SIGNALS]
     definition = package.DataDefinition(numerical_columns=names[1:], categorical_columns=names[:1])
 
     def data(rows: np.ndarray) -> object:

@@ -6,7 +6,7 @@ from pathlib import Path
 import frozen
 import pytest
 from conftest import ROOT
-from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
+from dvc.utils.hydra import apply_overrides
 
 from core import params
 from core.errors import DigitsError
@@ -106,7 +106,11 @@ CHANGES = {
     "epochs in words": ("epochs: 20", "epochs: ten", "epochs is 'ten'"),
     "no batch": ("batch_size: 64", "batch_size: 0", "train.batch_size is 0"),
     "share above one": ("warmup_share: 0.2", "warmup_share: 1.2", "train.warmup_share is 1.2"),
-    "share below zero": ("nothing_share: 0.02", "nothing_share: -0.1", "train.nothing_share"),
+    "share below zero": (
+        "outlier_exposure_share: 0.02",
+        "outlier_exposure_share: -0.1",
+        "train.outlier_exposure_share",
+    ),
     "smoothing": ("label_smoothing: 0.1", "label_smoothing: 1.0", "train.label_smoothing is 1"),
     "distortion": ("shear: 0.2\n", "shear: -0.2\n", "train.distortion.shear is -0.2"),
     "misspelt": ("shear: 0.2\n", "shears: 0.2\n", "train.distortion.shears is 0.2: Unexpected"),

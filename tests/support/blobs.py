@@ -34,7 +34,7 @@ class Blobs:
     ) -> None:
         """Keep rows of REQUESTS of one request; `hour`: when they came, their time if left out."""
         first = rows[0]
-        names = ("request_id", "model_version", "digit", "confidence", "foreign")
+        names = ("request_id", "model_version", "digit", "confidence", "ood_score")
         event = {
             "source": f"/onlineEndpoints/{endpoint}/deployments/{first['deployment']}",
             "time": first["time"].strftime("%Y-%m-%dT%H:%M:%SZ"),

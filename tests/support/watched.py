@@ -59,7 +59,7 @@ def run(request):
         digit, foreign = int(image[0, 0]) % 10, int(image[0, 1])
         shares = [0.95 if number == digit else 0.05 / 9 for number in range(10)]
         how = 0.97 if foreign == 255 else foreign / 600
-        answer = {"digit": str(digit), "confidence": 0.95, "foreign": how}
+        answer = {"digit": str(digit), "confidence": 0.95, "ood_score": how}
         found.append(answer | {"probabilities": shares})
     names = [request.headers.get(f"x-ms-{kind}request-id") for kind in ("client-", "")]
     identity = names[0] or names[1]

@@ -25,17 +25,17 @@ CALM: dict[str, Any] = {
     "requests": 4000,
     "accuracy": None,
     "estimated_accuracy": 0.99,
-    "causes": [],
-    "remedy": None,
-    "lately": 600,
+    "contributing_signals": [],
+    "action": None,
+    "recent_requests": 600,
 }
 DRIFT = CALM | {
     "drift": True,
     "since": "2026-11-20T07:00:00Z",
     "accuracy": 0.714,
-    "strangers": 0.31,
-    "causes": ["looks", "<img src=x>"],
-    "remedy": "retrain",
+    "ood_share": 0.31,
+    "contributing_signals": ["ood_confidence", "<img src=x>"],
+    "action": "retrain",
 }
 WORK = """#!/usr/bin/env bash
 # The programs digits, dvc and python: production as the test says, an experiment of text.
@@ -125,7 +125,7 @@ def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
     assert tell(setting, DRIFT) == ("#101: opened.", "issue=101\nretrain=true\n")
     (issue,) = setting.issues
     assert "| since | 2026-11-20T07:00:00Z |" in issue["body"]
-    assert tell(setting, DRIFT | {"requests": 5000, "at_least": True})[0] == "#101: updated."
+    assert tell(setting, DRIFT | {"requests": 5000, "onset_censored": True})[0] == "#101: updated."
     assert "| at least since | 2026-11-20T07:00:00Z |" in issue["body"]
     assert "| judged | 5,000 requests in 8 windows |" in issue["body"]
     assert "| accuracy by the labels that have come | 71.4% |" in issue["body"]
@@ -146,13 +146,13 @@ def test_params_that_say_no_propose_nothing(
     assert tell(setting, DRIFT) == ("#101: opened.", "issue=101\nretrain=false\n")
 
 
-@pytest.mark.parametrize("remedy", ["mend", "label", None])
-def test_what_is_no_unknown_script_proposes_nothing(setting: GitHub, remedy: str | None) -> None:
-    found = DRIFT | {"causes": ["brightness", "looks"], "remedy": remedy}
+@pytest.mark.parametrize("action", ["fix_input", "label", None])
+def test_what_is_no_unknown_script_proposes_nothing(setting: GitHub, action: str | None) -> None:
+    found = DRIFT | {"contributing_signals": ["brightness", "ood_confidence"], "action": action}
     assert tell(setting, found) == ("#101: opened.", "issue=101\nretrain=false\n")
     body = setting.issues[0]["body"]
-    assert ("The images are bad: fix what takes them" in body) == (remedy == "mend")
-    assert ("merge the pull request" in body) == (remedy != "mend")
+    assert ("The images are bad: fix what takes them" in body) == (action == "fix_input")
+    assert ("merge the pull request" in body) == (action != "fix_input")
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,9 @@ def main(asked):
     folder = asked.out or asked.labelled
     if asked.out:
         text = '{"drift": true, "since": null, "windows": 1, "requests": 500, "window": 500, '
-        text += '"accuracy": null, "estimated_accuracy": 1, "causes": ["looks"], '
-        text += '"remedy": "retrain", "lately": 500}'
+        text += '"accuracy": null, "estimated_accuracy": 1, '
+        text += '"contributing_signals": ["ood_confidence"], '
+        text += '"action": "retrain", "recent_requests": 500}'
         write_text(Path(folder, "monitoring.json"), text)
     else:
         images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)

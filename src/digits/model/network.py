@@ -3,9 +3,10 @@
 Input: images uint8 (n, size, size), scaled inside the model, so that training and serving cannot
 differ. Output, here and wherever the model is served: `scripts` float32 (n, scripts, classes),
 the probability of each script and class, which sums to 1 over both; `digits` float32 (n, classes),
-its sum over scripts; `foreign` float32 (n,), the out-of-distribution score from 0 to 1.
+its sum over scripts; `ood_score` float32 (n,), the out-of-distribution score from 0 to 1.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -110,6 +111,15 @@ def build(image_size: int, output_count: int, folded: bool = False) -> keras.Mod
     )
 
 
+def configuration_hash(network: keras.Model) -> str:
+    """Return the SHA-256 of the layers' configuration as hexadecimal digits, whatever the weights.
+
+    Two networks with this hash in common have one architecture, however their code is written.
+    """
+    config = json.dumps(network.get_config(), sort_keys=True)
+    return hashlib.sha256(_number_shared_objects(config).encode()).hexdigest()
+
+
 def fold(network: keras.Model) -> keras.Model:
     """Return the trained network with batch normalisation folded into kernels and biases.
 
@@ -131,11 +141,11 @@ def fold(network: keras.Model) -> keras.Model:
 
 
 def calibrate(
-    network: keras.Model, temperature: float, scripts: list[str], foreign: keras.KerasTensor
+    network: keras.Model, temperature: float, scripts: list[str], ood_score: keras.KerasTensor
 ) -> keras.Model:
     """Return the model with the outputs above: logits / temperature, softmax, sum over scripts.
 
-    `foreign` is the out-of-distribution score, computed in the network's graph by
+    `ood_score` is the out-of-distribution score, computed in the network's graph by
     digits.model.ood. Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks"
     (2017).
     """
@@ -143,7 +153,7 @@ def calibrate(
     joint = layers.Softmax(name="joint")(logits)
     by_script = layers.Reshape((len(scripts), -1), name="scripts")(joint)
     by_digit = keras.ops.sum(by_script, axis=1)
-    outputs = {"scripts": by_script, "digits": by_digit, "foreign": foreign}
+    outputs = {"scripts": by_script, "digits": by_digit, "ood_score": ood_score}
     model = keras.Model(network.inputs, outputs, name="digits")
     name_operations(model)
     return model

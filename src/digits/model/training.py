@@ -42,7 +42,7 @@ class TrainConfig:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     full_epochs: Annotated[int, Field(ge=0)]  # first epochs, which use every digit
     hard_share: Annotated[float, Field(gt=0, le=1)]  # of the digits, used in each later epoch
-    nothing_share: Annotated[float, Field(ge=0, le=1)]  # outlier images per digit
+    outlier_exposure_share: Annotated[float, Field(ge=0, le=1)]  # outlier images per digit
     distortion: Distortion
 
 
@@ -96,7 +96,7 @@ def epochs(
             f"{batch_size}. Reduce it."
         )
     rng = np.random.default_rng(task.seed)
-    extra = round(config.nothing_share * count)
+    extra = round(config.outlier_exposure_share * count)
     images = tf.Variable(np.zeros((count + extra, size, size, 1), np.uint8), trainable=False)
     images[:count].assign(training[0][..., np.newaxis])
     no_class = np.full(extra, network.output_shape[1], np.int32)

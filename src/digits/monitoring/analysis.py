@@ -153,7 +153,7 @@ class Analysis:
         steps = {
             name: np.array([drift.log_e_value(p[name]) for p in p_values])
             for name in SIGNALS
-            if name not in ("foreign", "confidence")  # contained in `looks`
+            if name not in ("ood_score", "confidence")  # contained in `ood_confidence`
         }
         evidence_of = {name: float(np.cumsum(evidence).max()) for name, evidence in steps.items()}
         strongest = max(evidence_of.values())
@@ -176,15 +176,15 @@ class Analysis:
     def action(self) -> str | None:
         """Return the recommended action for the last alarm, None without one.
 
-        `mend`: fix the input, because image quality changed in some alarm, so the labelled images
-        must not be used for training. `retrain`: there are out-of-distribution digits. `label`:
-        neither, so labels are needed to decide.
+        `fix_input`: image quality changed in some alarm, so the labelled images must not be used
+        for training. `retrain`: there are out-of-distribution digits. `label`: neither, so labels
+        are needed to decide.
         """
         signals = self.contributing_signals()
         found = map(self._contributing_signals, self.alarms)
         if any(INPUT_QUALITY_SIGNALS & set(names) for names in found):
-            return "mend"
-        return "retrain" if "looks" in signals else "label" if signals else None
+            return "fix_input"
+        return "retrain" if "ood_confidence" in signals else "label" if signals else None
 
 
 def _max_log_evidence(log_e_values: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 Input: histograms of requests. Output: for each window, p-values, evidence and the alarm.
 
-    histograms = Histograms.of(images, labels, confidence, foreign, class_count)
+    histograms = Histograms.of(images, labels, confidence, ood_scores, class_count)
     reference = Reference.fit({script: histograms}, version)  # of digits that the model knows
     result = reference.evaluate(window, settings, result)     # given that of the window before
 
@@ -221,17 +221,17 @@ class Reference:
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
-        """The weights of each signal's bins: (40, 24) for `looks`, otherwise (b,)."""
+        """The weights of each signal's bins: (40, 24) for `ood_confidence`, otherwise (b,)."""
         return {signal: self._weights(signal) for signal in SIGNALS if signal != "classes"}
 
     def _weights(self, signal: str) -> np.ndarray:
         looks = self.histograms.joint
         ood, uncertainty = tail_probability(looks.sum(axis=1)), tail_probability(looks.sum(axis=0))
-        if signal == "foreign":
+        if signal == "ood_score":
             return bin_weights(ood)
         if signal == "confidence":
             return bin_weights(uncertainty)
-        if signal == "looks":  # joint, by Fisher's method of combining p-values
+        if signal == "ood_confidence":  # joint, by Fisher's method of combining p-values
             product = np.multiply.outer(ood, uncertainty).ravel()
             order = np.argsort(-product, kind="stable")
             joint = np.empty(len(order))
@@ -298,7 +298,7 @@ class Reference:
             evidence=math.exp(level),
             drift=level >= limit or (drift and level > 0),
             onset=evidence <= 1 and level > 0,
-            ood_share=self.excess_tail_share(window, matched, "looks"),
+            ood_share=self.excess_tail_share(window, matched, "ood_confidence"),
             accuracy=self.accuracy(window, matched),
         )
 
@@ -322,7 +322,7 @@ class Reference:
         is chance level, because the model is overconfident on unknown scripts, unless images are
         altered (dimmed or shifted): these may be known digits, and their confidence is used.
         """
-        ood_share = self.excess_tail_share(window, matched, "looks")
+        ood_share = self.excess_tail_share(window, matched, "ood_confidence")
         altered = max(
             self.excess_tail_share(window, matched, name)
             for name in ("brightness", "row", "column")
@@ -336,7 +336,7 @@ class Reference:
         `places` are the indices that `bins` returns. Requests of high weight explain an alarm.
         """
         image = [self.weights[signal] for signal in IMAGE_SIGNALS]
-        rows = [self.weights["looks"].ravel()[places[:, 0]]]
+        rows = [self.weights["ood_confidence"].ravel()[places[:, 0]]]
         for number, weights in enumerate(image):
             rows.append(weights[places[:, 1 + number] - IMAGES_START - number * IMAGE_BINS])
         return np.max(rows, axis=0)
@@ -381,7 +381,7 @@ class Reference:
 
 def _marginals(counts: np.ndarray) -> np.ndarray:
     """Return counts with the two marginals of the joint histogram in place of it."""
-    marginals = [signal_bins(counts, name) for name in ("foreign", "confidence")]
+    marginals = [signal_bins(counts, name) for name in ("ood_score", "confidence")]
     return np.concatenate([*marginals, counts[..., IMAGES_START:]], axis=-1)
 
 

@@ -18,7 +18,7 @@ UNCERTAINTY_EDGES = np.arange(-13.3, 2.8, 0.7)  # of log((1 - confidence) / conf
 JOINT_SHAPE = (len(OOD_EDGES) + 1, len(UNCERTAINTY_EDGES) + 1)
 IMAGE_SIGNALS = ("brightness", "ink", "width", "height", "row", "column")
 IMAGE_BINS = 64  # of each, from 0 to 1
-SIGNALS = ("looks", "foreign", "confidence", *IMAGE_SIGNALS, "classes")
+SIGNALS = ("ood_confidence", "ood_score", "confidence", *IMAGE_SIGNALS, "classes")
 IMAGES_START = JOINT_SHAPE[0] * JOINT_SHAPE[1]
 CLASSES_START = IMAGES_START + len(IMAGE_SIGNALS) * IMAGE_BINS
 
@@ -48,14 +48,14 @@ def statistics(images: np.ndarray) -> np.ndarray:
 
 
 def bins(
-    images: np.ndarray, labels: np.ndarray, confidence: np.ndarray, foreign: np.ndarray
+    images: np.ndarray, labels: np.ndarray, confidence: np.ndarray, ood_scores: np.ndarray
 ) -> np.ndarray:
     """Return the indices of the bins of each of n requests, int32 (n, 8).
 
     `images` uint8 (n, size, size), `labels` int (n,): the answers, as indices of classes,
-    `confidence` and `foreign` float (n,) from 0 to 1.
+    `confidence` and `ood_scores` float (n,) from 0 to 1.
     """
-    clipped = np.clip(np.asarray(foreign, np.float64), MIN_SCORE, 1 - MIN_SCORE)
+    clipped = np.clip(np.asarray(ood_scores, np.float64), MIN_SCORE, 1 - MIN_SCORE)
     confident = np.clip(np.asarray(confidence, np.float64), MIN_SCORE, 1 - MIN_SCORE)
     joint = np.searchsorted(OOD_EDGES, np.log(clipped / (1 - clipped)))
     uncertainty = np.searchsorted(UNCERTAINTY_EDGES, np.log((1 - confident) / confident))
@@ -74,7 +74,7 @@ class BinnedRequests(records.Scan):
         """Return what `Scan` stores of a batch, and `bins` int16 (n, 8), zero in corrupted rows."""
         found = super().describe(batch)
         well_formed = found["well_formed"]
-        numbers = (records.floats(batch[name])[well_formed] for name in ("confidence", "foreign"))
+        numbers = (records.floats(batch[name])[well_formed] for name in ("confidence", "ood_score"))
         images = records.well_formed_images(batch, well_formed, self.image_size)
         found["bins"] = np.zeros((len(batch), 2 + len(IMAGE_SIGNALS)), np.int16)
         found["bins"][well_formed] = bins(images, found["label"][well_formed], *numbers)
@@ -114,11 +114,11 @@ class Histograms:
         images: np.ndarray,
         labels: np.ndarray,
         confidence: np.ndarray,
-        foreign: np.ndarray,
+        ood_scores: np.ndarray,
         class_count: int,
     ) -> "Histograms":
         """Return the histograms of n requests; the arguments are those of `bins`."""
-        places = bins(images, labels, confidence, foreign)
+        places = bins(images, labels, confidence, ood_scores)
         return cls(np.bincount(places.ravel(), minlength=CLASSES_START + class_count))
 
     def __add__(self, other: "Histograms") -> "Histograms":
@@ -153,10 +153,10 @@ class Histograms:
 
 def signal_bins(counts: np.ndarray, signal: str) -> np.ndarray:
     """Return the part (..., bins of the signal) of histograms (..., bins) that a signal uses."""
-    if signal in ("looks", "foreign", "confidence"):
+    if signal in ("ood_confidence", "ood_score", "confidence"):
         joint = counts[..., :IMAGES_START].reshape(*counts.shape[:-1], *JOINT_SHAPE)
-        if signal == "looks":
+        if signal == "ood_confidence":
             return counts[..., :IMAGES_START]
-        return joint.sum(axis=-1 if signal == "foreign" else -2)
+        return joint.sum(axis=-1 if signal == "ood_score" else -2)
     start = IMAGES_START + IMAGE_SIGNALS.index(signal) * IMAGE_BINS
     return counts[..., start : start + IMAGE_BINS]

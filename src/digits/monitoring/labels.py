@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from digits.production import records
 
-ISSUES = ("labels_damaged", "labels_doubled", "labels_other_version", "labels_unmatched")
+ISSUES = ("labels_corrupted", "labels_duplicate", "labels_other_model", "labels_unmatched")
 
 
 @dataclass(frozen=True)

@@ -41,17 +41,17 @@ def findings(analysis: Analysis, config: Params) -> dict[str, Any]:
 
     drift               whether the alarm is active in the last window
     since               onset of that alarm, ISO 8601, or null
-    at_least            whether the onset may lie before the first window
+    onset_censored      whether the onset may lie before the first window
     windows, requests   number of those analysed
     window              requests per complete window
     alarms              number of alarms, including cleared ones
     accuracy            by labels, since the onset if there is drift; null without labels
     estimated_accuracy  the same, estimated without labels; null without requests
-    strangers           estimated share of out-of-distribution requests recently
-    lately              number of those requests: the last complete window and later ones
-    causes              contributing signals of the last alarm, by decreasing evidence
-    remedy              recommended action: retrain, mend (fix the input) or label; or null
-    faults              numbers of rows and labels with each data-quality issue
+    ood_share           estimated share of out-of-distribution requests among the recent ones
+    recent_requests     number of these: the last complete window and later ones
+    contributing_signals  of the last alarm (histograms.SIGNALS), by decreasing evidence
+    action              recommended for the last alarm: retrain, fix_input or label; or null
+    issues              numbers of rows and labels with each data-quality issue
     gaps                [start, end] of times without requests, ISO 8601; the last may end now
     model_version       of the reference
     """
@@ -62,18 +62,18 @@ def findings(analysis: Analysis, config: Params) -> dict[str, Any]:
     return {
         "drift": analysis.drift,
         "since": iso(since) if since is not None else None,
-        "at_least": analysis.drift and analysis.onset_censored,
+        "onset_censored": analysis.drift and analysis.onset_censored,
         "window": config.window,
         "windows": len(windows),
         "requests": sum(window.requests for window in windows),
         "alarms": len(analysis.alarms),
         "accuracy": known[0] if known else None,
         "estimated_accuracy": analysis.estimated_accuracy(first),
-        "strangers": analysis.ood_share(recent),
-        "lately": sum(window.requests for window in windows[recent:]),
-        "causes": analysis.contributing_signals(),
-        "remedy": analysis.action(),
-        "faults": analysis.issues,
+        "ood_share": analysis.ood_share(recent),
+        "recent_requests": sum(window.requests for window in windows[recent:]),
+        "contributing_signals": analysis.contributing_signals(),
+        "action": analysis.action(),
+        "issues": analysis.issues,
         "gaps": [[iso(start), iso(end)] for start, end in analysis.gaps],
         "model_version": analysis.reference.model_version,
     }
@@ -109,7 +109,7 @@ def summary_metrics(analysis: Analysis) -> dict[str, float]:
 def write_windows(path: Path, windows: list[Window]) -> None:
     """Write one row per window; `dvc plots` reads this file."""
     header = ["window", "time", "requests", "accuracy", "accuracy_low", "accuracy_high"]
-    header += ["estimated_accuracy", "strangers", "evidence", "drift", *SIGNALS]
+    header += ["estimated_accuracy", "ood_share", "evidence", "drift", *SIGNALS]
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

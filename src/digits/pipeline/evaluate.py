@@ -50,7 +50,7 @@ class Predictions:
 
     digits: Digits
     probabilities: np.ndarray
-    foreign: np.ndarray
+    ood_score: np.ndarray
     given_script: np.ndarray | None
 
     @property
@@ -82,11 +82,15 @@ def summary_metrics(predictions: Predictions, known: Predictions, bins: int) -> 
     }
     if predictions is not known:
         figures["confidence_auroc"] = metrics.auroc(known.confidence, predictions.confidence)
-        figures["distance_auroc"] = metrics.auroc(-known.foreign, -predictions.foreign)
+        figures["ood_score_auroc"] = metrics.auroc(-known.ood_score, -predictions.ood_score)
     if predictions.given_script is not None:
         correct = predictions.given_script == predictions.digits.labels
         accuracy, low, high = metrics.accuracy(correct)
-        figures |= {"accuracy_told": accuracy, "accuracy_told_low": low, "accuracy_told_high": high}
+        figures |= {
+            "accuracy_given_script": accuracy,
+            "accuracy_given_script_low": low,
+            "accuracy_given_script_high": high,
+        }
     return {name: round(value, 6) for name, value in figures.items()}
 
 
@@ -210,7 +214,9 @@ def main(arguments: list[str]) -> None:
             given_script = script_prior.condition_on_script(
                 outputs["scripts"], scripts.index(digits.script)
             ).argmax(axis=1)
-        everything.append(Predictions(digits, outputs["digits"], outputs["foreign"], given_script))
+        everything.append(
+            Predictions(digits, outputs["digits"], outputs["ood_score"], given_script)
+        )
     known, foreign = everything[0], everything[1:]
 
     for predictions in everything:

@@ -72,7 +72,7 @@ def signature(digits_model: keras.Model) -> ModelSignature:
         TensorSpec(single, (-1,), "confidence"),
         TensorSpec(single, (-1, classes), "digits"),
         TensorSpec(single, (-1, scripts, classes), "scripts"),
-        TensorSpec(single, (-1,), "foreign"),
+        TensorSpec(single, (-1,), "ood_score"),
     ]
     inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size))])
     return ModelSignature(inputs=inputs, outputs=Schema(outputs))

@@ -48,7 +48,7 @@ def rows(
         [batch.model_version for batch in answers for _ in batch.digits],
         [digit for batch in answers for digit in batch.digits],
         np.concatenate([batch.confidence for batch in answers]),
-        np.concatenate([batch.foreign for batch in answers]),
+        np.concatenate([batch.ood_score for batch in answers]),
         [image.tobytes() for image in images],
     ]
     arrays = [pa.array(column, kind) for column, kind in zip(columns, REQUESTS.types, strict=True)]

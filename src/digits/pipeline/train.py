@@ -99,6 +99,7 @@ def main(arguments: list[str]) -> None:
         "scripts": scripts,
         "classes": task.classes,
         "temperature": temperature,
+        "network": network.configuration_hash(trained),
         "data": {path.name: sha256(path) for path in (paths.training, paths.validation)},
         "params": dataclasses.asdict(task) | {"train": dataclasses.asdict(config)},
     }

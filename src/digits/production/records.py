@@ -35,7 +35,7 @@ REQUESTS = pa.schema(
         ("model_version", pa.string()),
         ("digit", pa.string()),  # name of the most probable class, from params.yaml's `classes`
         ("confidence", pa.float32()),  # its probability
-        ("foreign", pa.float32()),  # out-of-distribution score, from 0 to 1
+        ("ood_score", pa.float32()),  # out-of-distribution score, from 0 to 1
         ("image", pa.binary()),  # uint8 size x size, white on black, row by row
     ]
 )
@@ -49,7 +49,15 @@ LABELS = pa.schema(
     ]
 )
 ROWS_PER_BATCH = 4096  # 3 MB of images of 28 x 28
-ISSUES = ("damaged", "doubled", "clock", "other_version", "late", "out_of_order", "tryout")
+ISSUES = (
+    "corrupted",
+    "duplicate",
+    "wrong_clock",
+    "other_model",
+    "late",
+    "out_of_order",
+    "tryout",
+)
 TRYOUT = "try-"  # how the request ids begin that the page of `digits local` sends
 LATE_MS = 3_600_000  # a row is late if its time is this much before that of an earlier row
 GAP_PROBABILITY = 0.01  # that steady traffic has any gap that is reported
@@ -119,7 +127,7 @@ def parse_requests(line: bytes) -> list[dict[str, Any]]:
                 "model_version": _text(row["model_version"]),
                 "digit": _text(row["digit"]),
                 "confidence": float(row["confidence"]),
-                "foreign": float(row["foreign"]),
+                "ood_score": float(row["ood_score"]),
                 "image": base64.b64decode(row["image"], validate=True),
             }
             for row in event["data"]
@@ -251,7 +259,7 @@ class Scan:
         label = pc.index_in(batch["digit"], pa.array(self.classes))
         size = pc.equal(pc.binary_length(batch["image"]), self.image_size**2)
         well_formed = size.fill_null(False).to_numpy(zero_copy_only=False)
-        for name in ("confidence", "foreign"):
+        for name in ("confidence", "ood_score"):
             number = floats(batch[name])
             well_formed &= (number >= 0) & (number <= 1)
         for column in (*batch.columns, label):

@@ -25,7 +25,7 @@ class Answers:
     model_version: str
     digits: list[str]
     confidence: np.ndarray  # float32 (n,)
-    foreign: np.ndarray  # float32 (n,)
+    ood_score: np.ndarray  # float32 (n,)
 
 
 class Service:
@@ -59,7 +59,7 @@ class Service:
                 str(answer["model_version"]),
                 [str(one["digit"]) for one in found],
                 np.array([one["confidence"] for one in found], np.float32),
-                np.array([one["foreign"] for one in found], np.float32),
+                np.array([one["ood_score"] for one in found], np.float32),
             )
         except (Exception, SystemExit) as error:
             raise DigitsError(

@@ -1,1 +1,1 @@
-"""Modules that travel in the model folder: they import only what travels beside them."""
+"""Modules that are copied into the model folder; they import only each other."""

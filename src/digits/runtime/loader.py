@@ -1,6 +1,6 @@
-"""Loader of the packaged model for MLflow: a copy of this file travels in the model folder.
+"""Load the packaged model, for MLflow. A copy of this file is part of the model folder.
 
-It needs TensorFlow and NumPy, and determinism.py, which travels beside it. Input: images uint8
+It imports TensorFlow, NumPy and determinism.py, which is copied, too. Input: images uint8
 (n, size, size), white on black. Output: see `DigitModel.predict`.
 """
 
@@ -16,35 +16,37 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-FORMAT = 1  # of the folder; another number needs another loader
-BATCH = 1000  # images scored at a time, so that memory stays flat
+FORMAT = 1  # version of the model folder
+BATCH = 1000  # images per call of the model, which limits memory
 
 
 class DigitModel:
     """A digit recogniser with calibrated probabilities."""
 
     def __init__(self, folder: Path) -> None:
-        """Read manifest and model; raise ValueError when they are damaged or do not match."""
+        """Load manifest and model; raise ValueError when they are corrupted or do not match."""
         try:
             self.manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
             weights = (folder / "model.keras").read_bytes()
             found, expected = self.manifest["format"], self.manifest["model_sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: is damaged ({error!r}); fetch the model again") from None
+            raise ValueError(
+                f"{folder}: is corrupted ({error!r}). Download the model again."
+            ) from None
         if found != FORMAT:
             raise ValueError(
-                f"{folder}: has format {found}, this loader reads {FORMAT}; "
-                "use the code that travels with the model"
+                f"{folder}: expected format {FORMAT}, found {found}. "
+                "Use the loader in the model folder."
             )
         if hashlib.sha256(weights).hexdigest() != expected:
             raise ValueError(
-                f"{folder / 'model.keras'}: is damaged (its SHA-256 is not the manifest's); "
-                "fetch the model again"
+                f"{folder / 'model.keras'}: is corrupted (its SHA-256 differs from the manifest). "
+                "Download the model again."
             )
         model = keras.saving.load_model(folder / "model.keras", compile=False)
         self.image_size = int(model.input_shape[1])
         images = tf.TensorSpec((None, self.image_size, self.image_size), tf.uint8)
-        # One graph for every n: a plain tf.function would make and keep one for each.
+        # One graph for every n: a plain tf.function would trace one for each.
         graph = tf.function(lambda images: model(images, training=False))
         self._score = graph.get_concrete_function(images)
 
@@ -53,10 +55,10 @@ class DigitModel:
 
         - digit int64 (n,): the most probable class, an index into manifest["classes"]
         - confidence float32 (n,): its probability
-        - digits float32 (n, classes): probabilities, summed over the scripts the model knows
-        - scripts float32 (n, scripts, classes): of each script in manifest["scripts"] x class
-        - foreign float32 (n,): how little it looks like what the model was trained on, from 0 to
-          1; 1 % of digits that the model knows, but was not trained on, exceed 0.5
+        - digits float32 (n, classes): probabilities of classes, summed over scripts
+        - scripts float32 (n, scripts, classes): of each script in manifest["scripts"] and class
+        - ood_score float32 (n,): out-of-distribution score from 0 to 1; 1 % of in-distribution
+          digits that were not in the training data exceed 0.5
 
         Raises ValueError for another shape or type.
         """
@@ -72,7 +74,7 @@ class DigitModel:
         ]
         scores = {
             name: np.concatenate([part[name].numpy() for part in parts])
-            for name in ("digits", "scripts", "foreign")
+            for name in ("digits", "scripts", "ood_score")
         }
         digits = scores["digits"]
         return {"digit": digits.argmax(axis=1), "confidence": digits.max(axis=1), **scores}

@@ -1,27 +1,27 @@
-"""MNIST's normal form: ink on a canvas of any size enters, small centred digits leave.
+"""Normalise images of digits as in MNIST.
 
-MNIST's makers scaled each digit into a box of 20 x 20 pixels, keeping its aspect, and moved it
-by whole pixels in a field of 28 x 28 until its centre of mass was in the middle (LeCun, Cortes,
-Burges: "The MNIST database of handwritten digits"). Every digit that is not MNIST's own comes
-through here: those drawn from fonts, archives of images, and requests at the endpoint.
+Input: images of any size. Output: small, centred digits. In MNIST each digit was scaled into a box
+of 20 x 20 pixels, with its aspect ratio preserved, and shifted by whole pixels in a field of
+28 x 28, so that its centre of mass is in the middle (LeCun, Cortes, Burges: "The MNIST database of
+handwritten digits"). All other digits are normalised here: those rendered from fonts, those from
+archives of images, and requests to the endpoint.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-BOX_PIXELS, FIELD_PIXELS = 20, 28  # MNIST's box and field: their ratio holds for every output size
+BOX_PIXELS, FIELD_PIXELS = 20, 28  # of MNIST; their ratio is used for every output size
 
 
 def normalise(ink: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Scale and centre each image as MNIST's makers did.
+    """Scale and centre each image as in MNIST.
 
-    `ink` is uint8 (n, height, width), white (255) on black (0). Returns uint8 (n, size, size):
-    the box around the ink, scaled by area averaging so that its long side is size * 20 / 28
-    pixels, and moved by whole pixels until its centre of mass lies in the pixel right below the
-    middle, between size / 2 and size / 2 + 1 from the edge (as measured on MNIST), or as near as
-    it fits; the strongest pixel is 255. Pixels up to a fiftieth of the strongest are paper: they
-    do not widen the box. MNIST's own digits stay as they are: 98.6 % of its test set change by
-    at most 3 of 255 (measured).
+    `ink` is uint8 (n, height, width), white (255) on black (0). Returns uint8 (n, size, size): the
+    bounding box of the ink, scaled by area averaging so that its long side is size * 20 / 28
+    pixels, and shifted by whole pixels so that its centre of mass is between size / 2 and
+    size / 2 + 1 from the edge (as measured on MNIST), or as near as possible. The maximum pixel is
+    255. Pixels of at most a fiftieth of the maximum do not extend the bounding box. MNIST's digits
+    hardly change: 98.6 % of its test set by at most 3 of 255 (measured).
 
     Raises ValueError for another shape or type, a size below 2, and for an image without ink.
     """
@@ -51,7 +51,7 @@ def normalise(ink: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 def _extent(
     occupied: npt.NDArray[np.bool_],  # (n, length)
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the first occupied line of each image and the number of lines up to the last."""
+    """Return the first occupied line of each image, and the number of lines to the last one."""
     first = occupied.argmax(axis=1)
     return first, occupied.shape[1] - occupied[:, ::-1].argmax(axis=1) - first
 
@@ -63,10 +63,10 @@ def _overlaps(
     long_side: npt.NDArray[np.int64],  # (n,)
     size: int,
 ) -> npt.NDArray[np.float64]:
-    """Return how much of each output pixel each line covers: (n, size, length), whole numbers.
+    """Return the overlap of each output pixel with each line, (n, size, length), in whole units.
 
-    The unit is such that a line of the canvas and an output pixel are both whole: a line is
-    20 * size units wide, an output pixel 28 * long side.
+    The unit makes the widths of lines and output pixels whole numbers: a line is 20 * size units
+    wide, an output pixel 28 * long side.
     """
     line, pixel = BOX_PIXELS * size, FIELD_PIXELS * long_side[:, None, None]
     index = np.arange(mass.shape[1])

@@ -1,14 +1,14 @@
-"""Condition predictions on a known script. A copy of this file travels in the model folder.
+"""Condition predictions on a known script. A copy of this file is part of the model folder.
 
-Weight 1 for that script, OTHER_SCRIPT_WEIGHT for each other one: a strong prior, not a certainty.
-A digit may be written so that it looks as in another script, and then what little is left for the
-known script says less than the probabilities of the others.
+Input: joint probabilities and a script. Output: class probabilities. Weight 1 for that script,
+OTHER_SCRIPT_WEIGHT for each other one: a strong prior, not a certainty. A digit may resemble those
+of another script, and then the probabilities of that script are more reliable.
 """
 
 import numpy as np
 
-# Up to 0.003 it changes nothing on rendered digits. A model trained on those reads 84.6 % of real
-# Devanagari with it (this set was used to choose it), 79.1 % with 0.
+# Values up to 0.003 make no difference on rendered digits. A model trained on these has an accuracy
+# of 84.6 % on real Devanagari (which was used to choose the value), and of 79.1 % with 0.
 OTHER_SCRIPT_WEIGHT = 0.001
 
 

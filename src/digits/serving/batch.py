@@ -187,13 +187,13 @@ def answer(batch: pa.RecordBatch, number: int, folder: Path, wanted: dict[str, s
     starts = range(0, len(images), BLOCK)
     script = wanted["script"] or None
     blocks = [service.scores(images[start : start + BLOCK], script) for start in starts]
-    digits, confidence, foreign, probabilities = map(np.concatenate, zip(*blocks, strict=True))
+    digits, confidence, ood_score, probabilities = map(np.concatenate, zip(*blocks, strict=True))
     columns = {"row": pa.array(number * ROWS + np.arange(len(images)))}
     columns |= {name: batch[name] for name in batch.schema.names[1:]}
     columns |= {
         "digit": pa.array(service.classes).take(pa.array(digits)),
         "confidence": pa.array(confidence),
-        "foreign": pa.array(foreign),
+        "ood_score": pa.array(ood_score),
         "probabilities": pa.FixedSizeListArray.from_arrays(
             probabilities.ravel(), probabilities.shape[1]
         ),

@@ -1,8 +1,8 @@
 """The endpoint's code as Azure ML calls it: `init` once in each worker, `run` for each request.
 
 Enters: a request as request.py decodes it, with `?script=` for an image. Leaves: JSON with the
-model's version and, for each image, digit, confidence, probabilities and how foreign it looks;
-`warnings` where something was assumed of the images.
+model's version and, for each image, digit, confidence, probabilities and OOD score; `warnings`
+where something was assumed of the images.
 All that it knows of the model comes from the model folder below AZUREML_MODEL_DIR, the code
 that travels there included. Each request is collected with its answer (azureml-ai-monitoring,
 as model_inputs_outputs). The columns request_id and position identify each row, since Azure's
@@ -69,7 +69,7 @@ class Service:
     def scores(self, images: np.ndarray, script: str | None) -> tuple[np.ndarray, ...]:
         """Return the numbers of the answer to n images uint8 (n, size, size), as they are sent.
 
-        The digit int64 (n,), its index in `classes`; float64, rounded: confidence (n,), foreign
+        The digit int64 (n,), its index in `classes`; float64, rounded: confidence (n,), ood_score
         (n,), probabilities (n, classes). With a script that the model knows, its digits weigh
         more (script_prior.py).
         """
@@ -79,8 +79,8 @@ class Service:
         else:
             probabilities = scores["digits"]
         probabilities = probabilities.astype(np.float64).round(DECIMALS)
-        foreign = scores["foreign"].astype(np.float64).round(DECIMALS)
-        return probabilities.argmax(axis=1), probabilities.max(axis=1), foreign, probabilities
+        ood_score = scores["ood_score"].astype(np.float64).round(DECIMALS)
+        return probabilities.argmax(axis=1), probabilities.max(axis=1), ood_score, probabilities
 
     def predict(self, images: np.ndarray, script: str | None) -> dict[str, Any]:
         """Return the answer to n images uint8 (n, size, size), ready for JSON."""
@@ -94,10 +94,10 @@ class Service:
                 {
                     "digit": self.classes[digit],
                     "confidence": confidence,
-                    "foreign": how_foreign,
+                    "ood_score": ood_score,
                     "probabilities": row,
                 }
-                for digit, confidence, how_foreign, row in rows
+                for digit, confidence, ood_score, row in rows
             ],
         }
 

@@ -17,7 +17,8 @@ from mlops.review import render, schema
 
 DRIFT, WEEKLY = "<!-- digits-drift -->", "<!-- digits-weekly -->"
 BRANCH = "retrain-"  # which the branches of retrainings start with
-NEEDED = ("drift", "since", "window", "windows", "requests", "causes", "remedy", "lately")
+NEEDED: tuple[str, ...] = ("drift", "since", "window", "windows", "requests", "action")
+NEEDED += ("recent_requests", "contributing_signals")
 LABELLED = r"data/labelled/([a-z][a-z0-9]*_\w+\.csv\.dvc|\.gitignore)"
 RETRAINED = re.compile(rf"params\.yaml|{commit.MADE.pattern}|{LABELLED}")
 BYTES = 20_000_000
@@ -108,7 +109,7 @@ def drift() -> str:
         remark = f"The alarm has ended; [this run]({link}) found no drift.\n\n{table(found)}"
         return close(issue, remark)
     issue, done = put(issue, "Production drifts", body(found, link))
-    wanted = github.setting("PROPOSE") == "true" and found["remedy"] == "retrain"
+    wanted = github.setting("PROPOSE") == "true" and found["action"] == "retrain"
     made = proposed(issue["created_at"]) if wanted else None
     with Path(github.setting("GITHUB_OUTPUT")).open("a", encoding="utf-8") as file:
         file.write(f"issue={issue['number']}\nretrain={str(wanted and not made).lower()}\n")
@@ -132,12 +133,14 @@ def table(found: dict[str, Any]) -> str:
         return f"{value:.1%}" if isinstance(value, int | float) else otherwise
 
     rows = {
-        "at least since" if found.get("at_least") else "since": found["since"] or "–",
+        "at least since" if found.get("onset_censored") else "since": found["since"] or "–",
         "judged": f"{found['requests']:,} requests in {found['windows']:,} windows",
         "accuracy by the labels that have come": share("accuracy", "no labels yet"),
         "accuracy estimated without labels": share("estimated_accuracy", "not known"),
-        f"out of distribution, of the last {found['lately']:,}": share("strangers", "not known"),
-        "contributing signals": ", ".join(map(str, found["causes"])) or "–",
+        f"out of distribution, of the last {found['recent_requests']:,}": share(
+            "ood_share", "not known"
+        ),
+        "contributing signals": ", ".join(map(str, found["contributing_signals"])) or "–",
     }
     return render.table(["", ""], [[key, render.plain(row)] for key, row in rows.items()])
 
@@ -146,7 +149,7 @@ def body(found: dict[str, Any], link: str) -> str:
     """Return the issue's text."""
     where = " ".join(str(found.get(key, "")) for key in ("endpoint", "model_version"))
     text = f"Requests differ from the data that the model was trained with: {render.plain(where)}."
-    todo = TODO.format(link=link, remedy=FIX if found["remedy"] == "mend" else LABEL)
+    todo = TODO.format(link=link, remedy=FIX if found["action"] == "fix_input" else LABEL)
     parts = [DRIFT, text, table(found), todo, f"[The latest run]({link})"]
     return "\n\n".join(parts) + "\n"
 

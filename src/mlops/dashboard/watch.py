@@ -195,7 +195,7 @@ class LiveState:
                 if live and analysis.windows:
                     found["monitoring"] = report.findings(analysis, settings)
             recent = list(seen.recent)
-        most_anomalous = nlargest(SHOWN, recent, key=lambda row: row["foreign"])
+        most_anomalous = nlargest(SHOWN, recent, key=lambda row: row["ood_score"])
         return found | {
             "now": now,
             "lost": lost,
@@ -204,7 +204,7 @@ class LiveState:
             "reason": reason,
             "known_scripts": project.scripts,
             "recent": [digit(row) for row in recent[: -SHOWN - 1 : -1]],
-            "strangest": [digit(row) for row in most_anomalous],
+            "most_anomalous": [digit(row) for row in most_anomalous],
         }
 
     def analyse(self, seen: EndpointState, now_ms: int) -> tuple[Analysis | None, str]:
@@ -227,13 +227,13 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
     names: tuple[str, ...] = ()
     counts = np.zeros(0, np.int64)
     accuracies: dict[str, list[float]] = {}
-    digits = doubled = damaged = tryouts = right = labelled = 0
+    digits = duplicate = corrupted = tryouts = right = labelled = 0
     if seen.monitor:
         scan = seen.monitor.requests
         found = scan.rows(None)
-        digits, doubled = int(found.valid.sum()), found.issues["doubled"]
+        digits, duplicate = int(found.valid.sum()), found.issues["duplicate"]
         tryouts = found.issues["tryout"]
-        damaged = found.issues["damaged"] + len(seen.left.damaged) + seen.left.clock
+        corrupted = found.issues["corrupted"] + len(seen.left.damaged) + seen.left.clock
         ordered = found.ordered()
         places, last = np.unique(found.deployment[ordered][::-1], return_index=True)
         newest = zip(places.tolist(), ordered[::-1][last].tolist(), strict=True)
@@ -251,8 +251,8 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
                 accuracies[name] = [*wilson(int(inside.sum()), len(inside)), len(inside)]
     return {
         "digits": digits,
-        "doubled": doubled,
-        "damaged": damaged,
+        "duplicate": duplicate,
+        "corrupted": corrupted,
         "tryouts": tryouts,
         "classes": list(zip(names, counts.tolist(), strict=True)),
         "accuracy": wilson(right, labelled) if labelled else None,
@@ -270,16 +270,16 @@ def window_state(window: Window) -> Json:
         "labelled": window.labelled,
         "accuracy": wilson(window.correct, window.labelled) if window.labelled else None,
         "estimated": result.accuracy,
-        "strangers": result.ood_share,
+        "ood_share": result.ood_share,
         "evidence": result.evidence,
         "drift": result.drift,
-        "cause": min(result.p, key=lambda signal: result.p[signal]),
+        "signal": min(result.p, key=lambda signal: result.p[signal]),
     }
 
 
 def digit(row: Json) -> Json:
     """Return a row of REQUESTS for the page."""
-    found = {name: row[name] for name in ("digit", "confidence", "foreign")}
+    found = {name: row[name] for name in ("digit", "confidence", "ood_score")}
     found["image"] = base64.b64encode(row["image"]).decode()
     return found | {"tryout": row["request_id"].startswith(records.TRYOUT)}
 

@@ -141,9 +141,9 @@ def analyse_files(
     """Return the analysis of a folder's requests.parquet and labels.parquet."""
     monitor = monitoring.read(folder, task.classes, task.image_size)
     analysis = monitor.analyse(reference, own, now_ms)
-    analysis.issues["lines_damaged"] = len(left.damaged)
+    analysis.issues["lines_corrupted"] = len(left.damaged)
     analysis.issues["lines_stored_elsewhere"] = len(left.elsewhere)
-    analysis.issues["clock"] += left.clock
+    analysis.issues["wrong_clock"] += left.clock
     return analysis
 
 
@@ -188,7 +188,7 @@ def main(asked: SimpleNamespace) -> None:
     if asked.as_json:
         print(text, end="")
         return
-    least = "at least " if found["at_least"] else ""
+    least = "at least " if found["onset_censored"] else ""
     state = f"drift {least}since {found['since']}" if found["drift"] else "no drift"
     known = "not known" if found["accuracy"] is None else f"{found['accuracy']:.2%}"
     print(f"{endpoint}: {state}; {found['requests']:,} requests, accuracy by labels {known}")

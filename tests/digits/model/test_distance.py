@@ -75,11 +75,11 @@ def test_one_in_a_hundred_known_digits_looks_foreign_and_noise_does() -> None:
     training = digits.images[:3000], digits.labels[:3000].astype(np.int32)
     foreign = build_ood_score(network, training, digits.images[3000:])
     whole = model.calibrate(network, 1.0, ["mnist"], foreign)
-    known = model.predict(whole, digits.images[3000:])["foreign"]
+    known = model.predict(whole, digits.images[3000:])["ood_score"]
     assert ((known >= 0) & (known <= 1)).all()
     assert (known > 0.5).mean() == pytest.approx(ood.FALSE_ALARM_RATE, abs=0.002)
     noise = np.random.default_rng(0).integers(0, 256, (200, 28, 28), np.uint8)
-    assert metrics.auroc(-known, -model.predict(whole, noise)["foreign"]) > 0.99
+    assert metrics.auroc(-known, -model.predict(whole, noise)["ood_score"]) > 0.99
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras

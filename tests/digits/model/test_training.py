@@ -63,7 +63,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
 
 def test_steps_are_those_of_keras_adamw() -> None:
     """Three steps, the last at rate zero, against Keras' optimizer and loss on the same halves."""
-    own = dataclasses.replace(CONFIG, batch_size=32, nothing_share=0.0, warmup_share=0.5)
+    own = dataclasses.replace(CONFIG, batch_size=32, outlier_exposure_share=0.0, warmup_share=0.5)
     still = dataclasses.replace(own.distortion, **dict.fromkeys(vars(own.distortion), 0.0))
     own = dataclasses.replace(own, distortion=still)
     images, classes = some_digits(96)
@@ -119,7 +119,7 @@ def test_digits_of_one_loss_have_one_chance() -> None:
 
 def test_later_epochs_are_shorter() -> None:
     digits = some_digits(640)
-    spec = dataclasses.replace(CONFIG, nothing_share=0.0, full_epochs=1, hard_share=0.5)
+    spec = dataclasses.replace(CONFIG, outlier_exposure_share=0.0, full_epochs=1, hard_share=0.5)
     task = dataclasses.replace(TASK, epochs=3)
     done = [row[2] for row in training.epochs(model.build(28, 10), digits, task, spec)]
     np.testing.assert_allclose(done, [0.5, 0.75, 1])
@@ -146,6 +146,13 @@ def test_folding_changes_no_probability() -> None:
     logits = model.predict(network, images)
     np.testing.assert_allclose(model.predict(plain, images), logits, rtol=1e-4, atol=1e-4)
     assert np.ptp(logits) > 1
+
+
+def test_the_configuration_hash_is_that_of_the_layers_not_of_weights_or_code() -> None:
+    first, second, other = model.build(28, 10), model.build(28, 10), model.build(28, 20)
+    first.set_weights([weight + 1 for weight in first.get_weights()])
+    assert model.configuration_hash(first) == model.configuration_hash(second)
+    assert model.configuration_hash(first) != model.configuration_hash(other)
 
 
 def test_a_batch_larger_than_the_data_is_reported() -> None:

@@ -75,7 +75,7 @@ def test_few_strangers_are_seen(reference: Reference) -> None:
     assert np.mean([reference.evaluate(window, SETTINGS).window_alert for window in windows]) > 0.95
 
 
-@pytest.mark.parametrize("signal", [*IMAGE_SIGNALS, "foreign", "confidence"])
+@pytest.mark.parametrize("signal", [*IMAGE_SIGNALS, "ood_score", "confidence"])
 def test_each_signal_sees_its_own_change(reference: Reference, signal: str) -> None:
     rng = np.random.default_rng(4)
     images = np.zeros((300, 28, 28), np.uint8)
@@ -91,7 +91,7 @@ def test_each_signal_sees_its_own_change(reference: Reference, signal: str) -> N
     if signal == "ink":
         images[:, 6:22, 6:22] = 255
     confidence = rng.uniform(0.2, 0.4, 300) if signal == "confidence" else np.full(300, 0.999)
-    foreign = rng.uniform(0.9, 1, 300) if signal == "foreign" else np.full(300, 0.05)
+    foreign = rng.uniform(0.9, 1, 300) if signal == "ood_score" else np.full(300, 0.05)
     window = summary(bins(images, rng.integers(0, 10, 300), confidence, foreign))
     assert reference.evaluate(window, SETTINGS).p[signal] < 1e-6
 
@@ -228,7 +228,7 @@ def test_a_reference_that_is_no_use_is_reported(reference: Reference, tmp_path: 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"looks": 0.9}, "sum to 1"), ({"lokks": 0.0}, "must name")],
+    [({"ood_confidence": 0.9}, "sum to 1"), ({"lokks": 0.0}, "must name")],
 )
 def test_shares_that_do_not_fit_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

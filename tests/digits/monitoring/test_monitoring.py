@@ -43,7 +43,7 @@ def answered(count: int, rng: np.random.Generator, foreign: float = 0.0) -> dict
         "truth": truth.astype(str),
         "script": np.where(is_ood, "devanagari", "mnist"),
         "confidence": np.where(is_ood, rng.beta(5, 2, count), 1 - rng.beta(0.3, 60, count)),
-        "foreign": np.where(is_ood, rng.beta(6, 3, count), rng.beta(2, 20, count)),
+        "ood_score": np.where(is_ood, rng.beta(6, 3, count), rng.beta(2, 20, count)),
         "image": np.array([*(image.tobytes() for image in images), None], object)[:-1],
     }
 
@@ -66,7 +66,7 @@ def batches(columns: dict[str, Any], version: str = "v1") -> list[pa.RecordBatch
             "model_version": [version] * count,
             "digit": columns["digit"],
             "confidence": pa.array(columns["confidence"], pa.float32()),
-            "foreign": pa.array(columns["foreign"], pa.float32()),
+            "ood_score": pa.array(columns["ood_score"], pa.float32()),
             "image": pa.array(list(columns["image"]), pa.binary()),
         },
         schema=records.REQUESTS,
@@ -95,7 +95,7 @@ def a_reference() -> Reference:
     columns = answered(4000, np.random.default_rng(0))
     images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
     numbers = columns["digit"].astype(int)
-    counts = Histograms.of(images, numbers, columns["confidence"], columns["foreign"], 10)
+    counts = Histograms.of(images, numbers, columns["confidence"], columns["ood_score"], 10)
     return Reference.fit({"mnist": counts}, "v1")
 
 
@@ -143,7 +143,7 @@ def test_the_alarm_states_since_when(drift_scenario: Analysis) -> None:
     figures = report.summary_metrics(drift_scenario)
     assert (figures["alarms"], figures["false_alarms"]) == (1, 0)
     assert 0 < figures["requests_until_alarm"] <= 1000
-    assert drift_scenario.contributing_signals()[0] == "looks"
+    assert drift_scenario.contributing_signals()[0] == "ood_confidence"
     assert drift_scenario.action() == "retrain"
     assert {example.window for example in drift_scenario.examples} <= set(range(10, 21))
     assert len(drift_scenario.examples) <= OWN.examples
@@ -160,7 +160,7 @@ def test_a_script_that_the_model_knows_starts_no_drift(reference: Reference) -> 
 
 @pytest.mark.parametrize(
     ("signal", "p", "action"),
-    [("looks", 1e-4, "retrain"), ("width", 0.02, "label"), ("row", 0.02, "mend")],
+    [("ood_confidence", 1e-4, "retrain"), ("width", 0.02, "label"), ("row", 0.02, "fix_input")],
 )
 def test_a_weak_alarm_has_a_signal_and_an_action(
     drift_scenario: Analysis, signal: str, p: float, action: str
@@ -173,7 +173,7 @@ def test_a_weak_alarm_has_a_signal_and_an_action(
     found = dataclasses.replace(drift_scenario, windows=windows, alarms=episodes)
     assert found.contributing_signals() == [signal]
     assert found.action() == action
-    assert "<h2>What to do</h2><p>" in report.page(found, OWN, TASK)
+    assert "<h2>Recommended action</h2><p>" in report.page(found, OWN, TASK)
 
 
 def with_p_values(drift_scenario: Analysis, *alarms: list[dict[str, float]]) -> Analysis:
@@ -191,20 +191,20 @@ def with_p_values(drift_scenario: Analysis, *alarms: list[dict[str, float]]) -> 
 
 
 def test_a_scanner_that_breaks_in_a_loud_alarm_is_seen_at_once(drift_scenario: Analysis) -> None:
-    foreign = {"looks": 1e-99, "row": 1e-3}  # foreign digits are drawn a little higher
+    foreign = {"ood_confidence": 1e-99, "row": 1e-3}  # foreign digits are drawn a little higher
     assert with_p_values(drift_scenario, [foreign] * 60).action() == "retrain"
     found = with_p_values(drift_scenario, [*[foreign] * 60, foreign | {"brightness": 1e-8}])
-    assert found.contributing_signals() == ["looks", "brightness"]
-    assert found.action() == "mend"
+    assert found.contributing_signals() == ["ood_confidence", "brightness"]
+    assert found.action() == "fix_input"
 
 
 def test_what_an_earlier_alarm_spoilt_is_not_learnt_with_a_later_one(
     drift_scenario: Analysis,
 ) -> None:
-    foreign, dim = [{"looks": 1e-20}] * 4, [{"looks": 1e-20, "ink": 1e-20}] * 4
+    foreign, dim = [{"ood_confidence": 1e-20}] * 4, [{"ood_confidence": 1e-20, "ink": 1e-20}] * 4
     found = with_p_values(drift_scenario, dim, foreign)
-    assert found.contributing_signals() == ["looks"]
-    assert found.action() == "mend"
+    assert found.contributing_signals() == ["ood_confidence"]
+    assert found.action() == "fix_input"
     assert with_p_values(drift_scenario, foreign, foreign).action() == "retrain"
 
 
@@ -214,10 +214,10 @@ def test_a_broken_scanner_is_fixed_and_not_trained_on(reference: Reference) -> N
     for number, image in enumerate(dim["image"]):
         dim["image"][number] = bytes(pixel // 2 for pixel in image)
     found = analyse(reference, batches(joined(answered(2000, rng), dim)), [])
-    assert {"looks", "brightness"} <= set(found.contributing_signals())
-    assert found.action() == "mend"
+    assert {"ood_confidence", "brightness"} <= set(found.contributing_signals())
+    assert found.action() == "fix_input"
     page = report.page(found, OWN, TASK)
-    assert "Look at what takes the pictures" in page
+    assert "Check the input first" in page
     assert "digits retrain" not in page
 
 
@@ -229,14 +229,14 @@ def test_lately_is_a_full_window_at_least(
     reference: Reference, count: int, first: int, requests: int
 ) -> None:
     columns = answered(count, np.random.default_rng(17))
-    columns["foreign"][500::500] = 0.999  # the first of each window but one
+    columns["ood_score"][500::500] = 0.999  # the first of each window but one
     columns["confidence"][500::500] = 0.3
     found = analyse(reference, batches(columns) if count else [], [])
     assert found.recent() == first
     assert sum(window.requests for window in found.windows[first:]) == requests
     if count > 500:
         assert found.ood_share(first) == pytest.approx(0, abs=0.03)
-        said = f"strange digits, in the last {requests} requests</dt><dd>"
+        said = f"out-of-distribution digits, last {requests} requests</dt><dd>"
         assert re.search(f"{said}[0-2][.][0-9]%", report.page(found, OWN, TASK))
 
 
@@ -275,8 +275,8 @@ def test_doubled_requests_and_labels_count_once(reference: Reference) -> None:
     others = list(records.batches(wrong, records.LABELS))
     found = analyse(reference, stream + stream, known + known + others)
     assert [window.requests for window in found.windows] == [500, 500]
-    assert found.issues["doubled"] == 1000
-    assert [found.issues[f"labels_{what}"] for what in ("doubled", "unmatched", "damaged")] == [
+    assert found.issues["duplicate"] == 1000
+    assert [found.issues[f"labels_{what}"] for what in ("duplicate", "unmatched", "corrupted")] == [
         *(100, 1, 1)
     ]
     assert sum(window.labelled for window in found.windows) == 100
@@ -336,8 +336,8 @@ def test_requests_ahead_of_this_clock_are_judged(reference: Reference) -> None:
     columns = answered(500, np.random.default_rng(17))
     now = int(columns["time"][-1]) - records.SKEW_MS
     found = analyse(reference, batches(columns), [], now_ms=now)
-    assert (found.windows[0].requests, found.issues["clock"], found.gaps) == (500, 0, [])
-    assert analyse(reference, batches(columns), [], now_ms=now - 1).issues["clock"] == 1
+    assert (found.windows[0].requests, found.issues["wrong_clock"], found.gaps) == (500, 0, [])
+    assert analyse(reference, batches(columns), [], now_ms=now - 1).issues["wrong_clock"] == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -348,7 +348,7 @@ def test_nothing_and_one_request(reference: Reference, count: int) -> None:
     assert not found.drift
     assert found.since_ms is None
     assert report.summary_metrics(found)["alarms"] == 0
-    assert ("Nothing was asked" in report.page(found, OWN, TASK)) == (count == 0)
+    assert ("There are no requests" in report.page(found, OWN, TASK)) == (count == 0)
 
 
 def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
@@ -361,7 +361,7 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
     calm = dataclasses.replace(found.windows[-1].result, drift=False)
     windows = [found.windows[0], dataclasses.replace(found.windows[-1], result=calm)]
     page = report.page(dataclasses.replace(over, windows=windows), OWN, TASK)
-    assert "it drifted at least from 2026-01-05 00:00 UTC to" in page
+    assert "drift at least from 2026-01-05 00:00 UTC to" in page
 
 
 def test_a_reference_of_another_model_is_reported(reference: Reference) -> None:
@@ -372,7 +372,7 @@ def test_a_reference_of_another_model_is_reported(reference: Reference) -> None:
     mixed = [batch for batch in both if batch.num_rows]
     renamed = mixed[0].set_column(1, "request_id", pa.array([f"o{n}" for n in range(600)]))
     found = analyse(reference, [renamed, mixed[1]], [])
-    assert found.issues["other_version"] == 600
+    assert found.issues["other_model"] == 600
     assert found.windows[0].requests == 500
 
 
@@ -401,10 +401,10 @@ def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None
         *records.batches([stray], records.LABELS),
     ]
     found = analyse(reference, two_models("v0", "v1"), known)
-    assert found.issues["labels_other_version"] == 320
+    assert found.issues["labels_other_model"] == 320
     assert found.issues["labels_unmatched"] == 1
     assert sum(window.labelled for window in found.windows) == 130
-    assert "320 labels of what another model answered" in report.page(found, OWN, TASK)
+    assert "320 labels of requests to another model" in report.page(found, OWN, TASK)
 
 
 def test_other_classes_are_reported(reference: Reference) -> None:
@@ -440,7 +440,7 @@ def test_the_report_is_whole_and_fetches_nothing(drift_scenario: Analysis) -> No
     assert tags.fetched
     assert all(address.startswith("data:image/png;base64,") for address in tags.fetched)
     assert not re.search(r"https?://|<script|@import|url\(", page)
-    for heading in ("What caused it", "What to do", "Digits that caused it", "All windows"):
+    for heading in ("Contributing signals", "Recommended action", "Examples of", "All windows"):
         assert heading in page
     assert "digits retrain" in page
     assert page == report.page(drift_scenario, OWN, TASK)

@@ -117,7 +117,7 @@ def test_foreign_share_teaches_the_scripts_and_every_run_is_in_mlflow(project: P
     with sqlite3.connect(store) as database:
         before = database.execute(count).fetchone()[0]
     metrics = project.root / "data" / "evaluation" / "metrics.json"
-    assert "accuracy_told" not in metrics.read_text("utf-8")
+    assert "accuracy_given_script" not in metrics.read_text("utf-8")
     project.edit("params.yaml", "foreign_share: 0.0 #", "foreign_share: 0.05 #")
     ran = project.stages_run(project.dvc("repro"))
     assert ran == ["prepare", "train", "evaluate", "package", "simulate", "monitor"]
@@ -132,8 +132,12 @@ def test_foreign_share_teaches_the_scripts_and_every_run_is_in_mlflow(project: P
     figures = json.loads(metrics.read_text("utf-8"))
     assert list(figures) == ["mnist", "devanagari_rendered", "japanese_rendered"]
     for row in figures.values():
-        assert row["accuracy_told_low"] <= row["accuracy_told"] <= row["accuracy_told_high"]
-    assert any(row["accuracy_told"] != row["accuracy"] for row in figures.values())
+        assert (
+            row["accuracy_given_script_low"]
+            <= row["accuracy_given_script"]
+            <= row["accuracy_given_script_high"]
+        )
+    assert any(row["accuracy_given_script"] != row["accuracy"] for row in figures.values())
     code = "import mlflow.pyfunc, numpy; model = mlflow.pyfunc.load_model('data/package')\n"
     code += "print(model.predict(numpy.zeros((2, 28, 28), 'uint8'))['scripts'].shape)"
     assert "(2, 3, 10)" in project.run(*python(code))

@@ -52,8 +52,8 @@ def test_the_folder_predicts_without_this_project(reproduced: Project, tmp_path:
     np.testing.assert_allclose(scripts.sum(axis=1), digits, rtol=1e-5)
     assert scores["digit"] == digits.argmax(axis=1).tolist()
     np.testing.assert_allclose(scores["confidence"], digits.max(axis=1))
-    assert all(0 <= value <= 1 for value in scores["foreign"])
-    assert len(scores["foreign"]) == 20
+    assert all(0 <= value <= 1 for value in scores["ood_score"])
+    assert len(scores["ood_score"]) == 20
 
 
 @pytest.mark.slow
@@ -79,18 +79,18 @@ def damage_weights(model: Path) -> str:
     with (model / "model.keras").open("r+b") as file:
         file.seek(-2000, os.SEEK_END)
         file.write(b"damage")
-    return "is damaged"
+    return "is corrupted"
 
 
 def cut_manifest(model: Path) -> str:
     (model / "manifest.json").write_text("{")
-    return "is damaged"
+    return "is corrupted"
 
 
 def other_version(model: Path) -> str:
     path = model / "manifest.json"
     path.write_text(path.read_text("utf-8").replace('"format": 1', '"format": 99'))
-    return "has format 99, this loader reads 1"
+    return "expected format 1, found 99"
 
 
 @pytest.mark.slow

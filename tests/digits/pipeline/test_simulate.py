@@ -58,7 +58,7 @@ def test_the_answers_are_the_models(reproduced: Project) -> None:
     digits = [str(digit) for digit in scores["digits"].argmax(axis=1)]
     assert answered["digit"].to_pylist() == digits
     np.testing.assert_allclose(answered["confidence"], scores["digits"].max(axis=1), atol=2e-6)
-    np.testing.assert_allclose(answered["foreign"], scores["foreign"], atol=2e-6)
+    np.testing.assert_allclose(answered["ood_score"], scores["ood_score"], atol=2e-6)
     (version,) = set(answered["model_version"].to_pylist())
     assert sha256(reproduced.root / "data/package/data/model/model.keras").startswith(version)
 

@@ -236,7 +236,7 @@ def test_a_run_that_is_stopped_goes_on_and_ends_as_one_that_was_not(
             assert ours.read_bytes() == theirs.read_bytes()
     answers = parquet.read_table(whole / path.name)
     assert answers["row"].to_pylist() == list(range(8 * COUNT))
-    numbers = ["row", "digit", "confidence", "foreign", "probabilities"]
+    numbers = ["row", "digit", "confidence", "ood_score", "probabilities"]
     of_csv = parquet.read_table(whole / csv.name).select(numbers)
     assert of_csv.slice(0, 5000).equals(answers.select(numbers).slice(0, 5000))
 
@@ -262,5 +262,5 @@ def test_a_file_damaged_in_the_middle_leaves_no_answers(
     said = Project(tmp_path / "copy").run(
         *COMMAND, str(good), "--out", str(tmp_path / "out"), code=1
     )
-    assert "model.keras: is damaged" in said
+    assert "model.keras: is corrupted" in said
     assert "Traceback" not in said

@@ -27,7 +27,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "model_version": "v1",
         "digit": "3",
         "confidence": 0.99,
-        "foreign": 0.1,
+        "ood_score": 0.1,
         "image": bytes([number % 256]) * 784,
     } | changes
 
@@ -53,8 +53,8 @@ def look(*rows: dict[str, Any], now_ms: int | None = None) -> records.Rows:
         {"digit": None},
         {"confidence": float("nan")},
         {"confidence": 1.5},
-        {"foreign": -0.1},
-        {"foreign": None},
+        {"ood_score": -0.1},
+        {"ood_score": None},
         {"time": None},
         {"request_id": None},
     ],
@@ -62,38 +62,38 @@ def look(*rows: dict[str, Any], now_ms: int | None = None) -> records.Rows:
 )
 def test_a_damaged_row_is_counted_as_such(change: dict[str, Any]) -> None:
     found = look(row(0), row(1, **change), row(2))
-    assert found.issues == dict.fromkeys(records.ISSUES, 0) | {"damaged": 1}
+    assert found.issues == dict.fromkeys(records.ISSUES, 0) | {"corrupted": 1}
     assert found.valid.tolist() == [True, False, True]
 
 
 def test_a_retry_counts_once_and_a_second_image_is_no_retry() -> None:
     found = look(row(0), row(1), row(0), row(0, position=1), row(1, digit="4"))
-    assert found.issues["doubled"] == 2
+    assert found.issues["duplicate"] == 2
     assert found.valid.tolist() == [True, True, False, True, False]
 
 
 def test_another_image_under_the_same_id_is_a_request_of_its_own() -> None:
     found = look(row(0), row(0, image=bytes([7]) * 784), row(0))
     assert found.valid.tolist() == [True, True, False]
-    assert found.issues["doubled"] == 1
+    assert found.issues["duplicate"] == 1
 
 
 def test_a_damaged_row_does_not_hide_its_retry() -> None:
     found = look(row(0, image=b""), row(0))
     assert found.valid.tolist() == [False, True]
-    assert found.issues["doubled"] == 0
+    assert found.issues["duplicate"] == 0
 
 
 def test_a_clock_in_the_future_is_counted() -> None:
     now = int(START.timestamp() * 1000) + 1000
     found = look(row(0), row(1), row(500), now_ms=now)
-    assert found.issues["clock"] == 1
+    assert found.issues["wrong_clock"] == 1
     assert found.valid.tolist() == [True, True, False]
 
 
 def test_another_model_is_counted_not_judged() -> None:
     found = look(row(0), row(1, model_version="v2"), row(2, model_version=""))
-    assert found.issues["other_version"] == 2
+    assert found.issues["other_model"] == 2
     assert found.valid.tolist() == [True, False, False]
 
 
@@ -117,7 +117,7 @@ def line(**changes: Any) -> dict[str, Any]:
         "model_version": "v1",
         "digit": "7",
         "confidence": 0.9,
-        "foreign": 0.2,
+        "ood_score": 0.2,
     }
     images = [base64.b64encode(bytes([n]) * 784).decode() for n in (1, 2, 3)]
     data = [answer | {"position": n, "image": image} for n, image in enumerate(images)]

@@ -120,7 +120,7 @@ def test_an_answer_is_what_the_model_says(endpoint: Endpoint, reproduced: Projec
         answer["classes"][label] for label in expected["digits"].argmax(axis=1)
     ]
     np.testing.assert_allclose([e["confidence"] for e in found], probabilities.max(axis=1))
-    np.testing.assert_allclose([e["foreign"] for e in found], expected["foreign"], atol=2e-6)
+    np.testing.assert_allclose([e["ood_score"] for e in found], expected["ood_score"], atol=2e-6)
 
 
 def test_an_image_is_answered_as_its_numbers_are(endpoint: Endpoint) -> None:
@@ -166,7 +166,7 @@ def test_files_are_answered_as_requests_with_the_same_images_are(
         (alone,) = endpoint.post(body)[1]["predictions"]
         assert alone["digit"] == row["digit"]
         assert abs(alone["confidence"] - row["confidence"]) < 2.1e-6
-        assert abs(alone["foreign"] - row["foreign"]) < 2.1e-6
+        assert abs(alone["ood_score"] - row["ood_score"]) < 2.1e-6
 
 
 def test_requests_and_answers_are_collected_together(endpoint: Endpoint, sinks: list[Sink]) -> None:

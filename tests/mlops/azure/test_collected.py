@@ -50,7 +50,7 @@ def in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def line(second: float, start: datetime.datetime = START) -> bytes:
     """Return what the collector writes for a request."""
-    row = {"image": "AA==", "model_version": "v1", "digit": "1", "confidence": 1, "foreign": 0}
+    row = {"image": "AA==", "model_version": "v1", "digit": "1", "confidence": 1, "ood_score": 0}
     row |= {"request_id": f"{second}", "position": 0}
     time = start + datetime.timedelta(seconds=second)
     event = {"source": "blue", "time": time.isoformat(), "data": [row]}
@@ -178,7 +178,7 @@ def test_labelled_digits_that_are_no_longer_collected_stay(
             name = f"try-{number}" if number % 2 else f"id-{number}"  # try-outs are learnt, too
             place = {"time": START, "request_id": name, "position": 0}
             answer = {"deployment": "blue", "model_version": "v1", "digit": "1", "confidence": 1.0}
-            rows.append(place | answer | {"foreign": 0.0, "image": bytes([number]) * 784})
+            rows.append(place | answer | {"ood_score": 0.0, "image": bytes([number]) * 784})
             known.append(place | {"label": str(number), "script": "mnist"})
         for path, content, schema in (
             (requests, rows, records.REQUESTS),

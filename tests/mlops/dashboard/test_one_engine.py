@@ -46,7 +46,7 @@ def answers(count: int, rng: np.random.Generator, ood_share: float) -> list[Row]
                 "model_version": "v1",
                 "digit": str(rng.integers(0, 10)),
                 "confidence": 1 - foreign / 3,
-                "foreign": foreign,
+                "ood_score": foreign,
                 "image": rng.integers(0, 256, 784, np.uint8).tobytes(),
             }
         )
@@ -64,7 +64,7 @@ def production(rng: np.random.Generator) -> tuple[list[Row], list[Row]]:
     sent_again = [row | {"time": row["time"] + datetime.timedelta(seconds=3)} for row in came[:40]]
     other = [row | {"model_version": "v0", "request_id": f"v0-{n}"} for n, row in enumerate(came)]
     # The retry comes first, from the other deployment, with the later time.
-    came[1991] |= {"foreign": 0.99, "confidence": 0.3}  # in which window it lies shows
+    came[1991] |= {"ood_score": 0.99, "confidence": 0.3}  # in which window it lies shows
     early = came[1991] | {"deployment": "blue", "time": came[1991]["time"] + HOUR / 60}
     stream = [*other[:300], *came[1:600], *sent_again[1:], *came[1200:1300]]
     stream += [
@@ -141,24 +141,24 @@ def test_all_three_give_the_same_verdict(
     by_page = state["monitoring"]
     order = ("late", "out_of_order")  # of rows in a file; the store keeps it by hour alone
     for found in (report.findings(analysis, own), by_command):
-        for name in set(by_page) - {"faults", "gaps"}:
+        for name in set(by_page) - {"issues", "gaps"}:
             wanted = by_page[name]
             wanted = pytest.approx(wanted) if isinstance(wanted, float) else wanted
             assert found[name] == wanted, name
-        counted = {name: count for name, count in by_page["faults"].items() if name not in order}
-        assert counted.items() <= found["faults"].items()
+        counted = {name: count for name, count in by_page["issues"].items() if name not in order}
+        assert counted.items() <= found["issues"].items()
         # Of a folder's rows nobody knows whether production goes on: no gap reaches to now.
         open_gap = found is not by_command
         assert len(found["gaps"]) == len(by_page["gaps"]) - (not open_gap)
-    assert by_command["faults"]["late"] == 1
+    assert by_command["issues"]["late"] == 1
     assert by_page["drift"]
-    assert not by_page["at_least"]
+    assert not by_page["onset_censored"]
     assert counted == dict.fromkeys(counted, 0) | {
-        "doubled": 41,
-        "other_version": 320,
-        "labels_damaged": 1,
-        "labels_doubled": 7,
-        "labels_other_version": 5,
+        "duplicate": 41,
+        "other_model": 320,
+        "labels_corrupted": 1,
+        "labels_duplicate": 7,
+        "labels_other_model": 5,
         "labels_unmatched": 1,
     }
     assert json.loads(Path("data/monitoring/metrics.json").read_text())["production"]["alarms"] == 1
@@ -169,6 +169,6 @@ def test_all_three_give_the_same_verdict(
         assert int(row["requests"]) == window["requests"]
         assert row["drift"] == str(int(window["drift"]))
         assert row["evidence"] == f"{window['evidence']:.3g}"
-        assert row["strangers"] == f"{window['strangers']:.4f}"
+        assert row["ood_share"] == f"{window['ood_share']:.4f}"
         assert row["estimated_accuracy"] == f"{window['estimated']:.4f}"
         assert row["accuracy"] == f"{window['accuracy'][0]:.4f}"

@@ -27,7 +27,7 @@ def init():
 @rawhttp
 def run(request):
     images = np.array(request.json["data"], np.uint8)
-    answers = [{"digit": "3", "confidence": 0.9, "foreign": 0.1} for image in images]
+    answers = [{"digit": "3", "confidence": 0.9, "ood_score": 0.1} for image in images]
     answer = {"model_version": "5ee", "predictions": answers}
     collection.collect(g.client_request_id or g.request_id, images, answer)
     return AMLResponse(to_json(answer), 200, JSON)

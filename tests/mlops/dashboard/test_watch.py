@@ -49,9 +49,9 @@ class Site:
         self.clock += datetime.timedelta(seconds=1)
         rows = []
         for change in changes or ({},):
-            row: dict[str, Any] = {"digit": "3", "confidence": 0.99, "foreign": 0.1}
+            row: dict[str, Any] = {"digit": "3", "confidence": 0.99, "ood_score": 0.1}
             row |= {"deployment": "blue", "model_version": VERSION, "request_id": name} | change
-            rng = np.random.default_rng(int(float(row["foreign"]) * 1e6))
+            rng = np.random.default_rng(int(float(row["ood_score"]) * 1e6))
             row = {"time": self.clock, "image": rng.integers(0, 256, 784, np.uint8).tobytes()} | row
             rows.append(row)
         self.blobs.collect(endpoint, rows)
@@ -78,16 +78,16 @@ def test_a_request_sent_again_counts_once(site: Site) -> None:
     for _ in range(2):
         site.ask("one", {}, {"digit": "4"})
     state = site.state()
-    assert (state["digits"], state["doubled"]) == (2, 2)
+    assert (state["digits"], state["duplicate"]) == (2, 2)
     assert dict(state["classes"]) == dict.fromkeys("0123456789", 0) | {"3": 1, "4": 1}
 
 
 def test_another_image_under_the_same_id_is_an_answer_of_its_own(site: Site) -> None:
     for foreign in (0.1, 0.2, 0.2):
-        site.ask("one", {"foreign": foreign})
+        site.ask("one", {"ood_score": foreign})
     site.label("one")  # whose image?
     state = site.state()
-    assert (state["digits"], state["doubled"], state["labelled"]) == (2, 1, 0)
+    assert (state["digits"], state["duplicate"], state["labelled"]) == (2, 1, 0)
 
 
 def test_a_label_counts_once_and_late_ones_reach_their_window(site: Site) -> None:
@@ -109,7 +109,7 @@ def test_damaged_rows_and_labels_are_counted(site: Site) -> None:
     site.ask("damaged 1", {"confidence": "much"})
     site.ask("damaged 2", {"image": bytes(3)})
     site.ask("damaged 3", {"digit": "no class of ours"})
-    site.ask("damaged 4", {"foreign": 1.5})
+    site.ask("damaged 4", {"ood_score": 1.5})
     for path, line in (
         ("modelDataCollector/e/blue/model_inputs_outputs", b"{"),
         ("labels/e", b"["),
@@ -120,9 +120,9 @@ def test_damaged_rows_and_labels_are_counted(site: Site) -> None:
     site.label("one", "three")
     site.label("one")
     state = site.state()
-    assert (state["digits"], state["damaged"], state["labelled"]) == (1, 6, 1)
+    assert (state["digits"], state["corrupted"], state["labelled"]) == (1, 6, 1)
     assert state["accuracy"][0] == 1
-    assert state["monitoring"]["faults"]["damaged"] == 3
+    assert state["monitoring"]["issues"]["corrupted"] == 3
     assert [one["digit"] for one in state["recent"]] == ["3"]
 
 
@@ -148,18 +148,18 @@ def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
     rng = np.random.default_rng(1)
     for number in range(1000):
         foreign = 0.99 if number % 5 == 0 and number >= 500 else float(rng.uniform(0, 0.5))
-        site.ask(str(number), {"digit": str(rng.integers(0, 10)), "foreign": foreign})
+        site.ask(str(number), {"digit": str(rng.integers(0, 10)), "ood_score": foreign})
     state = site.state()
     quiet, drift = state["windows"]
     assert not quiet["drift"]
     assert drift["drift"]
-    assert drift["strangers"] > 0.1
+    assert drift["ood_share"] > 0.1
     assert drift["estimated"] < quiet["estimated"] - 0.1
     found = state["monitoring"]
     since = datetime.datetime.fromisoformat(found["since"])
     assert since.timestamp() == quiet["ended"] + 1
-    assert (found["drift"], found["at_least"]) == (True, False)
-    assert state["strangest"][0]["foreign"] == pytest.approx(0.99)
+    assert (found["drift"], found["onset_censored"]) == (True, False)
+    assert state["most_anomalous"][0]["ood_score"] == pytest.approx(0.99)
     assert site.state(set())["monitoring"] is None  # nothing is live
     for number in range(1500):
         site.ask(f"new{number}", {"model_version": "another"})
@@ -172,7 +172,7 @@ def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
 def test_try_outs_are_shown_and_raise_no_alarm(site: Site) -> None:
     for number in range(500):
         site.ask(str(number), {"digit": str(number % 10)})
-        site.ask(f"try-{number}", {"digit": str(number % 10), "foreign": 0.99})
+        site.ask(f"try-{number}", {"digit": str(number % 10), "ood_score": 0.99})
     site.label("try-1", "4")
     state = site.state()
     assert (state["digits"], state["tryouts"], state["labelled"]) == (500, 500, 0)
@@ -184,7 +184,7 @@ def test_try_outs_are_shown_and_raise_no_alarm(site: Site) -> None:
 
 def test_an_endpoint_that_was_destroyed_is_forgotten(site: Site) -> None:
     for number in range(500):
-        site.ask(str(number), {"digit": str(number % 10), "foreign": 0.99})
+        site.ask(str(number), {"digit": str(number % 10), "ood_score": 0.99})
     assert site.state()["monitoring"]["drift"]
     site.blobs.content.clear()
     for _ in range(2):
@@ -197,7 +197,7 @@ def test_an_endpoint_that_was_destroyed_is_forgotten(site: Site) -> None:
 def test_settings_that_cannot_be_read_do_not_end_an_alarm(site: Site) -> None:
     def fill(name: str, foreign: float) -> dict[str, Any]:
         for number in range(500):
-            site.ask(f"{name} {number}", {"digit": str(number % 10), "foreign": foreign})
+            site.ask(f"{name} {number}", {"digit": str(number % 10), "ood_score": foreign})
         return site.state()
 
     drifted = fill("drift", 0.99)["monitoring"]
@@ -212,7 +212,7 @@ def test_settings_that_cannot_be_read_do_not_end_an_alarm(site: Site) -> None:
     found = fill("calm", 0.1)["monitoring"]
     assert found["drift"]
     assert found["since"] == drifted["since"]
-    assert found["at_least"]  # the first window of all drifted
+    assert found["onset_censored"]  # the first window of all drifted
 
 
 def test_what_is_missing_is_said_and_read_when_it_comes(
@@ -240,7 +240,7 @@ def test_other_classes_or_images_of_another_size_are_read_anew(site: Site) -> No
     os.utime(path, ns=(1, 1))
     site.ask("two", {"image": bytes(256)})
     state = site.state()
-    assert (state["digits"], state["damaged"], len(state["recent"])) == (1, 1, 1)
+    assert (state["digits"], state["corrupted"], len(state["recent"])) == (1, 1, 1)
     path.write_text(text, "utf-8")
     assert site.state()["digits"] == 1
 

@@ -45,7 +45,7 @@ def line(number: int, foreign: float, **changes: Any) -> bytes:
         "model_version": "v1",
         "digit": str(number % 10),
         "confidence": 1 - foreign / 2,
-        "foreign": foreign,
+        "ood_score": foreign,
         "probabilities": [0.1] * 10,
     }
     time = changes.pop("time", START + datetime.timedelta(seconds=number))
@@ -120,21 +120,21 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
     labelled = site.root / "labelled"
     told, said = site.monitor(ENDPOINT, "--labelled", str(labelled))
     assert told["drift"]
-    assert (told["since"], told["at_least"]) == ("2026-01-05T10:16:40Z", False)
+    assert (told["since"], told["onset_censored"]) == ("2026-01-05T10:16:40Z", False)
     (gap,) = told["gaps"]  # none have come since
     assert gap[0] == "2026-01-05T10:33:19Z"
     assert begun <= datetime.datetime.fromisoformat(gap[1]) + datetime.timedelta(seconds=1)
     assert (told["windows"], told["requests"], told["alarms"]) == (4, 2000, 1)
-    assert told["lately"] == 500
-    assert (told["causes"][0], told["remedy"]) == ("looks", "retrain")
+    assert told["recent_requests"] == 500
+    assert (told["contributing_signals"][0], told["action"]) == ("ood_confidence", "retrain")
     assert told["accuracy"] == 1
-    faults = {name: count for name, count in told["faults"].items() if count}
+    faults = {name: count for name, count in told["issues"].items() if count}
     assert faults == {
-        "damaged": 1,
-        "doubled": 1,
-        "other_version": 1,
-        "lines_damaged": 3,
-        "labels_doubled": 10,
+        "corrupted": 1,
+        "duplicate": 1,
+        "other_model": 1,
+        "lines_corrupted": 3,
+        "labels_duplicate": 10,
     }
     assert "drift since 2026-01-05T10:16:40Z" in said
     assert "<!doctype html>" in (site.root / "out" / "report.html").read_text()
@@ -150,7 +150,7 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
     site.monitor(ENDPOINT, "--labelled", str(labelled))
     assert len(list(labelled.iterdir())) == 2  # what other files hold is not written again
     told, said = site.monitor(ENDPOINT, "--since", "2026-01-05T10:20:00Z")
-    assert told["at_least"]
+    assert told["onset_censored"]
     assert "drift at least since 2026-01-05T10:20:00Z" in said
 
 
@@ -169,7 +169,7 @@ def test_a_line_that_is_still_being_written_waits(site: Site) -> None:
     site.collect("digits-writing", f"{soon:%H}", lines, soon)
     told, _ = site.monitor("digits-writing")
     assert told["requests"] == 1
-    assert not any(told["faults"].values())
+    assert not any(told["issues"].values())
 
 
 def test_a_clock_that_was_reset_stretches_nothing(site: Site) -> None:
@@ -179,7 +179,7 @@ def test_a_clock_that_was_reset_stretches_nothing(site: Site) -> None:
     told, _ = site.monitor("digits-reset")
     assert (told["since"], told["requests"]) == ("2026-01-05T10:00:00Z", 600)
     assert [start for start, _ in told["gaps"]] == ["2026-01-05T10:09:59Z"]  # until now
-    assert told["faults"]["clock"] == 1
+    assert told["issues"]["wrong_clock"] == 1
     page = (site.root / "out" / "report.html").read_text()
     assert "1970" not in page
     assert "1 with a wrong clock" in page
@@ -201,7 +201,7 @@ def test_nothing_collected_is_no_drift(site: Site) -> None:
     told, said = site.monitor("digits-quiet")
     assert not told["drift"]
     assert (told["windows"], told["accuracy"], told["estimated_accuracy"]) == (0, None, None)
-    assert (told["strangers"], told["lately"]) == (None, 0)
+    assert (told["ood_share"], told["recent_requests"]) == (None, 0)
     assert "0 requests, accuracy by labels not known" in said
 
 

@@ -76,8 +76,8 @@ function refused(sentence) {
 }
 
 function answered(answer) {
-  const { digit, confidence, foreign, probabilities } = answer.predictions[0];
-  const anomalous = foreign > 0.5;
+  const { digit, confidence, ood_score, probabilities } = answer.predictions[0];
+  const anomalous = ood_score > 0.5;
   setText($("digit"), digit);
   $("digit").classList.toggle("anomalous", anomalous);
   $("digit").classList.toggle("word", digit.length > 2);
@@ -91,9 +91,9 @@ function answered(answer) {
   const unknown = $("script").value && answer.script === null ? " It does not know this script and ignored it." : "";
   setText($("by"), `Model ${answer.model_version} in ${answer.deployment}, ${milliseconds(answer.milliseconds)}.${unknown}`);
   $("details").hidden = false;
-  setText($("foreign"), foreign.toFixed(3));
-  $("meter").setAttribute("aria-valuenow", foreign);
-  $("meter").firstChild.style.width = `${foreign * 100}%`;
+  setText($("ood_score"), ood_score.toFixed(3));
+  $("meter").setAttribute("aria-valuenow", ood_score);
+  $("meter").firstChild.style.width = `${ood_score * 100}%`;
   $("meter").classList.toggle("anomalous", anomalous);
   $("probabilities").tBodies[0].replaceChildren(
     ...probabilities.map((probability, number) => {
@@ -234,7 +234,7 @@ function showWindows(state) {
       : empty(state.reason || `No ${ITEM}s have been collected yet.`),
     { head: ["Window ended", "Evidence", "Alarm", "Lowest p-value", "Out of distribution, estimated"],
       rows: () => windows.map((window) => [clock(window.ended), window.evidence.toPrecision(3),
-        window.drift ? "yes" : "no", window.cause, percent(window.strangers)]) });
+        window.drift ? "yes" : "no", window.signal, percent(window.ood_share)]) });
 
   const measured = windows.map((window, i) => {
     const [value, low, high] = window.accuracy ?? [null];
@@ -275,7 +275,7 @@ function filling({ windows, window }) {
 }
 const drifts = ({ monitoring }) => (monitoring ? monitoring.drift : null);
 /** Return the onset of the alarm; "at least" if the first window is already part of it. */
-const since = ({ monitoring }) => `${monitoring.at_least ? "at least " : ""}since ${clock(Date.parse(monitoring.since) / 1000)}`;
+const since = ({ monitoring }) => `${monitoring.onset_censored ? "at least " : ""}since ${clock(Date.parse(monitoring.since) / 1000)}`;
 /** Return when the alarm can end: calm windows halve the evidence at best, and it ends at 1. */
 function ending(state) {
   const { evidence } = state.windows.at(-1) ?? {};
@@ -330,8 +330,8 @@ function showDigits(list, digits) {
   const key = JSON.stringify(digits);
   if (list.digits === key) return; // the same as a second ago
   list.digits = key;
-  const items = digits.map(({ image, digit, confidence, foreign, tryout }) => {
-    const anomalous = foreign > 0.5;
+  const items = digits.map(({ image, digit, confidence, ood_score, tryout }) => {
+    const anomalous = ood_score > 0.5;
     const item = make("li", anomalous ? "anomalous" : "", picture(image), make("b", "", digit), " ", make("small", "", `${Math.round(confidence * 100)}%`));
     if (anomalous) item.append(make("small", "mark", "OOD"));
     if (tryout) item.append(make("small", "mark", "try-out"));
@@ -361,7 +361,7 @@ function showFigures(state) {
   setText($("drift"), drift === null ? "unknown" : drift ? "yes" : "no");
   setText($("since"), drift === null ? state.reason || "no data has been collected yet" : drift ? `${since(state)}: ${why(state)}` : "in the latest window");
   $("drifttile").classList.toggle("alarm", drift === true);
-  setText($("counts"), `${count(state.digits, ITEM)} collected; omitted: ${state.doubled} duplicate and ${state.damaged} corrupted; ${count(state.tryouts, "try-out")}; `
+  setText($("counts"), `${count(state.digits, ITEM)} collected; omitted: ${state.duplicate} duplicate and ${state.corrupted} corrupted; ${count(state.tryouts, "try-out")}; `
     + `${count(state.lost, "collected request")} lost since the start of \`digits local\`.`);
 }
 
@@ -436,7 +436,7 @@ async function poll() {
       showWindows(state);
       showDeployments(state);
       showDigits($("recent"), state.recent);
-      showDigits($("strangest"), state.strangest);
+      showDigits($("most_anomalous"), state.most_anomalous);
       health(...stateOfHealth(state));
     }
   }

@@ -1,0 +1,86 @@
+"""README and the other documents: links lead somewhere, and the file tree is what stands."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Project
+
+README_LINES = 130
+UNLISTED = {"LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "CITATION.cff"}
+
+
+def tracked() -> list[Path]:
+    """Return the files that git tracks or would add."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [Path(name) for name in names.split("\0") if name and Path(ROOT, name).exists()]
+
+
+def prose(path: Path) -> str:
+    """Return a document without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", (ROOT / path).read_text("utf-8"), flags=re.M | re.S)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", prose(path), flags=re.M)
+    words = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {word.replace(" ", "-") for word in words}
+
+
+DOCUMENTS = [path for path in tracked() if path.suffix == ".md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_links_lead_to_files_and_headings(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if re.match(r"https?://|\.\./\.\./actions/", target):  # the second is a page of GitHub
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / document).parent / name if name else ROOT / document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.resolve().relative_to(ROOT)), target
+
+
+def test_readme_is_short_and_links_every_document() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= README_LINES
+    for path in DOCUMENTS:
+        if path.parts[0] == ".github":
+            assert f"]({path.as_posix()})" in text, path
+
+
+def test_the_file_tree_is_what_stands() -> None:
+    text = (ROOT / "README.md").read_text("utf-8").partition("## The files\n")[2]
+    listed, parent = set[str](), ""
+    for indent, names in re.findall(r"^    ( *)(\S+(?: \S+)*)", text, flags=re.M):
+        listed |= {(parent if indent else "") + name for name in names.split()}
+        parent = parent if indent else names
+    files = tracked()
+    top = {path.parts[0] + ("/" if len(path.parts) > 1 else "") for path in files}
+    top = {name for name in top if not name.startswith(".") and "lock.json" not in name} - UNLISTED
+    top = {name for name in top if not name.startswith("requirements")} - {"src/"}
+    packages = {f"src/{path.parts[1]}/" for path in files if path.parts[0] == "src"}
+    packages -= {"src/__main__.py/"}
+    for wing in ("digits", "mlops"):
+        inside = (path.parts for path in files if path.parts[:2] == ("src", wing))
+        packages |= {f"src/{wing}/{parts[2]}/" for parts in inside if len(parts) > 3}
+    assert listed == top | packages | {".devcontainer/", ".dvc/", ".github/"}
+
+
+@pytest.mark.slow
+def test_the_table_of_experiments_has_ten_columns() -> None:
+    (line,) = re.findall(r"^    (dvc exp show .+)$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    table = Project(ROOT).run(*shlex.split(line), "--csv").splitlines()[0].split(",")
+    assert len(set(table) - {"rev", "typ", "Created", "parent"}) == 10, table
+
+
+def test_the_citation_is_complete() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what CFF requires
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    assert version and citation["version"] == version[1]
