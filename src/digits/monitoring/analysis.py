@@ -3,10 +3,6 @@
 Input: batches of requests and labels. Output: an Analysis with the result of each window and the
 alarms. Requests are sorted by time and divided into windows, which are compared with the reference.
 
-    monitor = read(folder, classes, image_size)            # Parquet files
-    monitor.requests.add(batch); monitor.labels.add(batch)  # or while rows arrive
-    analysis = monitor.analyse(reference, config, now_ms)
-
 Images are not kept in memory; a row takes 47 bytes.
 """
 
@@ -29,6 +25,7 @@ from digits.monitoring.labels import Joined, Labels
 from digits.production import records
 
 Stream = Callable[[], Iterable[pa.RecordBatch]]
+Answered = tuple[np.ndarray, str, float]  # image, answer, confidence
 EXAMPLES_PER_WINDOW = 3
 INPUT_QUALITY_SIGNALS = {"brightness", "ink", "row", "column"}  # of the scanner or camera
 DOMINANCE_RATIO = 20  # a signal with this much less evidence may only follow another one
@@ -73,6 +70,7 @@ class Example:
     window: int
     image: np.ndarray
     answer: str
+    confidence: float
     truth: str | None  # `SCRIPT CLASS` if its label is known
 
 
@@ -112,19 +110,8 @@ class Analysis:
         """The onset of the active alarm, ms since 1970; None without one."""
         return self.windows[self.alarms[-1].onset].first_ms if self.drift else None
 
-    def accuracy(self, first: int = 0) -> tuple[float, float, float] | None:
-        """Return accuracy and its 95 % interval from window `first` on, None without labels."""
-        return accuracy(self.windows[first:])
-
-    def estimated_accuracy(self, first: int = 0) -> float | None:
-        """Return the accuracy estimated without labels from window `first` on."""
-        return self._mean("accuracy", first)
-
-    def ood_share(self, first: int = 0) -> float | None:
-        """Return the estimated share of out-of-distribution requests from window `first` on."""
-        return self._mean("ood_share", first)
-
-    def _mean(self, name: str, first: int) -> float | None:
+    def mean(self, name: str, first: int = 0) -> float | None:
+        """Return the mean `accuracy` or `ood_share`, estimated without labels, from a window on."""
         chosen = self.windows[first:]
         total = sum(window.requests for window in chosen)
         return sum(w.requests * getattr(w.result, name) for w in chosen) / total if total else None
@@ -256,7 +243,7 @@ class Monitor:
             shown = self._select_examples(reference, ordered, alarms[-1], len(windows), config)
             images = self._images(self.stream(), list(shown))
             examples = [
-                Example(window, images[row], classes[rows.label[row]], _truth(joined, classes, row))
+                Example(window, *images[row], truth=_truth(joined, classes, row))
                 for row, window in shown.items()
             ]
         unknown = [name not in reference.scripts for name in joined.scripts]
@@ -305,16 +292,18 @@ class Monitor:
             found |= dict.fromkeys(chosen.tolist(), window)
         return dict(list(found.items())[: config.examples])
 
-    def _images(self, stream: Iterable[pa.RecordBatch], rows: list[int]) -> dict[int, np.ndarray]:
-        """Return the images of rows of a stream."""
-        found: dict[int, np.ndarray] = {}
+    def _images(self, stream: Iterable[pa.RecordBatch], rows: list[int]) -> dict[int, Answered]:
+        """Return image, answer and confidence of rows of a stream."""
+        found: dict[int, Answered] = {}
         start = 0
         for batch in stream:
             inside = [row for row in rows if start <= row < start + len(batch)]
             if inside:
                 chosen = batch.take(pa.array([row - start for row in inside]))
                 images = records.images(chosen, self.image_size)
-                found |= {row: image.copy() for row, image in zip(inside, images, strict=True)}
+                names, sure = chosen["digit"].to_pylist(), chosen["confidence"].to_pylist()
+                parts = zip(map(np.copy, images), names, sure, strict=True)
+                found |= dict(zip(inside, parts, strict=True))
             start += len(batch)
         return found
 

@@ -49,15 +49,7 @@ LABELS = pa.schema(
     ]
 )
 ROWS_PER_BATCH = 4096  # 3 MB of images of 28 x 28
-ISSUES = (
-    "corrupted",
-    "duplicate",
-    "wrong_clock",
-    "other_model",
-    "late",
-    "out_of_order",
-    "tryout",
-)
+ISSUES = ("corrupted", "duplicate", "wrong_clock", "other_model", "late", "out_of_order", "tryout")
 TRYOUT = "try-"  # how the request ids begin that the page of `digits local` sends
 LATE_MS = 3_600_000  # a row is late if its time is this much before that of an earlier row
 GAP_PROBABILITY = 0.01  # that steady traffic has any gap that is reported

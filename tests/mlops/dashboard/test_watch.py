@@ -10,9 +10,9 @@ import frozen
 import numpy as np
 import pytest
 from blobs import Blobs
+from histogram import histograms
 
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import Histograms
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -39,7 +39,7 @@ class Site:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (2000, 28, 28), np.uint8)
         sure, foreign = np.full(2000, 0.99), rng.uniform(0, 0.5, 2000)
-        known = Histograms.of(images, rng.integers(0, 10, 2000), sure, foreign, 10)
+        known = histograms(images, rng.integers(0, 10, 2000), sure, foreign)
         (self.root / "params.yaml").write_text(frozen.text(), "utf-8")
         path = self.root / "data" / "monitoring" / "reference.json"
         Reference.fit({"mnist": known}, version).write(path)
@@ -177,7 +177,7 @@ def test_try_outs_are_shown_and_raise_no_alarm(site: Site) -> None:
     state = site.state()
     assert (state["digits"], state["tryouts"], state["labelled"]) == (500, 500, 0)
     assert not state["monitoring"]["drift"]
-    faults = state["monitoring"]["faults"]
+    faults = state["monitoring"]["issues"]
     assert (faults["tryout"], faults["labels_unmatched"]) == (500, 0)
     assert [one["tryout"] for one in state["recent"][:2]] == [True, False]
 

@@ -113,14 +113,19 @@ def test_a_run_is_written_to_the_workspace(
 
 
 def test_the_stage_in_a_job_does_not_say_how_the_job_stands(
-    tracking: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tracking: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from digits.tracking import runs
 
     in_job(monkeypatch, tracking.port)
     worker.find_run()
     curves = pd.DataFrame({"epoch": [1, 2], "loss": [0.2, 0.1]})
-    runs.log_run({"batch_size": 64}, curves)
+    (tmp_path / "model.keras").write_bytes(b"weights")
+    (tmp_path / "lineage.json").write_text('{"params": {"batch_size": 64}, "data": {}}')
+    runs.log_training(tmp_path, curves)
     assert capsys.readouterr().err == ""
     for path, _, body in tracking.requests:
         assert path == f"{WORKSPACE}/api/2.0/mlflow/runs/log-batch"  # and not runs/update

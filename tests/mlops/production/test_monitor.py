@@ -16,6 +16,7 @@ from unittest.mock import patch
 import frozen
 import numpy as np
 import pytest
+from histogram import histograms
 from light import Emulator
 
 with warnings.catch_warnings():  # the SDK's own
@@ -25,7 +26,6 @@ with warnings.catch_warnings():  # the SDK's own
 from core.dataset import read_csv
 from core.errors import DigitsError
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import Histograms
 from mlops.cli import call
 
 pytestmark = pytest.mark.slow
@@ -93,7 +93,7 @@ def a_site(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (root / "params.yaml").write_text(frozen.text(), "utf-8")
     foreign = RNG.beta(2, 20, 4000)
     numbers = np.arange(4000)
-    counts = Histograms.of(IMAGES[numbers % 50], numbers % 10, 1 - foreign / 2, foreign, 10)
+    counts = histograms(IMAGES[numbers % 50], numbers % 10, 1 - foreign / 2, foreign)
     Reference.fit({"mnist": counts}, "v1").write(root / "data" / "monitoring" / "reference.json")
     with warnings.catch_warnings(), patch.dict(os.environ):
         warnings.simplefilter("ignore")

@@ -288,7 +288,7 @@ const CAUSES = {
   brightness: "the brightest pixel", ink: "the amount of ink", width: "the width", height: "the height",
   row: "the place, up or down", column: "the place, left or right", classes: "the mix of answers",
 };
-const why = ({ monitoring }) => monitoring.causes.map((name) => CAUSES[name] ?? name).join("; ");
+const why = ({ monitoring }) => monitoring.contributing_signals.map((name) => CAUSES[name] ?? name).join("; ");
 const words2 = (state) => (drifts(state) ? `drift ${since(state)}` : "no drift");
 
 function showDeployments(state) {
