@@ -1,7 +1,7 @@
 # One line a target: the work is in run.py, so that `python run.py TARGET` does the same on Windows.
 PYTHON ?= python3
 
-.PHONY: repro test check prove demo lint bench bench-serve bench-workers drift-power rendering-realism noise mlflow notebooks storage env lock rename help
+.PHONY: repro test check prove demo lint bench bench-serve bench-workers drift-power rendering-realism verify-azure noise mlflow notebooks storage env lock sbom rename help
 help:    ; @$(PYTHON) run.py help
 repro:   ; @$(PYTHON) run.py repro
 test:    ; @$(PYTHON) run.py test
@@ -14,10 +14,12 @@ bench-serve: ; @$(PYTHON) run.py bench-serve
 bench-workers: ; @$(PYTHON) run.py bench-workers
 drift-power: ; @$(PYTHON) run.py drift-power
 rendering-realism: ; @$(PYTHON) run.py rendering-realism
+verify-azure: ; @$(PYTHON) run.py verify-azure $(GROUP)
 noise:   ; @$(PYTHON) run.py noise
 mlflow:  ; @$(PYTHON) run.py mlflow
 notebooks: ; @$(PYTHON) run.py notebooks
 storage: ; @$(PYTHON) run.py storage
 env:     ; @$(PYTHON) run.py env
 lock:    ; @$(PYTHON) run.py lock
+sbom:    ; @$(PYTHON) run.py sbom
 rename:  ; @$(PYTHON) run.py rename $(NAME)

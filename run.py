@@ -9,12 +9,14 @@ library only, because it creates the environment of everything else.
 
 from __future__ import annotations  # so that an older Python can parse this file and print an error
 
+import configparser
 import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -42,11 +44,7 @@ NO_GIT = (
     '  git init -b main\n  git add --all\n  git commit -m "First commit"'
 )
 
-BLOB_PORT, MLFLOW_PORT = 10000, 5000  # defaults of Azurite and MLflow
-# The published key of Azurite's account, the same on every machine: not a secret.
-AZURITE_KEY = (
-    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-)
+MLFLOW_PORT = 5000  # its default
 # Where the project's name stands alone, {}; beside a command (`{} review`) it may be anywhere.
 NAMED = {
     "pyproject.toml": (r'^name = "{}"', r'^{} = "mlops\.cli:main"'),
@@ -60,11 +58,15 @@ NAMED = {
 REMOTES = ("main", "review")  # DVC's remotes; also the names of their containers
 # Two processes share the tests; tests/support/balance.py determines their order.
 PARALLEL = ("--numprocesses", "2", "--dist", "worksteal")
-# `dvc repro`, after validating the top level of params.yaml, in one process, which saves 0.2 s.
+# `dvc repro`, after validating DVC's cache and the top level of params.yaml, in one process, which
+# saves 0.2 s.
 REPRODUCE = """
 import sys
-from core import console, params
+from core import console, params, wings
 def check():
+    if wings.installed("mlops.dvc"):
+        from mlops import dvc
+        dvc.check_cache()
     values = params.load()
     params.task(values)
     params.foreign_scripts(values)
@@ -89,16 +91,21 @@ PLOTS_PAGE = """
 </body>
 </html>
 """
-MAKE_CONTAINERS = """
-import sys
-from azure.core.exceptions import ResourceExistsError
-from azure.storage.blob import BlobServiceClient
-with BlobServiceClient.from_connection_string(sys.argv[1]) as service:
-    for name in sys.argv[2:]:
-        try:
-            service.create_container(name)
-        except ResourceExistsError:
-            pass
+# Azurite with a key of its own, until the standard input ends; prints the connection string.
+STORAGE = """
+import contextlib, pathlib, sys
+from azureml_emulator import server, storage, web
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(mode=0o700, exist_ok=True)
+try:
+    with (
+        contextlib.closing(server.lock(folder)),
+        storage.run_azurite(folder, 0, None, tuple(sys.argv[2:])) as store,
+    ):
+        print(store.connection_string, flush=True)
+        sys.stdin.read()
+except web.EmulatorError as error:
+    sys.exit(f"storage: {error}")
 """
 
 
@@ -113,6 +120,8 @@ def environment() -> dict[str, str]:
     env["VIRTUAL_ENV"] = str(VENV)
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode TensorFlow loads in 12 s, with in 5
     env.pop("PYTHONPATH", None)
+    for name in ("NO_PROXY", "no_proxy"):  # the second comes first where it is set
+        env[name] = ",".join(filter(None, [env.get(name), "127.0.0.1"]))
     certificates = env.get("PIP_CERT") or env.get("REQUESTS_CA_BUNDLE")
     if certificates:
         env.setdefault("SSL_CERT_FILE", certificates)  # for uv
@@ -233,7 +242,9 @@ def install_npm() -> None:
         return
     print("Installing the locked npm packages into node_modules ...", flush=True)
     npm = shutil.which("npm") or "npm"
-    run(npm, "ci", "--silent", fix="is there a network, and does it reach npm's registry?")
+    # Without the packages' own scripts: no locked one needs any.
+    ci = ("ci", "--ignore-scripts", "--silent")
+    run(npm, *ci, fix="is there a network, and does it reach npm's registry?")
     stamp.write_text(json.dumps(facts), "utf-8")
 
 
@@ -252,7 +263,8 @@ def install_plots() -> None:
         return
     npm = shutil.which("npm") or "npm"
     try:
-        run(npm, "ci", "--silent", "--no-audit", "--prefix", folder, fix="run `make env` again")
+        options = ("--ignore-scripts", "--silent", "--no-audit")
+        run(npm, "ci", *options, "--prefix", folder, fix="run `make env` again")
     except TargetError as failure:
         print(f"The pages of `dvc plots` will need a network: {failure}")
         return
@@ -324,6 +336,12 @@ def rendering_realism() -> None:
     """Score real handwriting with a model of rendered digits: SCRIPT HANDWRITING.npz."""
     env()
     measure("realism")
+
+
+def verify_azure() -> None:
+    """Compare Azure itself with its emulator, in a new resource group: GROUP=name; two hours."""
+    repro()
+    measure("verify_azure")
 
 
 def noise() -> None:
@@ -419,61 +437,54 @@ def demo() -> None:
     run(PYTHON, Path("tests", "workflows", "demo.py"), *sys.argv[2:])
 
 
-def connection_string(port: int) -> str:
-    """Return the connection string of a blob emulator on this machine."""
-    return (
-        f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={AZURITE_KEY};"
-        f"BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
-    )
-
-
-def blob_emulator(port: int, folder: Path) -> list[str | Path]:
-    """Return the command that starts the blob emulator on loopback, with data in `folder`."""
-    program = ROOT / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
-    place: list[str | Path] = ["--blobPort", str(port), "--location", folder]
-    # The current SDK uses a later API version than Azurite supports.
-    return ["node", program, *place, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-
-
-def start_blob_emulator(port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """Start the blob emulator; return when it listens and the remotes' containers exist."""
-    process = subprocess.Popen(
-        [str(word) for word in blob_emulator(port, folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    output = b""
-    try:
-        for line in process.stdout or ():
-            output += line
-            if b"successfully listens" in line:
-                run(PYTHON, "-c", MAKE_CONTAINERS, connection_string(port), *REMOTES)
-                return process
-    except BaseException:
-        process.kill()
-        raise
-    raise TargetError(f"the blob emulator did not start: {output.decode(errors='replace').strip()}")
-
-
 def storage() -> None:
     """Start the blob emulator as DVC's remotes, until Ctrl-C."""
     env()
-    process = start_blob_emulator(BLOB_PORT, ROOT / ".azurite")
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, but for what `nohup` ignores
+        number = getattr(signal, name, signal.SIGTERM)
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     local = ROOT / ".dvc" / "config.local"
-    before = local.read_bytes() if local.exists() else None
-    try:
+    text = local.read_bytes().decode() if local.exists() else ""
+    # Without what a run that was killed has left there.
+    before = re.sub(r".*AccountName=devstoreaccount1;.*\n", "", text)
+    with subprocess.Popen(
+        [PYTHON, "-c", STORAGE, ROOT / ".azurite", *REMOTES],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C ends it by the end of its input
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        connection = process.stdout.readline().strip()
+        if not connection:
+            raise TargetError("the blob emulator did not start; see above")
+        config = configparser.RawConfigParser()
+        config.read_string(before)
         for remote in REMOTES:
-            setting = ["connection_string", connection_string(BLOB_PORT)]
-            run(BIN / "dvc", "remote", "modify", "--local", "--quiet", remote, *setting)
-        print("dvc push and dvc pull use it until Ctrl-C (.dvc/config.local).", flush=True)
-        process.wait()
-    finally:
-        if before is None:
-            local.unlink(missing_ok=True)
-        else:
-            local.write_bytes(before)
-        process.terminate()
-        process.wait()
+            section = f"'remote \"{remote}\"'"
+            if not config.has_section(section):
+                config.add_section(section)
+            config.set(section, "connection_string", connection)
+        try:
+            local.touch(mode=0o600)
+            local.chmod(0o600)
+            with local.open("w", encoding="utf-8") as file:
+                config.write(file)
+            print("dvc push and dvc pull use it until Ctrl-C (.dvc/config.local).", flush=True)
+            if urllib.request.getproxies() and not urllib.request.proxy_bypass("127.0.0.1"):
+                print("First set NO_PROXY=127.0.0.1 there: no proxy reaches this.", flush=True)
+            process.wait()
+        finally:
+            if before:
+                local.write_bytes(before.encode())
+            else:
+                local.unlink(missing_ok=True)
+            process.stdin.close()
+            process.wait()
 
 
 def rename() -> None:
@@ -530,6 +541,16 @@ def lock() -> None:
     run(*npm, "--prefix", ROOT / ".dvc" / "vega")
 
 
+def sbom() -> None:
+    """Write sbom.json, the bill of materials (CycloneDX) of what the endpoint is made of."""
+    env()
+    # Of the lock's packages, versions and hashes; the warning is that it shows no dependencies.
+    python: list[str | Path] = [PYTHON, "-W", "ignore", "-m", "cyclonedx_py", "requirements"]
+    options = ["--pyproject", "pyproject.toml", "--output-reproducible"]
+    run(*python, "requirements.txt", *options, "--output-file", "sbom.json")
+    print("sbom.json")
+
+
 def help_() -> None:
     """List the targets."""
     for name, target in TARGETS.items():
@@ -548,12 +569,14 @@ TARGETS = {
     "bench-workers": bench_workers,
     "drift-power": drift_power,
     "rendering-realism": rendering_realism,
+    "verify-azure": verify_azure,
     "noise": noise,
     "mlflow": mlflow,
     "notebooks": notebooks,
     "storage": storage,
     "env": env,
     "lock": lock,
+    "sbom": sbom,
     "rename": rename,
     "help": help_,
 }

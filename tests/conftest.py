@@ -1,5 +1,6 @@
 """A small copy of the project, reproduced once, and the real services that tests talk to."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from filelock import FileLock  # noqa: E402
 from serving import serving_code  # noqa: E402
 
 from azureml_emulator import inference  # noqa: E402
+from azureml_emulator.storage import ACCOUNT, PROGRAM, BlobStore, run_azurite  # noqa: E402
 from core.dataset import Digits, write_csv  # noqa: E402
 from digits.sources.idx import read_idx  # noqa: E402
 
@@ -263,33 +265,33 @@ def free_port() -> int:
 
 @dataclass
 class Azurite:
-    """The blob emulator, which tests may stop and start."""
+    """The blob emulator with the remotes' containers, which tests may stop and start."""
 
-    port: int
     folder: Path
-    process: subprocess.Popen[bytes] | None = None
+    port: int = 0  # any; that of the first start remains
+    key: str = ""  # of the account, another with each start
+    opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def connection_string(self) -> str:
         """The connection string that DVC and the Azure SDK take."""
-        return run.connection_string(self.port)
+        return BlobStore(f"http://127.0.0.1:{self.port}/{ACCOUNT}", self.key).connection_string
 
     def start(self) -> None:
         """Start the server; return when it listens and has its containers."""
-        self.process = run.start_blob_emulator(self.port, self.folder)
+        place = self.folder, self.port, ROOT / PROGRAM
+        store = self.opened.enter_context(run_azurite(*place, run.REMOTES))
+        self.port, self.key = store.port, store.key
 
     def stop(self) -> None:
         """Stop the server, if it runs."""
-        if self.process:
-            self.process.terminate()
-            self.process.communicate()
-            self.process = None
+        self.opened.close()
 
 
 @pytest.fixture
 def azurite(tmp_path: Path) -> Iterator[Azurite]:
     """A running blob emulator of one's own."""
-    server = Azurite(free_port(), tmp_path / "azurite")
+    server = Azurite(tmp_path / "azurite")
     server.start()
     try:
         yield server

@@ -54,6 +54,47 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
+def test_the_scripts_of_npm_packages_do_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lock in (run.NPM_LOCK, run.ROOT / ".dvc" / "vega" / "package-lock.json"):
+        assert "hasInstallScript" not in lock.read_text("utf-8")  # so that none is missed
+    hostile, mark = tmp_path / "hostile", tmp_path / "mark"
+    hostile.mkdir()
+    scripts = {"postinstall": f"node -e \"fs.writeFileSync('{mark.as_posix()}', '')\""}
+    for folder, content in (
+        (hostile, {"name": "hostile", "version": "1.0.0", "scripts": scripts}),
+        (tmp_path, {"name": "project", "dependencies": {"hostile": "file:hostile"}}),
+    ):
+        (folder / "package.json").write_text(json.dumps(content), "utf-8")
+    make_lock = ["npm", "install", "--package-lock-only", "--offline", "--silent"]
+    subprocess.run(make_lock, cwd=tmp_path, check=True)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "NPM_LOCK", tmp_path / "package-lock.json")
+    run.install_npm()
+    assert (tmp_path / "node_modules" / "hostile").exists()
+    assert not mark.exists()
+
+
+def test_the_bill_of_materials_has_every_package_of_the_serving_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("requirements.txt", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "env", lambda: None)
+    run.sbom()
+    first = (tmp_path / "sbom.json").read_bytes()
+    bill = json.loads(first)
+    assert bill["bomFormat"] == "CycloneDX"
+    locked = re.findall(r"^(\S+)==(\S+)", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
+    assert {(one["name"], one["version"]) for one in bill["components"]} == set(locked)
+    for one in bill["components"]:
+        assert any(part["hashes"] for part in one["externalReferences"])
+    run.sbom()
+    assert (tmp_path / "sbom.json").read_bytes() == first
+
+
 def answer_of_node(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """Let `node --version` print a version."""
     answer = subprocess.CompletedProcess([], 0, stdout=f"{version}\n")

@@ -63,7 +63,7 @@ def shared(
     """A project whose remote holds all its data, and the remote, for tests that change neither."""
     folder = tmp_path_factory.mktemp("shared")
     project = reproduced.copy(folder / "project")
-    azurite = Azurite(free_port(), folder / "azurite")
+    azurite = Azurite(folder / "azurite")
     azurite.start()
     try:
         connect(project, azurite.connection_string)
@@ -178,7 +178,7 @@ def test_a_missing_blob_is_named_and_pushed_again(
 def test_a_wrong_key_is_reported_and_loses_nothing(
     pushed: Project, clone: Project, azurite: Azurite
 ) -> None:
-    wrong = azurite.connection_string.replace("AccountKey=Eby8", "AccountKey=AAAA")
+    wrong = azurite.connection_string.replace(azurite.key, "A" * 86 + "==")
     for project, command, code in ((clone, "pull", 1), (pushed, "push", 255)):
         connect(project, wrong)
         output = project.dvc(command, code=code)
@@ -224,6 +224,8 @@ def test_a_stopped_server_is_reported_and_loses_nothing(
         assert "Traceback" not in output
     assert clone.git("status", "--porcelain") == ""
     azurite.start()
+    for project in (clone, pushed):
+        connect(project, azurite.connection_string)
     clone.dvc("pull")
     pushed.dvc("push")
     assert_whole(clone)

@@ -18,7 +18,6 @@ MERGE_SECONDS = 0.1  # after the first row, in which others are merged with it
 WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
 DRAIN_SECONDS = 30.0  # that writing what waits may take at the end
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
-# Endpoint, deployment, name of the collection, request id, the rows of one request.
 OnLost = Callable[[int, str], object]  # a number of requests, the reason
 
 
@@ -56,14 +55,10 @@ class Collector:
     waits for them. `close` writes what waits.
     """
 
-    def __init__(
-        self,
-        container: ContainerClient,
-        on_lost: OnLost | None = None,
-    ) -> None:
+    def __init__(self, container: ContainerClient, on_lost: OnLost | None = None) -> None:
         """Write to `container`; without `on_lost` the first loss is printed."""
         self.container, self.on_lost = container, on_lost
-        self.lost, self.lost_reason = 0, ""  # requests whose rows were not kept
+        self.lost = 0  # requests whose rows were not kept
         self.rows: queue.Queue[Collected | None] = queue.Queue()  # None: the end
         self.lock = threading.Lock()
         self.waiting = 0  # bytes
@@ -83,7 +78,6 @@ class Collector:
         with self.lock:
             first = not self.lost
             self.lost += requests
-            self.lost_reason = reason
         if self.on_lost:
             self.on_lost(requests, reason)
         elif first:

@@ -197,12 +197,14 @@ def lock(folder: Path) -> sqlite3.Connection:
 
 
 def stop_event() -> threading.Event:
-    """Return an event that Ctrl-C and SIGTERM set from now on, for a program of its own.
+    """Return an event that Ctrl-C, SIGTERM and SIGHUP set from now on, for a program of its own.
 
     Azure's SDK logs nothing from now on: the program prints what matters itself.
     """
     logging.getLogger("azure").setLevel(logging.CRITICAL)
     stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP; `nohup` ignores it
+        number = getattr(signal, name, signal.SIGINT)
+        if name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: stop.set())
     return stop

@@ -127,6 +127,13 @@ class State:
         state |= {"operations": self.operations, "keys": self.keys}
         write_atomic(self.path, json.dumps(state, indent=1))
 
+    def try_to_save(self) -> None:
+        """Write the state, or say why it cannot be: what is under way goes on without."""
+        try:
+            self.save()
+        except OSError as error:
+            warn(f"{self.path} was not written: {error}. Free space on the disk.")
+
     def later(self, path: str, work: Work, name: str = "") -> str:
         """Run `work` on a resource in the background; return the operation's id.
 
@@ -154,12 +161,9 @@ class State:
                 for old in list(self.operations)[:-OPERATIONS]:
                     if self.operations[old]["status"] != "Updating":
                         del self.operations[old]
-                try:
-                    self.save()
-                except OSError as error:
-                    warn(f"{self.path} was not written: {error}. Free space on the disk.")
+                self.try_to_save()
 
-        self.save()
+        self.try_to_save()
         self.workers.submit(run)
         return name
 

@@ -39,19 +39,24 @@ def hidden_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def interrupt_on_sigterm() -> None:
-    """Handle SIGTERM like Ctrl-C."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+def interrupt_on_signals() -> None:
+    """Handle SIGTERM, and SIGHUP unless it is ignored, like Ctrl-C."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def run(name: str, module: str, arguments: list[str]) -> int:
     """Import a module and call its `main` with the arguments; return the exit code."""
 
     def work() -> None:
+        root = Path(os.environ.get("DVC_ROOT", "."))
+        if (root / ".git" / "shallow").exists() and not root.samefile("."):
+            raise DigitsError(
+                "DVC loses an experiment that runs in another folder of a shallow clone. Run "
+                "`git fetch --unshallow`, then this again."
+            )
         with hidden_stderr():
             imported = importlib.import_module(module)
         imported.main(arguments)
@@ -69,6 +74,10 @@ def report_errors(name: str, work: Callable[[], int | None]) -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     determinism.configure()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for variable in ("NO_PROXY", "no_proxy"):  # the second comes first where it is set
+        known = os.environ.get(variable, "")
+        if "127.0.0.1" not in known.split(","):
+            os.environ[variable] = f"{known},127.0.0.1".removeprefix(",")
     try:
         code = work()
         sys.stdout.flush()

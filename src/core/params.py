@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -57,17 +57,11 @@ class Names:
         return f"{self.item}s"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
-
+class _Reader(BaseModel):
     format: str
 
 
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
-
+class _Block(BaseModel):
     reader: _Reader
 
 

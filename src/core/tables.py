@@ -148,7 +148,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
                 file = stack.enter_context(gzip.open(plain))
             elif start == b"PK\3\4":
                 archive = stack.enter_context(zipfile.ZipFile(plain))
-                inside = [name for name in archive.namelist() if not _beside(name)]
+                names = [name for name in archive.namelist() if not name.endswith("/")]
+                inside = [name for name in names if not name.startswith("__MACOSX/")]
                 if len(inside) != 1:
                     raise DigitsError(
                         f"{path}: holds {len(inside)} files. Expected a single CSV: unpack it."
@@ -157,11 +158,6 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             yield file
         except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
             raise DigitsError(f"{path}: is damaged ({error}). Fetch it again.") from None
-
-
-def _beside(name: str) -> bool:
-    """Return whether a member of an archive is a folder, or a program's note beside the data."""
-    return name.endswith("/") or name.startswith("__MACOSX/")
 
 
 def _cells(line: bytes, delimiter: str) -> list[str]:

@@ -118,19 +118,22 @@ def drop_false_objects() -> None:
     A cache elsewhere, by `cache.dir`, is not one that a workflow restored, and may be huge.
     """
     for path in CACHE.glob("*/*"):
+        name = path.parent.name + path.name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
-        if digest != (path.parent.name + path.name).removesuffix(".dir"):
+        if MD5.fullmatch(name) and digest != name.removesuffix(".dir"):  # others: being written
             print(f"{path}: its content has the hash {digest}; deleted")
             path.unlink()
 
 
-def check_listings(folder: Path | None = None) -> None:
+def check_cache(folder: Path | None = None) -> None:
     """Raise DigitsError when a listing of a folder in the cache of DVC leads out of that folder.
 
-    DVC 3.67.1 follows `relpath: ../../../src/x.py` when it checks a folder out, so this comes
-    before each checkout of a project (in `folder`, else here), wherever its cache is.
+    DVC 3.67.1 follows `relpath: ../../../src/x.py` when it checks a folder out, and places a file
+    of its cache unread, so this comes before each checkout of a project (in `folder`, else here),
+    wherever its cache is.
     """
+    drop_false_objects()
     for path in sorted(Path(cache_of(folder or Path.cwd()), "files", "md5").glob("*/*.dir")):
         content = path.read_bytes()
         try:
@@ -150,8 +153,8 @@ def check_listings(folder: Path | None = None) -> None:
 
 
 def checkout(*options: str, folder: Path | None = None, fix: str = "run this again") -> None:
-    """Run `dvc checkout`; raises DigitsError as `run` and `check_listings` do."""
-    check_listings(folder)
+    """Run `dvc checkout`; raises DigitsError as `run` and `check_cache` do."""
+    check_cache(folder)
     run("checkout", *options, folder=folder, fix=fix)
 
 
@@ -173,8 +176,7 @@ def restore(remote: str, *targets: str, run_cache: bool = False) -> str:
             run("fetch", *options, seconds=seconds)
     except DigitsError as error:
         problem = str(error)
-    drop_false_objects()
-    check_listings()
+    check_cache()
     try:
         run("checkout", "--quiet", "--allow-missing", *targets)
     except DigitsError as error:
@@ -183,8 +185,8 @@ def restore(remote: str, *targets: str, run_cache: bool = False) -> str:
 
 
 def repro(*options: str) -> Run:
-    """Run `dvc repro`, printing what it prints; raises DigitsError as `check_listings` does."""
-    check_listings()
+    """Run `dvc repro`, printing what it prints; raises DigitsError as `check_cache` does."""
+    check_cache()
     run, last = Run(), deque[str](maxlen=LAST_LINES)
     name, what, since = "", "", time.monotonic()
     process = subprocess.Popen(

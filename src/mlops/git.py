@@ -47,13 +47,9 @@ def line(*arguments: str) -> str:
 
 def require_root() -> None:
     """Raise DigitsError unless this is the root of a git repository: all paths start there."""
-    below = git("rev-parse", "--show-prefix")
-    if below is None:
-        raise DigitsError("this folder is in no git repository; run from the project's root")
-    if below.strip():
+    if below := run("rev-parse", "--show-prefix").strip():
         raise DigitsError(
-            f"this is the folder {below.decode(errors='replace').strip()} of a git repository; "
-            "run from the project's root"
+            f"this is the folder {below} of a git repository; run from the project's root"
         )
 
 

@@ -24,7 +24,7 @@ with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from azure.ai.ml._restclient.arm_ml_service import models
 
-    from mlops.production import batch_endpoint
+    from mlops.azure import batch as endpoint_batch
 from azureml_emulator.storage import CONTAINER
 from core.errors import DigitsError
 from mlops.cli import call
@@ -233,6 +233,37 @@ def test_a_stored_folder_is_scored_where_it_lies(
     assert not (tmp_path / "bad").exists()
 
 
+def test_a_second_job_scores_only_what_the_first_left(
+    scoring: Deployable, emulator: Emulator, tmp_path: Path
+) -> None:
+    """Each writes to a place of its own; the answers of both lie in one folder in the end."""
+    gate = tmp_path / "gate"
+    refuse = f'if path.name.startswith("bad") and not Path({str(gate)!r}).exists():'
+    head, rest = LIGHT_BATCH.split('    if path.name.startswith("bad")')
+    code = f"{head}    {refuse}{rest.partition(':')[2]}"
+    (scoring.root / "serving" / "batch.py").write_text(code)
+    commit(scoring, "one")
+    files = [str(scoring.root.parent / f"{name}.parquet") for name in ("one", "bad")]
+    out = tmp_path / "out"
+    with pytest.raises(DigitsError, match="cannot be scored"):
+        run(scoring, *files, "--out", str(out))
+    assert sorted(path.name for path in out.iterdir()) == ["job.json", "one.parquet"]
+    part = out / "one.parquet" / "part-000000.parquet"
+    part.write_text("of the first")
+    gate.touch()
+    run(scoring, *files, "--out", str(out))
+    assert (out / "bad.parquet" / "_SUCCESS").exists() and part.read_text() == "of the first"
+    with emulator.blobs() as container:
+        names = [
+            name.split("/")[2:] for name in container.list_blob_names(name_starts_with="scoring/")
+        ]
+    attempts = {name[0] for name in names}
+    assert len(attempts) == 2
+    inputs = sorted(len([n for n in names if n[:2] == [one, "input"]]) for one in attempts)
+    assert inputs == [1, 2]
+    scoring.deploy("destroy")
+
+
 @pytest.mark.prove
 def test_the_model_is_ones_own_though_another_comes_in_between(
     scoring: Deployable, emulator: Emulator, tmp_path: Path
@@ -242,14 +273,14 @@ def test_the_model_is_ones_own_though_another_comes_in_between(
     run(scoring, file, "--out", str(tmp_path / "one"))
     place = scoring.endpoint.replace("online", "batch")
     (endpoint,) = emulator.call("GET", place)["value"]
-    prepare = batch_endpoint.Batch.prepare
+    prepare = endpoint_batch.Batch.prepare
 
-    def and_the_other_after(batch: batch_endpoint.Batch) -> None:
+    def and_the_other_after(batch: endpoint_batch.Batch) -> None:
         prepare(batch)
         emulator.call("PUT", f"{place}/{endpoint['name']}", endpoint)  # with its default
 
     version = commit(scoring, "two")
-    with patch.object(batch_endpoint.Batch, "prepare", and_the_other_after):
+    with patch.object(endpoint_batch.Batch, "prepare", and_the_other_after):
         run(scoring, file, "--out", str(tmp_path / "two"))
     (now,) = emulator.call("GET", place)["value"]
     assert now["properties"]["defaults"] == endpoint["properties"]["defaults"]

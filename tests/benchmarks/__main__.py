@@ -8,7 +8,15 @@ sys.path[:0] = [str(TESTS.parent / "src"), str(TESTS), str(TESTS / "support")]
 
 from core import console  # noqa: E402
 
-NAMES = ("bench", "bench_serve", "bench_workers", "power", "realism", "seed_variance")
+NAMES = (
+    "bench",
+    "bench_serve",
+    "bench_workers",
+    "power",
+    "realism",
+    "seed_variance",
+    "verify_azure",
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -150,7 +150,7 @@ def test_the_version_is_that_of_the_project() -> None:
         (["train", "--attach", "a", "--cancel", "a"], "exclude each other"),
         (["sweep"], "expected values to try: -S"),
         (["sweep", "-S", "epochs=1", "--random", "0"], "0 is not in the range x>=1"),
-        (["azure", "check", "--workspace", "moon"], "'moon' is not one of 'azure', 'local'"),
+        (["azure", "connect"], "Missing option '--resource-group'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -119,7 +119,7 @@ class Deployment:
         """A parameter's value, given or by default."""
         parameter = self.template["parameters"][name]
         given = self.parameters.get(name, self.value(parameter.get("defaultValue")))
-        kind = {"string": str, "bool": bool}[parameter["type"]]
+        kind = {"string": str, "bool": bool, "int": int}[parameter["type"]]
         assert isinstance(given, kind), f"parameter {name}: {given!r} is no {kind.__name__}"
         return given
 
@@ -132,9 +132,9 @@ class Deployment:
         return path(f"/subscriptions/{self.subscription}", kind, list(names))
 
     def f_reference(self, place: str, version: str) -> dict[str, str]:
-        """What only a made identity knows."""
+        """What only a made identity or workspace knows."""
         assert self.resources[place]["version"] == version, place
-        return {key: guid(place + key) for key in IDS}
+        return {key: guid(place + key) for key in IDS[self.resources[place]["type"]]}
 
     def f_resourceGroup(self) -> dict[str, str]:  # noqa: N802
         """The group."""
@@ -164,6 +164,14 @@ class Deployment:
         """How many parts."""
         return len(value)
 
+    def f_greater(self, left: int, right: int) -> bool:
+        """Whether the first is larger."""
+        return left > right
+
+    def f_max(self, *values: int) -> int:
+        """The largest."""
+        return max(values)
+
     def f_empty(self, value: Any) -> bool:
         """Whether there is nothing."""
         return not value
@@ -173,7 +181,10 @@ class Deployment:
         return not value
 
 
-IDS = ("principalId", "clientId")
+IDS = {  # by type of resource
+    "Microsoft.ManagedIdentity/userAssignedIdentities": ("principalId", "clientId"),
+    "Microsoft.MachineLearningServices/workspaces": ("workspaceId",),
+}
 
 
 def guid(text: str) -> str:

@@ -136,7 +136,7 @@ def assignments(state: dict[str, Any]) -> list[dict[str, str]]:
             "id": place,
             "roleDefinitionName": names[one["properties"]["roleDefinitionId"].rsplit("/", 1)[1]],
             # Azure gives ids back with the case of its own choice.
-            "scope": one["scope"].replace("/resourceGroups/", "/resourcegroups/"),
+            "scope": one.get("scope", made.group).replace("/resourceGroups/", "/resourcegroups/"),
             "client": clients.get(one["properties"]["principalId"], "person"),
         }
         for place, one in made.resources.items()
@@ -207,7 +207,10 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
             raise LookupError(GONE)
         assert given["--deny-settings-mode"] and given["--action-on-unmanage"] and given["--yes"]
         pairs = (pair.split("=", 1) for pair in given["--parameters"])
-        parameters = {key: {"true": True, "false": False}.get(text, text) for key, text in pairs}
+        parameters = {
+            key: int(text) if text.isdigit() else {"true": True, "false": False}.get(text, text)
+            for key, text in pairs
+        }
         template = f"{os.getcwd()}/{one('--template-file')}"  # noqa: PTH109
         state["stack"] = {"template": template, "parameters": parameters, "group": group}
         return _stack(state)
@@ -311,8 +314,8 @@ def _api(arguments: list[str], state: dict[str, Any]) -> tuple[int, str]:
     name = place.partition("/environments/")[2].partition("/")[0]
     if place.endswith("/customization/sub"):
         return 0, json.dumps({"sub_claim_prefix": PREFIX, "use_default": True})
-    if "--jq" in arguments:
-        return 0, "main"
+    if place.count("/") == 2:
+        return 0, json.dumps({"default_branch": "main"})
     if place.endswith("/environments"):
         rows = [
             {"name": key, "deployment_branch_policy": None if limit is None else {"custom": True}}

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -126,7 +127,10 @@ def a_browser() -> Iterator[Browser]:
     """A running Chromium."""
     with sync_playwright() as playwright:
         options = ["--no-sandbox"]  # tests may run as root
-        browser = playwright.chromium.launch(executable_path=chromium(), args=options)
+        proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:1")
+        browser = playwright.chromium.launch(
+            executable_path=chromium(), args=options, env={**os.environ, **proxy}
+        )
         yield browser
         browser.close()
 
@@ -136,6 +140,7 @@ def an_opener(browser: Browser, home: Emulator) -> Iterator[Callable[..., Page]]
     """Open the page; no error in its console and no request to another host, in any test."""
     wrong: list[str] = []
     address = home.address["page"]
+    origin = address.partition("#")[0]
     contexts = []
 
     def opened(width: int = 1280, **options: Any) -> Page:
@@ -154,7 +159,7 @@ def an_opener(browser: Browser, home: Emulator) -> Iterator[Callable[..., Page]]
         page.on(
             "request",
             lambda request: (
-                wrong.append(request.url) if not request.url.startswith(address + "/") else None
+                wrong.append(request.url) if not request.url.startswith(origin) else None
             ),
         )
         page.goto(address)

@@ -24,7 +24,7 @@ for place in (HERE.parents[1], HERE.parent, HERE.parent / "support", HERE):
     sys.path.insert(0, str(place))
 
 import run as targets  # noqa: E402
-from conftest import NAME, ROOT, Azurite, Project, free_port  # noqa: E402
+from conftest import NAME, ROOT, Azurite, Project  # noqa: E402
 from light import Emulator  # noqa: E402
 from loopback import GitHub  # noqa: E402
 from records import Pull, Run  # noqa: E402
@@ -265,7 +265,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "tmp").mkdir()  # TensorFlow leaves files in the one of who trains
         os.environ |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder / "tmp"))
-        azurite = Azurite(free_port(), folder / "azurite")
+        azurite = Azurite(folder / "azurite")
         emulator = Emulator(folder / "emulator", page=True)
         emulator.folder.mkdir()
         azurite.start()
@@ -285,16 +285,19 @@ def main() -> None:
                     f"AZURE_{name.upper()}_CLIENT_ID": name
                     for name in ("reader", "main", "deployer")
                 }
-                github.environment = identities(azurite.port) | {
-                    "IDENTITY_main": identity(azurite.port, write=True),
-                    "IDENTITY_deployer": identity(azurite.port, write=False),
+                github.environment = identities(azurite) | {
+                    "IDENTITY_main": identity(azurite, write=True),
+                    "IDENTITY_deployer": identity(azurite, write=False),
                     "EMULATOR": str(emulator.folder),
                     "DIGITS_LOCAL_WORKSPACE": WORKSPACE,
                 }
                 page = json.loads((emulator.folder / "address.json").read_text("utf-8"))["page"]
                 print(f"The page of production, live all the time: {page}", flush=True)
-                if sys.stdout.isatty():
-                    webbrowser.open(page)
+                if sys.stdout.isatty():  # by a file: anybody may read a browser's command line
+                    opener = folder / "page.html"
+                    text = f'<meta http-equiv="refresh" content="0; url={page}">'
+                    opener.write_text(text, "utf-8")
+                    webbrowser.open(opener.as_uri())
                 story = Story(work, github, emulator, began)
                 story.train()
                 story.review()

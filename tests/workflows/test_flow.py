@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import run as targets
 from azure.storage.blob import (
     AccountSasPermissions,
     ContainerSasPermissions,
@@ -15,7 +14,7 @@ from azure.storage.blob import (
     generate_account_sas,
     generate_container_sas,
 )
-from conftest import Azurite, Project, free_port
+from conftest import Azurite, Project
 from loopback import GitHub, needs_bash
 from records import FULL_NAME, Pull, Run
 
@@ -31,17 +30,17 @@ review:
 """
 
 
-def identities(port: int) -> dict[str, str]:
+def identities(azurite: Azurite) -> dict[str, str]:
     """Return what the fake of azure/login gives: who reads all containers."""
     soon = datetime.now(UTC) + timedelta(hours=1)
     reader = generate_account_sas(
         ACCOUNT,
-        targets.AZURITE_KEY,
+        azurite.key,
         ResourceTypes(container=True, object=True),
         AccountSasPermissions(read=True, list=True),
         soon,
     )
-    place = f"BlobEndpoint=http://127.0.0.1:{port}/{ACCOUNT};SharedAccessSignature="
+    place = f"BlobEndpoint=http://127.0.0.1:{azurite.port}/{ACCOUNT};SharedAccessSignature="
     return {"IDENTITY_reader": place + reader}
 
 
@@ -109,7 +108,7 @@ def hub(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     params.write_text(text, "utf-8", newline="\n")
     main.git("add", "--all")
     main.git("commit", "--quiet", "--message", "The digits are in git")
-    azurite = Azurite(free_port(), folder / "azurite")
+    azurite = Azurite(folder / "azurite")
     azurite.start()
     try:
         setting = ("connection_string", azurite.connection_string)
@@ -122,7 +121,7 @@ def hub(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 "AZURE_TENANT_ID": "tenant",
                 "AZURE_READER_CLIENT_ID": "reader",
             }
-            github.environment = identities(azurite.port)
+            github.environment = identities(azurite)
             yield Hub(github, azurite, main, folder)
     finally:
         azurite.stop()
@@ -214,6 +213,7 @@ def test_a_storage_that_is_down_is_named_and_all_is_made_anew(hub: Hub) -> None:
     finally:
         del hub.github.variables["BLOB_SECONDS"]
         hub.azurite.start()
+        hub.github.environment |= identities(hub.azurite)
     assert first.jobs == {"review": "success"}, first.log
     assert "Running stage 'train'" in first.log
     assert comment.jobs == {"comment": "success", "commit": "success"}, comment.log
@@ -243,7 +243,7 @@ def test_drift_becomes_a_retraining_that_can_be_merged(hub: Hub) -> None:
     work.git("push", "--quiet", str(hub.github.origin), "HEAD:refs/heads/main")
     soon = datetime.now(UTC) + timedelta(hours=1)
     may = ContainerSasPermissions(read=True, list=True, write=True, create=True)
-    key = targets.AZURITE_KEY
+    key = hub.azurite.key
     signature = generate_container_sas(ACCOUNT, "main", key, permission=may, expiry=soon)
     place = f"BlobEndpoint=http://127.0.0.1:{hub.azurite.port}/{ACCOUNT}"
     github = hub.github

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import frozen
 import pytest
-import run as targets
 import yaml
 from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
-from conftest import ROOT, Azurite, free_port
+from conftest import ROOT, Azurite
 from light import LIGHT_SCORE, Deployable, Emulator, write_package
 from loopback import GitHub, needs_bash
 from records import Run
@@ -32,13 +31,15 @@ COLLISION = bytes.fromhex(
 COPY = "python -c 'import shutil, sys; shutil.copytree(*sys.argv[1:], dirs_exist_ok=True)'"
 
 
-def identity(port: int, write: bool) -> str:
+def identity(azurite: Azurite, write: bool) -> str:
     """Return what the replacement of azure/login gives: the container `main` and no other."""
     may = ContainerSasPermissions(read=True, list=True, write=write, create=write)
     soon = datetime.now(UTC) + timedelta(hours=1)
-    key = targets.AZURITE_KEY
+    key = azurite.key
     signature = generate_container_sas(ACCOUNT, "main", key, permission=may, expiry=soon)
-    return f"BlobEndpoint=http://127.0.0.1:{port}/{ACCOUNT};SharedAccessSignature={signature}"
+    return (
+        f"BlobEndpoint=http://127.0.0.1:{azurite.port}/{ACCOUNT};SharedAccessSignature={signature}"
+    )
 
 
 @dataclass
@@ -87,8 +88,8 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
     shutil.copyfile(ROOT / ".dvcignore", root / ".dvcignore")
     (root / "serving").mkdir()
     (root / "serving" / "score.py").write_text(LIGHT_SCORE)
-    (root / "run.py").write_text("")
-    ignored = (".venv", "node_modules", "__pycache__/", "/.deploy/", "*.partial")
+    (root / "run.py").write_text("import sys\nif 'sbom' in sys.argv: open('sbom.json', 'w')\n")
+    ignored = (".venv", "node_modules", "__pycache__/", "/.deploy/", "*.partial", "/sbom.json")
     (root / ".gitignore").write_text("\n".join((*ignored, "/data/*", "!/data/evaluation")))
     (root / "digits").mkdir()
     (root / "digits" / "test.npz").write_bytes(b"digits")
@@ -131,7 +132,7 @@ def production(
     work = make_project(folder / "work", "merged", emulator.folder)
     (work.root / ".emulator").symlink_to(emulator.folder)
     (work.root / ".git" / "info" / "exclude").write_text(".emulator\n")
-    azurite = Azurite(free_port(), folder / "azurite")
+    azurite = Azurite(folder / "azurite")
     azurite.start()
     try:
         with GitHub(folder / "github") as github:
@@ -144,8 +145,8 @@ def production(
                 "DEPLOY_TO": "local",
             }
             github.environment = {
-                "IDENTITY_main": identity(azurite.port, write=True),
-                "IDENTITY_deployer": identity(azurite.port, write=False),
+                "IDENTITY_main": identity(azurite, write=True),
+                "IDENTITY_deployer": identity(azurite, write=False),
                 "EMULATOR": str(emulator.folder),
                 "DIGITS_LOCAL_WORKSPACE": "merged",
             }

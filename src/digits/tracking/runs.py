@@ -37,24 +37,27 @@ STARTED_MS = int(time.time() * 1000)  # when the stage imported this module
 
 
 @contextlib.contextmanager
-def store() -> Iterator[MlflowClient]:
-    """Yield a client of the store; an error in the block is printed and does not fail the stage."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+def reporting() -> Iterator[None]:
+    """Print an error instead of raising it: no store of runs may fail a stage."""
     try:
-        with contextlib.ExitStack() as stack:
-            uri = os.environ.get("MLFLOW_TRACKING_URI")
-            if not uri:
-                path = data_folder() / "mlflow.db"
-                uri = f"sqlite:///{path}"
-                stack.enter_context(FileLock(f"{path}.lock", LOCK_SECONDS))
-                database = stack.enter_context(contextlib.closing(sqlite3.connect(path)))
-                database.execute("PRAGMA schema_version")  # MLflow would retry a corrupted file
-            yield MlflowClient(uri)
+        yield
     except Exception as error:  # those of MLflow, SQLAlchemy, SQLite, requests ...
         print(f"could not log the run to MLflow: {error}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def store() -> Iterator[MlflowClient]:
+    """Yield a client of the store."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        yield MlflowClient(uri)
+        return
+    path = data_folder() / "mlflow.db"
+    with FileLock(f"{path}.lock", LOCK_SECONDS), contextlib.closing(sqlite3.connect(path)) as found:
+        found.execute("PRAGMA schema_version")  # MLflow would retry a corrupted file
+        yield MlflowClient(f"sqlite:///{path}")
 
 
 def data_folder() -> Path:
@@ -65,14 +68,10 @@ def data_folder() -> Path:
 def create_run(client: MlflowClient, start_ms: int, tags: dict[str, str]) -> str:
     """Return the id of a new run with the name of the DVC experiment, if there is one."""
     found = client.get_experiment_by_name(EXPERIMENT)
-    if found:
-        experiment = found.experiment_id
-    else:
-        own = "MLFLOW_TRACKING_URI" not in os.environ
-        files = (data_folder() / "mlruns").as_uri() if own else None
-        experiment = client.create_experiment(EXPERIMENT, files)
-    name = os.environ.get("DVC_EXP_NAME")
-    run = client.create_run(experiment, start_ms, tags, name)
+    own = "MLFLOW_TRACKING_URI" not in os.environ
+    files = (data_folder() / "mlruns").as_uri() if own else None
+    experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, files)
+    run = client.create_run(experiment, start_ms, tags, os.environ.get("DVC_EXP_NAME"))
     return str(run.info.run_id)
 
 
@@ -103,7 +102,7 @@ def log_training(folder: Path, curves: pd.DataFrame) -> None:
     tags |= {f"data_sha256.{name}": digest for name, digest in lineage["data"].items()}
     tags["configuration"] = hashlib.sha256(same.encode()).hexdigest()[:12]
     flat = pd.json_normalize(values).to_dict("records")[0]
-    with store() as client:
+    with reporting(), store() as client:
         run = os.environ.get("MLFLOW_RUN_ID") or create_run(client, STARTED_MS, {})
         client.log_batch(
             run,
@@ -128,7 +127,7 @@ def log_evaluation(metrics: dict[str, dict[str, float]], folder: Path, model: Pa
         for source, row in metrics.items()
         for name, value in row.items()
     ]
-    with store() as client:
+    with reporting(), store() as client:
         run = os.environ.get("MLFLOW_RUN_ID")
         if run is None:
             tags = describe(model)

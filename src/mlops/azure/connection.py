@@ -4,6 +4,7 @@ The account stands in .dvc/config, the workspace where Azure's SDK looks for it.
 """
 
 import json
+import os
 from pathlib import Path
 
 import configobj
@@ -22,7 +23,8 @@ SETTINGS = {
     "AZURE_RESOURCE_GROUP": "resource_group",
     NAME: "workspace_name",
 }
-EMULATOR = Path(".emulator")  # where the emulator on this machine writes address.json
+# Where the emulator on this machine writes address.json.
+EMULATOR = Path(os.environ.get("DIGITS_LOCAL_FOLDER", ".emulator"))
 
 
 def workspace_id(values: dict[str, str]) -> str:

@@ -147,7 +147,6 @@ class Target:
                 self.client.batch_endpoints.begin_delete(self.batch).result()
         collected.forget(self.workspace, self.name)
         empty(store(self.workspace), SCORED.format(endpoint=self.batch))
-        self.keep(None)
         made |= assets.registered(self.client, self.name)
         unused = made - assets.used(self.client, self.name)
         left = assets.remove(self.workspace, self.scope, unused)
@@ -156,12 +155,23 @@ class Target:
                 self.client.online_endpoints.begin_delete(self.name).result()
         return left
 
-    def keep(self, days: int | None) -> None:
-        """Have what is collected deleted so many days later; None: no longer, as nothing comes."""
+    def require_retention(self) -> int | None:
+        """Return after how many days Azure deletes collected rows, None for never.
+
+        Raises DigitsError unless that is `azure.collection_days`. The rule is part of the
+        template, and the emulator's account was made from none.
+        """
         account = self.client.workspaces.get(self.client.workspace_name).storage_account
-        place = f"{store(self.workspace).container_name}/{collected.ROWS}"
-        prefix = place.format(endpoint=self.name)
-        manager.keep_days(self.workspace, account, f"digits-{self.name}", prefix, days)
+        folder = f"{store(self.workspace).container_name}/{collected.ROWS}"
+        days = manager.kept_days(self.workspace, account, folder.format(endpoint=self.name))
+        wanted = self.settings.collection_days
+        if days != wanted and not (days is None and self.workspace.kind == "local"):
+            raise DigitsError(
+                f"params.yaml: azure.collection_days is {wanted}, but the storage account deletes "
+                f"collected rows after {days} days (None: never). To change its rule: digits azure "
+                "connect"
+            )
+        return days
 
     # Deployments ----------------------------------------------------------------------------------
 

@@ -53,6 +53,16 @@ CAUSES = [  # a pattern of an error's text, in any case; the cause, the fix
         "see its firewall, and Storage Blob Data Contributor on it",
     ),
     (
+        "AuthorizationFailed.*autoscalesettings",
+        "the role for azure.autoscale is missing",
+        "Monitoring Contributor is needed on the resource group (digits azure connect)",
+    ),
+    (
+        "AuthorizationFailed.*managementPolicies",
+        "the role to compare azure.collection_days is missing",
+        "Reader is needed on the workspace's own storage account (digits azure connect)",
+    ),
+    (
         "AuthorizationFailed",
         "the role is missing",
         "AzureML Data Scientist is needed on the workspace; to connect or disconnect it, Owner of "

@@ -1,28 +1,19 @@
 """Azure's resource manager, where azure-ai-ml has no call of its own.
 
 How many instances a deployment has under load is a setting of Azure Monitor; how long collected
-rows are kept is a rule of the storage account, which deletes them itself.
+rows are kept is a rule of the storage account, which deletes them itself. The template makes it.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from azure.core.exceptions import HttpResponseError
 from azure.core.rest import HttpRequest
 
-from core.errors import DigitsError
 from mlops.azure.workspace import Workspace
 
 AUTOSCALE = "Microsoft.Insights/autoscalesettings"
 POLICY = "managementPolicies/default"
 VERSIONS = {AUTOSCALE: "2022-10-01", POLICY: "2023-01-01"}  # of the API
-
-
-# Setting, role and resource of what a deployer may not be allowed to do.
-SCALING = ("azure.autoscale", "Monitoring Contributor", "resource group")
-KEEPING = ("azure.collection_days", "Storage Account Contributor", "workspace's storage account")
 
 
 @dataclass(frozen=True)
@@ -34,20 +25,6 @@ class Scale:
     quiet: int  # percent of the processors' time, below which one instance goes
     busy: int  # above which one more comes
     minutes: int  # that it must last, and until the next change
-
-
-@contextlib.contextmanager
-def allowed(setting: str, role: str, place: str) -> Iterator[None]:
-    """Name the role that is missing when the manager answers 403."""
-    try:
-        yield
-    except HttpResponseError as error:
-        if error.status_code != 403:
-            raise
-        raise DigitsError(
-            f"{setting} cannot be put into force: give the deployer the role {role} on the "
-            f"{place}, or set it to null"
-        ) from error
 
 
 def ask(workspace: Workspace, method: str, path: str, version: str, body: Any = None) -> Any:
@@ -69,10 +46,7 @@ def _setting(endpoint: str, deployment: str, scope: str) -> str:
 def set_scale(
     workspace: Workspace, scope: str, endpoint: str, deployment: str, location: str, scale: Scale
 ) -> None:
-    """Let Azure Monitor scale a deployment of the workspace `scope`.
-
-    Raises DigitsError when that is not allowed.
-    """
+    """Let Azure Monitor scale a deployment of the workspace `scope`."""
     target = f"{scope}/onlineEndpoints/{endpoint}/deployments/{deployment}"
 
     def rule(operator: str, percent: int, direction: str) -> dict[str, Any]:
@@ -101,44 +75,24 @@ def set_scale(
     }
     properties = {"enabled": True, "targetResourceUri": target, "profiles": [profile]}
     body = {"location": location, "properties": properties}
-    with allowed(*SCALING):
-        ask(workspace, "PUT", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE], body)
+    ask(workspace, "PUT", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE], body)
 
 
 def remove_scale(workspace: Workspace, scope: str, endpoint: str, deployment: str) -> None:
     """Delete a deployment's setting, if there is one."""
-    with allowed(*SCALING):
-        ask(workspace, "DELETE", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE])
+    ask(workspace, "DELETE", _setting(endpoint, deployment, scope), VERSIONS[AUTOSCALE])
 
 
-def keep_days(workspace: Workspace, account: str, name: str, prefix: str, days: int | None) -> None:
-    """Let a storage account delete the blobs below CONTAINER/PREFIX `days` after the last change.
+def kept_days(workspace: Workspace, account: str, folder: str) -> int | None:
+    """Return after how many days a storage account deletes what is written to CONTAINER/FOLDER.
 
-    `account` is its resource id, `name` the rule's; None takes the rule away. Other rules stay:
-    an account has one policy with all of them. Raises DigitsError when that is not allowed; to
-    take away what one may not even see is none of that: nobody with these rights has made it.
+    None is never. `account` is its resource id.
     """
-    path = f"{account}/{POLICY}"
-    with allowed(*KEEPING):
-        try:
-            found = ask(workspace, "GET", path, VERSIONS[POLICY])
-        except HttpResponseError as error:
-            if days is None and error.status_code == 403:
-                return
-            raise
-        rules = found["properties"]["policy"]["rules"] if found else []
-        wanted = [rule for rule in rules if rule["name"] != name]
-        if days is not None:
-            actions = {"baseBlob": {"delete": {"daysAfterModificationGreaterThan": days}}}
-            filters = {"blobTypes": ["blockBlob", "appendBlob"], "prefixMatch": [prefix]}
-            definition = {"actions": actions, "filters": filters}
-            ours = {"enabled": True, "name": name, "type": "Lifecycle", "definition": definition}
-            wanted = [ours if rule["name"] == name else rule for rule in rules]
-            wanted += [ours] if ours not in wanted else []
-        if wanted == rules:
-            return
-        if wanted:
-            body = {"properties": {"policy": {"rules": wanted}}}
-            ask(workspace, "PUT", path, VERSIONS[POLICY], body)
-        else:
-            ask(workspace, "DELETE", path, VERSIONS[POLICY])
+    found = ask(workspace, "GET", f"{account}/{POLICY}", VERSIONS[POLICY])
+    days = []
+    for rule in found["properties"]["policy"]["rules"] if found else ():
+        prefixes = rule["definition"]["filters"].get("prefixMatch", [""])
+        deleting = rule["definition"]["actions"].get("baseBlob", {}).get("delete", {})
+        if rule.get("enabled", True) and any(map(folder.startswith, prefixes)):
+            days.append(deleting.get("daysAfterModificationGreaterThan"))
+    return min((int(one) for one in days if one is not None), default=None)

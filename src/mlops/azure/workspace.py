@@ -95,15 +95,13 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
         try:
             address = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
-            raise DigitsError(f"{path}: not found; start `digits local` first") from None
+            fix = "start `digits local`, or set DIGITS_LOCAL_FOLDER to its --folder"
+            raise DigitsError(f"{path}: not found; {fix}") from None
         names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))
         credential = LocalCredential(address["token"])
         blobs = address["blobs"] + "/{}"
         poll, manager = LOCAL_POLL_SECONDS, address["url"]
         os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
-        for name in ("NO_PROXY", "no_proxy"):
-            kept = [one for one in os.environ.get(name, "").split(",") if one]
-            os.environ[name] = ",".join(dict.fromkeys([*kept, "127.0.0.1"]))
         _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = blobs
         services = ("azure_portal", "resource_manager", "active_directory", "aml_resource_id")
         metadata = dict.fromkeys(services, address["url"])

@@ -8,7 +8,13 @@ from mlops import options
 
 
 @click.command(epilog=options.example("digits local"))
-@click.option("--folder", type=options.FOLDER, default=".emulator", help="Folder of all its files.")
+@click.option(
+    "--folder",
+    type=options.FOLDER,
+    default=".emulator",
+    envvar="DIGITS_LOCAL_FOLDER",
+    help="Folder of all its files.",
+)
 def local(folder: Path) -> None:
     """Run an emulated workspace with a live page on this machine, until Ctrl-C.
 

@@ -5,42 +5,41 @@ loopback address, and `address.json` in the folder, from which `--workspace loca
 addresses. Deployments of the last run are started again.
 """
 
+import secrets
 from pathlib import Path
 
 from azureml_emulator.server import Emulator, stop_event
 from azureml_emulator.web import LOOPBACK, EmulatorError, Server
 from core.errors import DigitsError
-from mlops.azure.connection import REMOTES
+from mlops.azure.connection import EMULATOR, REMOTES
 from mlops.dashboard import page
 from mlops.dashboard.watch import LiveState
 
 
-def emulator(folder: Path, live_state: LiveState) -> Emulator:
-    """Return an emulator that reports requests to `live_state`, before its start."""
-    return Emulator(
-        folder, containers=REMOTES, on_request=live_state.request, on_lost=live_state.lose
-    )
-
-
 def serve_page(running: Emulator, live_state: LiveState) -> Server:
-    """Serve the page, on the port of the last run if there was one."""
-    shown = page.application(running.router, live_state, running.storage.client)
-    return running.servers.serve(shown, running.port("page"))
+    """Serve the page, on the port and with the secret of the last run if there was one."""
+    secret = running.address.get("page", "").partition("#secret=")[2] or secrets.token_urlsafe()
+    shown = page.application(running.router, live_state, running.storage.client, secret)
+    server = running.servers.serve(shown, running.port("page"))
+    address = f"http://{LOOPBACK}:{server.port}/#secret={secret}"
+    running.publish(page=address, page_port=server.port)
+    return server
 
 
 def main(folder: Path) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP."""
     stop = stop_event()
     live_state = LiveState(Path.cwd())
+    report, lose = live_state.request, live_state.lose
     try:
-        with emulator(folder, live_state) as running:
+        with Emulator(folder, None, REMOTES, report, lose) as running:
             server = serve_page(running, live_state)
             try:
-                address = f"http://{LOOPBACK}:{server.port}"
-                running.publish(page=address, page_port=server.port)
+                found = "" if folder == EMULATOR else f"DIGITS_LOCAL_FOLDER={folder.resolve()} "
                 print(
-                    f"Serving at {running.router.url} with the page {address}. Deploy with "
-                    "`digits deploy apply --workspace local`. Stop with Ctrl-C.",
+                    f"Serving at {running.router.url} with the page {running.address['page']} . "
+                    f"Deploy with `{found}digits deploy apply --workspace local`. "
+                    "Stop with Ctrl-C.",
                     flush=True,
                 )
                 stop.wait()

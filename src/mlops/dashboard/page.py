@@ -2,12 +2,13 @@
 
 GET / and the files in web/ return the page, GET /state the state of watch.py as JSON. POST /score
 forwards an image to the endpoint with its key, which the page does not know, under an id that marks
-a try-out; POST /label keeps its true label. Requests with another host name in Host or Origin are
-rejected.
+a try-out; POST /label keeps its true label. All need the secret that the address of the page ends
+in: other users of this machine reach the port, too.
 """
 
 import asyncio
 import datetime
+import hmac
 import html
 import io
 import json
@@ -22,7 +23,7 @@ from aiohttp import web
 from azure.storage.blob import ContainerClient
 
 from azureml_emulator.router import MODEL_STATUS, Router
-from azureml_emulator.web import LOOPBACK, check_length, read_body
+from azureml_emulator.web import check_length, read_body
 from digits.production import records
 from mlops.azure import collected
 from mlops.dashboard.watch import LiveState
@@ -51,9 +52,24 @@ SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 
 def application(
-    router: Router, live_state: LiveState, container: ContainerClient
+    router: Router, live_state: LiveState, container: ContainerClient, secret: str
 ) -> web.Application:
     """Return the application that serves the page; `container` has the collected data."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Reject requests without the secret; add the headers SAFE to every answer."""
+        response: web.StreamResponse
+        given = request.headers.get("Authorization", "").encode(errors="replace")
+        try:
+            private = request.path in ("/state", "/score", "/label")
+            if private and not hmac.compare_digest(given, f"Bearer {secret}".encode()):
+                raise web.HTTPUnauthorized(text="open the address that `digits local` prints")
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = refuse(error)
+        response.headers.update(SAFE)
+        return response
 
     async def show_state(request: web.Request) -> web.Response:
         wanted = request.query.get("endpoint", "")
@@ -107,31 +123,6 @@ def content(file: Path) -> Handler:
         return web.Response(body=body, content_type=KINDS[file.suffix], charset="utf-8")
 
     return answer
-
-
-@web.middleware
-async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Reject requests of other pages; add the headers SAFE to every answer.
-
-    A page of another site whose name resolves to this address sends that name as the Host (DNS
-    rebinding).
-    """
-    port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
-    host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-    response: web.StreamResponse
-    if host not in (f"{LOOPBACK}:{port}", f"localhost:{port}") or origin not in (
-        None,
-        f"http://{host}",
-    ):
-        text = f"only the page http://{LOOPBACK}:{port} may send requests"
-        response = refuse(web.HTTPForbidden(text=text))
-    else:
-        try:
-            response = await handler(request)
-        except web.HTTPException as error:
-            response = refuse(error)
-    response.headers.update(SAFE)
-    return response
 
 
 async def pass_on(request: web.Request, router: Router) -> web.Response:

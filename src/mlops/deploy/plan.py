@@ -28,7 +28,7 @@ def lines(target: Target, new: Release) -> Iterator[str]:
         yield f"access       {access or 'none'} -> public access {target.access}"
     for name, (has, wanted) in target.differing(endpoint).items():
         yield f"{name:13}{has} -> {wanted}: apply will refuse"
-    days = settings.collection_days
+    days = target.require_retention()
     kept = f"kept {days} days" if days else "kept until destroy"
     names = settings.collections
     yield f"collected    {', '.join((*names, kept)) if names else 'nothing'}"

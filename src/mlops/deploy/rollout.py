@@ -61,6 +61,7 @@ class Deployer:
         with self.alone():
             endpoint = self.target.settled()
             release.refuse_bad_metrics(self.target.commit(endpoint))
+            self.target.require_retention()
             for name, (has, wanted) in self.target.differing(endpoint).items():
                 raise DigitsError(
                     f"azure.{name} is {wanted}, but {self.target.name} was made with {has}, and "
@@ -73,7 +74,9 @@ class Deployer:
                 self.target.put(dict(endpoint.traffic))  # as it is: it may serve all the same
                 endpoint = self.target.settled()
             live, _ = self.reconcile_traffic(endpoint)
-            self.settle(endpoint)
+            if endpoint.public_network_access.lower() != self.target.access:
+                print(f"Public access is {self.target.access} from now.", flush=True)
+                self.target.put(dict(self.target.settled().traffic))
             states = self.target.deployments()
             if live == new.name and "paused" not in endpoint.tags:
                 try:
@@ -111,13 +114,6 @@ class Deployer:
                 return previous
         self.target.put({})
         return None
-
-    def settle(self, endpoint: Any) -> None:
-        """Put into force what is the endpoint's, not a revision's."""
-        if endpoint.public_network_access.lower() != self.target.access:
-            print(f"Public access is {self.target.access} from now.", flush=True)
-            self.target.put(dict(self.target.settled().traffic))
-        self.target.keep(self.settings.collection_days)  # of what was collected, too
 
     def reconcile_traffic(self, endpoint: Any) -> tuple[str | None, str | None]:
         """Put traffic where the tags say, should a run have died; return live, previous."""
@@ -392,7 +388,7 @@ def main(command: str, workspace: str, wait: bool = False, **given: Any) -> None
     settings = load()
     if command in ("plan", "apply"):
         given["new"] = release.read(settings)
-    console.interrupt_on_sigterm()
+    console.interrupt_on_signals()
     try:
         target = Target(connect(workspace), settings)
         getattr(Deployer(target, settings, wait), command)(**given)

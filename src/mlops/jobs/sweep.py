@@ -122,7 +122,7 @@ def experiment(tree: results.Tree, name: str, files: dict[str, bytes]) -> str:
     if git.run("for-each-ref", f"refs/exps/*/*/{name}"):
         return f"experiment {name}: exists already"
     tree.fetch(files)
-    dvc.check_listings(tree.folder)
+    dvc.check_cache(tree.folder)
     tree.dvc("checkout", fix=results.ATTACH)
     tree.dvc("exp", "save", "--name", name, *(f"-I{file}" for file in files), fix=results.ATTACH)
     return f"experiment {name}: saved"

@@ -185,10 +185,13 @@ def main(asked: SimpleNamespace) -> None:
     if asked.out:
         write_text(asked.out / "monitoring.json", text)
         write_text(asked.out / "report.html", report.page(analysis, own, params.names(values)))
+    if clock := analysis.issues["clock"]:
+        print(f"{clock:,} requests not counted: their clock or this one is wrong", file=sys.stderr)
     if asked.as_json:
         print(text, end="")
         return
     least = "at least " if found["onset_censored"] else ""
     state = f"drift {least}since {found['since']}" if found["drift"] else "no drift"
+    state = state if found["requests"] else "not known whether there is drift"
     known = "not known" if found["accuracy"] is None else f"{found['accuracy']:.2%}"
     print(f"{endpoint}: {state}; {found['requests']:,} requests, accuracy by labels {known}")

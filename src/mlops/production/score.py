@@ -21,7 +21,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Score files here or in a workspace, where `source` may be the address of a folder."""
-    console.interrupt_on_sigterm()
+    console.interrupt_on_signals()
     if workspace:
         remote(source, out, workspace, script)
     elif not isinstance(source, str):
@@ -34,12 +34,12 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
     """Score with the model of this commit in a workspace."""
     from azure.core.exceptions import AzureError  # here, since the SDK takes seconds to load
 
+    from mlops.azure.batch import Batch
     from mlops.azure.endpoint import Target
     from mlops.azure.errors import explain_error
     from mlops.azure.settings import load
     from mlops.azure.workspace import connect
     from mlops.deploy import release
-    from mlops.production import batch_endpoint
 
     size = scoring.manifest(release.PACKAGE, script)[1]
     if not isinstance(source, str):
@@ -48,7 +48,7 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
     new = release.read(settings)
     try:
         target = Target(connect(kind), settings)
-        batch_endpoint.Batch(target, new, script).score(source, out)
+        Batch(target, new, script).score(source, out)
     except AzureError as error:
         raise DigitsError(explain_error(error)) from error
 

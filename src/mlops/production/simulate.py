@@ -82,7 +82,7 @@ def main(asked: SimpleNamespace) -> None:
     stream = read(POOL, LABELLED, schedule, len(task.classes), task.image_size, task.seed)
     for note in stream.notes:
         print(note)
-    console.interrupt_on_sigterm()
+    console.interrupt_on_signals()
     try:
         if asked.url:
             target, put_labels = Address(asked.url, asked.key_file, settings), None

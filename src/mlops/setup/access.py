@@ -11,7 +11,12 @@ TEMPLATE = Path(".github/azure.json")
 # GitHub's environments, and whether they are for the default branch alone. review-lock has the key
 # of the GitHub App and no identity in Azure.
 ENVIRONMENTS = {"review-read": False, "review-lock": True, "production": True}
+MADE = "made-by=digits"  # the tag of a resource group that `digits azure connect` made
 STACK = "digits"  # the deployment stack: Azure's own list of what a template made
+
+
+# The template's lists of roles, in the order of the table in SETUP.md.
+GRANTS = ("foundations", "grants", "groupGrants", "personal")
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,12 @@ def load() -> Access:
         return Access(
             tuple(values["identities"]),
             tuple(Login(**row) for row in values["logins"]),
-            tuple(Grant(**row) for row in (*values["grants"], *values["personal"])),
+            tuple(Grant(**row) for name in GRANTS for row in values[name]),
             tuple(template["outputs"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DigitsError(
-            f"{TEMPLATE}: expected identities, logins, grants, personal and outputs, found "
+            f"{TEMPLATE}: expected identities, logins, {', '.join(GRANTS)} and outputs, found "
             f"{error!r}. In the project's root: git checkout {TEMPLATE}"
         ) from None
 
@@ -74,13 +79,17 @@ def scopes(account: str, workspace: str) -> dict[str, str]:
 
     Takes the name of the account that has the containers, and the workspace's id.
     """
-    providers = workspace.partition("/providers/")[0] + "/providers"
+    group = workspace.partition("/providers/")[0]
+    providers = f"{group}/providers"
     accounts = f"{providers}/Microsoft.Storage/storageAccounts"
     containers = f"{accounts}/{account}/blobServices/default/containers"
     return {
+        "group": group,
         **{name: f"{containers}/{name}" for name in REMOTES},
         "storage": f"{accounts}/{account.replace('digits', 'digitsml', 1)}",
         "workspace": workspace,
         "endpoint": f"{providers}/Microsoft.ManagedIdentity/userAssignedIdentities/digits-endpoint",
         "registry": f"{providers}/Microsoft.ContainerRegistry/registries/{account}",
+        "vault": f"{providers}/Microsoft.KeyVault/vaults/{account.replace('digits', 'digits-', 1)}",
+        "insights": f"{providers}/Microsoft.Insights/components/digits",
     }

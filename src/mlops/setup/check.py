@@ -11,15 +11,10 @@ import shutil
 from collections.abc import Iterator
 from itertools import chain
 
-from azure.core.exceptions import AzureError
-
 from core.errors import DigitsError
 from mlops import dvc, git
 from mlops.azure import connection
-from mlops.azure.errors import explain_error
 from mlops.azure.settings import load
-from mlops.azure.workspace import connect, cores
-from mlops.deploy import release
 from mlops.setup import access, az, local
 from mlops.setup.findings import Finding, expect, show
 
@@ -36,7 +31,7 @@ OVERRIDES = (
 CHOICE = "AZURE_TOKEN_CREDENTIALS"  # which logins the SDK tries; these values keep that of `az`
 WITH_AZ = ("", "dev", "azureclicredential")
 ISSUER = "https://token.actions.githubusercontent.com"
-CONNECT = "digits azure connect --run --github, with the resource group: it can be repeated"
+CONNECT = "digits azure connect, with the resource group: it can be repeated"
 
 
 def machine() -> Iterator[Finding]:
@@ -175,21 +170,6 @@ def clusters(workspace: str) -> Iterator[Finding]:
             yield Finding("optional", text, fix)
 
 
-def quota(kind: str) -> Iterator[Finding]:
-    """Check the cores that are free in the workspace's region."""
-    settings = load()
-    try:
-        each, family, free = cores(connect(kind).client, settings.instance_type)
-    except (DigitsError, AzureError) as error:
-        yield Finding("unknown", f"quota: {explain_error(error)}")
-        return
-    needed = release.reserved(each, settings.instance_count)
-    text = f"quota: {needed} cores of {family} needed for one more revision, {free} free"
-    fix = "ask for more, or set azure.strategy to in_place"
-    enough = free is None or free >= needed or settings.strategy == "in_place"
-    yield expect(enough, text, fix)
-
-
-def main(workspace: str = "azure", repository: str | None = None, as_json: bool = False) -> None:
+def main(repository: str | None = None, as_json: bool = False) -> None:
     """Print the findings; raise DigitsError when a check failed."""
-    show(chain(machine(), github(repository), quota(workspace)), as_json)
+    show(chain(machine(), github(repository)), as_json)

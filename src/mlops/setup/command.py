@@ -25,7 +25,6 @@ def azure() -> None:
 
 
 @azure.command("check", epilog=options.example("digits azure check"))
-@click.option("--workspace", type=click.Choice(["azure", "local"]), default="azure")
 @options.repository()
 @options.as_json()
 def check_azure(**given: Any) -> None:
@@ -38,22 +37,18 @@ def check_azure(**given: Any) -> None:
     main(**given)
 
 
-@azure.command(
-    epilog=options.example("digits azure connect --resource-group digits --run --github")
-)
+@azure.command(epilog=options.example("digits azure connect --resource-group digits"))
 @GROUP
 @click.option("--location", help="Where to make the group if there is none, such as westeurope.")
 @options.repository()
 @click.option("--subject-prefix", metavar="TEXT", help="If `gh` cannot tell: repo:OWNER@ID/NAME@ID")
 @click.option("--without-cluster", is_flag=True, help="Where the quota holds no node for batches.")
 @click.option("--image-build-compute", metavar="NAME", default="", help="A cluster, for images.")
-@click.option("--run", is_flag=True, help="Run the commands of `az` instead of printing them.")
-@click.option("--github", is_flag=True, help="Set up GitHub with `gh` instead of printing how.")
 def connect(**given: Any) -> None:
     """Make what reviews and deployments need in a resource group: run it again at any time.
 
-    It deploys .github/azure.json as a deployment stack and writes the names into .dvc/config and
-    .azureml/config.json.
+    It deploys .github/azure.json as a deployment stack, and writes its outputs into GitHub's
+    variables, .dvc/config and .azureml/config.json. Each command is printed before it runs.
     """
     from mlops.setup.connect import main
 
@@ -64,7 +59,6 @@ def connect(**given: Any) -> None:
 @GROUP
 @options.repository()
 @options.yes()
-@click.option("--github", is_flag=True, help="Delete GitHub's variables too, with `gh`.")
 def disconnect(**given: Any) -> None:
     """List what `digits azure connect` made, ask, and remove it with all data in it."""
     from mlops.setup.disconnect import main

@@ -1,25 +1,25 @@
 """List what `digits azure connect` made, in Azure and elsewhere, and remove it."""
 
 import re
+from collections.abc import Iterable
 from types import SimpleNamespace
 
 from core.errors import DigitsError
 from mlops import options
 from mlops.azure import connection
 from mlops.setup import access, az
-from mlops.setup.connect import run_or_print
 
 VERSION = f"api-version={connection.API}"
+WORKSPACE, VAULT = "Microsoft.MachineLearningServices/workspaces", "Microsoft.KeyVault/vaults"
 
 
 def refuse_another(group: str, variables: dict[str, str]) -> None:
     """Raise DigitsError when this clone, or its repository on GitHub, has another group."""
-    key = "AZURE_RESOURCE_GROUP"
     for place, values in (
         (connection.WORKSPACE, connection.load_connection()),
         ("GitHub", variables),
     ):
-        connected = values.get(key, group)
+        connected = values.get("AZURE_RESOURCE_GROUP", group)
         if connected.lower() != group.lower():
             raise DigitsError(
                 f"{place}: connected with the resource group {connected}, not {group}. Give "
@@ -30,19 +30,23 @@ def refuse_another(group: str, variables: dict[str, str]) -> None:
 
 
 def resources(group: str) -> list[str]:
-    """Return the ids of what the stack made, none when there is no stack any more.
+    """Return the ids of what the stack made that is still there, none without a stack.
 
-    Raises DigitsError without an answer of `az`, or when it works on another subscription.
+    Raises DigitsError without an answer of `az`.
     """
-    az.require_subscription(connection.load_connection().get("AZURE_SUBSCRIPTION_ID"))
     place = ("--name", access.STACK, "--resource-group", group)
     stack = az.get_or_none("az", "stack", "group", "show", *place) or {}
     return [row["id"] for row in stack.get("properties", stack).get("resources") or ()]
 
 
-def of_type(kind: str, ids: list[str]) -> str | None:
-    """Return the first id of a resource of a type, None when there is none."""
-    return next((one for one in ids if re.search(rf"/{kind}/[^/]+$", one)), None)
+def of_type(kind: str, ids: Iterable[str]) -> list[str]:
+    """Return the ids of resources of a type."""
+    return [one for one in ids if re.search(rf"/{kind}/[^/]+$", one)]
+
+
+def exists(resource: str) -> bool:
+    """Return whether a resource is still there, which an earlier run may have deleted."""
+    return az.get_or_none("az", "resource", "show", "--ids", resource) is not None
 
 
 def refuse_endpoints(workspace: str) -> None:
@@ -59,39 +63,26 @@ def refuse_endpoints(workspace: str) -> None:
         )
 
 
-def remove(group: str, workspace: str | None, vault: str | None) -> None:
-    """Delete what a stack made, last the stack itself, so that this can be repeated.
+def purge(ids: list[str]) -> None:
+    """Delete the workspace and the vault among some resources; their names are free again.
 
-    The names of a deleted workspace and vault are free again.
+    Whoever may not purge a vault is informed that its name is kept for a while.
     """
-    if workspace and exists(workspace):
+    for workspace in filter(exists, of_type(WORKSPACE, ids)):
         url = ("--url", workspace, "--url-parameters", VERSION, "forceToPurge=true")
         az.run("az", "rest", "--method", "delete", *url)
         az.run("az", "resource", "wait", "--deleted", "--ids", workspace)
-    if vault:
+    for vault in of_type(VAULT, ids):
         if exists(vault):
             az.run("az", "resource", "delete", "--ids", vault)
-        purge(vault)
-    place = ("--name", access.STACK, "--resource-group", group)
-    action = ("--action-on-unmanage", "deleteResources", "--yes")
-    az.run("az", "stack", "group", "delete", *place, *action)
-
-
-def exists(resource: str) -> bool:
-    """Return whether a resource is still there, which an earlier run may have deleted."""
-    return az.get_or_none("az", "resource", "show", "--ids", resource) is not None
-
-
-def purge(vault: str) -> None:
-    """Free the name of a deleted key vault, or report that somebody else has to."""
-    try:
-        for one in az.run("az", "keyvault", "list-deleted", "--resource-type", "vault") or ():
-            if one["properties"]["vaultId"].lower() == vault.lower():
-                az.run("az", "keyvault", "purge", "--name", one["name"])
-    except DigitsError as error:
-        if "AuthorizationFailed" not in str(error):
-            raise
-        print(f"A deleted key vault keeps its name for a while, for you may not purge it: {error}")
+        try:
+            for one in az.run("az", "keyvault", "list-deleted", "--resource-type", "vault") or ():
+                if one["properties"]["vaultId"].lower() == vault.lower():
+                    az.run("az", "keyvault", "purge", "--name", one["name"])
+        except DigitsError as error:
+            if "AuthorizationFailed" not in str(error):
+                raise
+            print(f"The deleted key vault keeps its name, for you may not purge it: {error}")
 
 
 def remove_group(group: str) -> None:
@@ -100,7 +91,8 @@ def remove_group(group: str) -> None:
     if found is None:
         return
     rest = az.try_json("az", "resource", "list", "--resource-group", group)
-    if rest == [] and (found.get("tags") or {}).get("made-by") == "digits":
+    name, _, value = access.MADE.partition("=")
+    if rest == [] and (found.get("tags") or {}).get(name) == value:
         az.run("az", "group", "delete", "--name", group, "--yes")
         return
     names = ", ".join(f"{row['type']} {row['name']}" for row in rest or ()) or "nothing else"
@@ -112,22 +104,23 @@ def main(given: SimpleNamespace) -> None:
     group, repository = given.resource_group, given.repository or az.origin()
     known = az.github_variables(repository) if repository else None
     refuse_another(group, known or {})
+    az.require_subscription(connection.load_connection().get("AZURE_SUBSCRIPTION_ID"))
     ids = resources(group)
-    workspace = of_type("Microsoft.MachineLearningServices/workspaces", ids)
-    vault = of_type("Microsoft.KeyVault/vaults", ids)
     print("Made by `digits azure connect`:", *(ids or ["nothing"]), sep="\n  ")
-    if workspace and exists(workspace):
+    for workspace in filter(exists, of_type(WORKSPACE, ids)):
         refuse_endpoints(workspace)
     if not given.yes:
         print("With it go all blobs in main and review, models, and what production collected.")
         options.confirm("the resource group", group)
     if ids:
-        remove(group, workspace, vault)
+        purge(ids)
+        place = ("--name", access.STACK, "--resource-group", group)
+        action = ("--action-on-unmanage", "deleteResources", "--yes")
+        az.run("az", "stack", "group", "delete", *place, *action)
     remove_group(group)
     files = ", ".join(path.as_posix() for path in connection.save_connection(None))
     print(f"Removed from {files}; commit it." if files else "Removed from no file.")
-    names = [name for name in access.load().variables if known is None or name in known]
-    place = ("--repo", repository or "OWNER/NAME")
-    commands = [("gh", "variable", "delete", name, *place) for name in names]
-    run_or_print("GitHub's variables:", commands, given.github)
+    for name in access.load().variables:
+        if repository and name in (known or {}):
+            az.run("gh", "variable", "delete", name, "--repo", repository)
     print("GitHub's environments stay: they hold no rights without these identities.")

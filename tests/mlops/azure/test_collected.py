@@ -11,7 +11,7 @@ import frozen
 import pytest
 from azure.core.exceptions import ServiceRequestError
 from azure.storage.blob import ContainerClient
-from conftest import Azurite, free_port
+from conftest import Azurite
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -28,7 +28,7 @@ PART = 2000  # bytes of a download
 @pytest.fixture(scope="module", name="store")
 def a_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerClient]:
     """A container whose client takes small parts, as it takes large ones of large blobs."""
-    server = Azurite(free_port(), tmp_path_factory.mktemp("azurite"))
+    server = Azurite(tmp_path_factory.mktemp("azurite"))
     server.start()
     try:
         with ContainerClient.from_connection_string(

@@ -36,6 +36,7 @@ from mlops.dashboard.watch import LiveState
 
 pytestmark = pytest.mark.slow
 
+SECRET = "s" * 43
 AXE = (ROOT / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
 ROUND = [(140, 60), (200, 100), (200, 180), (140, 220), (80, 180), (80, 100), (140, 60)]
 
@@ -54,6 +55,19 @@ def test_without_a_deployment_it_says_what_to_run(open_page: Callable[..., Page]
     stroke(page, *ROUND)
     expect(page.locator("#answer")).to_contain_text("404: nothing is deployed yet")
     assert faults(page) == []
+
+
+def test_the_secret_survives_the_skip_link_and_is_missed_without(
+    home: Emulator, browser: Browser, open_page: Callable[..., Page]
+) -> None:
+    page = open_page()
+    page.evaluate("location.hash = '#now'")
+    page.reload()
+    expect(page.locator("#health")).to_have_text(re.compile("live|nothing|no deployment|drift"))
+    with browser.new_context() as context:
+        other = context.new_page()
+        other.goto(f"http://127.0.0.1:{home.address['page_port']}")
+        expect(other.locator("#health")).to_have_text("open the address that `digits local` prints")
 
 
 def test_a_digit_is_drawn_and_read(
@@ -99,7 +113,10 @@ def test_a_wrong_answer_gets_a_label_and_a_try_out_is_marked(
     expect(page.locator("#counts")).to_contain_text(re.compile("[1-9] try-outs?"))
     for change in ({"label": "no class"}, {"request_id": "id-1"}, {"endpoint": "other"}):
         query = "&".join(f"{key}={value}" for key, value in (row | change).items())
-        assert call(home, "POST", f"/label?{query}".replace(" ", "%20"))[0] == 400
+        path = f"/label?{query}".replace(" ", "%20").replace("+", "%2B")
+        own = f"Bearer {home.address['page'].partition('=')[2]}"
+        assert call(home, "POST", path, Authorization=own)[0] == 400
+        assert call(home, "POST", path)[0] == 401
 
 
 def test_a_chart_tells_the_values_under_the_pointer(
@@ -300,17 +317,16 @@ def call(home: Emulator, method: str, path: str, **headers: str) -> tuple[int, A
     return answer.status, answer
 
 
-def test_only_its_own_page_may_use_it(home: Emulator) -> None:
-    port = home.address["page_port"]
-    own = f"127.0.0.1:{port}"
+def test_only_who_knows_its_address_may_use_it(home: Emulator) -> None:
+    own = {"Authorization": f"Bearer {home.address['page'].partition('=')[2]}"}
     assert call(home, "GET", "/")[0] == 200
-    assert call(home, "GET", "/state", Host=f"localhost:{port}")[0] == 200
-    assert call(home, "GET", "/state", Host="evil.example")[0] == 403
-    assert call(home, "GET", "/state", Host="127.0.0.1:1")[0] == 403
-    assert call(home, "POST", "/score", Origin="http://evil.example")[0] == 403
-    assert call(home, "POST", "/score", Origin="null")[0] == 403
-    assert call(home, "POST", "/score", Host=own, Origin=f"http://{own}")[0] in (404, 400, 200)
-    assert call(home, "POST", "/score", Content_Length="99999999999")[0] == 413
+    for method, path in (("GET", "/state"), ("POST", "/score")):
+        assert call(home, method, path)[0] == 401
+        assert call(home, method, path, Authorization="Bearer \xff")[0] == 401
+        assert call(home, method, path, Host="evil.example", **own)[0] == 403
+    assert call(home, "GET", "/state", **own)[0] == 200
+    assert call(home, "POST", "/score", **own)[0] in (404, 400, 200)
+    assert call(home, "POST", "/score", Content_Length="99999999999", **own)[0] == 413
     assert call(home, "POST", "/other")[0] == 404
     for path in ("/../page.py", "/%2e%2e/page.py", "/web/..%2fpage.py", "/index.html/", "//x"):
         assert call(home, "GET", path)[0] == 404
@@ -337,9 +353,10 @@ def test_slow_and_malformed_requests_end(tmp_path: Path, monkeypatch: pytest.Mon
     servers = Servers()
     router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints["one"] = Endpoint(["key"])
-    shown = servers.serve(page.application(router, watch, Blobs()))  # type: ignore[arg-type]
+    shown = servers.serve(page.application(router, watch, Blobs(), SECRET))  # type: ignore[arg-type]
     host = f"Host: 127.0.0.1:{shown.port}\r\n".encode()
     post = b"POST /score?endpoint=one HTTP/1.1\r\n" + host
+    post += f"Authorization: Bearer {SECRET}\r\n".encode()
     try:
         assert raw(shown.port) == b""  # idle
         assert raw(shown.port, b"GET / HTTP/1.1\r\n" + host) == b""  # headers that do not end
@@ -388,12 +405,12 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
     servers = Servers()
     router = Router(servers, 0, lambda *_: None, watch.request)
     router.endpoints |= {"one": Endpoint(["key"]), "two": Endpoint(["key"])}
-    shown = servers.serve(page.application(router, watch, Blobs()))  # type: ignore[arg-type]
+    shown = servers.serve(page.application(router, watch, Blobs(), SECRET))  # type: ignore[arg-type]
     context = browser.new_context()
     held: list[Route] = []
     try:
         opened = context.new_page()
-        opened.goto(f"http://127.0.0.1:{shown.port}")
+        opened.goto(f"http://127.0.0.1:{shown.port}/#secret={SECRET}")
         where = opened.locator("#where")
         expect(where).to_contain_text("endpoint one")
         opened.route("**/state?endpoint=one", lambda route: held.append(route))
@@ -420,7 +437,7 @@ def test_the_real_model(
         collector = Collector(container, on_lost=watch.lose)
         router = Router(servers, 0, collector.take, watch.request)
         router.endpoints["real"] = Endpoint(["key"], {"blue": 100})
-        shown = servers.serve(page.application(router, watch, container))
+        shown = servers.serve(page.application(router, watch, container, SECRET))
         model = reproduced.root / "data" / "package"
         code = serving_code(tmp_path / "code")
         collecting = {"AZUREML_MDC_ENABLED": "true"}
@@ -430,7 +447,7 @@ def test_the_real_model(
             launch = Launch(str(code), str(model), "score.py", log, collecting, 60.0)
             router.start("real", "blue", launch)
             opened = context.new_page()
-            opened.goto(f"http://127.0.0.1:{shown.port}")
+            opened.goto(f"http://127.0.0.1:{shown.port}/#secret={SECRET}")
             expect(opened.locator("#health")).to_have_text("live")
             stroke(opened, (140, 40), (140, 240))
             expect(opened.locator("#digit")).to_have_text(re.compile("[0-9]"), timeout=20_000)

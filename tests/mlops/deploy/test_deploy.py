@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import pytest
 from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.blob import ContainerClient
 from conftest import ROOT
 from light import Deployable, Emulator, remaining
 from wire import Wire, tapped
@@ -25,6 +24,7 @@ from mlops.azure import assets, endpoint
 from mlops.deploy import lease, smoke
 from mlops.deploy.rollout import Deployer
 
+FORBIDDEN = {"status": 403, "code": "AuthorizationFailed"}
 RATE = 60  # requests a second of the client; 50 at least must have been answered
 
 pytestmark = pytest.mark.slow
@@ -225,10 +225,10 @@ def test_autoscale_goes_with_its_deployment(deployable: Deployable, emulator: Em
     deployable.deploy("apply")
     (fixed,) = deployable.serving(emulator)["traffic"]
     assert "error" in emulator.call("GET", scaling(deployable, emulator, fixed))
-    emulator.faults({"do": "fail", "path": "autoscalesettings", "status": 403})
+    emulator.faults({"do": "fail", "path": "autoscalesettings"} | FORBIDDEN)
     deployable.set(autoscale="{most: 4, cpu_percent: [30, 70], minutes: 5}")
     refused = deployable.deploy("apply", code=1)
-    assert "azure.autoscale cannot be put into force: give the deployer the role" in refused
+    assert "the role for azure.autoscale is missing: Monitoring Contributor is needed" in refused
     emulator.faults()
     assert list(deployable.serving(emulator)["traffic"]) == [fixed]
 
@@ -239,68 +239,55 @@ def scaling(deployable: Deployable, emulator: Emulator, name: str) -> str:
     return f"{group}/providers/Microsoft.Insights/autoscalesettings/{setting}"
 
 
-def test_what_is_collected_is_kept_for_some_days(
+def test_the_rule_of_the_storage_account_must_be_that_of_params(
     deployable: Deployable, emulator: Emulator
 ) -> None:
+    """The template makes the rule, so the deployer compares it and changes nothing."""
     deployable.set(collection_days="7")
     deployable.commit("one")
-    assert "model_inputs_outputs, kept 7 days" in deployable.deploy("plan")
+    assert "model_inputs_outputs, kept until destroy" in deployable.deploy("plan")  # no template
     deployable.deploy("apply")
     group = deployable.endpoint.split("/providers/")[0]
     account = f"{group}/providers/Microsoft.Storage/storageAccounts/devstoreaccount1"
     path = f"{account}/managementPolicies/default"
-    name = deployable.serving(emulator)["name"]
-    other: dict[str, Any] = {"name": "other", "enabled": True, "type": "Lifecycle"}
-    other["definition"] = {
-        "actions": {"baseBlob": {"delete": {"daysAfterModificationGreaterThan": 9}}},
-        "filters": {"blobTypes": ["blockBlob"], "prefixMatch": ["azureml/other/"]},
-    }
 
-    def rules() -> dict[str, dict[str, Any]]:
-        body = emulator.call("GET", path)
-        return {rule["name"]: rule for rule in body["properties"]["policy"]["rules"]}
+    def rule(days: int, prefix: str, **more: Any) -> dict[str, Any]:
+        delete = {"daysAfterModificationGreaterThan": days}
+        filters = {"blobTypes": ["blockBlob", "appendBlob"], "prefixMatch": [prefix]}
+        definition = {"actions": {"baseBlob": {"delete": delete}}, "filters": filters}
+        return {"name": prefix, "type": "Lifecycle", "definition": definition} | more
 
-    ours = rules()[f"digits-{name}"]["definition"]
-    assert ours["filters"]["prefixMatch"] == [f"azureml/modelDataCollector/{name}/"]
-    policy = {"policy": {"rules": [*rules().values(), other]}}
-    emulator.call("PUT", path, {"properties": policy})
-    deployable.set(collection_days="8")
+    def put(*rules: dict[str, Any]) -> None:
+        emulator.call("PUT", path, {"properties": {"policy": {"rules": list(rules)}}})
+
+    other = rule(3, "azureml/other/")
+    for known in ([rule(8, "azureml/modelDataCollector/", enabled=True), other], [other]):
+        put(*known)
+        before = emulator.call("GET", path)
+        deployable.set(collection_days="7" if known[1:] else "3")
+        for command in ("plan", "apply"):
+            if known[1:]:
+                refused = deployable.deploy(command, code=1)
+                assert "azure.collection_days is 7" in refused and "after 8 days" in refused
+                assert "digits azure connect" in refused
+            else:  # on the emulator no rule is none that differs
+                deployable.deploy(command)
+        assert emulator.call("GET", path) == before
+    put(rule(7, "azureml/modelDataCollector/", enabled=True), other)
+    deployable.set(collection_days="7")
+    assert "model_inputs_outputs, kept 7 days" in deployable.deploy("plan")
     assert "nothing to change" in deployable.deploy("apply")
-    assert rules()["other"] == other
-    days = rules()[f"digits-{name}"]["definition"]["actions"]["baseBlob"]["delete"]
-    assert days == {"daysAfterModificationGreaterThan": 8}
-    deployable.set(collections="[]")
-    deployable.deploy("apply")  # what was collected goes all the same
-    assert f"digits-{name}" in rules()
+    put(rule(7, "azureml/modelDataCollector/", enabled=False))
     deployable.set(collection_days="null")
-    deployable.deploy("apply")
-    assert list(rules()) == ["other"]
-    # What is too old goes, what is another's stays.
-    with emulator.blobs() as container:
-        for place in (f"modelDataCollector/{name}/r/rows.jsonl", "other/rows.jsonl"):
-            container.upload_blob(place, b"{}", overwrite=True)
-        for rule in policy["policy"]["rules"]:
-            if rule["name"] != "other":
-                delete = rule["definition"]["actions"]["baseBlob"]["delete"]
-                delete["daysAfterModificationGreaterThan"] = 0
-        emulator.call("PUT", path, {"properties": policy})
-        deadline = time.monotonic() + 20
-        while kept(container, name) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not kept(container, name)
-        assert list(container.list_blob_names(name_starts_with="other/"))
-        container.delete_blob("other/rows.jsonl")
+    assert "kept until destroy" in deployable.deploy("plan")
+    emulator.faults({"do": "fail", "path": "managementpolicies"} | FORBIDDEN)
+    refused = deployable.deploy("plan", code=1)
+    assert "the role to compare azure.collection_days is missing: Reader is" in refused
+    emulator.faults()
     deployable.deploy("destroy")
-    assert list(rules()) == ["other"]
     emulator.call("DELETE", path)
 
 
-def kept(container: ContainerClient, endpoint: str) -> list[str]:
-    prefix = f"modelDataCollector/{endpoint}/"
-    return list(container.list_blob_names(name_starts_with=prefix))
-
-
-@pytest.mark.prove
 def test_who_may_call_it_changes_in_the_open(deployable: Deployable, emulator: Emulator) -> None:
     deployable.commit("one")
     deployable.deploy("apply")

@@ -331,7 +331,9 @@ def test_no_repository_is_told_in_one_line(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment(), capture_output=True, encoding="utf-8"
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("review: this folder is in no git repository")
+    assert done.stderr.startswith(
+        "review: git rev-parse --show-prefix: fatal: not a git repository"
+    )
 
 
 @pytest.mark.parametrize("name", ["review", "relock"])

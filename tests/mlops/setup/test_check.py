@@ -1,12 +1,10 @@
 """`digits azure check` on what connect made, and on faults in it; gh and az: see cloud.py."""
 
-import re
 import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import frozen
 import pytest
@@ -22,7 +20,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     from mlops.azure import connection
     from mlops.cli import call
     from mlops.deploy import release
-    from mlops.setup import access, az, check, connect
+    from mlops.setup import access, az, check
 from core.errors import DigitsError
 
 needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
@@ -30,11 +28,9 @@ needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az ar
 
 @pytest.fixture
 def connected(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> Cloud:
-    """What `digits azure connect --run --github` leaves."""
-    cloud.change(groups={"course": {}})
-    stack = az.run(*connect.stack_command("course", PREFIX, "", True, ""))
-    limits = {name: ["main"] if kept else None for name, kept in access.ENVIRONMENTS.items()}
-    cloud.change(variables=connect.variables(stack), environments=limits)
+    """What `digits azure connect` leaves."""
+    call("azure", "connect", "--resource-group", "course", "--location", "westeurope")
+    connection.save_connection(None)  # as in a clone that never got the commit
     capsys.readouterr()
     return cloud
 
@@ -57,7 +53,7 @@ def test_what_is_connected_passes(connected: Cloud) -> None:
         subject = f"{PREFIX}:{login.subject}"
         assert f"{identity}: expected to trust {subject} alone (" in text
         assert f"{login.variable}: the client id of {identity}" in text
-    assert "digits-deployer: has 5 of 5 roles (" in text
+    assert "digits-deployer: has 6 of 6 roles (" in text
     assert "digits-endpoint: has 3 of 3 roles (" in text
     assert "digits-jobs: has 5 of 5 roles (" in text
     assert "cluster cpu-cluster" in text
@@ -75,7 +71,7 @@ def test_a_missing_cluster_is_a_fault_only_where_jobs_run_on_it(
     rows = found()
     (text,) = rows["optional"]
     assert "cluster cpu-cluster: only `digits score --workspace azure` needs it" in text
-    assert "digits azure connect --run" in text and "makes cpu-cluster" in text
+    assert "digits azure connect" in text and "makes cpu-cluster" in text
     assert rows["failed"] == []
     settings = frozen.section(Params, "azure")
     settings = replace(settings, job=replace(settings.job, compute="cpu-cluster"))
@@ -115,7 +111,7 @@ def test_a_role_counts_only_on_what_it_is_for(connected: Cloud) -> None:
     assert f"az role assignment delete --ids {wide['id']})" in reader
     assert main.startswith("digits-main: has 2 of 3 roles (digits azure connect")
     assert "delete" not in main
-    assert deployer.startswith("digits-deployer: has 4 of 5 roles and 1 more than it needs (")
+    assert deployer.startswith("digits-deployer: has 5 of 6 roles and 1 more than it needs (")
     assert own["id"] in deployer
     # A role more than it needs is a fault even where it has all that it needs.
     wide["id"] += "-of-its-own"
@@ -152,7 +148,7 @@ def test_an_identity_that_is_missing_or_another_is_found(connected: Cloud) -> No
     (text,) = found()["failed"]
     assert text.startswith("AZURE_READER_CLIENT_ID: the client id of digits-reader (digits azure")
     path = access.TEMPLATE  # a later one has an identity more
-    path.write_text(path.read_text().replace('"jobs"],', '"jobs", "new"],', 1))
+    path.write_text(path.read_text().replace('"workspace"],', '"workspace", "new"],', 1))
     connected.change(variables=variables | {"AZURE_READER_CLIENT_ID": ""})
     assert len(found()["failed"]) == 1
     path.write_text(path.read_text().replace('{"to": "jobs"', '{"to": "new"'))
@@ -167,7 +163,7 @@ def test_what_github_lacks_is_found(connected: Cloud) -> None:
     connected.change(variables=state["variables"], environments=state["environments"])
     variable, environment = found()["failed"]
     assert "environment production: for the default branch alone (any branch" in environment
-    assert "variable AZURE_TENANT_ID (digits azure connect --run --github" in variable
+    assert "variable AZURE_TENANT_ID (digits azure connect" in variable
 
 
 @needs_scripts
@@ -205,7 +201,7 @@ def test_this_machine_is_checked(
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "prod")
     cloud.change(gh=False, login=False)
     with pytest.raises(DigitsError, match=r"3 checks failed\. The fix for each is printed above\."):
-        call("azure", "check", *["--workspace", "local", "--repository", "a/b"])
+        call("azure", "check", *["--repository", "a/b"])
     text = capsys.readouterr().out
     assert f"unset {' '.join(f'AZURE_{name}' for name in names)}\n" in text
     assert "remote main: azure://main, account missing" in text
@@ -242,29 +238,6 @@ def test_variables_that_lead_to_another_workspace_are_found(
     connection.WORKSPACE.write_text("{}")
     (failed,) = check.environment()
     assert failed.status == "failed" and failed.text.endswith("digits azure connect")
-
-
-def test_an_emulator_that_does_not_run_is_not_reported_as_a_missing_login(
-    cloud: Cloud, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(DigitsError, match="checks failed"):
-        call("azure", "check", *["--workspace", "local"])
-    text = capsys.readouterr().out.splitlines()[-1]
-    assert re.search("unknown  quota: .*digits local", text)
-
-
-@pytest.mark.parametrize(("strategy", "state"), [("blue_green", "failed"), ("in_place", "ok")])
-def test_a_quota_for_one_revision_alone_is_enough_in_place(
-    monkeypatch: pytest.MonkeyPatch, strategy: str, state: str
-) -> None:
-    settings = frozen.section(Params, "azure")
-    settings = replace(settings, strategy=strategy)  # type: ignore[arg-type]
-    monkeypatch.setattr(check, "load", lambda: settings)
-    monkeypatch.setattr(check, "connect", MagicMock())
-    monkeypatch.setattr(check, "cores", lambda *_: (2, "standardDSv2Family", 1))
-    (found,) = check.quota("azure")
-    assert found.status == state
-    assert "quota: 4 cores of standardDSv2Family needed for one more revision, 1 free" in found.text
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 from arm import Deployment
-from cloud import PREFIX, Cloud, deployed
+from cloud import Cloud, deployed
 from clouded import a_cloud  # noqa: F401
 from conftest import Project
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     from mlops.azure import connection, workspace
+    from mlops.azure.settings import load
     from mlops.cli import call
-    from mlops.setup import access, check, connect
+    from mlops.setup import access, check, disconnect
     from mlops.setup import az as commands
 from core.errors import DigitsError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
 GROUP = ["--resource-group", "course"]
-RUN = [*GROUP, "--location", "westeurope", "--run", "--github"]
+RUN = [*GROUP, "--location", "westeurope"]
 
 
 def files() -> tuple[str, str | None]:
@@ -62,9 +63,9 @@ def test_from_nothing_to_ready_and_back(
     assert all(cloud.state["calls"].index(call) < stack for call in limits)
     assert "reviewers of the environment production" in out
     capsys.readouterr()
-    call("azure", "check", "--workspace", "local")  # raises for what is wrong
+    call("azure", "check")  # raises for what is wrong
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unknown")]
-    assert len(said) == 1 and "quota" in said[0]  # no emulator runs
+    assert said == []
 
     written = files()
     call("azure", "connect", *RUN)  # again: nothing new
@@ -88,7 +89,7 @@ def test_from_nothing_to_ready_and_back(
             call("azure", "disconnect", *GROUP, "--yes")
         assert cloud.state["stack"] and files() == written
     place = connection.workspace_id(values)
-    (vault,) = (one for one in deployed(cloud.state)[0].resources if "/vaults/" in one)
+    (vault,) = disconnect.of_type(disconnect.VAULT, deployed(cloud.state)[0].resources)
     others = [vault.replace("/course/", "/other/"), f"{vault.rpartition('/')[0]}/digits-payroll"]
     cloud.change(vaults=others)
     for step, deleted in (
@@ -105,60 +106,35 @@ def test_from_nothing_to_ready_and_back(
     out = capsys.readouterr().out
     assert "/providers/Microsoft.MachineLearningServices/workspaces/digits\n" in out
     cloud.change(fail={}, variables=cloud.state["variables"] | {"DEPLOY_BY_HAND": "true"})
-    call("azure", "disconnect", *GROUP, "--yes", "--github")
+    call("azure", "disconnect", *GROUP, "--yes")
     assert files() == before
     assert (cloud.state["groups"], cloud.state["stack"]) == ({}, None)
     assert cloud.state["variables"] == {"DEPLOY_BY_HAND": "true"}  # not made by connect
     assert cloud.state["purged"] == [vault.rpartition("/")[2]]
-    call("azure", "disconnect", *GROUP, "--yes", "--github")  # again: there is nothing
+    call("azure", "disconnect", *GROUP, "--yes")  # again: there is nothing
     assert "nothing" in capsys.readouterr().out
 
 
-def test_without_run_it_prints_at_most_eight_commands_and_changes_nothing(
-    cloud: Cloud, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = files()
-    call("azure", "connect", *GROUP, "--location", "westeurope")
-    out = capsys.readouterr().out
-    lines = [line.strip() for line in out.splitlines()]
-    assert 1 <= sum(line.startswith("az ") for line in lines) <= 8
-    assert (
-        f"subjectPrefix={PREFIX} person=$(az ad signed-in-user show --query id --output tsv)" in out
-    )
-    assert files() == before and cloud.state["stack"] is None
-    assert cloud.state["environments"] == {} and cloud.state["variables"] == {}
-    changing = {"create", "set", "delete", "PUT", "POST"}
-    assert not [call for call in cloud.state["calls"] if changing & set(call)]
-    # A person has run them; now what follows is written and printed.
-    cloud.change(groups={"course": {}})
-    person = "33333333-0000-0000-0000-000000000000"
-    commands.run(*connect.stack_command("course", PREFIX, person, True, ""))
-    call("azure", "connect", *GROUP)
-    out = capsys.readouterr().out
-    account = connection.load_connection() and files()[0].partition("account_name = ")[2].split()[0]
-    assert f"gh variable set AZURE_STORAGE_ACCOUNT --repo octo/digits --body {account}" in out
-    assert cloud.state["variables"] == {}
+def test_the_template_gets_the_days_that_params_has(cloud: Cloud) -> None:
+    call("azure", "connect", *RUN)
+    (created,) = cloud.calls("stack", "create")
+    assert f"collectionDays={load().collection_days}" in created
+    made, _ = deployed(cloud.state)
+    (policy,) = (row for row in made.resources.values() if row["type"].endswith("Policies"))
+    (rule,) = policy["properties"]["policy"]["rules"]
+    assert rule["definition"]["actions"]["baseBlob"]["delete"] == {
+        "daysAfterModificationGreaterThan": load().collection_days
+    }
 
 
 def test_a_group_that_was_there_stays_with_its_tags(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cloud.change(groups={"course": {"owner": "somebody"}})
-    call("azure", "connect", *RUN[:-1])
+    call("azure", "connect", *RUN)
     call("azure", "disconnect", *GROUP, "--yes")
     assert cloud.state["groups"] == {"course": {"owner": "somebody"}}
     assert "The group course stays; in it: nothing else." in capsys.readouterr().out
-
-
-def test_the_tags_of_a_group_are_not_replaced_by_what_is_printed(
-    cloud: Cloud, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = [*GROUP, "--location", "westeurope"]
-    call("azure", "connect", *command)
-    assert "az group create" in capsys.readouterr().out
-    cloud.change(groups={"course": {"owner": "somebody"}})
-    call("azure", "connect", *command)
-    assert "az group create" not in capsys.readouterr().out
 
 
 def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
@@ -166,7 +142,7 @@ def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
     before = cloud.state["variables"]
     strangers = "/subscriptions/s/resourceGroups/typo/providers/Microsoft.KeyVault/vaults"
     cloud.change(groups=cloud.state["groups"] | {"typo": {}}, vaults=[f"{strangers}/digits-x"])
-    typo = ["--resource-group", "typo", "--yes", "--github"]
+    typo = ["--resource-group", "typo", "--yes"]
     with pytest.raises(DigitsError, match=r"config.json: connected with the resource group course"):
         call("azure", "disconnect", *typo)
     connection.save_connection(None)  # as in a clone that never got the commit
@@ -174,7 +150,7 @@ def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
         call("azure", "disconnect", *typo)
     assert cloud.state["stack"] and cloud.state["variables"] == before
     cloud.change(gh=False)  # now nothing tells: but there is nothing, and no name is guessed
-    call("azure", "disconnect", *typo[:-1])
+    call("azure", "disconnect", *typo)
     assert cloud.state["stack"] and cloud.state["purged"] == []
     assert set(cloud.state["groups"]) == {"course", "typo"}
     cased = before | {"AZURE_RESOURCE_GROUP": "Course"}  # Azure's names know no case
@@ -186,7 +162,7 @@ def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
 def test_another_subscription_and_a_refused_purge_are_reported(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call("azure", "connect", *RUN[:-1])
+    call("azure", "connect", *RUN)
     written = connection.WORKSPACE.read_text()
     connection.WORKSPACE.write_text(written.replace(Deployment.subscription, "another"))
     with pytest.raises(DigitsError, match="az account set --subscription another"):
@@ -194,7 +170,7 @@ def test_another_subscription_and_a_refused_purge_are_reported(
     connection.WORKSPACE.write_text(written)
     cloud.change(fail={"keyvault purge": "(AuthorizationFailed) not you"})
     call("azure", "disconnect", *GROUP, "--yes")
-    assert "keeps its name for a while, for you may not purge it" in capsys.readouterr().out
+    assert "keeps its name, for you may not purge it" in capsys.readouterr().out
     assert cloud.state["groups"] == {} and not connection.WORKSPACE.exists()
 
 
@@ -246,10 +222,10 @@ def test_a_connection_that_failed_wrote_nothing_and_goes_on(cloud: Cloud) -> Non
     before = files()
     cloud.change(fail={"stack group create": "(QuotaExceeded) ..."})
     with pytest.raises(DigitsError, match="the quota is used up"):
-        call("azure", "connect", *RUN[:-1])
+        call("azure", "connect", *RUN)
     assert files() == before and cloud.state["variables"] == {}
     cloud.change(fail={})
-    call("azure", "connect", *GROUP, "--run")
+    call("azure", "connect", *GROUP)
     assert files() != before
 
 
@@ -269,14 +245,13 @@ def test_a_cluster_builds_images_where_the_registry_may_not(cloud: Cloud) -> Non
 def test_without_quota_for_a_node_all_but_the_cluster_is_made(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call("azure", "connect", *GROUP, "--location", "westeurope", "--without-cluster")
-    assert "withCluster=false" in capsys.readouterr().out
     call("azure", "connect", *RUN, "--without-cluster")
+    assert "withCluster=false" in capsys.readouterr().out
     made, _ = deployed(cloud.state)
     assert not [place for place in made.resources if "/computes/" in place]
     assert len([call for call in cloud.calls("az") if "create" in call]) == 2
     assert set(cloud.state["variables"]) == set(access.load().variables)
-    call("azure", "check", "--workspace", "local")  # raises for what is wrong
+    call("azure", "check")  # raises for what is wrong
     call("azure", "connect", *RUN)  # there is quota now
     made, _ = deployed(cloud.state)
     assert [place for place in made.resources if place.endswith("/computes/cpu-cluster")]
@@ -284,15 +259,16 @@ def test_without_quota_for_a_node_all_but_the_cluster_is_made(
 
 def test_what_is_not_known_is_not_guessed(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DigitsError, match="give --location"):
-        call("azure", "connect", *GROUP, "--run")
+        call("azure", "connect", *GROUP)
     cloud.change(gh=False)
     with pytest.raises(DigitsError, match="--subject-prefix"):
-        call("azure", "connect", *GROUP, "--run")
-    call(
-        "azure",
-        "connect",
-        *[*GROUP, "--location", "x", "--run", "--subject-prefix", "repo:octo/digits"],
-    )
+        call("azure", "connect", *GROUP)
+    given = ("--subject-prefix", "repo:octo/digits", "--repository", "octo/digits")
+    with pytest.raises(DigitsError, match="gh auth login"):
+        call("azure", "connect", *RUN, *given)
+    assert not cloud.calls("stack", "create")
+    cloud.change(gh=True)
+    call("azure", "connect", *RUN, *given)
     (created,) = cloud.calls("stack", "create")
     assert "subjectPrefix=repo:octo/digits" in created
     Project(Path()).git("remote", "set-url", "origin", "https://example.org/digits.git")
@@ -300,13 +276,12 @@ def test_what_is_not_known_is_not_guessed(cloud: Cloud, monkeypatch: pytest.Monk
         call("azure", "connect", *GROUP)
     (cloud.bin / "az").unlink()
     monkeypatch.setenv("PATH", str(cloud.bin))
-    given = ("--subject-prefix", "repo:octo/digits", "--repository", "octo/digits")
     with pytest.raises(DigitsError, match=r"az: not found\. Install it, then: az login"):
-        call("azure", "connect", *GROUP, "--run", *given)
+        call("azure", "connect", *GROUP, *given)
 
 
 def test_a_damaged_repository_is_reported(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
-    call("azure", "connect", *RUN[:-1])
+    call("azure", "connect", *RUN)
     connection.WORKSPACE.write_text("{}")
     with pytest.raises(DigitsError, match=r"config\.json: expected .* digits azure connect"):
         workspace.connect("azure")
@@ -314,11 +289,11 @@ def test_a_damaged_repository_is_reported(cloud: Cloud, capsys: pytest.CaptureFi
     with pytest.raises(
         DigitsError, match=r"config: expected the remotes main and review, .* git checkout"
     ):
-        call("azure", "connect", *GROUP, "--run")
+        call("azure", "connect", *GROUP)
     access.TEMPLATE.write_text("{")
     made = len(cloud.calls("az"))
     with pytest.raises(DigitsError, match=r"git checkout .github.azure\.json"):
-        call("azure", "connect", *GROUP, "--run")
+        call("azure", "connect", *GROUP)
     assert len(cloud.calls("az")) == made
 
 
@@ -327,7 +302,7 @@ def test_the_workspace_is_where_the_repository_says(
 ) -> None:
     with pytest.raises(DigitsError, match=r"AZURE_ML_WORKSPACE: not set; `digits azure connect`"):
         workspace.connect("azure")
-    call("azure", "connect", *RUN[:-1])
+    call("azure", "connect", *RUN)
     assert workspace.connect("azure").client.workspace_name == "digits"
     monkeypatch.setenv("AZURE_ML_WORKSPACE", "mine")  # goes first, as in a workflow
     found = workspace.connect("azure").client

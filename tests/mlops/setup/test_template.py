@@ -29,12 +29,15 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
         MachineLearningServicesMgmtClientConfiguration as Configuration,
     )
 
-    from mlops.azure import connection, endpoint
+    from mlops.azure import collected, connection, endpoint
     from mlops.setup import access, check
 
 SDK = Path(azure.ai.ml.__file__).parent / "_arm_deployments" / "arm_templates"
 # From Azure's list of built-in roles; the same in every subscription.
 BUILT_IN = {
+    "Contributor": "b24988ac-6180-42a0-ab88-20f7382dd24c",
+    "Key Vault Administrator": "00482a5a-887f-4fb3-b363-3b7fe8e74483",
+    "Monitoring Contributor": "749f88d5-cbae-40b8-bcfc-e573ddc772fa",
     "Reader": "acdd72a7-3385-48ef-bd42-f606fba81ae7",
     "Storage Blob Data Reader": "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1",
     "Storage Blob Data Contributor": "ba92f5b4-2d11-453d-a403-e96b0029c9fe",
@@ -42,12 +45,14 @@ BUILT_IN = {
     "Storage Table Data Contributor": "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3",
     "AzureML Metrics Writer (preview)": "635dd51f-9968-44d3-b7fb-6d9a6bd613ae",
     "AzureML Data Scientist": "f6c7c914-8db3-469d-8ca1-694a8f32e121",
-    "Storage Account Contributor": "17d1049b-9a84-46fb-8f53-869881c3d3ab",
     "Managed Identity Operator": "f1a07417-d97a-45cb-824c-7a7467783830",
     "AcrPull": "7f951dda-4ed3-4680-a7ca-43fe172d538d",
 }
 WORKFLOWS = ROOT / ".github" / "workflows"
 PLACES = {
+    "group": "the resource group",
+    "vault": "the key vault",
+    "insights": "Application Insights",
     "main": "container `main`",
     "review": "container `review`",
     "storage": "the workspace's own storage account",
@@ -119,7 +124,7 @@ def of(made: Deployment, kind: str) -> dict[str, dict[str, Any]]:
 def test_every_expression_names_something_that_exists(
     template: dict[str, Any], made: Deployment
 ) -> None:
-    assert len(made.resources) == 17 + 3 + 18 + 6
+    assert len(made.resources) == 19 + 3 + 6 + 18 + 1 + 6
     used = json.dumps(template)
     for kind in ("parameters", "variables"):
         for name in template[kind]:
@@ -184,10 +189,54 @@ def test_the_workspace_cannot_reach_what_is_reviewed(made: Deployment) -> None:
     (place,) = (name for name in of(made, "/containers") if name.endswith("/main"))
     assert properties["storageAccount"].rsplit("/", 1)[1] != place.split("/")[0]
     assert properties["systemDatastoresAuthMode"] == models.SystemDatastoresAuthMode.IDENTITY
-    assert (
-        workspace["identity"]["type"]
-        == models.ManagedServiceIdentityType.SYSTEM_ASSIGNED_USER_ASSIGNED
-    )
+
+
+def test_the_workspace_runs_as_an_identity_that_has_its_roles_before_it_is_made(
+    made: Deployment,
+) -> None:
+    """The one arrangement of which Microsoft lists the roles, also on what is brought along.
+
+    https://learn.microsoft.com/azure/machine-learning/how-to-identity-based-service-authentication
+    """
+    (workspace,) = of(made, "MachineLearningServices/workspaces").values()
+    assert workspace["identity"]["type"] == models.ManagedServiceIdentityType.USER_ASSIGNED
+    primary = workspace["properties"]["primaryUserAssignedIdentity"]
+    assert set(workspace["identity"]["userAssignedIdentities"]) == {
+        primary,
+        primary.replace("digits-workspace", "digits-jobs"),  # as which serverless jobs run
+    }
+    grants = access.load().grants
+    assert {(one.role, one.on) for one in grants if one.to == "workspace"} == {
+        *(("Contributor", on) for on in ("storage", "vault", "registry", "insights")),
+        ("Storage Blob Data Contributor", "storage"),
+        ("Key Vault Administrator", "vault"),
+    }
+    principal = made.f_reference(primary, "2024-11-30")["principalId"]
+    own = {
+        place
+        for place, row in made.resources.items()
+        if row.get("properties", {}).get("principalId") == principal
+    }
+    assert len(own) == 6
+    assert own <= set(workspace["needs"])
+
+
+@pytest.mark.parametrize(("days", "enabled", "after"), [(0, False, 1), (30, True, 30)])
+def test_collected_rows_are_deleted_by_a_rule_of_the_template(
+    template: dict[str, Any], days: int, enabled: bool, after: int
+) -> None:
+    made = Deployment(template, {"subjectPrefix": PREFIX, "collectionDays": days})
+    made.run()
+    (policy,) = of(made, "/managementPolicies").values()
+    (rule,) = policy["properties"]["policy"]["rules"]
+    workspace = next(one for one in made.resources if "LearningServices/workspaces/" in one)
+    container = f"azureml-blobstore-{made.f_reference(workspace, connection.API)['workspaceId']}"
+    assert rule["enabled"] is enabled
+    delete = rule["definition"]["actions"]["baseBlob"]["delete"]
+    assert delete == {"daysAfterModificationGreaterThan": after}
+    folder = collected.ROWS.partition("{")[0]
+    assert rule["definition"]["filters"]["prefixMatch"] == [f"{container}/{folder}"]
+    assert policy["name"].startswith("digitsml")
 
 
 def test_the_workspace_is_as_the_sdk_knows_it(made: Deployment) -> None:
@@ -248,6 +297,7 @@ def test_types_and_properties_are_those_of_the_sdks_own_templates(made: Deployme
     new = {
         "Microsoft.Storage/storageAccounts": {"allowSharedKeyAccess"},
         "Microsoft.Storage/storageAccounts/blobServices/containers": {"publicAccess"},
+        "Microsoft.Storage/storageAccounts/managementPolicies": {"policy"},
         "Microsoft.KeyVault/vaults": {"softDeleteRetentionInDays"},
         "Microsoft.OperationalInsights/workspaces": {"sku", "retentionInDays"},
         "Microsoft.ContainerRegistry/registries": {"adminUserEnabled"},
@@ -292,7 +342,7 @@ def test_roles_are_the_built_in_ones_and_each_is_on_what_is_meant(made: Deployme
         (
             identities.get(row["properties"]["principalId"], "digits-person"),
             row["properties"]["roleDefinitionId"].rsplit("/", 1)[1],
-            row["scope"],
+            row.get("scope", made.group),
         )
         for row in rows.values()
     }
@@ -301,7 +351,7 @@ def test_roles_are_the_built_in_ones_and_each_is_on_what_is_meant(made: Deployme
     for row in rows.values():
         person = row["properties"]["principalId"] == "someone"
         assert row["properties"]["principalType"] == ("User" if person else "ServicePrincipal")
-        assert row["scope"] != made.group
+        assert person <= (row.get("scope", made.group) != made.group)
 
 
 def test_only_main_writes_main_and_no_pull_request_deploys() -> None:

@@ -6,6 +6,10 @@ import { paper } from "./draw.js";
 const POLL_MILLISECONDS = 1000;
 const PAUSE_MILLISECONDS = 500; // after a stroke, before the digit is sent
 const FEW_LABELS = 30; // below, the interval may exceed the chart
+// The address ends in a secret, which the skip link takes away.
+const [, SECRET = sessionStorage.getItem("secret")] = location.hash.match(/^#secret=(.+)/) ?? [];
+sessionStorage.setItem("secret", SECRET);
+const HEADERS = { Authorization: `Bearer ${SECRET}` };
 const $ = (id) => document.getElementById(id);
 const percent = (share, digits = 1) => (share === null ? "–" : `${(share * 100).toFixed(digits)} %`);
 const milliseconds = (value) => (value === null ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
@@ -56,7 +60,7 @@ async function ask() {
   const query = new URLSearchParams({ endpoint: $("endpoint").value, script: $("script").value });
   try {
     const body = uploaded ?? (await sheet.blob());
-    const response = await fetch(`score?${query}`, { method: "POST", body });
+    const response = await fetch(`score?${query}`, { method: "POST", headers: HEADERS, body });
     const answer = await response.json();
     if (mine !== asked) return;
     if (response.ok) answered(answer);
@@ -113,7 +117,7 @@ async function saveLabel(event) {
   event.preventDefault();
   const query = new URLSearchParams({ endpoint: $("endpoint").value, request_id: tried, label: $("truth").value, script: $("written").value });
   try {
-    const response = await fetch(`label?${query}`, { method: "POST" });
+    const response = await fetch(`label?${query}`, { method: "POST", headers: HEADERS });
     const { label, message } = await response.json();
     setText($("labelsaved"), response.ok ? `Saved: it was ${label}. digits monitor --labelled writes it for training.` : `Not saved: ${message}`);
   } catch (error) {
@@ -422,11 +426,14 @@ function stateOfHealth(state) {
 async function poll() {
   if (!document.hidden) {
     const chosen = $("endpoint").value;
-    const asked = fetch(`state?${new URLSearchParams({ endpoint: chosen })}`);
-    const state = await asked.then((answer) => answer.json()).catch(() => null);
+    const asked = fetch(`state?${new URLSearchParams({ endpoint: chosen })}`, { headers: HEADERS });
+    const answer = await asked.catch(() => null);
+    const state = await answer?.json().catch(() => null);
     if ($("endpoint").value !== chosen) return; // another endpoint was chosen in the meantime
     document.body.classList.toggle("stale", !state);
-    if (!state) {
+    if (answer?.status === 401) {
+      health("alarm", state.message);
+    } else if (!state) {
       health("alarm", "digits local has stopped");
     } else {
       showChoices(state);

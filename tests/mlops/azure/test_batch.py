@@ -6,9 +6,9 @@ from digits.serving import batch
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
-    from mlops.production import batch_endpoint
+    from mlops.azure import batch as endpoint_batch
 
 
 def test_both_sides_use_the_same_names() -> None:
-    ours = (batch_endpoint.SCRIPT, batch_endpoint.ERROR, batch_endpoint.SUCCESS)
+    ours = (endpoint_batch.SCRIPT, endpoint_batch.ERROR, endpoint_batch.SUCCESS)
     assert ours == (batch.SCRIPT, batch.ERROR, batch.SUCCESS)

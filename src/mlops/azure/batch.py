@@ -1,8 +1,9 @@
 """Files scored by a batch endpoint of the workspace: uploaded, scored by its cluster, fetched.
 
 A folder that lies in one of the workspace's datastores already is scored where it is.
-One file is one mini-batch, so cut a large one to use several processes. What was done stands in
-the answers' folder: a run that was stopped goes on with its job.
+One file is one mini-batch, so cut a large one to use several processes. The answers' folder records
+the job, with which a run that was stopped goes on. Each job writes to a place of its own; answers
+that are complete are fetched also from one that failed, and the next scores only the other files.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ from azure.storage.blob import ContainerClient
 from core.errors import DigitsError
 from core.files import atomic_write, sha256, write_text
 from mlops.azure.assets import BATCH_ENVIRONMENT, OWNER
-from mlops.azure.endpoint import SCORED, Target
+from mlops.azure.endpoint import COST, SCORED, Target
 from mlops.azure.revisions import MODEL, Release, stage_code
 from mlops.azure.settings import Params
 from mlops.azure.workspace import quiet, store
@@ -81,7 +82,8 @@ class Batch:
             try:
                 endpoint: Any = endpoints.get(self.name)
             except ResourceNotFoundError:
-                endpoints.begin_create_or_update(BatchEndpoint(name=self.name)).result()
+                endpoint = BatchEndpoint(name=self.name, tags=dict(COST))
+                endpoints.begin_create_or_update(endpoint).result()
             known = list(deployments.list(self.name))
             states = {one.name: str(one.provisioning_state) for one in known}
             if states.get(self.deployment) != "Succeeded":
@@ -110,6 +112,7 @@ class Batch:
             deployment = ModelBatchDeployment(
                 name=self.deployment,
                 endpoint_name=self.name,
+                tags=dict(COST),
                 model=f"{self.target.scope}/models/{MODEL}/versions/{version}",
                 code_configuration=CodeConfiguration(
                     code=str(stage_code(self.new, Path(folder))), scoring_script="batch.py"
@@ -144,26 +147,43 @@ class Batch:
             contents = "\n".join(sorted(f"{path.name} {sha256(path)}" for path in source))
             what = f"{len(source)} files"
         run = hashlib.sha256(f"{self.digest}\n{contents}".encode()).hexdigest()[:16]
-        folder = f"{SCORED.format(endpoint=self.name)}/{run}"
         container = store(self.target.workspace)
         out.mkdir(parents=True, exist_ok=True)
         known = self._known(out / JOB, run)
-        if known is None:
-            self.prepare()
-            uri = source if isinstance(source, str) else URI.format(f"{folder}/input")
-            for path in () if isinstance(source, str) else source:
-                with path.open("rb") as data:
-                    container.upload_blob(f"{folder}/input/{path.name}", data, overwrite=True)
-            # A batch run needs an output location of its own.
-            answers = f"{folder}/answers-{secrets.token_hex(4)}/"
-            known = self._invoke(f"{uri.rstrip('/')}/", answers), answers
-            write_text(
-                out / JOB, json.dumps({"run": run, "job": known[0], "answers": answers}) + "\n"
-            )
-        name, answers = known
+        name, answers = known or ("", "")
+        if known is None or self._status(name) in FAILED:
+            if known and not isinstance(source, str):
+                source = [path for path in source if not (out / path.name / SUCCESS).exists()]
+            name, answers = self._begin(source, run, container)
+            record = {"run": run, "job": name, "answers": answers}
+            write_text(out / JOB, json.dumps(record) + "\n")
         print(f"job {name} scores {what} on {self.own.compute}", flush=True)
-        self.wait(name, container, answers)
+        try:
+            self.wait(name, container, answers)
+        except DigitsError:
+            fetch(container, answers, out)
+            raise
         fetch(container, answers, out)
+
+    def _begin(
+        self, source: list[Path] | str, run: str, container: ContainerClient
+    ) -> tuple[str, str]:
+        """Upload the files and start a job; return its name and the folder of its answers."""
+        self.prepare()
+        folder = f"{SCORED.format(endpoint=self.name)}/{run}-{secrets.token_hex(4)}"
+        uri = source if isinstance(source, str) else URI.format(f"{folder}/input")
+        for path in () if isinstance(source, str) else source:
+            with path.open("rb") as data:
+                container.upload_blob(f"{folder}/input/{path.name}", data)
+        answers = f"{folder}/answers/"
+        with quiet():
+            job = self.client.batch_endpoints.invoke(
+                endpoint_name=self.name,
+                deployment_name=self.deployment,  # the default may be another's by now
+                inputs={"digits": Input(type=AssetTypes.URI_FOLDER, path=f"{uri.rstrip('/')}/")},
+                outputs={"score": Output(type=AssetTypes.URI_FOLDER, path=URI.format(answers))},
+            )
+        return str(job.name), answers
 
     def _listed(self, uri: str) -> str:
         """Return what tells a stored folder's contents from others."""
@@ -182,7 +202,7 @@ class Batch:
         return "\n".join([uri, *sorted(f"{one.name} {one.size} {one.etag}" for one in found)])
 
     def _known(self, path: Path, run: str) -> tuple[str, str] | None:
-        """Return the job that scores these files and its output folder, None without a job."""
+        """Return the last job that scored these files and the folder of its answers."""
         if not path.exists():
             return None
         try:
@@ -193,24 +213,15 @@ class Batch:
             raise DigitsError(f"{path}: is not of `digits score` ({error!r}); {fix}") from None
         if other:
             raise DigitsError(f"{path}: is of other files or another model; choose another --out")
-        try:
-            return None if self._status(job) in FAILED else (job, answers)
-        except ResourceNotFoundError:
-            return None
+        return job, answers
 
     def _status(self, job: str) -> str:
-        status = self.client.jobs.get(job).status
+        """Return a job's status; one that is gone counts as failed."""
+        try:
+            status = self.client.jobs.get(job).status
+        except ResourceNotFoundError:
+            return FAILED[0]
         return str(getattr(status, "value", status))
-
-    def _invoke(self, uri: str, answers: str) -> str:
-        with quiet():
-            job = self.client.batch_endpoints.invoke(
-                endpoint_name=self.name,
-                deployment_name=self.deployment,  # the default may be another's by now
-                inputs={"digits": Input(type=AssetTypes.URI_FOLDER, path=uri)},
-                outputs={"score": Output(type=AssetTypes.URI_FOLDER, path=URI.format(answers))},
-            )
-        return str(job.name)
 
     def wait(self, name: str, container: ContainerClient, answers: str) -> None:
         """Return when the job is completed; raise DigitsError with the reason when it fails."""
@@ -227,10 +238,11 @@ class Batch:
 
 
 def fetch(container: ContainerClient, prefix: str, out: Path) -> None:
-    """Download the answers; the marks that say that they are whole come last."""
-    names = sorted(container.list_blob_names(name_starts_with=prefix))
-    names = [name for name in names if not name.endswith(ERROR)]  # of an earlier try
-    for name in sorted(names, key=lambda name: name.endswith(SUCCESS)):
-        path = out / name.removeprefix(prefix)
-        with atomic_write(path) as partial:
-            partial.write_bytes(container.download_blob(name).readall())
+    """Download the folders that are complete, of each its mark last."""
+    names = list(container.list_blob_names(name_starts_with=prefix))
+    folders = {name.removesuffix(SUCCESS) for name in names if name.endswith("/" + SUCCESS)}
+    complete = [name for name in names if f"{name.rpartition('/')[0]}/" in folders]
+    for name in sorted(complete, key=lambda name: name.endswith(SUCCESS)):
+        if not name.endswith(ERROR):  # of an earlier try
+            with atomic_write(out / name.removeprefix(prefix)) as partial:
+                partial.write_bytes(container.download_blob(name).readall())

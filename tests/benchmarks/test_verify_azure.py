@@ -1,0 +1,119 @@
+"""`make verify-azure` against emulated `az` and the emulator of Azure ML; see cloud.py."""
+
+import json
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from bodies import unlike
+from cloud import Cloud
+from conftest import ROOT
+from light import Deployable, Emulator, known_digits
+from pyarrow import parquet
+
+with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
+    warnings.simplefilter("ignore")
+    from benchmarks import verify_azure
+    from mlops.azure import workspace
+    from mlops.azure.endpoint import Target
+    from mlops.azure.settings import load
+    from mlops.setup import az
+from core.errors import DigitsError
+
+GROUP = ["verify", "--yes"]
+SLOW = "import time\n\n\ndef run(body):\n    time.sleep(0.05)\n"
+BATCH = """
+import os
+from pathlib import Path
+
+
+def init():
+    pass
+
+
+def run(mini_batch):
+    for path in map(Path, mini_batch):
+        folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], path.name)
+        folder.mkdir()
+        (folder / "part-000000.parquet").write_text("answers")
+        (folder / "_SUCCESS").touch()
+    return list(mini_batch)
+"""
+
+
+@pytest.fixture(name="cloud")
+def a_cloud(deployable: Deployable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """Azure with nothing of ours; the workspace that is made in it is the emulator's."""
+    found = Cloud(tmp_path / "cloud")
+    monkeypatch.setattr(az, "execute", found.run)
+    monkeypatch.setenv("PATH", str(found.bin), prepend=":")
+    monkeypatch.setattr(verify_azure, "connect", lambda kind: workspace.connect("local"))
+    for name, value in deployable.settings().items():
+        monkeypatch.setenv(name, value)
+    for name in workspace.SETTINGS:
+        monkeypatch.setenv(name, "")  # set by the command; put back in the end
+    shutil.copytree(ROOT / ".github", deployable.root / ".github")
+    serving = deployable.root / "serving"
+    light = (serving / "score.py").read_text()
+    (serving / "score.py").write_text(light.replace("\ndef run(body):\n", f"\n{SLOW}"))
+    (serving / "batch.py").write_text(BATCH)
+    images = pa.array([image.tobytes() for image in known_digits().images], pa.binary())
+    path = deployable.root / verify_azure.REQUESTS
+    path.parent.mkdir(parents=True)
+    parquet.write_table(pa.table({"image": images}), path)
+    deployable.commit("one")
+    monkeypatch.chdir(deployable.root)
+    return found
+
+
+@pytest.mark.prove(minutes=2)
+@pytest.mark.filterwarnings("ignore")  # the SDK's own
+@pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
+def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
+    cloud: Cloud, deployable: Deployable, emulator: Emulator
+) -> None:
+    cloud.change(groups={"verify": {"owner": "somebody"}})
+    with pytest.raises(DigitsError, match=r"verify: exists\. Give a new name"):
+        verify_azure.main(GROUP)
+    assert cloud.state["groups"] == {"verify": {"owner": "somebody"}}
+    assert not cloud.calls("create") and not cloud.calls("delete")
+    cloud.change(groups={})
+    emulator.faults()
+    name = Target(workspace.connect("local"), load()).name
+    row = f"modelDataCollector/{name}/r/model_inputs_outputs/2026/01/01/00/rows.jsonl"
+    with emulator.blobs() as container:
+        container.upload_blob(row, b"{}\n")
+    verify_azure.main(GROUP)
+    said = json.loads(verify_azure.OUT.read_text())
+    assert said["steps"] == dict.fromkeys(verify_azure.STEPS, "ok")
+    found, compared = unlike(said["calls"])
+    assert found == [] and compared > 40
+    text = verify_azure.OUT.read_text()
+    for secret in ("token", "blob_key"):
+        assert emulator.address[secret] not in text
+    assert "sig=" not in text
+    assert {"PUT", "DELETE"} <= {call["method"] for call in said["calls"]}
+    gone(cloud)
+
+    emulator.faults({"do": "quota"})
+    verify_azure.OUT.unlink()
+    with pytest.raises(DigitsError, match="does not behave as expected"):
+        verify_azure.main(GROUP)
+    emulator.faults()
+    steps = json.loads(verify_azure.OUT.read_text())["steps"]
+    assert list(steps) == ["roles", "deploy", "destroy"]
+    assert "quota is used up" in steps["deploy"] and steps["destroy"] == "ok"
+    gone(cloud)
+    assert emulator.call("GET", deployable.endpoint)["value"] == []
+
+
+def gone(cloud: Cloud) -> None:
+    """Nothing of the group is left, and the names are free."""
+    (workspace_id, vault) = cloud.state["deleted"]
+    assert "/workspaces/digits" in workspace_id and "/vaults/" in vault
+    assert cloud.state["purged"] == [vault.rpartition("/")[2]]
+    assert cloud.state["groups"] == {}
+    cloud.change(stack=None, deleted=[], purged=[], vaults=[])

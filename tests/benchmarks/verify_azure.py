@@ -1,0 +1,243 @@
+"""The life of an endpoint on Azure itself: `make verify-azure GROUP=NAME`, a new resource group.
+
+Input: the model of this commit, and `az`, logged in. A new group is made, the template deployed
+into it, the model deployed, asked, rolled back and removed, and then the group, whatever happened.
+Output: verified.json with the result of each step and the calls of Azure's management API, in the
+form of the emulator's recorded calls; ids, names of people and secrets are replaced in them.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from urllib.parse import parse_qsl, urlsplit
+
+from azure.core.exceptions import AzureError, HttpResponseError
+from azure.core.pipeline.transport import RequestsTransport
+
+from core.errors import DigitsError
+from core.files import write_text
+from mlops.azure import collected
+from mlops.azure.batch import Batch
+from mlops.azure.connection import SETTINGS
+from mlops.azure.endpoint import Target
+from mlops.azure.errors import explain_error
+from mlops.azure.settings import BUSY_STATUS, MODEL_STATUS, Params, load
+from mlops.azure.workspace import connect, store
+from mlops.deploy import release, smoke
+from mlops.deploy.rollout import Deployer
+from mlops.setup import access, az
+from mlops.setup.connect import deploy_stack
+from mlops.setup.disconnect import purge, resources
+
+OUT = Path("verified.json")
+PREFIX = "repo:nobody/nothing"  # whose tokens log in: no repository's
+REQUESTS = Path("data/production/requests.parquet")  # of stage simulate: images to score
+FAILED_STATUS = 424  # score.py answered no 200
+HOURS = 2  # that it takes at most, for the price
+WAIT_SECONDS = 900.0  # until roles are effective, and until collected rows are there
+SECRET = re.compile(r"key$|token$|secret|createdBy$|modifiedBy$|userName$", re.I)  # names of values
+SIGNATURE = re.compile(r"\?\S*sig=\S*")  # of a storage account
+GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
+NOBODY = "00000000-0000-0000-0000-000000000000"
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """Return a JSON value without secrets, signatures, names of people and ids."""
+    if isinstance(value, dict):
+        return {key: redacted(inner, key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [redacted(inner, name) for inner in value]
+    if isinstance(value, str):
+        value = SIGNATURE.sub("?redacted", GUID.sub(NOBODY, value))
+        return "redacted" if SECRET.search(name) else value
+    return value
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[dict[str, Any]]]:
+    """Record the calls of the management API that this process makes, redacted."""
+    calls: list[dict[str, Any]] = []
+    send: Callable[..., Any] = RequestsTransport.send
+
+    def parsed(text: Any) -> Any:
+        with contextlib.suppress(TypeError, ValueError):
+            return json.loads(text)
+        return None
+
+    def record(transport: RequestsTransport, request: Any, **options: Any) -> Any:
+        answer: Any = send(transport, request, **options)
+        place = urlsplit(request.url)
+        if "/providers/" in place.path:  # the manager's: blobs are streamed, and nobody's business
+            bodies = {"request": request.content, "response": answer.internal_response.text}
+            call = {"method": request.method, "path": place.path, "status": answer.status_code}
+            call["query"] = dict(parse_qsl(place.query))
+            calls.append(redacted(call | {name: parsed(text) for name, text in bodies.items()}))
+        return answer
+
+    with patch.object(RequestsTransport, "send", record):
+        yield calls
+
+
+def require(true: object, expected: str, found: object) -> None:
+    """Raise DigitsError unless something is true."""
+    if not true:
+        raise DigitsError(f"expected {expected}; found {found}")
+
+
+def wait_until(true: Callable[[], bool], poll_seconds: float) -> None:
+    """Return once it is true; raise DigitsError after WAIT_SECONDS."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        with contextlib.suppress(HttpResponseError):
+            if true():
+                return
+        require(time.monotonic() < deadline, f"it within {WAIT_SECONDS:g} s", "nothing")
+        time.sleep(poll_seconds)
+
+
+class Verification:
+    """The steps on one endpoint."""
+
+    def __init__(self, target: Target, settings: Params) -> None:
+        """Read the release of this commit, and another that differs by a setting."""
+        seconds = settings.request_timeout_seconds + 1
+        self.slower = replace(settings, request_timeout_seconds=seconds)
+        self.target, self.settings = target, settings
+        self.new, self.other = release.read(settings), release.read(self.slower)
+        self.items = smoke.read(release.SMOKE, settings.smoke.digits)
+
+    def deployer(self, settings: Params) -> Deployer:
+        return Deployer(Target(self.target.workspace, settings), settings, wait=True)
+
+    def roles(self) -> None:
+        store_of = self.target.workspace
+        wait_until(lambda: store(store_of).exists(), store_of.poll_seconds)
+
+    def deploy(self) -> None:
+        self.deployer(self.settings).apply(self.new)
+        self.deployer(self.slower).apply(self.other)
+
+    def score(self) -> None:
+        answers = [item.value_in(self.target.ask(item.request)) for item in self.items]
+        right = sum(item.answer.value == one for item, one in zip(self.items, answers, strict=True))
+        wanted = self.settings.smoke.accuracy
+        require(right >= wanted * len(answers), f"{wanted:.0%} right answers", right)
+
+    def refusals(self) -> None:
+        """Send what score.py refuses, and more at once than the deployment lets through."""
+        found = self.statuses([{"unknown": "request"}], 1)
+        require(found[FAILED_STATUS] == 1, f"{FAILED_STATUS} for a wrong request", found)
+        at_once = 8 * self.target.concurrency()
+        found = self.statuses([item.request for item in self.items] * 4, at_once)
+        expected = f"200 and {BUSY_STATUS} for {at_once} requests at once"
+        require(set(found) == {200, BUSY_STATUS}, expected, found)
+
+    def statuses(self, bodies: list[Any], at_once: int) -> Counter[int]:
+        """Return how often each status was answered to some requests, so many at once."""
+        headers = dict(self.target.authorise())
+        url = headers.pop("url")
+
+        def status(body: Any) -> int:
+            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return int(answer.status)
+            except urllib.error.HTTPError as error:
+                with error:
+                    own = error.headers.get(MODEL_STATUS)
+                require(own or error.code != FAILED_STATUS, MODEL_STATUS, "no such header")
+                return error.code
+
+        with ThreadPoolExecutor(at_once) as pool:
+            return Counter(pool.map(status, bodies))
+
+    def rollback(self) -> None:
+        self.deployer(self.settings).rollback(None)
+        live = self.target.get().tags.get("live")
+        require(live == self.new.name, f"{self.new.name} is live", live)
+
+    def collection(self) -> None:
+        container = store(self.target.workspace)
+
+        def found() -> bool:
+            hours = collected.hours(container, collected.ROWS, self.target.name)
+            return any(next(blob, None) for hour in hours for blob in hour.blobs)
+
+        if self.settings.collections:
+            wait_until(found, self.target.workspace.poll_seconds)
+
+    def batch(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            Batch(self.target, self.new, None).score([REQUESTS], Path(folder))
+            found = list(Path(folder, REQUESTS.name).glob("*.parquet"))
+        require(found, "answers", "none")
+
+    def destroy(self) -> None:
+        self.deployer(self.settings).destroy(yes=True)
+        require(self.target.get() is None, "no endpoint", self.target.name)
+
+
+STEPS = ("roles", "deploy", "score", "refusals", "rollback", "collection", "batch", "destroy")
+
+
+def play(target: Target, settings: Params) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Play the steps until one fails, and the last in any case; return results and calls."""
+    results: dict[str, str] = {}
+    with recorded() as calls:
+        verification = Verification(target, settings)
+        for name in STEPS:
+            if set(results.values()) <= {"ok"} or name == STEPS[-1]:
+                try:
+                    getattr(verification, name)()
+                    results[name] = "ok"
+                except (AzureError, DigitsError) as error:
+                    results[name] = explain_error(error)
+                print(f"{name:12}{results[name]}", flush=True)
+    return results, calls
+
+
+def main(arguments: list[str]) -> None:
+    """Verify, and remove what was made for it."""
+    parser = argparse.ArgumentParser(prog="verify_azure", description=__doc__)
+    parser.add_argument("group")
+    parser.add_argument("--location", default="westeurope")
+    parser.add_argument("--yes", action="store_true", help="Do not ask.")
+    given = parser.parse_args(arguments)
+    group, settings = given.group, load()
+    release.read(settings)  # can be deployed, before anything is made
+    if az.get_or_none("az", "group", "show", "--name", group) is not None:
+        raise DigitsError(f"{group}: exists. Give a new name: this group is deleted in the end.")
+    instances, price = 2 * settings.instance_count, settings.price_an_hour
+    money = f"{instances * HOURS * price:.2f}" if price else "unknown, set azure.price_an_hour"
+    print(
+        f"In a new resource group {group}, for at most {HOURS} hours: {instances} x "
+        f"{settings.instance_type} (cost: {money}), a node of the cluster, a registry, storage."
+    )
+    if not given.yes and input("To go on, type the group's name: ") != group:
+        raise DigitsError("Nothing was made. To go on without being asked: --yes")
+    place = ("--name", group, "--location", given.location)
+    az.run("az", "group", "create", *place, "--tags", access.MADE)
+    try:
+        values = deploy_stack(group, PREFIX)
+        os.environ |= {name: values[name] for name in SETTINGS}
+        results, calls = play(Target(connect("azure"), settings), settings)
+        write_text(OUT, json.dumps({"steps": results, "calls": calls}, indent=1) + "\n")
+    finally:
+        purge(resources(group))
+        az.run("az", "group", "delete", "--name", group, "--yes")
+    if results != dict.fromkeys(STEPS, "ok"):
+        raise DigitsError(f"Azure does not behave as expected. Steps and calls: {OUT}")
+    print(f"Azure behaves as expected. Steps and calls: {OUT}")
