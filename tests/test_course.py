@@ -189,20 +189,11 @@ def student(project: Project) -> Iterator[Student]:
 
 
 GROUPS = {"0": [0], "1": [1], "2": [2], "3": [3], "4": [4], "5": [5], "6 and 7": [6, 7]}
-QUICK = {"1"}  # less than 20 s
 
 
+@pytest.mark.prove(minutes=2)
 @pytest.mark.skipif(os.name == "nt", reason="the labs' shell is bash")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.slow(minutes=0.4) if name in QUICK else pytest.mark.prove(minutes=2),
-        )
-        for name in GROUPS
-    ],
-)
+@pytest.mark.parametrize("name", GROUPS)
 def test_a_lab(name: str, student: Student) -> None:
     for number in GROUPS[name]:
         for block in labs()[number].blocks:

@@ -18,14 +18,18 @@ pytestmark = pytest.mark.slow
 def experiment(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose workspace holds an experiment with two epochs instead of one."""
     project = reproduced.copy(tmp_path_factory.mktemp("experiment") / "project")
-    output = project.dvc("exp", "run", "--name", "longer", "-S", "epochs=2")
-    assert project.stages_run(output) == ["train", "evaluate", "package", "simulate", "monitor"]
+    output = project.dvc("exp", "run", "--name", "longer", "-S", "epochs=2", "evaluate")
+    assert project.stages_run(output) == ["train", "evaluate"]
     return project
 
 
-def changed(project: Project) -> set[str]:
-    status: dict[str, Any] = json.loads(project.dvc("status", "--json"))
-    return {name.split("@")[0] for name in status}
+def changed(project: Project) -> dict[str, set[str]]:
+    """Return the deps of each stage that are not those of dvc.lock."""
+    status: dict[str, list[Any]] = json.loads(project.dvc("status", "--json"))
+    return {
+        name.split("@")[0]: {dep for row in rows for dep in row["changed deps"]}
+        for name, rows in status.items()
+    }
 
 
 @pytest.mark.slow(minutes=0.8)
@@ -137,40 +141,37 @@ def test_a_new_tensorflow_trains_again_and_a_new_ruff_does_nothing(project: Proj
     text, count = re.subn(r"^ruff==\S+", "ruff==99.0.0", path.read_text("utf-8"), flags=re.M)
     assert count == 1
     path.write_text(text, "utf-8", newline="\n")
-    assert changed(project) == set()
-
     path = project.root / "requirements.txt"
     new = "tensorflow-cpu==99.0.0"
     text, count = re.subn(r"^tensorflow-cpu==\S+", new, path.read_text("utf-8"), flags=re.M)
     assert count == 1
     path.write_text(text, "utf-8", newline="\n")
     again = ["train", "evaluate", "package", "simulate"]
-    assert changed(project) == set(again)
+    assert changed(project) == {stage: {"requirements.txt"} for stage in again}
     assert project.stages_run(project.dvc("repro", "--dry")) == again
 
 
-def test_an_edit_of_one_stage_and_a_new_module_touch_no_other(project: Project) -> None:
-    modules = project.root / "src" / "digits" / "pipeline"
-    (modules / "extra.py").write_text('"""Stage extra."""\n')
-    assert changed(project) == set()
-    for stage in ("mnist", "prepare", "train", "evaluate", "package"):
-        project.edit(f"src/digits/pipeline/{stage}.py", f'"""Stage {stage}', f'"""Step {stage}')
-        assert changed(project) == {stage}
-        project.git("checkout", "--quiet", ".")
-
-
-@pytest.mark.parametrize(
-    ("module", "again"),
-    [
+def test_an_edit_touches_its_stages_alone(project: Project) -> None:
+    """One status shows of each stage which of the edits it would run again for."""
+    source, touched = project.root / "src" / "digits", "src/digits/"
+    (source / "pipeline" / "extra.py").write_text('"""Stage extra."""\n')
+    stages = ("mnist", "prepare", "train", "evaluate", "package")
+    expected = {stage: {f"{touched}pipeline/{stage}.py"} for stage in stages}
+    for module, again in (
+        *((f"pipeline/{stage}.py", {stage}) for stage in stages),
         ("monitoring/report.py", {"monitor"}),
-        ("tracking/runs.py", set()),
+        ("tracking/runs.py", set[str]()),
         ("evaluation/metrics.py", {"evaluate"}),
         ("sources/readers.py", {"mnist", "foreign"}),
-    ],
-)
-def test_an_edit_of_a_package_touches_its_stages_alone(
-    module: str, again: set[str], project: Project
-) -> None:
-    path = project.root / "src" / "digits" / module
-    path.write_text(path.read_text("utf-8") + "# edited\n", "utf-8", newline="\n")
-    assert changed(project) == again
+    ):
+        path = source / module
+        path.write_text(path.read_text("utf-8") + "# edited\n", "utf-8", newline="\n")
+        for stage in again if "pipeline" not in module else ():
+            expected.setdefault(stage, set()).add(touched + module.partition("/")[0])
+    assert changed(project) == expected
+
+
+@pytest.mark.prove
+def test_an_experiment_runs_each_stage_after_the_first_that_changed(project: Project) -> None:
+    output = project.dvc("exp", "run", "--name", "longer", "-S", "epochs=2")
+    assert project.stages_run(output) == ["train", "evaluate", "package", "simulate", "monitor"]

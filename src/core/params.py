@@ -9,7 +9,7 @@ DVC does, so that both read the same values.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -24,11 +24,16 @@ ScriptName = Annotated[str, Field(pattern="^[a-z][a-z0-9]*$")]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass_transform(frozen_default=True)
+def strict(section: type[Section]) -> type[Section]:
+    """Make a class a frozen dataclass whose unknown keys and other types `section` refuses."""
+    section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True)(section)
+
+
+@strict
 class Task:
     """The values that all stages share: the top level of params.yaml."""
-
-    __pydantic_config__ = STRICT
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -42,11 +47,9 @@ class Task:
             raise ValueError(f"classes must be unique and at most 256; found twice: {twice[:1]}")
 
 
-@dataclasses.dataclass(frozen=True)
+@strict
 class Names:
     """params.yaml's section `task`: what titles, reports and the page call the known images."""
-
-    __pydantic_config__ = STRICT
 
     name: Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]  # of the data set
     item: Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]  # one image of it; with an s, several

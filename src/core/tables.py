@@ -39,12 +39,14 @@ class Table:
 
     images: (n, side, side), uint8, or float32 where not all values are whole numbers to 255
     labels: str (n,), or None where there is no column of labels
-    first_line: of the first image, counted from 1
+    first_line: of the first image, counted from 1; 0 where there are no lines
+    pictures: whether they were decoded from files of pictures, and so are in normal form
     """
 
     images: np.ndarray
     labels: np.ndarray | None
-    first_line: int
+    first_line: int = 0
+    pictures: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,6 @@ class _Layout:
     delimiter: str
     label: int | None
     pixels: list[int]  # the columns, row by row of the image
-
-    @property
-    def side(self) -> int:
-        return math.isqrt(len(self.pixels))
 
 
 def check_regular(path: Path) -> None:
@@ -84,14 +82,8 @@ def read_table(path: Path) -> Table:
         raise DigitsError(found or f"{path}: cannot be read as CSV ({reason}). Fix the file.")
     if not batches:
         raise DigitsError(f"{path}: has no rows. Add digits or leave the file out.")
-    side = layout.side
-    count = sum(len(pixels) for _, pixels in batches)
-    images = np.empty((count, side, side), batches[0][1].dtype)
-    start = 0
-    for number, (labels, pixels) in enumerate(batches):
-        images[start : start + len(pixels)] = pixels.reshape(-1, side, side)
-        start += len(pixels)
-        batches[number] = (labels, pixels[:0])  # give its memory back
+    side = math.isqrt(len(layout.pixels))
+    images = np.concatenate([pixels for _, pixels in batches]).reshape(-1, side, side)
     if images.dtype != np.uint8:
         if not ((images >= 0) & (images <= 255)).all() and (fault := _first_fault(path, layout)):
             raise DigitsError(fault)

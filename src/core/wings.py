@@ -53,14 +53,11 @@ def declared(table: str) -> list[Any]:
 
 
 def resolve(target: str) -> Any:
-    """Import and return the object that a table names as MODULE:NAME.
-
-    Raises DigitsError when it does not exist yet.
-    """
+    """Import and return the object that a table names as MODULE:NAME."""
     module, _, name = target.partition(":")
     if installed(module) and hasattr(imported := importlib.import_module(module), name):
         return getattr(imported, name)
     raise DigitsError(
         f"src/{module.replace('.', '/')}.py: expected {name}, found none; write it, for instance\n"
-        f"  @dataclass(frozen=True)\n  class {name}:\n      __pydantic_config__ = params.STRICT"
+        f"  @params.strict\n  class {name}:"
     )

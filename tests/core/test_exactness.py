@@ -124,7 +124,8 @@ def assert_training_is_the_same(project: Project, settings: dict[str, Any]) -> N
 
 def test_a_clone_with_autocrlf_has_the_same_data(project: Project, tmp_path: Path) -> None:
     clone = project.clone(tmp_path / "clone", "--config", "core.autocrlf=true")
-    clone.dvc("cache", "dir", "--local", str(project.root / ".dvc" / "cache"))
+    cache = f"[cache]\n    dir = {project.root}/.dvc/cache\n"
+    (clone.root / ".dvc" / "config.local").write_text(cache)
     clone.dvc("checkout")
     assert clone.dvc("status", "--json").strip() == "{}"
     assert_same(clone, (project.root / "dvc.lock").read_bytes())

@@ -135,7 +135,7 @@ def test_a_bad_file_is_reported(tmp_path: Path, old: str, new: str, message: str
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["%YAML 1.3\n---\na", "{" * 3000, "a: 2001-99-99"])
+@pytest.mark.parametrize("text", ["%YAML 1.3\n---\na", "{" * 500, "a: 2001-99-99"])
 def test_what_the_parser_trips_over_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(DigitsError, match="not valid YAML"):

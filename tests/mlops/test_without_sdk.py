@@ -8,7 +8,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +19,11 @@ pytestmark = pytest.mark.slow
 KEY = "a key"
 
 
-@pytest.fixture(name="env")
-def an_env(tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module", name="env")
+def an_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An environment in which neither package can be imported."""
-    env = {"PYTHONPATH": blocking(tmp_path, "azure.ai.ml", "azure.identity")}
+    folder = tmp_path_factory.mktemp("blocked")
+    env = {"PYTHONPATH": blocking(folder, "azure.ai.ml", "azure.identity")}
     for name, found in (("azure.ai.ml", False), ("azure.identity", False), ("azure.core", True)):
         command = ["python", "-c", f"import {name}"]
         done = subprocess.run(command, env=environment() | env, capture_output=True, text=True)

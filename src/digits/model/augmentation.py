@@ -5,7 +5,6 @@ by exact arithmetic, without sine or logarithm, whose last bit differs between C
 """
 
 import math
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -16,11 +15,9 @@ from core import params
 IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0)  # the row of `transforms` that leaves an image unchanged
 
 
-@dataclass(frozen=True)
+@params.strict
 class Distortion:
     """params.yaml's section `train.distortion`: the limit of each transform, in both directions."""
-
-    __pydantic_config__ = params.STRICT
 
     rotation_degrees: Annotated[float, Field(ge=0, le=45)]
     shear: Annotated[float, Field(ge=0, le=1)]  # horizontal pixels per vertical pixel

@@ -20,7 +20,7 @@ import tensorflow as tf
 from core import params, tf_config
 from core.errors import DigitsError
 from digits.model.network import MOMENTUM
-from digits.model.training import TrainConfig, step_functions, step_signature
+from digits.model.training import TrainConfig, looped, step_functions
 
 MIN_PART_SIZE = 32  # digits over which batch normalisation computes its statistics
 
@@ -36,10 +36,7 @@ class Machines:
     def trainer(
         self, network: keras.Model, images: tf.Variable, classes: tf.Tensor, config: TrainConfig
     ) -> Any:
-        """Return the function that runs training steps on all machines: `train` below.
-
-        Raises DigitsError when the batch size is no multiple of the number of machines.
-        """
+        """Return the function that runs training steps on all machines, as `looped` does."""
         share, left = divmod(config.batch_size, self.count)
         if left:
             raise DigitsError(
@@ -92,20 +89,7 @@ class Machines:
             hit = tf.cast(tf.reduce_sum(every_hit), tf.int32)
             return tf.reshape(every_loss, [-1]), hit
 
-        @tf.function(input_signature=step_signature(config.batch_size))
-        def train(
-            orders: tf.Tensor, moves: tf.Tensor, rates: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor]:
-            """Run a step for each row; return losses float32 (steps, batch) and hits int32 ()."""
-            steps = tf.shape(orders)[0]
-            losses = tf.TensorArray(tf.float32, steps, element_shape=(config.batch_size,))
-            hits = 0
-            for number in tf.range(steps):
-                rows = (orders[number], moves[number], rates[number])
-                loss, hit = self.strategy.run(step, rows)
-                losses = losses.write(number, loss)
-                hits += hit
-            return losses.stack(), hits
+        train = looped(lambda *row: self.strategy.run(step, row), config.batch_size)
 
         def train_or_raise(*tables: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             try:

@@ -7,7 +7,6 @@ accuracy on the split `validation`; the split `test` was not used for selection.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import keras
@@ -29,11 +28,9 @@ BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-7  # of Adam
 Trainer = Callable[[keras.Model, tf.Variable, tf.Tensor, "TrainConfig"], Any]
 
 
-@dataclass(frozen=True)
+@params.strict
 class TrainConfig:
     """params.yaml's section `train`."""
-
-    __pydantic_config__ = params.STRICT
 
     batch_size: Annotated[int, Field(ge=2)]
     peak_learning_rate: Annotated[float, Field(gt=0)]
@@ -223,38 +220,43 @@ def step_functions(
     return forward_backward, update
 
 
-def step_signature(batch_size: int) -> list[tf.TensorSpec]:
-    """Return the input signature of `train`: order, transforms and rates of each step."""
-    return [
+def looped(step: Callable[..., tuple[tf.Tensor, tf.Tensor]], batch_size: int) -> Any:
+    """Return `train`, which calls `step` for each row of orders, moves and rates."""
+    signature = [
         tf.TensorSpec((None, batch_size), tf.int32),
         tf.TensorSpec((None, batch_size, 8), tf.float32),
         tf.TensorSpec((None, 3), tf.float32),
     ]
 
+    @tf.function(input_signature=signature)
+    def train(orders: tf.Tensor, moves: tf.Tensor, rates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Run a step for each row; return losses float32 (steps, batch) and hits int32 ()."""
+        steps = tf.shape(orders)[0]
+        losses, hits = tf.TensorArray(tf.float32, steps, element_shape=(batch_size,)), 0
+        for number in tf.range(steps):
+            loss, hit = step(orders[number], moves[number], rates[number])
+            losses = losses.write(number, loss)
+            hits += hit
+        return losses.stack(), hits
+
+    return train
+
 
 def _trainer(
     network: keras.Model, images: tf.Variable, classes: tf.Tensor, config: TrainConfig
 ) -> Any:
-    """Return the function that runs training steps on a single machine: `train` below."""
+    """Return the function that runs training steps on a single machine: `train` above."""
     half, update = step_functions(network, images, classes, config)
 
     def split(batch: tf.Tensor) -> list[tf.Tensor]:
         return tf.split(batch, [config.batch_size // 2, config.batch_size - config.batch_size // 2])
 
-    @tf.function(input_signature=step_signature(config.batch_size))
-    def train(orders: tf.Tensor, moves: tf.Tensor, rates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Run a step for each row; return losses float32 (steps, batch) and hits int32 ()."""
-        steps = tf.shape(orders)[0]
-        losses, hits = tf.TensorArray(tf.float32, steps, element_shape=(config.batch_size,)), 0
-        for step in tf.range(steps):
-            halves = map(half, split(orders[step]), split(moves[step]))
-            loss, hit, *gradients = zip(*halves, strict=True)
-            update(map(tf.add_n, gradients), *tf.unstack(rates[step]))
-            losses = losses.write(step, tf.concat(loss, axis=0))
-            hits += tf.add_n(hit)
-        return losses.stack(), hits
+    def step(order: tf.Tensor, moves: tf.Tensor, rates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        loss, hit, *gradients = zip(*map(half, split(order), split(moves)), strict=True)
+        update(map(tf.add_n, gradients), *tf.unstack(rates))
+        return tf.concat(loss, axis=0), tf.add_n(hit)
 
-    return train
+    return looped(step, config.batch_size)
 
 
 def loss_and_accuracy(logits: np.ndarray, classes: np.ndarray) -> tuple[float, float]:

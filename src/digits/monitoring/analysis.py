@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from core.errors import DigitsError
-from core.params import STRICT
+from core.params import strict
 from core.statistics import wilson
 from digits.monitoring import drift
 from digits.monitoring.drift import Reference, WindowResult
@@ -32,11 +32,9 @@ DOMINANCE_RATIO = 20  # a signal with this much less evidence may only follow an
 MIN_LOG_EVIDENCE = 7.0  # of an input quality signal, by itself
 
 
-@dataclass(frozen=True)
+@strict
 class Params:
     """params.yaml's section `monitor`."""
-
-    __pydantic_config__ = STRICT
 
     window: Annotated[int, Field(ge=50, le=100_000)]  # requests
     examples: Annotated[int, Field(ge=1, le=100)]  # images shown in the report

@@ -33,7 +33,7 @@ from scipy.special import chdtrc, gammainc, gammaincc, gammaln, ndtr
 
 from core.errors import DigitsError
 from core.files import write_text
-from core.params import STRICT
+from core.params import strict
 from digits.monitoring.histograms import (
     CLASSES_START,
     IMAGE_BINS,
@@ -59,11 +59,9 @@ MIN_TAIL = 1e-3  # minimum tail probability: below it the reference has only a f
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@strict
 class Settings:
     """Settings of the drift test: params.yaml's section `monitor.alarm`."""
-
-    __pydantic_config__ = STRICT
 
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of the test of a single window
     windows_between_false_alarms: Annotated[int, Field(ge=2)]  # on average, of successive windows

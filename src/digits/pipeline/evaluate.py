@@ -7,7 +7,6 @@ MNIST with the highest confidence.
 """
 
 import argparse
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from pydantic import Field
 from sklearn.metrics import ConfusionMatrixDisplay, roc_curve
 
@@ -31,11 +31,9 @@ FALSE_ALARM_RATES = np.linspace(0, 1, 101)  # where roc.csv has points
 DOTS_PER_INCH = 100
 
 
-@dataclass(frozen=True)
+@params.strict
 class Params:
     """params.yaml's section `evaluate`."""
-
-    __pydantic_config__ = params.STRICT
 
     calibration_bins: Annotated[int, Field(ge=1)]
     mistakes: Annotated[int, Field(ge=1, le=400)]  # in mistakes.png
@@ -97,11 +95,9 @@ def summary_metrics(predictions: Predictions, known: Predictions, bins: int) -> 
 
 def write_table(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     """Write a CSV file; floats are rounded to six decimals."""
-    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        for row in rows:
-            writer.writerow([round(x, 6) if isinstance(x, float) else x for x in row])
+    with atomic_write(path) as partial:
+        table = pd.DataFrame(rows, columns=header).round(6)
+        table.to_csv(partial, index=False, lineterminator="\n")
 
 
 def per_class_rows(predictions: Predictions, classes: tuple[str, ...]) -> list[list[Any]]:

@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -26,22 +25,18 @@ from digits.sources.fonts import FONTS, Fonts, load_glyphs, render
 from digits.sources.readers import Files, read_parts
 
 
-@dataclass(frozen=True)
+@params.strict
 class PerClass:
     """The number of digits of each class."""
-
-    __pydantic_config__ = params.STRICT
 
     train: Annotated[int, Field(ge=1)]
     test: Annotated[int, Field(ge=1)]
     production: Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
+@params.strict
 class Params:
     """A script's block in params.yaml's section `foreign`."""
-
-    __pydantic_config__ = params.STRICT
 
     source: str  # DVC dependency: a file or folder; package-lock.json for npm packages
     per_class: PerClass
@@ -49,11 +44,7 @@ class Params:
 
 
 def render_parts(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> dict[str, Digits]:
-    """Return rendered digits for training, testing and production.
-
-    Raises DigitsError when a font is not installed or lacks a character, and when the parameters
-    of `hand` render an empty image.
-    """
+    """Return rendered digits for training, testing and production."""
     if len(fonts.characters) != len(task.classes):
         raise DigitsError(
             f"params.yaml: foreign.{script}.reader.characters: expected {len(task.classes)} "
@@ -83,10 +74,7 @@ def render_parts(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> 
 
 
 def select_parts(train: Digits, test: Digits, per_class: PerClass, seed: int) -> dict[str, Digits]:
-    """Return real digits for training, testing and production; the last is taken from `train`.
-
-    Raises DigitsError when a class has too few digits.
-    """
+    """Return real digits for training, testing and production; the last is taken from `train`."""
     rng = np.random.default_rng(seed)
     selected: dict[str, list[np.ndarray]] = {"train": [], "test": [], "production": []}
     for label in range(train.class_count):

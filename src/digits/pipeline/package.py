@@ -14,7 +14,6 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,11 +39,9 @@ SMOKE_ITEMS = 200  # requests in smoke.jsonl
 LOADER = "loader"  # the module of digits/runtime that MLflow imports
 
 
-@dataclass(frozen=True)
+@params.strict
 class Params:
     """params.yaml's section `package`."""
-
-    __pydantic_config__ = params.STRICT
 
     python: Annotated[str, Field(pattern=r"^3\.\d+$")]  # that serves the model
 

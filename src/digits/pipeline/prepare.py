@@ -7,7 +7,6 @@ split), test (which only evaluate reads) and production.
 
 import argparse
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +21,9 @@ MIN_DIGITS = 10  # digits of a script for validation: stage monitor takes its re
 SHARED = 0.1  # of the test images, the most that may be training images
 
 
-@dataclass(frozen=True)
+@params.strict
 class Params:
     """params.yaml's section `prepare`."""
-
-    __pydantic_config__ = params.STRICT
 
     production_count: Annotated[int, Field(ge=0)]  # digits of MNIST's training set
     validation_share: Annotated[float, Field(gt=0, lt=1)]  # of training and validation together

@@ -19,40 +19,30 @@ from core import params
 from core.dataset import Digits, read_split
 from core.files import atomic_write
 from digits.production.records import LABELS, REQUESTS
-from digits.production.service import BATCH, Answers, Service
+from digits.production.service import Service
 from digits.production.traffic import HOUR_MS, Stream, read
 from digits.production.traffic import Schedule as Params
 
 ROWS = 10_000  # per row group of a file, and in memory
 
 
-def score(service: Service, images: np.ndarray, progress: tqdm) -> list[Answers]:
-    """Return the answers to images, one per batch."""
-    answers = []
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        answers.append(service.score(batch))
-        progress.update(len(batch))
-    return answers
-
-
 def rows(
-    times: np.ndarray, ids: list[str], images: np.ndarray, answers: list[Answers], deployment: str
+    service: Service,
+    images: np.ndarray,
+    times: np.ndarray,
+    ids: list[str],
+    deployment: str,
+    progress: tqdm,
 ) -> pa.Table:
-    """Return n answered requests as a table of the schema REQUESTS."""
-    columns = [
-        times,
-        ids,
-        np.zeros(len(ids), np.uint16),
-        [deployment] * len(ids),
-        [batch.model_version for batch in answers for _ in batch.digits],
-        [digit for batch in answers for digit in batch.digits],
-        np.concatenate([batch.confidence for batch in answers]),
-        np.concatenate([batch.ood_score for batch in answers]),
-        [image.tobytes() for image in images],
-    ]
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, REQUESTS.types, strict=True)]
-    return pa.table(arrays, schema=REQUESTS)
+    """Return n requests and their answers as a table of the schema REQUESTS."""
+    asked = {
+        "time": times,
+        "request_id": ids,
+        "position": np.zeros(len(ids), np.uint16),
+        "deployment": [deployment] * len(ids),
+        "image": [image.tobytes() for image in images],
+    }
+    return pa.table(asked | service.score(images, progress), schema=REQUESTS)
 
 
 def label_rows(requests: Stream, classes: tuple[str, ...]) -> Iterable[pa.Table]:
@@ -61,17 +51,14 @@ def label_rows(requests: Stream, classes: tuple[str, ...]) -> Iterable[pa.Table]
     for start in range(0, len(order), ROWS):
         index = order[start : start + ROWS]
         labels, scripts = requests.truth(index)
-        columns = [
-            requests.label_times[index],
-            requests.ids_of(index),
-            np.zeros(len(index), np.uint16),
-            [classes[label] for label in labels],
-            scripts,
-        ]
-        arrays = [
-            pa.array(column, kind) for column, kind in zip(columns, LABELS.types, strict=True)
-        ]
-        yield pa.table(arrays, schema=LABELS)
+        columns = {
+            "time": requests.label_times[index],
+            "request_id": requests.ids_of(index),
+            "position": np.zeros(len(index), np.uint16),
+            "label": [classes[label] for label in labels],
+            "script": scripts,
+        }
+        yield pa.table(columns, schema=LABELS)
 
 
 def reference_rows(service: Service, parts: list[Digits], start: int, progress: tqdm) -> pa.Table:
@@ -79,7 +66,7 @@ def reference_rows(service: Service, parts: list[Digits], start: int, progress: 
     images = np.concatenate([part.images for part in parts])
     times = start - HOUR_MS + HOUR_MS * np.arange(len(images)) // len(images)
     ids = [f"reference-{number:07}" for number in range(len(images))]
-    return rows(times, ids, images, score(service, images, progress), "reference")
+    return rows(service, images, times, ids, "reference", progress)
 
 
 def main(arguments: list[str]) -> None:
@@ -117,8 +104,8 @@ def main(arguments: list[str]) -> None:
         )
         answered = writer("requests.parquet", REQUESTS)
         for part in requests.parts(ROWS):
-            answers = score(service, part.images, progress)
-            answered.write_table(rows(part.times, part.ids, part.images, answers, "simulated"))
+            asked = (part.images, part.times, part.ids, "simulated", progress)
+            answered.write_table(rows(service, *asked))
         labels = writer("labels.parquet", LABELS)
         for table in label_rows(requests, task.classes):
             labels.write_table(table)

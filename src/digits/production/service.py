@@ -6,26 +6,17 @@ Input: images. Output: answers, as the endpoint gives them.
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from tqdm import tqdm
 
 from core.console import hidden_stderr
 from core.errors import DigitsError
 
 BATCH = 100  # images per call; another number may change the last bit of an answer
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The answers to n images; the strings are lists of n."""
-
-    model_version: str
-    digits: list[str]
-    confidence: np.ndarray  # float32 (n,)
-    ood_score: np.ndarray  # float32 (n,)
+OUTPUTS = {"digit": str, "confidence": float, "ood_score": float}  # of each image
 
 
 class Service:
@@ -45,26 +36,28 @@ class Service:
         except (Exception, SystemExit) as error:
             raise DigitsError(f"{self.script}: {_described(error)}. Fix it.") from None
 
-    def score(self, images: np.ndarray) -> Answers:
-        """Return the answers to images uint8 (n, size, size), n at most BATCH.
+    def score(self, images: np.ndarray, progress: tqdm) -> dict[str, list]:
+        """Return model_version, digit, confidence and ood_score of images uint8 (n, size, size).
 
         Raises DigitsError that names score.py when it fails or its answer lacks something.
         """
+        found: dict[str, list] = {name: [] for name in ("model_version", *OUTPUTS)}
         try:
-            answer = self.service.predict(images, None)
-            found = answer["predictions"]
-            if len(found) != len(images):
-                raise ValueError(f"{len(found)} predictions for {len(images)} images")
-            return Answers(
-                str(answer["model_version"]),
-                [str(one["digit"]) for one in found],
-                np.array([one["confidence"] for one in found], np.float32),
-                np.array([one["ood_score"] for one in found], np.float32),
-            )
+            for start in range(0, len(images), BATCH):
+                batch = images[start : start + BATCH]
+                answer = self.service.predict(batch, None)
+                if len(answer["predictions"]) != len(batch):
+                    count = len(answer["predictions"])
+                    raise ValueError(f"{count} predictions for {len(batch)} images")
+                found["model_version"] += [str(answer["model_version"])] * len(batch)
+                for name, kind in OUTPUTS.items():
+                    found[name] += [kind(one[name]) for one in answer["predictions"]]
+                progress.update(len(batch))
         except (Exception, SystemExit) as error:
             raise DigitsError(
                 f"{self.script}: predict() failed: {_described(error)}. Fix it."
             ) from None
+        return found
 
 
 def _module(script: Path) -> ModuleType:

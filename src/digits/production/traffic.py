@@ -25,11 +25,9 @@ NEVER = -1  # time of a label that does not become known
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@params.strict
 class Noise:
     """The changes that a broken scanner makes to each digit."""
-
-    __pydantic_config__ = params.STRICT
 
     brightness: tuple[Share, Share]  # range of the factor for pixels
     shift_pixels: Annotated[int, Field(ge=0, le=20)]  # maximum, in all directions
@@ -40,11 +38,9 @@ class Noise:
         params.ordered(self.brightness)
 
 
-@dataclass(frozen=True)
+@params.strict
 class Phase:
     """A period with constant rate, noise and (growing) shares of foreign scripts."""
-
-    __pydantic_config__ = params.STRICT
 
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
     hours: Annotated[float, Field(gt=0, le=100_000)]
@@ -66,11 +62,9 @@ class Phase:
         }
 
 
-@dataclass(frozen=True)
+@params.strict
 class Schedule:
     """params.yaml's section `simulate`."""
-
-    __pydantic_config__ = params.STRICT
 
     start: AwareDatetime
     labelled_share: Share  # of the pool's digits
@@ -97,14 +91,12 @@ class Requests:
     times: int64, milliseconds since 1970 UTC
     ids: request ids
     images: uint8 (n, size, size)
-    phases: int64, index of the phase
     """
 
     index: np.ndarray
     times: np.ndarray
     ids: list[str]
     images: np.ndarray
-    phases: np.ndarray
 
 
 class Pool:
@@ -260,7 +252,7 @@ class Stream:
         for number in np.unique(phase):
             here = phase == number
             images[here] = self.pool.images_at(digit[here], self.schedule.phases[number].noise)
-        return Requests(index, self.times[index], self.ids_of(index), images, phase)
+        return Requests(index, self.times[index], self.ids_of(index), images)
 
     def parts(self, rows: int) -> Iterable[Requests]:
         """Yield all requests, `rows` at a time."""

@@ -1,5 +1,6 @@
 """Pictures on disk, one for each digit: a .zip, a .tar or a folder; the path gives the class."""
 
+import contextlib
 import fnmatch
 import lzma
 import re
@@ -8,7 +9,6 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from core.dataset import Digits
 from core.errors import DigitsError
-from core.params import STRICT
+from core.params import strict
 from core.tables import check_regular
 from digits.runtime.normalise import normalise
 from digits.serving.request import RefusedError, read_picture
@@ -36,7 +36,7 @@ DAMAGES = (  # what the standard library raises for a damaged archive
 )
 
 
-@dataclass(frozen=True)
+@strict
 class Archive:
     """A .zip, a .tar or a folder with one picture for each digit; its path gives the class.
 
@@ -44,8 +44,6 @@ class Archive:
     `*/Train/digit_{class}/*.png`; the ending may be in capitals. `ink` says whether writing is
     white on black or the reverse.
     """
-
-    __pydantic_config__ = STRICT
 
     format: Literal["archive"]
     train: tuple[str, ...]
@@ -92,10 +90,7 @@ class Pictures:
         return "white" if 2 * sum(self.light) > len(self.light) else "black"
 
     def images(self, source: Path, image_size: int) -> np.ndarray:
-        """Return uint8 (n, image_size, image_size) in MNIST's normal form.
-
-        Raises DigitsError when most have the other ink.
-        """
+        """Return uint8 (n, image_size, image_size) in MNIST's normal form."""
         if self.light and self.ink not in (None, self.most):
             raise DigitsError(
                 f"{source}: ink in params.yaml is {self.ink}, but in most pictures it is "
@@ -164,36 +159,38 @@ def members(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     What systems leave beside the pictures is passed over; nothing else is read than is called
     for. Raises DigitsError when the archive is damaged or a file is too large.
     """
-    opened: Callable[[], Any]
+    with contextlib.ExitStack() as stack:
+        try:
+            found = sorted(_listed(source, stack), key=lambda entry: entry[0])
+        except DAMAGES as error:
+            raise _damaged(source, error) from None
+        for name, size, opened in found:
+            if not any(part.startswith(".") or part in JUNK for part in name.lower().split("/")):
+                yield name, partial(_read, source, name, size, opened)
+
+
+def _listed(source: Path, stack: contextlib.ExitStack) -> list[tuple[str, int, Callable[[], Any]]]:
+    """Return path, size and what opens it of each file; `stack` closes the archive."""
     if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            name = path.relative_to(source).as_posix()
-            if path.is_file() and not _junk(name):
-                yield (
-                    name,
-                    partial(_read, source, name, path.stat().st_size, partial(path.open, "rb")),
-                )
-        return
+        return [
+            (path.relative_to(source).as_posix(), path.stat().st_size, partial(path.open, "rb"))
+            for path in filter(Path.is_file, source.rglob("*"))
+        ]
     check_regular(source)
-    try:
-        if zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as zipped:
-                for entry in sorted(zipped.infolist(), key=lambda entry: entry.filename):
-                    name = entry.filename.replace("\\", "/")
-                    if not entry.is_dir() and not _junk(name):
-                        opened = partial(zipped.open, entry)
-                        yield name, partial(_read, source, name, entry.file_size, opened)
-        else:
-            with tarfile.open(source) as tar:
-                listed = sorted(tar.getmembers(), key=lambda member: member.name)
-                _check_end(tar)
-                for member in listed:
-                    name = member.name.removeprefix("./")
-                    if member.isfile() and not _junk(name):
-                        opened = partial(tar.extractfile, member)
-                        yield name, partial(_read, source, name, member.size, opened)
-    except DAMAGES as error:
-        raise _damaged(source, error) from None
+    if zipfile.is_zipfile(source):
+        zipped = stack.enter_context(zipfile.ZipFile(source))
+        return [
+            (entry.filename.replace("\\", "/"), entry.file_size, partial(zipped.open, entry))
+            for entry in zipped.infolist()
+            if not entry.is_dir()
+        ]
+    tar = stack.enter_context(tarfile.open(source))  # noqa: SIM115
+    files = [member for member in tar.getmembers() if member.isfile()]
+    _check_end(tar)
+    return [
+        (member.name.removeprefix("./"), member.size, partial(tar.extractfile, member))
+        for member in files
+    ]
 
 
 def _read(source: Path, name: str, size: int, opened: Callable[[], Any]) -> bytes:
@@ -217,12 +214,6 @@ def _damaged(source: Path, error: Exception) -> Exception:
     if getattr(error, "errno", None):
         return error
     return DigitsError(f"{source}: is no readable .zip or .tar archive ({error}); fetch it again")
-
-
-def _junk(name: str) -> bool:
-    """Return whether a path is hidden, or what a system leaves beside the pictures."""
-    parts = [part for part in name.lower().split("/") if part not in (".", "..")]
-    return any(part.startswith(".") or part in JUNK for part in parts)
 
 
 def _small_ending(name: str) -> str:

@@ -19,6 +19,15 @@ LABEL_NAME = re.compile(r"label|target|class|^y(_|\b)")
 LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # beside files of images
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # which may have a square's length
 ROWS = 5000  # of Parquet, read at a time
+DAMAGES = (  # what NumPy raises for a damaged .npz, and for a header that promises too much
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
 
 
 def read_npz(path: Path, part: str) -> Table:
@@ -44,26 +53,29 @@ def read_npz(path: Path, part: str) -> Table:
     if not whole and not ((images >= 0) & (images <= 255)).all():
         raise DigitsError(f"{path}: values are not from 0 to 255, nor from 0 to 1. Scale them.")
     images = images.astype(np.uint8 if whole else np.float32, copy=False)
-    return Table(images, None if labels is None else labels.astype(str), 0)
+    return Table(images, None if labels is None else labels.astype(str))
 
 
 def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return the only array of two or more dimensions and the only one of one."""
     check_regular(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-            if any(part in name.lower() for name in names):
-                names = [name for name in names if part in name.lower()]
-            arrays = {name: _array(archive, name) for name in names}
-    except (zipfile.BadZipFile, ValueError, EOFError, zlib.error, NotImplementedError) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = [name for name in archive.files if part in name.lower()] or archive.files
+            found = {name: archive[name] for name in names}
+    except DAMAGES as error:
         raise DigitsError(f"{path}: is no readable .npz ({error}). Fetch it again.") from None
+    arrays = {
+        name: array
+        for name, array in found.items()
+        if isinstance(array, np.ndarray) and array.ndim and array.dtype.kind in "biufUS"
+    }
     flat = [name for name, array in arrays.items() if array.size == len(array)]
     if len(flat) > 1:  # other facts of each image beside its label
         flat = [name for name in flat if LABEL_NAME.search(name.lower())]
     deep = [array for array in arrays.values() if array.size > len(array)]
     if len(deep) > 1 or len(flat) > 1:
-        shapes = ", ".join(f"{name[:-4]} {array.shape}" for name, array in arrays.items())
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise DigitsError(
             f"{path}: has {shapes}. Expected one array of images and one of labels for {part}, "
             f"such as x_{part} and y_{part}."
@@ -71,30 +83,11 @@ def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None
     return deep[0] if deep else None, arrays[flat[0]].ravel() if flat else None
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Read one array; raise ValueError before it is made when its header promises too much."""
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            read = np.lib.format.read_array_header_2_0
-        shape, _, kind = read(file)
-    if kind.kind not in "biufUS" or not shape or math.prod(shape) > PIXELS:
-        raise ValueError(f"{name} has shape {shape} and type {kind}")
-    if math.prod(shape) * kind.itemsize > archive.getinfo(name).file_size:
-        raise ValueError(f"{name} is cut short")
-    with archive.open(name) as file:
-        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-    return array
-
-
-def read_parquet(path: Path, image_size: int, ink: str | None) -> tuple[Table, bool]:
-    """Return images and labels of a Parquet file, and whether the images are pictures.
+def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
+    """Return images and labels of a Parquet file.
 
     The column of images holds files of pictures, as those that Hugging Face publishes, which are
     then normalised to `image_size`; or raw bytes, or lists of numbers.
-
-    Raises DigitsError that names column or row.
     """
     check_regular(path)
     try:
@@ -123,8 +116,8 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> tuple[Table, b
     images = pictures.images(path, image_size) if pictures.light else np.concatenate(arrays)
     if len(images) != row:
         raise DigitsError(f"{path}: column {image} mixes pictures and numbers. Divide the file.")
-    table = Table(images, None if label is None else np.array(labels), 0)
-    return table, bool(pictures.light)
+    found = None if label is None else np.array(labels)
+    return Table(images, found, pictures=bool(pictures.light))
 
 
 def _of_column(where: str, start: int, column: pa.Array, pictures: Pictures) -> np.ndarray:

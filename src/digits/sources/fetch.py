@@ -1,6 +1,5 @@
 """Published sets of real foreign digits: downloaded, named in params.yaml, given to DVC."""
 
-import hashlib
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import yaml
 
 from core import params, wings
 from core.errors import DigitsError
-from core.files import atomic_write, write_text
+from core.files import atomic_write, sha256, write_text
 
 FOLDER = Path("data", "raw")
 MOST_BYTES = 1 << 30  # of a download
@@ -100,7 +99,7 @@ def fetch(script: str, url: str | None) -> None:
 
 def download(url: str, path: Path, known: str | None) -> str:
     """Download an archive; return its SHA-256, which is to be `known` where that is given."""
-    digest, total = hashlib.sha256(), 0
+    total = 0
     try:
         with (
             atomic_write(path) as partial,
@@ -111,18 +110,17 @@ def download(url: str, path: Path, known: str | None) -> str:
                 total += len(chunk)
                 if total > MOST_BYTES:
                     raise DigitsError(f"{url}: has more than {MOST_BYTES:,} bytes. Check it.")
-                digest.update(chunk)
                 file.write(chunk)
             file.flush()
             if (length := answer.headers["Content-Length"]) and int(length) != total:
                 raise DigitsError(f"{url}: ended after {total:,} of {length} bytes. Try again.")
-            _check(url, partial, digest.hexdigest(), known)
+            _check(url, partial, found := sha256(partial), known)
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise DigitsError(
             f"{url}: cannot be fetched ({reason}). Give another address: --url URL."
         ) from None
-    return digest.hexdigest()
+    return found
 
 
 def _check(url: str, path: Path, sha256: str, known: str | None) -> None:
@@ -142,12 +140,16 @@ def _check(url: str, path: Path, sha256: str, known: str | None) -> None:
         )
 
 
+def as_yaml(block: dict[str, Any]) -> str:
+    """Return a block as it stands in params.yaml."""
+    return yaml.safe_dump(
+        block, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000
+    )
+
+
 def with_block(text: str, script: str, block: dict[str, Any]) -> str:
     """Return params.yaml with the block of a script replaced or added; all else stays as it is."""
-    lines = yaml.safe_dump(
-        {script: block}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000
-    ).splitlines()
-    new = "".join(f"  {line}\n" for line in lines)
+    new = "".join(f"  {line}\n" for line in as_yaml({script: block}).splitlines())
     own = re.compile(rf"^  {script}:.*\n(?:    .*\n)*", re.MULTILINE)
     if own.search(text):
         return own.sub(lambda _: new, text, count=1)

@@ -29,7 +29,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage.morphology import skeletonize
 
 from core.errors import DigitsError
-from core.params import STRICT, ordered
+from core.params import ordered, strict
 from digits.runtime.normalise import BOX_PIXELS, normalise
 
 FONTS = Path("node_modules/@fontsource")  # where npm installs the fonts
@@ -48,52 +48,41 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Shape = npt.NDArray[np.bool_]  # (FIELD, FIELD)
 Positive = Annotated[float, Field(gt=0)]
-Length = Annotated[float, Field(ge=1)]
-Gain = Annotated[float, Field(ge=1)]
+AtLeastOne = Annotated[float, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Change = Annotated[float, Field(gt=-1, lt=1)]
+Changes = Annotated[tuple[Change, Change], AfterValidator(ordered)]
+Bends = Annotated[tuple[tuple[AtLeastOne, Positive], ...], Field(min_length=1)]
+Gains = Annotated[tuple[AtLeastOne, AtLeastOne], AfterValidator(ordered)]
 Lengths = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
 
 
-@dataclass(frozen=True)
+@strict
 class Hand:
     """How digits vary from one to the next.
 
     Pairs are ranges, drawn from uniformly; pixels are those of a 28-pixel image.
     """
 
-    __pydantic_config__ = STRICT
-
     rotation_degrees: Annotated[float, Field(ge=0, lt=90)]  # up to this much either way
     shear: float  # pixels sideways per pixel of height, up to this much either way
-    size_spread: Annotated[
-        float, Field(ge=0, lt=1)
-    ]  # width and height each by (1 + s) / (1 - s), s up to this either way
-    widening: Annotated[
-        tuple[Change, Change], AfterValidator(ordered)
-    ]  # then the width by (1 + w) / (1 - w); negative: narrower
-    bends_pixels: Annotated[
-        tuple[tuple[Length, Positive], ...], Field(min_length=1)
-    ]  # points so far apart shift by this deviation
-    bend_range: Annotated[
-        tuple[float, float], AfterValidator(ordered)
-    ]  # a digit's share of those shifts
+    # width and height each by (1 + s) / (1 - s), s up to this either way
+    size_spread: Annotated[float, Field(ge=0, lt=1)]
+    widening: Changes  # then the width by (1 + w) / (1 - w); negative: narrower
+    bends_pixels: Bends  # points so far apart shift by this deviation
+    bend_range: Annotated[tuple[float, float], AfterValidator(ordered)]  # share of those shifts
     pen_share: Share  # share drawn with a pen along the middle of the strokes
     half_width_pixels: Lengths  # half the width of any line
     weight_factors: Lengths  # the other digits: the font's line width times this
     width_wobble: Share  # deviation of the width along a line, as a share of it
     edge_pixels: Lengths  # half the way from full ink to paper
-    gain: Annotated[
-        tuple[Gain, Gain], AfterValidator(ordered)
-    ]  # ink times this, at most white: above 1 sharpens the edges
+    gain: Gains  # ink times this, at most white: above 1 sharpens the edges
     regional_share: Share  # share drawn with another language's form, where fonts have one
 
 
-@dataclass(frozen=True)
+@strict
 class Fonts:
     """A script's `reader` in params.yaml that renders digits instead of reading them."""
-
-    __pydantic_config__ = STRICT
 
     format: Literal["fonts"]
     characters: tuple[Annotated[str, Field(min_length=1)], ...]  # of each class; any of a string

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -10,27 +11,32 @@ from typing import Any
 import numpy as np
 
 from core.errors import DigitsError
-from core.tables import PIXELS, check_regular
+from core.tables import PIXELS, Table, check_regular
 
 
-def find_idx(folder: Path, part: str, kind: str) -> Path:
-    """Return the file of a part's images (idx3) or labels (idx1) as it lies on disk.
+def read_pair(path: Path) -> Table:
+    """Return the images and labels of a part, named by its prefix or by its file of images.
 
-    Some copies are compressed, and some have a dot before idx.
+    Some copies are compressed, and some have a dot before idx. Labels may be absent.
     """
-    name = f"{part}-{kind}-ubyte"
-    for variant in (name, name.replace("-idx", ".idx")):
-        for ending in ("", ".gz"):
-            if (path := folder / f"{variant}{ending}").exists():
-                return path
-    return folder / name
+    prefix = re.split(r"-images[-.]idx3", path.name)[0]
+    images = read_idx(path if path.exists() else _find(path.parent, f"{prefix}-images-idx3"), 3)
+    file = _find(path.parent, f"{prefix}-labels-idx1")
+    labels = read_idx(file, dimensions=1).astype(str) if file.exists() else None
+    if labels is not None and len(images) != len(labels):
+        raise DigitsError(f"{file}: {len(images):,} images but {len(labels):,} labels.")
+    return Table(images, labels)
+
+
+def _find(folder: Path, name: str) -> Path:
+    """Return the file as it lies on disk."""
+    names = [f"{variant}-ubyte" for variant in (name, name.replace("-idx", ".idx"))]
+    found = [folder / f"{name}{ending}" for name in names for ending in ("", ".gz")]
+    return next((path for path in found if path.exists()), found[0])
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Return the uint8 array in an IDX file, which may be compressed with gzip.
-
-    Raises DigitsError for another magic number, type or number of dimensions, or another length.
-    """
+    """Return the uint8 array in an IDX file, which may be compressed with gzip."""
     check_regular(path)
     with path.open("rb") as plain:
         packed = plain.read(2) == b"\x1f\x8b"

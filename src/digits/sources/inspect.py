@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import yaml
 from pydantic import Field
 
 from core import params
 from core.dataset import MNIST, positions
 from core.errors import DigitsError
 from digits.sources.archives import Archive
+from digits.sources.fetch import as_yaml
 from digits.sources.readers import Files, read_parts
 from digits.sources.unlabelled import Found, read_any
 
@@ -29,10 +29,7 @@ SCRIPT_DIGITS = {"train": 1000, "test": 200, "production": 200}  # as params.yam
 
 
 def inspect(path: Path, image_size: int, classes: Sequence[str], script: str) -> str:
-    """Return what stands in a file or folder, and the block of params.yaml for it.
-
-    Raises DigitsError that names the file and what is wrong in it.
-    """
+    """Return what stands in a file or folder, and the block of params.yaml for it."""
     if not path.exists():
         raise DigitsError(f"{path}: not found. Correct the name.")
     files = _files(path) if path.is_dir() else [path]
@@ -57,17 +54,9 @@ def inspect(path: Path, image_size: int, classes: Sequence[str], script: str) ->
     if "names" in reader and not all(re.search(r"\d", name) for name in reader["names"]):
         lines.append("check that names has the labels in the order of classes")
     lines.append("For params.yaml:\n")
-    block: dict[str, Any] = {"source": source.as_posix(), "reader": reader}
-    if script != MNIST:
-        block = {"source": block["source"], "per_class": SCRIPT_DIGITS, "reader": reader}
-    whole = {script: block} if script == MNIST else {"foreign": {script: block}}
-    return (
-        "\n".join(lines)
-        + "\n"
-        + yaml.safe_dump(
-            whole, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000
-        )
-    )
+    counts = {} if script == MNIST else {"per_class": SCRIPT_DIGITS}
+    block = {script: {"source": source.as_posix(), **counts, "reader": reader}}
+    return "\n".join([*lines, as_yaml(block if script == MNIST else {"foreign": block})])
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,7 +6,6 @@ the setting that says it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,12 +14,12 @@ from pydantic import Field
 
 from core.dataset import MNIST, Digits, as_bytes, common, concatenate, light_paper, positions, split
 from core.errors import DigitsError
-from core.params import STRICT
+from core.params import strict
 from core.tables import Table, read_table
 from digits.runtime.normalise import normalise
 from digits.sources.archives import Archive, read_archive
 from digits.sources.arrays import read_npz, read_parquet
-from digits.sources.idx import find_idx, read_idx
+from digits.sources.idx import read_pair
 
 PAPER = (3, 64)  # brightness of paper that is not quite black: it is subtracted
 EVEN = 8  # how far most of the edge's pixels are from it
@@ -41,11 +40,9 @@ MEANS = (
 ORIENTED = 0.05  # by how much exchanged rows and columns must correlate better
 
 
-@dataclass(frozen=True)
+@strict
 class Files:
     """Files in a folder: `train` and `test` are names, also with * and ?, or IDX's prefixes."""
-
-    __pydantic_config__ = STRICT
 
     format: Literal["csv", "idx", "npz", "parquet"]
     train: str
@@ -64,10 +61,7 @@ class Files:
 def read_parts(
     reader: Files | Archive, source: Path, image_size: int, classes: Sequence[str], script: str
 ) -> tuple[Digits, Digits]:
-    """Return a real data set's digits for training and for testing.
-
-    Raises DigitsError that names the file and what is wrong in it.
-    """
+    """Return a real data set's digits for training and for testing."""
     train = read(reader, source, "train", image_size, classes, script)
     if reader.test_share is not None:
         # The same digits test whatever params.yaml's seed is.
@@ -91,10 +85,7 @@ def read(
     classes: Sequence[str],
     script: str,
 ) -> Digits:
-    """Return one part of a real data set; images of another size are normalised as MNIST was.
-
-    Raises DigitsError that names the file and what is wrong in it.
-    """
+    """Return one part of a real data set; images of another size are normalised as MNIST was."""
     if isinstance(reader, Archive):
         return read_archive(reader, source, part, image_size, len(classes), script)
     name = reader.train if part == "train" else reader.test
@@ -117,10 +108,7 @@ def _digits(
     reader: Files, path: Path, part: str, image_size: int, classes: Sequence[str], script: str
 ) -> Digits:
     """Read one file."""
-    table, ink, notes = _table(reader, path, part, image_size), reader.ink, []
-    if isinstance(table, tuple):
-        table, pictures = table
-        ink = None if pictures else ink  # which were decoded by it
+    table = read_file(reader.format, path, part, image_size, reader.ink)
     if table.labels is None:
         raise DigitsError(
             f"{path}: has no labels, so it is for `digits score`. For testing, hold out a part of "
@@ -128,30 +116,27 @@ def _digits(
         )
     if not len(table.images):
         raise DigitsError(f"{path}: holds no image. Restore the file.")
-    images, labels = table.images, _labels(path, table, reader.names, classes)
-    if len(left_out := np.flatnonzero(labels < 0)):
-        notes.append(f"{len(left_out):,} digits with other labels than names has were left out")
+    images, labels, notes = table.images, _labels(path, table, reader.names, classes), []
+    if left_out := np.count_nonzero(labels < 0):
+        notes.append(f"{left_out:,} digits with other labels than names has were left out")
         images, labels = images[labels >= 0], labels[labels >= 0]
+    ink = None if table.pictures else reader.ink  # by which those were decoded
     images, more = in_normal_form(path, images, image_size, ink, reader.transposed)
     for note in notes + more:
         print(f"{path}: {note}")
     return Digits(images, labels.astype(np.uint8), script, False, len(classes))
 
 
-def _table(reader: Files, path: Path, part: str, image_size: int) -> Table | tuple[Table, bool]:
-    """Return a file as it stands there; of Parquet, also whether it holds pictures."""
-    if reader.format == "csv":
+def read_file(kind: str, path: Path, part: str, image_size: int, ink: str | None) -> Table:
+    """Return the images and labels of a file of this kind, as they stand there.
+
+    `part` chooses among the arrays of an .npz; size and ink are those of pictures in Parquet.
+    """
+    if kind == "csv":
         return read_table(path)
-    if reader.format == "npz":
+    if kind == "npz":
         return read_npz(path, part)
-    if reader.format == "parquet":
-        return read_parquet(path, image_size, reader.ink)
-    images = read_idx(find_idx(path.parent, path.name, "images-idx3"), dimensions=3)
-    file = find_idx(path.parent, path.name, "labels-idx1")
-    labels = read_idx(file, dimensions=1)
-    if len(images) != len(labels):
-        raise DigitsError(f"{file}: {len(images):,} images but {len(labels):,} labels.")
-    return Table(images, labels.astype(str), 0)
+    return read_parquet(path, image_size, ink) if kind == "parquet" else read_pair(path)
 
 
 def in_normal_form(

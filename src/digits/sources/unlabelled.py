@@ -11,12 +11,10 @@ import numpy as np
 
 from core.dataset import as_bytes, light_paper
 from core.errors import DigitsError
-from core.tables import Table, check_regular, read_table
+from core.tables import Table, check_regular
 from digits.serving.request import RefusedError, picture_kind
 from digits.sources.archives import PICTURE_BYTES, Pictures, members
-from digits.sources.arrays import read_npz, read_parquet
-from digits.sources.idx import find_idx, read_idx
-from digits.sources.readers import in_normal_form
+from digits.sources.readers import in_normal_form, read_file
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # of pictures in archives
 
@@ -79,18 +77,8 @@ def read_any(path: Path, image_size: int, part: str = "test") -> Found:
         if not pictures.light:
             raise DigitsError(f"{path}: holds no picture. Expected {', '.join(ENDINGS)} files.")
         images = pictures.images(path, image_size)
-        return Found(kind, Table(images, None, 0), pictures.most, names)
-    if kind == "parquet":
-        table, _ = read_parquet(path, image_size, None)
-    elif kind == "npz":
-        table = read_npz(path, part)
-    elif kind == "idx":
-        images = read_idx(path, dimensions=3)
-        labels = find_idx(path.parent, path.name.split("-images")[0], "labels-idx1")
-        known = read_idx(labels, dimensions=1).astype(str) if labels.exists() else None
-        table = Table(images, known, 0)
-    else:
-        table = read_table(path)
+        return Found(kind, Table(images, None, pictures=True), pictures.most, names)
+    table = read_file(kind, path, part, image_size, None)
     if not len(table.images):
         raise DigitsError(f"{path}: holds no image.")
     return Found(kind, table, "black" if light_paper(as_bytes(table.images)[0]) else "white", [])

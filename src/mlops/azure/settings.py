@@ -1,6 +1,5 @@
 """params.yaml's section `azure`: how the model is deployed, and where jobs run."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,22 +16,18 @@ RECORDED = 130  # characters of instance_type and collections: a revision's reco
 Positive = Annotated[float, Field(gt=0)]
 
 
-@dataclass(frozen=True)
+@params.strict
 class Smoke:
     """How the new deployment is asked before it gets traffic, and at each step of it."""
-
-    __pydantic_config__ = params.STRICT
 
     digits: Annotated[int, Field(ge=1, le=10_000)]
     accuracy: Annotated[float, Field(ge=0, le=1)]
     latency_seconds: Positive  # of the slowest answer
 
 
-@dataclass(frozen=True)
+@params.strict
 class Autoscale:
     """When instances beyond `instance_count` come and go."""
-
-    __pydantic_config__ = params.STRICT
 
     most: Annotated[int, Field(ge=2, le=INSTANCES)]
     cpu_percent: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(le=99)]]
@@ -44,11 +39,9 @@ class Autoscale:
             raise ValueError("cpu_percent must be [less, more]")
 
 
-@dataclass(frozen=True)
+@params.strict
 class Job:
     """Where `digits train` and `digits sweep` run the pipeline."""
-
-    __pydantic_config__ = params.STRICT
 
     compute: str | None  # a cluster's name; None is serverless, which costs nothing when idle
     instance_type: str  # of serverless
@@ -57,11 +50,9 @@ class Job:
     timeout_hours: Annotated[float, Field(gt=0, le=168)]
 
 
-@dataclass(frozen=True)
+@params.strict
 class Batch:
     """Where a batch endpoint scores files."""
-
-    __pydantic_config__ = params.STRICT
 
     compute: Annotated[str, Field(min_length=1)]
     instances: Annotated[int, Field(ge=1, le=100)]
@@ -70,11 +61,9 @@ class Batch:
     timeout_seconds: Annotated[int, Field(ge=1, le=86_400)]  # of a file
 
 
-@dataclass(frozen=True)
+@params.strict
 class Params:
     """params.yaml's section `azure`."""
-
-    __pydantic_config__ = params.STRICT
 
     endpoint: Annotated[str, Field(pattern=r"^[a-z]+(-?[a-z0-9])+$", max_length=23)]
     strategy: Literal["blue_green", "in_place"]

@@ -1,43 +1,36 @@
 """What a change may do to the metrics: section `review` of params.yaml, and the judgement."""
 
 import math
-from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 
 from core import params
-from core.params import STRICT
+from core.params import strict
 from mlops.review.schema import Bounds, Metric
 
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True)
+@strict
 class Rule(Bounds):
     """The bounds of one metric, as params.yaml has them."""
-
-    __pydantic_config__ = STRICT
 
     tolerance: NotNegative
 
 
-@dataclass(frozen=True)
+@strict
 class Retrain:
     """What is proposed when production drifts."""
-
-    __pydantic_config__ = STRICT
 
     propose: bool  # by monitor.yml, as a pull request
     # What the experiment changes in params.yaml, beside the labelled digits that it takes in.
     set: dict[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")], bool | int | float | str]
 
 
-@dataclass(frozen=True)
+@strict
 class Params:
     """Section `review` of params.yaml."""
-
-    __pydantic_config__ = STRICT
 
     retrain: Retrain
     stage_seconds: dict[str, NotNegative]  # what a stage takes, for the time that is saved

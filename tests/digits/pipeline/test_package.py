@@ -1,5 +1,7 @@
 """The packaged model: its content, predictions without this project, and corrupted files."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +14,10 @@ import yaml
 from conftest import Project, environment, mnist_part, python
 
 from core.dataset import read_split
+from core.errors import DigitsError
+from digits.model import network
+from digits.pipeline import evaluate
+from digits.pipeline import package as stage
 
 PREDICT = """
 import sys, json, warnings
@@ -27,7 +33,32 @@ for name in ("digits", "src"):
 model = mlflow.pyfunc.load_model(sys.argv[1])
 scores = model.predict(np.load(sys.argv[2]))
 print(json.dumps({name: value.tolist() for name, value in scores.items()}))
+from pathlib import Path
+from loader import DigitModel  # which MLflow has put on the path
+for damaged in sys.argv[3:]:
+    try:
+        DigitModel(Path(damaged))
+    except ValueError as error:
+        print(error)
 """
+
+
+def damage_weights(model: Path) -> str:
+    with (model / "model.keras").open("r+b") as file:
+        file.seek(-2000, os.SEEK_END)
+        file.write(b"damage")
+    return "is corrupted"
+
+
+def cut_manifest(model: Path) -> str:
+    (model / "manifest.json").write_text("{")
+    return "is corrupted"
+
+
+def other_version(model: Path) -> str:
+    path = model / "manifest.json"
+    path.write_text(path.read_text("utf-8").replace('"format": 1', '"format": 99'))
+    return "expected format 1, found 99"
 
 
 def in_empty_process(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,13 +69,23 @@ def in_empty_process(folder: Path, code: str, *arguments: str) -> subprocess.Com
 
 
 @pytest.mark.slow
-def test_the_folder_predicts_without_this_project(reproduced: Project, tmp_path: Path) -> None:
+def test_the_folder_predicts_without_this_project_and_reports_damage(
+    reproduced: Project, tmp_path: Path
+) -> None:
     images = mnist_part("t10k", 20).images
     np.save(tmp_path / "images.npy", images)
     package = reproduced.root / "data" / "package"
-    done = in_empty_process(tmp_path, PREDICT, str(package), str(tmp_path / "images.npy"))
+    damages = (damage_weights, cut_manifest, other_version)
+    damaged = [tmp_path / damage.__name__ for damage in damages]
+    for folder in damaged:
+        shutil.copytree(package / "data" / "model", folder)
+    messages = [damage(folder) for damage, folder in zip(damages, damaged, strict=True)]
+    words = (str(package), str(tmp_path / "images.npy"), *map(str, damaged))
+    done = in_empty_process(tmp_path, PREDICT, *words)
     assert done.returncode == 0, done.stderr
-    scores = json.loads(done.stdout.splitlines()[-1])
+    printed, *lines = done.stdout.splitlines()[-1 - len(damages) :]
+    assert all(message in line for message, line in zip(messages, lines, strict=True)), lines
+    scores = json.loads(printed)
     digits, scripts = np.array(scores["digits"]), np.array(scores["scripts"])
     assert digits.shape == (20, 10)
     assert scripts.shape == (20, 1, 10)
@@ -75,46 +116,6 @@ def test_the_folder_states_where_it_came_from(reproduced: Project) -> None:
         assert "3.11" in (package / name).read_text("utf-8")
 
 
-def damage_weights(model: Path) -> str:
-    with (model / "model.keras").open("r+b") as file:
-        file.seek(-2000, os.SEEK_END)
-        file.write(b"damage")
-    return "is corrupted"
-
-
-def cut_manifest(model: Path) -> str:
-    (model / "manifest.json").write_text("{")
-    return "is corrupted"
-
-
-def other_version(model: Path) -> str:
-    path = model / "manifest.json"
-    path.write_text(path.read_text("utf-8").replace('"format": 1', '"format": 99'))
-    return "expected format 1, found 99"
-
-
-@pytest.mark.slow
-def test_a_damaged_folder_is_reported(reproduced: Project, tmp_path: Path) -> None:
-    package, messages, models = reproduced.root / "data" / "package", [], []
-    for damage in (damage_weights, cut_manifest, other_version):
-        model = tmp_path / damage.__name__
-        shutil.copytree(package / "data" / "model", model)
-        messages.append(damage(model))
-        models.append(str(model))
-    code = "import sys; from loader import DigitModel; from pathlib import Path\n"
-    code += "for model in sys.argv[1:]:\n"
-    code += "    try: DigitModel(Path(model))\n    except ValueError as error: print(error)"
-    done = subprocess.run(
-        python(code, *models),
-        env=environment() | {"PYTHONPATH": str(package / "code")},
-        capture_output=True,
-        text=True,
-    )
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(messages), done.stderr
-    assert all(message in line for message, line in zip(messages, lines, strict=True)), lines
-
-
 @pytest.mark.slow
 def test_smoke_items_are_validation_digits_with_their_labels(reproduced: Project) -> None:
     text = (reproduced.root / "data" / "package" / "smoke.jsonl").read_text("utf-8")
@@ -128,6 +129,17 @@ def test_smoke_items_are_validation_digits_with_their_labels(reproduced: Project
 
 
 @pytest.mark.slow
+def test_the_summary_is_utf_8_whatever_standard_output_is(
+    reproduced: Project, tmp_path: Path
+) -> None:
+    model = network.load(reproduced.root / "data" / "model" / "model.keras", 28, 10)
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="iso-8859-1")):
+        stage.write_summary(model, tmp_path / "summary")
+    made = reproduced.root / "data" / "package" / "_summary.txt"
+    assert (tmp_path / "summary").read_bytes() == made.read_bytes()
+
+
+@pytest.mark.prove
 def test_the_bytes_do_not_depend_on_the_encoding_of_standard_output(
     reproduced: Project, tmp_path: Path
 ) -> None:
@@ -142,7 +154,9 @@ def test_the_bytes_do_not_depend_on_the_encoding_of_standard_output(
 
 
 @pytest.mark.slow
-def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
+def test_a_lineage_of_another_model_is_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lineage = project.root / "data" / "model" / "lineage.json"
     text = lineage.read_text("utf-8")
     assert '"scripts": [' in text
@@ -150,21 +164,23 @@ def test_a_lineage_of_another_model_is_refused(project: Project) -> None:
     lineage.write_text(text.replace('"scripts": [', '"scripts": ["another",'), "utf-8")
     inputs = ("--lock", "requirements.txt", "--validation", "data/prepared/validation.npz")
     code = ("--code", "src/digits/runtime", "--out", "data/package")
-    command = ("python", "src", "package", "--model", "data/model", *inputs, *code)
-    output = project.run(*command, code=1)
-    assert "its scripts or classes do not match the model" in output
+    monkeypatch.chdir(project.root)
+    with pytest.raises(DigitsError, match="its scripts or classes do not match the model"):
+        stage.main(["--model", "data/model", *inputs, *code])
     assert (project.root / "data" / "package" / "MLmodel").exists()
 
 
 @pytest.mark.slow
-def test_evaluate_states_of_a_damaged_model(project: Project) -> None:
+def test_evaluate_states_of_a_damaged_model(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = project.root / "data" / "model" / "model.keras"
     whole = path.read_bytes()
     path.unlink()  # a link to DVC's cache, perhaps
     path.write_bytes(whole[: len(whole) // 2])
     arguments = ("--test", "data/prepared/test.npz", "--out", "data/evaluation")
     before = (project.root / "data" / "evaluation" / "metrics.json").read_bytes()
-    output = project.run("python", "src", "evaluate", "--model", "data/model", *arguments, code=1)
-    assert "model.keras: is corrupted or from another version (it is truncated" in output
-    assert "Traceback" not in output
+    monkeypatch.chdir(project.root)
+    with pytest.raises(DigitsError, match=r"model\.keras: is corrupted .* \(it is truncated"):
+        evaluate.main(["--model", "data/model", *arguments])
     assert (project.root / "data" / "evaluation" / "metrics.json").read_bytes() == before
