@@ -326,6 +326,12 @@ def bench_workers() -> None:
     measure("bench_workers")
 
 
+def bench_photos() -> None:
+    """Read photographs that are painted by program: ten minutes."""
+    repro()
+    measure("photos")
+
+
 def drift_power() -> None:
     """Measure the power and the false alarm rate of the drift test: a minute."""
     repro()
@@ -535,6 +541,10 @@ def lock() -> None:
     resolve += sys.argv[2:]  # for instance --upgrade, or --upgrade-package NAME
     run(*resolve, "--extra", "mlops", "--group", "dev", "--output-file", LOCK.name)
     run(*resolve, "--constraint", LOCK.name, "--output-file", "requirements.txt")
+    action = ROOT / ".github" / "actions" / "review"
+    small = [argument for argument in resolve if argument != "pyproject.toml"]
+    small += [action / "requirements.in", "--constraint", LOCK.name]
+    run(*small, "--output-file", action / "requirements.txt")
     npm: list[str | Path] = [shutil.which("npm") or "npm", "install", "--package-lock-only"]
     npm += ["--silent", "--omit-lockfile-registry-resolved"]
     run(*npm)
@@ -567,6 +577,7 @@ TARGETS = {
     "bench": bench,
     "bench-serve": bench_serve,
     "bench-workers": bench_workers,
+    "bench-photos": bench_photos,
     "drift-power": drift_power,
     "rendering-realism": rendering_realism,
     "verify-azure": verify_azure,

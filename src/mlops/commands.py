@@ -12,7 +12,7 @@ COMMANDS = (
     Command("review", REVIEW, "mlops.review.command", "Compare the metrics with main's"),
     Command("restore", REVIEW, "mlops.review.command", "Get checked data from a remote"),
     Command("retrain", REVIEW, "mlops.review.command", "Train with labels from production"),
-    Command("relock", REVIEW, "mlops.review.command", "Resolve a merge conflict in dvc.lock"),
+    Command("merge", REVIEW, "mlops.review.command", "Merge main, with its dvc.lock"),
     Command("deploy", PRODUCTION, "mlops.deploy.command", "Deploy, roll back or destroy", SDK),
     Command("local", PRODUCTION, "mlops.dashboard.command", "Run production locally", MODEL),
     Command("score", PRODUCTION, "mlops.production.command", "Score files in batches", MODEL),

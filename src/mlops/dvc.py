@@ -45,9 +45,9 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return an environment in which stages find this Python."""
-    folder = str(Path(sys.executable).parent)
-    return os.environ | {"PATH": folder + os.pathsep + os.environ.get("PATH", "")}
+    """Return an environment in which stages find this Python, or what STAGE_PATH has of it."""
+    path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
+    return os.environ | {"PATH": os.environ.get("STAGE_PATH") or path}
 
 
 def run(
@@ -198,7 +198,7 @@ def repro(*options: str) -> Run:
         errors="replace",
     )
     assert process.stdout
-    with process:
+    try:
         for line in process.stdout:
             print(line, end="", flush=True)
             last.append(line.rstrip())
@@ -207,6 +207,12 @@ def repro(*options: str) -> Run:
                 if name:
                     run.stages[name] = (what, time.monotonic() - since)
                 (name, what), since = found[0], time.monotonic()
+    except KeyboardInterrupt:  # it reaches DVC and its stage, too, which take back what they did
+        print(process.stdout.read(), end="")
+        raise
+    finally:
+        process.wait()
+        process.stdout.close()
     if name:
         run.stages[name] = (what, time.monotonic() - since)
     if process.returncode:
@@ -248,13 +254,3 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
         if missing
         else [],
     )
-
-
-def plots(base: str | None, folder: Path) -> str:
-    """Write DVC's plots page into a folder; return what went wrong, empty when nothing did."""
-    arguments = ["plots", "diff", base] if base else ["plots", "show"]
-    try:
-        run(*arguments, "--out", str(folder))
-    except DigitsError as error:
-        return f"DVC's page of plots was not made: {error}"
-    return ""

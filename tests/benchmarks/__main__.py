@@ -12,6 +12,7 @@ NAMES = (
     "bench",
     "bench_serve",
     "bench_workers",
+    "photos",
     "power",
     "realism",
     "seed_variance",

@@ -176,13 +176,13 @@ def test_a_failure_is_one_line_and_ends_with_1(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_with_130() -> None:
-    code = "import sys; from mlops import cli; from mlops.review import relock\n"
-    code += "def main(): raise KeyboardInterrupt\n"
-    code += "relock.main = main; sys.argv = ['digits', 'relock']; sys.exit(cli.main())"
+    code = "import sys; from mlops import cli; from mlops.review import merge\n"
+    code += "def main(*given): raise KeyboardInterrupt\n"
+    code += "merge.main = main; sys.argv = ['digits', 'merge']; sys.exit(cli.main())"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, encoding="utf-8"
     )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "relock: stopped\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "merge: stopped\n")
 
 
 def test_a_reader_of_help_that_has_seen_enough_is_no_failure() -> None:

@@ -2,11 +2,14 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import steps
 from conftest import ROOT, Project, copy_tracked
 from light import DIGITS, Deployable, Emulator
+from loopback import needs_bash
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
@@ -147,8 +150,75 @@ def test_a_later_upstream_is_merged_and_the_model_kept(
     assert "instance_count: 2" in (irises.root / "params.yaml").read_text("utf-8")
     report = digits(irises, "review", "--gate")
     assert "gate passed" in report.splitlines()[0]
-    assert "| **iris accuracy** | 0.94 | 0.94 | 0 | same |" in report
+    assert "| **iris accuracy** | 0.94 | 0.94 | 0 | no difference |" in report
     assert "⚠️" not in report
+
+
+MODEL = """\
+import json, sys
+import joblib, yaml
+from sklearn.datasets import load_iris
+from sklearn.tree import DecisionTreeClassifier
+
+lengths, labels = load_iris(return_X_y=True)
+depth = yaml.safe_load(open("params.yaml"))["train"]["depth"]
+if sys.argv[1] == "train":
+    tree = DecisionTreeClassifier(max_depth=depth, random_state=1)
+    tree.fit(lengths[::3], labels[::3])
+    joblib.dump(tree, "tree.joblib")
+else:
+    right = joblib.load("tree.joblib").predict(lengths[1::3]) == labels[1::3]
+    json.dump({"accuracy": float(right.mean())}, open("scores.json", "w"))
+"""
+OWN = {
+    "model.py": MODEL,
+    "params.yaml": """\
+train: {depth: 3}
+review:
+  gate:
+    scores:
+      accuracy: {direction: higher, floor: 0.9, tolerance: 0.02}
+  retrain: {propose: false, set: {}}
+""",
+    "dvc.yaml": """\
+stages:
+  train: {cmd: python model.py train, params: [train], deps: [model.py], outs: [tree.joblib]}
+  evaluate:
+    cmd: python model.py evaluate
+    deps: [model.py, tree.joblib]
+    metrics: [scores.json: {cache: false}]
+""",
+}
+
+
+@needs_bash
+def test_the_action_reviews_a_repository_that_has_nothing_of_this_one(tmp_path: Path) -> None:
+    """The same tree on irises; its metrics stand where its dvc.yaml says, without a source."""
+    own = Project(tmp_path / "own")
+    own.root.mkdir()
+    for name, text in OWN.items():
+        (own.root / name).write_text(text, "utf-8")
+    own.git("init", "--quiet", "--initial-branch", "main")
+    own.dvc("init", "--quiet")
+    own.dvc("repro", "--quiet")
+    commit(own, "Irises")
+    own.git("update-ref", "refs/remotes/origin/main", "HEAD")
+    own.git("switch", "--quiet", "--create", "change")
+    python = tmp_path / "review" / "bin" / "python"  # as the action installs it
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    step = next(step for step in steps.action("review") if step.get("id") == "review")
+    env = {"BASE": "origin/main", "PYTHONPATH": str(ROOT / "src")}
+    change(own, depth=2)
+    steps.run(step, own.root, tmp_path, **env)
+    summary = (tmp_path / "github_step_summary").read_text("utf-8")
+    assert "gate passed" in summary.splitlines()[0]
+    assert "| train.depth | 3 | 2 |" in summary and "| **scores accuracy** |" in summary
+    assert (own.root / "review" / "report.json").exists()
+    change(own, depth=1)
+    with pytest.raises(AssertionError, match=r"scores accuracy 0\.66 is below its floor 0\.9"):
+        steps.run(step, own.root, tmp_path, **env)
 
 
 def test_core_and_mlops_are_this_repositorys_own(irises: Project) -> None:

@@ -1,9 +1,21 @@
 """A GitHub on loopback: repository, API, and a runner that runs the real workflow files by act.
 
 It grants each job what the workflow file's `permissions` grant it and refuses the rest, and
-records every call. What a job's own token pushes starts runs of `pull_request` that wait for a
-person's approval (docs.github.com, "Use GITHUB_TOKEN for authentication in workflows", June 2026);
-what an App's token pushes starts them at once.
+records every call. Its rules, which act does not know:
+
+- What a job's own token pushes starts runs of `pull_request` that wait for a person's approval
+  (docs.github.com, "Use GITHUB_TOKEN for authentication in workflows", June 2026; community
+  #199292). Such a run completes as `action_required`, and `workflow_run` fires for it. What an
+  App's token pushes starts them at once.
+- A branch that conflicts with its base starts no `pull_request` run (community #26304).
+- The checks of a run that `workflow_dispatch` started are on the commit and do not count in the
+  pull request (measured: pfBlockerNG #911, open-agreements #393).
+- Of the runs in one concurrency group one runs and one waits: a third cancels the second, unless
+  the group has `queue: max` (docs.github.com, "Control the concurrency of workflows and jobs").
+- A token of a job cannot push a commit that changes workflow files (docs.github.com,
+  "GITHUB_TOKEN", permissions: there is none called workflows).
+- A required check counts from its integration alone where the ruleset names one; GitHub Actions
+  is 15368 (docs.github.com/rest/repos/rules).
 """
 
 import base64
@@ -32,24 +44,35 @@ ACTIONS = ROOT / "tests" / "workflows" / "actions"
 NEWER = (
     (re.compile(r"^ *cache-mode: .*\n", re.M), ""),
     (re.compile(r", deployment: false"), ""),
+    (re.compile(r"^ *queue: max.*\n", re.M), ""),
     (re.compile(r"uses: \$/"), "uses: ./"),
 )
+ACTIONS_ID = 15368  # GitHub Actions as an integration
 FIRST_ISSUE = 101  # pull requests, which GitHub counts with them, have two digits here
 needs_bash = pytest.mark.skipif(sys.platform == "win32", reason="the jobs' shell is bash")
 # What GitHub asks for: method, path, permission, level. Each as its page of
-# docs.github.com/rest names it, "Fine-grained access tokens for ..."; for GraphQL its mutation.
+# docs.github.com/rest names it, "Fine-grained access tokens for ...";
 NEEDED = [
     ("GET", r"/actions/runs/\d+", "actions", "read"),  # actions/workflow-runs
+    ("GET", r"/actions/runs/\d+/jobs", "actions", "read"),  # actions/workflow-jobs
     ("GET", r"/actions/runs/\d+/artifacts", "actions", "read"),  # actions/artifacts
     ("GET", r"/actions/artifacts/\d+/zip", "actions", "read"),
     ("GET", r"/actions/caches", "actions", "read"),  # actions/cache
     ("GET", r"/compare/.*", "contents", "read"),  # commits/commits
+    ("GET", r"/contents/.*", "contents", "read"),  # repos/contents
     ("GET", r"/git/trees/.*", "contents", "read"),  # git/trees
-    ("POST", r"/graphql", "contents", "write"),
+    ("GET", r"/git/matching-refs/heads/.*", "contents", "read"),  # git/refs
+    ("POST", r"/git/(trees|commits)", "contents", "write"),
+    ("PATCH", r"/git/refs/heads/.*", "contents", "write"),
+    ("POST", r"/statuses/[0-9a-f]{40}", "statuses", "write"),  # commits/statuses
+    ("GET", r"/deployments", "deployments", "read"),  # deployments/deployments
+    ("POST", r"/deployments", "deployments", "write"),
+    ("POST", r"/deployments/\d+/statuses", "deployments", "write"),  # deployments/statuses
     ("POST", r"/git/refs", "contents", "write"),
     ("DELETE", r"/git/refs/heads/.*", "contents", "write"),
     ("GET", r"/pulls", "pull-requests", "read"),
     ("POST", r"/pulls", "pull-requests", "write"),
+    ("GET", r"/issues/\d\d\d/comments", "issues", "read"),
     ("GET", r"/issues/\d+/comments", "pull-requests", "read"),
     ("POST", r"/issues/\d\d\d/comments", "issues", "write"),
     ("POST", r"/issues/\d+/comments", "pull-requests", "write"),
@@ -88,6 +111,8 @@ class GitHub:
         self.leaks: list[str] = []
         self.waiting: deque[tuple[str, str, str, dict[str, Any]]] = deque()
         self.unapproved: dict[int, list[tuple[str, str, str, dict[str, Any]]]] = {}
+        self.statuses: list[dict[str, Any]] = []
+        self.deployments: list[dict[str, Any]] = []
         self.app = False  # whether an App's token makes the call
         self.running = ""  # the workflow whose jobs call now
         self.may_open = True  # the setting: Actions may create pull requests
@@ -150,23 +175,77 @@ class GitHub:
 
     def checks(self, pull: Pull, sender: str) -> list[tuple[str, str, str, dict[str, Any]]]:
         """Return the runs that an update of a pull request starts."""
-        payload = {"number": pull.number, "action": "synchronize", "sender": {"type": sender}}
+        if self.conflicts(pull):
+            return []
+        login = pull.author if sender == "User" else BOT["login"]
+        payload: dict[str, Any] = {"number": pull.number, "action": "synchronize"}
+        payload |= {"sender": {"type": sender, "login": login}}
         payload["pull_request"] = self.pull_facts(pull)
         head = self.head(self.ref(pull))
         names = ("pull-request.yml", "ci.yml")
         return [("pull_request", name, head, payload) for name in names]
+
+    def open_link(self, branch: str) -> Pull:
+        """Open the pull request of a branch as a person, whose checks then start at once."""
+        pull = Pull(1 + max(self.pulls, default=0), branch, author="maintainer")
+        self.pulls[pull.number] = pull
+        self.waiting.extend(self.checks(pull, "User"))
+        return pull
+
+    def conflicts(self, pull: Pull) -> bool:
+        """Say whether a pull request cannot be merged into main as it is."""
+        command = ["git", "--git-dir", str(self.origin), "merge-tree", "--write-tree"]
+        command += [self.head("main"), self.head(self.ref(pull))]
+        return subprocess.run(command, capture_output=True, env=environment()).returncode == 1
 
     def pushed_by_bot(self, pull: Pull, app: bool) -> None:
         """Start the checks of what a bot pushed, or let them wait for approval."""
         checks = self.checks(pull, "Bot")
         if app:
             self.waiting.extend(checks)
-        else:
-            self.unapproved[pull.number] = checks
+            return
+        self.unapproved[pull.number] = checks
+        for _, workflow, sha, payload in checks:
+            if workflow == "pull-request.yml":
+                run = Run(len(self.runs) + 1, workflow, "pull_request", pull.branch, sha)
+                run.number, run.actor = self.number(workflow), "Bot"
+                run.login, run.payload = BOT["login"], payload
+                run.jobs = {"review": "action_required"}
+                self.runs.append(run)
+                self.ended(run)
 
     def approve(self, pull: Pull) -> None:
         """Press "Approve workflows to run" on the runs that wait for it."""
         self.waiting.extend(self.unapproved.pop(pull.number))
+
+    def rerun(self, run: Run) -> None:
+        """Press "Re-run failed jobs": the same run, at the same commit, once more."""
+        run.attempt += 1
+        self.waiting.append((run.event, run.workflow, run.sha, run.payload | {"run": run}))
+
+    def dispatch(self, workflow: str, branch: str, inputs: dict[str, str]) -> None:
+        """Press "Run workflow" on a branch."""
+        payload = {"ref": f"refs/heads/{branch}", "inputs": inputs}
+        payload |= {"sender": {"type": "User", "login": "student"}}
+        self.waiting.append(("workflow_dispatch", workflow, self.head(branch), payload))
+
+    def number(self, workflow: str) -> int:
+        """Return the number of a workflow's next run."""
+        return 1 + max((run.number for run in self.runs if run.workflow == workflow), default=0)
+
+    def ended(self, run: Run) -> None:
+        """Start comment.yml for a run that has ended, by the rule of concurrency groups."""
+        text = (ROOT / ".github" / "workflows" / "comment.yml").read_text("utf-8")
+        same = [
+            waiting
+            for waiting in self.waiting
+            if waiting[0] == "workflow_run"
+            and waiting[3]["workflow_run"]["head_branch"] == run.branch
+        ]
+        if len(same) > 1 and "queue: max" not in text:
+            self.waiting.remove(same[1])
+        payload = {"workflow_run": run.facts(), "action": "completed"}
+        self.waiting.append(("workflow_run", "comment.yml", self.head("main"), payload))
 
     def settle(self) -> list[Run]:
         """Run what is started, and what that starts; return the runs."""
@@ -177,21 +256,32 @@ class GitHub:
                 self.runs.append(Run(len(self.runs) + 1, workflow, event, "", sha))
                 self.runs[-1].jobs = {"required": "success"}
                 continue
-            done = {"workflow_run": self.act(workflow, event, sha, payload).facts()}
+            run = self.act(workflow, event, sha, payload)
             if workflow == "pull-request.yml":
-                self.waiting.append(("workflow_run", "comment.yml", self.head("main"), done))
+                self.ended(run)
         return self.runs[before:]
 
     def mergeable(self, pull: Pull) -> bool:
         """Say whether the checks that the ruleset requires have passed on the head."""
         rules = json.loads((ROOT / ".github" / "ruleset.json").read_text("utf-8"))["rules"]
         (required,) = (rule for rule in rules if rule["type"] == "required_status_checks")
-        names = {check["context"] for check in required["parameters"]["required_status_checks"]}
-        checks: dict[str, str] = {}
+        wanted = required["parameters"]["required_status_checks"]
+        head = self.head(self.ref(pull))
+        checks: dict[tuple[str, int | None], str] = {}
+        for status in self.statuses:  # by whom a workflow's token is, or any writer
+            if status["sha"] == head:
+                checks[status["context"], status["integration_id"]] = status["state"]
         for run in self.runs:
-            if run.sha == self.head(self.ref(pull)):
-                checks |= run.jobs
-        return all(checks.get(name) == "success" for name in names)
+            if run.sha == head and run.event != "workflow_dispatch":
+                checks |= {(name, ACTIONS_ID): result for name, result in run.jobs.items()}
+        passed = {place for place, result in checks.items() if result == "success"}
+        return not self.conflicts(pull) and all(
+            any(
+                name == row["context"] and row.get("integration_id") in (None, source)
+                for name, source in passed
+            )
+            for row in wanted
+        )
 
     # The runner
 
@@ -201,13 +291,17 @@ class GitHub:
         branch = pull.get("head", {}).get("ref") or payload.get("ref", "").removeprefix(
             "refs/heads/"
         )
-        number = 1 + sum(run.workflow == workflow for run in self.runs)
-        run = Run(len(self.runs) + 1, workflow, event, branch or "main", sha, number=number)
-        run.actor = payload.get("sender", {"type": "User"})["type"]
+        run = payload.get("run") or Run(
+            len(self.runs) + 1, workflow, event, branch or "main", sha, number=self.number(workflow)
+        )
+        payload = {key: value for key, value in payload.items() if key != "run"}
+        sender = payload.get("sender", {"type": "User", "login": "student"})
+        run.actor, run.login, run.payload, run.jobs = sender["type"], sender["login"], payload, {}
         run.source = pull.get("head", {}).get("repo", {}).get("full_name", FULL_NAME)
-        self.runs.append(run)
+        if run not in self.runs:
+            self.runs.append(run)
         self.running = workflow
-        place = self.folder / "runs" / str(run.id)
+        place = self.folder / "runs" / f"{run.id}-{run.attempt}"
         source = place / "source"
         source.mkdir(parents=True)
         for command in (
@@ -345,6 +439,12 @@ class GitHub:
         page = slice(100 * (int(query.get("page", 1)) - 1), 100 * int(query.get("page", 1)))
         if parts[:2] == ["actions", "runs"] and len(parts) == 3:
             return 200, next(run for run in self.runs if run.id == int(parts[2])).facts()
+        if parts[0] == "actions" and parts[-1] == "jobs":
+            times: dict[str, str | None]
+            times = {"started_at": "2026-01-02T00:00:00Z", "completed_at": "2026-01-02T00:00:59Z"}
+            asks = dict.fromkeys(times)  # the job that asks has not ended
+            jobs = [("ubuntu-24.04", times), ("windows-2025", times), ("ubuntu-24.04", asks)]
+            return 200, {"jobs": [{"labels": [label], **row} for label, row in jobs]}
         if parts[:2] == ["actions", "runs"]:
             stems = sorted(path.stem for path in self.artifacts.joinpath(parts[2]).glob("*.zip"))
             artifacts = [
@@ -363,14 +463,40 @@ class GitHub:
         if parts[0] == "compare":
             base, head = urllib.parse.unquote(parts[1]).split("...")
             span = f"{base}...{head}"
-            names = self.git("diff", "--name-only", "-z", "--no-renames", span).split("\0")
-            return 200, {"files": [{"filename": name} for name in names if name][:300]}
-        if parts[:2] == ["git", "trees"]:
+            rows = self.git("diff", "--raw", "-z", "--abbrev=40", "--no-renames", span).split("\0")
+            files = [
+                {
+                    "filename": name,
+                    "sha": row.split()[3],
+                    "status": "removed" if row[-1] == "D" else "modified",
+                }
+                for row, name in zip(rows[::2], rows[1::2], strict=False)
+            ]
+            counts = self.git("rev-list", "--left-right", "--count", span).split()
+            return 200, {
+                "files": files[:300],
+                "behind_by": int(counts[0]),
+                "ahead_by": int(counts[1]),
+            }
+        if parts[0] == "contents":
+            content = self.git("show", f"{query['ref']}:{path.removeprefix('/contents/')}")
+            return 200, {"content": base64.b64encode(content.encode()).decode()}
+        if parts[0] == "statuses":
+            source = ACTIONS_ID if self.running else None  # a token of a person has none
+            self.statuses.append({"sha": parts[1], "integration_id": source, **body})
+            return 201, self.statuses[-1]
+        if parts[0] == "deployments":
+            return self.deployment(method, parts, query, body)
+        if parts[:2] == ["git", "trees"] and method == "GET":
             rows = self.git("ls-tree", "-r", "-z", parts[2]).split("\0")
             tree = [{"path": row.split("\t", 1)[1], "mode": row.split()[0]} for row in rows if row]
-            return 200, {"tree": tree, "truncated": False}
-        if parts == ["graphql"]:
-            return 200, self.commit(body["variables"]["input"])
+            sha = self.git("rev-parse", f"{parts[2]}^{{tree}}")
+            return 200, {"sha": sha, "tree": tree, "truncated": False}
+        if parts[:2] == ["git", "matching-refs"]:
+            refs = self.git("for-each-ref", "--format=%(refname)", f"refs/{'/'.join(parts[2:])}*")
+            return 200, [{"ref": ref} for ref in refs.split()]
+        if parts[0] == "git" and method == "POST" and parts[1] in ("trees", "commits"):
+            return self.store(parts[1], body)
         if parts[:2] == ["git", "refs"]:
             return self.change_ref(method, path, body)
         if parts == ["pulls"] and method == "POST":
@@ -384,7 +510,10 @@ class GitHub:
                 and (not owner or (pull.source.partition("/")[0], pull.branch) == (owner, branch))
             ][page]
         if parts[-1] == "comments" and method == "GET":
-            return 200, self.pulls[int(parts[1])].comments[page]
+            number = int(parts[1])
+            if number >= FIRST_ISSUE:
+                return 200, self.issue(number)["remarks"][page]
+            return 200, self.pulls[number].comments[page]
         if parts[-1] == "comments":
             number = int(parts[1])
             issue = number >= FIRST_ISSUE
@@ -409,15 +538,67 @@ class GitHub:
         """Return an issue by its number."""
         return self.issues[number - FIRST_ISSUE]
 
+    def deployment(
+        self, method: str, parts: list[str], query: dict[str, str], body: Any
+    ) -> tuple[int, Any]:
+        """Create a deployment or its status, or list the newest first."""
+        if method == "GET":
+            of = [row for row in self.deployments if row["environment"] == query["environment"]]
+            return 200, of[::-1][: int(query["per_page"])]
+        if len(parts) > 1:
+            self.deployments[int(parts[1])]["state"] = body["state"]
+            return 201, {"state": body["state"]}
+        assert body["auto_merge"] is False and body["required_contexts"] == []
+        row = {"id": len(self.deployments), "sha": self.git("rev-parse", body["ref"]), **body}
+        self.deployments.append(row)
+        return 201, row
+
+    def store(self, kind: str, body: Any) -> tuple[int, Any]:
+        """Store an object of the Git database: docs.github.com/rest/git."""
+        if kind == "trees":
+            self.git("read-tree", body["base_tree"])
+            for row in body["tree"]:
+                if row.get("sha", "") is None:
+                    gone = f"0 {'0' * 40}\t{row['path']}\n"
+                    self.git("update-index", "--index-info", data=gone.encode())
+                else:
+                    assert ("sha" in row) != ("content" in row)
+                    data = row.get("content", "").encode()
+                    sha = row.get("sha") or self.git("hash-object", "-w", "--stdin", data=data)
+                    entry = f"{row['mode']},{sha},{row['path']}"
+                    self.git("update-index", "--add", "--cacheinfo", entry)
+            return 201, {"sha": self.git("write-tree")}
+        parents = [word for parent in body["parents"] for word in ("-p", parent)]
+        made = self.git("commit-tree", body["tree"], *parents, "-m", body["message"])
+        return 201, {"sha": made}
+
     def change_ref(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """Make a branch, or delete one."""
+        """Make a branch, move one forward, or delete one."""
+        ref = urllib.parse.unquote(path.removeprefix("/git/"))
+        if method == "PATCH":
+            old = self.git("rev-parse", ref)
+            if self.git("merge-base", old, body["sha"]) != old:
+                return 422, {"message": "Update is not a fast forward"}
+            changed = self.git("diff", "--name-only", old, body["sha"], "--", ".github/workflows")
+            if changed:  # nor has the App a permission for them
+                text = "refusing to allow a GitHub App to create or update workflow"
+                return 403, {"message": f"{text} `{changed.split()[0]}` without `workflows`"}
+            self.git("update-ref", ref, body["sha"])
+            self.moved(ref.removeprefix("refs/heads/"))
+            return 200, {"ref": ref}
         if method == "DELETE":
-            self.git("update-ref", "-d", urllib.parse.unquote(path.removeprefix("/git/")))
+            self.git("update-ref", "-d", ref)
             return 204, None
         if self.git("for-each-ref", body["ref"]):
             return 422, {"message": "Reference already exists"}
         self.git("update-ref", body["ref"], body["sha"])
         return 201, {"ref": body["ref"]}
+
+    def moved(self, branch: str) -> None:
+        """Start the checks of the pull requests from a branch that a bot has moved."""
+        for pull in self.pulls.values():
+            if (pull.state, pull.source, pull.branch) == ("open", FULL_NAME, branch):
+                self.pushed_by_bot(pull, self.app)
 
     def open(self, body: Any) -> tuple[int, Any]:
         """Open a pull request."""
@@ -429,23 +610,3 @@ class GitHub:
         self.pulls[number] = Pull(number, body["head"], **made)
         self.pushed_by_bot(self.pulls[number], self.app)
         return 201, self.pull_facts(self.pulls[number])
-
-    def commit(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Do createCommitOnBranch."""
-        branch = given["branch"]["branchName"]
-        head = self.head(branch)
-        if head != given["expectedHeadOid"]:
-            return {"errors": [{"message": f"Expected branch to point to {head}"}]}
-        self.git("read-tree", head)
-        for addition in given["fileChanges"]["additions"]:
-            data = base64.b64decode(addition["contents"])
-            blob = self.git("hash-object", "-w", "--stdin", data=data)
-            entry = f"100644,{blob},{addition['path']}"
-            self.git("update-index", "--add", "--cacheinfo", entry)
-        tree = self.git("write-tree")
-        made = self.git("commit-tree", tree, "-p", head, "-m", given["message"]["headline"])
-        self.git("update-ref", f"refs/heads/{branch}", made)
-        for pull in self.pulls.values():
-            if (pull.state, pull.source, pull.branch) == ("open", FULL_NAME, branch):
-                self.pushed_by_bot(pull, self.app)
-        return {"data": {"createCommitOnBranch": {"commit": {"oid": made}}}}

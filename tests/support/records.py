@@ -50,6 +50,9 @@ class Run:
     number: int = 1
     attempt: int = 1
     actor: str = "User"  # or Bot
+    login: str = "student"  # of the actor
+    status: str = "completed"
+    payload: dict[str, Any] = field(default_factory=dict)
     jobs: dict[str, str] = field(default_factory=dict)
     log: str = ""
 
@@ -72,7 +75,8 @@ class Run:
             "head_repository": {"full_name": self.source, "owner": owner_of(self.source)}
             if self.source
             else None,
-            "actor": {"type": self.actor},
-            "conclusion": self.conclusion,
+            "actor": {"type": self.actor, "login": self.login},
+            "status": self.status,
+            "conclusion": self.conclusion if self.status == "completed" else None,
             "html_url": f"https://github.com/{FULL_NAME}/actions/runs/{self.id}",
         }

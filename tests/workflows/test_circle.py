@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from hollow import hollow
-from loopback import GitHub, needs_bash
-from records import FULL_NAME, Pull, Run
+from loopback import BOT, GitHub, needs_bash
+from records import FULL_NAME, Run
 from reports import report
 
 from core.errors import DigitsError
@@ -75,7 +75,7 @@ def github(tmp_path: Path) -> Iterator[GitHub]:
             "IDENTITY_main": "main",
             "SAYS_PROPOSE": "True",
             "LABELS": "some",
-            "REPORT": json.dumps(json.loads(schema.dump(report(link="")))),
+            "REPORT": json.dumps(json.loads(schema.dump(report()))),
         }
         yield github
 
@@ -105,6 +105,7 @@ def setting(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "BASE": "main",
         "HEAD": github.head("main"),
         "ISSUE": "101",
+        "RUN": "1",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GITHUB_JOB", raising=False)
@@ -152,35 +153,19 @@ def test_what_is_no_unknown_script_proposes_nothing(setting: GitHub, action: str
     assert tell(setting, found) == ("#101: opened.", "issue=101\nretrain=false\n")
     body = setting.issues[0]["body"]
     assert ("The images are bad: fix what takes them" in body) == (action == "fix_input")
-    assert ("merge the pull request" in body) == (action != "fix_input")
+    assert ("merge the retraining" in body) == (action != "fix_input")
 
 
-@pytest.mark.parametrize(
-    ("pull", "again"),
-    [
-        (Pull(5, "retrain-2026-11-24"), False),
-        (Pull(5, "retrain-2026-11-24", state="closed"), True),  # of an alarm before this one
-        (Pull(5, "retrain-2026-11-24", state="closed", created_at="2026-01-03T00:00:00Z"), False),
-        (Pull(5, "retrain-2026-11-24", source="mallory/digits"), True),
-        (Pull(5, "other"), True),
-    ],
-    ids=["open", "older", "closed", "fork", "other"],
-)
-def test_an_alarm_has_one_retraining(setting: GitHub, pull: Pull, again: bool) -> None:
-    setting.git("update-ref", setting.ref(pull), "main")
-    setting.pulls[5] = pull
-    told, output = tell(setting, DRIFT)
-    assert output == f"issue=101\nretrain={str(again).lower()}\n"
-    assert ("Its retraining is #5" in told) != again
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"drift": true}'])
-def test_what_is_no_monitoring_touches_no_issue(setting: GitHub, text: str) -> None:
-    path = setting.folder / "monitoring.json"
-    path.write_text(text)
-    with pytest.raises(DigitsError, match=r"monitoring\.json: is no monitoring\.json"):
-        issues.main(["drift"])
-    assert setting.calls == []
+def test_an_alarm_has_one_retraining(setting: GitHub) -> None:
+    tell(setting, DRIFT)
+    remark = {"user": {"login": "student"}, "body": f"{issues.READY} #5"}
+    setting.issues[0]["remarks"].append(remark)
+    assert tell(setting, DRIFT)[1] == "issue=101\nretrain=true\n"
+    setting.issues[0]["remarks"].append(remark | {"user": BOT})
+    assert tell(setting, DRIFT) == (
+        "#101: updated. Its retraining is proposed already.",
+        "issue=101\nretrain=false\n",
+    )
 
 
 def handed(github: GitHub, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
@@ -191,41 +176,54 @@ def handed(github: GitHub, monkeypatch: pytest.MonkeyPatch, **files: str) -> Non
         for name, text in files.items():
             archive.writestr(f"files/{name}", text)
         notes = ["closes #1 <script>"]
-        archive.writestr("report.json", schema.dump(report(notes=notes, link="")))
+        archive.writestr("report.json", schema.dump(report(notes=notes)))
     monkeypatch.setenv("RUN", "1")
 
 
-def test_a_setting_that_lacks_is_named_and_no_branch_is_left(
+def test_a_retraining_is_a_branch_and_a_link(
     setting: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The setting that lets Actions open pull requests stays off."""
     setting.may_open = False
+    tell(setting, DRIFT)
     handed(setting, monkeypatch, **{"params.yaml": "epochs: 2\n"})
-    with pytest.raises(DigitsError, match=r"Allow GitHub Actions to create and approve"):
+    assert issues.main(["retrain"]).startswith("[Open the pull request](https://github.com/octo/")
+    branch = setting.git("for-each-ref", "--format=%(refname:lstrip=2)", BRANCH)
+    assert setting.git("show", f"{branch}:params.yaml") == "epochs: 2"
+    assert not setting.pulls and not setting.waiting
+    (remark,) = setting.issues[0]["remarks"]
+    link = f"https://github.com/octo/digits/compare/main...{branch}?quick_pull=1&title=Retrain"
+    assert link in remark["body"] and "## Better" in remark["body"]
+    assert "<script>" not in remark["body"] and "closes #1" not in remark["body"]
+    assert "closes #\u200b1 ‹script›" in remark["body"]
+
+
+def test_an_app_opens_the_pull_request_or_no_branch_is_left(
+    setting: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(setting, DRIFT)
+    monkeypatch.setenv("APP", "app")
+    monkeypatch.setenv("COMMIT_TOKEN", "the-token-of-an-app")
+    handed(setting, monkeypatch, **{"params.yaml": "epochs: 2\n"})
+    setting.may_open = False  # as where it has no such permission
+    with pytest.raises(DigitsError, match="403"):
         issues.main(["retrain"])
     assert setting.git("for-each-ref", BRANCH) == ""
-    assert not setting.waiting
-
-
-def test_the_checks_of_a_retraining_wait_for_approval(
-    setting: GitHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handed(setting, monkeypatch, **{"params.yaml": "epochs: 2\n"})
-    assert issues.main(["retrain"]).startswith("#1: opened from retrain-20")
-    assert list(setting.unapproved) == [1] and not setting.waiting
-    assert "<script>" not in setting.pulls[1].body and "closes #1" not in setting.pulls[1].body
-    assert "closes #\u200b1 ‹script›" in setting.pulls[1].body
+    setting.may_open = True
+    assert issues.main(["retrain"]) == "#1"
+    assert [waiting[1] for waiting in setting.waiting] == ["pull-request.yml", "ci.yml"]
 
 
 def test_a_branch_that_is_there_is_left_as_it_is(
     setting: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tell(setting, DRIFT)
     handed(setting, monkeypatch, **{"params.yaml": "epochs: 2\n"})
     issues.main(["retrain"])
     before = setting.git("for-each-ref", BRANCH)
     with pytest.raises(DigitsError, match="is there already, delete it first"):
         issues.main(["retrain"])
     assert setting.git("for-each-ref", BRANCH) == before
-    assert len(setting.pulls) == 1
 
 
 @pytest.mark.parametrize(
@@ -247,11 +245,15 @@ def test_no_other_path_is_proposed(
 def test_the_issue_of_the_weekly_run_is_opened_updated_and_closed(
     setting: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CHANGES", "-numpy==2.0\n+numpy==2.1\n```@octo")
     done = []
     for result in ("success", "failure", "failure", "success"):
+        changes = "-numpy==2.0\n+numpy==2.1\n```@octo" if result == "failure" else ""
+        monkeypatch.setenv("CHANGES", changes)
         monkeypatch.setenv("RESULT", result)
         done.append(issues.main(["weekly"]))
+        if result == "failure":
+            body = setting.issues[0]["body"]
+            assert "+numpy==2.1\n" in body and "```@octo" not in body
     assert done == [
         "The run succeeded; no issue is open.",
         "#101: opened.",
@@ -259,8 +261,24 @@ def test_the_issue_of_the_weekly_run_is_opened_updated_and_closed(
         "#101: closed.",
     ]
     assert len(setting.issues) == 1
-    body = setting.issues[0]["body"]
-    assert "+numpy==2.1\n" in body and "```@octo" not in body
+
+
+def test_newer_versions_that_pass_are_one_branch(
+    setting: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = setting.artifacts / "1" / "newest.zip"
+    place.parent.mkdir()
+    with zipfile.ZipFile(place, "w") as archive:
+        for name in ("requirements-dev.txt", "requirements.txt", "dvc.lock"):
+            archive.writestr(name, "new\n")
+    monkeypatch.setenv("RESULT", "success")
+    monkeypatch.setenv("CHANGES", "-numpy==2.0\n+numpy==2.1")
+    assert issues.main(["weekly"]) == "#101: opened."
+    branch = setting.git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads/newest-*")
+    assert setting.git("show", f"{branch}:requirements.txt") == "new"
+    assert f"/compare/main...{branch}?quick_pull=1" in setting.issues[0]["body"]
+    assert issues.main(["weekly"]) == "#101: updated."  # a week later nobody has opened it
+    assert f"The branch `{branch}` is there already" in setting.issues[0]["body"]
 
 
 # The workflow
@@ -268,27 +286,26 @@ def test_the_issue_of_the_weekly_run_is_opened_updated_and_closed(
 
 @needs_bash
 @pytest.mark.slow
-def test_drift_opens_an_issue_and_a_pull_request_whose_checks_run(github: GitHub) -> None:
+def test_drift_opens_an_issue_and_makes_a_branch(github: GitHub) -> None:
     main = github.head("main")
     run = monitor(github, DRIFT)
     assert run.jobs == ALL, run.log
     assert all(call.status < 400 for call in github.calls)
     assert "RESTORED monitor as main" in run.log
     assert "PUSHED push --quiet --remote main as main" in run.log
-    (issue,), (pull,) = github.issues, github.pulls.values()
+    (issue,) = github.issues
     assert "2026-11-20T07:00:00Z" in issue["body"]
-    assert pull.branch.startswith("retrain-20")
-    assert "Production drifts: #101" in pull.body
-    assert "## Better" in pull.body
-    assert github.git("rev-parse", f"{pull.branch}^") == main
-    changed = github.git("diff", "--name-only", main, pull.branch).splitlines()
+    branch = github.git("for-each-ref", "--format=%(refname:lstrip=2)", BRANCH)
+    assert f"/compare/main...{branch}?quick_pull=1" in issue["remarks"][0]["body"]
+    assert github.git("rev-parse", f"{branch}^") == main
+    changed = github.git("diff", "--name-only", main, branch).splitlines()
     labelled = ["data/labelled/.gitignore", "data/labelled/devanagari_20261124.csv.dvc"]
     assert changed == [*labelled, "dvc.lock", "params.yaml"]
-    assert list(github.unapproved) == [pull.number] and not github.waiting
+    assert not github.pulls and not github.waiting
 
     run = monitor(github, DRIFT, "workflow_dispatch")
     assert run.jobs == {"look": "success", "issue": "success"}, run.log
-    assert (len(github.issues), len(github.pulls)) == (1, 1)
+    assert (len(github.issues), len(github.pulls)) == (1, 0)
     run = monitor(github, CALM)
     assert run.jobs == {"look": "success", "issue": "success"}, run.log
     assert issue["state"] == "closed"

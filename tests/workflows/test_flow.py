@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.slow, needs_bash]
 ACCOUNT = "devstoreaccount1"
 SMALL_REVIEW = """\
 review:
-  stage_seconds: {train: 10}
   retrain: {propose: true, set: {prepare.foreign_share: 0.05}}
   gate:
     mnist:
@@ -133,8 +132,10 @@ def test_an_edit_of_epochs_in_the_web_editor_becomes_mergeable(hub: Hub) -> None
     edited = work.git("rev-parse", "HEAD").strip()
     github = hub.github
     runs = hub.open(work, pull)
-    assert [run.workflow for run in runs] == ["pull-request.yml", "ci.yml", "comment.yml"]
-    first, _, comment = runs
+    first, _, comment, waits, silent = runs
+    names = [run.workflow for run in runs]
+    assert names == ["pull-request.yml", "ci.yml", "comment.yml", "pull-request.yml", "comment.yml"]
+    assert (waits.conclusion, silent.jobs) == ("action_required", {})  # and it is told of once
     assert first.jobs == {"review": "failure"}, first.log
     assert "Running stage 'train'" in first.log
     assert "Running stage 'mnist'" not in first.log  # its outputs came from the container `main`
@@ -145,7 +146,7 @@ def test_an_edit_of_epochs_in_the_web_editor_becomes_mergeable(hub: Hub) -> None
     assert {"dvc.lock", "data/evaluation/metrics.json"} <= changed
     assert not github.mergeable(pull)  # until a person approves the runs
     github.approve(pull)
-    second, _, comment = github.settle()
+    second, _, comment, *_ = github.settle()
     assert second.jobs == {"review": "success"}, second.log
     assert "Running stage 'train'" in second.log  # nothing that the first run made is believed
     assert github.head(pull.branch) == made
@@ -173,7 +174,7 @@ def test_a_change_of_code_is_left_to_its_author(hub: Hub) -> None:
     path = work.root / "src" / "digits" / "evaluation" / "metrics.py"
     path.write_text(path.read_text("utf-8") + "\n# A change that changes nothing.\n", "utf-8")
     work.git("commit", "--quiet", "--all", "--message", "Metric code")
-    first, _, comment = hub.open(work, pull)
+    first, _, comment, *_ = hub.open(work, pull)
     assert first.jobs == {"review": "failure"}, first.log
     assert "Running stage 'evaluate'" in first.log
     assert "Running stage 'train'" not in first.log
@@ -193,28 +194,43 @@ def test_a_change_of_code_is_left_to_its_author(hub: Hub) -> None:
 
 @pytest.mark.prove
 def test_a_fork_gets_everything_without_an_identity(hub: Hub) -> None:
-    work, pull = hub.branch(3, "patch-1")
+    work, pull = hub.branch(3, "patch-1", ("params.yaml", "mistakes: 60", "mistakes: 30"))
     pull.source, pull.author = "mallory/digits", "mallory"
-    first, _, comment = hub.open(work, pull)
-    assert first.jobs == {"review": "success"}, first.log
+    first, _, comment, *_ = hub.open(work, pull)
+    assert first.jobs == {"review": "failure"}, first.log  # the lock is outdated
     assert "CONNECTION_STRING" not in first.log
     assert "Running stage 'mnist'" in first.log
     assert comment.jobs == {"comment": "success", "commit": "success"}, comment.log
-    assert len(pull.comments) == 1
+    (text,) = (row["body"] for row in pull.comments)
+    assert "its branch is in a fork" in text
+    assert f"gh run download {first.id} --repo {FULL_NAME} --name lock" in text
+
+
+@pytest.mark.prove
+def test_a_readme_needs_no_pipeline(hub: Hub) -> None:
+    work, pull = hub.branch(4, "words")
+    (work.root / "README.md").write_text("A word.\n", "utf-8")
+    work.git("add", "--all")
+    work.git("commit", "--quiet", "--message", "A word")
+    first, *_ = hub.open(work, pull)
+    assert first.jobs == {"review": "success"}, first.log
+    assert "Install the locked packages" not in first.log
+    assert "so nothing was reproduced" in pull.comments[0]["body"]
+    assert hub.github.mergeable(pull)
 
 
 @pytest.mark.prove
 def test_a_storage_that_is_down_is_named_and_all_is_made_anew(hub: Hub) -> None:
-    work, pull = hub.branch(5, "no-change")
+    work, pull = hub.branch(5, "fewer", ("params.yaml", "mistakes: 60", "mistakes: 30"))
     hub.azurite.stop()
     hub.github.variables["BLOB_SECONDS"] = "3"
     try:
-        first, _, comment = hub.open(work, pull)
+        first, _, comment, *_ = hub.open(work, pull)
     finally:
         del hub.github.variables["BLOB_SECONDS"]
         hub.azurite.start()
         hub.github.environment |= identities(hub.azurite)
-    assert first.jobs == {"review": "success"}, first.log
+    assert first.jobs == {"review": "failure"}, first.log  # the lock is outdated
     assert "Running stage 'train'" in first.log
     assert comment.jobs == {"comment": "success", "commit": "success"}, comment.log
     assert "not all could be restored (dvc fetch: no answer within 3 s" in pull.comments[0]["body"]
@@ -253,12 +269,13 @@ def test_drift_becomes_a_retraining_that_can_be_merged(hub: Hub) -> None:
         run = github.act("monitor.yml", "schedule", github.head("main"), {})
         assert set(run.jobs.values()) == {"success"}, run.log
         assert "Running stage 'train'" in run.log
-        pull = max(github.pulls.values(), key=lambda pull: pull.number)
-        assert "| prepare.foreign_share | 0.0 | 0.05 |" in pull.body
-        assert "accuracy told" in pull.body
+        text = github.issues[-1]["remarks"][0]["body"]
+        assert "| prepare.foreign_share | 0.0 | 0.05 |" in text
+        assert "accuracy given script" in text
+        branch = github.git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads/retrain-*")
+        pull = github.open_link(branch)
         span = f"main..{pull.branch}"
         assert github.git("diff", "--numstat", span, "--", "params.yaml").split()[:2] == ["1", "1"]
-        github.approve(pull)
         runs = github.settle()
     finally:
         github.git("update-ref", "refs/heads/main", before)

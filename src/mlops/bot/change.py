@@ -36,8 +36,11 @@ def run_of(number: str) -> dict[str, Any]:
     return run
 
 
-def pull_requests(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the open pull requests whose head is the run's commit, branch and repository."""
+def pull_requests(run: dict[str, Any], made: str = "") -> list[dict[str, Any]]:
+    """Return the open pull requests from the run's repository and branch whose head is its commit.
+
+    Or the commit `made`, which the bot has made of what the run handed over.
+    """
     source = run["head_repository"]
     if source is None:  # the fork has been deleted
         return []
@@ -46,26 +49,35 @@ def pull_requests(run: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         pull
         for pull in github.everything(f"/pulls?{query}")
-        if pull["head"]["sha"] == run["head_sha"]
+        if pull["head"]["sha"] in (run["head_sha"], made)
         and (pull["head"]["repo"] or {}).get("full_name") == source["full_name"]
     ]
 
 
+def compare(base: str, head: str) -> dict[str, Any]:
+    """Return GitHub's comparison of what a head has since it left a base."""
+    return github.api("GET", f"/compare/{urllib.parse.quote(base, safe='')}...{head}")
+
+
+def names(comparison: dict[str, Any]) -> list[str]:
+    """Return the paths of the files that a comparison lists, renamed ones by both."""
+    rows = comparison["files"]
+    keys = ("filename", "previous_filename")
+    return [row[key] for key in keys for row in rows if key in row]
+
+
 def code(base: str, head: str) -> list[str]:
     """Return the files of a change that are code, empty when it changes data alone."""
-    span = f"{urllib.parse.quote(base, safe='')}...{head}"
-    changed = github.api("GET", f"/compare/{span}")["files"]
-    if len(changed) >= FILES:
+    paths = names(compare(base, head))
+    if len(paths) >= FILES:
         return [f"{FILES} files or more"]
-    names = [row["filename"] for row in changed]
-    names += [row["previous_filename"] for row in changed if "previous_filename" in row]
-    found = [name for name in names if not DATA.fullmatch(name)]
+    found = [name for name in paths if not DATA.fullmatch(name)]
     tree = github.api("GET", f"/git/trees/{head}?recursive=1")
     if tree["truncated"]:
         return [*found, "more files than GitHub lists"]
     modes = {row["path"]: row["mode"] for row in tree["tree"]}
     return found + [
         f"{name} (no plain file)"
-        for name in names
+        for name in paths
         if name not in found and modes.get(name, PLAIN_FILE) != PLAIN_FILE
     ]

@@ -1,42 +1,52 @@
 """Commit the dvc.lock and the small tables that a run made to the branch of its pull request.
 
 The files come from the pull request's own code: no other path is taken, none is run. They are
-committed for an author of this repository who changes data alone; all others take them themselves,
-as the comment describes. A commit of the bot is never committed upon, so there is no loop.
+committed for an author of this repository who pushed the commit himself and changes data alone;
+all others take them themselves, as the comment describes. A commit of the bot is never committed
+upon, so there is no loop. A run that a person started by hand has merged main, if it has moved on:
+its commit has two parents.
 """
 
-import base64
 import re
+import urllib.parse
 from typing import Any
 
 from core.errors import DigitsError
 from mlops.bot import change, github
+from mlops.bot.change import PLAIN_FILE
 from mlops.review.schema import TABLES
 
 MADE = re.compile(rf"dvc\.lock|{TABLES}")
+MERGED = re.compile(rf"params\.yaml|{MADE.pattern}")
+MERGED_COMMIT = "merged"  # the file of the artifact that names the commit of main
 BYTES, FILES = 5_000_000, 50
-MUTATION = """
-mutation ($input: CreateCommitOnBranchInput!) {
-  createCommitOnBranch(input: $input) { commit { oid } }
-}
-"""
 
 
 def main(arguments: list[str]) -> str:
-    """Commit the artifact `lock` of the run RUN (an id); return what was done."""
+    """Commit the artifact `lock` of the run RUN (an id); return what was done.
+
+    Gives the comment, by GITHUB_OUTPUT, `made`, the commit's id, or `left`, why there is none.
+    """
     run = change.run_of(github.setting("RUN"))
     files = github.artifact(run["id"], "lock", BYTES)
     if not files:
         return "dvc.lock is up to date: nothing to commit."
-    pulls = change.pull_requests(run)
-    if left := refusal(run, pulls):
+    if left := refusal(run, change.pull_requests(run)):
+        github.output(left=left)
         return f"Left to the author: {left}."
-    made = commit(
-        run["head_branch"],
-        run["head_sha"],
-        "dvc.lock and metrics as the pipeline makes them",
-        additions(files, MADE),
-    )
+    head, place = run["head_sha"], f"/git/refs/heads/{urllib.parse.quote(run['head_branch'])}"
+    try:
+        if MERGED_COMMIT in files:
+            made = merge(head, files)
+        else:
+            text = "dvc.lock and metrics as the pipeline makes them"
+            made = commit([head], text, additions(files, MADE))
+        # Refused when the branch has moved on: it is then no ancestor.
+        github.api("PATCH", place, {"sha": made, "force": False}, token="COMMIT_TOKEN")
+    except DigitsError as error:
+        github.output(left=error)
+        raise
+    github.output(made=made)
     return f"{run['head_branch']} is now at {made}."
 
 
@@ -48,39 +58,72 @@ def refusal(run: dict[str, Any], pulls: list[dict[str, Any]]) -> str:
         return "its branch is in a fork"
     if run["head_branch"] == github.setting("DEFAULT_BRANCH"):
         return "its branch is the default branch"
-    if (run["actor"] or {}).get("type") == "Bot":
+    actor = run["actor"] or {"type": "User", "login": ""}  # an account that has been deleted
+    if actor["type"] == "Bot":
         return "the last commit is of a bot"
+    author = (pulls[0]["user"] or {}).get("login")
+    if run["event"] != "workflow_dispatch" and actor["login"] != author:
+        return f"{actor['login']} pushed to the branch of {author}"
     code = change.code(pulls[0]["base"]["ref"], run["head_sha"])
     return f"it changes code ({code[0]})" if code else ""
 
 
-def commit(branch: str, head: str, headline: str, added: list[dict[str, str]]) -> str:
-    """Commit to a branch whose head must still be `head`; return the new commit's id."""
-    given = {
-        "branch": {"repositoryNameWithOwner": github.repository(), "branchName": branch},
-        "message": {"headline": headline},
-        "expectedHeadOid": head,
-        "fileChanges": {"additions": added},
-    }
-    query = {"query": MUTATION, "variables": {"input": given}}
-    answer = github.api("POST", "/graphql", query, token="COMMIT_TOKEN")
-    if answer.get("errors"):
-        reason = answer["errors"][0].get("message", "")
-        raise DigitsError(f"no commit: {reason}; if the branch has moved on, its newer run does it")
-    return str(answer["data"]["createCommitOnBranch"]["commit"]["oid"])
+def merge(head: str, files: dict[str, bytes]) -> str:
+    """Make a commit that merges main into a branch that changes data alone; return it.
+
+    Its tree is main's, with the files that the branch has changed, and with the run's in place of
+    those that both have. Raises DigitsError when both changed another file.
+    """
+    main, default = (
+        files.pop(MERGED_COMMIT).decode(errors="replace").strip(),
+        github.setting("DEFAULT_BRANCH"),
+    )
+    if not re.fullmatch(r"[0-9a-f]{40}", main) or change.compare(main, default)["behind_by"]:
+        raise DigitsError(f"the artifact names no commit of {default}: {main[:50]!r}")
+    theirs = change.names(change.compare(head, main))
+    if len(theirs) >= change.FILES:
+        raise DigitsError(f"{default} has changed more files than GitHub lists")
+    entries = additions(files, MERGED)
+    for row in change.compare(main, head)["files"]:
+        name = row["filename"]
+        if name in files:
+            continue
+        if name in theirs:
+            raise DigitsError(f"{name} is changed here and on {default}")
+        removed = row["status"] == "removed"
+        sha = None if removed else row["sha"]
+        entries.append({"path": name, "mode": PLAIN_FILE, "type": "blob", "sha": sha})
+        if row["status"] == "renamed":
+            entries.append({**entries[-1], "path": row["previous_filename"], "sha": None})
+    return commit([head, main], f"Merge {default}, reproduced", entries, main)
 
 
-def additions(files: dict[str, bytes], allowed: re.Pattern[str]) -> list[dict[str, str]]:
-    """Return the additions of a commit; raise DigitsError for any file that is not allowed."""
+def commit(parents: list[str], message: str, entries: list[dict[str, Any]], tree: str = "") -> str:
+    """Make a commit that changes these entries of the tree of a commit, else of its first parent.
+
+    Returns its id; no branch has it yet. createCommitOnBranch cannot give a commit two parents.
+    """
+    base = github.api("GET", f"/git/trees/{tree or parents[0]}")["sha"]
+    values = {"base_tree": base, "tree": entries}
+    made = github.api("POST", "/git/trees", values, token="COMMIT_TOKEN")["sha"]
+    values = {"message": message, "tree": made, "parents": parents}
+    return str(github.api("POST", "/git/commits", values, token="COMMIT_TOKEN")["sha"])
+
+
+def additions(files: dict[str, bytes], allowed: re.Pattern[str]) -> list[dict[str, Any]]:
+    """Return the entries of a tree; raise DigitsError for a file that is not allowed or no text."""
     if len(files) > FILES:
         raise DigitsError(f"{len(files)} files handed over; at most {FILES} are committed")
     for name in files:
         if not allowed.fullmatch(name):
             raise DigitsError(f"{name}: is not among the files that may be committed")
-    return [
-        {"path": name, "contents": base64.b64encode(content).decode()}
-        for name, content in sorted(files.items())
-    ]
+    try:
+        return [
+            {"path": name, "mode": PLAIN_FILE, "type": "blob", "content": content.decode()}
+            for name, content in sorted(files.items())
+        ]
+    except UnicodeDecodeError as error:
+        raise DigitsError(f"a file to be committed is no text: {error}") from None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from core.errors import DigitsError
@@ -37,14 +38,19 @@ def repository() -> str:
     return setting("GITHUB_REPOSITORY")
 
 
+def output(**values: object) -> None:
+    """Give later steps and jobs values, one line each, by GITHUB_OUTPUT."""
+    with Path(setting("GITHUB_OUTPUT")).open("a", encoding="utf-8") as file:
+        file.writelines(f"{key}={' '.join(str(value).split())}\n" for key, value in values.items())
+
+
 def api(method: str, path: str, body: object = None, token: str = "TOKEN") -> Any:
-    """Call the API below /repos/OWNER/NAME, or GraphQL for the path /graphql; return its JSON.
+    """Call the API below /repos/OWNER/NAME; return its JSON.
 
     `token` names the environment variable that holds it. Raises DigitsError with status and answer
     when GitHub refuses.
     """
-    root = setting("GITHUB_API_URL")
-    url = root + path if path == "/graphql" else f"{root}/repos/{repository()}{path}"
+    url = f"{setting('GITHUB_API_URL')}/repos/{repository()}{path}"
     answer = _send(method, url, body, token).decode()
     return json.loads(answer) if answer else None
 

@@ -1,13 +1,19 @@
 """Write the issues: of drift in production, with its retraining, and of the weekly run.
 
-Each issue is found again by a hidden marker. An alarm has one retraining at most: whoever closes
-its pull request has decided. Bad images have none, since the model would learn the fault.
+Each issue is found again by a hidden marker. An alarm has one retraining at most. Bad images have
+none, since the model would learn the fault.
+
+What a run proposes is a branch. A person opens its pull request by a link in the issue, whose
+checks then start at once; a GitHub App opens it itself. The repository's setting "Allow GitHub
+Actions to create and approve pull requests" stays off: any writer could have a workflow open his
+change, and approve it himself.
 """
 
 import datetime
 import json
 import os
 import re
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +22,22 @@ from mlops.bot import commit, github
 from mlops.review import render, schema
 
 DRIFT, WEEKLY = "<!-- digits-drift -->", "<!-- digits-weekly -->"
-BRANCH = "retrain-"  # which the branches of retrainings start with
-NEEDED: tuple[str, ...] = ("drift", "since", "window", "windows", "requests", "action")
-NEEDED += ("recent_requests", "contributing_signals")
+RETRAIN, NEWEST = "retrain-", "newest-"  # which the branches of proposals start with
 LABELLED = r"data/labelled/([a-z][a-z0-9]*_\w+\.csv\.dvc|\.gitignore)"
 RETRAINED = re.compile(rf"params\.yaml|{commit.MADE.pattern}|{LABELLED}")
+RELOCKED = re.compile(rf"requirements(-dev)?\.txt|package-lock\.json|{commit.MADE.pattern}")
 BYTES = 20_000_000
-SETTING = (
-    "if it is not permitted: Settings, Actions, General, 'Allow GitHub Actions to create and "
-    "approve pull requests'; see .github/SETUP.md"
-)
+READY = "A retraining is ready:"  # a remark that begins so ends the search for another
 TODO = """\
-What to do:
-
 - Look at the digits in the report: `report.html` in the [artifacts]({link}#artifacts).
 {remedy}
 
 This issue is closed when the alarm ends."""
 LABEL = """\
-- Are they digits that the model never learnt? Label some, and merge the pull request that
-  retrains it, if its report convinces you.
+- Are they digits that the model never learnt? Label some, and merge the retraining if it is good.
 - Are the images bad (a scanner, a cropped image)? Fix that: a model that learns it hides it."""
 FIX = """\
-- The images are bad: fix what takes them (a scanner, a lamp, cropping). No retraining is
-  proposed while they are among the requests: a model that learns them hides the fault.
+- The images are bad: fix what takes them (a scanner, cropping). Nothing is retrained meanwhile.
 - Are new digits still unusual? `digits monitor --since TIME` looks at those alone, and with
   `--labelled data/labelled` takes them for `digits retrain`."""
 
@@ -77,17 +75,63 @@ def close(issue: dict[str, Any], remark: str) -> str:
 
 
 def weekly() -> str:
-    """Open the issue, update it, or close it when the run succeeded."""
+    """Open the issue, update it, or close it when the run succeeded and nothing is newer.
+
+    A run that succeeded with newer versions has handed over the artifact `newest`: the locks, and
+    what the pipeline makes with them. It becomes a branch.
+    """
     result, link = github.setting("RESULT"), github.setting("LINK")
     issue = find(WEEKLY)
-    if result == "success":
+    changes = os.environ.get("CHANGES", "").splitlines()
+    if result == "success" and not changes:
         remark = f"[This run]({link}) succeeded."
         return close(issue, remark) if issue else "The run succeeded; no issue is open."
-    changes = os.environ.get("CHANGES", "").splitlines()
-    body = f"{WEEKLY}\nThe [weekly run]({link}) ended with **{render.plain(result)}**.\n"
+    title, proposal = "A fresh clone with the newest versions fails", ""
+    if result == "success":
+        title = "The newest versions are locked and tested"
+        made = branches(NEWEST)
+        proposal = f"The branch `{made[0]}` is there already; merge or delete it." if made else ""
+        if not made:
+            files = github.artifact(int(github.setting("RUN")), "newest", BYTES) or {}
+            added = commit.additions(files, RELOCKED)
+            proposal = propose(NEWEST, title, f"Locked and tested by {link}", added)
+    body = f"{WEEKLY}\nThe [weekly run]({link}) ended with **{render.plain(result)}**. {proposal}\n"
     if changes:
         body += f"\nNewer than the lock:\n\n{render.code(changes)}\n"
-    return put(issue, "A fresh clone with the newest versions fails", body)[1]
+    return put(issue, title, body)[1]
+
+
+# Proposals
+
+
+def branches(prefix: str) -> list[str]:
+    """Return the branches whose names begin so."""
+    rows = github.api("GET", f"/git/matching-refs/heads/{prefix}")
+    return [row["ref"].removeprefix("refs/heads/") for row in rows]
+
+
+def propose(prefix: str, title: str, body: str, added: list[dict[str, Any]]) -> str:
+    """Commit to a new branch of HEAD; return its pull request, or the link that opens it.
+
+    The branch, and by an App the pull request, are all there at the end, or none is.
+    """
+    base, branch = github.setting("BASE"), f"{prefix}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    made = commit.commit([github.setting("HEAD")], title, added)
+    ref = f"refs/heads/{branch}"
+    try:
+        github.api("POST", "/git/refs", {"ref": ref, "sha": made}, token="COMMIT_TOKEN")
+    except DigitsError as error:
+        raise DigitsError(f"{error}; if {branch} is there already, delete it first") from None
+    if os.environ.get("APP"):
+        pull = {"title": title, "head": branch, "base": base, "body": body}
+        try:
+            return f"#{github.api('POST', '/pulls', pull, token='COMMIT_TOKEN')['number']}"
+        except DigitsError:
+            github.api("DELETE", f"/git/{ref}", token="COMMIT_TOKEN")
+            raise
+    values = urllib.parse.urlencode({"quick_pull": 1, "title": title, "body": body})
+    root = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{github.repository()}"
+    return f"[Open the pull request]({root}/compare/{base}...{branch}?{values}) from `{branch}`."
 
 
 # Drift
@@ -99,7 +143,8 @@ def drift() -> str:
     Gives later jobs, by GITHUB_OUTPUT, the issue's number, and whether PROPOSE and what is seen
     call for a retraining.
     """
-    found, link = read(Path(github.setting("MONITORING"))), github.setting("LINK")
+    found = json.loads(Path(github.setting("MONITORING")).read_text("utf-8"))
+    link = github.setting("LINK")
     issue = find(DRIFT)
     if not found["drift"]:
         if issue is None:
@@ -110,19 +155,11 @@ def drift() -> str:
         return close(issue, remark)
     issue, done = put(issue, "Production drifts", body(found, link))
     wanted = github.setting("PROPOSE") == "true" and found["action"] == "retrain"
-    made = proposed(issue["created_at"]) if wanted else None
-    with Path(github.setting("GITHUB_OUTPUT")).open("a", encoding="utf-8") as file:
-        file.write(f"issue={issue['number']}\nretrain={str(wanted and not made).lower()}\n")
-    return f"{done} Its retraining is #{made}; no other is proposed." if made else done
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return monitoring.json; raise DigitsError when it is not what `digits monitor` writes."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        return found | {key: found[key] for key in NEEDED}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DigitsError(f"{path}: is no monitoring.json ({error!r}); see job look") from None
+    remarks = github.everything(f"/issues/{issue['number']}/comments?sort=created")
+    own = [row["body"] for row in remarks if row["user"]["login"] == github.BOT]
+    made = any(text.startswith(READY) for text in own)
+    github.output(issue=issue["number"], retrain=str(wanted and not made).lower())
+    return f"{done} Its retraining is proposed already." if made else done
 
 
 def table(found: dict[str, Any]) -> str:
@@ -154,52 +191,22 @@ def body(found: dict[str, Any], link: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def proposed(since: str) -> int | None:
-    """Return the newest retraining's pull request, if one is open or was made since `since`.
-
-    Times are GitHub's, whose order is that of their letters; the newest 100 are looked at.
-    """
-    pulls = github.api("GET", "/pulls?state=all&sort=created&direction=desc&per_page=100")
-    for pull in pulls:
-        own = (pull["head"]["repo"] or {}).get("full_name") == github.repository()
-        late = pull["state"] == "open" or pull["created_at"] >= since
-        if own and late and pull["head"]["ref"].startswith(BRANCH):
-            return int(pull["number"])
-    return None
-
-
-# The retraining
-
-
 def retrain() -> str:
-    """Propose the artifact `retraining` of the run RUN to BASE at HEAD.
-
-    Branch, commit and pull request are all there at the end, or none is.
-    """
-    base, head, issue = map(github.setting, ("BASE", "HEAD", "ISSUE"))
+    """Propose the artifact `retraining` of the run RUN to BASE at HEAD, in the issue ISSUE."""
+    issue = github.setting("ISSUE")
     files = github.artifact(int(github.setting("RUN")), "retraining", BYTES) or {}
     report = schema.parse(files.pop("report.json", b""))
     names = {name.removeprefix("files/"): content for name, content in files.items()}
-    added = commit.additions(names, RETRAINED)
-    branch = f"{BRANCH}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     text = (
         f"Production drifts: #{issue}. This is an experiment with the digits of production whose "
-        "labels have come; below is what it changes. Merging it deploys the new model; when the "
-        f"requests are no longer unusual for it, the alarm ends.\n\n{render.write(report)}"
+        "labels have come. Merging it deploys the new model; when the requests are no longer "
+        "unusual for it, the alarm ends."
     )
-    ref, title = f"refs/heads/{branch}", "Retrain: production drifts"
-    try:
-        github.api("POST", "/git/refs", {"ref": ref, "sha": head}, token="COMMIT_TOKEN")
-    except DigitsError as error:
-        raise DigitsError(f"{error}; if {branch} is there already, delete it first") from None
-    try:
-        commit.commit(branch, head, title, added)
-        pull = {"title": title, "head": branch, "base": base, "body": text[:65_000]}
-        number = github.api("POST", "/pulls", pull, token="COMMIT_TOKEN")["number"]
-    except DigitsError as error:
-        github.api("DELETE", f"/git/{ref}", token="COMMIT_TOKEN")
-        raise DigitsError(f"no pull request is made: {error}; {SETTING}") from None
-    return f"#{number}: opened from {branch}."
+    added = commit.additions(names, RETRAINED)
+    made = propose(RETRAIN, "Retrain: production drifts", text, added)
+    remark = f"{READY} {made}\n\n{render.write(report)}"[:65_000]
+    github.api("POST", f"/issues/{issue}/comments", {"body": remark})
+    return made
 
 
 if __name__ == "__main__":

@@ -137,6 +137,10 @@ def gate_reasons(live: str | None) -> list[str]:
         before = snapshot.read(lambda name: git.show(commit, name), f"at {commit[:10]}")
     rules = params.section(gate.Params, after.params, "review").gate
     reasons = [base.description] if base.unresolvable and not commit else []
+    head = git.commit("HEAD")
+    if live and live != head and git.git("merge-base", "--is-ancestor", "HEAD", live) is not None:
+        # As when an older run of deploy.yml is approved after a newer one.
+        reasons.append(f"{live[:10]} is live and newer; `digits deploy rollback` goes back")
     return reasons + gate.judge(compare.judged(before, after, {}, rules), rules)
 
 

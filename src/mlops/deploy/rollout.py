@@ -365,7 +365,7 @@ class Deployer:
         paused = "paused" in endpoint.tags
         if as_json:
             place = {"endpoint": self.target.name, "url": endpoint.scoring_uri, "paused": paused}
-            options.show(place | {"revisions": rows})
+            options.show(place | {"commit": self.target.commit(endpoint), "revisions": rows})
             return
         print(f"endpoint {self.target.name}: {endpoint.scoring_uri}{', paused' if paused else ''}")
         for row in rows:

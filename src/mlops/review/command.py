@@ -1,4 +1,4 @@
-"""Options of `digits review`, `restore`, `retrain` and `relock`."""
+"""Options of `digits review`, `restore`, `retrain` and `merge`."""
 
 from pathlib import Path
 
@@ -7,16 +7,13 @@ import click
 from core.errors import DigitsError
 from mlops import options
 
-LINK = click.option("--link", default="", help="The address of the run, for the report.")
-
 
 @click.command(epilog=options.example("digits review --repro --gate"))
 @click.option("--base", metavar="REV", help="The revision to compare with  [default: main]")
 @click.option("--repro", is_flag=True, help="Run `dvc repro` first.")
 @click.option("--restore", default="", metavar="REMOTE", help="With --repro: get what main made.")
 @click.option("--gate", is_flag=True, help="Exit with 1 when the gate of params.yaml fails.")
-@click.option("--out", type=options.FOLDER, help="A folder for the report and DVC's plots.")
-@LINK
+@click.option("--out", type=options.FOLDER, help="A folder for the report.")
 @options.as_json()
 def review(
     base: str | None,
@@ -24,7 +21,6 @@ def review(
     restore: str,
     gate: bool,
     out: Path | None,
-    link: str,
     as_json: bool,
 ) -> None:
     """Compare metrics, params and data with those where this branch left main.
@@ -32,15 +28,12 @@ def review(
     Prints the report, or a line about it with --out, which writes report.md and report.json.
     """
     from core.files import write_text
-    from mlops import dvc
     from mlops.review import render, schema
     from mlops.review.report import review as compare
 
     with options.stdout_for_program(as_json):
-        found = compare(base, repro, link, restore)
+        found = compare(base, repro, restore)
     if out:
-        problem = "" if found.failed else dvc.plots(found.base, out / "plots")
-        found.problems.extend([problem] if problem else [])
         write_text(out / "report.md", render.write(found))
         write_text(out / "report.json", schema.dump(found))
     if as_json:
@@ -76,8 +69,7 @@ def restore(targets: tuple[str, ...], remote: str, run_cache: bool, allow_missin
 
 @click.command(epilog=options.example("digits retrain --out report"))
 @click.option("--out", type=options.FOLDER, help="A folder for report.md.")
-@LINK
-def retrain(out: Path | None, link: str) -> None:
+def retrain(out: Path | None) -> None:
     """Run an experiment that also learns from the labelled digits in data/labelled.
 
     `digits monitor --labelled data/labelled` brings them there. What the experiment changes in
@@ -85,16 +77,23 @@ def retrain(out: Path | None, link: str) -> None:
     """
     from mlops.review.retrain import main
 
-    main(out, link)
+    main(out)
 
 
-@click.command(epilog=options.example("git merge main", "digits relock", "git commit"))
-def relock() -> None:
-    """Rebuild a dvc.lock that git could not merge.
+@click.command(epilog=options.example("digits merge", "dvc repro"))
+@click.argument("revision", default="origin/main")
+@click.option(
+    "--params",
+    type=click.Choice(["this branch", "main"]),
+    default="this branch",
+    show_default=True,
+    help="Whose value a key of params.yaml takes that both sides changed.",
+)
+def merge(revision: str, params: str) -> None:
+    """Merge REVISION, origin/main by default, also where dvc.lock is in conflict.
 
-    Each stage takes the entry of the side that changed it. `dvc repro` then keeps what is true
-    and runs the rest. The commit is left to you.
+    Of dvc.lock and the tables the merge has main's: `dvc repro` then makes them anew.
     """
-    from mlops.review.relock import main
+    from mlops.review.merge import main
 
-    main()
+    main(revision, params)  # type: ignore[arg-type]

@@ -7,17 +7,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from mlops.review.schema import (
-    Blob,
-    Bounds,
-    ClassChange,
-    DataChange,
-    Metric,
-    ParamChange,
-    TestSet,
-    TestSetChange,
-    Verdict,
-)
+from mlops.review.schema import Bounds, ClassChange, Metric, ParamChange, Verdict
 from mlops.review.snapshot import Snapshot
 
 CLASS_DEVIATIONS = 2.576  # a class is named beyond this: 1 % of classes by chance
@@ -43,29 +33,31 @@ def metrics(
         for metric in {**old, **new}:
             if metric.endswith(INTERVAL):
                 continue
-            bound, basis = None, "unknown"
+            bound = None
             spread = noise.get("metrics", {}).get(source, {}).get(metric)
             if spread:
                 bound = float(stdtrit(seeds - 1, 0.975)) * math.sqrt(2) * spread["deviation"]
-                basis = "seeds"
             elif all(metric + end in row for row in (old, new) for end in INTERVAL):
                 if new[metric] < old[metric]:
                     ends = (old[metric + "_low"], new[metric + "_high"])
                 else:
                     ends = (old[metric + "_high"], new[metric + "_low"])
                 bound = math.hypot(old[metric] - ends[0], new[metric] - ends[1])
-                basis = "interval"
             if bound is not None and not math.isfinite(bound):
-                bound, basis = None, "unknown"
+                bound = None
             rule: Bounds | None = gate.get(source, {}).get(metric)
             values = (old.get(metric), new.get(metric), bound)
-            rows.append(Metric(source, metric, *values, basis, rule))  # type: ignore[arg-type]
+            rows.append(Metric(source, metric, *values, rule))
     return rows
 
 
 def verdict(rows: list[Metric]) -> Verdict:
-    """Return one word for the rows that count."""
-    found = {row.verdict for row in rows}
+    """Return one word for the rows that count; those of no gate do if they differ beyond chance."""
+    found = {
+        row.verdict
+        for row in rows
+        if row.bounds or (row.counts and row.verdict in ("better", "worse"))
+    }
     if {"better", "worse"} <= found:
         return "mixed"
     order: tuple[Verdict, ...] = ("worse", "better", "unknown", "noise", "same")
@@ -80,7 +72,7 @@ def measured_with(noise: dict[str, Any], snapshot: Snapshot) -> list[str]:
     """
     trained = noise.get("trained", {})
     data = trained.get("data") or {}
-    hashed = {path: row[0] for stage in snapshot.stages.values() for path, row in outs(stage)}
+    hashed = outs(snapshot)
     pairs = {
         "epochs": (trained.get("epochs"), snapshot.params.get("epochs")),
         "classes": (trained.get("classes"), snapshot.params.get("classes")),
@@ -92,18 +84,16 @@ def measured_with(noise: dict[str, Any], snapshot: Snapshot) -> list[str]:
     return [name for name, (measured, here) in pairs.items() if measured != here]
 
 
-def outs(stage: dict[str, Any]) -> list[tuple[str, tuple[str, int, int]]]:
-    """Return path, and MD5, bytes and number of files, of a stage's outputs."""
-    return list(hashes(stage, "outs").items())
+def outs(snapshot: Snapshot) -> dict[str, str]:
+    """Return the MD5 of all outputs by path."""
+    rows = (hashes(stage, "outs").items() for stage in snapshot.stages.values())
+    return {path: md5 for row in rows for path, md5 in row}
 
 
 def other_test_set(before: Snapshot, after: Snapshot) -> bool:
     """Say whether both snapshots have a test set, with different hashes."""
-    found = [
-        {row[0] for stage in side.stages.values() for path, row in outs(stage) if path == TEST_SET}
-        for side in (before, after)
-    ]
-    return bool(found[0] and found[1] and found[0] != found[1])
+    old, new = (outs(side).get(TEST_SET) for side in (before, after))
+    return bool(old and new and old != new)
 
 
 def judged(
@@ -112,7 +102,7 @@ def judged(
     """Return the metrics that the gate judges: without values before, where test sets differ."""
     rows = metrics(before, after, noise, gate)
     if other_test_set(before, after):
-        return [dataclasses.replace(row, before=None, noise=None, basis="unknown") for row in rows]
+        return [dataclasses.replace(row, before=None, noise=None) for row in rows]
     return rows
 
 
@@ -166,50 +156,17 @@ def inputs(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[
     ]
 
 
-def hashes(stage: dict[str, Any], kind: str) -> dict[str, tuple[str, int, int]]:
-    """Return MD5, bytes and number of files of a stage's deps or outs by path."""
-
-    def count(value: Any) -> int:
-        return value if type(value) is int and 0 <= value < 2**63 else 0
-
-    return {
-        entry["path"]: (
-            str(entry.get("md5", "")),
-            count(entry.get("size", 0)),
-            count(entry.get("nfiles", 1)),
-        )
-        for entry in stage.get(kind) or []
-    }
-
-
-def data(before: Snapshot, after: Snapshot) -> list[DataChange]:
-    """Return the data whose hash differs."""
-    old, new = (
-        {
-            path: Blob(*row)
-            for stage in side.stages.values()
-            for kind in ("deps", "outs")
-            for path, row in hashes(stage, kind).items()
-            if path.startswith("data/")
-        }
-        for side in (before, after)
-    )
+def irreproducible(claimed: Snapshot, made: Snapshot) -> list[str]:
+    """Return the stages that gave other outputs than dvc.lock claims, of the same inputs."""
     return [
-        DataChange(p, old.get(p), new.get(p)) for p in {**old, **new} if old.get(p) != new.get(p)
+        name
+        for name, stage in made.stages.items()
+        if name in claimed.stages
+        and not inputs(claimed.stages[name], stage)
+        and hashes(claimed.stages[name], "outs") != hashes(stage, "outs")
     ]
 
 
-def counts(before: Snapshot, after: Snapshot) -> list[TestSetChange]:
-    """Return the test sets whose size differs."""
-    old, new = test_sets(before), test_sets(after)
-    sources = {**old, **new} if old else {}
-    return [TestSetChange(s, old.get(s), new.get(s)) for s in sources if old.get(s) != new.get(s)]
-
-
-def test_sets(side: Snapshot) -> dict[str, TestSet]:
-    """Return rows and classes of each source's test set."""
-    found: dict[str, TestSet] = {}
-    for (source, _), (_, count) in side.classes.items():
-        before = found.get(source, TestSet(0, 0))
-        found[source] = TestSet(before.rows + count, before.classes + 1)
-    return found
+def hashes(stage: dict[str, Any], kind: str) -> dict[str, str]:
+    """Return the MD5 of a stage's deps or outs by path."""
+    return {entry["path"]: str(entry.get("md5", "")) for entry in stage.get(kind) or []}

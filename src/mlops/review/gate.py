@@ -33,7 +33,6 @@ class Params:
     """Section `review` of params.yaml."""
 
     retrain: Retrain
-    stage_seconds: dict[str, NotNegative]  # what a stage takes, for the time that is saved
     gate: dict[str, dict[str, Rule]]  # by source and metric
 
 

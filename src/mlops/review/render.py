@@ -8,19 +8,26 @@ import math
 import re
 from typing import Any
 
-from mlops.review.schema import Blob, Metric, Report, TestSet
+from mlops.review.schema import Metric, Report
 
 POINTS, ROWS, BULLETS = 40, 30, 10  # of a chart, of a table, of a list
+NOTICES, INPUTS, SHOWN = 3, 3, 7  # of the first screen: notices, params, rows in all
 TEXT = 120  # characters of a value
-SIGNS = {"better": "🟢 better", "worse": "🔴 worse", "noise": "noise", "same": "same"}
 VERDICTS = {
     "better": "Better",
     "worse": "Worse",
-    "mixed": "Better here, worse there",
-    "noise": "Noise: no difference beyond chance",
-    "same": "Noise: the metrics are the same",
-    "unknown": "No verdict",
+    "mixed": "Mixed",
+    "noise": "No significant difference",
+    "same": "No difference",
+    "unknown": "Nothing to compare with",
 }
+RATES = ("accuracy", "auroc", "error", "share", "rate")  # ends of metrics that are shown in %
+MERGE_BY_HAND = """\
+git checkout --ours dvc.lock 'data/*.json' 'data/*.csv'
+dvc checkout --force --allow-missing
+dvc repro
+git add dvc.lock data"""
+COLOURS = ("darkorange", "royalblue")
 CURVES = {"Validation accuracy": "validation_accuracy", "Validation loss": "validation_loss"}
 
 
@@ -62,33 +69,112 @@ def named(source: str) -> str:
     return plain(script) + (" (rendered)" if script != source else "")
 
 
-def write(report: Report, facts: str = "") -> str:
-    """Return the report; `facts` is Markdown of one's own that comes after the verdict."""
-    reasons = report.gate.reasons
+def rate(row: Metric) -> bool:
+    """Return whether a metric is a share of one, which is shown in percent."""
+    values = [value for value in (row.before, row.after) if value is not None]
+    return row.metric.endswith(RATES) and all(-1 <= value <= 1 for value in values)
+
+
+def value(row: Metric, number: float | None) -> str:
+    """Return a metric's value, shares of one in percent."""
+    if number is None or not math.isfinite(number) or not rate(row):
+        return figure(number)
+    return f"{100 * number:.2f} %"
+
+
+def change(row: Metric) -> str:
+    """Return what changed of a metric, in points for a share of one, and whether beyond chance."""
+    if row.difference is None:
+        return "–"
+    if not rate(row):
+        text = figure(row.difference, "+")
+    else:
+        text = f"{100 * row.difference:+.2f} points" if row.difference else "0"
+    sign = {"better": " 🟢", "worse": " 🔴", "noise": ", not significant"}.get(row.verdict, "")
+    return text.replace("-", "−") + sign
+
+
+def name_of(row: Metric) -> str:
+    """Return source and metric in words."""
+    return f"{named(row.source)} {plain(row.metric.replace('_', ' '))}"
+
+
+def headline(report: Report) -> str:
+    """Return the verdict with the figures behind it, and the gate, in one line."""
+    rows = [row for row in report.metrics if row.counts and row.verdict in ("better", "worse")]
+    rows.sort(key=lambda row: -abs(row.difference or 0))
+    # The greatest change to each side.
+    shown = list({row.verdict: row for row in reversed(rows)}.values())
+    shown.sort(key=lambda row: -abs(row.difference or 0))
+    texts = [f"{name_of(row)} {change(row)[:-2]}" for row in shown]
+    words = VERDICTS[report.verdict] + (f": {', '.join(texts)}" if texts else "")
     judged = "✅ gate passed"
     if not report.gate.passed:
+        reasons = report.gate.reasons
         judged = "❌ gate failed" + "".join(f": {plain(reason, 300)}" for reason in reasons[:1])
+    return f"{words} · {judged}"
+
+
+def write(
+    report: Report,
+    notices: tuple[list[str], list[str]] = ([], []),
+    facts: str = "",
+    production: dict[tuple[str, str], float] | None = None,
+) -> str:
+    """Return the report: verdict and gate, notices, a few rows, and folded all that was found.
+
+    `notices` are Markdown of one's own, before and after those of the report, and `facts` is
+    another paragraph; `production` are the metrics of what is deployed, for a third column.
+    """
+    first, last = notices
+    own = report.problems[: max(NOTICES - len(first) - len(last), 0)]
+    parts = [
+        f"## {headline(report)}",
+        bullets("❌ ", report.gate.reasons[1:], 400),
+        "\n".join(f"- {text}" for text in (*first, *(f"⚠️ {plain(t, 600)}" for t in own), *last)),
+        bullets("", report.notes, 200),
+        summary(report, production or {}),
+        facts,
+        folded(report, report.problems[len(own) :]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary(report: Report, production: dict[tuple[str, str], float]) -> str:
+    """Return the rows that are read first: changed params, then the metrics that count."""
+    end = [""] if production else []
+    rows = [
+        [*(plain(cell, 40) or "–" for cell in (row.key, row.before, row.after)), "", *end]
+        for row in report.params[:INPUTS]
+    ]
+    # Those of the gate first, then the others by how much they change.
+    metrics = sorted(
+        (row for row in report.metrics if row.counts),
+        key=lambda row: (row.bounds is None, -abs(row.difference or 0)),
+    )
+    for row in metrics[: SHOWN - len(rows)]:
+        name = f"**{name_of(row)}**" if row.bounds else name_of(row)
+        line = [name, value(row, row.before), value(row, row.after), change(row)]
+        served = [value(row, production.get((row.source, row.metric)))] if production else []
+        rows.append(line + served)
+    head = ["", "Before", "After", "Difference", *(["Production"] if production else [])]
+    return table(head, rows) if rows else ""
+
+
+def folded(report: Report, problems: list[str]) -> str:
+    """Return all that was found, folded."""
     head = plain((report.head or "")[:10]) or "no commit"
     head += " with uncommitted changes" if report.dirty else ""
     against = plain(report.against, 300)
     if report.base:
         against = f"{plain(report.base[:10])} ({against})"
-    parts = [
-        f"## {VERDICTS[report.verdict]} · {judged}",
-        facts,
-        bullets("", report.notes, 200),
-        bullets("❌ ", reasons[1:], 400),
-        f"Compared: {head} against: {against}",
-        bullets("⚠️ ", report.problems, 600),
-    ]
+    parts = [f"Compared: {head} against: {against}", bullets("⚠️ ", problems, 600)]
     if report.failed:
         parts.append(f"### The end of what `dvc repro` printed\n\n{code(report.last_lines)}")
     parts += [metrics(report), classes(report), params(report), stages(report)]
-    parts += [data(report), curves(report)]
-    if report.link:
-        link = re.sub(r"[^\w.:/?=&%+-]", "", report.link)
-        parts.append(f"DVC's plots, confusion matrices, the sheet of mistakes: {link}#artifacts")
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts.append(curves(report))
+    inner = "\n\n".join(part for part in parts if part)
+    return f"<details><summary>Everything that was found</summary>\n\n{inner}\n\n</details>"
 
 
 def bullets(sign: str, texts: list[str], limit: int) -> str:
@@ -100,56 +186,34 @@ def bullets(sign: str, texts: list[str], limit: int) -> str:
 
 
 def metrics(report: Report) -> str:
-    """Return the table of metrics, those of the gate first and bold."""
-    cells: list[list[str]] = []
-    others: list[list[str]] = []
-    for row in report.metrics:
-        rule = row.bounds
-        name = f"{named(row.source)} {plain(row.metric.replace('_', ' '))}"
-        known = row.noise is not None and row.difference
-        noise = f" (±{figure(row.noise)})" if known else ""
-        line = [
-            f"**{name}**" if rule else name,
-            *(figure(row.before), figure(row.after), figure(row.difference, "+")),
-            SIGNS.get(row.verdict, "not known") + noise,
-            f"{'≥' if rule.direction == 'higher' else '≤'} {figure(rule.floor)}" if rule else "",
-            f"{figure(rule.tolerance)} worse" if rule else "",
-        ]
-        (cells if rule else others).append(line)
-    if not cells + others:
-        return ""
-    head = ["Metric", "Before", "After", "Difference", "Beyond noise?", "Floor", "Tolerance"]
-    return f"{table(head, cells + others)}\n\n{_rule(report.metrics)}"
-
-
-def _rule(rows: list[Metric]) -> str:
-    alone = (
-        "± comes from the 95 % intervals, the number of digits alone (Newcombe's method 10), so "
-        "more than that may be chance."
-    )
-    bases = {row.basis for row in rows}
-    if "seeds" not in bases:
-        return f"Without data/noise.json {alone}" if "interval" in bases else ""
-    seeds = (
-        "± is what two runs differ by through their seeds alone, in 95 % of cases "
-        "(data/noise.json; Student's t, two single runs)."
-    )
-    return f"{seeds} Where that file lacks a metric, {alone}" if "interval" in bases else seeds
+    """Return the table of all metrics, those of the gate first and bold."""
+    rows = []
+    for row in sorted(report.metrics, key=lambda row: row.bounds is None):
+        rule, name = row.bounds, name_of(row)
+        noise = f" (±{figure(row.noise)})" if row.noise is not None and row.difference else ""
+        limit = f"{'≥' if rule.direction == 'higher' else '≤'} {figure(rule.floor)}" if rule else ""
+        rows.append(
+            [
+                f"**{name}**" if rule else name,
+                *(figure(row.before), figure(row.after), figure(row.difference, "+")),
+                VERDICTS[row.verdict].lower() + noise,
+                *(limit, f"{figure(rule.tolerance)} worse" if rule else ""),
+            ]
+        )
+    head = ["Metric", "Before", "After", "Difference", "Beyond chance", "Limit", "Tolerance"]
+    text = "± is chance alone in 95 % of cases: that of the seeds by data/noise.json, or else that "
+    text += "of the test set (Newcombe's method 10)."
+    return f"### Metrics\n\n{table(head, rows)}\n\n{text}" if rows else ""
 
 
 def classes(report: Report) -> str:
-    """Return the classes whose accuracy changed beyond chance, ten at most."""
-    rows = [
-        [
-            *(named(row.source), plain(row.name, 40)),
-            *(figure(row.before), figure(row.after), figure(row.after - row.before, "+")),
-        ]
+    """Return the classes whose accuracy changed beyond chance, the largest change first."""
+    texts = [
+        f"{row.source} {row.name}: {figure(row.before)} → {figure(row.after)}"
         for row in report.classes
     ]
-    if not rows:
-        return ""
-    head = ["Digits", "Class", "Before", "After", "Difference"]
-    return f"### Classes beyond chance (99 %, of the test set alone)\n\n{table(head, rows[:10])}"
+    title = "### Classes beyond chance (99 %, of the test set alone)"
+    return f"{title}\n\n{bullets('', texts, TEXT)}" if texts else ""
 
 
 def params(report: Report) -> str:
@@ -161,54 +225,16 @@ def params(report: Report) -> str:
 
 
 def stages(report: Report) -> str:
-    """Return what each stage did and why, and the time that was saved."""
-    rows, saved = [], 0.0
-    ran = any(stage.what for stage in report.stages) or bool(report.failed)
+    """Return what each stage did and why."""
+    rows = []
     for stage in report.stages:
-        if stage.what in ("restored", "unchanged"):
-            saved += max(stage.usual_seconds - stage.seconds, 0)
-        why = stage.changed
-        found = why or (["nothing to restore was found"] if stage.what == "ran" else [])
-        text = ", ".join(plain(reason, 80) for reason in found[:5])
-        text += f" and {len(why) - 5} more" if len(why) > 5 else ""
-        if ran:
+        text = ", ".join(plain(reason, 80) for reason in stage.changed[:5])
+        text += f" and {len(stage.changed) - 5} more" if len(stage.changed) > 5 else ""
+        if stage.what or text:
             seconds = figure(round(stage.seconds, 1))
-            rows.append([plain(stage.name), stage.what or "not reached", text, seconds])
-        elif why:
-            rows.append([plain(stage.name), text])
-    if not rows:
-        return ""
+            rows.append([plain(stage.name), stage.what or "not run", text, seconds])
     head = ["Stage", "What", "Changed against the base", "Seconds"]
-    text = f"### Stages\n\n{table(head if ran else head[::2], rows)}"
-    if saved >= 1:
-        minutes = figure(round(saved / 60, 1))
-        text += f"\n\nAbout {minutes} minutes saved, by stage_seconds of params.yaml."
-    return text
-
-
-def data(report: Report) -> str:
-    """Return the data that changed: rows and classes of the test sets, hashes, sizes."""
-    lines = [
-        f"- test set, {named(row.source)}: {_count(row.before)} → {_count(row.after)}"
-        for row in report.test_sets[:ROWS]
-    ]
-    rows = [[plain(row.path), _blob(row.before), _blob(row.after)] for row in report.data]
-    if rows:
-        lines.append("\n" + table(["Path", "Before", "After"], rows))
-    inner = "\n".join(lines)
-    title = f"Data: {len(rows)} changed"
-    return f"<details><summary>{title}</summary>\n\n{inner}\n\n</details>" if lines else ""
-
-
-def _count(row: TestSet | None) -> str:
-    return f"{row.rows:,} of {row.classes} classes" if row else "none"
-
-
-def _blob(row: Blob | None) -> str:
-    if row is None:
-        return "–"
-    files = "" if row.files == 1 else f", {row.files} files"
-    return f"{plain(row.md5[:8])}, {row.size} bytes{files}"
+    return f"### Stages\n\n{table(head, rows)}" if rows else ""
 
 
 def curves(report: Report) -> str:
@@ -216,8 +242,7 @@ def curves(report: Report) -> str:
     old, new = report.curves_before, report.curves_after
     charts = [chart(title, old.get(key, []), new.get(key, [])) for title, key in CURVES.items()]
     inner = "\n\n".join(text for text in charts if text)
-    title = "Training curves"
-    return f"<details><summary>{title}</summary>\n\n{inner}\n\n</details>" if inner else ""
+    return f"### Training curves\n\n{inner}" if inner else ""
 
 
 def chart(title: str, before: list[float], after: list[float]) -> str:
@@ -230,22 +255,27 @@ def chart(title: str, before: list[float], after: list[float]) -> str:
     values = [value for line in lines for value in line]
     if not values or not all(math.isfinite(value) and abs(value) < 1e9 for value in values):
         return ""
+    names = [name for name, line in (("before", before), ("after", after)) if line]
+    if len(lines) < len(names):  # both are the same
+        names = ["before and after"]
     longest = max(map(len, lines))
+    if longest == 1:  # Mermaid draws no line through one point
+        found = zip(names, lines, strict=True)
+        return f"{title} after one epoch: {', '.join(f'{n} {line[0]:.5f}' for n, line in found)}"
     step = -(-longest // POINTS)
     places = range(step - 1, longest, step)
     low, high = min(values), max(values)
     margin = (high - low) * 0.05 or 0.01
-    if len(lines) == 2:
-        order = "first line before, second after"
-    else:
-        order = "before and after" if before and after else "before" if before else "after"
     drawn = [
         "line [" + ", ".join(f"{line[at]:.5f}" for at in places if at < len(line)) + "]"
         for line in lines
     ]
+    # xychart has no legend: the colours are set, and named in the title.
+    legend = ", ".join(f"{c}: {name}" for c, name in zip(COLOURS, names, strict=False))
     text = [
-        "```mermaid\nxychart-beta",
-        f'title "{title}, {order}"',
+        f"```mermaid\n%%{{init: {{'themeVariables': {{'xyChart': "
+        f"{{'plotColorPalette': '{', '.join(COLOURS)}'}}}}}}}}%%\nxychart-beta",
+        f'title "{title} ({legend})"',
         f'x-axis "epoch" [{", ".join(str(at + 1) for at in places)}]',
         f'y-axis "{title.lower()}" {low - margin:.5f} --> {high + margin:.5f}',
         *drawn,

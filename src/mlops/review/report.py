@@ -21,23 +21,11 @@ from mlops.git import Base
 from mlops.review import compare, schema
 from mlops.review.gate import Params, judge
 from mlops.review.schema import Report, Stage
-from mlops.review.snapshot import (
-    CLASSES,
-    CURVES,
-    METRICS,
-    NOISE,
-    PRODUCTION,
-    WINDOWS,
-    Snapshot,
-    mapping,
-    read,
-    stages,
-)
+from mlops.review.snapshot import NOISE, TABLES, Snapshot, mapping, read, stages
 
 LOCK, TRAIN = "dvc.lock", "train"
 # What a run writes and git keeps.
 KEPT = (LOCK, "data/evaluation", "data/model", "data/monitoring")
-TABLES = {METRICS, CLASSES, CURVES, PRODUCTION, WINDOWS}
 NO_COMPARISON = (
     "not comparable: the test set changed, so only the fixed limits are judged and no metric is "
     "compared with the base"
@@ -97,7 +85,7 @@ def with_entry(lock: str, other: bytes, stage: str) -> str:
 def refused(base: Base, after: Snapshot) -> list[str]:
     """Return why the pipeline is not run: an unfinished merge, or files that DVC must not see."""
     if git.unmerged() or any("conflict markers" in problem for problem in after.problems):
-        return ["a merge is unfinished: fix params.yaml if it is in conflict, then 'digits relock'"]
+        return ["a merge is unfinished: 'git merge --abort', then 'digits merge'"]
     known = [path for path in sorted(TABLES) if base.commit and git.show(base.commit, path)]
     hidden = git.ignored(*known) if known else []
     found = [f"{path}: a .gitignore hides this table; remove that line" for path in hidden]
@@ -112,18 +100,13 @@ def weights_of_others(before: Snapshot, today: Snapshot, after: Snapshot) -> str
     return TRAIN if restores and other else ""
 
 
-def rules(today: Snapshot, after: Snapshot, where: str) -> tuple[Params | None, list[str]]:
-    """Return section `review` of the base, or the working tree's where the base has none.
-
-    The texts say why it is not the base's.
-    """
+def rules(today: Snapshot, after: Snapshot, where: str) -> tuple[Params, list[str]]:
+    """Return section `review` of the base, or the working tree's, and why it is not the base's."""
     try:
-        if "review" in today.params:
-            return params.section(Params, today.params, "review"), []
+        return params.section(Params, today.params, "review"), []
     except DigitsError as error:
-        return params.section(Params, after.params, "review"), [f"{where}: {error}"]
-    text = f"{where} has no section review; the gate of the working tree is used"
-    return params.section(Params, after.params, "review"), [text] if today.params else []
+        text = f"the gate of the working tree is used: {where}: {error}"
+        return params.section(Params, after.params, "review"), [text] if today.params else []
 
 
 def seed_variance(base: Base, today: Snapshot, after: Snapshot) -> tuple[dict, list[str]]:
@@ -138,13 +121,10 @@ def seed_variance(base: Base, today: Snapshot, after: Snapshot) -> tuple[dict, l
             f"{', '.join(other)}. Measure it again: make noise"
         )
         noise = {}
-    trained = noise.get("trained", {}).get("train")
-    if trained and after.params and trained != after.params.get("train"):
-        notices.append(f"{NOISE} was measured with another section train: make noise")
     return noise, notices
 
 
-def review(revision: str | None, repro: bool, link: str, restore: str = "") -> Report:
+def review(revision: str | None, repro: bool, restore: str = "") -> Report:
     """Compare, after `dvc repro` if `repro`, which checks out what the base has first if `restore`.
 
     Raises DigitsError outside the repository's root.
@@ -152,7 +132,7 @@ def review(revision: str | None, repro: bool, link: str, restore: str = "") -> R
     git.require_root()
     base = git.find_base(revision)
     dirty = bool(git.changed(".", ":!review"))
-    after = read(tree, "in the working tree")
+    after = claimed = read(tree, "in the working tree")
     before = at(base.commit)
     today = before if base.tip == base.commit else at(base.tip)
     reasons, problems = refused(base, after), list[str]()
@@ -173,9 +153,11 @@ def review(revision: str | None, repro: bool, link: str, restore: str = "") -> R
             f"what is committed is not what the pipeline makes ({', '.join(stale[:6])}): run "
             "'dvc repro', 'git add dvc.lock data', 'git commit'"
         )
+        if git.line("log", "-1", "--format=%an").endswith("[bot]"):  # it committed what a run made
+            other = compare.irreproducible(claimed, after)
+            reasons += [f"not reproducible: {name}" for name in other]
     elif not run and not reasons:
-        outs = {path for row in after.stages.values() for path in compare.hashes(row, "outs")}
-        stale, missing_files = dvc.status(outs - TABLES)
+        stale, missing_files = dvc.status(set(compare.outs(after)) - TABLES)
         reasons, problems = reasons + stale, problems + missing_files
     if base.unresolvable:
         reasons.append(base.description)
@@ -209,14 +191,12 @@ def review(revision: str | None, repro: bool, link: str, restore: str = "") -> R
         notices.insert(0, NO_COMPARISON)
     reasons += judge(rows, gate)
     return Report(
-        schema=schema.SCHEMA,
-        verdict=compare.verdict([row for row in rows if row.bounds]),
+        verdict=compare.verdict(rows),
         gate=schema.Gate(not reasons, reasons),
         head=git.commit("HEAD"),
         dirty=dirty,
         base=base.commit,
         against=base.description,
-        notes=[],
         problems=[
             text
             for text in notices + problems + after.problems + before.problems
@@ -224,20 +204,14 @@ def review(revision: str | None, repro: bool, link: str, restore: str = "") -> R
         ],
         failed=run.failed if run else "",
         last_lines=run.last_lines if run else [],
-        stages=[_stage(name, changed, run, settings) for name, changed in inputs.items()]
-        or [_stage(name, [], run, settings) for name in after.stages],
+        stages=[
+            Stage(name, what, round(seconds, 1), inputs.get(name, []))  # type: ignore[arg-type]
+            for name in inputs or after.stages
+            for what, seconds in [(run.stages if run else {}).get(name, ("", 0.0))]
+        ],
         metrics=rows,
         classes=compare.classes(before, after),
         params=compare.changes(before.params, after.params) if both else [],
-        test_sets=compare.counts(before, after),
-        data=compare.data(before, after) if before.stages else [],
         curves_before=before.curves,
         curves_after=after.curves,
-        link=link,
     )
-
-
-def _stage(name: str, changed: list[str], run: dvc.Run | None, settings: Params | None) -> Stage:
-    what, seconds = (run.stages if run else {}).get(name, ("", 0.0))
-    usual = settings.stage_seconds.get(name.partition("@")[0], 0.0) if settings else 0.0
-    return Stage(name, what, round(seconds, 1), usual, changed)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ use this module, which imports the standard library and core.errors alone.
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -38,7 +38,6 @@ class Metric:
     before: float | None
     after: float | None
     noise: float | None  # a difference up to this may be chance; None: not known
-    basis: Literal["seeds", "interval", "unknown"]  # of `noise`
     bounds: Bounds | None  # None: not part of the gate
 
     @property
@@ -48,6 +47,13 @@ class Metric:
             return None
         difference = round(self.after - self.before, 9)
         return difference if math.isfinite(difference) else None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the verdict counts it: a metric of the gate, or the accuracy on a test set."""
+        return self.bounds is not None or (
+            self.metric == "accuracy" and self.source != "production"
+        )
 
     @property
     def verdict(self) -> Verdict:
@@ -90,43 +96,7 @@ class Stage:
     name: str
     what: Literal["", "ran", "restored", "unchanged"]  # empty: not run, or not reached
     seconds: float
-    usual_seconds: float  # by review.stage_seconds of params.yaml
     changed: list[str]
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """The size of a source's test set."""
-
-    rows: int
-    classes: int
-
-
-@dataclass(frozen=True)
-class TestSetChange:
-    """A test set whose size differs."""
-
-    source: str
-    before: TestSet | None
-    after: TestSet | None
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A file or folder of data, as dvc.lock has it."""
-
-    md5: str
-    size: int
-    files: int
-
-
-@dataclass(frozen=True)
-class DataChange:
-    """Data whose hash differs."""
-
-    path: str
-    before: Blob | None
-    after: Blob | None
 
 
 @dataclass(frozen=True)
@@ -141,26 +111,25 @@ class Gate:
 class Report:
     """All that a review found."""
 
-    schema: int
-    verdict: Verdict  # over the metrics of the gate
+    verdict: Verdict  # over the accuracies and the metrics of the gate
     gate: Gate
-    head: str | None  # ids of commits
-    dirty: bool  # the working tree differs from the head
-    base: str | None
-    against: str  # how the base was found
-    notes: list[str]  # what the change brings in, for the reader
-    problems: list[str]  # what could not be read or is not used, each with what to do
-    failed: str  # where `dvc repro` failed, else empty
-    last_lines: list[str]  # of what it printed then
-    stages: list[Stage]
-    metrics: list[Metric]
-    classes: list[ClassChange]
-    params: list[ParamChange]
-    test_sets: list[TestSetChange]
-    data: list[DataChange]
-    curves_before: dict[str, list[float]]  # by column, a number an epoch
-    curves_after: dict[str, list[float]]
-    link: str  # the address of the run
+    schema: int = SCHEMA
+    head: str | None = None  # ids of commits
+    dirty: bool = False  # the working tree differs from the head
+    base: str | None = None
+    against: str = ""  # how the base was found
+    notes: list[str] = field(default_factory=list)  # what the change brings in, for the reader
+    # What could not be read or is not used, each with what to do.
+    problems: list[str] = field(default_factory=list)
+    failed: str = ""  # where `dvc repro` failed, else empty
+    last_lines: list[str] = field(default_factory=list)  # of what it printed then
+    stages: list[Stage] = field(default_factory=list)
+    metrics: list[Metric] = field(default_factory=list)
+    classes: list[ClassChange] = field(default_factory=list)
+    params: list[ParamChange] = field(default_factory=list)
+    # By column, a number an epoch.
+    curves_before: dict[str, list[float]] = field(default_factory=dict)
+    curves_after: dict[str, list[float]] = field(default_factory=dict)
 
 
 def dump(report: Report) -> str:
@@ -206,7 +175,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
             for key, item in value.items()
         }
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        names, hints = [field.name for field in fields(kind)], get_type_hints(kind)
+        names, hints = [one.name for one in fields(kind)], get_type_hints(kind)
         if set(value) != set(names):
             raise ValueError(f"{where}: expected the keys {', '.join(names)}")
         return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})

@@ -5,11 +5,13 @@ other files are still compared.
 """
 
 import csv
+import functools
 import io
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -18,6 +20,7 @@ METRICS, CLASSES = "data/evaluation/metrics.json", "data/evaluation/per_class.cs
 PRODUCTION, WINDOWS = "data/monitoring/metrics.json", "data/monitoring/windows.csv"
 CURVES, LINEAGE = "data/model/curves.csv", "data/model/lineage.json"
 NOISE = "data/noise.json"
+TABLES = {METRICS, CLASSES, PRODUCTION, WINDOWS, CURVES}
 MARKERS = re.compile(r"^(<{7}|>{7}) ", re.M)  # of a merge that git could not finish
 
 
@@ -54,7 +57,8 @@ def read(file: Callable[[str], bytes | None], where: str) -> Snapshot:
 
     found.params = parsed("params.yaml", mapping)
     found.stages = parsed("dvc.lock", lambda text: stages(mapping(text)))
-    found.metrics = parsed(METRICS, metrics) | parsed(PRODUCTION, metrics, needed=False)
+    for path in parsed("dvc.yaml", metric_files, needed=False) or [METRICS]:
+        found.metrics |= parsed(path, functools.partial(metrics, PurePath(path).stem))
     found.classes = parsed(CLASSES, classes, needed=False)
     found.curves = parsed(CURVES, curves, needed=False)
     found.noise = parsed(NOISE, noise, needed=False)
@@ -88,11 +92,22 @@ def stages(lock: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def metrics(text: str) -> dict[str, dict[str, float]]:
-    """Return metrics.json's numbers by source and metric; NaN stays NaN."""
+def metric_files(text: str) -> list[str]:
+    """Return the JSON files that the stages of dvc.yaml declare as metrics, in their order."""
+    stages = mapping(text)["stages"].values()
+    entries = [entry for stage in stages for entry in stage.get("do", stage).get("metrics", [])]
+    paths = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+    return [path for path in paths if path.endswith(".json")]
+
+
+def metrics(name: str, text: str) -> dict[str, dict[str, float]]:
+    """Return a file's numbers by source and metric, without a source by `name`; NaN stays NaN."""
+    values = json.loads(text)
+    if not any(isinstance(row, dict) for row in values.values()):
+        values = {name: values}
     return {
-        source: {name: number(value) for name, value in row.items()}
-        for source, row in json.loads(text).items()
+        source: {metric: number(value) for metric, value in row.items()}
+        for source, row in values.items()
         if isinstance(row, dict) or _refuse(source, row)
     }
 

@@ -1,19 +1,22 @@
 """What the privileged jobs run, against GitHub's API on loopback and hostile input."""
 
 import io
+import json
+import os
 import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, environment
-from loopback import GitHub
+import steps
+from conftest import ROOT, Project, environment
+from loopback import GitHub, needs_bash
 from records import FULL_NAME, Pull, Run
 from reports import report
 
 from core.errors import DigitsError
-from mlops.bot import caches, change, comment, commit
+from mlops.bot import change, comment, commit
 from mlops.bot import github as client
 from mlops.review import schema
 
@@ -39,6 +42,8 @@ def github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
             "TOKEN": "the-token-of-a-job",
             "COMMIT_TOKEN": "the-token-of-a-job",
             "DEFAULT_BRANCH": "main",
+            "GITHUB_OUTPUT": str(tmp_path / "output"),
+            "LINK": "https://github.com/octo/digits/actions/runs/1",
         }.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("GITHUB_JOB", raising=False)
@@ -76,6 +81,21 @@ def reported(github: GitHub, number: int = 1, verdict: str = "better", sha: str 
 def show(run: Run, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("RUN", str(run.id))
     return comment.main([])
+
+
+def committed_and_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the jobs `commit` and `comment` run, one after the other; return what the first did."""
+    output = Path(os.environ["GITHUB_OUTPUT"])
+    output.write_text("")
+    try:
+        done = commit.main([])
+    except DigitsError as error:
+        done = str(error)
+    for line in output.read_text().splitlines():
+        key, _, value = line.partition("=")
+        monkeypatch.setenv(key.upper(), value)
+    show(run, monkeypatch)
+    return done
 
 
 def texts(github: GitHub) -> list[str]:
@@ -124,7 +144,7 @@ def test_an_older_report_never_overwrites_a_newer_one(
     again = reported(github, 2, "mixed")
     again.attempt = 2
     show(again, monkeypatch)
-    assert "## Better here" in texts(github)[0]
+    assert "## Mixed" in texts(github)[0]
 
 
 def test_a_report_of_another_commit_belongs_nowhere(
@@ -227,7 +247,7 @@ def test_no_member_of_an_archive_reaches_the_disk(
 def test_a_report_that_is_too_long_is_said_to_be(
     github: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = [schema.Stage("@" * 200, "ran", 1.0, 1.0, ["@" * 99] * 9)] * 99
+    stages = [schema.Stage("@" * 200, "ran", 1.0, ["@" * 99] * 9)] * 99
     params = [schema.ParamChange("@" * 200, "@" * 200, "@" * 200)] * 99
     long = schema.dump(report(stages=stages, params=params, last_lines=["@" * 200] * 99))
     show(ran(github, report=archive(**{"report.json": long})), monkeypatch)
@@ -287,7 +307,7 @@ def test_code_is_named(
     show(reported(github, sha=head), monkeypatch)
     (body,) = texts(github)
     assert "**This changes code**: " in body
-    assert body.index("This changes code") < body.index("| Metric |")
+    assert body.index("This changes code") < body.index("| **mnist accuracy** |")
 
 
 def test_a_link_and_a_program_are_code(github: GitHub, tmp_path: Path) -> None:
@@ -335,16 +355,20 @@ def test_a_lock_is_committed_and_its_checks_wait_for_approval(
 ) -> None:
     before = github.head("refs/heads/mehr-übung")
     run = committed(github, monkeypatch)
-    show(run, monkeypatch)
-    assert (
-        'is committed to the branch. If the checks of that commit wait, press "Approve'
-        in (texts(github)[0])
-    )
-    assert "is now at" in commit.main([])
+    assert "is now at" in committed_and_shown(run, monkeypatch)
+    made = github.head("refs/heads/mehr-übung")
+    (text,) = texts(github)  # the head has moved, and the comment is not lost
+    assert f"is committed** as {made[:10]}. Its checks wait" in text
+    assert 'presses "Approve workflows to run" below, or "Re-run all jobs"' in text
+    assert text.index("Its checks wait") < text.index("| **mnist accuracy** |")
     assert github.git("rev-parse", "mehr-übung^") == before
     changed = github.git("diff", "--name-only", before, "mehr-übung").split()
     assert changed == ["data/evaluation/metrics.json", "dvc.lock"]
-    assert not github.waiting
+    # `workflow_run` fires for a run that waits for approval.
+    assert [waiting[1] for waiting in github.waiting] == ["comment.yml"]
+    monkeypatch.delenv("MADE")
+    assert "waits for approval" in show(github.runs[-1], monkeypatch)
+    github.waiting.clear()
     github.approve(github.pulls[7])
     assert [waiting[1] for waiting in github.waiting] == ["pull-request.yml", "ci.yml"]
 
@@ -352,9 +376,11 @@ def test_a_lock_is_committed_and_its_checks_wait_for_approval(
 def test_the_checks_of_an_apps_commit_start(
     github: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    committed(github, monkeypatch)
+    run = committed(github, monkeypatch)
     monkeypatch.setenv("COMMIT_TOKEN", "the-token-of-an-app")
-    commit.main([])
+    monkeypatch.setenv("APP", "app")
+    committed_and_shown(run, monkeypatch)
+    assert "Its checks run." in texts(github)[0] and "presses" not in texts(github)[0]
     assert [waiting[1] for waiting in github.waiting] == ["pull-request.yml", "ci.yml"]
 
 
@@ -370,10 +396,10 @@ def test_a_run_whose_lock_is_up_to_date_commits_nothing(
 def left(github: GitHub, run: Run, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """Check that a run's lock is left to the author, and that the comment has the commands."""
     before = github.head("refs/heads/mehr-übung")
-    assert f"Left to the author: {why}" in commit.main([])
+    assert f"Left to the author: {why}" in committed_and_shown(run, monkeypatch)
     assert github.head("refs/heads/mehr-übung") == before
-    show(run, monkeypatch)
     if texts(github):
+        assert why in texts(github)[0]
         command = f"gh run download {run.id} --repo {FULL_NAME} --name lock"
         assert command in texts(github)[0]
 
@@ -392,6 +418,14 @@ def test_the_commit_of_a_bot_is_not_committed_upon(
     run = committed(github, monkeypatch)
     run.actor = "Bot"
     left(github, run, monkeypatch, "the last commit is of a bot")
+
+
+def test_a_push_to_anothers_branch_is_left_to_who_pushed(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = committed(github, monkeypatch)
+    run.login = "helper"
+    left(github, run, monkeypatch, "helper pushed to the branch of student")
 
 
 def test_a_branch_that_moved_on_is_left_alone(
@@ -453,31 +487,239 @@ def test_a_large_artifact_is_not_committed(github: GitHub, monkeypatch: pytest.M
         commit.main([])
 
 
+# A merge of main
+
+
+@pytest.fixture
+def clone(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Main has gone on: the branch conflicts in dvc.lock; this clone has both."""
+    work = Project(tmp_path / "work")
+    files = {"README.md": "one\n\n\n\ntwo\n", "src/a.py": "a\n", "old.py": "", "dvc.lock": "0"}
+    for branch, changes in (
+        ("main", files),
+        ("mehr-übung", {"dvc.lock": "1", "README.md": "one\n\n\n\nTWO\n"}),
+        ("main", {"dvc.lock": "2", "src/a.py": "b\n"}),
+    ):
+        start = "main" if branch == "main" else "HEAD"
+        work.git("checkout", "--quiet", *(["-B", branch] if start == "HEAD" else ["main"]))
+        for name, text in changes.items():
+            (work.root / name).parent.mkdir(exist_ok=True)
+            (work.root / name).write_text(text)
+        if "src/a.py" in changes and changes["src/a.py"] == "b\n":
+            work.git("rm", "--quiet", "old.py")
+        work.git("add", "--all")
+        work.git("commit", "--quiet", "--message", branch)
+        work.git("push", "--quiet", "--force", str(github.origin), branch)
+    work.git("remote", "add", "origin", str(github.origin))
+    work.git("fetch", "--quiet", "origin")
+    monkeypatch.chdir(work.root)
+    return work
+
+
+def merged(github: GitHub, monkeypatch: pytest.MonkeyPatch, **files: str) -> Run:
+    """Add a run by hand that has merged main."""
+    artifact = {"merged": github.head("main") + "\n", **LOCK, "params.yaml": "epochs: 3\n", **files}
+    content = archive(**{"report.json": schema.dump(report())})
+    run = ran(github, report=content, lock=archive(**artifact))
+    run.event, run.login = "workflow_dispatch", "maintainer"
+    monkeypatch.setenv("RUN", str(run.id))
+    return run
+
+
+def test_a_conflict_starts_no_checks(github: GitHub, clone: Project) -> None:
+    pull = github.pulls[7]
+    assert github.conflicts(pull)
+    assert github.checks(pull, "User") == []
+
+
+def test_main_is_merged_by_a_commit_with_two_parents(
+    github: GitHub, clone: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, main = github.head("refs/heads/mehr-übung"), github.head("main")
+    run = merged(github, monkeypatch)
+    assert "is now at" in committed_and_shown(run, monkeypatch)
+    made = github.head("refs/heads/mehr-übung")
+    assert github.git("log", "-1", "--format=%P", made).split() == [head, main]
+    assert github.git("diff", "--name-only", main, made).split() == [
+        "README.md",
+        "data/evaluation/metrics.json",
+        "dvc.lock",
+        "params.yaml",
+    ]
+    assert github.git("show", f"{made}:README.md") == "one\n\n\n\nTWO"
+    assert github.git("show", f"{made}:dvc.lock") == LOCK["dvc.lock"].strip()
+    assert not github.conflicts(github.pulls[7])
+    assert f"is committed** as {made[:10]}" in texts(github)[0]
+    assert github.git("show", f"{made}:src/a.py") == "b"
+
+
+HAND = """\
+  git checkout --ours dvc.lock 'data/*.json' 'data/*.csv'
+  dvc checkout --force --allow-missing
+  dvc repro
+  git add dvc.lock data
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"merged": "main"}, "the artifact names no commit of main: 'main'"),
+        ({"merged": "main; rm"}, "the artifact names no commit of main: 'main; rm'"),
+        ({"src/b.py": ""}, "src/b.py: is not among the files that may be committed"),
+    ],
+)
+def test_a_merge_that_fails_ends_with_the_lines_for_a_person(
+    github: GitHub,
+    clone: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str],
+    why: str,
+) -> None:
+    head = github.head("refs/heads/mehr-übung")
+    run = merged(github, monkeypatch, **changed)
+    assert why in committed_and_shown(run, monkeypatch)
+    assert github.head("refs/heads/mehr-übung") == head
+    assert HAND in texts(github)[0]
+
+
+def test_a_token_cannot_merge_changed_workflows(
+    github: GitHub, clone: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.git("checkout", "--quiet", "main")
+    (clone.root / ".github/workflows").mkdir(parents=True)
+    (clone.root / ".github/workflows/x.yml").write_text("on: push\n")
+    clone.git("add", "--all")
+    clone.git("commit", "--quiet", "--message", "A workflow")
+    clone.git("push", "--quiet", "origin", "main")
+    clone.git("fetch", "--quiet", "origin")
+    run = merged(github, monkeypatch)
+    assert "without `workflows`" in committed_and_shown(run, monkeypatch)
+    assert HAND in texts(github)[0]
+
+
+def test_a_file_that_both_changed_is_left_to_a_person(
+    github: GitHub, clone: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.git("checkout", "--quiet", "main")
+    (clone.root / "README.md").write_text("ONE\n")
+    clone.git("commit", "--quiet", "--all", "--message", "A word")
+    clone.git("push", "--quiet", "origin", "main")
+    run = merged(github, monkeypatch)
+    assert "README.md is changed here and on main" in committed_and_shown(run, monkeypatch)
+    assert HAND in texts(github)[0]
+
+
+def test_another_conflict_is_left_to_a_person(
+    github: GitHub, clone: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run itself failed, so it has handed nothing over."""
+    run = ran(github)
+    run.event, run.jobs = "workflow_dispatch", {"review": "failure"}
+    monkeypatch.setenv("RUN", str(run.id))
+    assert "nothing to commit" in committed_and_shown(run, monkeypatch)
+    assert "Main was not merged. In a clone" in texts(github)[0] and HAND in texts(github)[0]
+
+
+# The status, and what production serves
+
+
+def test_a_status_has_the_figure_and_waits_while_it_runs(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = reported(github)
+    run.status = "in_progress"
+    show(run, monkeypatch)
+    assert texts(github) == []
+    run.status = "completed"
+    show(run, monkeypatch)
+    show(ran(github, 2), monkeypatch)
+    assert [(row["state"], row["description"]) for row in github.statuses] == [
+        ("pending", "The metrics are being computed"),
+        ("success", "mnist accuracy 0.9965 (+0.0015)"),
+        ("error", "No report: the run ended with success"),
+    ]
+    assert {row["context"] for row in github.statuses} == {"metrics"}
+
+
+def test_a_status_counts_for_no_required_check(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any writer may set a status of that name; the ruleset names GitHub Actions as the source."""
+    pull = github.pulls[7]
+    for context in ("required", "review"):
+        values = {"state": "success", "context": context}
+        client.api("POST", f"/statuses/{github.head('refs/heads/mehr-übung')}", values)
+    assert not github.mergeable(pull)
+
+
+def test_production_is_recorded_and_compared(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values = {"mnist": {"accuracy": 0.4321, "loss": float("nan")}}
+    name = "data/evaluation/metrics.json"
+    served = push(github, tmp_path, {name: json.dumps(values)}, "main")
+    steps.run(steps.action("record")[0], tmp_path, COMMIT=served)
+    assert [(row["sha"], row["state"]) for row in github.deployments] == [(served, "success")]
+    show(reported(github), monkeypatch)
+    assert "99.65 % | +0.15 points 🟢 | 43.21 % |" in texts(github)[0]
+    assert "Production is not at main" not in texts(github)[0]
+    Project(tmp_path / "more").git("fetch", "--quiet", "origin")
+    push(github, tmp_path, {"README.md": "On.\n"}, "main")
+    show(reported(github, 2), monkeypatch)
+    text = f"Production is not at main: it serves {served[:10]}, 1 commits back."
+    assert text in texts(github)[0]
+
+
+# Nothing changed
+
+
+def test_a_change_of_no_dep_needs_no_pipeline(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lock = "stages:\n  a:\n    deps:\n    - path: src/a\n    outs:\n    - path: data/out.json\n"
+    push(github, tmp_path, {"dvc.lock": lock, "src/a/x.py": "1", "data/out.json": "1"}, "main")
+    work = Project(tmp_path / "more")
+    (work.root / "src/mlops").mkdir(parents=True, exist_ok=True)
+    step = steps.find("pull-request.yml", "review", "unchanged")
+
+    def same(name: str, text: str, base: str = "origin/main") -> bool:
+        work.git("fetch", "--quiet", "origin")
+        push(github, tmp_path, {name: text})
+        _, output = steps.run(step, work.root, tmp_path, BASE=base, PYTHONPATH=str(ROOT / "src"))
+        return output == "same=true\n"
+
+    for name in (
+        *("params.yaml", "dvc.yaml", "dvc.lock", "data/noise.json", "data/x/a.csv.dvc"),
+        *(".dvc/config", "src/a/x.py", "src/a/y.py", "data/out.json", "sub/dvc.yaml"),
+    ):
+        assert not same(name, "other\n"), name
+    assert not (work.root / "review").exists()
+    assert same("README.md", "A word.\n")
+    found = schema.parse((work.root / "review/report.json").read_bytes())
+    assert found.gate.passed and found.verdict == "same"
+    push(github, tmp_path, {"dvc.lock": lock.replace("src/a", '"src/\\x61"')}, "main")
+    assert not same("README.md", "Two words.\n")  # a name that git would not take literally
+    assert not same("README.md", "Three words.\n", "origin/nowhere")
+
+
 # Caches
 
 
-@pytest.mark.parametrize("own", [False, True])
+@needs_bash
+@pytest.mark.parametrize(("own", "failure"), [(False, None), (True, None), (False, (403, {}))])
 def test_a_ref_with_caches_of_its_own_restores_none(
-    github: GitHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: bool
+    github: GitHub, tmp_path: Path, own: bool, failure: tuple[int, dict[str, str]] | None
 ) -> None:
-    monkeypatch.setenv("REF", "refs/pull/7/merge")
-    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
     if own:
         (github.caches / "refs-pull-7-merge" / "dvc-1").mkdir(parents=True)
     (github.caches / "refs-heads-main" / "dvc-1").mkdir(parents=True)
-    done = caches.main([])
-    assert ("1 caches of refs/pull/7/merge: none is restored" in done) == own
-    assert (tmp_path / "output").read_text() == f"own={str(own).lower()}\n"
-
-
-def test_no_cache_is_restored_when_github_does_not_answer(
-    github: GitHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("REF", "refs/pull/7/merge")
-    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
-    github.failures.extend([(502, {})] * client.ATTEMPTS)
-    assert "No cache is restored" in caches.main([])
-    assert (tmp_path / "output").read_text() == "own=true\n"
+    if failure:
+        github.failures.append(failure)
+    step = steps.find("pull-request.yml", "review", "caches")
+    done, output = steps.run(step, tmp_path, REF="refs/pull/7/merge")
+    assert ("No cache is restored: refs/pull/7/merge has" in done) == bool(own or failure)
+    assert output == ("" if own or failure else "own=false\n")
 
 
 # GitHub

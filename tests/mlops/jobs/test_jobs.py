@@ -217,7 +217,7 @@ def test_a_sweep_improves_the_first_metric_of_the_gate(monkeypatch: pytest.Monke
     monkeypatch.setattr(params, "load", frozen.values)
     assert sweep.target() == ("mnist.accuracy", "maximize")
     rule = gate.Rule("lower", 1.0, 0.0)
-    found = gate.Params(gate.Retrain(False, {}), {}, {"test": {"loss": rule}})
+    found = gate.Params(gate.Retrain(False, {}), {"test": {"loss": rule}})
     monkeypatch.setattr(gate, "load", lambda: found)
     assert sweep.target() == ("test.loss", "minimize")
     monkeypatch.setattr(gate, "load", lambda: replace(found, gate={}))
