@@ -55,6 +55,10 @@ NAMED = {
     "src/mlops/jobs/job.py": (r'^EXPERIMENT = "{}"',),
     "src/mlops/jobs/worker.py": (r'^EXPERIMENT = "{}"',),
 }
+# Folders of packages that nothing here imports: TensorFlow's C++ headers, 290 MB, and libclang are
+# for building custom operations; the others are the packages' own tests.
+TESTED = ("numpy", "pandas", "pyarrow", "scipy", "skimage", "sklearn")
+UNUSED = ["tensorflow/include", "clang/native", *(f"{name}/**/tests" for name in TESTED)]
 REMOTES = ("main", "review")  # DVC's remotes; also the names of their containers
 # Two processes share the tests; tests/support/balance.py determines their order.
 PARALLEL = ("--numprocesses", "2", "--dist", "worksteal")
@@ -229,9 +233,9 @@ def install_locked() -> None:
         "--compile-bytecode",
     ]
     run(*uv, "--python", PYTHON, LOCK, fix=offline)
-    # TensorFlow's C++ headers, 290 MB, are needed only to build custom operations.
-    for headers in VENV.glob("**/site-packages/tensorflow/include"):
-        shutil.rmtree(headers)
+    for pattern in UNUSED:
+        for unused in list(VENV.glob(f"**/site-packages/{pattern}")):
+            shutil.rmtree(unused, ignore_errors=True)  # one may lie in another
 
 
 def install_npm() -> None:
@@ -539,8 +543,10 @@ def lock() -> None:
     resolve += ["--fork-strategy", "fewest"]
     resolve += ["--generate-hashes", "--no-header", "--no-annotate", "pyproject.toml"]
     resolve += sys.argv[2:]  # for instance --upgrade, or --upgrade-package NAME
-    run(*resolve, "--extra", "mlops", "--group", "dev", "--output-file", LOCK.name)
-    run(*resolve, "--constraint", LOCK.name, "--output-file", "requirements.txt")
+    stages: list[str | Path] = ["--extra", "stages"]
+    run(*resolve, *stages, "--extra", "mlops", "--group", "dev", "--output-file", LOCK.name)
+    for name, extra in (("requirements.txt", stages), ("requirements-serve.txt", [])):
+        run(*resolve, *extra, "--constraint", LOCK.name, "--output-file", name)
     action = ROOT / ".github" / "actions" / "review"
     small = [argument for argument in resolve if argument != "pyproject.toml"]
     small += [action / "requirements.in", "--constraint", LOCK.name]
@@ -557,7 +563,7 @@ def sbom() -> None:
     # Of the lock's packages, versions and hashes; the warning is that it shows no dependencies.
     python: list[str | Path] = [PYTHON, "-W", "ignore", "-m", "cyclonedx_py", "requirements"]
     options = ["--pyproject", "pyproject.toml", "--output-reproducible"]
-    run(*python, "requirements.txt", *options, "--output-file", "sbom.json")
+    run(*python, "requirements-serve.txt", *options, "--output-file", "sbom.json")
     print("sbom.json")
 
 

@@ -1,4 +1,7 @@
-"""The package's conda.yaml, as a conda user installs it, without conda and without a network."""
+"""The package's conda.yaml, as a conda user installs it, without conda and without a network.
+
+It is all that the endpoint has: its code answers a request there.
+"""
 
 import os
 import subprocess
@@ -10,11 +13,21 @@ import yaml
 from conftest import Project, environment
 
 LOAD = """
-import sys
+import json, os, sys
 import mlflow
 import numpy as np
-answer = mlflow.pyfunc.load_model(sys.argv[1]).predict(np.zeros((1, 28, 28), np.uint8))
+package, serving = sys.argv[1:]
+answer = mlflow.pyfunc.load_model(package).predict(np.zeros((1, 28, 28), np.uint8))
 print(sys.prefix, answer["digit"].shape)
+os.environ["AZUREML_MODEL_DIR"] = package
+sys.path.insert(0, serving)
+import batch, request, score
+batch.init()
+print(len(batch.service.scores(np.zeros((3, 28, 28), np.uint8), None)[0]))
+try:
+    import matplotlib
+except ModuleNotFoundError:
+    print("alone")
 """
 
 
@@ -30,7 +43,7 @@ def test_its_pip_section_installs_and_loads_the_model(reproduced: Project, tmp_p
     version, pip, section = conda["dependencies"]
     assert (version[:7], pip, list(section)) == ("python=", "pip", ["pip"])
     (tmp_path / "pip.txt").write_text("\n".join(section["pip"]) + "\n", "utf-8")
-    env, folder, uv = environment(), tmp_path / "mlops", str(run.BIN / "uv")
+    env, folder, uv = environment(), tmp_path / "served", str(run.BIN / "uv")
     python = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
     for arguments in (
         ["venv", "--offline", "--python", str(run.PYTHON), str(folder)],
@@ -38,6 +51,7 @@ def test_its_pip_section_installs_and_loads_the_model(reproduced: Project, tmp_p
         ["pip", "check", "--python", python],
     ):
         subprocess.run([uv, *arguments, "--quiet"], env=env, check=True)
-    loading = [python, "-W", "ignore", "-c", LOAD, str(package)]
+    serving = str(reproduced.root / "src" / "digits" / "serving")
+    loading = [python, "-W", "ignore", "-c", LOAD, str(package), serving]
     printed = subprocess.check_output(loading, env=env, text=True, stderr=subprocess.DEVNULL)
-    assert printed == f"{folder} (1,)\n"
+    assert printed == f"{folder} (1,)\n3\nalone\n"

@@ -1,14 +1,31 @@
-"""Imports of the namespaces azure and azureml, which deptry takes for one distribution each."""
+"""Imports against the locks, as far as deptry does not compare them.
+
+It takes the namespaces azure and azureml for one distribution each, and knows nothing of the
+endpoint, whose environment has a lock of its own.
+"""
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from test_dvc_yaml import LOCKS, SOURCE, closure
 
+ENDPOINT = {  # what the markers of the lock are evaluated for
+    "sys_platform": "linux",
+    "platform_machine": "x86_64",
+    "platform_system": "Linux",
+    "os_name": "posix",
+    "python_version": "3.11",
+    "python_full_version": "3.11.0",
+}
+SERVED = "requirements-serve.txt"
 NAMESPACES = ("azure", "azureml")
 
 
@@ -56,3 +73,60 @@ def test_each_import_of_azure_has_its_distribution_declared() -> None:
                 undeclared.append(f"{path}: {name} of {owners[module]}")
     assert undeclared == []
     assert {"azure-ai-ml", "azure-core", "azure-identity"} <= checked
+
+
+def served() -> set[str]:
+    """Return the names of the packages that the endpoint's environment has."""
+    text = (ROOT / SERVED).read_text("utf-8")
+    pins = [Requirement(line) for line in re.findall(r"^\S+==[^\\\n]+", text, re.M)]
+    return {
+        canonicalize_name(pin.name)
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate(ENDPOINT)
+    }
+
+
+def outside(path: Path) -> Iterator[str]:
+    """Yield the top-level modules of packages that a file imports, at any depth of its code."""
+    local = {"core", "digits", *(file.stem for file in (SOURCE / "digits").glob("*/*.py"))}
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [str(node.module)]
+        for name in names:
+            top = name.partition(".")[0]
+            if top not in local | {"determinism"} | sys.stdlib_module_names:
+                yield name if top in NAMESPACES else top
+
+
+def test_what_is_trained_and_deployed_imports_its_lock_alone() -> None:
+    """The closures of the stages that depend on it, and what is uploaded or travels."""
+    files = {
+        ROOT / name for stage in LOCKS for name in closure(SOURCE / f"digits/pipeline/{stage}.py")
+    }
+    files |= {*(SOURCE / "digits/serving").glob("*.py"), *(SOURCE / "digits/runtime").glob("*.py")}
+    owners, azure, known = metadata.packages_distributions(), distributions(), served()
+    checked, missing = set(), []
+    for path in sorted(files):
+        for name in outside(path):
+            module = name
+            while "." in module and module not in azure:
+                module = module.rpartition(".")[0]
+            found = {azure[module]} if module in azure else set(owners[module])
+            checked.add(module)
+            if not known & set(map(canonicalize_name, found)):
+                missing.append(f"{path}: {name} of {', '.join(found)}")
+    assert missing == []
+    assert {"tensorflow", "mlflow", "pyarrow"} < checked
+
+
+def test_the_endpoints_lock_is_closed_and_small() -> None:
+    known = served()
+    assert 50 < len(known) <= 100
+    for name in sorted(known):
+        for text in metadata.requires(name) or ():
+            needed = Requirement(text)
+            if needed.marker is None or needed.marker.evaluate(ENDPOINT | {"extra": ""}):
+                assert canonicalize_name(needed.name) in known, f"{name} requires {needed}"

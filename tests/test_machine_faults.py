@@ -94,6 +94,19 @@ raise SystemExit(console.report_errors("test", work))
     assert (done.returncode, done.stdout) == (0 if ignored else 130, "cleaned up\n")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+def test_a_terminal_that_is_closed_ends_digits_local_as_ctrl_c_does(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from azureml_emulator.server import stop_event
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+stop = stop_event()
+os.kill(os.getpid(), signal.SIGHUP)
+print(stop.is_set())
+"""
+    assert run_python(code, tmp_path).stdout == "True\n"
+
+
 def test_a_corrupted_file_of_dvcs_cache_is_deleted_and_not_placed(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.git("init", "--quiet")

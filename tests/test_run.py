@@ -54,6 +54,26 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
+def test_what_nothing_imports_is_removed_after_the_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / ".venv" / "lib" / "python3.11" / "site-packages"
+    kept = ["tensorflow/python", "clang", "scipy/special", "pytest/tests"]
+    removed = ["tensorflow/include", "clang/native", "scipy/tests", "scipy/special/tests/data"]
+
+    def install(*words: object, fix: str = "") -> None:
+        for name in [*kept, *removed] if "sync" in words else ():
+            (site / name).mkdir(parents=True, exist_ok=True)
+
+    (tmp_path / "requirements-dev.txt").write_text("uv==1\n")
+    for name, path in {"VENV": ".venv", "LOCK": "requirements-dev.txt"}.items():
+        monkeypatch.setattr(run, name, tmp_path / path)
+    monkeypatch.setattr(run, "run", install)
+    run.install_locked()
+    assert all((site / name).is_dir() for name in kept)
+    assert not any((site / name).exists() for name in removed)
+
+
 def test_the_scripts_of_npm_packages_do_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +99,7 @@ def test_the_scripts_of_npm_packages_do_not_run(
 def test_the_bill_of_materials_has_every_package_of_the_serving_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("requirements.txt", "pyproject.toml"):
+    for name in ("requirements-serve.txt", "pyproject.toml"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setattr(run, "env", lambda: None)
@@ -87,7 +107,9 @@ def test_the_bill_of_materials_has_every_package_of_the_serving_lock(
     first = (tmp_path / "sbom.json").read_bytes()
     bill = json.loads(first)
     assert bill["bomFormat"] == "CycloneDX"
-    locked = re.findall(r"^(\S+)==(\S+)", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
+    locked = re.findall(
+        r"^(\S+)==(\S+)", (ROOT / "requirements-serve.txt").read_text("utf-8"), re.M
+    )
     assert {(one["name"], one["version"]) for one in bill["components"]} == set(locked)
     for one in bill["components"]:
         assert any(part["hashes"] for part in one["externalReferences"])
@@ -246,7 +268,7 @@ def test_metrics_are_shown_with_the_word_rendered(
 def test_the_build_for_a_gpu_is_the_locked_version() -> None:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
     version = groups["gpu"][0].partition("==")[2]
-    assert f"\ntensorflow-cpu=={version} " in (ROOT / "requirements.txt").read_text("utf-8")
+    assert f"\ntensorflow-cpu=={version} " in (ROOT / "requirements-serve.txt").read_text("utf-8")
 
 
 MLFLOW = """

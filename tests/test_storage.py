@@ -1,5 +1,7 @@
 """DVC's remote on a real Azurite: what it restores, and what each fault says and leaves intact."""
 
+import contextlib
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from azure.storage.blob import BlobClient
-from conftest import ROOT, Azurite, Project, environment, free_port, python
+from conftest import ROOT, Azurite, Project, environment, python
+from emulated import wait_until
 
 from core.dataset import read_split
 
@@ -191,25 +194,96 @@ def test_a_wrong_key_is_reported_and_loses_nothing(
         assert_whole(project)
 
 
-@pytest.mark.parametrize("before", [None, b"['remote \"main\"']\n    account_name = mine\n"])
-def test_make_storage_leaves_the_settings_as_they_were(
-    project: Project, tmp_path: Path, before: bytes | None
-) -> None:
-    local = project.root / ".dvc" / "config.local"
-    if before is not None:
-        local.write_bytes(before)
-    (project.root / ".venv").symlink_to(ROOT / ".venv")
-    code = f"import run; run.BLOB_PORT = {free_port()}; run.env = lambda: None; run.storage()"
+STORAGE = "import run; run.env = lambda: None; run.storage()"
+MINE = b"['remote \"main\"']\n    account_name = mine\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Project:
+    """A project without data that has a remote `main`, and what `make storage` needs."""
+    project = Project(tmp_path / "folder")
+    (project.root / ".dvc").mkdir(parents=True)
+    project.git("init", "--quiet")
+    for name in ("run.py", ".dvc/config"):
+        shutil.copyfile(ROOT / name, project.root / name)
+    for name in (".venv", "node_modules"):
+        (project.root / name).symlink_to(ROOT / name)
+    (project.root / "data.csv").write_text("1,2,3\n")
+    project.dvc("add", "--quiet", "data.csv")
+    return project
+
+
+@contextlib.contextmanager
+def make_storage(project: Project, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `make storage`; kill it if the test has not ended it."""
     with subprocess.Popen(
-        python(code), cwd=project.root, env=environment(), stdout=subprocess.PIPE, text=True
+        python(STORAGE),
+        cwd=project.root,
+        env=environment() | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as server:
         assert server.stdout is not None
         assert "use it until Ctrl-C" in server.stdout.readline()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("before", [None, MINE])
+@pytest.mark.parametrize("ended_by", ["SIGINT", "SIGHUP"])
+def test_make_storage_leaves_the_settings_as_they_were(
+    folder: Project, before: bytes | None, ended_by: str
+) -> None:
+    local = folder.root / ".dvc" / "config.local"
+    if before is not None:
+        local.write_bytes(before)
+    with make_storage(folder) as server:
         assert b"connection_string" in local.read_bytes()
-        assert "pushed" in project.dvc("push")
-        server.send_signal(signal.SIGINT)
+        assert local.stat().st_mode & 0o777 == 0o600
+        assert "pushed" in folder.dvc("push")
+        server.send_signal(getattr(signal, ended_by))
+        server.wait(60)
     assert local.exists() == (before is not None)
     assert not local.exists() or local.read_bytes() == before
+
+
+def test_make_storage_goes_on_after_it_was_killed(folder: Project) -> None:
+    """It has taken back neither its settings nor its lock; a second one at a time is refused."""
+    local = folder.root / ".dvc" / "config.local"
+    local.write_bytes(MINE)
+    with make_storage(folder) as server:
+        assert "1 file pushed" in folder.dvc("push")
+        first = local.read_text("utf-8")
+        second = subprocess.run(
+            python(STORAGE), cwd=folder.root, env=environment(), capture_output=True, text=True
+        )
+        assert "running already" in second.stderr
+        assert local.read_text("utf-8") == first
+    assert "AccountKey" in local.read_text("utf-8")
+    proxies = {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
+    wait_until(lambda: not running_below(folder.root))
+    with make_storage(folder, **proxies, NO_PROXY="", no_proxy="") as server:
+        assert server.stdout is not None
+        assert "set NO_PROXY=127.0.0.1" in server.stdout.readline()
+        assert local.read_text("utf-8") != first
+        shutil.rmtree(folder.root / ".dvc" / "cache")
+        bypassed = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        output = folder.run("dvc", "fetch", code=0, **proxies, **bypassed)
+        assert "1 file fetched" in output
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+    after = local.read_text("utf-8")
+    assert "account_name = mine" in after
+    assert "connection_string" not in after
+
+
+def running_below(root: Path) -> list[str]:
+    """Return the processes that have a folder on their command line."""
+    listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    return [line for line in listed.splitlines() if str(root) in line]
 
 
 @pytest.mark.prove

@@ -5,7 +5,7 @@ endpoints with Azure's own inference server, batch endpoints and jobs as process
 in Azurite. It shows a client what Azure shows: operations that take time, error bodies, rules for
 names and traffic. It is no proof of how Azure behaves.
 
-    python -m azureml_emulator --folder DIR [--azurite PATH] [--container NAME] [--controls]
+    python -m azureml_emulator --folder DIR [--azurite PATH] [--container NAME]
 
     from azureml_emulator.client import connect    # an MLClient for the emulator of a folder
     from azureml_emulator.server import Emulator   # the emulator in this process

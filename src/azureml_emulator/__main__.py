@@ -8,20 +8,17 @@ from azureml_emulator.server import Emulator, stop_event
 from azureml_emulator.web import EmulatorError
 
 
-def main(arguments: list[str]) -> int:
-    """Serve until Ctrl-C or SIGTERM; return the exit code."""
+def main(arguments: list[str], kind: type[Emulator] = Emulator) -> int:
+    """Serve an emulator of a kind until Ctrl-C or SIGTERM; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m azureml_emulator", description=__doc__)
     add = parser.add_argument
     add("--folder", type=Path, required=True, help="where everything is kept")
     add("--azurite", type=Path, help="its main.js; else in node_modules here, else on PATH")
     add("--container", action="append", default=[], help="a blob container to create; repeatable")
-    add("--controls", action="store_true", help="test controls, at an address of their own")
     given = parser.parse_args(arguments)
     stop = stop_event()
     try:
-        with Emulator(
-            given.folder, given.azurite, given.container, controls=given.controls
-        ) as emulator:
+        with kind(given.folder, given.azurite, given.container) as emulator:
             print(
                 f"Serving at {emulator.router.url}; an MLClient for it: "
                 f"azureml_emulator.client.connect({str(emulator.folder)!r}). Ctrl-C stops it.",

@@ -1,12 +1,11 @@
 """The scoring address of online endpoints: keys, weights, one inference server a deployment.
 
-What a deployment's data collector sends comes in on a port of its own, so that the rows'
-deployment is known; its password is in the environment of the deployment's server alone.
+What deployments' data collectors send comes in on a port of its own; each has a password, which is
+in the environment of the deployment's server alone, so that the rows' deployment is known.
 """
 
 import asyncio
 import contextlib
-import io
 import os
 import random
 import re
@@ -26,14 +25,12 @@ import aiohttp
 from aiohttp import web
 
 from azureml_emulator import inference
-from azureml_emulator.web import LOOPBACK, Server, Servers, check_length, read_body
+from azureml_emulator.web import LOOPBACK, Servers, check_length, read_body, send_on
 
 BODY_BYTES = 100_000_000  # of a request; the deployment's own code may take less
 ROWS_BYTES = 100_000_000  # that a deployment collects at once
 DRAIN_SECONDS = 30.0  # that requests under way may take when their deployment is deleted
 DRAIN_POLL_SECONDS = 0.02
-NOT_SENT = {"host", "authorization", "connection", "content-length", "expect", "keep-alive"}
-NOT_RETURNED = {"connection", "content-length", "transfer-encoding", "date", "server"}
 # What a client gets of a deployment's own failure, which comes with the answer's body: 424. Source
 # of this and of 408 and 429: learn.microsoft.com/azure/machine-learning/
 # how-to-troubleshoot-online-endpoints, "HTTP status codes".
@@ -67,9 +64,9 @@ class Running:
 
     process: subprocess.Popen[bytes]
     address: inference.Address
-    sink: Server
     launch: Launch
     name: str = ""  # the deployment's, as it was first spelled
+    password: str = ""  # of its data collector
     under_way: int = 0
     failures: int = 0  # to start it again after it ended
     next_start: float = 0.0  # not before this time.monotonic()
@@ -108,6 +105,10 @@ class Router:
         application = web.Application(client_max_size=BODY_BYTES)
         application.router.add_route("*", "/{path:.*}", self.score)
         self.server = servers.serve(application, port)
+        self.sinks: dict[str, tuple[str, str]] = {}  # endpoint and deployment by password
+        sink = web.Application(client_max_size=ROWS_BYTES)
+        sink.router.add_post("/{path:.*}", self.take_rows)
+        self.sink = servers.serve(sink)
         self.port = self.server.port
         self.url = f"http://{LOOPBACK}:{self.port}"
 
@@ -124,11 +125,11 @@ class Router:
         does; the one that ran stays.
         """
         password, place = secrets.token_urlsafe(), (endpoint.lower(), deployment.lower())
-        sink = self.servers.serve(self.sink(endpoint, deployment, password))
+        self.sinks[password] = (endpoint, deployment)
         settings = {
             "AML_APP_INSIGHTS_ENABLED": "false",
             "AZUREML_MDC_HOST": f"emulator:{password}@{LOOPBACK}",
-            "AZUREML_MDC_PORT": str(sink.port),
+            "AZUREML_MDC_PORT": str(self.sink.port),
             "NO_PROXY": LOOPBACK,
             "no_proxy": LOOPBACK,
         }
@@ -146,9 +147,9 @@ class Router:
                 self.aborted,
             )
         except BaseException:
-            sink.stop()
+            del self.sinks[password]
             raise
-        fresh = Running(process, address, sink, launch, deployment)
+        fresh = Running(process, address, launch, deployment, password)
         with self.lock:
             before = self.running.get(place)
             if may_replace(before):
@@ -180,6 +181,7 @@ class Router:
         self.server.stop()
         for place in list(self.running):
             self.stop(place)
+        self.sink.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self, running: Running) -> None:
@@ -188,7 +190,7 @@ class Router:
         while running.under_way and time.monotonic() < deadline:
             time.sleep(DRAIN_POLL_SECONDS)
         inference.stop(running.process)
-        running.sink.stop()
+        self.sinks.pop(running.password, None)
 
     @contextlib.contextmanager
     def route(self, endpoint: str, chosen: str | None) -> Iterator[Running | None]:
@@ -210,21 +212,18 @@ class Router:
                 with self.lock:
                     running.under_way -= 1
 
-    def sink(self, endpoint: str, deployment: str, password: str) -> web.Application:
-        """Return what takes the rows that azureml-ai-monitoring posts to /modeldata/log (ran)."""
-        authorization = aiohttp.encode_basic_auth("emulator", password)
-
-        async def take(request: web.Request) -> web.Response:
-            if request.headers.get("Authorization") != authorization:
-                raise web.HTTPUnauthorized(text="The deployment's password is missing or wrong.")
-            check_length(request, required=True)
-            rows = await read_body(request)
-            await asyncio.to_thread(self.collect, endpoint, deployment, request.headers, rows)
-            return web.Response()
-
-        application = web.Application(client_max_size=ROWS_BYTES)
-        application.router.add_post("/{path:.*}", take)
-        return application
+    async def take_rows(self, request: web.Request) -> web.Response:
+        """Take the rows that azureml-ai-monitoring posts to /modeldata/log (ran)."""
+        try:
+            given = aiohttp.BasicAuth.decode(request.headers.get("Authorization", ""))
+            place = self.sinks[given.password]
+        except (ValueError, KeyError):
+            text = "The deployment's password is missing or wrong."
+            raise web.HTTPUnauthorized(text=text) from None
+        check_length(request, required=True)
+        rows = await read_body(request)
+        await asyncio.to_thread(self.collect, *place, request.headers, rows)
+        return web.Response()
 
     async def score(self, request: web.Request) -> web.Response:
         """Check length and key, choose a deployment, pass the request on."""
@@ -262,56 +261,23 @@ class Router:
         self, target: Running, path: str, body: bytes, request: web.Request
     ) -> web.Response:
         """Return a deployment's answer, 424 if it is no 200, 408 if late, 502 if there is none."""
-        path, _, query = path.partition("?")
-        url = request.rel_url.build(  # as it came, quoted by the client
-            scheme="http",
-            host=LOOPBACK,
-            port=target.address if isinstance(target.address, int) else None,
-            path=f"/{path}",
-            query_string=query,
-            encoded=True,
-        )
-        sent = kept(request.headers, NOT_SENT)
-        if "x-ms-request-id" not in request.headers:
-            sent.append(("x-ms-request-id", str(uuid.uuid4())))
-        origin = ("azureml-model-deployment", target.name)
-        connector: aiohttp.BaseConnector = (  # for one request: Azure's server keeps none
-            aiohttp.TCPConnector(force_close=True)
-            if isinstance(target.address, int)
-            else aiohttp.UnixConnector(str(target.address), force_close=True)
-        )
-        client = aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=target.launch.request_seconds),
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            auto_decompress=False,
-        )
+        headers = request.headers.copy()
+        headers.setdefault("x-ms-request-id", str(uuid.uuid4()))
+        origin, seconds = ("azureml-model-deployment", target.name), target.launch.request_seconds
         try:
-            async with (
-                client,
-                client.request(
-                    request.method,
-                    url,
-                    data=io.BytesIO(body) if request.method == "POST" else None,
-                    headers=sent,
-                    allow_redirects=False,
-                ) as answer,
-            ):
-                status, headers = answer.status, [*kept(answer.headers, NOT_RETURNED), origin]
-                if status != 200:
-                    headers += [(MODEL_STATUS, str(status)), MODEL_REASON]
-                    status = 424
-                return web.Response(status=status, body=await answer.read(), headers=headers)
+            status, found, answer = await send_on(
+                request, target.address, f"/{path}", body, headers, seconds
+            )
+            found.append(origin)
+            if status != 200:
+                found += [(MODEL_STATUS, str(status)), MODEL_REASON]
+                status = 424
+            return web.Response(status=status, body=answer, headers=found)
         except ValueError as error:  # nothing was sent
             return web.Response(status=400, text=f"the request is malformed: {str(error)[:200]}")
         except TimeoutError:
-            text = f"The model took longer than {target.launch.request_seconds:g} s."
+            text = f"The model took longer than {seconds:g} s."
             return web.Response(status=408, text=text, headers=[origin])
         except (OSError, aiohttp.ClientError) as error:
             text = f"the deployment's server does not answer: {error}"
             return web.Response(status=502, text=text, headers=[origin])
-
-
-def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]:
-    """Return headers, as often as they come, without those of one connection."""
-    return [(name, value) for name, value in headers.items() if name.lower() not in dropped]

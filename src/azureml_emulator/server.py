@@ -10,19 +10,19 @@ import json
 import logging
 import secrets
 import signal
-import sqlite3
-import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from aiohttp import web
+from filelock import FileLock, Timeout
 
 from azureml_emulator.collector import Collector, OnLost
-from azureml_emulator.controls import Controls
 from azureml_emulator.router import OnRequest, Router
-from azureml_emulator.services import assets, batch_endpoints, deployments, jobs, urls, workspaces
+from azureml_emulator.services import assets, deployments, jobs, urls
 from azureml_emulator.state import State, read_state
-from azureml_emulator.storage import ACCOUNT, run_azurite
+from azureml_emulator.storage import ACCOUNT, run_azurite, take_tokens
 from azureml_emulator.web import (
     LOOPBACK,
     EmulatorError,
@@ -32,7 +32,6 @@ from azureml_emulator.web import (
     write_atomic,
 )
 
-EXPIRE_SECONDS = 3600.0  # between two looks at what is too old to be kept
 SUPERVISE_SECONDS = 1.0  # between two looks at the deployments' servers
 
 
@@ -50,26 +49,28 @@ class Emulator:
         containers: Sequence[str] = (),
         on_request: OnRequest | None = None,
         on_lost: OnLost | None = None,
-        controls: bool = False,
     ) -> None:
         """Keep everything in `folder`.
 
         `azurite` is its program (see `storage.find_azurite`); `containers` are made beside the
         workspace's own; the functions are called for each request and for requests whose rows were
-        lost; `controls` switches the test controls on.
+        lost.
         """
         self.folder, self.azurite, self.containers = folder.resolve(), azurite, tuple(containers)
         self.on_request, self.on_lost = on_request, on_lost
-        self.with_controls = controls
         self.address_file = self.folder / "address.json"
         self.address: dict[str, Any] = {}
         self.opened = contextlib.ExitStack()
 
-    def __enter__(self) -> "Emulator":
+    def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         with contextlib.ExitStack() as stack:
-            stack.callback(lock(self.folder).close)
+            try:
+                stack.enter_context(FileLock(self.folder / "lock", timeout=0))
+            except Timeout:
+                message = "in use. Is the emulator of this folder running already?"
+                raise EmulatorError(f"{self.folder}: {message}") from None
             self.address = self.read_address()
             read_state(self.folder / "state.json")  # before anything is started
             self.start(stack)
@@ -89,14 +90,8 @@ class Emulator:
         stack.callback(self.servers.close)
         self.collector = Collector(self.storage.client, self.on_lost)
         stack.callback(self.collector.close)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority, certificate, key = make_certificate(self.folder)
-        try:
-            context.load_cert_chain(certificate, key)
-        except ssl.SSLError:  # damaged
-            key.unlink()
-            authority, certificate, key = make_certificate(self.folder)
-            context.load_cert_chain(certificate, key)
+        authority = self.folder / "authority.pem"
+        context = make_certificate(authority)
         try:
             self.router = Router(
                 self.servers, self.port("router"), self.collector.take, self.on_request
@@ -106,68 +101,58 @@ class Emulator:
             stack.callback(state.workers.shutdown, wait=True, cancel_futures=True)
             stack.callback(jobs.close, state)
             state.token = self.address.get("token") or secrets.token_urlsafe()
-            middlewares, addresses = [], dict[str, Any]()
-            if self.with_controls:
-                controls = Controls(state)
-                middlewares.append(controls.middleware)
-                server = self.servers.serve(controls.application(), self.port("controls"))
-                stack.callback(server.stop)
-                addresses["controls"] = f"http://{LOOPBACK}:{server.port}"
-                addresses["controls_port"] = server.port
-            api = urls.application(state, middlewares)
-            server = self.servers.serve(api, self.address.get("port", 0), context)
+            server = self.servers.serve(self.application(), self.address.get("port", 0), context)
             stack.callback(server.stop)
+            blobs = self.storage.url.removesuffix(f"/{ACCOUNT}")
+            if state.settings.identity_datastores:
+                taking = take_tokens(self.storage, state.token)
+                tls = self.servers.serve(taking, self.port("tls_blob"), context)
+                stack.callback(tls.stop)
+                self.address["tls_blob_port"] = tls.port
+                blobs = f"https://{LOOPBACK}:{tls.port}"
         except OSError as error:
             raise EmulatorError(
                 f"{self.address_file}: {error}. Delete this file if another program has the port."
             ) from None
         state.url = f"https://{LOOPBACK}:{server.port}"
-        for name in ("controls", "controls_port"):  # of an earlier start
-            self.address.pop(name, None)
         self.publish(
             url=state.url,
             token=state.token,
             certificate=str(authority),
-            blobs=self.storage.url.removesuffix(f"/{ACCOUNT}"),
+            blobs=blobs,
             blob_key=self.storage.key,
             port=server.port,
             router_port=self.router.port,
             blob_port=self.storage.port,
-            **addresses,
         )
         assets.restore(state)
         deployments.restore(state)
-        batch_endpoints.restore(state)
         jobs.restore(state)
-        for work, seconds in (
-            (workspaces.enforce_retention, EXPIRE_SECONDS),
-            (deployments.supervise, SUPERVISE_SECONDS),
-        ):
-            repeated = asyncio.run_coroutine_threadsafe(
-                self.repeat(work, seconds), self.servers.loop
-            )
-            stack.callback(repeated.cancel)
+        supervised = asyncio.run_coroutine_threadsafe(self.supervise(), self.servers.loop)
+        stack.callback(supervised.cancel)
 
-    async def repeat(self, work: Callable[[State], None], seconds: float) -> None:
-        """Do something to the state again and again."""
+    def application(self) -> web.Application:
+        """Return what serves the management API."""
+        return urls.application(self.state)
+
+    async def supervise(self) -> None:
+        """Look after the deployments' servers again and again."""
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(SUPERVISE_SECONDS)
             try:
-                await asyncio.to_thread(work, self.state)
+                await asyncio.to_thread(deployments.supervise, self.state)
             except Exception as error:  # of one time; the next may do
-                warn(f"{work.__name__}: {error!r}")
+                warn(f"the deployments' servers were not looked after: {error!r}")
 
     def read_address(self) -> dict[str, Any]:
         """Return what address.json held when the emulator last ran here."""
-        if not self.address_file.exists():
-            return {}
         try:
-            address = dict(json.loads(self.address_file.read_text("utf-8")))
-            ports = [port for name, port in address.items() if name.endswith("port")]
-            if all(isinstance(port, int) for port in ports):
-                return address
-            raise ValueError
-        except (ValueError, TypeError):
+            text = self.address_file.read_text("utf-8") if self.address_file.exists() else "{}"
+            return {
+                name: int(value) if name.endswith("port") else value
+                for name, value in json.loads(text).items()
+            }
+        except (ValueError, AttributeError):
             message = f"{self.address_file}: expected JSON, found something else. Delete this file."
             raise EmulatorError(message) from None
 
@@ -179,21 +164,6 @@ class Emulator:
         """Write values to address.json."""
         self.address |= values
         write_atomic(self.address_file, json.dumps(self.address, indent=1) + "\n")
-
-
-def lock(folder: Path) -> sqlite3.Connection:
-    """Return a lock on a folder; closing it, or the end of this process, sets the folder free.
-
-    Raises EmulatorError if another process has it.
-    """
-    file = sqlite3.connect(folder / "lock", timeout=0, check_same_thread=False)
-    try:
-        file.execute("BEGIN EXCLUSIVE")
-    except sqlite3.Error as error:
-        file.close()
-        message = f"{folder}: in use ({error}). Is the emulator of this folder running already?"
-        raise EmulatorError(message) from None
-    return file
 
 
 def stop_event() -> threading.Event:

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from azureml_emulator.router import Router
+from azureml_emulator.settings import Settings, read_settings
 from azureml_emulator.storage import BlobStore
 from azureml_emulator.web import EmulatorError, warn, write_atomic
 
 VERSION = 1  # of the file's format
 PROVIDER = "Microsoft.MachineLearningServices"
 LOCATION = "local"
-OPERATION = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus/"
+PLACE = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus"
+OPERATION = PLACE + "/{}?api-version=2022-02-01-preview"  # where one is asked for, below the API
 BUSY = {"Creating", "Updating", "Deleting"}
 OPERATIONS = 1_000  # that are remembered
 Json = dict[str, Any]
@@ -99,6 +101,7 @@ class State:
         self.lost: set[str] = set()  # jobs whose machine is gone
         self.ignored: set[str] = set()  # parts of bodies that were printed as not emulated
         self.closed = False
+        self.settings: Settings = read_settings(folder)
         self.path = folder / "state.json"
         state = read_state(self.path)
         found = state.get("resources", {})
@@ -112,6 +115,7 @@ class State:
         }
         self.keys: dict[str, list[str]] = state.get("keys", {})
         self.contents: Json = state.get("contents", {})  # of assets: their blobs' names and sizes
+        self.images: dict[str, float] = state.get("images", {})  # built at this time.time()
         for key in found.keys() - self.resources.keys():
             self.leave_out(key, "its record in state.json is damaged")
         self.perform: Callable[[str, Work], None] = lambda path, work: work(path)
@@ -124,7 +128,7 @@ class State:
     def save(self) -> None:
         """Write the state."""
         state = {"version": VERSION, "resources": self.resources, "contents": self.contents}
-        state |= {"operations": self.operations, "keys": self.keys}
+        state |= {"operations": self.operations, "keys": self.keys, "images": self.images}
         write_atomic(self.path, json.dumps(state, indent=1))
 
     def try_to_save(self) -> None:
@@ -209,9 +213,12 @@ class State:
         return 200, copy.deepcopy(self.resources[key]), ""
 
     def listing(self, path: str, key: str, body: Json) -> Answer:
-        """Return the resources of one kind, newest first."""
-        inside = re.compile(re.escape(key) + "/[^/]+")
+        """Return the resources of one kind, newest first, those that are archived if asked for."""
+        inside, view = re.compile(re.escape(key) + "/[^/]+"), body.get("listViewType")
         found = [value for name, value in self.resources.items() if inside.fullmatch(name)]
+        if view != "All":  # what is archived is listed alone, or not at all
+            archived = view == "ArchivedOnly"
+            found = [one for one in found if one["properties"].get("isArchived", False) == archived]
         return 200, {"value": copy.deepcopy(found[::-1])}, ""
 
     def put(self, path: str, key: str, body: Json) -> Answer:
@@ -223,10 +230,11 @@ class State:
 
     def put_later(self, path: str, key: str, body: Json, work: Work) -> Answer:
         """Keep a resource; the operation that begins lets it come into force by `work`."""
+        self.refuse_busy(key)
         known, operation = self.resources.get(key), str(uuid.uuid4())
         stored = self.stored(path, body, known)
         stored["properties"]["provisioningState"] = "Updating" if known else "Creating"
-        followed = {"AzureAsyncOperationUri": f"{self.url}{OPERATION}{operation}"}
+        followed = {"AzureAsyncOperationUri": self.url + OPERATION.format(operation)}
         stored["properties"]["properties"] = stored["properties"].get("properties", {}) | followed
         self.resources[key] = stored
         answer = copy.deepcopy(stored)

@@ -11,15 +11,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from aiohttp import web
 from azure.core.exceptions import ResourceExistsError
 from azure.storage.blob import (
+    AccountSasPermissions,
     BlobServiceClient,
     ContainerClient,
     ContainerSasPermissions,
+    ResourceTypes,
+    generate_account_sas,
     generate_container_sas,
 )
 
-from azureml_emulator.web import EmulatorError
+from azureml_emulator.web import EmulatorError, check_length, read_body, send_on
 
 PROGRAM = Path("node_modules/azurite/dist/src/blob/main.js")
 ACCOUNT = "devstoreaccount1"  # its published key is never valid here: each start has its own
@@ -30,6 +34,7 @@ END_WITH_INPUT = (
     "process.stdin.on('end',()=>process.kill(process.pid)).resume().unref()"
 )
 OFFER_HOURS = 1  # that the right to upload lasts
+BLOB_BYTES = 256 << 20  # of one request with a token
 
 
 def find_azurite(given: Path | None) -> list[str]:
@@ -87,6 +92,14 @@ class BlobStore:
         until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=OFFER_HOURS)
         return generate_container_sas(ACCOUNT, container, self.key, permission=may, expiry=until)
 
+    def sign_all(self) -> str:
+        """Return a signature by the account's key that gives all rights for OFFER_HOURS."""
+        until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=OFFER_HOURS)
+        everywhere = ResourceTypes(service=True, container=True, object=True)
+        names = ("read", "write", "delete", "list", "add", "create", "tag")
+        may = AccountSasPermissions(**dict.fromkeys(names, True))
+        return generate_account_sas(ACCOUNT, self.key, everywhere, may, until)
+
     def find(self, uri: str) -> tuple[ContainerClient, str, dict[str, int]]:
         """Return the container, the path and the blobs' sizes by name of a URI.
 
@@ -130,14 +143,6 @@ class BlobStore:
             blob = f"{prefix}/{file.relative_to(folder).as_posix()}"
             with file.open("rb") as content:
                 self.client.upload_blob(blob, content, overwrite=True)
-
-    def expire(self, prefix: str, oldest: datetime.datetime) -> None:
-        """Delete the blobs below CONTAINER/PREFIX that were last changed before `oldest`."""
-        name, _, start = prefix.partition("/")
-        container = self.service.get_container_client(name)
-        for blob in container.list_blobs(name_starts_with=start):
-            if blob.last_modified < oldest:
-                container.delete_blob(blob.name)
 
 
 @contextlib.contextmanager
@@ -184,3 +189,26 @@ def run_azurite(
         finally:
             process.terminate()
             rest.join()
+
+
+def take_tokens(store: BlobStore, token: str) -> web.Application:
+    """Return what serves the blob store to callers with the emulator's token, as Entra ID's.
+
+    What it lets in goes on to Azurite with a signature by the account's key, which Azurite checks;
+    its own way of taking tokens believes any that is well-formed (ran).
+    """
+
+    async def take(request: web.Request) -> web.Response:
+        given = request.headers.get("Authorization", "")
+        if not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            headers = {"WWW-Authenticate": "Bearer", "x-ms-error-code": "InvalidAuthenticationInfo"}
+            raise web.HTTPUnauthorized(text="The token is not the emulator's.", headers=headers)
+        check_length(request, required=False)
+        body = await read_body(request)
+        path = f"{request.raw_path}{'&' if request.query_string else '?'}{store.sign_all()}"
+        status, found, answer = await send_on(request, store.port, path, body, request.headers)
+        return web.Response(status=status, headers=found, body=answer)
+
+    application = web.Application(client_max_size=BLOB_BYTES)
+    application.router.add_route("*", "/{path:.*}", take)
+    return application

@@ -7,16 +7,18 @@ another host than loopback is refused (403): a web page whose name was pointed h
 """
 
 import asyncio
+import io
 import logging
 import ssl
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiohttp
 import trustme
 from aiohttp import web
 
@@ -26,6 +28,8 @@ IDLE_SECONDS = 75.0  # nginx's default
 READ_SECONDS = 60.0
 STOP_SECONDS = 5.0  # that requests under way may take when a server stops
 THREADS = 16  # for blocking work of all servers
+NOT_SENT = {"host", "authorization", "connection", "content-length", "expect", "keep-alive"}
+NOT_RETURNED = {"connection", "content-length", "transfer-encoding", "date", "server"}
 LOG = logging.getLogger("azureml_emulator")  # silent unless the program configures it
 LOG.addHandler(logging.NullHandler())
 T = TypeVar("T")
@@ -157,6 +161,47 @@ async def read_body(request: web.Request) -> bytes:
         raise refusal from None
 
 
+async def send_on(
+    request: web.Request,
+    address: int | Path,
+    path: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    seconds: float | None = None,
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Send a request on to a port of loopback or a Unix socket; return status, headers, body.
+
+    The path is quoted as it came. Raises ValueError if it is malformed, TimeoutError, OSError,
+    aiohttp.ClientError.
+    """
+    connector: aiohttp.BaseConnector = (
+        aiohttp.UnixConnector(str(address), force_close=True)
+        if isinstance(address, Path)
+        else aiohttp.TCPConnector(force_close=True)
+    )
+    client = aiohttp.ClientSession(  # for one request: Azure's server keeps no connection
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=seconds),
+        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        auto_decompress=False,
+    )
+    host = LOOPBACK if isinstance(address, Path) else f"{LOOPBACK}:{address}"
+    sending = client.request(
+        request.method,
+        type(request.url)(f"http://{host}{path}", encoded=True),
+        data=io.BytesIO(body) if request.body_exists else None,
+        headers=kept(headers, NOT_SENT),
+        allow_redirects=False,
+    )
+    async with client, sending as answer:
+        return answer.status, kept(answer.headers, NOT_RETURNED), await answer.read()
+
+
+def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]:
+    """Return headers, as often as they come, without those of one connection."""
+    return [(name, value) for name, value in headers.items() if name.lower() not in dropped]
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write UTF-8, for the owner alone; readers see the complete file or the one before."""
     partial = path.with_name(path.name + ".partial")
@@ -166,20 +211,9 @@ def write_atomic(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def make_certificate(folder: Path) -> tuple[Path, ...]:
-    """Return the files of an authority, which clients trust, of a certificate, and of its key.
-
-    The certificate is for 127.0.0.1. All three are made anew unless all are there: they must
-    belong together. They are valid for longer than any folder lives.
-    """
-    files = tuple(folder / name for name in ("authority.pem", "certificate.pem", "key.pem"))
-    if not all(file.exists() for file in files):
-        authority = trustme.CA()
-        made = authority.issue_cert(LOOPBACK)
-        chain = b"".join(part.bytes() for part in made.cert_chain_pems)
-        contents = (authority.cert_pem.bytes(), chain, made.private_key_pem.bytes())
-        for file in files:
-            file.unlink(missing_ok=True)
-        for file, content in zip(files, contents, strict=True):
-            write_atomic(file, content.decode())
-    return files
+def make_certificate(file: Path) -> ssl.SSLContext:
+    """Return TLS with a new certificate for 127.0.0.1; `file` gets its authority, for clients."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(LOOPBACK).configure_cert(context)
+    write_atomic(file, authority.cert_pem.bytes().decode())
+    return context

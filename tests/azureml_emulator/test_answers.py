@@ -1,6 +1,7 @@
 """What is asked for is done as on Azure, or refused by name."""
 
 import http.client
+import json
 import os
 import subprocess
 import warnings
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulated import ECHO, STORE, WORKSPACE, Client, emulated, wait_until
+from emulated import ECHO, GROUP, STORE, VERSION, WORKSPACE, Client, emulated, wait_until
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -247,6 +248,83 @@ def test_an_unknown_address_is_a_404(client: Client) -> None:
         assert client.call("GET", path)[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("path", "version", "status", "code"),
+    [
+        ("", "api-version=", 400, "MissingApiVersionParameter"),
+        ("", "api-version=2019-01-01", 404, "InvalidResourceType"),
+        ("/models/m/versions", "api-version=2099-01-01", 404, "InvalidResourceType"),
+        (f"{GROUP}/providers/Microsoft.Insights/autoscalesettings/a", VERSION, 404, ""),
+        (
+            f"{GROUP}/providers/Microsoft.Storage/storageAccounts/a/managementPolicies/default",
+            VERSION,
+            404,
+            "InvalidResourceType",
+        ),
+    ],
+)
+def test_other_versions_of_the_api_are_refused(
+    client: Client, path: str, version: str, status: int, code: str
+) -> None:
+    found, answer = client.call("GET", f"{path}?{version}")
+    assert (found, answer["error"]["code"]) == (status, code or "ResourceNotFound")
+    if "2099" in version:
+        message = answer["error"]["message"]
+        assert message.startswith("The resource type 'workspaces' could not be found in")
+        assert "for api version '2099-01-01'. The supported api-versions are '20" in message
+
+
+def test_contents_are_compared_as_azure_normalises_them(client: Client) -> None:
+    path, given = "/environments/normal/versions/1", {"image": "image"}
+    made = client.put(path, given | {"condaFile": "name: a\ndependencies: [b, c]\n"})
+    assert json.loads(made["properties"]["condaFile"]) == {"name": "a", "dependencies": ["b", "c"]}
+    for conda, status in (
+        ("dependencies:\n- b\n- c\nname: a", 200),
+        ('{"name": "a", "dependencies": ["b", "c"]}', 200),
+        ("name: a\ndependencies: [c, b]", 409),
+        ("name: [", 400),
+    ):
+        body = {"properties": given | {"condaFile": conda}}
+        assert client.call("PUT", path, body)[0] == status, conda
+    path = "/models/normal/versions/1"
+    client.put(path, {"modelUri": f"{STORE}Folder/A"})
+    for uri, status in ((f"{STORE}folder/a/".upper(), 200), (f"{STORE}folder/b", 409)):
+        assert client.call("PUT", path, {"properties": {"modelUri": uri}})[0] == status
+
+
+def test_a_data_container_names_the_type_of_its_latest_version(client: Client) -> None:
+    for version, kind in (("1", "uri_file"), ("2", "uri_folder")):
+        data = {"dataType": kind, "dataUri": f"{STORE}typed/{version}"}
+        client.put(f"/data/typed/versions/{version}", data)
+    found = client.call("GET", "/data/typed")[1]["properties"]
+    assert (found["latestVersion"], found["dataType"]) == ("2", "uri_folder")
+
+
+def test_the_present_key_as_the_value_asks_for_a_new_one(client: Client) -> None:
+    client.endpoint("renewed")
+    path = "/onlineEndpoints/renewed"
+    before = client.call("POST", f"{path}/listKeys", {})[1]
+    # The SDK sends the present key as the value.
+    asked = {"keyType": "Primary", "keyValue": before["primaryKey"]}
+    assert client.call("POST", f"{path}/regenerateKeys", asked)[0] == 202
+    client.idle(path)
+    after = client.call("POST", f"{path}/listKeys", {})[1]
+    assert after["primaryKey"] != before["primaryKey"]
+    assert after["secondaryKey"] == before["secondaryKey"]
+
+
+def test_an_archived_job_is_listed_if_asked_for(client: Client) -> None:
+    assert client.job("kept", command="echo") == "Completed"
+    body = client.call("GET", "/jobs/kept")[1]
+    body["properties"]["isArchived"] = True
+    assert client.call("PUT", "/jobs/kept", body)[0] == 200
+    for view, there in (("ActiveOnly", False), ("ArchivedOnly", True), ("All", True)):
+        listed = client.call("GET", f"/jobs?listViewType={view}")[1]["value"]
+        assert ("kept" in {one["name"] for one in listed}) == there
+    body["properties"]["command"] = "echo other"
+    assert client.call("PUT", "/jobs/kept", body)[0] == 400
+
+
 def test_an_operation_answers_as_azures_do(client: Client) -> None:
     body = b'{"location": "x", "properties": {"authMode": "key"}}'
     status, answer, headers = client.send("PUT", "/onlineEndpoints/headers", body)
@@ -256,7 +334,7 @@ def test_an_operation_answers_as_azures_do(client: Client) -> None:
     assert answer["properties"]["scoringUri"] is None
     operation = headers["Azure-AsyncOperation"]
     assert answer["properties"]["properties"]["AzureAsyncOperationUri"] == operation
-    assert headers["Location"].endswith("/onlineEndpoints/headers")
+    assert headers["Location"].endswith(f"/onlineEndpoints/headers?{VERSION}")
     assert headers["x-ms-async-operation-timeout"] == "PT30M"
     assert client.idle("/onlineEndpoints/headers") == "Succeeded"
     path = operation.removeprefix(client.emulator.state.url)

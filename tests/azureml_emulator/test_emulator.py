@@ -258,17 +258,12 @@ def test_it_comes_up_again_as_it_was(deployable: Deployable, own: Emulator) -> N
     assert "nothing to change" in deployable.deploy("apply")
 
 
-def test_a_certificate_is_kept_and_made_anew_unless_complete(tmp_path: Path) -> None:
-    files = make_certificate(tmp_path)
-    kept = [file.read_bytes() for file in files]
-    assert make_certificate(tmp_path) == files
-    assert [file.read_bytes() for file in files] == kept
-    assert files[2].stat().st_mode & 0o77 == 0
-    files[2].unlink()
-    assert make_certificate(tmp_path) == files
-    assert all(file.read_bytes() != before for file, before in zip(files, kept, strict=True))
-    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files[1], files[2])
-    (found,) = ssl.create_default_context(cafile=files[0]).get_ca_certs()
+def test_a_certificate_is_valid_for_years_and_its_key_in_no_file(tmp_path: Path) -> None:
+    authority = tmp_path / "authority.pem"
+    make_certificate(authority)
+    assert list(tmp_path.iterdir()) == [authority]
+    assert "PRIVATE" not in authority.read_text()
+    (found,) = ssl.create_default_context(cafile=authority).get_ca_certs()
     assert ssl.cert_time_to_seconds(str(found["notAfter"])) > time.time() + 10 * 365 * 86_400
 
 

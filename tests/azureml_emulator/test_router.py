@@ -37,9 +37,10 @@ def router() -> Iterator[Router]:
     behind = servers.serve(application)
     made = Router(servers, 0, MagicMock())
     made.endpoints["digits"] = Endpoint(["secret"], {"blue": 100})
-    made.running["digits", "blue"] = Running(MagicMock(), behind.port, behind, LAUNCH, "blue")
+    made.running["digits", "blue"] = Running(MagicMock(), behind.port, LAUNCH, "blue")
     yield made
     made.server.stop()
+    made.sink.stop()
     behind.stop()
     servers.close()
 
@@ -111,7 +112,7 @@ def test_a_deployment_that_does_not_answer_is_a_502(
 ) -> None:
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
-        gone = Running(MagicMock(), free.getsockname()[1], MagicMock(), LAUNCH)
+        gone = Running(MagicMock(), free.getsockname()[1], LAUNCH)
         monkeypatch.setitem(router.running, ("digits", "blue"), gone)
         assert asked(router, b"/digits/score", KEY, TWO) == 502
     assert gone.under_way == 0
@@ -145,7 +146,7 @@ def test_an_answer_after_the_request_timeout_is_a_408(
 ) -> None:
     with socket.create_server((LOOPBACK, 0)) as silent:  # it accepts and never answers
         launch = dataclasses.replace(LAUNCH, request_seconds=0.05)
-        slow = Running(MagicMock(), silent.getsockname()[1], MagicMock(), launch)
+        slow = Running(MagicMock(), silent.getsockname()[1], launch)
         monkeypatch.setitem(router.running, ("digits", "blue"), slow)
         assert asked(router, b"/digits/score", KEY, TWO) == 408
 
@@ -179,13 +180,13 @@ def test_limits_come_before_the_key_and_hold_for_what_is_collected(
     servers = Servers()
     made = Router(servers, 0, MagicMock())
     made.endpoints["digits"] = Endpoint(["secret"])
-    sink = servers.serve(made.sink("digits", "blue", "secret"))
+    made.sinks["secret"] = ("digits", "blue")
     own = {"Authorization": aiohttp.encode_basic_auth("emulator", "secret")}
     try:
         for port, headers, body, status in (
-            (sink.port, own | {"Content-Length": "2"}, b"[]", 413),
-            (sink.port, own | {"Transfer-Encoding": "chunked"}, iter([b"[]"]), 411),
-            (sink.port, {"Content-Length": "1"}, b"1", 401),
+            (made.sink.port, own | {"Content-Length": "2"}, b"[]", 413),
+            (made.sink.port, own | {"Transfer-Encoding": "chunked"}, iter([b"[]"]), 411),
+            (made.sink.port, {"Content-Length": "1"}, b"1", 401),
             (made.port, {"Content-Length": "2"}, b"[]", 413),
             (made.port, {"Transfer-Encoding": "chunked"}, iter([b"[]"]), 411),
             (made.port, {"Content-Length": "1"}, b"1", 401),
@@ -195,6 +196,5 @@ def test_limits_come_before_the_key_and_hold_for_what_is_collected(
             assert connection.getresponse().status == status
             connection.close()
     finally:
-        sink.stop()
         made.close()
         servers.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, environment
+from controls import ControlledEmulator
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -50,7 +51,7 @@ def call(
     context = ssl.create_default_context(cafile=address["certificate"])
     connection = http.client.HTTPSConnection(LOOPBACK, address["port"], context=context, timeout=30)
     headers = {"Authorization": f"Bearer {token or address['token']}"}
-    connection.request(method, path, body, headers)
+    connection.request(method, f"{path}?api-version=2022-10-01", body, headers)
     with connection.getresponse() as answer:
         raw = answer.read()
     connection.close()
@@ -94,11 +95,8 @@ def test_what_it_refuses(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_controls_are_off_unless_asked_for(emulator: Emulator, tmp_path: Path) -> None:
-    assert not [name for name in emulator.address if "controls" in name]
-    for path in ("/faults", "/calls", "/emulator/faults"):
-        assert call(emulator, "PUT", path, b"[]")[0] == 404
-    with Emulator(tmp_path, ROOT / PROGRAM, controls=True) as running:
+def test_test_controls_need_the_token_and_ports_stay(tmp_path: Path) -> None:
+    with ControlledEmulator(tmp_path, ROOT / PROGRAM) as running:
         connection = http.client.HTTPConnection(LOOPBACK, running.address["controls_port"])
         connection.request("GET", "/calls")  # without the token
         with connection.getresponse() as answer:
@@ -106,8 +104,9 @@ def test_controls_are_off_unless_asked_for(emulator: Emulator, tmp_path: Path) -
         connection.close()
         token, port = running.address["token"], running.address["port"]
     with Emulator(tmp_path, ROOT / PROGRAM) as running:
-        assert not [name for name in running.address if "controls" in name]
         assert (running.address["token"], running.address["port"]) == (token, port)
+        for path in ("/faults", "/calls", "/emulator/faults"):
+            assert call(running, "PUT", path, b"[]")[0] == 404
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The emulator survives what is done with it: bad calls, restarts, dead processes, lost content."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -115,6 +116,22 @@ def test_an_endpoint_is_not_deleted_while_its_deployment_starts(
     assert client.idle("/onlineEndpoints/busy") == ""
     assert process.poll() is not None
     assert ("busy", "blue") not in client.emulator.router.running
+
+
+def test_a_full_disk_holds_up_no_deletion(
+    client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    client.endpoint("full")
+    with monkeypatch.context() as patched:
+        patched.setattr(states, "write_atomic", full)
+        assert client.call("DELETE", "/onlineEndpoints/full")[0] == 202
+        assert client.idle("/onlineEndpoints/full") == ""
+    assert "Free space on the disk" in capsys.readouterr().err
+    client.endpoint("full")
+    assert find(client, "full") in json.loads(client.emulator.state.path.read_text())["resources"]
 
 
 def test_an_init_that_hangs_leaves_no_process(client: Client, tmp_path: Path) -> None:
@@ -301,8 +318,7 @@ def test_a_damaged_folder_ends_in_a_line_or_starts(
     state = json.loads((folder / "state.json").read_text())
     state["resources"][bad]["properties"] = {"traffic": 5}
     (folder / "state.json").write_text(json.dumps(state))
-    for name in ("certificate.pem", "authority.pem", "key.pem"):
-        (folder / name).write_text("garbage")
+    (folder / "authority.pem").write_text("garbage")
     with emulated(folder) as client:
         assert client.idle("/onlineEndpoints/good") == "Succeeded"
         assert client.call("GET", "/onlineEndpoints/bad")[0] == 404

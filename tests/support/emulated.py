@@ -22,6 +22,7 @@ from azureml_emulator.web import LOOPBACK
 
 GROUP = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/local"  # as the SDK's client
 WORKSPACE = f"{GROUP}/providers/Microsoft.MachineLearningServices/workspaces/w"
+VERSION = "api-version=2022-10-01"
 STORE = "azureml://datastores/workspaceblobstore/paths/"
 ECHO = "def init():\n    pass\n\n\ndef run(body):\n    return {answer}\n"
 
@@ -42,6 +43,7 @@ class Client:
             LOOPBACK, address["port"], context=context, timeout=60
         )
         path = path if path.startswith(("/sub", "/his")) else f"{WORKSPACE}{path}"
+        path += "" if "api-version=" in path else f"{'&' if '?' in path else '?'}{VERSION}"
         headers = {"Authorization": f"Bearer {address['token']}"}
         connection.request(method, path, body, headers, encode_chunked=True)
         with connection.getresponse() as answer:
@@ -56,7 +58,9 @@ class Client:
 
     def put(self, path: str, properties: dict[str, Any], **rest: Any) -> Any:
         """Put a resource; wait until it is there; return it."""
-        status, answer = self.call("PUT", path, {"location": "x", "properties": properties} | rest)
+        body = {"properties": properties} | rest
+        body |= {"location": "x"} if "ndpoints/" in path else {}
+        status, answer = self.call("PUT", path, body)
         assert status in (200, 201), answer
         self.idle(path)
         return self.call("GET", path)[1]

@@ -29,6 +29,8 @@ from conftest import ROOT, Project, environment
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     import mlops.deploy.rollout  # noqa: F401 # for all modules that import the SDK after this
+import controls
+
 from azureml_emulator.storage import ACCOUNT, CONTAINER, PROGRAM
 from core.dataset import Digits
 from core.errors import DigitsError
@@ -76,8 +78,8 @@ class Emulator:
         """The command that starts it."""
         if self.page:
             return [*DIGITS, "local", "--folder", str(self.folder)]
-        command = [sys.executable, "-m", "azureml_emulator", "--folder", str(self.folder)]
-        command += ["--azurite", str(ROOT / PROGRAM), "--controls"]
+        command = [sys.executable, controls.__file__, "--folder", str(self.folder)]
+        command += ["--azurite", str(ROOT / PROGRAM)]
         return command + [word for name in REMOTES for word in ("--container", name)]
 
     def start(self) -> None:
@@ -145,6 +147,9 @@ class Emulator:
     ) -> tuple[int, Any]:
         """Call one of its servers with its token; return status and answer."""
         headers = {"Authorization": f"Bearer {self.address['token']}"}
+        if "/providers/" in path:
+            version = "2023-01-01" if "/Microsoft.Storage/" in path else "2022-10-01"
+            path = f"{path}?api-version={version}"
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer = connection.getresponse()
         raw = answer.read()

@@ -1,10 +1,11 @@
 """Which jobs run, as whom and with whose code, for each event: the real files, empty work."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import ROOT, Project
 from hollow import hollow
 from loopback import GitHub, needs_bash
 from records import Pull, Run
@@ -174,3 +175,12 @@ def test_with_that_defence_switched_off_the_cache_would_run(github: GitHub) -> N
     Project(work).git("commit", "--quiet", "--all", "--message", "Without")
     run = push(github, Pull(1, "epochs"))
     assert "POISONED digits review" in run.log
+
+
+def test_each_line_of_the_table_of_trust_names_a_test() -> None:
+    table = (ROOT / ".github" / "SECURITY.md").read_text("utf-8").partition("## What a review")[0]
+    rows = [row for row in table.splitlines() if row.startswith("|")][2:]
+    assert rows
+    for row in rows:
+        (path, name), *_ = re.findall(r"`(tests/\S+\.py)::(\w+)`", row)
+        assert f"def {name}(" in (ROOT / path).read_text("utf-8"), row

@@ -2,11 +2,14 @@
 
 import json
 import uuid
+from typing import Any
+
+import yaml
 
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 from azureml_emulator.web import EmulatorError
 
-CONTENT = ("modelUri", "codeUri", "image", "condaFile", "dataUri")  # of a version, for good
+CONTENT = ("modelUri", "codeUri", "image", "condaFile", "dataUri", "dataType")  # for good
 URIS = ("modelUri", "codeUri", "dataUri")
 
 
@@ -16,17 +19,35 @@ def put_version(state: State, path: str, key: str, body: Json) -> Answer:
     known = state.resources.get(key)
     if known:
         for name in CONTENT:
-            if known["properties"].get(name) != body["properties"].get(name):
+            before, now = (normal(name, one["properties"].get(name)) for one in (known, body))
+            if before != now:
                 message = f"{path} already exists with another {name}, which cannot change."
                 raise RefusedError(409, "UserError", message)
     given: Json = {"properties": {}, "tags": {}}
     if "/models/" in key:
         given["flavors"] = {}  # the SDK takes no null here (ran)
     given |= body["properties"]
+    given["properties"] = {name: str(value) for name, value in given["properties"].items()}
     if "/data/" not in key:
         given["provisioningState"] = "Succeeded"
+    if given.get("condaFile"):
+        given["condaFile"] = json.dumps(normal("condaFile", given["condaFile"]))
     state.contents[key] = content_of(state, given)
     return state.put(path, key, body | {"properties": given})
+
+
+def normal(name: str, value: str | None) -> Any:
+    """Return a part of a version's content as Azure compares it.
+
+    A conda file comes back as JSON, and a URI in another case (azure-sdk-assets, recordings).
+    Raises RefusedError (400) if a conda file is no YAML.
+    """
+    if name != "condaFile" or value is None:
+        return value.lower().rstrip("/") if value and name in URIS else value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RefusedError(400, "UserError", f"condaFile is no YAML: {error}.") from None
 
 
 def delete_version(state: State, path: str, key: str, body: Json) -> Answer:
@@ -63,15 +84,11 @@ def restore(state: State) -> None:
 
 
 def list_versions(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the versions of an asset that are not archived, newest first.
-
-    404 if it has no version at all, but not of a code.
-    """
+    """Return the versions of an asset; 404 if it has none at all, but not of a code."""
     status, found, operation = state.listing(path, key, body)
-    if "/codes/" not in key and found == {"value": []}:
-        raise RefusedError(404, "UserError", f"The container of {path} was not found.")
     assert found
-    found["value"] = [one for one in found["value"] if not one["properties"].get("isArchived")]
+    if "/codes/" not in key and not any(name.startswith(f"{key}/") for name in state.resources):
+        raise RefusedError(404, "UserError", f"The container of {path} was not found.")
     if wanted := body.get("hash"):  # as the SDK asks for a code that is there already
         found["value"] = [
             one
@@ -89,6 +106,8 @@ def get_container(state: State, path: str, key: str, body: Json) -> Answer:
     numbers = [int(name.split("/")[-1]) for name in versions if name.split("/")[-1].isdigit()]
     following = {"nextVersion": str(max(numbers, default=0) + 1), "properties": {}, "tags": {}}
     following["latestVersion"] = versions[-1].split("/")[-1]  # the one registered last
+    if kind := state.resources[versions[-1]]["properties"].get("dataType"):
+        following["dataType"] = kind
     return 200, state.stored(path, {"properties": following}, None), ""
 
 

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 from azureml_emulator.services import jobs, online_endpoints
-from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State, need
+from azureml_emulator.state import Answer, Json, RefusedError, State, need
 
 # It ends when its standard input does: with the emulator, however that ends. The output is a mount
 # of blob storage on Azure, where no file can be renamed: github.com/microsoft/hi-ml/issues/258.
@@ -62,8 +62,11 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     wanted = (body["properties"].get("defaults") or {}).get("deploymentName")
     if wanted and f"{key}/deployments/{wanted.lower()}" not in state.resources:
         raise RefusedError(400, "BadArgument", f"The default names no deployment: {wanted}.")
+    # An object also without a default: who deploys sets its deploymentName, source: learn.microsoft
+    # .com/azure/machine-learning/how-to-use-batch-model-deployments.
+    body["properties"] |= {"defaults": {"deploymentName": wanted}}
     body["properties"] |= {"scoringUri": f"{state.url}{path}/jobs", "swaggerUri": ""}
-    return put(state, path, key, body)
+    return state.put_later(path, key, body, lambda key: None)
 
 
 def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
@@ -80,44 +83,18 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     if properties.get("model"):
         need(properties, "model.assetId")
         state.asset(properties["model"]["assetId"])
-    return put(state, path, key, body)
+    return state.put_later(path, key, body, lambda key: None)
 
 
-def put(state: State, path: str, key: str, body: Json) -> Answer:
-    """Keep a resource; an operation lets it come into force."""
-    state.refuse_busy(key)
-    body["properties"].setdefault("properties", {})
-    return state.put_later(path, key, body, lambda path: None)
-
-
-def delete(state: State, path: str, key: str, body: Json) -> Answer:
-    """Delete an endpoint with its deployments, or a deployment; jobs stay."""
-    if key not in state.resources:
-        return 204, None, ""
-    state.refuse_busy(key)
-    endpoint, _, name = key.partition("/deployments/")
-    defaults = state.resources[endpoint]["properties"].get("defaults") or {}
-    if name and (defaults.get("deploymentName") or "").lower() == name:
-        raise RefusedError(400, "BadRequest", f"The deployment {name} is the endpoint's default.")
-    state.resources[key]["properties"]["provisioningState"] = "Deleting"
-    return 202, None, state.later(key, lambda key: forget(state, key))
-
-
-def forget(state: State, key: str) -> None:
-    """Forget a resource and all below it."""
-    with state.lock:
-        for name in [one for one in state.resources if (one + "/").startswith(key + "/")]:
-            del state.resources[name]
-
-
-def restore(state: State) -> None:
-    """Finish the operations that were under way when the emulator ended."""
-    for key, body in list(state.resources.items()):
-        status = body["properties"].get("provisioningState")
-        if "/batchendpoints/" in key and status == "Deleting":
-            state.later(key, lambda key: forget(state, key))
-        elif "/batchendpoints/" in key and status in BUSY:
-            state.later(key, lambda key: None, state.pending(key))
+def list_jobs(state: State, path: str, key: str, body: Json) -> Answer:
+    """Return the jobs of an endpoint, newest first."""
+    endpoint = key.rsplit("/", 1)[0]
+    found = [
+        one
+        for one in state.resources.values()
+        if str(one["properties"].get("properties", {}).get("deployment")).startswith(f"{endpoint}/")
+    ]
+    return 200, {"value": found[::-1]}, ""
 
 
 def invoke(state: State, path: str, key: str, body: Json) -> Answer:

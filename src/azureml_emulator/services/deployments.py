@@ -1,4 +1,4 @@
-"""What runs for online endpoints: servers of deployments, started, watched and brought up again."""
+"""Endpoints and what runs for them: deployments' servers, started, watched and restored."""
 
 import json
 import math
@@ -9,10 +9,11 @@ import shutil
 import time
 import uuid
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from azureml_emulator.router import Endpoint, Launch, Running
-from azureml_emulator.state import BUSY, Json, RefusedError, State
+from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State
 from azureml_emulator.web import EmulatorError, warn, write_atomic
 
 LOG_BYTES = 10_000_000
@@ -58,6 +59,7 @@ def deploy(state: State, path: str) -> None:
     try:
         code.mkdir(parents=True)
         count = state.resources[path]["sku"]["capacity"]
+        build_image(state, str(properties.get("environmentId")).lower())
         launch = prepare(state, properties, count, code, model, home / "log.txt")
         state.router.start(*place_of(state, path), launch)
         write_atomic(fresh / LAUNCHED, json.dumps(asdict(launch)))
@@ -69,6 +71,14 @@ def deploy(state: State, path: str) -> None:
     for old in home.iterdir():
         if old.is_dir() and old != fresh:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def build_image(state: State, environment: str) -> None:
+    """Wait as long as it takes to build an environment's image, when it is first deployed."""
+    with state.lock:
+        due = time.time() + state.settings.image_build_seconds
+        left = state.images.setdefault(environment, due) - time.time()
+    state.router.aborted.wait(max(0, left))
 
 
 def prepare(
@@ -118,17 +128,39 @@ def duration(text: str) -> float:
     return 3600 * hours + 60 * minutes + seconds
 
 
+def delete(state: State, path: str, key: str, body: Json) -> Answer:
+    """Delete an endpoint with all below it, or a deployment that gets no requests."""
+    if key not in state.resources:
+        return 204, None, ""
+    for one in state.resources:
+        if (one + "/").startswith(key + "/"):  # a deployment that starts would be left without it
+            state.refuse_busy(one)
+    endpoint, _, name = key.partition("/deployments/")
+    settings = state.resources[endpoint]["properties"]
+    if name:
+        state.refuse_busy(endpoint)
+        traffic = settings.get("traffic", {})
+        live = {one.lower() for one, weight in traffic.items() if weight}
+        live.add(str(settings.get("defaults", {}).get("deploymentName")).lower())
+        if name in live:
+            message = f"The deployment {name} has traffic, or is the endpoint's default."
+            raise RefusedError(400, "BadRequest", f"{message} Change that before deleting it.")
+        traffic.pop(state.resources[key]["name"], None)
+    state.resources[key]["properties"]["provisioningState"] = "Deleting"
+    return 202, None, state.later(key, partial(remove, state))
+
+
 def remove(state: State, path: str) -> None:
     """Stop what runs below a resource and forget it."""
     below = [key for key in list(state.resources) if key == path or key.startswith(path + "/")]
     for key in below:
-        if "/deployments/" in key:
+        if "/deployments/" in key and "/onlineendpoints/" in key:
             state.router.stop(place_of(state, key))
             shutil.rmtree(folder_of(state, key), ignore_errors=True)
     with state.lock:
-        if "/deployments/" not in path:
+        if path in state.keys:
             state.router.endpoints.pop(state.resources[path]["name"].lower(), None)
-            state.keys.pop(path, None)
+            del state.keys[path]
         for key in below:
             del state.resources[key]
 
@@ -171,7 +203,7 @@ def start_again(state: State, endpoint: str, deployment: str, running: Running) 
 
 def restore(state: State) -> None:
     """Start the servers that ran, and finish the operations that were under way."""
-    keys = [key for key in state.resources if "/onlineendpoints/" in key]
+    keys = [key for key in state.resources if "endpoints/" in key]
     for key in sorted(keys, key=len):  # endpoints before their deployments
         try:
             restore_one(state, key)
@@ -182,27 +214,28 @@ def restore(state: State) -> None:
 def restore_one(state: State, key: str) -> None:
     """Go on with an endpoint or a deployment as it was."""
     endpoint, _, deployment = key.partition("/deployments/")
-    if endpoint not in state.resources:
-        raise EmulatorError("its endpoint is absent")
-    status = state.resources[key]["properties"].get("provisioningState")
-    if state.resources[endpoint]["properties"].get("provisioningState") == "Deleting":
-        if not deployment:
-            state.later(key, lambda key: remove(state, key))
+    online, status = "/onlineendpoints/" in key, state_of(state, key)
+    if deployment and state_of(state, endpoint) == "Deleting":
         return
-    if not deployment:
+    if online and not deployment:
         route(state, key)
-    launched = sorted(folder_of(state, key).glob(f"*/{LAUNCHED}"), key=os.path.getmtime)
-    launch = Launch(**json.loads(launched[-1].read_text("utf-8"))) if launched else None
     if status == "Deleting":
-        state.later(key, lambda key: remove(state, key))
-    elif deployment and (launch or status != "Failed"):
-        if status == "Failed":  # it stays so, with the server of before the failed update
-            state.workers.submit(resume, state, key, launch, False)
-        else:
+        state.later(key, partial(remove, state))
+    elif online and deployment:
+        launched = sorted(folder_of(state, key).glob(f"*/{LAUNCHED}"), key=os.path.getmtime)
+        launch = Launch(**json.loads(launched[-1].read_text("utf-8"))) if launched else None
+        if status != "Failed":
             again = status in BUSY or not launch
             state.later(key, lambda key: resume(state, key, launch, again), state.pending(key))
+        elif launch:  # it stays so, with the server of before the failed update
+            state.workers.submit(resume, state, key, launch, False)
     elif status in BUSY:
-        state.later(key, lambda key: route(state, key), state.pending(key))
+        state.later(key, lambda key: None, state.pending(key))
+
+
+def state_of(state: State, key: str) -> str:
+    """Return a resource's provisioning state."""
+    return str(state.resources[key]["properties"].get("provisioningState"))
 
 
 def resume(state: State, key: str, launch: Launch | None, again: bool) -> None:

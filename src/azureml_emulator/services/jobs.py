@@ -28,6 +28,7 @@ from azureml_emulator.storage import CONTAINER
 
 POLL_SECONDS = 0.1
 ENDED = {"Completed", "Failed", "Canceled"}
+CHANGEABLE = ("tags", "displayName", "description", "isArchived")  # of a job that exists
 OUTPUT = "azureml://datastores/workspaceblobstore/paths/azureml/{job}/{output}/"
 # Runs a command; when its input ends, with whoever started it, all that it runs is killed.
 SUPERVISE = """
@@ -79,8 +80,12 @@ def put_job(state: State, path: str, key: str, body: Json) -> Answer:
     refuse_unknown(properties)
     if check := CHECKS.get(properties["jobType"]):
         check(properties)
-    if key in state.resources:
-        raise RefusedError(400, "UserError", f"A job named {name} exists already.")
+    if known := state.resources.get(key):  # its tags and whether it is archived may change
+        now = known["properties"]
+        if any(properties.get(one, now.get(one)) != now.get(one) for one in ("command", "trial")):
+            raise RefusedError(400, "UserError", f"A job named {name} exists already.")
+        changed = {one: properties.get(one) for one in CHANGEABLE if one in properties}
+        return state.put(path, key, known | {"properties": now | changed})
     compute = str(properties.get("computeId") or "").lower()
     if compute and compute not in state.resources:
         raise RefusedError(400, "UserError", f"The compute {compute} does not exist.")
@@ -270,20 +275,14 @@ def environment(state: State, name: str) -> dict[str, str]:
     return env | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
-def names_mlflow(file: Path) -> bool:
-    """Return whether a file of a job's code names MLflow."""
-    return b"mlflow" in file.read_bytes()
-
-
 def make_tables(state: State, nodes: list[Node]) -> None:
     """Make MLflow's tables once, if a job's code names it: jobs that begin at once would race."""
     files = (file for node in nodes for file in node.folder.rglob("*.py"))
+    database = state.folder / DATABASE
     with TRACKING_LOCK:
-        if not (state.folder / DATABASE).exists() and any(
-            b"mlflow" in f.read_bytes() for f in files
-        ):
-            uri = f"sqlite:///{state.folder / DATABASE}"
-            subprocess.run([sys.executable, "-c", TRACKING, uri], capture_output=True)
+        if not database.exists() and any(b"mlflow" in one.read_bytes() for one in files):
+            command = [sys.executable, "-c", TRACKING, f"sqlite:///{database}"]
+            subprocess.run(command, capture_output=True)
 
 
 def process(
@@ -347,7 +346,7 @@ def lose(state: State, name: str) -> None:
 
 def get_run_details(state: State, path: str, key: str, body: Json) -> Answer:
     """Return a run's status and its logs' addresses, as the run history service does."""
-    place = key.removeprefix("/history/v1.0").replace("/runs/", "/jobs/").removesuffix("/details")
+    place = key.replace("/runs/", "/jobs/").removesuffix("/details")
     _, job, _ = state.get(path, place, {})
     assert job
     prefix = f"ExperimentRun/dcid.{job['name']}/"

@@ -5,16 +5,11 @@ import re
 import secrets
 import time
 import uuid
+from functools import partial
 
-from azureml_emulator.services.deployments import deploy, duration, folder_of, remove, route
+from azureml_emulator.services.deployments import deploy, duration, folder_of, route
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 
-SIZES = {  # name: cores, and the family whose quota they are taken from
-    "Standard_DS2_v2": (2, "standardDSv2Family"),
-    "Standard_DS3_v2": (4, "standardDSv2Family"),
-    "Standard_F4s_v2": (4, "standardFSv2Family"),
-}
-QUOTA = {"standardDSv2Family": 24, "standardFSv2Family": 24}  # cores
 INSTANCES = 50  # of a deployment: learn.microsoft.com/azure/machine-learning/how-to-manage-quotas
 OUT_OF_QUOTA = (  # as github.com/MicrosoftLearning/mslearn-azure-ml/issues/30 shows it
     "BadRequest",
@@ -44,7 +39,7 @@ def used_cores(state: State, family: str, but: str = "") -> int:
     taken = 0
     for path, body in state.resources.items():
         if "/onlineendpoints/" in path and "/deployments/" in path and path != but:
-            cores, its = SIZES[body["properties"]["instanceType"]]
+            cores, its = state.settings.sizes.get(body["properties"]["instanceType"], (0, ""))
             taken += reserved_cores(cores, body["sku"]["capacity"]) * (its == family)
     return taken
 
@@ -70,7 +65,6 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     if name.lower() in names:
         message = f"The endpoint name {name} is already taken in this region."
         raise RefusedError(400, "NameNotAvailable", message)
-    state.refuse_busy(key)
     tags = body.get("tags") or {}
     if len(tags) > TAGS or any(len(value) > TAG_LENGTH for value in tags.values()):
         message = f"At most {TAGS} tags of at most {TAG_LENGTH} characters each."
@@ -102,7 +96,7 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
             for name in ("principalId", "tenantId")
         }
     body |= {"properties": properties, "kind": "Managed"}
-    return state.put_later(path, key, body, lambda key: route(state, key))
+    return state.put_later(path, key, body, partial(route, state))
 
 
 def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
@@ -112,18 +106,18 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
         raise RefusedError(404, "ResourceNotFound", f"The endpoint of {path} was not found.")
     check_name(path)
     state.refuse_busy(endpoint)
-    state.refuse_busy(key)
     need(body, "properties.instanceType", "sku.capacity")
     properties, count = body["properties"], body["sku"]["capacity"]
-    size = {name.lower(): name for name in SIZES}.get(properties["instanceType"].lower())
+    sizes, quota = state.settings.sizes, state.settings.quota
+    size = {name.lower(): name for name in sizes}.get(properties["instanceType"].lower())
     if size is None:
-        message = f"The size {properties['instanceType']} is not one of {', '.join(SIZES)}."
+        message = f"The size {properties['instanceType']} is not one of {', '.join(sizes)}."
         raise RefusedError(400, "BadArgument", message)
     if not 1 <= count <= INSTANCES:
         message = f"{count} instances: a deployment has 1 to {INSTANCES}."
         raise RefusedError(400, "BadArgument", message)
-    cores, family = SIZES[size]
-    if used_cores(state, family, but=key) + reserved_cores(cores, count) > QUOTA[family]:
+    cores, family = sizes[size]
+    if used_cores(state, family, but=key) + reserved_cores(cores, count) > quota.get(family, 0):
         raise RefusedError(400, *OUT_OF_QUOTA)
     if not (properties.get("codeConfiguration") or {}).get("codeId"):
         model = state.asset(properties["model"]) if properties.get("model") else {}
@@ -139,36 +133,7 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
         raise RefusedError(501, "NotImplemented", message)
     given = {"properties": {}, "scaleSettings": {"scaleType": "Default"}}  # no null (ran)
     body["properties"] = given | properties | {"instanceType": size}
-    return state.put_later(path, key, body, lambda key: deploy(state, key))
-
-
-def patch_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
-    """Change an endpoint's tags or identity."""
-    return state.patch(path, key, body, put_endpoint)
-
-
-def patch_deployment(state: State, path: str, key: str, body: Json) -> Answer:
-    """Change a deployment's tags or number of instances."""
-    return state.patch(path, key, body, put_deployment)
-
-
-def delete(state: State, path: str, key: str, body: Json) -> Answer:
-    """Delete an endpoint with all below it, or a deployment without traffic."""
-    if key not in state.resources:
-        return 204, None, ""
-    for one in state.resources:
-        if (one + "/").startswith(key + "/"):  # a deployment that starts would be left without it
-            state.refuse_busy(one)
-    endpoint, _, name = key.partition("/deployments/")
-    traffic = state.resources[endpoint]["properties"]["traffic"]
-    if any(name == live.lower() and weight for live, weight in traffic.items()):
-        message = f"The deployment {name} has traffic; set it to 0 before deleting."
-        raise RefusedError(400, "BadRequest", message)
-    if name:
-        state.refuse_busy(endpoint)
-        traffic.pop(state.resources[key]["name"], None)
-    state.resources[key]["properties"]["provisioningState"] = "Deleting"
-    return 202, None, state.later(key, lambda key: remove(state, key))
+    return state.put_later(path, key, body, partial(deploy, state))
 
 
 def secrets_of(state: State, path: str, key: str, auth_mode: str) -> list[str]:
@@ -194,8 +159,10 @@ def regenerate_keys(state: State, path: str, key: str, body: Json) -> Answer:
     if body["keyType"] not in ("Primary", "Secondary"):
         raise RefusedError(400, "BadArgument", "keyType: expected Primary or Secondary.")
     state.refuse_busy(endpoint)
-    keys[body["keyType"] == "Secondary"] = body.get("keyValue") or secrets.token_urlsafe(24)
-    return 202, None, state.later(endpoint, lambda key: route(state, key))
+    given = body.get("keyValue")  # of the SDK always the present key, which asks for a new one
+    new = given if given and given not in keys else secrets.token_urlsafe(24)
+    keys[body["keyType"] == "Secondary"] = new
+    return 202, None, state.later(endpoint, partial(route, state))
 
 
 def get_token(state: State, path: str, key: str, body: Json) -> Answer:

@@ -4,11 +4,19 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from azureml_emulator.services import assets, batch_endpoints, jobs, online_endpoints, workspaces
+from azureml_emulator.services import (
+    assets,
+    batch_endpoints,
+    deployments,
+    jobs,
+    online_endpoints,
+    workspaces,
+)
 from azureml_emulator.services import sweeps as sweeps  # which registers itself as a kind of job
 from azureml_emulator.state import OPERATION, PROVIDER, Answer, Json, RefusedError, State
 from azureml_emulator.web import LOG, check_length, read_body, warn
@@ -17,65 +25,62 @@ BODY_BYTES = 4 << 20  # of a request to Azure's Resource Manager
 TABLE = "src/azureml_emulator/README.md"  # what is emulated
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-W = rf"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/{PROVIDER.lower()}/workspaces/[^/]+"
-P = rf"/subscriptions/[^/]+/providers/{PROVIDER.lower()}/locations/[^/]+"
-G = r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers"
-ONLINE, BATCH = rf"{W}/onlineendpoints/[^/]+", rf"{W}/batchendpoints/[^/]+"
-ASSETS = rf"{W}/(models|codes|environments|data)"
-UPLOAD = rf"{W}/codes/[^/]+/versions/[^/]+/startpendingupload"
-AUTOSCALE = rf"{G}/microsoft.insights/autoscalesettings/[^/]+"
-RETENTION = rf"{G}/microsoft.storage/storageaccounts/[^/]+/managementpolicies/default"
-STORES = rf"{W}/datastores/workspace(blob|artifact)store"
-HISTORY = rf"/history/v1\.0{W}"
-PLAIN = {"GET": State.get, "DELETE": State.delete}
-ONE_ONLINE = {"GET": State.get, "DELETE": online_endpoints.delete}
-ONE_BATCH = {"GET": State.get, "DELETE": batch_endpoints.delete}
-ROUTES: list[tuple[str, dict[str, Callable[..., Answer]]]] = [
-    (W, {"GET": workspaces.get}),
-    (rf"{W}/datastores", {"GET": workspaces.list_datastores}),
-    (STORES, {"GET": workspaces.get_datastore}),
-    (rf"{STORES}/listsecrets", {"POST": workspaces.list_secrets}),
-    (rf"{P}/mfeoperationsstatus/[^/]+", {"GET": workspaces.get_operation}),
-    (rf"{P}/usages", {"GET": workspaces.list_usages}),
-    (rf"{P}/vmsizes", {"GET": workspaces.list_sizes}),
-    (AUTOSCALE, PLAIN | {"PUT": workspaces.put_autoscale}),
-    (RETENTION, PLAIN | {"PUT": workspaces.put_retention}),
-    (ASSETS, {"GET": assets.list_containers}),
-    (rf"{ASSETS}/[^/]+", {"GET": assets.get_container}),
-    (rf"{ASSETS}/[^/]+/versions", {"GET": assets.list_versions}),
-    (
-        rf"{ASSETS}/[^/]+/versions/[^/]+",
-        {"GET": State.get, "PUT": assets.put_version, "DELETE": assets.delete_version},
-    ),
-    (UPLOAD, {"POST": assets.start_pending_upload}),
-    (rf"{W}/jobs", {"GET": State.listing}),
-    (rf"{W}/jobs/[^/]+", {"GET": State.get, "PUT": jobs.put_job}),
-    (rf"{W}/jobs/[^/]+/cancel", {"POST": jobs.cancel}),
-    (rf"{W}/computes/[^/]+", {"GET": State.get, "PUT": jobs.put_compute}),
-    (rf"{W}/onlineendpoints", {"GET": State.listing}),
-    (
-        ONLINE,
-        ONE_ONLINE
-        | {"PUT": online_endpoints.put_endpoint, "PATCH": online_endpoints.patch_endpoint},
-    ),
-    (rf"{ONLINE}/regeneratekeys", {"POST": online_endpoints.regenerate_keys}),
-    (rf"{ONLINE}/listkeys", {"POST": online_endpoints.list_keys}),
-    (rf"{ONLINE}/token", {"POST": online_endpoints.get_token}),
-    (rf"{ONLINE}/deployments", {"GET": State.listing}),
-    (
-        rf"{ONLINE}/deployments/[^/]+",
-        ONE_ONLINE
-        | {"PUT": online_endpoints.put_deployment, "PATCH": online_endpoints.patch_deployment},
-    ),
-    (rf"{ONLINE}/deployments/[^/]+/getlogs", {"POST": online_endpoints.get_logs}),
-    (rf"{W}/batchendpoints", {"GET": State.listing}),
-    (BATCH, ONE_BATCH | {"PUT": batch_endpoints.put_endpoint}),
-    (rf"{BATCH}/deployments", {"GET": State.listing}),
-    (rf"{BATCH}/deployments/[^/]+", ONE_BATCH | {"PUT": batch_endpoints.put_deployment}),
-    (rf"{BATCH}/jobs", {"POST": batch_endpoints.invoke}),
-    (rf"{HISTORY}/runs/[^/]+/details", {"GET": jobs.get_run_details}),
-    (rf"{HISTORY}/rundata", {"POST": jobs.get_run_data}),
-]
+Handlers = dict[str, Callable[..., Answer]]
+
+
+def plain(put: Callable[..., Answer]) -> Handlers:
+    """Return the handlers of a resource that has nothing running."""
+    return {"GET": State.get, "DELETE": State.delete, "PUT": put}
+
+
+def live(put: Callable[..., Answer]) -> Handlers:
+    """Return the handlers of an endpoint or a deployment."""
+    patch = partial(State.patch, put=put)
+    return {"GET": State.get, "DELETE": deployments.delete, "PUT": put, "PATCH": patch}
+
+
+W = f"{PROVIDER.lower()}/workspaces/*"
+P = f"{PROVIDER.lower()}/locations/*"
+ONLINE, BATCH = f"{W}/onlineendpoints", f"{W}/batchendpoints"
+ROUTES: dict[str, Handlers] = {  # by what follows /providers/, with * for each name
+    W: {"GET": workspaces.get},
+    f"{W}/datastores": {"GET": workspaces.list_datastores},
+    f"{W}/datastores/*": {"GET": workspaces.get_datastore},
+    f"{W}/datastores/*/listsecrets": {"POST": workspaces.list_secrets},
+    f"{P}/mfeoperationsstatus/*": {"GET": workspaces.get_operation},
+    f"{P}/usages": {"GET": workspaces.list_usages},
+    f"{P}/vmsizes": {"GET": workspaces.list_sizes},
+    "microsoft.insights/autoscalesettings/*": plain(workspaces.put_autoscale),
+    "microsoft.storage/storageaccounts/*/managementpolicies/*": plain(workspaces.put_retention),
+    f"{W}/codes/*/versions/*/startpendingupload": {"POST": assets.start_pending_upload},
+    f"{W}/jobs": {"GET": State.listing},
+    f"{W}/jobs/*": {"GET": State.get, "PUT": jobs.put_job},
+    f"{W}/jobs/*/cancel": {"POST": jobs.cancel},
+    f"{W}/runs/*/details": {"GET": jobs.get_run_details},  # of /history
+    f"{W}/rundata": {"POST": jobs.get_run_data},
+    f"{W}/computes": {"GET": State.listing},
+    f"{W}/computes/*": plain(jobs.put_compute),
+    ONLINE: {"GET": State.listing},
+    f"{ONLINE}/*": live(online_endpoints.put_endpoint),
+    f"{ONLINE}/*/regeneratekeys": {"POST": online_endpoints.regenerate_keys},
+    f"{ONLINE}/*/listkeys": {"POST": online_endpoints.list_keys},
+    f"{ONLINE}/*/token": {"POST": online_endpoints.get_token},
+    f"{ONLINE}/*/deployments": {"GET": State.listing},
+    f"{ONLINE}/*/deployments/*": live(online_endpoints.put_deployment),
+    f"{ONLINE}/*/deployments/*/getlogs": {"POST": online_endpoints.get_logs},
+    BATCH: {"GET": State.listing},
+    f"{BATCH}/*": live(batch_endpoints.put_endpoint),
+    f"{BATCH}/*/deployments": {"GET": State.listing},
+    f"{BATCH}/*/deployments/*": live(batch_endpoints.put_deployment),
+    f"{BATCH}/*/jobs": {"GET": batch_endpoints.list_jobs, "POST": batch_endpoints.invoke},
+}
+for kind in ("models", "codes", "environments", "data"):
+    ROUTES |= {
+        f"{W}/{kind}": {"GET": assets.list_containers},
+        f"{W}/{kind}/*": {"GET": assets.get_container},
+        f"{W}/{kind}/*/versions": {"GET": assets.list_versions},
+        f"{W}/{kind}/*/versions/*": plain(assets.put_version) | {"DELETE": assets.delete_version},
+    }
 NUMBER, TEXT, OBJECT = (int, float), (str,), (dict,)
 TYPES: dict[str, tuple[type, ...]] = {  # of parts of bodies, where they are given
     "": OBJECT,
@@ -111,28 +116,63 @@ IGNORED = (  # parts of bodies that are accepted and have no effect here, which 
     "properties.environmentId",
     "properties.queueSettings",
     "properties.loggingLevel",
+    "properties.policy",
+    "properties.profiles",
 )
+# The versions of the API that the locked SDK, Microsoft's JavaScript client and mlops call.
+API_VERSIONS = {
+    PROVIDER.lower(): "2022-02-01-preview 2022-10-01 2023-04-01 2023-04-01-preview "
+    "2023-08-01-preview 2023-10-01 2024-01-01-preview 2024-10-01-preview 2025-01-01-preview "
+    "2025-12-01",
+    "microsoft.insights": "2022-10-01",
+    "microsoft.storage": "2023-01-01",
+}
+SERVICES = ("", "/history/v1.0", "/mferp/managementfrontend")  # of a workspace, by their addresses
 VERBS = {"PUT": "CreateOrUpdate", "PATCH": "Update", "DELETE": "Delete", "POST": "Action"}
 
 
 def call(state: State, method: str, path: str, body: Json) -> Answer:
     """Return status, body and the id of the operation that began, of one call."""
-    key = path.rstrip("/").lower()
-    for pattern, methods in ROUTES:
-        if re.fullmatch(pattern, key) and method in methods:
-            with state.lock:
-                given = checked(body)
-                answer = methods[method](state, path.rstrip("/"), key, given)
-                note_ignored(state, given)
-                return answer
-    below = re.match(rf"{W}/(.+)", key)
-    if below is None:
+    found = re.fullmatch("(.*?)(/subscriptions/.+?/providers/(.+))", path.rstrip("/"), re.I)
+    service, path, resource = found.groups() if found else ("", path, "")
+    parts = resource.split("/")
+    route = "/".join("*" if number % 2 == 0 and number else one for number, one in enumerate(parts))
+    handler = ROUTES.get(route.lower(), {}).get(method)
+    if handler and service in SERVICES:
+        with state.lock:
+            given = checked(body)
+            answer = handler(state, path, path.lower(), given)
+            note_ignored(state, given)
+            return answer
+    if service not in SERVICES or not route.lower().startswith(f"{W}/"):
         raise RefusedError(404, "NotFound", f"The emulator does not know {method} {path}.")
-    parts = path[below.start(1) :].rstrip("/").split("/")
-    verb = VERBS.get(method, "List" if len(parts) % 2 else "Get")
-    name = f"{'_'.join(parts[::2])}_{verb}"
+    verb = VERBS.get(method, "Get" if len(parts) % 2 else "List")
+    name = f"{'_'.join(parts[3::2])}_{verb}"
     message = f"The emulator does not emulate {name}, {method} {path}. {TABLE} lists what it does."
     raise RefusedError(501, "NotImplemented", message)
+
+
+def check_version(path: str, version: str) -> None:
+    """Refuse a call in a version of the API that nobody uses here, in Azure's words.
+
+    Source: github.com/Azure/azure-rest-api-specs/issues/14807.
+    """
+    resource = re.search("/providers/(.+)", path, re.I)
+    provider, _, kind = (resource[1] if resource else "").partition("/")
+    known = API_VERSIONS.get(provider.lower())
+    invoked = re.search("/batchendpoints/[^/]+/jobs$", kind, re.I)  # an endpoint's own address
+    if known is None or invoked or path.startswith("/history"):
+        return
+    if not version:
+        message = "The api-version query parameter (?api-version=) is required for all requests."
+        raise RefusedError(400, "MissingApiVersionParameter", message)
+    if version not in known.split():
+        message = (
+            f"The resource type '{kind.partition('/')[0]}' could not be found in the namespace "
+            f"'{provider}' for api version '{version}'. The supported api-versions are "
+            f"'{known.replace(' ', ',')}'."
+        )
+        raise RefusedError(404, "InvalidResourceType", message)
 
 
 def note_ignored(state: State, body: Json) -> None:
@@ -213,6 +253,7 @@ def application(state: State, middlewares: Sequence[Any] = ()) -> web.Applicatio
         path, method = request.raw_path.partition("?")[0], request.method
         if path == "/discovery":  # of the workspace's services, for everyone
             return answer(200, {"api": state.url, "history": state.url})
+        check_version(path, request.query.get("api-version", ""))
         if method in ("PUT", "POST", "PATCH"):
             body = await read_json(request)
         else:
@@ -230,10 +271,12 @@ def application(state: State, middlewares: Sequence[Any] = ()) -> web.Applicatio
             raise RefusedError(500, "InternalServerError", repr(error)) from None
         headers = {}
         if operation:  # the SDK polls the first of these until it has a final status (ran)
-            place = f"{state.url}{OPERATION}{operation}"
+            place = state.url + OPERATION.format(operation)
             headers = {
                 "Azure-AsyncOperation": place,
-                "Location": f"{state.url}{path}" if method in ("PUT", "PATCH") else place,
+                "Location": f"{state.url}{request.path_qs}"
+                if method in ("PUT", "PATCH")
+                else place,
                 "x-ms-async-operation-timeout": "PT30M",
                 "Retry-After": "0",
             }

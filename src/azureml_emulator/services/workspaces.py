@@ -1,11 +1,12 @@
 """A workspace: its datastores, operations, quota, autoscaling and rules of the storage account."""
 
-import datetime
 import uuid
 
-from azureml_emulator.services.online_endpoints import QUOTA, SIZES, used_cores
+from azureml_emulator.services.online_endpoints import used_cores
 from azureml_emulator.state import LOCATION, PROVIDER, Answer, Json, RefusedError, State, need
 from azureml_emulator.storage import ACCOUNT, CONTAINER
+
+STORES = ("workspaceblobstore", "workspaceartifactstore")
 
 
 def get(state: State, path: str, key: str, body: Json) -> Answer:
@@ -20,7 +21,9 @@ def get(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the workspace's blob store."""
+    """Return one of the workspace's two names for its blob store."""
+    if path.split("/")[-1].lower() not in STORES:
+        raise RefusedError(404, "ResourceNotFound", f"The datastore {path} was not found.")
     properties = {
         "datastoreType": "AzureBlob",
         "accountName": ACCOUNT,
@@ -28,7 +31,9 @@ def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
         "endpoint": "core.windows.net",
         "protocol": "https",
         "isDefault": key.endswith("/workspaceblobstore"),
-        "credentials": {"credentialsType": "AccountKey"},
+        "credentials": {
+            "credentialsType": "None" if state.settings.identity_datastores else "AccountKey"
+        },
         "tags": {},
     }
     return 200, state.stored(path, {"properties": properties}, None), ""
@@ -36,15 +41,15 @@ def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
 
 def list_datastores(state: State, path: str, key: str, body: Json) -> Answer:
     """Return the workspace's blob stores; `?isDefault=true` the first alone."""
-    names = ["workspaceblobstore", "workspaceartifactstore"]
-    if str(body.get("isDefault")).lower() == "true":
-        names = names[:1]
-    places = [f"{path}/{name}" for name in names]
+    only_default = str(body.get("isDefault")).lower() == "true"
+    places = [f"{path}/{name}" for name in (STORES[:1] if only_default else STORES)]
     return 200, {"value": [get_datastore(state, one, one.lower(), {})[1] for one in places]}, ""
 
 
 def list_secrets(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the blob store's key."""
+    """Return the blob store's key. An identity datastore has none (azure-sdk-assets)."""
+    if state.settings.identity_datastores:
+        raise RefusedError(400, "UserError", "No secrets for credentials of type None.")
     return 200, {"secretsType": "AccountKey", "key": state.storage.key}, ""
 
 
@@ -61,7 +66,7 @@ def list_usages(state: State, path: str, key: str, body: Json) -> Answer:
     """Return the quota of each family of sizes, in cores."""
     usage = {"id": path, "type": f"{PROVIDER}/vm/dedicatedCores", "unit": "Count"}
     found = []
-    for family, limit in QUOTA.items():
+    for family, limit in state.settings.quota.items():
         name = {"value": family, "localizedValue": family}
         used = used_cores(state, family)
         found.append(usage | {"name": name, "currentValue": used, "limit": limit})
@@ -81,7 +86,7 @@ def list_sizes(state: State, path: str, key: str, body: Json) -> Answer:
     }
     value = [
         {"name": name, "vCPUs": cores, "family": family} | rest
-        for name, (cores, family) in SIZES.items()
+        for name, (cores, family) in state.settings.sizes.items()
     ]
     return 200, {"value": value}, ""
 
@@ -100,20 +105,6 @@ def put_autoscale(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def put_retention(state: State, path: str, key: str, body: Json) -> Answer:
-    """Keep a storage account's rules, and go by them."""
+    """Keep a storage account's rules; no blob is deleted by them here."""
     need(body, "properties.policy.rules")
-    answer = state.put(path, key, body)
-    state.workers.submit(enforce_retention, state)
-    return answer
-
-
-def enforce_retention(state: State) -> None:
-    """Delete blobs that are older than the storage account's rules allow."""
-    now = datetime.datetime.now(datetime.UTC)
-    with state.lock:
-        found = [body for key, body in state.resources.items() if "/managementpolicies/" in key]
-    for rule in (rule for one in found for rule in one["properties"]["policy"]["rules"]):
-        days = rule["definition"]["actions"]["baseBlob"]["delete"]
-        oldest = now - datetime.timedelta(days=days["daysAfterModificationGreaterThan"])
-        for prefix in rule["definition"]["filters"]["prefixMatch"]:
-            state.storage.expire(prefix, oldest)
+    return state.put(path, key, body)

@@ -1,6 +1,6 @@
 """Stage package: write the trained model as an MLflow model folder.
 
-Input: data/model, requirements.txt, the modules that are copied into the folder, and the
+Input: data/model, requirements-serve.txt, the modules that are copied into the folder, and the
 validation split. Output: data/package. Its bytes depend on weights, data and params only: the
 dates and random ids of MLflow are replaced. smoke.jsonl holds requests with known answers, with
 which a deployment is tested.
@@ -98,7 +98,7 @@ def write_summary(model: keras.Model, path: Path) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def write_environment(folder: Path, python: str, requirements: list[str]) -> None:
+def write_environment(folder: Path, python: str, requirements: list[str], lock: Path) -> None:
     """Write the environment in the three formats that MLflow and Azure ML read."""
     conda: dict[str, Any] = {
         "name": "digits",
@@ -110,7 +110,7 @@ def write_environment(folder: Path, python: str, requirements: list[str]) -> Non
         "build_dependencies": BUILD_TOOLS,
         "dependencies": ["-r requirements.txt"],
     }
-    write_text(folder / "requirements.txt", "\n".join(requirements) + "\n")
+    write_text(folder / "requirements.txt", lock.read_text("utf-8"))  # with the hashes
     write_text(folder / "conda.yaml", yaml.safe_dump(conda, sort_keys=False))
     write_text(folder / "python_env.yaml", yaml.safe_dump(python_env, sort_keys=False))
 
@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> None:
         )
         packaged.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.PY_VERSION] = config.python
         packaged.save(folder / "MLmodel")
-        write_environment(folder, config.python, requirements)
+        write_environment(folder, config.python, requirements, paths.lock)
         write_summary(digits_model, folder / "_summary.txt")
         write_text(folder / "smoke.jsonl", "".join(smoke_items(known, task.classes)))
         folder.replace(paths.out)

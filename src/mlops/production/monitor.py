@@ -185,7 +185,7 @@ def main(asked: SimpleNamespace) -> None:
     if asked.out:
         write_text(asked.out / "monitoring.json", text)
         write_text(asked.out / "report.html", report.page(analysis, own, params.names(values)))
-    if clock := analysis.issues["clock"]:
+    if clock := analysis.issues["wrong_clock"]:
         print(f"{clock:,} requests not counted: their clock or this one is wrong", file=sys.stderr)
     if asked.as_json:
         print(text, end="")

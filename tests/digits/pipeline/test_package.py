@@ -106,11 +106,12 @@ def test_the_folder_states_where_it_came_from(reproduced: Project) -> None:
     manifest = json.loads((package / "data" / "model" / "manifest.json").read_text("utf-8"))
     assert set(manifest["data"]) == {"training.npz", "validation.npz"}
     assert manifest["params"]["epochs"] == 1
-    pins = (package / "requirements.txt").read_text("utf-8").splitlines()
-    lock = (reproduced.root / "requirements.txt").read_text("utf-8")
-    assert pins
-    assert all(pin in lock for pin in pins)
-    assert any(pin.startswith("tensorflow") for pin in pins)
+    lock = (reproduced.root / "requirements-serve.txt").read_text("utf-8")
+    assert (package / "requirements.txt").read_text("utf-8") == lock  # with its hashes
+    assert "--hash=sha256:" in lock and "\nmatplotlib" not in lock
+    (*_, section) = yaml.safe_load((package / "conda.yaml").read_text("utf-8"))["dependencies"]
+    assert any(pin.startswith("tensorflow") for pin in section["pip"])
+    assert all(f"\n{pin} \\\n" in f"\n{lock}" for pin in section["pip"])
     assert "convolution_1" in (package / "_summary.txt").read_text("utf-8")
     for name in ("conda.yaml", "python_env.yaml"):
         assert "3.11" in (package / name).read_text("utf-8")
@@ -143,7 +144,7 @@ def test_the_summary_is_utf_8_whatever_standard_output_is(
 def test_the_bytes_do_not_depend_on_the_encoding_of_standard_output(
     reproduced: Project, tmp_path: Path
 ) -> None:
-    model = ("--model", "data/model", "--lock", "requirements.txt")
+    model = ("--model", "data/model", "--lock", "requirements-serve.txt")
     inputs = (*model, "--validation", "data/prepared/validation.npz")
     code = ("--code", "src/digits/runtime", "src/core/determinism.py", "--out", str(tmp_path / "p"))
     command = ("python", "src", "package", *inputs, *code)
@@ -162,7 +163,7 @@ def test_a_lineage_of_another_model_is_refused(
     assert '"scripts": [' in text
     lineage.unlink()
     lineage.write_text(text.replace('"scripts": [', '"scripts": ["another",'), "utf-8")
-    inputs = ("--lock", "requirements.txt", "--validation", "data/prepared/validation.npz")
+    inputs = ("--lock", "requirements-serve.txt", "--validation", "data/prepared/validation.npz")
     code = ("--code", "src/digits/runtime", "--out", "data/package")
     monkeypatch.chdir(project.root)
     with pytest.raises(DigitsError, match="its scripts or classes do not match the model"):

@@ -55,7 +55,7 @@ def test_one_seed_gives_one_stream_in_parts_of_any_size() -> None:
     assert len(whole.times) == 2000
     assert whole.ids == [name for part in again for name in part.ids]
     assert len(set(whole.ids)) == 2000
-    for name in ("times", "images", "phases", "index"):
+    for name in ("times", "images", "index"):
         np.testing.assert_array_equal(
             getattr(whole, name), np.concatenate([getattr(part, name) for part in again])
         )

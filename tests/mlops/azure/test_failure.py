@@ -2,8 +2,8 @@
 
 import pytest
 from azure.core.exceptions import HttpResponseError
+from controls import FAILURES
 
-from azureml_emulator.controls import FAILURES
 from mlops.azure.errors import explain_error
 
 

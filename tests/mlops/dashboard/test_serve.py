@@ -35,7 +35,8 @@ def run(request):
 
 
 @pytest.mark.prove
-def test_ctrl_c_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended_by", ["SIGINT", "SIGHUP"])  # Ctrl-C, or a terminal that is closed
+def test_an_end_under_load_loses_nothing_that_was_answered(tmp_path: Path, ended_by: str) -> None:
     own = Emulator(tmp_path / "own", page=True)
     try:
         own.start()
@@ -65,7 +66,7 @@ def test_ctrl_c_under_load_loses_nothing_that_was_answered(tmp_path: Path) -> No
         group = os.getpgid(own.process.pid)
         for process in [psutil.Process(own.process.pid), *children]:
             if os.getpgid(process.pid) == group:  # as a terminal does
-                process.send_signal(signal.SIGINT)
+                process.send_signal(getattr(signal, ended_by))
         psutil.wait_procs([child for child in children if child != azurite], timeout=30)
         azurite.resume()
         said, _ = own.process.communicate(timeout=60)

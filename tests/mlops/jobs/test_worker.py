@@ -6,7 +6,6 @@ That is written as the locked client writes it to a workspace: over TLS on loopb
 import json
 import os
 import shutil
-import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,11 +55,10 @@ def a_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
             pass
 
     forget(monkeypatch)
-    authority, certificate, key = make_certificate(tmp_path)
+    authority = tmp_path / "authority.pem"
+    context = make_certificate(authority)
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(authority))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         found = SimpleNamespace(port=server.server_port, requests=requests, status=200)
         threading.Thread(target=server.serve_forever, daemon=True).start()

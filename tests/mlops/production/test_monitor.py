@@ -100,6 +100,19 @@ def a_site(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield Site(root, connect("local", emulator.folder))
 
 
+def test_the_clock_of_this_machine_may_be_a_day_behind(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.collect("digits-behind", "10", [line(n, 0.1) for n in range(50)])
+    yesterday = (START - datetime.timedelta(days=1)).timestamp()
+    monkeypatch.setattr("mlops.production.monitor.time.time", lambda: yesterday)
+    told, said = site.monitor("digits-behind")
+    assert told["requests"] == 0
+    assert "50 requests not counted: their clock or this one is wrong" in said
+    assert "not known whether there is drift; 0 requests" in said
+    assert "no drift" not in said
+
+
 def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> None:
     lines = [line(n, float(RNG.beta(2, 20))) for n in range(1000)]
     lines += [line(n, float(RNG.beta(6, 3))) for n in range(1000, 2000)]

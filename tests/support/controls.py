@@ -1,8 +1,10 @@
-"""Test controls: faults in the management API, its recorded calls, machines that are lost.
+"""An emulator with test controls: faults, recorded calls, machines that are lost.
 
-They have an address of their own, `controls` in address.json, only if they were asked for; a
-caller needs the same token as for the management API. The services know nothing of them: they act
-as middleware before the routes and around the work of operations.
+    python tests/support/controls.py --folder DIR    # and the options of azureml_emulator
+
+The controls have a port of their own, `controls_port` in address.json; a caller needs the same
+token as for the management API. The services know nothing of them: they act as middleware before
+the routes and around the work of operations.
 
     PUT  /faults              a list of `Fault`s, instead of those before; forgets the calls
     GET  /calls               {"calls": all since then, "faults": what is left of them}
@@ -10,15 +12,19 @@ as middleware before the routes and around the work of operations.
 """
 
 import asyncio
+import contextlib
 import copy
 import json
 import re
+import sys
 from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from aiohttp import web
 
+from azureml_emulator.__main__ import main
+from azureml_emulator.server import Emulator
 from azureml_emulator.services import jobs, urls
 from azureml_emulator.services.online_endpoints import OUT_OF_QUOTA
 from azureml_emulator.state import Json, RefusedError, State, Work
@@ -128,3 +134,21 @@ class Controls:
         made.router.add_get("/calls", get_calls)
         made.router.add_post("/jobs/{name}/lose", lose_machine)
         return made
+
+
+class ControlledEmulator(Emulator):
+    """An emulator with test controls."""
+
+    def application(self) -> web.Application:
+        self.controls = Controls(self.state)
+        return urls.application(self.state, [self.controls.middleware])
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        super().start(stack)
+        server = self.servers.serve(self.controls.application(), self.port("controls"))
+        stack.callback(server.stop)
+        self.publish(controls_port=server.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], ControlledEmulator))

@@ -1,0 +1,40 @@
+"""What may be set of an emulator: settings.json in its folder, read when it starts.
+
+{"quota": {"standardDSv2Family": 4}, "image_build_seconds": 30}
+"""
+
+from pathlib import Path
+
+from pydantic import Field, NonNegativeFloat, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from azureml_emulator.web import EmulatorError
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Settings:
+    """The settings; every one has a default."""
+
+    sizes: dict[str, tuple[int, str]] = Field(  # cores, and the family that has their quota
+        default={
+            "Standard_DS2_v2": (2, "standardDSv2Family"),
+            "Standard_DS3_v2": (4, "standardDSv2Family"),
+            "Standard_F4s_v2": (4, "standardFSv2Family"),
+        }
+    )
+    quota: dict[str, int] = Field(default={"standardDSv2Family": 24, "standardFSv2Family": 24})
+    identity_datastores: bool = False  # blobs by tokens over TLS; nobody is given the account's key
+    image_build_seconds: NonNegativeFloat = 0  # that an environment's first deployment waits
+
+
+def read_settings(folder: Path) -> Settings:
+    """Return the settings in a folder. Raises EmulatorError, with the place, if they are wrong."""
+    path = folder / "settings.json"
+    if not path.exists():
+        return Settings()
+    try:
+        return TypeAdapter(Settings).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise EmulatorError(f"{path}: {place}: {first['msg']}. Correct or delete it.") from None
