@@ -159,7 +159,7 @@ def test_a_cache_of_the_pull_requests_own_ref_is_not_restored(github: GitHub) ->
     """An earlier commit of the pull request may have filled it, .venv included."""
     poison(github, "refs-pull-1-merge")
     run = push(github, Pull(1, "epochs"))
-    assert "No cache is restored: 1 caches" in run.log
+    assert "No cache is restored: refs/pull/1/merge has 1 of its own" in run.log
     assert "RESTORED_CACHE" not in run.log and "POISONED" not in run.log
     assert "REVIEWED" in run.log
 
