@@ -49,7 +49,7 @@ MLFLOW_PORT = 5000  # its default
 NAMED = {
     "pyproject.toml": (r'^name = "{}"', r'^{} = "mlops\.cli:main"'),
     "params.yaml": (r"^  endpoint: {}$", r"^  endpoint: {}(?= )"),
-    "src/digits/tracking/runs.py": (r'set_experiment\("{}"',),
+    "src/digits/tracking/runs.py": (r'^EXPERIMENT = "{}"',),
     "src/mlops/azure/revisions.py": (r'^MODEL = ENVIRONMENT = "{}"',),
     "src/mlops/cli.py": (r'^    "{}",$', r'make_context\("{}"'),
     "src/mlops/jobs/job.py": (r'^EXPERIMENT = "{}"',),
@@ -368,16 +368,29 @@ def mlflow() -> None:
     if store.startswith("http"):
         print(f"Runs are logged to {store}, which has its own page.")
         return
-    place = ["--host", "127.0.0.1", "--port", str(MLFLOW_PORT)]
+    port = MLFLOW_PORT
+    with socket.socket() as probe:  # Flask and macOS's AirPlay listen on 5000, too
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    place = ["--host", "127.0.0.1", "--port", str(port)]
     command = [BIN / "mlflow", "server", "--backend-store-uri", store, "--workers", "1", *place]
-    process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment())
+    env_ = environment() | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env=env_)
+    search = json.dumps({"max_results": 1, "order_by": ["last_update_time DESC"]}).encode()
+    query = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search",
+        search,
+        {"Content-Type": "application/json"},
+    )
     try:
         while process.poll() is None:
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", MLFLOW_PORT), 1),
-            ):
-                webbrowser.open(f"http://127.0.0.1:{MLFLOW_PORT}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(query, timeout=5) as answer:
+                (newest,) = json.load(answer)["experiments"]
+                webbrowser.open(f"{address}/#/experiments/{newest['experiment_id']}/runs")
                 break
             time.sleep(0.2)
         if process.wait():

@@ -6,8 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import run
 import yaml
-from conftest import ROOT, Project
+from conftest import NAME, ROOT, Project
+
+from core import wings
 
 README_LINES = 130
 UNLISTED = {"LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "CITATION.cff"}
@@ -77,6 +80,14 @@ def test_the_table_of_experiments_has_ten_columns() -> None:
     (line,) = re.findall(r"^    (dvc exp show .+)$", (ROOT / "README.md").read_text("utf-8"), re.M)
     table = Project(ROOT).run(*shlex.split(line), "--csv").splitlines()[0].split(",")
     assert len(set(table) - {"rev", "typ", "Created", "parent"}) == 10, table
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_commands_and_targets_exist(document: Path) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    commands = {command.name for command in wings.declared("COMMANDS")}
+    assert set(re.findall(rf"(?:^ {{4,}}|`){NAME} ([a-z]+)\b", text, re.M)) <= commands
+    assert set(re.findall(r"(?:^ {4,}|`)make ([a-z-]+)\b", text, re.M)) <= set(run.TARGETS)
 
 
 def test_the_citation_is_complete() -> None:

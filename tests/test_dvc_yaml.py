@@ -144,6 +144,4 @@ def test_nothing_installed_is_a_dep() -> None:
 
 
 def test_dvc_yaml_is_valid_by_dvcs_own_schema() -> None:
-    """Each stage has a description, which `dvc stage list` shows."""
     COMPILED_MULTI_STAGE_SCHEMA(YAML(typ="safe").load(ROOT / "dvc.yaml"))
-    assert all(stage["desc"] for stage in STAGES.values())

@@ -14,7 +14,9 @@ import click
 from core import console, wings
 from core.errors import DigitsError
 
-PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+PROJECT = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text("utf-8"))[
+    "project"
+]
 
 
 class Commands(click.Group):
@@ -50,28 +52,14 @@ class Commands(click.Group):
                 formatter.write_dl(rows)
 
 
-def version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-    """Print the project's name and version from pyproject.toml."""
-    if asked:
-        project = tomllib.loads(PROJECT.read_text("utf-8"))["project"]
-        print(project["name"], project["version"])
-        ctx.exit()
-
-
-VERSION = click.Option(
-    ["--version"],
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=version,
-    help="Show the version and exit.",
-)
 command_line = Commands(
     "digits",
-    params=[VERSION],
     help="From data to production and back. `digits COMMAND --help` explains a command.",
     context_settings={"show_default": True, "max_content_width": 100},
 )
+command_line = click.version_option(
+    PROJECT["version"], prog_name=PROJECT["name"], message="%(prog)s %(version)s"
+)(command_line)
 
 
 def main() -> int:

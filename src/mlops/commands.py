@@ -7,6 +7,7 @@ SDK = ("azure.ai.ml", "azure.identity")
 MODEL = ("digits.monitoring", "digits.production")
 COMMANDS = (
     Command("check", WORK, "mlops.setup.command", "Check params.yaml and this machine"),
+    Command("lab", WORK, "mlops.setup.command", "Check a lab of the course"),
     Command("train", WORK, "mlops.jobs.command", "Run the pipeline as a job on Azure ML", SDK),
     Command("sweep", WORK, "mlops.jobs.command", "Try values of params.yaml as jobs", SDK),
     Command("review", REVIEW, "mlops.review.command", "Compare the metrics with main's"),

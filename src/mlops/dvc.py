@@ -2,12 +2,16 @@
 
 import functools
 import hashlib
+import http.client
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,6 +31,8 @@ CACHE = Path(".dvc", "cache", "files", "md5")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 # What `dvc add` writes about a file or folder.
 OUT_KEYS = {"md5", "hash", "size", "nfiles", "path", "desc", "type", "labels", "meta"}
+VARIABLE = "AZURE_STORAGE_CONNECTION_STRING"  # from which DVC takes it, too
+PROBE_SECONDS = 4  # to reach a blob store, and again for its answer: less than 10 in all
 ABSENT = {"deleted", "not in cache"}  # as `dvc status` says it
 
 
@@ -59,9 +65,12 @@ def run(
 ) -> str:
     """Run DVC in a folder; return its standard output.
 
-    Waits for another DVC that holds the lock. Raises DigitsError with DVC's own error, and with
-    `fix`, when it fails or takes longer than `seconds`.
+    Waits for another DVC that holds the lock; asks a remote for an answer before a transfer.
+    Raises DigitsError with DVC's own error, and with `fix`, when it fails or takes longer than
+    `seconds`.
     """
+    if arguments[0] in ("fetch", "pull", "push"):
+        probe(arguments[arguments.index("--remote") + 1], folder)
     try:
         done = subprocess.run(
             command("--wait-for-lock", *arguments),
@@ -79,6 +88,34 @@ def run(
         reason = " ".join((error or done.stderr or done.stdout).split())[:500]
         raise DigitsError(f"dvc {arguments[0]}: {reason or done.returncode}; {fix}")
     return done.stdout
+
+
+def probe(remote: str, folder: Path | None = None) -> str | None:
+    """Return the storage account of a remote, None if it has none, once it has answered.
+
+    Any answer will do, an error too. Raises DigitsError within 10 s without one: DVC itself would
+    try again for minutes.
+    """
+    rows = run("config", "--list", folder=folder)
+    settings = dict(re.findall(rf"^remote\.{re.escape(remote)}\.(\w+)=(.*)$", rows, re.M))
+    text = settings.get("connection_string") or os.environ.get(VARIABLE, "")
+    string = dict(row.partition("=")[::2] for row in text.split(";"))
+    account = string.get("AccountName") or settings.get("account_name")
+    address = string.get("BlobEndpoint") or f"https://{account}.blob.core.windows.net"
+    if not settings.get("url", "").startswith("azure:") or not account:
+        return None
+    try:
+        urllib.request.urlopen(address, timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # of a company's own certificates, say
+            raise DigitsError(
+                f"remote {remote}: no answer from {address} ({reason}). Check the network and the "
+                "name of the account; for local storage: make storage"
+            ) from None
+    return account
 
 
 @functools.cache

@@ -65,20 +65,21 @@ def show(revision: str, path: str) -> bytes | None:
 
 def changed(*paths: str) -> list[str]:
     """Return the files below `paths` that differ from the last commit, new ones too."""
-    listing = git("status", "--porcelain", "-z", "--no-renames", "--", *paths) or b""
-    return [entry[3:].decode(errors="replace") for entry in listing.split(b"\0") if entry]
+    return [entry[3:] for entry in _names("status", "--porcelain", "--no-renames", "--", *paths)]
 
 
 def unmerged() -> list[str]:
     """Return the files that a merge left in conflict."""
-    listing = git("diff", "--name-only", "-z", "--diff-filter=U") or b""
-    return [name.decode(errors="replace") for name in listing.split(b"\0") if name]
+    return _names("diff", "--name-only", "--diff-filter=U")
 
 
 def listed(*patterns: str) -> list[str]:
     """Return the files that git knows or would add, by git's patterns."""
-    options = ("--cached", "--others", "--exclude-standard", "-z")
-    listing = git("ls-files", *options, "--", *patterns) or b""
+    return _names("ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns)
+
+
+def _names(command: str, *arguments: str) -> list[str]:
+    listing = git(command, "-z", *arguments) or b""
     return [name.decode(errors="replace") for name in listing.split(b"\0") if name]
 
 

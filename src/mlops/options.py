@@ -1,8 +1,6 @@
 """Options that several commands share. Of libraries it imports Click alone."""
 
-import contextlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,20 +25,9 @@ def workspace(default: str | None) -> Decorator:
     return click.option("--workspace", metavar="NAME", default=default, help=text)
 
 
-def repository() -> Decorator:
-    """Return the option --repository."""
-    text = "On GitHub  [default: the origin of this clone]"
-    return click.option("--repository", metavar="OWNER/NAME", help=text)
-
-
-def as_json() -> Decorator:
-    """Return the option --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def yes() -> Decorator:
-    """Let a command that deletes something do so without `confirm`."""
-    return click.option("--yes", is_flag=True, help="Do not ask.")
+repository = click.option("--repository", metavar="OWNER/NAME", help="[default: origin on GitHub]")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+yes = click.option("--yes", is_flag=True, help="Do not ask.")  # of a command that deletes
 
 
 def confirm(kind: str, name: str) -> None:
@@ -51,11 +38,6 @@ def confirm(kind: str, name: str) -> None:
         answer = ""
     if answer != name:
         raise DigitsError("Nothing was deleted. To delete it without being asked: --yes")
-
-
-def stdout_for_program(wanted: bool) -> contextlib.AbstractContextManager[object]:
-    """Redirect standard output to standard error until the JSON is printed, if `wanted`."""
-    return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()
 
 
 def show(answer: Any) -> None:

@@ -47,12 +47,13 @@ def test_a_window_is_judged_as_in_production(
     drawn = power.draw(2000, 300, OWN.window, 0.01, 20, np.random.default_rng(3))
     assert [part.shape for part in drawn] == [(20, 495), (20, 5)]
     raised = power.alarms(known, foreign, drawn, OWN, reference)
-    verdicts = [
-        reference.evaluate(
-            summary(np.concatenate([known[ours], foreign[theirs]])), OWN.alarm
-        ).window_alert
-        for ours, theirs in zip(*drawn, strict=True)
-    ]
+    windows = np.stack(
+        [
+            summary(np.concatenate([known[ours], foreign[theirs]])).counts
+            for ours, theirs in zip(*drawn, strict=True)
+        ]
+    )
+    verdicts = [found.window_alert for found in reference.evaluate_windows(windows, OWN.alarm)]
     assert raised.tolist() == verdicts
     assert 0 < raised.mean() < 1  # or the comparison would say nothing
 

@@ -96,7 +96,7 @@ def test_traffic_goes_to_any_endpoint(
     url = f"http://127.0.0.1:{endpoint.server_port}/digits/score"
     words = ("--key-file", "key", "--speed", "max", "--requests", "50")
     said = project.run(NAME, "simulate", "--url", url, *words, **env)
-    assert "sent 50, answered 50, sent again 0 times, refused 0" in said
+    assert "sent 50, answered 50, 0 retries, 0 rejected" in said
     assert "labels" not in said  # there is no store for them
     assert list(endpoint.came.values()) == [1] * 50
     (project.root / "key").write_text("another")

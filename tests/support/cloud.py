@@ -232,8 +232,12 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
             raise LookupError("Not Found(ResourceNotFound)")
         if one("--method") == "get":
             kind = "batch" if url.endswith("/batchEndpoints") else "digits"
-            names = [name for name in state["endpoints"] if name.startswith(kind)]
+            batch = [name for name in state["endpoints"] if "batch" in name]
+            names = [n for n in state["endpoints"] if (n in batch) == (kind == "batch")]
             return {"value": [{"name": name} for name in names]}
+        if "Endpoints/" in url:
+            state["endpoints"].remove(url.rpartition("/")[2])
+            return None
         assert query[1:] == ["forceToPurge=true"]
         state["deleted"].append(url)
         return None

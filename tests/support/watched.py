@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from browser import chromium
 from conftest import ROOT
+from histogram import histograms
 from light import Deployable, Emulator, a_project
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import Histograms
 
 # It answers what a digit's first pixels say: which digit it is, how foreign it looks. A drawn
 # digit is a 1 if it is narrow and a 0 if not; what is collected for it is like the rest.
@@ -113,7 +113,7 @@ def a_live_project(home: Emulator) -> Iterator[Deployable]:
     images = known_images(4000, seed=9)
     foreign = images[:, 0, 1] / 600
     sure = np.full(len(images), 0.95)
-    summary = Histograms.of(images, images[:, 0, 0].astype(int), sure, foreign, 10)
+    summary = histograms(images, images[:, 0, 0].astype(int), sure, foreign)
     Reference.fit({"mnist": summary}, version[:12]).write(
         root / "data" / "monitoring" / "reference.json"
     )

@@ -2,6 +2,6 @@
 
 Requests pass through records, histograms, drift, analysis and report, in this order; stage
 monitor, `digits monitor` and the live page use the same code. The public interface, which mlops
-imports: analysis.Params (params.yaml's section `monitor`), analysis.analyse, analysis.Monitor with
-Analysis and Window, drift.Reference, labels.join, report.findings and report.page.
+imports: analysis.Params (params.yaml's section `monitor`), analysis.read, analysis.Monitor with
+Analysis and Window, drift.Reference, report.findings and report.page.
 """

@@ -3,16 +3,12 @@
 Input: batches of requests and labels. Output: an Analysis with the result of each window and the
 alarms. Requests are sorted by time and divided into windows, which are compared with the reference.
 
-    analysis = analyse(stream, labels, reference, config, classes, image_size)  # Parquet batches
-    monitor = Monitor(classes, image_size)                 # or repeatedly, while rows arrive:
-    monitor.requests.add(batch); monitor.labels.add(batch)
-    analysis = monitor.analyse(reference, config, now_ms)
-
 Images are not kept in memory; a row takes 47 bytes.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -29,6 +25,7 @@ from digits.monitoring.labels import Joined, Labels
 from digits.production import records
 
 Stream = Callable[[], Iterable[pa.RecordBatch]]
+Answered = tuple[np.ndarray, str, float]  # image, answer, confidence
 EXAMPLES_PER_WINDOW = 3
 INPUT_QUALITY_SIGNALS = {"brightness", "ink", "row", "column"}  # of the scanner or camera
 DOMINANCE_RATIO = 20  # a signal with this much less evidence may only follow another one
@@ -71,6 +68,7 @@ class Example:
     window: int
     image: np.ndarray
     answer: str
+    confidence: float
     truth: str | None  # `SCRIPT CLASS` if its label is known
 
 
@@ -110,19 +108,8 @@ class Analysis:
         """The onset of the active alarm, ms since 1970; None without one."""
         return self.windows[self.alarms[-1].onset].first_ms if self.drift else None
 
-    def accuracy(self, first: int = 0) -> tuple[float, float, float] | None:
-        """Return accuracy and its 95 % interval from window `first` on, None without labels."""
-        return accuracy(self.windows[first:])
-
-    def estimated_accuracy(self, first: int = 0) -> float | None:
-        """Return the accuracy estimated without labels from window `first` on."""
-        return self._mean("accuracy", first)
-
-    def ood_share(self, first: int = 0) -> float | None:
-        """Return the estimated share of out-of-distribution requests from window `first` on."""
-        return self._mean("ood_share", first)
-
-    def _mean(self, name: str, first: int) -> float | None:
+    def mean(self, name: str, first: int = 0) -> float | None:
+        """Return the mean `accuracy` or `ood_share`, estimated without labels, from a window on."""
         chosen = self.windows[first:]
         total = sum(window.requests for window in chosen)
         return sum(w.requests * getattr(w.result, name) for w in chosen) / total if total else None
@@ -200,25 +187,21 @@ def accuracy(windows: list[Window]) -> tuple[float, float, float] | None:
 class Monitor:
     """Collects requests and labels while they arrive, and analyses those so far."""
 
-    def __init__(self, classes: tuple[str, ...], image_size: int) -> None:
-        self.classes, self.image_size = classes, image_size
+    def __init__(
+        self, classes: tuple[str, ...], image_size: int, stream: Stream | None = None
+    ) -> None:
+        """`stream` yields all requests once more, for the images of examples; None: no examples."""
+        self.classes, self.image_size, self.stream = classes, image_size, stream
         self.requests = BinnedRequests(classes, image_size)
         self.labels = Labels(classes)
         self.previous: tuple[Reference, drift.Settings, np.ndarray, list[WindowResult]] | None = (
             None
         )
 
-    def analyse(
-        self,
-        reference: Reference,
-        config: Params,
-        now_ms: int | None = None,
-        stream: Stream | None = None,
-    ) -> Analysis:
+    def analyse(self, reference: Reference, config: Params, now_ms: int | None = None) -> Analysis:
         """Return the analysis; results of windows that did not change are reused.
 
-        `now_ms`, ms since 1970, is given for a running production. `stream` yields the same batches
-        again, for the images of examples; without it there are none. Raises DigitsError when the
+        `now_ms`, ms since 1970, is given for a running production. Raises DigitsError when the
         newest requests were answered by another model than the reference's.
         """
         classes = self.classes
@@ -254,11 +237,11 @@ class Monitor:
             )
         alarms = find_alarms(windows)
         examples = []
-        if stream and alarms:
+        if self.stream and alarms:
             shown = self._select_examples(reference, ordered, alarms[-1], len(windows), config)
-            images = self._images(stream(), list(shown))
+            images = self._images(self.stream(), list(shown))
             examples = [
-                Example(window, images[row], classes[rows.label[row]], _truth(joined, classes, row))
+                Example(window, *images[row], truth=_truth(joined, classes, row))
                 for row, window in shown.items()
             ]
         unknown = [name not in reference.scripts for name in joined.scripts]
@@ -307,39 +290,34 @@ class Monitor:
             found |= dict.fromkeys(chosen.tolist(), window)
         return dict(list(found.items())[: config.examples])
 
-    def _images(self, stream: Iterable[pa.RecordBatch], rows: list[int]) -> dict[int, np.ndarray]:
-        """Return the images of rows of a stream."""
-        found: dict[int, np.ndarray] = {}
+    def _images(self, stream: Iterable[pa.RecordBatch], rows: list[int]) -> dict[int, Answered]:
+        """Return image, answer and confidence of rows of a stream."""
+        found: dict[int, Answered] = {}
         start = 0
         for batch in stream:
             inside = [row for row in rows if start <= row < start + len(batch)]
             if inside:
                 chosen = batch.take(pa.array([row - start for row in inside]))
                 images = records.images(chosen, self.image_size)
-                found |= {row: image.copy() for row, image in zip(inside, images, strict=True)}
+                names, sure = chosen["digit"].to_pylist(), chosen["confidence"].to_pylist()
+                parts = zip(map(np.copy, images), names, sure, strict=True)
+                found |= dict(zip(inside, parts, strict=True))
             start += len(batch)
         return found
 
 
-def analyse(
-    stream: Stream,
-    labels: Iterable[pa.RecordBatch],
-    reference: Reference,
-    config: Params,
-    classes: tuple[str, ...],
-    image_size: int,
-    now_ms: int | None = None,
-) -> Analysis:
-    """Return the analysis of all requests and labels, with examples; see `Monitor.analyse`.
+def read(folder: Path, classes: tuple[str, ...], image_size: int) -> Monitor:
+    """Return a monitor of a folder's requests.parquet and labels.parquet."""
 
-    `stream` returns an iterator over the same batches each time it is called.
-    """
-    monitor = Monitor(classes, image_size)
-    for batch in stream():
+    def requests() -> Iterable[pa.RecordBatch]:
+        return records.read(folder / "requests.parquet", records.REQUESTS)
+
+    monitor = Monitor(classes, image_size, requests)
+    for batch in requests():
         monitor.requests.add(batch)
-    for batch in labels:
+    for batch in records.read(folder / "labels.parquet", records.LABELS):
         monitor.labels.add(batch)
-    return monitor.analyse(reference, config, now_ms, stream)
+    return monitor
 
 
 def _truth(joined: Joined, classes: tuple[str, ...], row: int) -> str | None:

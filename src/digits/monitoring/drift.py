@@ -2,10 +2,6 @@
 
 Input: histograms of requests. Output: for each window, p-values, evidence and the alarm.
 
-    histograms = Histograms.of(images, labels, confidence, ood_scores, class_count)
-    reference = Reference.fit({script: histograms}, version)  # of digits that the model knows
-    result = reference.evaluate(window, settings, result)     # given that of the window before
-
 A signal gives each bin a weight that grows with the tail probability of the bin in the reference.
 All signals are one-sided: requests that are rare in the reference count, a changed mix of frequent
 ones does not.
@@ -254,12 +250,6 @@ class Reference:
         }
         found["classes"] = _class_mix_p(matched[..., CLASSES_START:], windows[..., CLASSES_START:])
         return found
-
-    def evaluate(
-        self, window: Histograms, settings: Settings, before: WindowResult | None = None
-    ) -> WindowResult:
-        """Return the result of a window, given that of the window before it."""
-        return next(self.evaluate_windows(window.counts[None], settings, before))
 
     def evaluate_windows(
         self, windows: np.ndarray, settings: Settings, before: WindowResult | None = None

@@ -108,19 +108,6 @@ class Histograms:
 
     counts: np.ndarray
 
-    @classmethod
-    def of(
-        cls,
-        images: np.ndarray,
-        labels: np.ndarray,
-        confidence: np.ndarray,
-        ood_scores: np.ndarray,
-        class_count: int,
-    ) -> "Histograms":
-        """Return the histograms of n requests; the arguments are those of `bins`."""
-        places = bins(images, labels, confidence, ood_scores)
-        return cls(np.bincount(places.ravel(), minlength=CLASSES_START + class_count))
-
     def __add__(self, other: "Histograms") -> "Histograms":
         """Return the histograms of both sets of requests together."""
         return Histograms(self.counts + other.counts)
@@ -158,5 +145,7 @@ def signal_bins(counts: np.ndarray, signal: str) -> np.ndarray:
         if signal == "ood_confidence":
             return counts[..., :IMAGES_START]
         return joint.sum(axis=-1 if signal == "ood_score" else -2)
+    if signal == "classes":
+        return counts[..., CLASSES_START:]
     start = IMAGES_START + IMAGE_SIGNALS.index(signal) * IMAGE_BINS
     return counts[..., start : start + IMAGE_BINS]

@@ -4,7 +4,6 @@ Input: batches of the schemas LABELS and REQUESTS. Output: the label of each req
 data-quality issues.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,10 +65,13 @@ class Labels:
     def join(self, rows: records.Rows) -> Joined:
         """Return the labels of rows.
 
-        Labels of requests to another model are counted separately. Labels of images that share an
-        id are unmatched, because the id is ambiguous.
+        Labels of requests to another model are counted separately, those of try-outs that are not
+        counted are ignored. Labels of images that share an id are unmatched, because the id is
+        ambiguous.
         """
         ids, known = self.columns()
+        tried = np.isin(ids, rows.identity[rows.tryout & ~rows.valid])
+        ids, known = ids[~tried], known[~tried]
         counted = np.flatnonzero(rows.valid)
         order = counted[np.argsort(rows.identity[counted])]
         asked = rows.identity[order]
@@ -85,11 +87,3 @@ class Labels:
         unmatched = len(ids) - len(matched) - corrupted.sum() - other_model.sum()
         issues = dict(zip(ISSUES, map(int, (*found, unmatched)), strict=True))
         return Joined(joined[:, 0], joined[:, 1], list(self.scripts), issues)
-
-
-def join(labels: Iterable[pa.RecordBatch], rows: records.Rows, classes: tuple[str, ...]) -> Joined:
-    """Return the labels of rows, given all batches of labels."""
-    found = Labels(classes)
-    for batch in labels:
-        found.add(batch)
-    return found.join(rows)

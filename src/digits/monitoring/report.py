@@ -19,7 +19,7 @@ from PIL import Image
 from core.files import atomic_write
 from core.params import Names
 from digits.monitoring.analysis import Analysis, Params, Window, accuracy
-from digits.monitoring.histograms import IMAGE_SIGNALS, SIGNALS
+from digits.monitoring.histograms import SIGNALS, signal_bins
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -58,7 +58,7 @@ def findings(analysis: Analysis, config: Params) -> dict[str, Any]:
     since, windows = analysis.since_ms, analysis.windows
     first = analysis.alarms[-1].onset if analysis.drift else 0
     recent = analysis.recent()
-    known = analysis.accuracy(first)
+    known = accuracy(windows[first:])
     return {
         "drift": analysis.drift,
         "since": iso(since) if since is not None else None,
@@ -68,8 +68,8 @@ def findings(analysis: Analysis, config: Params) -> dict[str, Any]:
         "requests": sum(window.requests for window in windows),
         "alarms": len(analysis.alarms),
         "accuracy": known[0] if known else None,
-        "estimated_accuracy": analysis.estimated_accuracy(first),
-        "ood_share": analysis.ood_share(recent),
+        "estimated_accuracy": analysis.mean("accuracy", first),
+        "ood_share": analysis.mean("ood_share", recent),
         "recent_requests": sum(window.requests for window in windows[recent:]),
         "contributing_signals": analysis.contributing_signals(),
         "action": analysis.action(),
@@ -87,9 +87,9 @@ def summary_metrics(analysis: Analysis) -> dict[str, float]:
     """
     windows = analysis.windows
     found: dict[str, float] = {}
-    if known := analysis.accuracy():
+    if known := accuracy(windows):
         found |= dict(zip(("accuracy", "accuracy_low", "accuracy_high"), known, strict=True))
-    if (estimated := analysis.estimated_accuracy()) is not None:
+    if (estimated := analysis.mean("accuracy")) is not None:
         found["estimated_accuracy"] = estimated
     labelled = [w for w in windows if w.labelled]
     if labelled:
@@ -133,9 +133,10 @@ def page(analysis: Analysis, config: Params, task: Names) -> str:
         last=analysis.alarms[-1] if analysis.alarms else None,
         start=start,
         end=max([start + 1, *ends]),
-        causes=signal_means(analysis),
+        causes=signal_shares(analysis),
         accuracy=accuracy,
         when=when,
+        log=np.log,
         png=png,
     )
 
@@ -152,26 +153,15 @@ def png(image: np.ndarray) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
-def signal_means(analysis: Analysis) -> list[tuple[str, float | None, float | None]]:
-    """Return the contributing signals of the last alarm, with means in reference and alarm.
-
-    Only image statistics have means.
-    """
-    found: list[tuple[str, float | None, float | None]] = []
+def signal_shares(analysis: Analysis) -> list[tuple[str, list[float], list[float]]]:
+    """Return the contributing signals with the shares of their bins, in reference and alarm."""
+    last = analysis.alarms[-1] if analysis.alarms else None
+    alarmed = analysis.windows[last.onset : last.cleared] if last else []
+    counts = np.sum([window.histograms.counts for window in alarmed], axis=0)
+    found: list[tuple[str, list[float], list[float]]] = []
     for name in analysis.contributing_signals():
-        usual = now = None
-        if name in IMAGE_SIGNALS:
-            last, row = analysis.alarms[-1], IMAGE_SIGNALS.index(name)
-            alarmed = [w.histograms.image[row] for w in analysis.windows[last.onset : last.cleared]]
-            usual, now = (
-                mean(analysis.reference.histograms.image[row]),
-                mean(np.sum(alarmed, axis=0)),
-            )
-        found.append((name, usual, now))
+        shown = "ood_score" if name == "ood_confidence" else name  # the joint one has 960 bins
+        pair = [signal_bins(c, shown) for c in (analysis.reference.histograms.counts, counts)]
+        reference, alarm = ((part / part.sum()).tolist() for part in pair)
+        found.append((name, reference, alarm))
     return found
-
-
-def mean(counts: np.ndarray) -> float:
-    """Return the mean of a statistic, given its histogram (IMAGE_BINS,)."""
-    middles = (np.arange(len(counts)) + 0.5) / len(counts)
-    return float((counts * middles).sum() / max(counts.sum(), 1))

@@ -25,6 +25,7 @@ from core.files import atomic_write, write_text
 from digits.evaluation import metrics
 from digits.model import lineage, network
 from digits.runtime import script_prior
+from digits.tracking.runs import log_evaluation
 
 FALSE_ALARM_RATES = np.linspace(0, 1, 101)  # where roc.csv has points
 DOTS_PER_INCH = 100
@@ -246,3 +247,4 @@ def main(arguments: list[str]) -> None:
         for predictions in everything
     }
     write_text(paths.out / "metrics.json", json.dumps(figures, indent=2) + "\n")
+    log_evaluation(figures, paths.out, paths.model / "model.keras")

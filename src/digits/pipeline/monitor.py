@@ -61,14 +61,8 @@ def main(arguments: list[str]) -> None:
     task, config = params.task(values), params.section(Params, values, "monitor")
     split = read_split(paths.validation, len(task.classes), task.image_size)
     reference = fit(paths.production / "reference.parquet", split, task.classes)
-    analysis = monitoring.analyse(
-        lambda: records.read(paths.production / "requests.parquet", records.REQUESTS),
-        records.read(paths.production / "labels.parquet", records.LABELS),
-        reference,
-        config,
-        task.classes,
-        task.image_size,
-    )
+    monitor = monitoring.read(paths.production, task.classes, task.image_size)
+    analysis = monitor.analyse(reference, config)
     reference.write(paths.out / "reference.json")
     report.write_windows(paths.out / "windows.csv", analysis.windows)
     write_text(paths.out / "report.html", report.page(analysis, config, params.names(values)))

@@ -21,7 +21,7 @@ from core.files import atomic_write, sha256, write_text
 from digits.model import distributed, network, ood
 from digits.model.training import TrainConfig as Params
 from digits.model.training import fit, loss_and_accuracy
-from digits.tracking.runs import log_run
+from digits.tracking.runs import log_training
 
 
 def targets(split: list[Digits], scripts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -101,11 +101,11 @@ def main(arguments: list[str]) -> None:
         "temperature": temperature,
         "network": network.configuration_hash(trained),
         "data": {path.name: sha256(path) for path in (paths.training, paths.validation)},
-        "params": dataclasses.asdict(task) | {"train": dataclasses.asdict(config)},
+        "params": {"epochs": task.epochs, **vars(task), "train": dataclasses.asdict(config)},
     }
-    lineage_text = json.dumps(lineage, indent=2, ensure_ascii=False) + "\n"
-    write_text(paths.out / "lineage.json", lineage_text)
+    text = json.dumps(lineage, indent=2, ensure_ascii=False)
+    write_text(paths.out / "lineage.json", f"{text}\n")
     with atomic_write(paths.curves) as partial:
         curves.round(6).to_csv(partial, index=False, lineterminator="\n")
     if rank == 0:
-        log_run({"epochs": task.epochs, "seed": task.seed} | dataclasses.asdict(config), curves)
+        log_training(paths.out, curves)

@@ -49,7 +49,8 @@ LABELS = pa.schema(
     ]
 )
 ROWS_PER_BATCH = 4096  # 3 MB of images of 28 x 28
-ISSUES = ("corrupted", "duplicate", "wrong_clock", "other_model", "late", "out_of_order")
+ISSUES = ("corrupted", "duplicate", "wrong_clock", "other_model", "late", "out_of_order", "tryout")
+TRYOUT = "try-"  # how the request ids begin that the page of `digits local` sends
 LATE_MS = 3_600_000  # a row is late if its time is this much before that of an earlier row
 GAP_PROBABILITY = 0.01  # that steady traffic has any gap that is reported
 GAP_SECONDS = 30.0  # minimum duration of a gap
@@ -198,8 +199,9 @@ class Rows:
 
     identity: uint64; time: int64, ms since 1970; label: int16, index of the predicted class;
     version, deployment: int16, indices of `versions` and `deployments`; valid: bool, whether the
-    row is counted; other_model: bool, whether it is ignored because another model answered; issues:
-    the number of rows with each of ISSUES.
+    row is counted; other_model: bool, whether it is ignored because another model answered;
+    tryout: bool, whether somebody tried the model on the page; issues: the number of rows with each
+    of ISSUES.
     """
 
     identity: np.ndarray
@@ -209,6 +211,7 @@ class Rows:
     deployment: np.ndarray
     valid: np.ndarray
     other_model: np.ndarray
+    tryout: np.ndarray
     versions: list[str]
     deployments: list[str]
     issues: dict[str, int]
@@ -259,6 +262,7 @@ class Scan:
             "time": time.to_numpy(zero_copy_only=False),
             "label": label.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int16),
             "well_formed": well_formed,
+            "tryout": np.asarray(pc.starts_with(batch["request_id"].fill_null(""), TRYOUT)),
             "image": _fingerprints(batch, well_formed, self.image_size),
         }
         for name, known in self.names.items():
@@ -284,12 +288,14 @@ class Scan:
         for name in self.columns:
             self.columns[name] = [self.column(name)[count:].copy()]
 
-    def rows(self, known_versions: set[str] | None, now_ms: int | None = None) -> Rows:
+    def rows(
+        self, known_versions: set[str] | None, now_ms: int | None = None, tryouts: bool = False
+    ) -> Rows:
         """Return the rows.
 
         A row is invalid if it is corrupted, was answered by a model that is not in `known_versions`
-        (None: any), has a time after `now_ms` or is a duplicate of an earlier row. Late rows and
-        rows out of order are valid.
+        (None: any), has a time after `now_ms`, is a duplicate of an earlier row or, unless
+        `tryouts`, was tried on the page. Late rows and rows out of order are valid.
         """
         versions = list(self.names["model_version"])
         known = np.array([known_versions is None or name in known_versions for name in versions])
@@ -299,7 +305,8 @@ class Scan:
         valid = well_formed & ~future
         other_model = valid.copy()
         other_model[valid] = ~known.astype(bool)[version[valid]]
-        valid &= ~other_model
+        tryout = valid & self.column("tryout").astype(bool)
+        valid &= ~other_model & (tryouts | ~tryout)
         duplicate = np.zeros(len(time), bool)
         identity = self.column("identity")
         shared = pd.Series(identity[valid]).duplicated(keep=False)
@@ -312,7 +319,7 @@ class Scan:
         latest = np.maximum.accumulate(np.where(valid, time, np.iinfo(np.int64).min))
         behind = np.where(valid, latest - time, 0)
         late, early = behind > LATE_MS, (behind > 0) & (behind <= LATE_MS)
-        issues = (~well_formed, duplicate, future, other_model, late, early)
+        issues = (~well_formed, duplicate, future, other_model, late, early, tryout)
         return Rows(
             identity=identity,
             time=time,
@@ -321,24 +328,11 @@ class Scan:
             deployment=deployment,
             valid=valid,
             other_model=other_model,
+            tryout=tryout,
             versions=versions,
             deployments=deployments,
             issues={name: int(fault.sum()) for name, fault in zip(ISSUES, issues, strict=True)},
         )
-
-
-def scan(
-    stream: Iterable[pa.RecordBatch],
-    classes: tuple[str, ...],
-    image_size: int,
-    known_versions: set[str] | None,
-    now_ms: int | None = None,
-) -> Rows:
-    """Read a stream once and return its rows; see `Scan.rows`."""
-    scan = Scan(classes, image_size)
-    for batch in stream:
-        scan.add(batch)
-    return scan.rows(known_versions, now_ms)
 
 
 def _fingerprints(batch: pa.RecordBatch, well_formed: np.ndarray, image_size: int) -> np.ndarray:

@@ -58,6 +58,10 @@ def hours(
         yield Hour(hour, [_lines(container, blob.name, blob.size, over) for blob in blobs])
 
 
+class DeletedError(Exception):
+    """Collected data that was read is deleted, as when its endpoint was destroyed."""
+
+
 class Follower:
     """Reads what was appended to the blobs of ROWS or LABELS since it last looked."""
 
@@ -68,11 +72,15 @@ class Follower:
     def fresh(self, container: ContainerClient, at_most: int) -> Iterator[Hour]:
         """Yield the complete lines that are new, the oldest hour first, of about so many bytes.
 
-        What is left comes with the next call; so does all when the store does not answer.
+        What is left comes with the next call; so does all when the store does not answer. Raises
+        DeletedError when a blob of those that were read is gone.
         """
         try:
             blobs = container.list_blobs(name_starts_with=self.prefix, retry_total=0)
             named = [(_hour(blob.name, self.pattern), blob.name, blob.size) for blob in blobs]
+            sizes = {name: size for _, name, size in named}
+            if any(sizes.get(name, 0) < count for name, count in self.read.items()):
+                raise DeletedError
             for hour, group in groupby(sorted(one for one in named if one[0]), itemgetter(0)):
                 found: list[Iterator[Line]] = []
                 for _, name, size in group:
@@ -89,14 +97,13 @@ class Follower:
             pass  # the store is away: what is there waits
 
 
-def append_labels(workspace: "Workspace", endpoint: str, known: Iterable[dict[str, Any]]) -> None:
+def append_labels(
+    container: ContainerClient, endpoint: str, known: Iterable[dict[str, Any]]
+) -> None:
     """Append labels, dicts with the keys of production.LABELS, `time` being a datetime.
 
     Whoever appends one again after a failure does no harm: readers drop duplicates.
     """
-    from mlops.azure.workspace import store  # the SDK, which the live page does without
-
-    container = store(workspace)
     blocks: dict[str, list[bytes]] = {}
     for label in known:
         time = label["time"].astimezone(datetime.UTC)

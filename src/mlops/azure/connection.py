@@ -1,7 +1,4 @@
-"""What the repository keeps of Azure: the storage account and the workspace.
-
-The account stands in .dvc/config, the workspace where Azure's SDK looks for it.
-"""
+"""What the repository keeps of Azure: the storage account and the workspace."""
 
 import json
 import os

@@ -1,16 +1,19 @@
 """The HTTP server of the live page of `digits local`.
 
 GET / and the files in web/ return the page, GET /state the state of watch.py as JSON. POST /score
-forwards an image to the endpoint with its key, which the page does not know. Both need the secret
-that the address of the page ends in: other users of this machine reach the port, too.
+forwards an image to the endpoint with its key, which the page does not know, under an id that marks
+a try-out; POST /label keeps its true label. All need the secret that the address of the page ends
+in: other users of this machine reach the port, too.
 """
 
 import asyncio
+import datetime
 import hmac
 import html
 import io
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from azure.storage.blob import ContainerClient
 
 from azureml_emulator.router import MODEL_STATUS, Router
 from azureml_emulator.web import check_length, read_body
+from digits.production import records
+from mlops.azure import collected
 from mlops.dashboard.watch import LiveState
 
 WEB = Path(__file__).parent / "web"
@@ -57,7 +62,7 @@ def application(
         response: web.StreamResponse
         given = request.headers.get("Authorization", "").encode(errors="replace")
         try:
-            private = request.path in ("/state", "/score")
+            private = request.path in ("/state", "/score", "/label")
             if private and not hmac.compare_digest(given, f"Bearer {secret}".encode()):
                 raise web.HTTPUnauthorized(text="open the address that `digits local` prints")
             response = await handler(request)
@@ -80,6 +85,19 @@ def application(
     async def score(request: web.Request) -> web.Response:
         return await pass_on(request, router)
 
+    async def label(request: web.Request) -> web.Response:
+        names = ("request_id", "label", "script")
+        row: Json = {name: request.query.get(name, "") for name in names}
+        endpoint, project = request.query.get("endpoint", ""), live_state.project
+        known = project.task and row["label"] in project.task.classes
+        if endpoint not in router.endpoints or not known or row["script"] not in project.scripts:
+            raise web.HTTPBadRequest(text="expected an endpoint, a class and a script that exist")
+        if not row["request_id"].startswith(records.TRYOUT):
+            raise web.HTTPBadRequest(text="only what was tried on the page can be labelled here")
+        row |= {"time": datetime.datetime.now(datetime.UTC), "position": 0}
+        await asyncio.to_thread(collected.append_labels, container, endpoint, [row])
+        return web.json_response({"label": row["label"]})
+
     async def session(app: web.Application) -> AsyncIterator[None]:
         timeout = aiohttp.ClientTimeout(ANSWER_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as app[SESSION]:
@@ -89,6 +107,7 @@ def application(
     app.cleanup_ctx.append(session)
     app.router.add_get("/state", show_state)
     app.router.add_post("/score", score)
+    app.router.add_post("/label", label)
     for file in WEB.iterdir():  # fixed routes: no path of a request is opened
         if file.suffix in KINDS:
             app.router.add_get(f"/{file.name}", content(file))
@@ -117,6 +136,7 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
     headers = {
         "Authorization": f"Bearer {endpoint.keys[0]}",
         "Content-Type": request.headers.get("Content-Type", ""),
+        "x-ms-client-request-id": records.TRYOUT + uuid.uuid4().hex,
     }
     body = await read_body(request)
     began = time.monotonic()
@@ -136,6 +156,7 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
     except (ValueError, TypeError):
         found = {"message": text[:300]}
     found["deployment"] = answer.headers.get("azureml-model-deployment", "")
+    found["request_id"] = headers["x-ms-client-request-id"]
     found["milliseconds"] = (time.monotonic() - began) * 1000
     own = answer.headers.get(MODEL_STATUS)  # says what is wrong with the picture, 424 does not
     return web.json_response(found, status=int(own or answer.status))

@@ -174,8 +174,12 @@ class LiveState:
         with self.reading:
             project = self.project
             project.refresh()
-            if project.task:
-                seen.read(project.task, container)
+            try:
+                if project.task:
+                    seen.read(project.task, container)
+            except collected.DeletedError:  # with the endpoint; what is there now is read anew
+                seen.monitor = None
+                seen.recent.clear()
             analysis, reason = self.analyse(seen, int(now * 1000))
             settings = project.settings
             found = predictions(seen, live, settings.window if settings else RECENT) | {
@@ -187,7 +191,8 @@ class LiveState:
             }
             if settings and analysis:
                 found["windows"] = [window_state(window) for window in analysis.windows[-WINDOWS:]]
-                found["expected"] = expected(analysis)
+                counts = analysis.reference.histograms.classes
+                found["expected"] = (counts / counts.sum()).tolist()
                 if live and analysis.windows:
                     found["monitoring"] = report.findings(analysis, settings)
             recent = list(seen.recent)
@@ -223,11 +228,12 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
     names: tuple[str, ...] = ()
     counts = np.zeros(0, np.int64)
     accuracies: dict[str, list[float]] = {}
-    digits = duplicate = corrupted = right = labelled = 0
+    digits = duplicate = corrupted = tryouts = right = labelled = 0
     if seen.monitor:
         scan = seen.monitor.requests
         found = scan.rows(None)
         digits, duplicate = int(found.valid.sum()), found.issues["duplicate"]
+        tryouts = found.issues["tryout"]
         corrupted = found.issues["corrupted"] + len(seen.left.damaged) + seen.left.clock
         ordered = found.ordered()
         places, last = np.unique(found.deployment[ordered][::-1], return_index=True)
@@ -248,6 +254,7 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
         "digits": digits,
         "duplicate": duplicate,
         "corrupted": corrupted,
+        "tryouts": tryouts,
         "classes": list(zip(names, counts.tolist(), strict=True)),
         "accuracy": wilson(right, labelled) if labelled else None,
         "labelled": labelled,
@@ -273,15 +280,9 @@ def window_state(window: Window) -> Json:
 
 def digit(row: Json) -> Json:
     """Return a row of REQUESTS for the page."""
-    image = base64.b64encode(row["image"]).decode()
-    return {"image": image} | {name: row[name] for name in ("digit", "confidence", "ood_score")}
-
-
-def expected(analysis: Analysis) -> list[float]:
-    """Return the share of each class among the answers of the reference."""
-    counts = analysis.reference.histograms.classes
-    shares: list[float] = (counts / counts.sum()).tolist()
-    return shares
+    found = {name: row[name] for name in ("digit", "confidence", "ood_score")}
+    found["image"] = base64.b64encode(row["image"]).decode()
+    return found | {"tryout": row["request_id"].startswith(records.TRYOUT)}
 
 
 def last_minute(requests: list[Request], now: float) -> Json:
@@ -296,10 +297,8 @@ def last_minute(requests: list[Request], now: float) -> Json:
         rows = by_second.get(ago, [])
         counts = Counter(row[1] for row in rows)
         seconds.append({"ago": ago, "deployments": dict(counts)} | latency(rows))
-    ten = sum(sum(second["deployments"].values()) for second in seconds[-10:])
     return latency(requests) | {
         "requests": len(requests),
-        "rate": ten / 10,
         "statuses": dict(sorted(Counter(str(row[2]) for row in requests).items())),
         "deployments": {
             name: latency(rows)

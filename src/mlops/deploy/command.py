@@ -23,7 +23,7 @@ def deploy() -> None:
 
 @deploy.command(epilog=options.example("digits deploy plan --workspace local"))
 @options.workspace("azure")
-@options.as_json()
+@options.as_json
 def plan(**given: Any) -> None:
     """Show what apply would change, need and cost. Nothing is changed."""
     call("plan", **given)
@@ -42,7 +42,7 @@ def apply(**given: Any) -> None:
 
 @deploy.command(epilog=options.example("digits deploy status --json"))
 @options.workspace("azure")
-@options.as_json()
+@options.as_json
 def status(**given: Any) -> None:
     """Show the endpoint, its revisions and their shares of the traffic."""
     call("status", **given)
@@ -84,7 +84,7 @@ def resume(**given: Any) -> None:
 @deploy.command(epilog=options.example("digits deploy destroy --workspace local"))
 @options.workspace("azure")
 @WAIT
-@options.yes()
+@options.yes
 def destroy(**given: Any) -> None:
     """Delete the endpoint, its deployments and all that it collected.
 

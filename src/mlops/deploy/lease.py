@@ -1,8 +1,4 @@
-"""A lease, so that two deployments do not work on one endpoint at once.
-
-It is a lease of Azure Blob's own, on a blob in the workspace's store; it ends by itself soon
-after the process that holds it died.
-"""
+"""A lease, so that two deployments do not work on one endpoint at once."""
 
 import contextlib
 import threading

@@ -43,8 +43,8 @@ def refuse_dirty() -> None:
     dirty = git.run("status", "--porcelain").splitlines()
     if dirty:
         raise DigitsError(
-            f"the tree is dirty ({dirty[0].strip()}); commit or undo, so that what is made of it "
-            "can be made again"
+            f"uncommitted changes ({dirty[0].strip()}). Commit or stash them, so that the "
+            "deployment is reproducible."
         )
 
 
@@ -54,7 +54,7 @@ def described(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text("utf-8"))
         return dict(values)
     except FileNotFoundError:
-        raise DigitsError(f"{path}: not found; see the docstring of src/mlops") from None
+        raise DigitsError(f"{path}: not found; see .github/MAKE_IT_YOURS.md") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise DigitsError(f"{path}: expected a mapping of keys to values: {reason}") from None
@@ -69,7 +69,7 @@ def pull_request(subject: str) -> str:
 def read(settings: Params) -> Release:
     """Return the release of this commit.
 
-    Raises DigitsError when the tree is dirty, or the model is not that of dvc.lock.
+    Raises DigitsError when changes are uncommitted, or the model is not that of dvc.lock.
     """
     refuse_dirty()
     stages = yaml.safe_load(LOCK.read_text("utf-8"))["stages"]

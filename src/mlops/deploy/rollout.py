@@ -323,12 +323,12 @@ class Deployer:
         """Delete the endpoint, what runs behind it, what it collected, and its records."""
         name = self.target.name
         if not yes:
-            print("With it go its deployments, collected rows, labels and files scored in batches.")
+            print("Its deployments, collected data, labels and batch results are deleted too.")
             options.confirm("the endpoint", name)
         with self.alone():
             left = self.target.delete()
         lease.forget(self.target.workspace, name)
-        print(f"{name} is deleted with all that it had, and nothing runs.")
+        print(f"Deleted {name}, its deployments and collected data.")
         if left:
             print("Left in the workspace, for Azure keeps it:", *left, sep="\n  ")
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -30,7 +31,6 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import BlobProperties, ContainerClient
 
-from core import params
 from core.errors import DigitsError
 from core.files import write_text
 from mlops import git
@@ -70,7 +70,7 @@ def write_code(target: Path) -> Path:
 
 def environment(settings: Params) -> Environment:
     """Return the environment: the pinned image, this version of Python, the locked packages."""
-    python = results.machine()["python"]
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     pins = re.findall(r"^\S+==.+?(?= \\$)", LOCK.read_text("utf-8"), re.M)
     if settings.job.gpu:
         pins = [re.sub(r"^tensorflow-cpu==", "tensorflow[and-cuda]==", pin) for pin in pins]
@@ -91,15 +91,13 @@ def define(
     wanted, head = settings.job, commit()
     if wanted.compute:
         try:
-            cluster = workspace.client.compute.get(wanted.compute)
+            workspace.client.compute.get(wanted.compute)
         except ResourceNotFoundError:
             raise DigitsError(
                 f"azure.job.compute: {wanted.compute} does not exist in the workspace. Create it "
                 "with `az ml compute create --type amlcompute --min-instances 0 ...`, or set it "
                 "to null (serverless)."
             ) from None
-        if getattr(cluster, "min_instances", 0):
-            print(f"{wanted.compute} has {cluster.min_instances} nodes that cost while idle.")
     # An argument, not set later: a sweep's trials use the arguments of `command`.
     distribution = TensorFlowDistribution(worker_count=wanted.nodes) if wanted.nodes > 1 else None
     return command(
@@ -122,17 +120,6 @@ def define(
         distribution=distribution,
         timeout=int(wanted.timeout_hours * SECONDS_AN_HOUR),
         identity=ManagedIdentityConfiguration(),
-    )
-
-
-def note_on_nodes(settings: Params) -> str:
-    """Return a warning if several nodes may conflict with azure.verify, or an empty string."""
-    if settings.job.nodes == 1 or settings.verify != "reproduce":
-        return ""
-    return (
-        f"azure.job.nodes is {settings.job.nodes} and azure.verify is reproduce: deploy.yml "
-        "rejects the model unless the nodes compute the same bytes as a single machine. "
-        f"{params.PATH} states when they do.\n"
     )
 
 
@@ -235,24 +222,16 @@ def follow(workspace: Workspace, name: str, more: Callable[[bool], Iterator[str]
 def save_log(workspace: Workspace, name: str) -> Path:
     """Save the logs of all nodes of a job in one file; return its path."""
     file = LOGS / f"{name}.log"
-    written = {
-        blob.name: artifact_store(workspace)
-        .download_blob(blob.name)
-        .readall()
-        .decode(errors="replace")
-        for blob in logs(workspace, name)
-    }
-    heads = len(written) > 1
-    parts = [
-        f"--- {blob.rpartition('/')[2]}\n{text}" if heads else text
-        for blob, text in written.items()
-    ]
-    write_text(file, "".join(f"{line}\n" for part in parts for line in part.splitlines()))
+    text = ""
+    for blob in logs(workspace, name):
+        content = artifact_store(workspace).download_blob(blob.name).readall()
+        text += f"--- {blob.name.rpartition('/')[2]}\n{content.decode(errors='replace')}\n"
+    write_text(file, text)
     return file
 
 
 def read_summary(workspace: Workspace, name: str) -> dict[str, Any] | None:
-    """Return the values, metrics and machine of a job; None unless it succeeded."""
+    """Return the values and metrics of a job; None unless it succeeded."""
     try:
         return dict(json.loads(_output(workspace, name, results.SUMMARY)))
     except ResourceNotFoundError:

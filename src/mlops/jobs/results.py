@@ -2,17 +2,15 @@
 
 Input of a job: the files that dvc.lock and .dvc files name, in the container `review`. Output: in
 outputs/, dvc.lock, params.yaml, the small tables in git (outs with `cache: false`) and job.json,
-which is written last, with the changed values, the metrics and the machine; all other outs in the
-container. The run cache is not transferred. The job imports this module, too.
+which is written last, with the changed values and the metrics; all other outs in the container.
+The run cache is not transferred. The job imports this module, too.
 """
 
 import contextlib
 import functools
 import json
 import operator
-import platform
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,16 +59,6 @@ def tables(pipeline: str, lock: str) -> list[str]:
     pattern = re.compile("|".join("[^/]+".join(part) for part in parts) or "(?!)")
     paths = [out["path"] for stage in stages(lock).values() for out in stage.get("outs", ())]
     return [path for path in paths if pattern.fullmatch(path)]
-
-
-def machine() -> dict[str, Any]:
-    """Return the properties of this machine that may change the bytes that it computes."""
-    flags = Path("/proc/cpuinfo")
-    avx2 = " avx2 " in flags.read_text("utf-8") if flags.exists() else None
-    gpu = Path("/proc/driver/nvidia/version").exists()
-    kind = f"{platform.system()} {platform.machine()}"
-    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    return {"kind": kind, "python": python, "avx2": avx2, "gpu": gpu}
 
 
 def place(files: dict[str, bytes], folder: Path) -> None:
@@ -175,13 +163,3 @@ def refuse_state(tree: Tree, state: dict[str, Any]) -> None:
             f"{min(missing)}: neither in this clone nor in the container {REMOTE}. "
             f"Run `dvc pull`{repro} first."
         )
-
-
-def download_inputs() -> None:
-    """In a job, download the files that dvc.lock and .dvc files name."""
-    dvc.run("pull", "--remote", REMOTE, "--allow-missing")
-
-
-def upload_outputs() -> None:
-    """In a job, upload all cached outs of dvc.lock."""
-    dvc.run("push", "--remote", REMOTE)

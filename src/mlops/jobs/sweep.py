@@ -138,7 +138,6 @@ def start(
     count = len(list(itertools.product(*values_to_try.values())))
     names = {key: key.replace(".", "__") for key in values_to_try}
     words = " ".join(f'"{key}=${{{{inputs.{name}}}}}"' for key, name in names.items())
-    print(job.note_on_nodes(settings), end="")
     metric, goal = target()
     results.upload_inputs(job.remote(workspace))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,7 @@
 """`digits train`: run the pipeline of this commit as a job on Azure ML or on its emulator.
 
 Input: the commit. Output: the results of the job in this clone, that is dvc.lock, the small tables,
-and all other outs by `dvc checkout`, so that `dvc repro` has nothing to run. The job continues
-when this command is interrupted; --attach follows it again, --cancel ends it.
+and all other outs by `dvc checkout`.
 """
 
 import tempfile
@@ -34,7 +33,7 @@ def finish(workspace: Workspace, name: str, status: str) -> None:
         refuse_changed(ran, files)
         tree.fetch(files)
     before = (git.show(ran, results.LOCK) or b"").decode()
-    lines = compared(before, files[results.LOCK].decode(), summary)
+    lines = compared(before, files[results.LOCK].decode())
     results.place(files, Path())
     dvc.checkout(fix="close these files, then run `dvc checkout`")
     print("\n".join([*lines, "The results of the job are in place. See `git diff` and commit."]))
@@ -66,8 +65,8 @@ def inputs(stage: dict[str, Any]) -> list[Any]:
     return [paths, *(stage.get(key) for key in ("cmd", "deps", "params"))]
 
 
-def compared(before: str, lock: str, summary: dict[str, Any]) -> list[str]:
-    """Return lines that compare a job's dvc.lock with the one before, and its machine with ours."""
+def compared(before: str, lock: str) -> list[str]:
+    """Return lines that compare a job's dvc.lock with the one before."""
     ours, theirs = results.stages(before), results.stages(lock)
     same, other, new = [], [], []
     for stage, found in theirs.items():
@@ -81,22 +80,11 @@ def compared(before: str, lock: str, summary: dict[str, Any]) -> list[str]:
     lines = [f"{len(same)} stages with the same bytes as dvc.lock here."] if same else []
     lines += [f"Not the same bytes as dvc.lock here: {', '.join(other)}."] if other else []
     lines += [f"New: {', '.join(new)}."] if new else []
-    here = results.machine()
-    if differ := [
-        f"{key} {summary['machine'][key]}, here {value}"
-        for key, value in here.items()
-        if summary["machine"][key] != value
-    ]:
-        lines.append(
-            f"The job's machine differs ({'; '.join(differ)}), so its results may differ in their "
-            "bytes from those of this machine."
-        )
     return lines
 
 
 def start(workspace: Workspace, settings: Params) -> str:
     """Submit the job of this commit; return its name."""
-    print(job.note_on_nodes(settings), end="")
     results.upload_inputs(job.remote(workspace))
     with tempfile.TemporaryDirectory() as folder:
         name = job.submit(workspace, job.define(workspace, settings, Path(folder)))

@@ -19,12 +19,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow
-import pandas as pd
 from filelock import FileLock
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 
 from core import console, tf_config
 from core.errors import DigitsError
@@ -65,27 +63,15 @@ def find_run() -> None:
 
 
 def log_run(metrics: dict[str, float], lock: str) -> None:
-    """Log metrics, commit and hash of dvc.lock; then the params in dvc.lock.
-
-    These are separate, because MLflow rejects a batch with a param that has another value already.
-    """
-    client, run = mlflow.MlflowClient(), os.environ["MLFLOW_RUN_ID"]
+    """Log metrics, commit and hash of dvc.lock; stage train logs its params."""
     digest = hashlib.sha256(lock.encode()).hexdigest()
     tags = {"commit": os.environ.get("DIGITS_COMMIT", ""), "dvc_lock_sha256": digest}
     now = int(time.time() * 1000)
-    client.log_batch(
-        run,
+    mlflow.MlflowClient().log_batch(
+        os.environ["MLFLOW_RUN_ID"],
         metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
-    tracked: dict[str, Any] = {}
-    for stage in results.stages(lock).values():
-        tracked |= stage.get("params", {}).get(results.PARAMS, {})
-    flat = pd.json_normalize(tracked).to_dict("records")[0]
-    rows = [
-        Param(str(name), str(value)) for name, value in flat.items() if not isinstance(value, list)
-    ]
-    client.log_batch(run, params=rows)  # which splits them into requests of allowed size
 
 
 @contextlib.contextmanager
@@ -115,14 +101,14 @@ def main(arguments: list[str]) -> None:
     if tracked := rank == 0 and "MLFLOW_TRACKING_URI" in os.environ:
         with log_mlflow_errors():
             find_run()
-    results.download_inputs()
+    dvc.run("pull", "--remote", results.REMOTE, "--allow-missing")
     run = dvc.repro("--pull", "--allow-missing", "--no-run-cache")
     if run.failed:
         raise DigitsError(f"{run.failed} failed: see above")
     if rank:
         return  # only the first node uploads and logs
     lock = Path(results.LOCK).read_text("utf-8")
-    results.upload_outputs()
+    dvc.run("push", "--remote", results.REMOTE)
     table = Path(METRICS)
     measured = json.loads(table.read_text("utf-8")) if table.exists() else {}
     metrics = {
@@ -134,7 +120,7 @@ def main(arguments: list[str]) -> None:
     pipeline = Path(results.PIPELINE).read_text("utf-8")
     names = (results.LOCK, results.PARAMS, *results.tables(pipeline, lock))
     results.place({name: Path(name).read_bytes() for name in names}, results.OUTPUTS)
-    summary = {"set": asked.set, "metrics": metrics, "machine": results.machine()}
+    summary = {"set": asked.set, "metrics": metrics}
     write_text(results.OUTPUTS / results.SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 

@@ -10,6 +10,7 @@ import click
 from mlops import options
 
 STORED = "azureml://"
+TIMES = ("%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d")  # in UTC
 
 
 class Speed(click.ParamType):
@@ -28,27 +29,13 @@ class Speed(click.ParamType):
         return factor
 
 
-class Moment(click.ParamType):
-    """A time in ISO 8601, of UTC where it names no zone."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> datetime.datetime:
-        """Read what stands on the command line."""
-        try:
-            found = datetime.datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no time such as 2026-01-05T00:00:00Z.", param, ctx)
-        return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
-
-
 @click.command(epilog=options.example("digits score scans.parquet --out answers"))
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--out", type=options.FOLDER, required=True, help="The folder of the answers.")
 @click.option("--script", help="What the digits are written in, if it is known.")
 @click.option("--package", type=options.FOLDER, default="data/package", help="The model.")
 @options.workspace(None)
-@options.as_json()
+@options.as_json
 def score(files: tuple[str, ...], workspace: str | None, **given: Any) -> None:
     """Answer files of digits as the endpoint would, here or by a batch endpoint of a workspace.
 
@@ -116,11 +103,11 @@ def simulate(**given: Any) -> None:
     type=options.FOLDER,
     help="A folder with requests.parquet and labels.parquet, instead of a workspace.",
 )
-@click.option("--since", type=Moment(), help="[default: the first request]")
+@click.option("--since", type=click.DateTime(TIMES), help="[default: the first request]")
 @click.option("--reference", type=options.FILE, default="data/monitoring/reference.json")
 @click.option("--out", type=options.FOLDER, help="A folder for report.html and monitoring.json.")
 @click.option("--labelled", type=options.FOLDER, help="A folder for the digits that have labels.")
-@options.as_json()
+@options.as_json
 def monitor(**given: Any) -> None:
     """Look for drift in what production collected. The exit code is 0 with and without drift.
 
@@ -128,6 +115,8 @@ def monitor(**given: Any) -> None:
     """
     if given["production"] and given["since"]:
         raise click.UsageError("--since goes with a workspace, --production takes a whole folder")
+    if given["since"]:
+        given["since"] = given["since"].replace(tzinfo=datetime.UTC)
     from mlops.production.monitor import main
 
     main(SimpleNamespace(**given))

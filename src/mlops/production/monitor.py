@@ -1,13 +1,8 @@
-"""Judge what production collected: the work of `digits monitor`.
+"""`digits monitor`: judge what production collected.
 
-Input: requests and labels that the workspace collected, or with --production those of a folder as
-stage simulate writes it, and data/monitoring/reference.json of the model that is deployed. Output,
-with --out: FOLDER/report.html, and FOLDER/monitoring.json with what `report.findings` states and
-`endpoint`, its name or the folder.
-
-The exit code is 0 whether or not there is drift. With --labelled, FOLDER/SCRIPT_YYYYMMDD.csv gets
-the digits that have labels, each once, the day being that of the newest label; digits that other
-files of the script hold already are left out.
+Input: requests and labels of a workspace or a folder, and data/monitoring/reference.json of the
+model that is deployed. Output, with --out: FOLDER/report.html, and FOLDER/monitoring.json with what
+`report.findings` states and `endpoint`, its name or the folder.
 """
 
 import contextlib
@@ -34,7 +29,6 @@ from digits.monitoring import analysis as monitoring
 from digits.monitoring import report
 from digits.monitoring.analysis import Analysis, Params
 from digits.monitoring.drift import Reference
-from digits.monitoring.labels import join
 from digits.production import records
 from mlops.azure import collected, settings
 from mlops.azure.collected import Hour
@@ -54,28 +48,26 @@ class LeftOut:
     clock: int = 0
 
 
-def write_labelled(folder: Path, requests: Path, labels: Path, task: params.Task) -> list[str]:
-    """Write the digits that have labels, by script; return a line about each file.
+def write_labelled(folder: Path, source: Path, task: params.Task) -> list[str]:
+    """Write the digits of `source` that have labels, by script; return a line about each file.
 
     What the day's file holds stays there, whether it is still collected or not.
     """
     scripts = [MNIST, *params.foreign_scripts(params.load())]
-    rows = records.scan(
-        records.read(requests, records.REQUESTS), task.classes, task.image_size, None
-    )
-    known = list(records.read(labels, records.LABELS))
-    joined = join(known, rows, task.classes)
-    truth = joined.truth
+    monitor = monitoring.read(source, task.classes, task.image_size)
+    joined = monitor.labels.join(monitor.requests.rows(None, tryouts=True))
     now = datetime.datetime.now(datetime.UTC)  # a label's clock may be ahead
+    known = records.read(source / "labels.parquet", records.LABELS)
     times = (min(at, now) for batch in known for at in batch["time"].to_pylist())
     newest = max(times, default=None)
     digits: dict[str, dict[bytes, int]] = {script: {} for script in scripts}
     start = 0
-    for batch in records.read(requests, records.REQUESTS):
-        for place in np.flatnonzero(truth[start : start + len(batch)] >= 0).tolist():
+    for batch in records.read(source / "requests.parquet", records.REQUESTS):
+        for place in np.flatnonzero(joined.truth[start : start + len(batch)] >= 0).tolist():
             script = joined.scripts[joined.script[start + place]]
             if script in digits:
-                digits[script].setdefault(batch["image"][place].as_py(), int(truth[start + place]))
+                label = int(joined.truth[start + place])
+                digits[script].setdefault(batch["image"][place].as_py(), label)
         start += len(batch)
     lines = []
     for script, found in digits.items():
@@ -144,15 +136,8 @@ def analyse_files(
     now_ms: int | None,
 ) -> Analysis:
     """Return the analysis of a folder's requests.parquet and labels.parquet."""
-    analysis = monitoring.analyse(
-        lambda: records.read(folder / "requests.parquet", records.REQUESTS),
-        records.read(folder / "labels.parquet", records.LABELS),
-        reference,
-        own,
-        task.classes,
-        task.image_size,
-        now_ms,
-    )
+    monitor = monitoring.read(folder, task.classes, task.image_size)
+    analysis = monitor.analyse(reference, own, now_ms)
     analysis.issues["lines_corrupted"] = len(left.damaged)
     analysis.issues["lines_stored_elsewhere"] = len(left.elsewhere)
     analysis.issues["wrong_clock"] += left.clock
@@ -188,8 +173,7 @@ def main(asked: SimpleNamespace) -> None:
         with source as (endpoint, folder, left):
             analysis = analyse_files(folder, reference, own, task, left, now_ms)
             if asked.labelled:
-                files = folder / "requests.parquet", folder / "labels.parquet"
-                for line in write_labelled(asked.labelled, *files, task):
+                for line in write_labelled(asked.labelled, folder, task):
                     print(line, file=sys.stderr if asked.as_json else sys.stdout)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explain_error(error)) from error

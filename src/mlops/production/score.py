@@ -1,9 +1,4 @@
-"""`digits score FILES --out FOLDER`: files of digits answered as the endpoint would, on all cores.
-
-FILES are of any format that `digits data inspect` knows; FOLDER gets a folder of Parquet for
-each. Run the same command again after Ctrl-C: it goes on. With --workspace, a folder that lies in
-a datastore there can be named instead: azureml://datastores/NAME/paths/FOLDER.
-"""
+"""`digits score`: answer files of digits as the endpoint would, here or in a workspace."""
 
 import json
 import time
@@ -31,7 +26,8 @@ def main(
         remote(source, out, workspace, script)
     elif not isinstance(source, str):
         found = local(source, out, package, script)
-        print(json.dumps(found) if as_json else summary(**found))
+        words = "{images:,} images in {seconds:.1f} s ({done_before:,} were done before)"
+        print(json.dumps(found) if as_json else words.format(**found))
 
 
 def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -> None:
@@ -58,24 +54,11 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
 
 
 def local(files: list[Path], out: Path, package: Path, script: str | None) -> dict[str, Any]:
-    """Score with a progress bar; return the counts, the seconds and the rate of the model."""
+    """Score with a progress bar; return the counts and the seconds."""
     total = scoring.check(files, scoring.manifest(package, script)[1])
-    began, loaded, first, scored, before = time.monotonic(), None, 0, 0, 0
+    began, scored, before = time.monotonic(), 0, 0
     with tqdm(total=total, unit="image", unit_scale=True, mininterval=1, disable=None) as progress:
         for count, fresh in scoring.score(files, out, package, script):
             progress.update(count)
             scored, before = scored + count * fresh, before + count * (not fresh)
-            if fresh and loaded is None:
-                loaded, first = time.monotonic(), count
-    seconds, now = time.monotonic() - began, time.monotonic()
-    rate = (scored - first) / (now - loaded) if loaded and scored > first else None
-    return {"images": scored, "done_before": before, "seconds": seconds, "images_a_second": rate}
-
-
-def summary(images: int, done_before: int, seconds: float, images_a_second: float | None) -> str:
-    """Return what `local` returns in words."""
-    said = f"{images:,} images in {seconds:.1f} s ({done_before:,} were done before)"
-    if images_a_second:
-        said += f", {images / seconds:,.0f} a second, "
-        said += f"{images_a_second:,.0f} once the model was loaded"
-    return said
+    return {"images": scored, "done_before": before, "seconds": time.monotonic() - began}

@@ -6,19 +6,18 @@ One that score.py refuses with a status from 400 to 499 is a bad request and nev
 labels are written when the scenario reaches their time.
 """
 
+import asyncio
 import contextlib
 import datetime
-import http.client
 import json
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+import aiohttp
 import numpy as np
 from azure.core.exceptions import AzureError
 from pydantic_core import from_json, to_json
@@ -86,50 +85,8 @@ class Address:
         return IN_FLIGHT * self.settings.requests_at_a_time * self.settings.instance_count
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What came back for one request."""
-
-    status: int  # 0 when nothing came back, and the text says why
-    body: bytes
-    wait_seconds: float = 0.0  # that the server asks for before another try
-    model_status: str = ""  # of score.py, when that is no 200
-
-    @property
-    def text(self) -> str:
-        """Status and body, as a person reads them."""
-        status = self.model_status or self.status or ""
-        return f"{status} {self.body.decode(errors='replace')[:200]}".strip()
-
-
-class Link:
-    """One kept connection to the endpoint."""
-
-    def __init__(self, url: str, timeout_seconds: float) -> None:
-        place = urlsplit(url)
-        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        self.connection = kinds[place.scheme](place.netloc, timeout=timeout_seconds)
-        self.path = place.path
-
-    def post(self, body: bytes, headers: dict[str, str]) -> Reply:
-        """Send one request."""
-        try:
-            self.connection.request("POST", self.path, body, headers)
-            answer = self.connection.getresponse()
-            seconds = answer.headers.get("Retry-After", "")
-            wait = float(seconds) if seconds.isdigit() else 0.0
-            own = answer.headers.get(MODEL_STATUS, "")
-            return Reply(answer.status, answer.read(), wait, own)
-        except (OSError, http.client.HTTPException) as error:
-            self.close()  # the next request opens it again
-            return Reply(0, (str(error) or repr(error)).encode())
-
-    def close(self) -> None:
-        self.connection.close()
-
-
 class Run:
-    """One run: threads that send, and what they share under a lock."""
+    """One run of a stream, from where an earlier run of it stopped."""
 
     def __init__(
         self,
@@ -146,8 +103,7 @@ class Run:
         """
         self.stream, self.classes, self.target = stream, classes, target
         self.reached, self.speed, self.put_labels = reached, speed, put_labels
-        self.lock, self.stopping = threading.Lock(), threading.Event()
-        self.failure: BaseException | None = None
+        self.stopping = asyncio.Event()
         self.headers = target.authorise()
         self.done = set(reached.done)
         self.jobs = self._jobs(frozenset(self.done))
@@ -159,30 +115,24 @@ class Run:
         self.gap: float | None = None  # since when there is no answer, once that was told
         self.labels = stream.known_labels()
 
-    # What each thread does ------------------------------------------------------------------------
-
-    def work(self) -> None:
+    async def work(self, session: aiohttp.ClientSession) -> None:
         """Send requests, one after another, until none is left."""
-        timeout = self.target.settings.request_timeout_seconds + 5
-        try:
-            with contextlib.closing(Link(self.headers["url"], timeout)) as link:
-                while not self.stopping.is_set():
-                    with self.lock:
-                        job = next(self.jobs, None)
-                    if job is None:
-                        break
-                    number, story_time, name, body = job
-                    if self.speed:
-                        due = self.began + (story_time - self.origin) / 1000 / self.speed
-                        self.stopping.wait(due - time.monotonic())
-                    self.clock = max(self.clock, story_time)
-                    self.ask(link, number, name, body)
-        except BaseException as error:
-            self.failure = self.failure or error
-            self.stopping.set()
+        for number, due_ms, name, body in self.jobs:
+            if self.speed:
+                due = self.began + (due_ms - self.origin) / 1000 / self.speed
+                await self.pause(due - time.monotonic())
+            self.clock = max(self.clock, due_ms)
+            await self.ask(session, number, name, body)
+            if self.stopping.is_set():
+                break
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, unless the run is to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
 
     def _jobs(self, done: frozenset[int]) -> Iterator[tuple[int, int, str, bytes]]:
-        """Yield number, time, id and body of each request that is not done."""
+        """Yield number, time in ms, id and body of each request that is not done."""
         for start in range(self.reached.following, self.reached.stop, ROWS):
             part = self.stream.part(start, min(start + ROWS, self.reached.stop))
             for row, number in enumerate(part.index.tolist()):
@@ -191,20 +141,32 @@ class Run:
                     body = to_json({"data": [part.images[row].tolist()]})
                     yield number, int(part.times[row]), name, body
 
-    def ask(self, link: Link, number: int, name: str, body: bytes) -> None:
+    async def ask(
+        self, session: aiohttp.ClientSession, number: int, name: str, body: bytes
+    ) -> None:
         """Send one request until it is answered or refused, or the run is to stop."""
         pause, tries, began = FIRST_PAUSE_SECONDS, 0, time.monotonic()
         while not self.stopping.is_set():
             sent_at, headers = time.monotonic(), self.headers
-            reply = link.post(body, headers | {"x-ms-client-request-id": name})
-            status, text = reply.status, reply.text
+            status, model_status, wait, content = 0, "", "", b""
+            sent = headers | {"x-ms-client-request-id": name}
+            try:
+                async with session.post(sent.pop("url"), data=body, headers=sent) as reply:
+                    status, content = reply.status, await reply.read()
+                    model_status = reply.headers.get(MODEL_STATUS, "")
+                    wait = reply.headers.get("Retry-After", "")
+            except (aiohttp.ClientError, OSError) as error:
+                status, content = 0, (str(error) or repr(error)).encode()
+            text = f"{model_status or status or ''} {content.decode(errors='replace')[:200]}"
+            text = text.strip()
             if status == 200:
-                self.answered(number, reply.body)
+                self.answered(number, content)
                 return
             if status in (401, 403):
                 self.authorise_again(headers, text)
-            elif (status in UNSURE or status >= 500) and not reply.model_status.startswith("4"):
-                since = self.failing(sent_at, text)
+            elif (status in UNSURE or status >= 500) and not model_status.startswith("4"):
+                self.reason = text
+                since = self.failing_since = min(self.failing_since or sent_at, sent_at)
                 tries += self.answered_at > sent_at
                 hopeless = tries >= TRIES or sent_at - began > FAILED_SECONDS
                 if status in OF_THE_MODEL and hopeless:
@@ -218,18 +180,11 @@ class Run:
             else:
                 self.refused(number, text)
                 return
-            with self.lock:
-                self.reached.retried += 1
-                self.reached.busy += status == BUSY_STATUS
-            self.stopping.wait(max(reply.wait_seconds, pause * random.uniform(0.5, 1)))
+            self.reached.retried += 1
+            self.reached.busy += status == BUSY_STATUS
+            asked = float(wait) if wait.isdigit() else 0.0
+            await self.pause(max(asked, pause * random.uniform(0.5, 1)))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-    def failing(self, sent_at: float, text: str) -> float:
-        """Note that a request got no answer and why; return since when none got one."""
-        with self.lock:
-            self.reason = text
-            self.failing_since = min(self.failing_since or sent_at, sent_at)
-            return self.failing_since
 
     def answered(self, number: int, answer: bytes) -> None:
         """Count an answer."""
@@ -239,20 +194,17 @@ class Run:
             self.refused(number, "200 with something else than predictions")
             return
         (label,), (script,) = self.stream.truth(np.array([number]))
-        with self.lock:
-            known = self.reached
-            known.answered[script] = known.answered.get(script, 0) + 1
-            right = digit == self.classes[label]
-            known.right[script] = known.right.get(script, 0) + int(right)
-            self._finish(number)
-            self.answered_at, self.failing_since = time.monotonic(), None
+        known, right = self.reached, digit == self.classes[label]
+        known.answered[script] = known.answered.get(script, 0) + 1
+        known.right[script] = known.right.get(script, 0) + int(right)
+        self._finish(number)
+        self.answered_at, self.failing_since = time.monotonic(), None
 
     def refused(self, number: int, text: str) -> None:
         """Count a request that no answer is to be had for."""
-        with self.lock:
-            self.reached.refused.append(number)
-            self._finish(number)
-            count = len(self.reached.refused)
+        self.reached.refused.append(number)
+        self._finish(number)
+        count = len(self.reached.refused)
         if count == 1:
             tqdm.write(f"request {number:,} is refused: {text}")
         if count >= REFUSED_FIRST and not self.reached.answered:
@@ -265,57 +217,53 @@ class Run:
             self.reached.following += 1
 
     def authorise_again(self, refused: dict[str, str], text: str) -> None:
-        """Get a new key or token, once for all threads; raise DigitsError when it is the same."""
-        with self.lock:
+        """Get a new key or token, once for all; raise DigitsError when it is the same."""
+        if self.headers == refused:
+            self.headers = self.target.authorise()
             if self.headers == refused:
-                self.headers = self.target.authorise()
-                if self.headers == refused:
-                    raise DigitsError(f"{self.target.name} does not accept the key: {text}")
+                raise DigitsError(f"{self.target.name} does not accept the key: {text}")
 
-    # What the main thread does --------------------------------------------------------------------
-
-    def go(self, path: Path, concurrency: int) -> None:
+    async def go(self, path: Path, concurrency: int) -> None:
         """Send everything; what was reached is in the file `path` when it stops before the end."""
-        threads = [threading.Thread(target=self.work, daemon=True) for _ in range(concurrency)]
+        timeout = aiohttp.ClientTimeout(self.target.settings.request_timeout_seconds + 5)
+        connector = aiohttp.TCPConnector(limit=concurrency)
         saved = 0.0
         total = self.already + self.reached.stop - self.reached.following - len(self.done)
         with tqdm(total=total, initial=self.already, unit="request", disable=None) as progress:
-            try:
-                for thread in threads:
-                    thread.start()
-                while any(thread.is_alive() for thread in threads):
-                    time.sleep(TICK_SECONDS)
+            async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+                workers = [asyncio.create_task(self.work(session)) for _ in range(concurrency)]
+                sending = asyncio.gather(*workers)
+                try:
+                    while not sending.done():
+                        await asyncio.wait([sending], timeout=TICK_SECONDS)
+                        progress.update(self.reached.count - progress.n)
+                        self.report_outages()
+                        if time.monotonic() - saved > SAVE_SECONDS:
+                            await self.write_labels(self.clock)
+                            self.save(path)
+                            saved = time.monotonic()
+                    await sending
+                    await self.write_last_labels()
+                finally:
+                    self.stopping.set()  # each request that was sent gets its answer
+                    await asyncio.gather(*workers, return_exceptions=True)
                     progress.update(self.reached.count - progress.n)
-                    self.report_outages()
-                    if time.monotonic() - saved > SAVE_SECONDS:
-                        self.write_labels(self.clock)
-                        self.save(path)
-                        saved = time.monotonic()
-                if self.failure:
-                    raise self.failure
-                self.write_last_labels()
-            finally:
-                self.stopping.set()
-                for thread in threads:
-                    thread.join()
-                progress.update(self.reached.count - progress.n)
-                self.save(path)
+                    self.save(path)
 
     def report_outages(self) -> None:
         """Print once that answers have stopped, and once that they are back."""
         now = f"{datetime.datetime.now(datetime.UTC):%H:%M:%S} UTC"
-        with self.lock:
-            since, reason, answered_at = self.failing_since, self.reason, self.answered_at
+        since = self.failing_since
         if since is None and self.gap is not None:
-            tqdm.write(f"{now}: answers are back after {answered_at - self.gap:.0f} s")
+            tqdm.write(f"{now}: answers are back after {self.answered_at - self.gap:.0f} s")
             self.gap = None
         elif since is not None and self.gap is None:
             silent = time.monotonic() - since
             if silent > TOLD_SECONDS:
-                tqdm.write(f"{now}: no answer for {silent:.0f} s ({reason}); waiting")
+                tqdm.write(f"{now}: no answer for {silent:.0f} s ({self.reason}); waiting")
                 self.gap = since
 
-    def write_labels(self, until: int | None) -> bool:
+    async def write_labels(self, until: int | None) -> bool:
         """Write the labels that became known until a time of the story; all, when it is None.
 
         Returns whether the store took them; it tells of a failure, and the next call tries again.
@@ -323,14 +271,12 @@ class Run:
         known = self.reached
         rows, place = [], known.labels
         now = datetime.datetime.now(datetime.UTC)
-        with self.lock:
-            following, done, refused = known.following, set(self.done), set(known.refused)
         for number in self.labels[place : place + LABELS_AT_ONCE].tolist():
             if until is not None and self.stream.label_times[number] > until:
                 break
             asked = known.first <= number < known.stop
-            here = number < following or number in done
-            if asked and here and number not in refused:
+            here = number < known.following or number in self.done
+            if asked and here and number not in known.refused:
                 (label,), (script,) = self.stream.truth(np.array([number]))
                 (name,) = self.stream.ids_of(np.array([number]))
                 row = {"time": now, "request_id": f"{known.run}-{name}", "position": 0}
@@ -340,7 +286,7 @@ class Run:
             place += 1
         try:
             if rows and self.put_labels:
-                self.put_labels(rows)
+                await asyncio.to_thread(self.put_labels, rows)
                 known.labels_written += len(rows)
         except AzureError as error:
             tqdm.write(f"the labels wait: {str(error).splitlines()[0][:200]}")
@@ -348,28 +294,26 @@ class Run:
         known.labels = place
         return True
 
-    def write_last_labels(self) -> None:
+    async def write_last_labels(self) -> None:
         """Write all labels that are left; raise DigitsError when the store takes none for long."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self.reached.labels < len(self.labels):
-            if not self.write_labels(None):
+            if not await self.write_labels(None):
                 if time.monotonic() > deadline:
                     raise DigitsError("the store takes no labels; go on with --resume later")
-                time.sleep(LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(LONGEST_PAUSE_SECONDS)
 
     def save(self, path: Path) -> None:
-        with self.lock:
-            self.reached.done = sorted(self.done)
-            text = json.dumps(asdict(self.reached))
-        write_text(path, text)
+        self.reached.done = sorted(self.done)
+        write_text(path, json.dumps(asdict(self.reached)))
 
     def report(self) -> None:
         known = self.reached
         answered = sum(known.answered.values())
         rate = (known.count - self.already) / max(time.monotonic() - self.began, 1e-9)
         print(
-            f"sent {known.count:,}, answered {answered:,}, sent again {known.retried:,} times, "
-            f"refused {len(known.refused):,}; {rate:.1f} requests/s"
+            f"sent {known.count:,}, answered {answered:,}, {known.retried:,} retries, "
+            f"{len(known.refused):,} rejected; {rate:.1f} requests/s"
         )
         if known.busy:
             print(f"  {known.busy:,} answers {BUSY_STATUS}: too many requests at once")

@@ -4,6 +4,7 @@ With `--speed 3600` an hour of the story passes in a second. How far it has come
 .simulate/, where `--resume` goes on.
 """
 
+import asyncio
 import contextlib
 import datetime
 import hashlib
@@ -62,7 +63,7 @@ def workspace_target(
     """Return an endpoint of a workspace, and what writes its labels there."""
     from mlops.azure import collected
     from mlops.azure.endpoint import Target
-    from mlops.azure.workspace import connect
+    from mlops.azure.workspace import connect, store
 
     target = Target(connect(kind), settings)
     target.name = collected.endpoint_name(endpoint, target.name)
@@ -70,7 +71,8 @@ def workspace_target(
         raise DigitsError(
             f"there is no endpoint {target.name}; `digits deploy apply --workspace {kind}` first"
         )
-    return target, lambda rows: collected.append_labels(target.workspace, target.name, rows)
+    container = store(target.workspace)
+    return target, lambda rows: collected.append_labels(container, target.name, rows)
 
 
 def main(asked: SimpleNamespace) -> None:
@@ -98,7 +100,7 @@ def main(asked: SimpleNamespace) -> None:
                 print(f"{run.reached.stop - run.reached.following:,} requests in {pace}")
             with contextlib.ExitStack() as stack:
                 stack.callback(run.report)
-                run.go(path, asked.concurrency or target.concurrency())
+                asyncio.run(run.go(path, asked.concurrency or target.concurrency()))
             path.unlink()
     except Timeout:
         raise DigitsError(f"{path}: another `digits simulate` is at work on it") from None

@@ -1,5 +1,7 @@
 """Options of `digits review`, `restore`, `retrain` and `merge`."""
 
+import contextlib
+import sys
 from pathlib import Path
 
 import click
@@ -14,7 +16,7 @@ from mlops import options
 @click.option("--restore", default="", metavar="REMOTE", help="With --repro: get what main made.")
 @click.option("--gate", is_flag=True, help="Exit with 1 when the gate of params.yaml fails.")
 @click.option("--out", type=options.FOLDER, help="A folder for the report.")
-@options.as_json()
+@options.as_json
 def review(
     base: str | None,
     repro: bool,
@@ -31,7 +33,7 @@ def review(
     from mlops.review import render, schema
     from mlops.review.report import review as compare
 
-    with options.stdout_for_program(as_json):
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         found = compare(base, repro, restore)
     if out:
         write_text(out / "report.md", render.write(found))

@@ -1,10 +1,4 @@
-"""`digits retrain`: an experiment that takes the labelled digits of production in.
-
-Enters: new CSVs in data/labelled, as `digits monitor --labelled data/labelled` writes them, and
-review.retrain of params.yaml. Leaves them under DVC, the experiment in the working tree, for a
-person or monitor.yml to commit, and with --out its report, old against new. What fails leaves
-everything as it was, the new CSVs too.
-"""
+"""`digits retrain`: an experiment that takes the labelled digits of production in."""
 
 import json
 import re

@@ -1,22 +1,16 @@
-"""Check what a review and a deployment need on this machine, on GitHub and in Azure.
-
-It changes nothing, and prints the fix below each check that failed. GitHub and Azure are asked by
-`gh` and `az`; where one is missing or not logged in, the check is reported as unknown.
-"""
+"""Check what a review and a deployment need on this machine, on GitHub and in Azure."""
 
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from itertools import chain
 
 from core.errors import DigitsError
 from mlops import dvc, git
 from mlops.azure import connection
 from mlops.azure.settings import load
-from mlops.setup import access, az, local
-from mlops.setup.findings import Finding, expect, show
+from mlops.setup import access, az
+from mlops.setup.local import Finding, expect, show
 
 # DVC and the SDK use these before anybody's own login.
 OVERRIDES = (
@@ -36,25 +30,29 @@ CONNECT = "digits azure connect, with the resource group: it can be repeated"
 
 def machine() -> Iterator[Finding]:
     """Check this machine and clone."""
-    yield from local.tools()
     for tool, login in az.LOGIN.items():
         if shutil.which(tool) is None:
-            yield Finding("unknown", f"{tool}: not found", f"install it, then: {login}")
+            yield Finding("optional", f"{tool}: not found", f"install it, then: {login}")
     shallow = git.line("rev-parse", "--is-shallow-repository")
     yield expect(shallow == "false", f"shallow clone: {shallow}", "git fetch --unshallow")
-    settings = az.try_text(*dvc.command("config", "--list")) or ""
-    for remote in connection.REMOTES:
-        keys = dict(re.findall(rf"^remote\.{remote}\.(\S+?)=(.*)$", settings, re.M))
-        account = keys.get("account_name", "by string" if "connection_string" in keys else None)
-        text = f"remote {remote}: {keys.get('url', 'missing')}, account {account or 'missing'}"
-        fix = "digits azure connect; or for local storage: make storage"
-        yield expect(account and "url" in keys, text, fix)
     overrides = [f"AZURE_{name}" for name in OVERRIDES if os.environ.get(f"AZURE_{name}")]
     if os.environ.get(CHOICE, "").strip().lower() not in WITH_AZ:
         overrides.append(CHOICE)
     text = f"variables that override the login: {', '.join(overrides) or 'none'}"
     yield expect(not overrides, text, f"unset {' '.join(overrides)}")
     yield from environment()
+
+
+def sharing() -> Iterator[Finding]:
+    """Check DVC's remotes: that each is named, and answers if it has an account."""
+    for remote in connection.REMOTES:
+        try:
+            account = dvc.probe(remote)
+            fix = "to share data: digits azure connect; or for local storage: make storage"
+            text = f"remote {remote}: account {account or 'missing'}"
+            yield Finding("ok" if account else "optional", text, fix)
+        except DigitsError as error:
+            yield Finding("failed", str(error))
 
 
 def environment() -> Iterator[Finding]:
@@ -82,6 +80,10 @@ def github(repository: str | None) -> Iterator[Finding]:
         yield Finding("unknown", f"GitHub: no answer about {repository}", az.LOGIN["gh"])
         return
     template = access.load()
+    if not values.keys() & set(template.variables):
+        text = f"GitHub: {repository} is not connected with Azure, so a merge deploys nothing"
+        yield Finding("optional", text, CONNECT)
+        return
     for name in template.variables:
         yield expect(name in values, f"variable {name}", CONNECT)
     try:
@@ -172,4 +174,4 @@ def clusters(workspace: str) -> Iterator[Finding]:
 
 def main(repository: str | None = None, as_json: bool = False) -> None:
     """Print the findings; raise DigitsError when a check failed."""
-    show(chain(machine(), github(repository)), as_json)
+    show({"local": machine(), "sharing": sharing(), "cloud": github(repository)}, as_json)

@@ -11,12 +11,22 @@ GROUP = click.option("--resource-group", metavar="NAME", required=True)
 
 
 @click.command(epilog=options.example("digits check"))
-@options.as_json()
+@options.as_json
 def check(as_json: bool) -> None:
     """Check params.yaml and what this machine and clone need. Nothing is changed."""
     from mlops.setup.local import main
 
     main(as_json)
+
+
+@click.command(epilog=options.example("digits lab 1 --check"))
+@click.argument("number", type=int)
+@click.option("--check", is_flag=True, required=True, expose_value=False, help="What is missing?")
+def lab(number: int) -> None:
+    """Check that lab NUMBER of .github/COURSE.md has been done. Nothing is changed."""
+    from mlops.setup.local import check_lab
+
+    check_lab(number)
 
 
 @click.group(epilog=options.example("digits azure connect --resource-group digits"))
@@ -25,8 +35,8 @@ def azure() -> None:
 
 
 @azure.command("check", epilog=options.example("digits azure check"))
-@options.repository()
-@options.as_json()
+@options.repository
+@options.as_json
 def check_azure(**given: Any) -> None:
     """Show what is missing for reviews and deployments, each with its fix. Nothing is changed.
 
@@ -40,7 +50,7 @@ def check_azure(**given: Any) -> None:
 @azure.command(epilog=options.example("digits azure connect --resource-group digits"))
 @GROUP
 @click.option("--location", help="Where to make the group if there is none, such as westeurope.")
-@options.repository()
+@options.repository
 @click.option("--subject-prefix", metavar="TEXT", help="If `gh` cannot tell: repo:OWNER@ID/NAME@ID")
 @click.option("--without-cluster", is_flag=True, help="Where the quota holds no node for batches.")
 @click.option("--image-build-compute", metavar="NAME", default="", help="A cluster, for images.")
@@ -57,10 +67,21 @@ def connect(**given: Any) -> None:
 
 @azure.command(epilog=options.example("digits azure disconnect --resource-group digits"))
 @GROUP
-@options.repository()
-@options.yes()
+@options.repository
+@options.yes
 def disconnect(**given: Any) -> None:
     """List what `digits azure connect` made, ask, and remove it with all data in it."""
     from mlops.setup.disconnect import main
 
     main(SimpleNamespace(**given))
+
+
+@azure.command(epilog=options.example("digits azure endpoints --prefix ml101 --delete"))
+@click.option("--prefix", required=True, help="What the names of a class's endpoints begin with.")
+@click.option("--delete", is_flag=True, help="Delete them all.")
+@options.yes
+def endpoints(**given: Any) -> None:
+    """List or delete the endpoints of a class: those whose names begin with a prefix."""
+    from mlops.setup.disconnect import of_class
+
+    of_class(**given)

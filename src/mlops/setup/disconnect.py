@@ -1,4 +1,4 @@
-"""List what `digits azure connect` made, in Azure and elsewhere, and remove it."""
+"""List what `digits azure connect` made, or the endpoints of a class, and remove it."""
 
 import re
 from collections.abc import Iterable
@@ -49,14 +49,34 @@ def exists(resource: str) -> bool:
     return az.get_or_none("az", "resource", "show", "--ids", resource) is not None
 
 
-def refuse_endpoints(workspace: str) -> None:
-    """Raise DigitsError while the workspace has endpoints, which would stop a removal half-way."""
-    names = []
+def endpoints(workspace: str) -> dict[str, str]:
+    """Return the ids of a workspace's endpoints by name."""
+    found: dict[str, str] = {}
     for kind in ("onlineEndpoints", "batchEndpoints"):
         url = ("--url", f"{workspace}/{kind}", "--url-parameters", VERSION)
-        answer = az.run("az", "rest", "--method", "get", *url)
-        names += [row["name"] for row in (answer or {}).get("value", ())]
-    if names:
+        answer = az.run("az", "rest", "--method", "get", *url) or {}
+        found |= {
+            row["name"]: f"{workspace}/{kind}/{row['name']}" for row in answer.get("value", ())
+        }
+    return found
+
+
+def of_class(prefix: str, delete: bool, yes: bool) -> None:
+    """List the endpoints whose names begin with `prefix`; delete them with all that they run."""
+    workspace = connection.workspace_id(connection.load_connection())
+    found = {name: place for name, place in endpoints(workspace).items() if name.startswith(prefix)}
+    print(*(found or [f"No endpoint begins with {prefix}."]), sep="\n")
+    if found and delete:
+        if not yes:
+            options.confirm("all endpoints that begin with", prefix)
+        for place in found.values():
+            az.run("az", "rest", "--method", "delete", "--url", place, "--url-parameters", VERSION)
+        print("Azure deletes them within minutes. What they collected stays in the workspace.")
+
+
+def refuse_endpoints(workspace: str) -> None:
+    """Raise DigitsError while the workspace has endpoints, which would stop a removal half-way."""
+    if names := endpoints(workspace):
         raise DigitsError(
             f"The workspace has endpoints: {', '.join(names)}. Remove that of this repository with "
             "`digits deploy destroy --workspace azure`."

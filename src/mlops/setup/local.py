@@ -1,18 +1,56 @@
-"""`digits check`: params.yaml, and what this machine and clone need for the pipeline."""
+"""`digits check` and `digits lab`: what this machine and clone need, and what a lab left in it."""
 
-import shutil
-from collections.abc import Iterator
-from dataclasses import fields
+import dataclasses
+import json
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
+from typing import Literal
+
+from ruamel.yaml import YAML
 
 from core import params, wings
 from core.console import hidden_stderr
 from core.errors import DigitsError
 from mlops import dvc, git
-from mlops.setup import az
-from mlops.setup.findings import Finding, expect, show
 
-OLDEST_NODE = 20
+LABS = Path(__file__).with_name("labs.yaml")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check."""
+
+    status: Literal["ok", "failed", "optional", "unknown"]
+    text: str
+    fix: str = ""
+
+
+def expect(condition: object, text: str, fix: str) -> Finding:
+    """Return a check that passed or failed."""
+    return Finding("ok" if condition else "failed", text, fix)
+
+
+def show(groups: Mapping[str, Iterable[Finding]], as_json: bool = False) -> None:
+    """Print the findings of each group; raise DigitsError when a check failed."""
+    shown = []
+    for group, findings in groups.items():
+        if not as_json:
+            print(f"{group}:", flush=True)
+        for finding in findings:
+            shown.append({"group": group} | dataclasses.asdict(finding))
+            if not as_json:
+                fix = (
+                    f"\n           {finding.fix}" if finding.fix and finding.status != "ok" else ""
+                )
+                print(f"  {finding.status:8} {finding.text}{fix}", flush=True)
+    if as_json:
+        print(json.dumps(shown, indent=2), flush=True)
+    if failed := sum(row["status"] == "failed" for row in shown):
+        checks = "1 check" if failed == 1 else f"{failed} checks"
+        raise DigitsError(f"{checks} failed. The fix for each is printed above.")
 
 
 def sections() -> Iterator[Finding]:
@@ -47,16 +85,6 @@ def sections() -> Iterator[Finding]:
         yield Finding("ok", f"{params.PATH}: valid")
 
 
-def tools() -> Iterator[Finding]:
-    """Look for the programs that the pipeline needs."""
-    for tool in ("git", "npm"):
-        found = shutil.which(tool)
-        yield expect(found, f"{tool}: {found or 'not found'}", "install it")
-    version = (az.try_text("node", "--version") or "v0").lstrip("v")
-    new = int(version.partition(".")[0]) >= OLDEST_NODE
-    yield expect(new, f"node: {version}", f"install {OLDEST_NODE} or newer")
-
-
 def clone() -> Iterator[Finding]:
     """Look at this folder: its history, its packages, what the stages made."""
     below = git.git("rev-parse", "--show-prefix")
@@ -70,4 +98,19 @@ def clone() -> Iterator[Finding]:
 
 def main(as_json: bool) -> None:
     """Print what was found; raise DigitsError when something is wrong."""
-    show((finding for look in (sections, tools, clone) for finding in look()), as_json)
+    show({"local": chain(sections(), clone())}, as_json)
+
+
+def check_lab(number: int) -> None:
+    """Raise DigitsError with all that is missing of a lab, by the commands of labs.yaml."""
+    labs = YAML(typ="safe").load(LABS.read_text("utf-8"))
+    if number not in labs:
+        raise DigitsError(f"lab {number}: expected a number from {min(labs)} to {max(labs)}")
+    missing = []
+    for text, command in labs[number].items():
+        words = ["bash", "-c", command]
+        if subprocess.run(words, env=dvc.environment(), capture_output=True).returncode:
+            missing.append(text)
+    if missing:
+        raise DigitsError("\n  ".join([f"lab {number}: {len(missing)} missing:", *missing]))
+    print(f"Lab {number}: passed.")

@@ -11,14 +11,15 @@ import frozen
 import numpy as np
 import pyarrow as pa
 import pytest
+from histogram import histograms
 
 from core.dataset import Digits, write_split
 from core.errors import DigitsError
 from core.params import Names
 from digits.monitoring import analysis, report
-from digits.monitoring.analysis import Analysis, Params
+from digits.monitoring.analysis import Analysis, Monitor, Params
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import SIGNALS, Histograms
+from digits.monitoring.histograms import SIGNALS
 from digits.pipeline import monitor
 from digits.production import records
 
@@ -95,7 +96,7 @@ def a_reference() -> Reference:
     columns = answered(4000, np.random.default_rng(0))
     images = np.frombuffer(b"".join(columns["image"]), np.uint8).reshape(-1, 28, 28)
     numbers = columns["digit"].astype(int)
-    counts = Histograms.of(images, numbers, columns["confidence"], columns["ood_score"], 10)
+    counts = histograms(images, numbers, columns["confidence"], columns["ood_score"])
     return Reference.fit({"mnist": counts}, "v1")
 
 
@@ -119,7 +120,12 @@ def analyse(
     reference: Reference, stream: list[pa.RecordBatch], known: list[pa.RecordBatch], **more: Any
 ) -> Analysis:
     """Analyse batches as the stage does."""
-    return analysis.analyse(lambda: stream, known, reference, OWN, CLASSES, 28, **more)
+    monitor = Monitor(CLASSES, 28, lambda: stream)
+    for batch in stream:
+        monitor.requests.add(batch)
+    for batch in known:
+        monitor.labels.add(batch)
+    return monitor.analyse(reference, OWN, **more)
 
 
 @pytest.fixture(scope="module", name="drift_scenario")
@@ -230,17 +236,17 @@ def test_lately_is_a_full_window_at_least(
     assert found.recent() == first
     assert sum(window.requests for window in found.windows[first:]) == requests
     if count > 500:
-        assert found.ood_share(first) == pytest.approx(0, abs=0.03)
+        assert found.mean("ood_share", first) == pytest.approx(0, abs=0.03)
         said = f"out-of-distribution digits, last {requests} requests</dt><dd>"
         assert re.search(f"{said}[0-2][.][0-9]%", report.page(found, OWN, TASK))
 
 
 def test_accuracy_is_by_labels_and_estimated_without(drift_scenario: Analysis) -> None:
     for first, truth in ((0, 0.955), (10, 0.91)):
-        found = drift_scenario.accuracy(first)
+        found = analysis.accuracy(drift_scenario.windows[first:])
         assert found
         assert found[1] < truth < found[2]
-        assert drift_scenario.estimated_accuracy(first) == pytest.approx(truth, abs=0.02)
+        assert drift_scenario.mean("accuracy", first) == pytest.approx(truth, abs=0.02)
 
 
 def test_the_order_of_rows_changes_nothing(reference: Reference) -> None:
@@ -404,7 +410,7 @@ def test_labels_of_another_model_are_not_unmatched(reference: Reference) -> None
 
 def test_other_classes_are_reported(reference: Reference) -> None:
     with pytest.raises(DigitsError, match=r"expected [0-9]+ classes"):
-        analysis.analyse(lambda: [], [], reference, OWN, ("a", "b"), 28)
+        Monitor(("a", "b"), 28).analyse(reference, OWN)
 
 
 class Tags(HTMLParser):

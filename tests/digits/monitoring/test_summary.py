@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import random_digits
+from histogram import histograms
 
 from digits.monitoring.histograms import (
     CLASSES_START,
@@ -26,7 +27,7 @@ def answers(count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
 def counted(columns: tuple[np.ndarray, ...], part: np.ndarray | slice = slice(None)) -> Histograms:
     """Return the summary of some of the requests."""
     images, labels, confidence, foreign = (column[part] for column in columns)
-    return Histograms.of(images, labels, confidence, foreign, 10)
+    return histograms(images, labels, confidence, foreign)
 
 
 def test_parts_sum_to_the_whole_in_any_order() -> None:
@@ -80,4 +81,4 @@ def test_each_signal_counts_every_request() -> None:
 def test_no_request_is_an_empty_summary() -> None:
     nothing = np.zeros(0)
     images = np.zeros((0, 28, 28), np.uint8)
-    assert len(Histograms.of(images, nothing.astype(int), nothing, nothing, 10)) == 0
+    assert len(histograms(images, nothing.astype(int), nothing, nothing)) == 0

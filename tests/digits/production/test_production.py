@@ -38,7 +38,10 @@ def look(*rows: dict[str, Any], now_ms: int | None = None) -> records.Rows:
         pa.RecordBatch.from_pylist(list(rows[start : start + 2]), records.REQUESTS)
         for start in range(0, len(rows), 2)
     ]
-    return records.scan(batches, CLASSES, 28, {"v1"}, now_ms)
+    scan = records.Scan(CLASSES, 28)
+    for batch in batches:
+        scan.add(batch)
+    return scan.rows({"v1"}, now_ms)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,10 @@ def test_instances_are_read_side_by_side(store: ContainerClient) -> None:
         own = [line(2 * number + (name == "b")) for number in range(20)]
         kept(store, "two", "2026/01/05/10", b"".join(own), name)
     batches = records.batches(read(store, "two"), records.REQUESTS)
-    found = records.scan(batches, ("1",), 1, None)
+    scan = records.Scan(("1",), 1)
+    for batch in batches:
+        scan.add(batch)
+    found = scan.rows(None)
     assert found.valid.sum() == 40
     assert found.issues["out_of_order"] == 0
 
@@ -172,7 +175,8 @@ def test_labelled_digits_that_are_no_longer_collected_stay(
     for numbers in (range(6), range(4, 8)):
         rows, known = [], []
         for number in numbers:
-            place = {"time": START, "request_id": f"id-{number}", "position": 0}
+            name = f"try-{number}" if number % 2 else f"id-{number}"  # try-outs are learnt, too
+            place = {"time": START, "request_id": name, "position": 0}
             answer = {"deployment": "blue", "model_version": "v1", "digit": "1", "confidence": 1.0}
             rows.append(place | answer | {"ood_score": 0.0, "image": bytes([number]) * 784})
             known.append(place | {"label": str(number), "script": "mnist"})
@@ -181,7 +185,7 @@ def test_labelled_digits_that_are_no_longer_collected_stay(
             (labels, known, records.LABELS),
         ):
             records.write(path, records.batches(content, schema), schema)
-        monitor.write_labelled(tmp_path / "labelled", requests, labels, task)
+        monitor.write_labelled(tmp_path / "labelled", tmp_path, task)
     found = read_csv(tmp_path / "labelled" / "mnist_20260105.csv", 28, 10, "mnist")
     assert sorted(found.labels.tolist()) == list(range(8))
     assert (found.images[:, 0, 0] == found.labels).all()

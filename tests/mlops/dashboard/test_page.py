@@ -28,7 +28,7 @@ with warnings.catch_warnings():  # the SDK's own
     from azureml_emulator.storage import CONTAINER
     from azureml_emulator.web import Servers
     from mlops.azure import collected
-    from mlops.azure.workspace import connect
+    from mlops.azure.workspace import connect, store
     from mlops.dashboard import page
 from azureml_emulator import web
 from azureml_emulator.router import Endpoint, Launch, Router
@@ -89,6 +89,48 @@ def test_a_digit_is_drawn_and_read(
     assert place["key"] not in page.content()
     page.get_by_role("combobox", name="Script").select_option("mnist")
     expect(page.locator("#by")).to_contain_text("It does not know this script")
+
+
+def test_a_wrong_answer_gets_a_label_and_a_try_out_is_marked(
+    live: Deployable, home: Emulator, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(1366)
+    page.set_viewport_size({"width": 1366, "height": 768})
+    stroke(page, (140, 40), (140, 240))
+    page.get_by_label("Wrong? It was").select_option("7")
+    page.get_by_role("button", name="Save label").click()
+    expect(page.locator("#labelsaved")).to_contain_text("Saved: it was 7")
+    for part in ("#paper", "#digit", "#sentence", "#correction"):  # beside each other, in sight
+        box = page.locator(part).bounding_box()
+        assert box and box["y"] + box["height"] <= 768
+    container = store(connect("local", home.folder))
+    folder = collected.LABELS.format(endpoint=live.serving(home)["name"])
+    (blob,) = container.list_blob_names(name_starts_with=folder)
+    row = json.loads(container.download_blob(blob).readall().splitlines()[-1])
+    assert (row["label"], row["script"], row["position"]) == ("7", "mnist", 0)
+    assert row["request_id"].startswith("try-")
+    expect(page.locator("#recent li").first).to_contain_text("try-out")
+    expect(page.locator("#counts")).to_contain_text(re.compile("[1-9] try-outs?"))
+    for change in ({"label": "no class"}, {"request_id": "id-1"}, {"endpoint": "other"}):
+        query = "&".join(f"{key}={value}" for key, value in (row | change).items())
+        path = f"/label?{query}".replace(" ", "%20").replace("+", "%2B")
+        own = f"Bearer {home.address['page'].partition('=')[2]}"
+        assert call(home, "POST", path, Authorization=own)[0] == 400
+        assert call(home, "POST", path)[0] == 401
+
+
+def test_a_chart_tells_the_values_under_the_pointer(
+    live: Deployable, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(forced_colors="active")
+    plot = page.locator("[data-chart=rates] .plot")
+    plot.hover()
+    expect(plot.locator(".hover text")).to_contain_text(re.compile(r"\d+ s ago: "))
+    with page.expect_response("**/state?*"):
+        pass
+    expect(plot.locator(".hover text")).to_contain_text(re.compile(r"\d+ s ago: "))
+    page.mouse.move(0, 0)
+    expect(plot.locator(".hover text")).to_have_count(0)
 
 
 def test_a_picture_is_uploaded(live: Deployable, open_page: Callable[..., Page]) -> None:
@@ -185,12 +227,17 @@ def test_drift_appears_and_labels_tell_accuracy(
         }
         for number in range(200)
     ]
-    collected.append_labels(connect("local", home.folder), live.serving(home)["name"], labels)
+    container = store(connect("local", home.folder))
+    collected.append_labels(container, live.serving(home)["name"], labels)
     expect(page.locator("#accuracy")).to_have_text("90.0 %")
     expect(page.get_by_role("table", name="Accuracy by script")).to_contain_text("mnist")
     send(home, live, known_images(500, 0.2, seed=2))
     expect(page.locator("#drift")).to_have_text("yes")
-    expect(page.locator("#notices")).to_contain_text("Drift since")
+    notices = page.locator("#notices")
+    expect(notices).to_contain_text("Drift since")
+    expect(notices).to_contain_text("digits unlike those that the model has learnt")
+    expect(notices).to_contain_text("windows without drift at the earliest")
+    expect(notices.get_by_role("button", name="Copy digits monitor")).to_be_visible()
     chart = page.locator("[data-chart=evidence]")
     expect(chart.get_by_role("img", name=re.compile("Evidence .* drift since"))).to_be_visible()
     chart.get_by_text("As a table").click()
@@ -245,6 +292,7 @@ def test_an_endpoint_without_traffic_says_so(
     safaris = "new TypeError('Load failed')"
     page.evaluate(f"() => {{ window.fetch = () => Promise.reject({safaris}) }}")
     expect(page.locator("#health")).to_have_text("digits local has stopped")
+    expect(page.locator("body")).to_have_class("stale")  # which dims the old figures
 
 
 def test_a_telephone_in_the_dark(live: Deployable, open_page: Callable[..., Page]) -> None:

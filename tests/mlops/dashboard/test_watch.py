@@ -10,9 +10,9 @@ import frozen
 import numpy as np
 import pytest
 from blobs import Blobs
+from histogram import histograms
 
 from digits.monitoring.drift import Reference
-from digits.monitoring.histograms import Histograms
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -39,7 +39,7 @@ class Site:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (2000, 28, 28), np.uint8)
         sure, foreign = np.full(2000, 0.99), rng.uniform(0, 0.5, 2000)
-        known = Histograms.of(images, rng.integers(0, 10, 2000), sure, foreign, 10)
+        known = histograms(images, rng.integers(0, 10, 2000), sure, foreign)
         (self.root / "params.yaml").write_text(frozen.text(), "utf-8")
         path = self.root / "data" / "monitoring" / "reference.json"
         Reference.fit({"mnist": known}, version).write(path)
@@ -167,6 +167,31 @@ def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
     assert (state["windows"], state["monitoring"]) == ([], None)
     assert f"expected answers of model {VERSION}" in state["reason"]
     assert "found another" in state["reason"]
+
+
+def test_try_outs_are_shown_and_raise_no_alarm(site: Site) -> None:
+    for number in range(500):
+        site.ask(str(number), {"digit": str(number % 10)})
+        site.ask(f"try-{number}", {"digit": str(number % 10), "ood_score": 0.99})
+    site.label("try-1", "4")
+    state = site.state()
+    assert (state["digits"], state["tryouts"], state["labelled"]) == (500, 500, 0)
+    assert not state["monitoring"]["drift"]
+    faults = state["monitoring"]["issues"]
+    assert (faults["tryout"], faults["labels_unmatched"]) == (500, 0)
+    assert [one["tryout"] for one in state["recent"][:2]] == [True, False]
+
+
+def test_an_endpoint_that_was_destroyed_is_forgotten(site: Site) -> None:
+    for number in range(500):
+        site.ask(str(number), {"digit": str(number % 10), "ood_score": 0.99})
+    assert site.state()["monitoring"]["drift"]
+    site.blobs.content.clear()
+    for _ in range(2):
+        state = site.state()
+        assert (state["digits"], state["monitoring"], state["recent"]) == (0, None, [])
+    site.ask("new")
+    assert site.state()["digits"] == 1
 
 
 def test_settings_that_cannot_be_read_do_not_end_an_alarm(site: Site) -> None:

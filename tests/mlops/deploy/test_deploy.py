@@ -694,7 +694,7 @@ def test_what_is_refused(deployable: Deployable) -> None:
     assert "to be created" in deployable.deploy("plan")
     assert not cache.exists()
     (deployable.root / "new.txt").write_text("new")
-    assert "the tree is dirty (?? new.txt)" in deployable.deploy("apply", code=1)
+    assert "uncommitted changes (?? new.txt)" in deployable.deploy("apply", code=1)
     (deployable.root / "new.txt").unlink()
     deployable.commit("low", accuracy=0.9)
     assert "gate         failed: mnist accuracy 0.9 is below" in deployable.deploy("plan")

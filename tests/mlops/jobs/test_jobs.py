@@ -60,11 +60,10 @@ def logged(emulator: Emulator, job: str) -> dict[str, Any]:
         query = "select run_uuid from runs where name = ?"
         ((run,),) = store.execute(query, (job,)).fetchall()
         found: dict[str, Any] = {}
-        for table in ("latest_metrics", "params", "tags"):
+        for table in ("latest_metrics", "tags"):
             query = f"select key, value from {table} where run_uuid = ?"
             found |= dict(store.execute(query, (run,)).fetchall())
-    wanted = ("mnist.accuracy", "train.batch_size", "train.distortion.shear", "commit")
-    return {name: found[name] for name in wanted}
+    return {name: found[name] for name in ("mnist.accuracy", "commit")}
 
 
 def log_of(emulator: Emulator, job: str, node: int) -> str:
@@ -101,14 +100,11 @@ def test_what_a_job_made_is_placed_here(trainable: Trainable, emulator: Emulator
     assert said.index("training on ten digits") < said.index("the first step")  # it streams
     assert "2 stages with the same bytes as dvc.lock here." in said
     assert "New: train" in said
-    assert "computes differently" not in said
     found, compared = unlike(emulator.calls())
     assert found == [], "\n".join(found)
     assert compared > 5
     assert logged(emulator, JOB.findall(said)[0]) == {
         "mnist.accuracy": 0.968,
-        "train.batch_size": "32",
-        "train.distortion.shear": "0.2",
         "commit": trainable.git("rev-parse", "HEAD").strip(),
     }
     placed(trainable, 32)
@@ -130,7 +126,7 @@ def test_what_others_could_not_get_is_refused(
     project.git("push", "--quiet", "origin", "main")
     assert job.commit() == project.git("rev-parse", "HEAD").strip()
     Path("notes.txt").write_text("mine")
-    with pytest.raises(DigitsError, match=r"the tree is dirty \(\?\? notes.txt\); commit or undo"):
+    with pytest.raises(DigitsError, match=r"uncommitted changes \(\?\? notes.txt\)"):
         job.commit()
     project.git("add", "--all")
     project.git("commit", "--quiet", "--message", "Two")
@@ -146,20 +142,11 @@ def test_a_stage_with_other_outs_is_new() -> None:
         stages = {"train": plain | {"outs": list(outs)}, "monitor": plain}
         return yaml.safe_dump({"stages": stages})
 
-    summary = {"machine": results.machine()}
-    said = train.compared(lock(out), lock(out, more), summary)
+    said = train.compared(lock(out), lock(out, more))
     assert said[0].startswith("1 stages with the same bytes") and said[1] == "New: train."
     assert len(said) == 2
-    said = train.compared(lock(out), lock(out | {"md5": "2"}), summary)
+    said = train.compared(lock(out), lock(out | {"md5": "2"}))
     assert said[1:] == ["Not the same bytes as dvc.lock here: model.txt."]
-
-
-def test_a_machine_that_computes_differently_is_reported() -> None:
-    summary = {"machine": results.machine() | {"gpu": "other"}}
-    (said,) = train.compared("stages: {}", "stages: {}", summary)
-    here = results.machine()["gpu"]
-    assert said.startswith(f"The job's machine differs (gpu other, here {here}),")
-    assert train.compared("", "stages: {}", {"machine": results.machine()}) == []
 
 
 def test_a_job_on_gpus_has_the_packages_of_the_lock_but_for_tensorflow() -> None:
@@ -405,30 +392,10 @@ def test_what_a_job_needs_may_be_here_or_in_the_container(chain: Project) -> Non
         results.upload_inputs({})
 
 
-def on_nodes(nodes: int, verify: Any = "reproduce") -> Params:
+def on_nodes(nodes: int) -> Params:
     """Return the settings with another number of nodes."""
     settings = frozen.section(Params, "azure")
-    return replace(settings, verify=verify, job=replace(settings.job, nodes=nodes))
-
-
-def test_a_note_on_nodes_comes_before_anything_is_submitted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stop(*_: Any) -> None:
-        raise DigitsError("no further")
-
-    monkeypatch.setattr(results, "upload_inputs", stop)
-    monkeypatch.setattr(job, "remote", lambda _: {})
-    workspace: Any = None
-    for settings, count in ((on_nodes(4), 1), (on_nodes(1), 0), (on_nodes(4, "restore"), 0)):
-        with pytest.raises(DigitsError, match="no further"):
-            train.start(workspace, settings)
-        said = capsys.readouterr().out
-        with pytest.raises(DigitsError, match="no further"):
-            sweep.start(workspace, settings, {"epochs": [1]}, None)
-        assert capsys.readouterr().out == said
-        assert said.count("azure.job.nodes is 4 and azure.verify is reproduce: ") == count
-        assert said.count("\n") == count
+    return replace(settings, job=replace(settings.job, nodes=nodes))
 
 
 @pytest.mark.filterwarnings("ignore")  # the SDK's own
@@ -646,7 +613,6 @@ def test_a_cluster_must_be_there(trainable: Trainable, emulator: Emulator) -> No
     body = {"properties": {"computeType": "AmlCompute", "properties": size}}
     emulator.call("PUT", f"{place}/computes/cpus", body | {"location": "local"})
     said = trainable.digits("train", "--compute", "cpus")
-    assert "cpus has 1 nodes that cost while idle" in said
     assert "New: train" in said
 
 

@@ -3,7 +3,6 @@
 That is written as the locked client writes it to a workspace: over TLS on loopback.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -18,11 +17,8 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import Project
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from azureml_emulator.web import make_certificate
-from core import params
 from mlops.jobs import results, worker
 
 WORKSPACE = "/mlflow/v1.0/subscriptions/S/resourceGroups/G/providers/P/workspaces/W"
@@ -107,24 +103,27 @@ def test_a_run_is_written_to_the_workspace(
         assert path == f"{WORKSPACE}/api/2.0/mlflow/runs/log-batch"
         assert authorization == "Bearer of-the-run"
         assert body["run_id"] == "digits-1"
-    measured, settings = (body for _, _, body in tracking.requests)
+    (measured,) = (body for _, _, body in tracking.requests)
     assert [(one["key"], one["value"]) for one in measured["metrics"]] == [
         ("mnist.accuracy", 0.997)
     ]
     assert {one["key"]: one["value"] for one in measured["tags"]}["commit"] == "c0ffee"
-    logged = {one["key"]: one["value"] for one in settings["params"]}
-    assert logged == {"epochs": "20", "train.batch_size": "64", "train.distortion.shear": "0.2"}
 
 
 def test_the_stage_in_a_job_does_not_say_how_the_job_stands(
-    tracking: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tracking: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from digits.tracking import runs
 
     in_job(monkeypatch, tracking.port)
     worker.find_run()
     curves = pd.DataFrame({"epoch": [1, 2], "loss": [0.2, 0.1]})
-    runs.log_run({"batch_size": 64}, curves)
+    (tmp_path / "model.keras").write_bytes(b"weights")
+    (tmp_path / "lineage.json").write_text('{"params": {"batch_size": 64}, "data": {}}')
+    runs.log_training(tmp_path, curves)
     assert capsys.readouterr().err == ""
     for path, _, body in tracking.requests:
         assert path == f"{WORKSPACE}/api/2.0/mlflow/runs/log-batch"  # and not runs/update
@@ -134,48 +133,6 @@ def test_the_stage_in_a_job_does_not_say_how_the_job_stands(
     logged = [(one["key"], one["value"], one["step"]) for body in epochs for one in body["metrics"]]
     assert logged == [("loss", 0.2, 1), ("loss", 0.1, 2)]
     assert os.environ["MLFLOW_RUN_ID"] == "digits-1"
-
-
-@STORE
-def test_the_job_logs_beside_its_stage(run: str) -> None:
-    from digits.model.training import TrainConfig
-    from digits.tracking import runs
-
-    lock = Path("dvc.lock").read_text("utf-8")  # of this project's model, whichever it is
-    stages = results.stages(lock)
-    values = stages["train"]["params"]["params.yaml"]
-    own = params.section(TrainConfig, values, "train")
-    curves = pd.DataFrame({"epoch": [1], "loss": [0.1]})
-    given = {"epochs": values["epochs"], "seed": values["seed"]} | dataclasses.asdict(own)
-    runs.log_curves(runs.flattened(given), curves)
-    before = MlflowClient().get_run(run).data.params
-    worker.log_run({"mnist.accuracy": 0.997}, lock)
-    after = MlflowClient().get_run(run).data
-    added = {key: value for key, value in after.params.items() if key not in before}
-    assert after.params == before | added
-    assert added["train.batch_size"] == before["batch_size"]
-    count = stages["prepare"]["params"]["params.yaml"]["prepare"]["production_count"]
-    assert added["prepare.production_count"] == str(count)
-    assert after.metrics == {"loss": 0.1, "mnist.accuracy": 0.997}
-
-
-def test_a_request_has_no_more_params_than_mlflow_takes(
-    tracking: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_job(monkeypatch, tracking.port)
-    worker.find_run()
-    many = {f"section.value_{number}": number for number in range(250)}
-    lock = yaml.safe_dump({"stages": {"train": {"params": {"params.yaml": many}}}})
-    worker.log_run({}, lock)
-    assert [len(body.get("params", ())) for _, _, body in tracking.requests] == [0, 100, 100, 50]
-
-
-@STORE
-def test_metrics_are_logged_though_params_are_refused(run: str) -> None:
-    MlflowClient().log_param(run, "train.batch_size", "another")
-    with pytest.raises(MlflowException, match="Changing param values is not allowed"):
-        worker.log_run({"mnist.accuracy": 0.997}, LOCK)
-    assert MlflowClient().get_run(run).data.metrics == {"mnist.accuracy": 0.997}
 
 
 def test_a_workspace_that_takes_no_run_stops_no_job(

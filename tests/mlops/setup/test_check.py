@@ -1,5 +1,6 @@
 """`digits azure check` on what connect made, and on faults in it; gh and az: see cloud.py."""
 
+import re
 import sys
 import warnings
 from dataclasses import replace
@@ -10,19 +11,21 @@ import frozen
 import pytest
 from cloud import PREFIX, Cloud, assignments, credentials, deployed
 from clouded import a_cloud  # noqa: F401
-from conftest import Project
+from conftest import Project, free_port
 
 from mlops.azure.settings import Params
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     from azureml_emulator.services.online_endpoints import reserved_cores
+    from mlops import dvc
     from mlops.azure import connection
     from mlops.cli import call
     from mlops.deploy import release
     from mlops.setup import access, az, check
 from core.errors import DigitsError
 
+PROBE = dvc.probe
 needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
 
 
@@ -200,11 +203,12 @@ def test_this_machine_is_checked(
         monkeypatch.setenv(f"AZURE_{name}", "x")
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "prod")
     cloud.change(gh=False, login=False)
-    with pytest.raises(DigitsError, match=r"3 checks failed\. The fix for each is printed above\."):
+    with pytest.raises(DigitsError, match=r"1 check failed\. The fix for each is printed above\."):
         call("azure", "check", *["--repository", "a/b"])
     text = capsys.readouterr().out
     assert f"unset {' '.join(f'AZURE_{name}' for name in names)}\n" in text
-    assert "remote main: azure://main, account missing" in text
+    assert re.search(r"optional +remote main: account missing", text)
+    assert re.findall(r"^(\w+):$", text, re.M) == ["local", "sharing", "cloud"]
     assert "GitHub: no answer about a/b" in text
 
 
@@ -249,3 +253,26 @@ def test_quota_is_taken_for_a_fifth_more_instances_in_whole_ones(
 ) -> None:
     assert release.reserved(cores, instances) == needed
     assert reserved_cores(cores, instances) == needed
+
+
+@needs_scripts
+def test_what_is_not_connected_is_optional(connected: Cloud) -> None:
+    connected.change(variables={})
+    rows = found()
+    (text,) = rows.pop("optional")
+    assert text.startswith("GitHub: octo/digits is not connected with Azure, so a merge deploys")
+    assert not any(rows.values())
+
+
+def test_a_remote_that_does_not_answer_is_a_fault(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dvc, "probe", PROBE)
+    rows = (
+        "remote.main.url=azure://main\nremote.main.connection_string=AccountName=a;"
+        f"BlobEndpoint=http://127.0.0.1:{free_port()}/\nremote.review.url=azure://review\n"
+    )
+    monkeypatch.setattr(dvc, "run", lambda *words, folder=None: rows)
+    main, review = check.sharing()
+    assert main.status == "failed" and main.text.startswith("remote main: no answer from http://")
+    assert review.status == "optional" and review.text == "remote review: account missing"

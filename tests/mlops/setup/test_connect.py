@@ -64,7 +64,7 @@ def test_from_nothing_to_ready_and_back(
     assert "reviewers of the environment production" in out
     capsys.readouterr()
     call("azure", "check")  # raises for what is wrong
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unknown")]
+    said = [line for line in capsys.readouterr().out.splitlines() if "unknown" in line[:10]]
     assert said == []
 
     written = files()
@@ -309,3 +309,24 @@ def test_the_workspace_is_where_the_repository_says(
     assert (found.workspace_name, found.resource_group_name) == ("mine", "course")
     named = workspace.connect("theirs")
     assert (named.client.workspace_name, named.kind) == ("theirs", "theirs")
+
+
+def test_the_endpoints_of_a_class_are_listed_and_deleted(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = dict.fromkeys((*connection.SETTINGS, "AZURE_STORAGE_ACCOUNT"), "x")
+    connection.save_connection(values)
+    names = ["ml101-ana-1234", "ml101-ben-batch-1234", "digits-1234"]
+    cloud.change(endpoints=names)
+    call("azure", "endpoints", "--prefix", "ml101")
+    assert capsys.readouterr().out.splitlines()[-2:] == names[:2]
+    monkeypatch.setattr("builtins.input", lambda _: "no")
+    with pytest.raises(DigitsError, match="Nothing was deleted"):
+        call("azure", "endpoints", "--prefix", "ml101", "--delete")
+    assert cloud.state["endpoints"] == names
+    monkeypatch.setattr("builtins.input", lambda _: "ml101")
+    call("azure", "endpoints", "--prefix", "ml101", "--delete")
+    assert cloud.state["endpoints"] == ["digits-1234"]
+    capsys.readouterr()
+    call("azure", "endpoints", "--prefix", "ml101", "--delete")
+    assert capsys.readouterr().out.endswith("No endpoint begins with ml101.\n")

@@ -59,13 +59,22 @@ export function bars(width, columns, { words, marks, named, ...axis }) {
       const y = place.y(marks[number]);
       place.svg.append(element("line", { class: "mark", x1: left - 1, x2: right + 1, y1: y, y2: y }));
     }
-    if (named) place.svg.append(element("text", { x: middle, y: HEIGHT - 4, "text-anchor": "middle" }, name));
+    if (named) {
+      const fits = Math.max(1, Math.floor((right - left) / 6.5)); // letters
+      const label = name.length > fits ? `${name.slice(0, Math.max(1, fits - 1))}…` : name;
+      place.svg.append(element("text", { x: middle, y: HEIGHT - 4, "text-anchor": "middle" }, label, element("title", {}, name)));
+    }
   });
   if (words) ends(place, words);
+  place.svg.columns = columns.map(({ name, parts }, number) => ({
+    x: place.x((number + 0.5) * step),
+    text: `${name}: ${parts.map((part) => `${parts.length > 1 ? `${part.name || "none"} ` : ""}${axis.format(part.value)}`).join(", ")}`
+      + (marks ? ` (expected ${axis.format(marks[number])})` : ""),
+  }));
   return place.svg;
 }
 
-/** Lines over time. `series`: [{kind, dots, points: [{at: 0 to 1, value, low, high, alarm, name}]}]; a
+/** Lines over time. `series`: [{kind, name, dots, points: [{at: 0 to 1, value, low, high, alarm, name}]}]; a
  * point without a value breaks its line; low and high draw an interval; `limit` a line across. */
 export function lines(width, series, { words, limit, ...axis }) {
   const place = frame(width, axis);
@@ -91,12 +100,48 @@ export function lines(width, series, { words, limit, ...axis }) {
         const whisker = { class: `line thin ${kind}`, x1: x, x2: x, y1: place.y(point.low), y2: place.y(point.high) };
         place.svg.append(element("line", whisker));
       }
-      const dot = { class: `fill ${point.alarm ? "alarm" : kind} dot`, cx: x, cy: y, r: point.alarm ? 4.5 : 3.5 };
-      place.svg.append(element("circle", dot, element("title", {}, `${point.name}: ${axis.format(point.value)}`)));
+      place.svg.append(
+        point.alarm // a diamond, so that colour is not all
+          ? element("path", { class: "fill alarm dot", d: `M${x} ${y - 6}l6 6l-6 6l-6 -6z` })
+          : element("circle", { class: `fill ${kind} dot`, cx: x, cy: y, r: 3.5 }),
+      );
     }
   }
   ends(place, words);
+  place.svg.columns = series[0].points.map(({ at, name, alarm }, number) => ({
+    x: place.x(at),
+    text: `${name}: ${series.map(({ name: what, points }) => `${what} ${points[number].value === null ? "–" : axis.format(points[number].value)}`).join(", ")}`
+      + (alarm ? ", alarm" : ""),
+  }));
   return place.svg;
+}
+
+/** Show the values under the pointer; they stay while the chart is drawn anew. */
+export function track(plot, svg) {
+  const mark = element("g", { class: "hover" }, element("line", { y1: TOP, y2: HEIGHT - BOTTOM }), element("text", { y: TOP + 2 }));
+  const show = () => {
+    const { pointer } = plot;
+    mark.remove();
+    if (pointer === undefined || !svg.columns?.length) return;
+    const near = (a, b) => (Math.abs(a.x - pointer) <= Math.abs(b.x - pointer) ? a : b);
+    const { x, text } = svg.columns.reduce(near);
+    const [line, words] = mark.children;
+    line.setAttribute("x1", x);
+    line.setAttribute("x2", x);
+    words.setAttribute("x", x > plot.clientWidth / 2 ? x - 6 : x + 6);
+    words.setAttribute("text-anchor", x > plot.clientWidth / 2 ? "end" : "start");
+    words.textContent = text;
+    svg.append(mark);
+  };
+  plot.onpointermove = (event) => {
+    plot.pointer = event.clientX - plot.getBoundingClientRect().left;
+    show();
+  };
+  plot.onpointerleave = () => {
+    plot.pointer = undefined;
+    show();
+  };
+  show();
 }
 
 /** A sentence in the place of a chart that has nothing to show yet. */

@@ -1,6 +1,6 @@
 // The page: sends digits to the endpoint, and shows the state of production every second.
 
-import { bars, lines, nothing, roundUp } from "./charts.js";
+import { bars, lines, nothing, roundUp, track } from "./charts.js";
 import { paper } from "./draw.js";
 
 const POLL_MILLISECONDS = 1000;
@@ -35,6 +35,7 @@ function make(name, className = "", ...children) {
 let waiting; // for the end of a stroke
 let asked = 0; // so that a late answer does not replace a newer one
 let uploaded = null; // the uploaded file, which is sent instead of the drawing
+let tried = null; // the request id of the answer that is shown
 const sheet = paper($("paper"), $("pen"), {
   done() {
     clearTimeout(waiting);
@@ -73,7 +74,9 @@ function refused(sentence) {
   setText($("digit"), "?");
   setText($("sentence"), sentence);
   setText($("by"), "");
-  $("details").hidden = true;
+  $("digit").className = "digit";
+  $("details").hidden = $("correction").hidden = true;
+  setText($("labelsaved"), "");
 }
 
 function answered(answer) {
@@ -81,6 +84,12 @@ function answered(answer) {
   const anomalous = ood_score > 0.5;
   setText($("digit"), digit);
   $("digit").classList.toggle("anomalous", anomalous);
+  $("digit").classList.toggle("word", digit.length > 2);
+  tried = answer.request_id;
+  $("truth").replaceChildren(...answer.classes.map((name) => new Option(name, name, false, name === digit)));
+  $("written").value = $("script").value || $("written").options[0]?.value || "";
+  $("correction").hidden = !$("written").value;
+  setText($("labelsaved"), "");
   const note = anomalous ? "Out of distribution: do not rely on this answer." : "In distribution.";
   setText($("sentence"), `Confidence ${percent(confidence)}. ${note}`);
   const unknown = $("script").value && answer.script === null ? " It does not know this script and ignored it." : "";
@@ -96,6 +105,7 @@ function answered(answer) {
       bar.style.width = `${probability * 100}%`;
       const name = make("th", "", answer.classes[number]);
       name.scope = "row";
+      name.title = name.textContent;
       const row = make("tr", "", name, make("td", "", bar), make("td", "", percent(probability)));
       row.classList.toggle("best", answer.classes[number] === digit);
       return row;
@@ -103,6 +113,19 @@ function answered(answer) {
   );
 }
 
+async function saveLabel(event) {
+  event.preventDefault();
+  const query = new URLSearchParams({ endpoint: $("endpoint").value, request_id: tried, label: $("truth").value, script: $("written").value });
+  try {
+    const response = await fetch(`label?${query}`, { method: "POST", headers: HEADERS });
+    const { label, message } = await response.json();
+    setText($("labelsaved"), response.ok ? `Saved: it was ${label}. digits monitor --labelled writes it for training.` : `Not saved: ${message}`);
+  } catch (error) {
+    setText($("labelsaved"), `Not saved: ${error.message}`);
+  }
+}
+
+$("correction").addEventListener("submit", saveLabel);
 $("ask").addEventListener("click", ask);
 $("clear").addEventListener("click", sheet.clear);
 $("script").addEventListener("change", () => (uploaded || !sheet.empty()) && ask());
@@ -133,6 +156,7 @@ function chart(name, label, draw, { legend = [], head, rows }) {
   const drawn = draw(plot.clientWidth);
   drawn.setAttribute("aria-label", label);
   plot.replaceChildren(drawn);
+  track(plot, drawn);
   section.querySelector(".legend").replaceChildren(
     ...legend.map(([kind, text]) => make("li", "", make("span", `key ${kind}`), text)),
   );
@@ -177,13 +201,14 @@ function showTraffic(state) {
   const words = ["a minute ago", "now"];
   const top = Math.max(2, roundUp(Math.max(...columns.map(total))));
   const format = (value) => `${Math.round(value * 10) / 10}`;
-  chart("rates", `Requests a second over the last minute, now ${state.minute.rate}`,
+  chart("rates", `Requests a second over the last minute, ${count(state.minute.requests, "request")} in all`,
     (width) => bars(width, columns, { top, words, format }),
     { legend, head: ["Seconds ago", ...names], rows: () => columns.map(({ parts }, i) => [seconds[i].ago, ...parts.map(({ value }) => value)]) });
 
-  const series = [["p99_ms", "kind3"], ["median_ms", "kind2"]].map(([key, kind]) => ({
+  const series = [["p99_ms", "kind3", "99th percentile"], ["median_ms", "kind2", "median"]].map(([key, kind, name]) => ({
     kind,
-    points: seconds.map((second, i) => ({ at: i / (seconds.length - 1), value: second[key] })),
+    name,
+    points: seconds.map((second, i) => ({ at: i / (seconds.length - 1), value: second[key], name: `${second.ago} s ago` })),
   }));
   const slowest = Math.max(...seconds.map((second) => second.p99_ms ?? 0));
   chart("latency", `Latency over the last minute: median ${milliseconds(state.minute.median_ms)}, 99th percentile ${milliseconds(state.minute.p99_ms)}`,
@@ -200,7 +225,7 @@ function showWindows(state) {
   const name = (window) => `Window of ${clock(window.ended)}`;
 
   setText($("judged"), `each point is a window of ${state.window ?? "some"} ${ITEM}s, tested without labels; `
-    + `in the colour of the alarm while it is active. ${filling(state)}`);
+    + `a red diamond while the alarm is active. ${filling(state)} ${ending(state)}`);
   const points = windows.map((window, i) => ({
     at: place(i), name: name(window), value: window.evidence, alarm: window.drift,
   }));
@@ -208,7 +233,7 @@ function showWindows(state) {
   const top = state.limit || 1000;
   const ticks = [1, 10, 100, 1000, 10000].filter((tick) => tick <= top);
   chart("evidence", windows.length ? `Evidence for drift by window; ${words2(state)}` : "No window has been tested yet",
-    windows.length ? (width) => lines(width, [{ kind: "kind0", points, dots: true }],
+    windows.length ? (width) => lines(width, [{ kind: "kind0", name: "evidence", points, dots: true }],
       { bottom: 1, top, ticks, scale: Math.log10, words, limit, format: (value) => `${+value.toPrecision(3)}` })
       : empty(state.reason || `No ${ITEM}s have been collected yet.`),
     { head: ["Window ended", "Evidence", "Alarm", "Lowest p-value", "Out of distribution, estimated"],
@@ -223,7 +248,7 @@ function showWindows(state) {
   const lowest = measured.map(({ low, value }, i) => (windows[i].labelled < FEW_LABELS ? value : low));
   const known = [...lowest, ...estimated.map(({ value }) => value)].filter((value) => value !== null);
   const bottom = Math.floor(Math.min(0.9, ...known) * 10) / 10;
-  const series = [{ kind: "estimate", points: estimated }, { kind: "kind0", points: measured, dots: true }];
+  const series = [{ kind: "estimate", name: "estimated", points: estimated }, { kind: "kind0", name: "by labels", points: measured, dots: true }];
   chart("accuracies", state.accuracy ? `Accuracy by window; ${percent(state.accuracy[0])} of the active models` : "Accuracy by window; no labels yet",
     known.length ? (width) => lines(width, series, { bottom, top: 1, words, format: (value) => percent(value, 0) })
       : empty("No window has labels or an estimate yet."),
@@ -255,6 +280,19 @@ function filling({ windows, window }) {
 const drifts = ({ monitoring }) => (monitoring ? monitoring.drift : null);
 /** Return the onset of the alarm; "at least" if the first window is already part of it. */
 const since = ({ monitoring }) => `${monitoring.onset_censored ? "at least " : ""}since ${clock(Date.parse(monitoring.since) / 1000)}`;
+/** Return when the alarm can end: calm windows halve the evidence at best, and it ends at 1. */
+function ending(state) {
+  const { evidence } = state.windows.at(-1) ?? {};
+  if (!drifts(state)) return `The alarm is raised when the evidence reaches ${state.limit ?? "the limit"}.`;
+  const calm = Math.max(1, Math.ceil(Math.log2(evidence)));
+  return `The alarm ends when the evidence, now ${+evidence.toPrecision(3)}, is back at 1: after ${count(calm, "window")} without drift at the earliest.`;
+}
+const CAUSES = {
+  ood_confidence: `${ITEM}s unlike those that the model has learnt, or unsure answers`,
+  brightness: "the brightest pixel", ink: "the amount of ink", width: "the width", height: "the height",
+  row: "the place, up or down", column: "the place, left or right", classes: "the mix of answers",
+};
+const why = ({ monitoring }) => monitoring.contributing_signals.map((name) => CAUSES[name] ?? name).join("; ");
 const words2 = (state) => (drifts(state) ? `drift ${since(state)}` : "no drift");
 
 function showDeployments(state) {
@@ -296,10 +334,11 @@ function showDigits(list, digits) {
   const key = JSON.stringify(digits);
   if (list.digits === key) return; // the same as a second ago
   list.digits = key;
-  const items = digits.map(({ image, digit, confidence, ood_score }) => {
+  const items = digits.map(({ image, digit, confidence, ood_score, tryout }) => {
     const anomalous = ood_score > 0.5;
     const item = make("li", anomalous ? "anomalous" : "", picture(image), make("b", "", digit), " ", make("small", "", `${Math.round(confidence * 100)}%`));
-    if (anomalous) item.append(make("span", "hidden", " out of distribution"));
+    if (anomalous) item.append(make("small", "mark", "OOD"));
+    if (tryout) item.append(make("small", "mark", "try-out"));
     return item;
   });
   list.replaceChildren(...(items.length ? items : [make("li", "nothing", `No ${ITEM}s have been collected yet.`)]));
@@ -309,8 +348,9 @@ function showDigits(list, digits) {
 
 function showFigures(state) {
   const { minute } = state;
-  setText($("rate"), minute.rate.toFixed(minute.rate < 10 ? 1 : 0));
-  setText($("asked"), `${count(minute.requests, "request")} in the last minute`);
+  const rate = minute.requests / 60;
+  setText($("rate"), minute.requests.toLocaleString("en"));
+  setText($("asked"), `${rate.toFixed(rate < 10 ? 1 : 0)} a second on average`);
   setText($("median"), milliseconds(minute.median_ms));
   setText($("p99"), `99 % within ${milliseconds(minute.p99_ms)}`);
   const failed = Object.entries(minute.statuses).filter(([status]) => status >= 500).reduce((sum, [, of]) => sum + of, 0);
@@ -323,22 +363,38 @@ function showFigures(state) {
     ? `${percent(state.accuracy[1])} to ${percent(state.accuracy[2])}, ${count(state.labelled, "label")}${estimate}` : `no true labels yet${estimate}`);
   const drift = drifts(state);
   setText($("drift"), drift === null ? "unknown" : drift ? "yes" : "no");
-  setText($("since"), drift === null ? state.reason || "no data has been collected yet" : drift ? since(state) : "in the latest window");
+  setText($("since"), drift === null ? state.reason || "no data has been collected yet" : drift ? `${since(state)}: ${why(state)}` : "in the latest window");
   $("drifttile").classList.toggle("alarm", drift === true);
-  setText($("counts"), `${count(state.digits, ITEM)} collected; omitted: ${state.duplicate} duplicate and ${state.corrupted} corrupted; `
+  setText($("counts"), `${count(state.digits, ITEM)} collected; omitted: ${state.duplicate} duplicate and ${state.corrupted} corrupted; ${count(state.tryouts, "try-out")}; `
     + `${count(state.lost, "collected request")} lost since the start of \`digits local\`.`);
 }
 
 function showNotices(state) {
   const notices = [];
-  if (!state.endpoint) notices.push(["plain", "Nothing is deployed yet.", "In another terminal: digits deploy apply --workspace local"]);
-  else if (!answers(state)) notices.push(["plain", "No deployment has traffic yet.", "It is starting or paused: digits deploy status --workspace local"]);
-  if (drifts(state)) notices.push(["alarm", `Drift ${since(state)}.`, "Requests differ from the validation data. Look at the latest images, then run: digits monitor --workspace local"]);
+  if (!state.endpoint) notices.push(["plain", "Nothing is deployed yet.", "In another terminal:", "digits deploy apply --workspace local"]);
+  else if (!answers(state)) notices.push(["plain", "No deployment has traffic yet.", "It is starting or paused:", "digits deploy status --workspace local"]);
+  if (drifts(state)) notices.push(["alarm", `Drift ${since(state)}.`, `Requests differ from the validation data: ${why(state)}. ${ending(state)} For the report:`, "digits monitor --workspace local --out drift"]);
   if (state.lost) notices.push(["alarm", `${count(state.lost, "collected request")} lost.`, `Scoring continues. ${state.lost_reason}`]);
   const key = JSON.stringify(notices);
   if ($("notices").dataset.key === key) return;
   $("notices").dataset.key = key;
-  $("notices").replaceChildren(...notices.map(([kind, what, more]) => make("p", `notice ${kind}`, make("b", "", what), ` ${more}`)));
+  $("notices").replaceChildren(...notices.map(([kind, what, more, command]) => {
+    const notice = make("p", `notice ${kind}`, make("b", "", what), ` ${more} `);
+    if (command) notice.append(make("code", "", command), " ", copying(command));
+    return notice;
+  }));
+}
+
+/** Return a button that copies a command. */
+function copying(command) {
+  const button = make("button", "copy", "Copy");
+  button.type = "button";
+  button.setAttribute("aria-label", `Copy ${command}`);
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(command);
+    setText(button, "Copied");
+  });
+  return button;
 }
 
 function showChoices(state) {
@@ -350,6 +406,7 @@ function showChoices(state) {
   };
   options($("endpoint"), state.endpoints);
   options($("script"), ["", ...state.known_scripts]);
+  options($("written"), state.known_scripts);
   $("endpoint").value = state.endpoint;
   $("choice").hidden = state.endpoints.length < 2;
   setText($("where"), state.endpoint ? `endpoint ${state.endpoint}, on this machine` : "on this machine");
@@ -373,6 +430,7 @@ async function poll() {
     const answer = await asked.catch(() => null);
     const state = await answer?.json().catch(() => null);
     if ($("endpoint").value !== chosen) return; // another endpoint was chosen in the meantime
+    document.body.classList.toggle("stale", !state);
     if (answer?.status === 401) {
       health("alarm", state.message);
     } else if (!state) {

@@ -1,0 +1,62 @@
+"""mlops.dvc: a remote that does not answer is named at once, before any transfer."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import free_port
+
+from core.errors import DigitsError
+from mlops import dvc
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    """A port of loopback that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project of DVC without any data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(dvc.VARIABLE, raising=False)
+    monkeypatch.setattr(dvc, "PROBE_SECONDS", 0.2)
+    for name in (
+        "git init --quiet",
+        "dvc init --quiet",
+        "dvc remote add --quiet main azure://main",
+    ):
+        subprocess.run(name.split(), check=True)
+
+
+def connect(port: int) -> None:
+    setting = ["connection_string", f"AccountName=a;BlobEndpoint=http://127.0.0.1:{port}/a"]
+    subprocess.run(["dvc", "remote", "modify", "--local", "main", *setting], check=True)
+
+
+def test_a_stopped_or_silent_server_is_named_before_a_transfer(listening: int) -> None:
+    for port in (free_port(), listening):
+        connect(port)
+        for command in ("fetch", "pull", "push"):
+            with pytest.raises(DigitsError, match=rf"^remote main: no answer from .*:{port}/"):
+                dvc.run(command, "--remote", "main")
+
+
+def test_variables_name_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv(dvc.VARIABLE, f"AccountName=a;BlobEndpoint=http://127.0.0.1:{port}/a")
+    with pytest.raises(DigitsError, match=rf"no answer from .*:{port}/"):
+        dvc.probe("main")
+
+
+def test_a_remote_without_an_account_or_of_another_kind_is_left_to_dvc(tmp_path: Path) -> None:
+    assert dvc.probe("main") is None
+    subprocess.run(["dvc", "remote", "add", "folder", str(tmp_path / "folder")], check=True)
+    dvc.probe("folder")
+    dvc.run("push", "--remote", "folder")
