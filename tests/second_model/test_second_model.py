@@ -136,8 +136,9 @@ def test_a_later_upstream_is_merged_and_the_model_kept(
     kept = irises.git("ls-tree", "-r", "HEAD", "src/digits", "data", "dvc.yaml", "dvc.lock")
     irises.git("remote", "add", "upstream", str(later.root))
     irises.git("fetch", "--quiet", "upstream")
-    text = (irises.root / "src" / "mlops" / "__init__.py").read_text("utf-8")
-    commands = re.findall(r"^    git (.+)$", text, re.M)
+    text = (irises.root / ".github" / "MAKE_IT_YOURS.md").read_text("utf-8")
+    _, _, later_versions = text.partition("## Later versions of this repository\n")
+    commands = re.findall(r"^    git (.+)$", later_versions, re.M)[2:]  # after remote and fetch
     assert len(commands) == 3
     for command, code in zip(commands, (1, 0, 0), strict=True):
         irises.run("git", *command.split(), code=code)

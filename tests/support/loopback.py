@@ -373,8 +373,8 @@ class GitHub:
             self.send(request, 200, Path(urllib.parse.unquote(path[8:])).read_bytes())
             return
         job = request.headers.get("User-Agent", "").partition("/")[2]
-        lacking = self.lacks(job, method, path)
         self.app = "token-of-an-app" in request.headers.get("Authorization", "")
+        lacking = self.lacks(job, method, path)
         if self.failures:
             status, headers = self.failures.popleft()
             content: Any = {"message": "Server Error"}
@@ -414,7 +414,18 @@ class GitHub:
         if not self.running:
             return ""  # a test of one script, without a workflow
         text = (ROOT / ".github" / "workflows" / self.running).read_text("utf-8")
-        granted = yaml.safe_load(text)["jobs"].get(job, {}).get("permissions", {})
+        found = yaml.safe_load(text)["jobs"].get(job, {})
+        granted = found.get("permissions", {})
+        if (
+            self.app
+        ):  # its token has what the action is asked for (README of create-github-app-token)
+            steps = [step.get("with") or {} for step in found.get("steps", [])]
+            granted = {
+                key.removeprefix("permission-"): level
+                for step in steps
+                for key, level in step.items()
+                if key.startswith("permission-")
+            }
         for known, pattern, permission, level in NEEDED:
             if known == method and re.fullmatch(pattern, path):
                 has = granted.get(permission, "none")
