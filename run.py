@@ -97,17 +97,20 @@ PLOTS_PAGE = """
 """
 # Azurite with a key of its own, until the standard input ends; prints the connection string.
 STORAGE = """
-import contextlib, pathlib, sys
-from azureml_emulator import server, storage, web
+import pathlib, sys
+from azureml_emulator import storage, web
+from filelock import FileLock, Timeout
 folder = pathlib.Path(sys.argv[1])
 folder.mkdir(mode=0o700, exist_ok=True)
 try:
     with (
-        contextlib.closing(server.lock(folder)),
+        FileLock(folder / "lock", timeout=0),
         storage.run_azurite(folder, 0, None, tuple(sys.argv[2:])) as store,
     ):
         print(store.connection_string, flush=True)
         sys.stdin.read()
+except Timeout:
+    sys.exit(f"storage: {folder}: in use. Is `make storage` running already?")
 except web.EmulatorError as error:
     sys.exit(f"storage: {error}")
 """

@@ -625,7 +625,7 @@ def test_destroy_asks_for_the_name(capsys: pytest.CaptureFixture[str]) -> None:
             pytest.raises(DigitsError, match="Nothing was deleted"),
         ):
             deployer.destroy(yes=False)
-    assert "collected rows, labels" in capsys.readouterr().out
+    assert "collected data, labels" in capsys.readouterr().out
 
 
 def test_what_others_use_is_known_though_it_is_in_no_tag() -> None:
