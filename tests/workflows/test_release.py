@@ -85,7 +85,8 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
         )
         shutil.copytree(ROOT / name, root / name, ignore=unwanted)
     (root / "params.yaml").write_text(frozen.text(), "utf-8")
-    shutil.copyfile(ROOT / ".dvcignore", root / ".dvcignore")
+    for name in (".dvcignore", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, root / name)
     (root / "serving").mkdir()
     (root / "serving" / "score.py").write_text(LIGHT_SCORE)
     (root / "run.py").write_text("import sys\nif 'sbom' in sys.argv: open('sbom.json', 'w')\n")
