@@ -41,7 +41,7 @@ SHORTER = (  # in params.yaml
     (r"floor: 0.005", "floor: 0.01"),
 )
 SIMULATE = (NAME, "simulate", "--workspace", "local", "--speed", "max")
-DEPLOYED = {"reproduce": "success", "apply": "success"}
+DEPLOYED = {"reproduce": "success", "apply": "success", "record": "success"}
 # Requests until the scanner breaks, of all phases and of the two in which the scripts come: what
 # it spoils is no script to learn, and no retraining is proposed.
 UNTIL_SCANNER, OF_SCRIPTS = "4320", "2304"

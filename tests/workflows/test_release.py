@@ -18,7 +18,7 @@ from records import Run
 
 pytestmark = [pytest.mark.slow, needs_bash]
 ACCOUNT = "devstoreaccount1"
-DEPLOYED = {"reproduce": "success", "apply": "success"}
+DEPLOYED = {"reproduce": "success", "apply": "success", "record": "success"}
 MEASURED = '{"mnist": {"accuracy": 0.995, "calibration_error": 0.001}}'
 # One of two contents with the same MD5: Wang et al., "Collisions for hash functions MD4, MD5,
 # HAVAL-128 and RIPEMD" (eprint.iacr.org/2004/199).
@@ -213,7 +213,7 @@ def test_a_merged_fork_is_deployed_like_any_other_and_rolled_back(production: Pr
     assert "Running stage 'prepare'" not in run.log  # main's own, restored
     assert production.live.startswith("fork")
     run = production.dispatch("rollback.yml", {"revision": ""})
-    assert run.jobs == {"rollback": "success"}, run.log
+    assert run.jobs == {"rollback": "success", "record": "success"}, run.log
     assert production.live == before
 
 
