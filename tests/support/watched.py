@@ -148,6 +148,7 @@ def an_opener(browser: Browser, home: Emulator) -> Iterator[Callable[..., Page]]
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
+        expect.set_options(timeout=20_000)
 
         def said(message: Any) -> None:
             # The browser tells a refused picture, which the page tells too.

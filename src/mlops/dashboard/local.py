@@ -1,4 +1,8 @@
-"""`digits local`: run the emulator of Azure ML and a page of its endpoints, until Ctrl-C."""
+"""`digits local`: run the emulator of Azure ML and a page of its endpoints, until Ctrl-C.
+
+Input: a folder with the files of an earlier run, or an empty one. Output: two servers on the
+loopback address, and `address.json` in the folder, from which `--workspace local` reads theirs.
+"""
 
 import secrets
 from pathlib import Path

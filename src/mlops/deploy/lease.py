@@ -1,4 +1,7 @@
-"""A lease, so that two deployments do not work on one endpoint at once."""
+"""A lease, so that two deployments do not work on one endpoint at once.
+
+It is a lease of Azure Blob on a blob of the workspace, and expires soon after its process died.
+"""
 
 import contextlib
 import threading

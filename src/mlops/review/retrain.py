@@ -1,4 +1,9 @@
-"""`digits retrain`: an experiment that takes the labelled digits of production in."""
+"""`digits retrain`: train again with the labelled digits of production.
+
+Input: new CSV files in data/labelled, as `digits monitor --labelled data/labelled` writes them, and
+review.retrain of params.yaml. Output: the files tracked by DVC, the experiment in the working tree
+and, with --out, its report. When it fails, everything is left as it was.
+"""
 
 import json
 import re

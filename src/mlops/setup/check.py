@@ -1,4 +1,8 @@
-"""Check what a review and a deployment need on this machine, on GitHub and in Azure."""
+"""Check what a review and a deployment need on this machine, on GitHub and in Azure.
+
+Output: a finding for each check, with the fix where it failed. Nothing is changed. GitHub and Azure
+are asked by `gh` and `az`; where one is missing, its checks are reported as unknown.
+"""
 
 import os
 import shlex
