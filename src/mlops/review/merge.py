@@ -52,10 +52,12 @@ def main(revision: str, prefer: Side) -> None:
     if git.git("merge", "--quiet", "--no-ff", "--no-edit", revision) is not None:
         return
     conflicts = git.unmerged()
+    if not conflicts:
+        git.run("merge", "--quiet", "--no-ff", "--no-edit", revision)  # fails with git's reason
     try:
         others = [name for name in conflicts if name != str(PATH) and not MADE.fullmatch(name)]
-        if others or not conflicts:
-            raise DigitsError(f"{', '.join(others) or revision}: git cannot merge this")
+        if others:
+            raise DigitsError(f"{', '.join(others)}: git cannot merge this")
         if str(PATH) in conflicts:
             sides = [git.run("show", f":{number}:{PATH}") for number in (1, 2, 3)]
             write_text(PATH, merged(sides, prefer))

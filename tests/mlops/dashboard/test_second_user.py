@@ -35,6 +35,16 @@ from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobServiceClient
 given = json.load(sys.stdin)
 "".encode("utf-8-sig")  # loads the codec, whose file may be of root's alone
+
+
+def listed(url):
+    service = BlobServiceClient(url, given["published"], retry_total=0, use_env_settings=False)
+    return next(iter(service.list_containers()))
+
+
+for url in given["stores"]:  # loads what the SDK imports late, for the same reason
+    with contextlib.suppress(HttpResponseError):
+        listed(url)
 os.setgroups([])
 os.setresgid(*[65534] * 3)
 os.setresuid(*[65534] * 3)
@@ -56,8 +66,7 @@ for process in os.listdir("/proc"):
             lines += Path("/proc", process, name).read_bytes().decode(errors="replace")
 for url in given["stores"]:
     try:
-        service = BlobServiceClient(url, given["published"], retry_total=0, use_env_settings=False)
-        next(iter(service.list_containers()))
+        listed(url)
         statuses[url] = 200
     except HttpResponseError as error:
         statuses[url] = error.status_code

@@ -458,6 +458,8 @@ def test_other_changes_of_params_are_left_to_a_person(more: str) -> None:
 
 def conflict(small: Project, name: str, text: str) -> None:
     """Let main and the branch change dvc.lock and a file."""
+    for key, value in (("name", "A person"), ("email", "person@example.org")):
+        small.git("config", f"user.{key}", value)  # which the merge below takes
     for branch, md5 in (("main", "cccc"), ("ändern-数字", "dddd")):
         small.git("switch", "--quiet", branch)
         change(small, "dvc.lock", LOCK.replace("bbbb", md5))
