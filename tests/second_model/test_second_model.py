@@ -193,6 +193,7 @@ stages:
 
 
 @needs_bash
+@pytest.mark.prove
 def test_the_action_reviews_a_repository_that_has_nothing_of_this_one(tmp_path: Path) -> None:
     """The same tree on irises; its metrics stand where its dvc.yaml says, without a source."""
     own = Project(tmp_path / "own")

@@ -288,6 +288,7 @@ def test_the_rule_of_the_storage_account_must_be_that_of_params(
     emulator.call("DELETE", path)
 
 
+@pytest.mark.prove
 def test_who_may_call_it_changes_in_the_open(deployable: Deployable, emulator: Emulator) -> None:
     deployable.commit("one")
     deployable.deploy("apply")
@@ -542,6 +543,7 @@ def test_what_is_live_keeps_its_traffic_in_whatever_state(
     assert deployable.version(emulator) == version[:12]
 
 
+@pytest.mark.prove
 def test_in_place_goes_back_to_what_a_killed_run_took_down(
     deployable: Deployable, emulator: Emulator
 ) -> None:

@@ -102,6 +102,7 @@ def test_weights_of_others_are_kept_where_the_base_says_so(author: Tiny, review:
     assert found.report["verdict"] == "better"
 
 
+@pytest.mark.prove
 def test_weights_of_others_have_the_metrics_that_main_finds(author: Tiny, review: Review) -> None:
     author.write("params.yaml", PARAMS + RESTORES)
     author.on_main("Weights are made elsewhere")
