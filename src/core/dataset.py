@@ -83,6 +83,8 @@ def split(digits: Digits, count: int, seed: int) -> tuple[Digits, Digits]:
 
     The digits are sorted by class, shuffled within each class, and selected at equal distances, so
     that each class contributes its share, rounded.
+
+    Raises DigitsError when there are too few digits.
     """
     if count > len(digits):
         raise DigitsError(
@@ -121,7 +123,10 @@ def write_csv(path: Path, digits: Digits) -> None:
 def read_csv(
     path: Path, image_size: int, class_count: int, script: str, rendered: bool = False
 ) -> Digits:
-    """Read a CSV of any form that `read_table` knows; its labels count from 0."""
+    """Read a CSV of any form that `read_table` knows; its labels count from 0.
+
+    Raises DigitsError that names file, line and column.
+    """
     table = read_table(path)
     if table.labels is None:
         raise DigitsError(f"{path}: has no column of labels. Add one, named label.")
@@ -189,7 +194,11 @@ def write_split(path: Path, parts: Iterable[Digits]) -> None:
 
 
 def read_split(path: Path, class_count: int, image_size: int) -> list[Digits]:
-    """Return the sources of a split in the order in which they were written."""
+    """Return the sources of a split in the order in which they were written.
+
+    Raises DigitsError when the file is missing, corrupted or no split, and when it has another
+    version or images of another size.
+    """
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             if "format" not in arrays or int(arrays["format"]) != SPLIT_FORMAT:

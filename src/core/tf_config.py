@@ -10,7 +10,10 @@ from core.errors import DigitsError
 
 
 def read() -> tuple[int, int]:
-    """Return the number of machines and the rank of this one; (1, 0) without TF_CONFIG."""
+    """Return the number of machines and the rank of this one; (1, 0) without TF_CONFIG.
+
+    Raises DigitsError when TF_CONFIG cannot be parsed or does not contain this machine.
+    """
     try:
         config = json.loads(os.environ.get("TF_CONFIG") or "{}")
         tasks = [

@@ -53,7 +53,10 @@ def declared(table: str) -> list[Any]:
 
 
 def resolve(target: str) -> Any:
-    """Import and return the object that a table names as MODULE:NAME."""
+    """Import and return the object that a table names as MODULE:NAME.
+
+    Raises DigitsError when it does not exist.
+    """
     module, _, name = target.partition(":")
     if installed(module) and hasattr(imported := importlib.import_module(module), name):
         return getattr(imported, name)

@@ -36,7 +36,10 @@ class Machines:
     def trainer(
         self, network: keras.Model, images: tf.Variable, classes: tf.Tensor, config: TrainConfig
     ) -> Any:
-        """Return the function that runs training steps on all machines, as `looped` does."""
+        """Return the function that runs training steps on all machines, as `looped` does.
+
+        Raises DigitsError when the batch size is no multiple of the number of machines.
+        """
         share, left = divmod(config.batch_size, self.count)
         if left:
             raise DigitsError(

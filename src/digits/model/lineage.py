@@ -12,7 +12,10 @@ KEYS = ("scripts", "classes", "temperature", "data", "params")
 
 
 def read(path: Path, model: keras.Model, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the lineage of a model with these classes."""
+    """Return the lineage of a model with these classes.
+
+    Raises DigitsError when the file is missing or corrupted, or does not match the model.
+    """
     try:
         lineage = json.loads(path.read_text("utf-8"))
         known = model.get_layer("scripts").output.shape[1]

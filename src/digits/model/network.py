@@ -37,10 +37,9 @@ def make_deterministic(seed: int) -> None:
 
 
 class BatchNormalization(layers.Layer):  # type: ignore[misc]
-    """Batch normalisation (Ioffe and Szegedy, arXiv:1502.03167) as one fused operation.
+    """Batch normalisation (Ioffe and Szegedy, arXiv:1502.03167) by two means and a multiply-add.
 
-    Keras's layer consists of a dozen operations, a third of the time of a step on a CPU. `fold`
-    removes this layer after training.
+    `fold` removes this layer after training.
     """
 
     def build(self, shape: tuple[int | None, ...]) -> None:

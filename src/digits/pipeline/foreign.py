@@ -44,7 +44,11 @@ class Params:
 
 
 def render_parts(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> dict[str, Digits]:
-    """Return rendered digits for training, testing and production."""
+    """Return rendered digits for training, testing and production.
+
+    Raises DigitsError when a font is not installed or lacks a character, and when the parameters of
+    `hand` render an empty image.
+    """
     if len(fonts.characters) != len(task.classes):
         raise DigitsError(
             f"params.yaml: foreign.{script}.reader.characters: expected {len(task.classes)} "
@@ -74,7 +78,10 @@ def render_parts(fonts: Fonts, per_class: PerClass, task: Task, script: str) -> 
 
 
 def select_parts(train: Digits, test: Digits, per_class: PerClass, seed: int) -> dict[str, Digits]:
-    """Return real digits for training, testing and production; the last is taken from `train`."""
+    """Return real digits for training, testing and production; the last is taken from `train`.
+
+    Raises DigitsError when a class has too few digits.
+    """
     rng = np.random.default_rng(seed)
     selected: dict[str, list[np.ndarray]] = {"train": [], "test": [], "production": []}
     for label in range(train.class_count):

@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> None:
         "temperature": temperature,
         "network": network.configuration_hash(trained),
         "data": {path.name: sha256(path) for path in (paths.training, paths.validation)},
-        "params": {"epochs": task.epochs, **vars(task), "train": dataclasses.asdict(config)},
+        "params": vars(task) | {"train": dataclasses.asdict(config)},
     }
     text = json.dumps(lineage, indent=2, ensure_ascii=False)
     write_text(paths.out / "lineage.json", f"{text}\n")

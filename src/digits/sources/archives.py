@@ -92,7 +92,10 @@ class Pictures:
         return "white" if 2 * sum(self.light) > len(self.light) else "black"
 
     def images(self, source: Path, image_size: int) -> np.ndarray:
-        """Return uint8 (n, image_size, image_size) in MNIST's normal form."""
+        """Return uint8 (n, image_size, image_size) in MNIST's normal form.
+
+        Raises DigitsError when most have the other ink.
+        """
         if self.light and self.ink not in (None, self.most):
             raise DigitsError(
                 f"{source}: ink in params.yaml is {self.ink}, but in most pictures it is "

@@ -88,6 +88,8 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
 
     The column of images holds files of pictures, as those that Hugging Face publishes, which are
     then normalised to `image_size`; or raw bytes, or lists of numbers.
+
+    Raises DigitsError that names column or row.
     """
     check_regular(path)
     try:

@@ -36,7 +36,10 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Return the uint8 array in an IDX file, which may be compressed with gzip."""
+    """Return the uint8 array in an IDX file, which may be compressed with gzip.
+
+    Raises DigitsError for another magic number, type or number of dimensions, or another length.
+    """
     check_regular(path)
     with path.open("rb") as plain:
         packed = plain.read(2) == b"\x1f\x8b"

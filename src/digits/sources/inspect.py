@@ -29,7 +29,10 @@ SCRIPT_DIGITS = {"train": 1000, "test": 200, "production": 200}  # as params.yam
 
 
 def inspect(path: Path, image_size: int, classes: Sequence[str], script: str) -> str:
-    """Return what stands in a file or folder, and the block of params.yaml for it."""
+    """Return what stands in a file or folder, and the block of params.yaml for it.
+
+    Raises DigitsError that names the file and what is wrong in it.
+    """
     if not path.exists():
         raise DigitsError(f"{path}: not found. Correct the name.")
     files = _files(path) if path.is_dir() else [path]

@@ -61,7 +61,10 @@ class Files:
 def read_parts(
     reader: Files | Archive, source: Path, image_size: int, classes: Sequence[str], script: str
 ) -> tuple[Digits, Digits]:
-    """Return a real data set's digits for training and for testing."""
+    """Return a real data set's digits for training and for testing.
+
+    Raises DigitsError that names the file and what is wrong in it.
+    """
     train = read(reader, source, "train", image_size, classes, script)
     if reader.test_share is not None:
         # The same digits test whatever params.yaml's seed is.
@@ -85,7 +88,10 @@ def read(
     classes: Sequence[str],
     script: str,
 ) -> Digits:
-    """Return one part of a real data set; images of another size are normalised as MNIST was."""
+    """Return one part of a real data set; images of another size are normalised as MNIST was.
+
+    Raises DigitsError that names the file and what is wrong in it.
+    """
     if isinstance(reader, Archive):
         return read_archive(reader, source, part, image_size, len(classes), script)
     name = reader.train if part == "train" else reader.test

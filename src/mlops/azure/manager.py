@@ -46,7 +46,10 @@ def _setting(endpoint: str, deployment: str, scope: str) -> str:
 def set_scale(
     workspace: Workspace, scope: str, endpoint: str, deployment: str, location: str, scale: Scale
 ) -> None:
-    """Let Azure Monitor scale a deployment of the workspace `scope`."""
+    """Let Azure Monitor scale a deployment of the workspace `scope`.
+
+    Raises DigitsError when that is not allowed.
+    """
     target = f"{scope}/onlineEndpoints/{endpoint}/deployments/{deployment}"
 
     def rule(operator: str, percent: int, direction: str) -> dict[str, Any]:
