@@ -41,6 +41,7 @@ from digits.model import network as model
 from digits.model.augmentation import Distortion
 from digits.model.training import TrainConfig, epochs, loss_and_accuracy
 from digits.pipeline.train import targets
+from digits.production.scoring import cores
 
 PREPARED, PACKAGE = Path("data", "prepared"), Path("data", "package")
 GOAL = 0.99  # test accuracy
@@ -149,8 +150,8 @@ def step_operations(network: keras.Model) -> int:
 
 def peak() -> float:
     """Return the operations a second of matrix products, one on each core, the best of ten."""
-    shape, cores = (MATRIX, MATRIX), record.cores()
-    matrices = [tf.random.stateless_normal(shape, (0, core)) for core in range(cores)]
+    shape = (MATRIX, MATRIX)
+    matrices = [tf.random.stateless_normal(shape, (0, core)) for core in range(cores())]
     products = tf.function(lambda: [tf.reduce_sum(tf.matmul(each, each)) for each in matrices])
     seconds = []
     for _ in range(11):  # the first traces

@@ -43,6 +43,7 @@ from benchmarks.bench import run
 from core.dataset import read_split
 from core.errors import DigitsError
 from digits.production import scoring as batch_scoring
+from digits.production.scoring import cores
 
 PACKAGE, VALIDATION = Path("data", "package"), Path("data", "prepared", "validation.npz")
 CONSTANT = """
@@ -295,9 +296,8 @@ def main(arguments: list[str]) -> None:
                 half = statistics.median(rates["ours"]) / 2
                 milliseconds = latencies(port, single, half, 2 * given.seconds)
                 growth = memory(process, port, single, given.requests)
-            cores = record.cores()
             batches = {}
-            for workers in (1, cores):
+            for workers in (1, cores()):
                 with azure(folder, f"batches{workers}", package, env, workers) as (port, _):
                     found = [peak(port, batch, given.seconds, workers) for _ in rounds]
                 batches[workers] = BATCH * statistics.median(found)
@@ -320,7 +320,7 @@ def main(arguments: list[str]) -> None:
     print(
         f"at {half:,.0f} requests/s: median {median:.2f} ms, p99 {p99:.2f} ms\n"
         f"images/s: one process {alone:,.0f}; batches of {BATCH}, one worker {batches[1]:,.0f}, "
-        f"one a core {batches[cores]:,.0f}; digits score {scored[0]:,.0f}"
+        f"one a core {batches[cores()]:,.0f}; digits score {scored[0]:,.0f}"
     )
     figures = (
         middle["ours"] / middle["constant"],

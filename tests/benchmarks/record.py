@@ -5,7 +5,6 @@ of .github/BENCHMARKS.md from that file, between the comments with the benchmark
 """
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -13,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from digits.production.scoring import cores
 
 RESULTS = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parents[2] / ".github" / "BENCHMARKS.md"
@@ -50,13 +51,6 @@ def processor() -> str:
         )
     sets = [name for name in INSTRUCTION_SETS if name in flags]
     return ", ".join([name, *sets, f"{cores()} cores"])
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def finish(

@@ -583,30 +583,30 @@ def test_a_merge_that_fails_ends_with_the_lines_for_a_person(
     assert HAND in texts(github)[0]
 
 
-def test_a_token_cannot_merge_changed_workflows(
-    github: GitHub, clone: Project, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        (".github/workflows/x.yml", "on: push\n", "without `workflows`"),
+        ("README.md", "ONE\n", "README.md is changed here and on main"),
+    ],
+)
+def test_what_the_bot_cannot_merge_is_left_to_a_person(
+    github: GitHub,
+    clone: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    text: str,
+    why: str,
 ) -> None:
     clone.git("checkout", "--quiet", "main")
-    (clone.root / ".github/workflows").mkdir(parents=True)
-    (clone.root / ".github/workflows/x.yml").write_text("on: push\n")
+    (clone.root / name).parent.mkdir(parents=True, exist_ok=True)
+    (clone.root / name).write_text(text)
     clone.git("add", "--all")
-    clone.git("commit", "--quiet", "--message", "A workflow")
+    clone.git("commit", "--quiet", "--message", "A change")
     clone.git("push", "--quiet", "origin", "main")
     clone.git("fetch", "--quiet", "origin")
     run = merged(github, monkeypatch)
-    assert "without `workflows`" in committed_and_shown(run, monkeypatch)
-    assert HAND in texts(github)[0]
-
-
-def test_a_file_that_both_changed_is_left_to_a_person(
-    github: GitHub, clone: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clone.git("checkout", "--quiet", "main")
-    (clone.root / "README.md").write_text("ONE\n")
-    clone.git("commit", "--quiet", "--all", "--message", "A word")
-    clone.git("push", "--quiet", "origin", "main")
-    run = merged(github, monkeypatch)
-    assert "README.md is changed here and on main" in committed_and_shown(run, monkeypatch)
+    assert why in committed_and_shown(run, monkeypatch)
     assert HAND in texts(github)[0]
 
 
