@@ -14,7 +14,7 @@ bench-serve: ; @$(PYTHON) run.py bench-serve
 bench-workers: ; @$(PYTHON) run.py bench-workers
 bench-photos: ; @$(PYTHON) run.py bench-photos
 drift-power: ; @$(PYTHON) run.py drift-power
-rendering-realism: ; @$(PYTHON) run.py rendering-realism
+rendering-realism: ; @$(PYTHON) run.py rendering-realism $(SCRIPT) $(HANDWRITING)
 verify-azure: ; @$(PYTHON) run.py verify-azure $(GROUP)
 noise:   ; @$(PYTHON) run.py noise
 mlflow:  ; @$(PYTHON) run.py mlflow

@@ -233,7 +233,7 @@ def test_help_lists_the_targets_of_the_makefile(tree: Path) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in run.TARGETS:
         assert f"make {target} " in done.stdout
-        assert re.search(rf"run\.py {target}(?: \$\((?:NAME|GROUP)\))?\n", makefile)
+        assert re.search(rf"run\.py {target}(?: \$\(\w+\))*\n", makefile)
 
 
 def test_an_unknown_target_is_reported(tree: Path) -> None:

@@ -142,6 +142,11 @@ def test_a_later_upstream_is_merged_and_the_model_kept(
     assert len(commands) == 3
     for command, code in zip(commands, (1, 0, 0), strict=True):
         irises.run("git", *command.split(), code=code)
+    (later.root / "src" / "digits" / "again.py").write_text('"""Conflicts with nothing."""\n')
+    commit(later, "A module more")
+    irises.git("fetch", "--quiet", "upstream")
+    for command in commands:
+        irises.run("git", *command.split())
     assert irises.git("status", "--porcelain") == ""
     assert irises.git("rev-list", "--count", "HEAD..upstream/main").strip() == "0"
     now = irises.git("ls-tree", "-r", "HEAD", "src/digits", "data", "dvc.yaml", "dvc.lock")

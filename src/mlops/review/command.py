@@ -13,7 +13,7 @@ from mlops import options
 @click.command(epilog=options.example("digits review --repro --gate"))
 @click.option("--base", metavar="REV", help="The revision to compare with  [default: main]")
 @click.option("--repro", is_flag=True, help="Run `dvc repro` first.")
-@click.option("--restore", default="", metavar="REMOTE", help="With --repro: get what main made.")
+@click.option("--restore", default="", metavar="REMOTE", help="With --repro: fetch this first.")
 @click.option("--gate", is_flag=True, help="Exit with 1 when the gate of params.yaml fails.")
 @click.option("--out", type=options.FOLDER, help="A folder for the report.")
 @options.as_json
@@ -52,7 +52,7 @@ def review(
 @click.command(epilog=options.example("digits restore data/package"))
 @click.argument("targets", nargs=-1)
 @click.option("--remote", default="main", show_default=True, help="The remote of DVC.")
-@click.option("--run-cache", is_flag=True, help="Also what says which inputs gave which outputs.")
+@click.option("--run-cache", is_flag=True, help="Fetch DVC's run cache, too.")
 @click.option("--allow-missing", is_flag=True, help="Say what is missing and exit with 0.")
 def restore(targets: tuple[str, ...], remote: str, run_cache: bool, allow_missing: bool) -> None:
     """Fetch data and models from a remote, check them, and put them in place.
@@ -89,7 +89,7 @@ def retrain(out: Path | None) -> None:
     type=click.Choice(["this branch", "main"]),
     default="this branch",
     show_default=True,
-    help="Whose value a key of params.yaml takes that both sides changed.",
+    help="Whose value to take where both changed a key of params.yaml.",
 )
 def merge(revision: str, params: str) -> None:
     """Merge REVISION, origin/main by default, also where dvc.lock is in conflict.

@@ -21,7 +21,7 @@ def check(as_json: bool) -> None:
 
 @click.command(epilog=options.example("digits lab 1 --check"))
 @click.argument("number", type=int)
-@click.option("--check", is_flag=True, required=True, expose_value=False, help="What is missing?")
+@click.option("--check", is_flag=True, required=True, expose_value=False, help="What is missing.")
 def lab(number: int) -> None:
     """Check that lab NUMBER of .github/COURSE.md has been done. Nothing is changed."""
     from mlops.setup.local import check_lab
@@ -52,8 +52,8 @@ def check_azure(**given: Any) -> None:
 @click.option("--location", help="Where to make the group if there is none, such as westeurope.")
 @options.repository
 @click.option("--subject-prefix", metavar="TEXT", help="If `gh` cannot tell: repo:OWNER@ID/NAME@ID")
-@click.option("--without-cluster", is_flag=True, help="Where the quota holds no node for batches.")
-@click.option("--image-build-compute", metavar="NAME", default="", help="A cluster, for images.")
+@click.option("--without-cluster", is_flag=True, help="For a quota without a node for it.")
+@click.option("--image-build-compute", metavar="NAME", default="", help="Cluster for building.")
 def connect(**given: Any) -> None:
     """Make what reviews and deployments need in a resource group: run it again at any time.
 
