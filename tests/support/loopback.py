@@ -47,6 +47,7 @@ NEWER = (
     (re.compile(r"^ *queue: max.*\n", re.M), ""),
     (re.compile(r"uses: \$/"), "uses: ./"),
 )
+STATUSES = {"A": "added", "D": "removed", "M": "modified", "T": "changed", "R": "renamed"}
 ACTIONS_ID = 15368  # GitHub Actions as an integration
 FIRST_ISSUE = 101  # pull requests, which GitHub counts with them, have two digits here
 needs_bash = pytest.mark.skipif(sys.platform == "win32", reason="the jobs' shell is bash")
@@ -474,15 +475,13 @@ class GitHub:
         if parts[0] == "compare":
             base, head = urllib.parse.unquote(parts[1]).split("...")
             span = f"{base}...{head}"
-            rows = self.git("diff", "--raw", "-z", "--abbrev=40", "--no-renames", span).split("\0")
-            files = [
-                {
-                    "filename": name,
-                    "sha": row.split()[3],
-                    "status": "removed" if row[-1] == "D" else "modified",
-                }
-                for row, name in zip(rows[::2], rows[1::2], strict=False)
-            ]
+            raw = iter(self.git("diff", "--raw", "-z", "--abbrev=40", "-M", span).split("\0"))
+            files = []  # "renamed" names both (REST API, "Compare two commits")
+            for row in filter(None, raw):
+                kind, name = STATUSES[row.split()[4][0]], next(raw)
+                old = {"previous_filename": name} if kind == "renamed" else {}
+                name = next(raw) if old else name
+                files.append({"filename": name, "sha": row.split()[3], "status": kind} | old)
             counts = self.git("rev-list", "--left-right", "--count", span).split()
             return 200, {
                 "files": files[:300],
@@ -493,7 +492,7 @@ class GitHub:
             content = self.git("show", f"{query['ref']}:{path.removeprefix('/contents/')}")
             return 200, {"content": base64.b64encode(content.encode()).decode()}
         if parts[0] == "statuses":
-            source = ACTIONS_ID if self.running else None  # a token of a person has none
+            source = ACTIONS_ID if self.running and not self.app else None  # a job's token alone
             self.statuses.append({"sha": parts[1], "integration_id": source, **body})
             return 201, self.statuses[-1]
         if parts[0] == "deployments":
@@ -590,10 +589,8 @@ class GitHub:
             old = self.git("rev-parse", ref)
             if self.git("merge-base", old, body["sha"]) != old:
                 return 422, {"message": "Update is not a fast forward"}
-            changed = self.git("diff", "--name-only", old, body["sha"], "--", ".github/workflows")
-            if changed:  # nor has the App a permission for them
-                text = "refusing to allow a GitHub App to create or update workflow"
-                return 403, {"message": f"{text} `{changed.split()[0]}` without `workflows`"}
+            if refusal := self.workflow_refusal(old, body["sha"]):
+                return refusal
             self.git("update-ref", ref, body["sha"])
             self.moved(ref.removeprefix("refs/heads/"))
             return 200, {"ref": ref}
@@ -602,8 +599,19 @@ class GitHub:
             return 204, None
         if self.git("for-each-ref", body["ref"]):
             return 422, {"message": "Reference already exists"}
+        if refusal := self.workflow_refusal(
+            self.git("merge-base", "main", body["sha"]), body["sha"]
+        ):
+            return refusal
         self.git("update-ref", body["ref"], body["sha"])
         return 201, {"ref": body["ref"]}
+
+    def workflow_refusal(self, old: str, new: str) -> tuple[int, Any] | None:
+        """Return the answer to a commit that changes workflows, which no token here may push."""
+        changed = self.git("diff", "--name-only", old, new, "--", ".github/workflows")
+        text = "refusing to allow a GitHub App to create or update workflow"
+        message = f"{text} `{changed.partition(chr(10))[0]}` without `workflows`"
+        return (403, {"message": message}) if changed else None
 
     def moved(self, branch: str) -> None:
         """Start the checks of the pull requests from a branch that a bot has moved."""

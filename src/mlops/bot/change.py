@@ -11,7 +11,7 @@ from typing import Any
 
 from core.errors import DigitsError
 from mlops.bot import github
-from mlops.review.schema import TABLES
+from mlops.review.schema import MADE
 
 WORKFLOW = ".github/workflows/pull-request.yml"
 FILES = 300  # the most that the comparison lists: docs.github.com/rest/commits/commits
@@ -19,7 +19,7 @@ FILES = 300  # the most that the comparison lists: docs.github.com/rest/commits/
 FOLDERS = r"data/(?:(?!\.)[^/]+/)*"
 FORMATS = "csv|dvc|gif|gz|idx|jpeg|jpg|json|npy|npz|parquet|pdf|png|tif|tiff|txt|ubyte|webp|zip"
 DATA = re.compile(
-    rf"params\.yaml|dvc\.lock|{TABLES}|(?:[^/]+/)*[^/]+\.md|{FOLDERS}\.gitignore|"
+    rf"params\.yaml|{MADE}|(?:[^/]+/)*[^/]+\.md|{FOLDERS}\.gitignore|"
     rf"{FOLDERS}(?!\.)[^/]+\.(?:{FORMATS})",
     re.S,
 )

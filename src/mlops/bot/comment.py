@@ -98,7 +98,7 @@ def stale(run: dict[str, Any]) -> str:
         text = NO_PRESS if os.environ.get("APP") else PRESS
         return text.format(made=made[:10])
     why = f" ({why})" if why else ""
-    if run["event"] == "workflow_dispatch":
+    if run["event"] == "workflow_dispatch" and (why or run["conclusion"] != "success"):
         return NO_MERGE.format(why=why, commands=render.MERGE_BY_HAND)
     if github.api("GET", f"/actions/runs/{run['id']}/artifacts?name=lock")["artifacts"]:
         return TAKE.format(why=why, run=run["id"], repository=github.repository())
@@ -127,11 +127,15 @@ def notices(run: dict[str, Any], pull: dict[str, Any], served: str) -> tuple[lis
 
 def metrics(commit: str) -> dict[tuple[str, str], float]:
     """Return the metrics of a commit of main by source and name: finite numbers alone."""
-    row = github.api("GET", f"/contents/data/evaluation/metrics.json?ref={commit}")
-    values = json.loads(base64.b64decode(row["content"]))
+    try:
+        row = github.api("GET", f"/contents/data/evaluation/metrics.json?ref={commit}")
+        values = json.loads(base64.b64decode(row["content"]))
+    except (DigitsError, ValueError):  # of a commit that is gone, or whose metrics stand elsewhere
+        return {}
     return {
         (source, name): float(value)
         for source, named in values.items()
+        if isinstance(named, dict)
         for name, value in named.items()
         if isinstance(value, int | float) and math.isfinite(value)
     }
@@ -143,8 +147,7 @@ def comment(run: dict[str, Any], pull: dict[str, Any], report: Report | None, pr
     link = run["html_url"]
     facts = (
         f"[Run {run['run_number']}]({link}) of {run['head_sha'][:10]} ended with "
-        f"**{run['conclusion']}**. Plots, confusion matrices and the sheet of mistakes: "
-        f"[artifacts]({link}#artifacts)."
+        f"**{run['conclusion']}**. [Artifacts]({link}#artifacts)."
     )
     served = github.api("GET", "/deployments?environment=production&per_page=1")
     served = served[0]["sha"] if served else ""

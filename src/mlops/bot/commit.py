@@ -14,9 +14,9 @@ from typing import Any
 from core.errors import DigitsError
 from mlops.bot import change, github
 from mlops.bot.change import PLAIN_FILE
-from mlops.review.schema import TABLES
+from mlops.review import schema
 
-MADE = re.compile(rf"dvc\.lock|{TABLES}")
+MADE = re.compile(schema.MADE)
 MERGED = re.compile(rf"params\.yaml|{MADE.pattern}")
 MERGED_COMMIT = "merged"  # the file of the artifact that names the commit of main
 BYTES, FILES = 5_000_000, 50
@@ -88,7 +88,7 @@ def merge(head: str, files: dict[str, bytes]) -> str:
         name = row["filename"]
         if name in files:
             continue
-        if name in theirs:
+        if {name, row.get("previous_filename")} & set(theirs):
             raise DigitsError(f"{name} is changed here and on {default}")
         removed = row["status"] == "removed"
         sha = None if removed else row["sha"]

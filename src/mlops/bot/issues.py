@@ -25,7 +25,9 @@ DRIFT, WEEKLY = "<!-- digits-drift -->", "<!-- digits-weekly -->"
 RETRAIN, NEWEST = "retrain-", "newest-"  # which the branches of proposals start with
 LABELLED = r"data/labelled/([a-z][a-z0-9]*_\w+\.csv\.dvc|\.gitignore)"
 RETRAINED = re.compile(rf"params\.yaml|{commit.MADE.pattern}|{LABELLED}")
-RELOCKED = re.compile(rf"requirements(-dev)?\.txt|package-lock\.json|{commit.MADE.pattern}")
+LOCKS = r"requirements(-dev|-serve)?\.txt|\.github/actions/review/requirements\.txt"
+LOCKS += r"|(\.dvc/vega/)?package-lock\.json"
+RELOCKED = re.compile(rf"{LOCKS}|{commit.MADE.pattern}")
 BYTES = 20_000_000
 READY = "A retraining is ready:"  # a remark that begins so ends the search for another
 TODO = """\
@@ -60,7 +62,7 @@ def put(issue: dict[str, Any] | None, title: str, body: str) -> tuple[dict[str, 
     if issue is None:
         issue = github.api("POST", "/issues", {"title": title, "body": body})
         return issue, f"#{issue['number']}: opened."
-    github.api("PATCH", f"/issues/{issue['number']}", {"body": body})
+    github.api("PATCH", f"/issues/{issue['number']}", {"title": title, "body": body})
     return issue, f"#{issue['number']}: updated."
 
 

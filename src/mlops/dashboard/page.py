@@ -2,8 +2,8 @@
 
 GET / and the files in web/ return the page, GET /state the state of watch.py as JSON. POST /score
 forwards an image to the endpoint with its key, which the page does not know, under an id that marks
-a try-out; POST /label keeps its true label. All need the secret that the address of the page ends
-in: other users of this machine reach the port, too.
+a try-out; POST /label keeps its true label. /state, /score and /label need the secret that the
+address of the page ends in: other users of this machine reach the port, too.
 """
 
 import asyncio

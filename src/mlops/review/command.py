@@ -29,6 +29,8 @@ def review(
 
     Prints the report, or a line about it with --out, which writes report.md and report.json.
     """
+    if restore and not repro:
+        raise click.UsageError("--restore goes with --repro")
     from core.files import write_text
     from mlops.review import render, schema
     from mlops.review.report import review as compare

@@ -1,8 +1,8 @@
 """`digits merge`: merge main where git alone cannot, and leave the rest to `dvc repro`.
 
 Two experiments conflict in dvc.lock, in the tables that stages write, and often in params.yaml.
-Lock and tables are made anew, so main's stand in the merge; of params.yaml each key takes the value
-of the side that changed it.
+Lock and tables are made anew, so main's stand where they conflict; of params.yaml each key takes
+the value of the side that changed it.
 """
 
 import json
@@ -13,13 +13,12 @@ from core.errors import DigitsError
 from core.files import write_text
 from core.params import PATH
 from mlops import git
+from mlops.review import schema
 from mlops.review.compare import flat
 from mlops.review.render import MERGE_BY_HAND
 from mlops.review.retrain import rewrite
-from mlops.review.schema import TABLES
 from mlops.review.snapshot import mapping
 
-MADE = re.compile(rf"dvc\.lock|{TABLES}")
 Side = Literal["this branch", "main"]
 
 
@@ -49,13 +48,16 @@ def main(revision: str, prefer: Side) -> None:
     The commit is not what the pipeline makes yet: `dvc repro` follows.
     """
     git.require_root()
+    if git.unmerged() or git.line("rev-parse", "--verify", "--quiet", "MERGE_HEAD"):
+        raise DigitsError("a merge is unfinished: commit it, or git merge --abort")
     if git.git("merge", "--quiet", "--no-ff", "--no-edit", revision) is not None:
         return
     conflicts = git.unmerged()
     if not conflicts:
         git.run("merge", "--quiet", "--no-ff", "--no-edit", revision)  # fails with git's reason
     try:
-        others = [name for name in conflicts if name != str(PATH) and not MADE.fullmatch(name)]
+        known = re.compile(rf"params\.yaml|{schema.MADE}")
+        others = [name for name in conflicts if not known.fullmatch(name)]
         if others:
             raise DigitsError(f"{', '.join(others)}: git cannot merge this")
         if str(PATH) in conflicts:

@@ -61,7 +61,9 @@ def reproduce(base: str | None, restore: str, kept: str = "") -> tuple[dvc.Run, 
                 text = theirs.decode("utf-8", errors="replace")
                 write_text(Path(LOCK), with_entry(text, own or b"", kept) if kept else text)
         missing = dvc.restore("review", kept) if kept and restore not in ("", "cache") else ""
-        missing = dvc.restore("" if restore == "cache" else restore) if restore else missing
+        if restore:
+            lacking = dvc.restore("" if restore == "cache" else restore)
+            missing = "; ".join(filter(None, (missing, lacking)))
         run = dvc.repro()
         done = not run.failed
     finally:

@@ -16,7 +16,7 @@ from core.errors import DigitsError
 SCHEMA = 1
 TEXT, ITEMS = 2_000, 2_000  # characters of a text, entries of a list: what is longer is cut
 # What stages write and git keeps, beside dvc.lock.
-TABLES = r"data/(?:evaluation|model|monitoring|production)/[a-z_]+\.(?:json|csv)"
+MADE = r"dvc\.lock|data/(?:evaluation|model|monitoring|production)/[a-z_]+\.(?:json|csv)"
 Verdict = Literal["better", "worse", "mixed", "noise", "same", "unknown"]
 
 
@@ -67,6 +67,8 @@ class Metric:
         if abs(self.difference) <= self.noise:
             return "noise"
         lower = self.metric == "loss" or self.metric.endswith("error")
+        if self.bounds:
+            lower = self.bounds.direction == "lower"
         return "better" if (self.difference > 0) != lower else "worse"
 
 

@@ -63,6 +63,8 @@ def endpoints(workspace: str) -> dict[str, str]:
 
 def of_class(prefix: str, delete: bool, yes: bool) -> None:
     """List the endpoints whose names begin with `prefix`; delete them with all that they run."""
+    if not prefix:
+        raise DigitsError("--prefix is empty, which would name every endpoint; give the class's")
     workspace = connection.workspace_id(connection.load_connection())
     found = {name: place for name, place in endpoints(workspace).items() if name.startswith(prefix)}
     print(*(found or [f"No endpoint begins with {prefix}."]), sep="\n")

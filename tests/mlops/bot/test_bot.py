@@ -610,6 +610,23 @@ def test_what_the_bot_cannot_merge_is_left_to_a_person(
     assert HAND in texts(github)[0]
 
 
+def test_a_file_that_one_side_renamed_and_the_other_changed_is_left_to_a_person(
+    github: GitHub, clone: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.git("checkout", "--quiet", "mehr-übung")
+    clone.git("mv", "README.md", "NEW.md")
+    clone.git("commit", "--quiet", "--message", "Another name")
+    clone.git("push", "--quiet", "origin", "mehr-übung")
+    clone.git("checkout", "--quiet", "main")
+    with (clone.root / "README.md").open("a") as file:
+        file.write("THREE\n")
+    clone.git("commit", "--quiet", "--all", "--message", "A line")
+    clone.git("push", "--quiet", "origin", "main")
+    clone.git("fetch", "--quiet", "origin")
+    run = merged(github, monkeypatch)
+    assert "NEW.md is changed here and on main" in committed_and_shown(run, monkeypatch)
+
+
 def test_another_conflict_is_left_to_a_person(
     github: GitHub, clone: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -669,6 +686,17 @@ def test_production_is_recorded_and_compared(
     show(reported(github, 2), monkeypatch)
     text = f"Production is not at main: it serves {served[:10]}, 1 commits back."
     assert text in texts(github)[0]
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", '{"accuracy": 0.9}'])
+def test_production_without_such_metrics_has_a_comment_all_the_same(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    name = "README.md" if content is None else "data/evaluation/metrics.json"
+    served = push(github, tmp_path, {name: content or "On.\n"}, "main")
+    steps.run(steps.action("record")[0], tmp_path, COMMIT=served)
+    show(reported(github), monkeypatch)
+    assert "99.65 % | +0.15 points 🟢" in texts(github)[0]
 
 
 # Nothing changed

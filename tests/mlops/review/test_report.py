@@ -477,6 +477,15 @@ def test_main_is_merged_where_lock_and_tables_conflict(small: Project) -> None:
     assert small.git("status", "--porcelain") == ""
 
 
+def test_a_merge_in_progress_is_left_alone(small: Project) -> None:
+    conflict(small, "stage.py", "")
+    small.run("git", "merge", "main", code=1)
+    before = small.git("diff")
+    with pytest.raises(DigitsError, match="a merge is unfinished"):
+        call("merge", "main")
+    assert small.git("diff") == before
+
+
 def test_another_conflict_leaves_everything_as_it_was(small: Project) -> None:
     conflict(small, "stage.py", "")
     before = small.git("rev-parse", "HEAD")

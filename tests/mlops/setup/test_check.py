@@ -112,7 +112,7 @@ def test_a_role_counts_only_on_what_it_is_for(connected: Cloud) -> None:
     text = "digits-reader: has 1 of 2 roles and 1 more than it needs (digits azure connect"
     assert reader.startswith(text)
     assert f"az role assignment delete --ids {wide['id']})" in reader
-    assert main.startswith("digits-main: has 2 of 3 roles (digits azure connect")
+    assert main.startswith("digits-main: has 3 of 4 roles (digits azure connect")
     assert "delete" not in main
     assert deployer.startswith("digits-deployer: has 5 of 6 roles and 1 more than it needs (")
     assert own["id"] in deployer

@@ -318,6 +318,8 @@ def test_the_endpoints_of_a_class_are_listed_and_deleted(
     connection.save_connection(values)
     names = ["ml101-ana-1234", "ml101-ben-batch-1234", "digits-1234"]
     cloud.change(endpoints=names)
+    with pytest.raises(DigitsError, match="would name every endpoint"):
+        call("azure", "endpoints", "--prefix", "", "--delete", "--yes")
     call("azure", "endpoints", "--prefix", "ml101")
     assert capsys.readouterr().out.splitlines()[-2:] == names[:2]
     monkeypatch.setattr("builtins.input", lambda _: "no")

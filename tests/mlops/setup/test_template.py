@@ -127,7 +127,7 @@ def of(made: Deployment, kind: str) -> dict[str, dict[str, Any]]:
 def test_every_expression_names_something_that_exists(
     template: dict[str, Any], made: Deployment
 ) -> None:
-    assert len(made.resources) == 19 + 3 + 6 + 18 + 1 + 6
+    assert len(made.resources) == 19 + 3 + 6 + 19 + 1 + 6
     used = json.dumps(template)
     for kind in ("parameters", "variables"):
         for name in template[kind]:
