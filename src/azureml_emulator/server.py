@@ -152,7 +152,7 @@ class Emulator:
                 name: int(value) if name.endswith("port") else value
                 for name, value in json.loads(text).items()
             }
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError):
             message = f"{self.address_file}: expected JSON, found something else. Delete this file."
             raise EmulatorError(message) from None
 

@@ -201,6 +201,10 @@ def test_uniform_and_loguniform_sweeps_end(client: Client, tmp_path: Path) -> No
         assert 1 <= b <= 2.72
         assert c in (0, 3, 6, 9)
     assert logs[0] != logs[1]
+    slow = given | {"trial": given["trial"] | {"command": "sleep 600"}}
+    for limit, status in (("timeout", "Canceled"), ("trialTimeout", "Failed")):
+        limits = given["limits"] | {limit: "PT1S"}
+        assert client.job(f"late-{limit}", **slow | {"limits": limits}) == status
     grid = given | {"samplingAlgorithm": {"samplingAlgorithmType": "Grid"}}
     assert client.call("PUT", "/jobs/grid", {"properties": grid})[0] == 400
 
