@@ -186,7 +186,7 @@ def test_uniform_and_loguniform_sweeps_end(client: Client, tmp_path: Path) -> No
     space = {"a": ["uniform", [1, 2]], "b": ["loguniform", [0, 1]], "c": ["quniform", [0, 9, 3]]}
     marks = [f"${{{{search_space.{name}}}}}" for name in space]
     code = client.code("sweep", {"a.py": ""}, tmp_path)
-    given = {
+    given: dict[str, Any] = {
         "jobType": "Sweep",
         "trial": {"command": f"echo {' '.join(marks)}", "codeId": code, "environmentId": "e"},
         "searchSpace": space,
