@@ -22,7 +22,7 @@ from azure.core.credentials import AccessToken
 from azureml_emulator.web import EmulatorError
 
 SUBSCRIPTION, GROUP = "00000000-0000-0000-0000-000000000000", "local"
-POLL_SECONDS = 0.1  # between two questions after an operation
+POLL_SECONDS = 0.1  # between two polls of an operation
 CHECK = BlobStorageClient.check_blob_exists
 
 
@@ -37,7 +37,7 @@ class Credential:
 
 
 def overwrite_unconfirmed(client: BlobStorageClient) -> None:
-    """Let the SDK go on with an upload that was cut short.
+    """Let the SDK repeat an interrupted upload.
 
     It replaces a folder's files if the first of them is there without the mark of a complete
     upload; if just the first is missing, it fails at the others, and so for ever.
@@ -58,7 +58,7 @@ def connect(folder: Path | str, workspace: str = "local") -> MLClient:
         message = f"{path}: not found. Start the emulator: python -m azureml_emulator --folder"
         raise EmulatorError(f"{message} {folder}") from None
     os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
-    for name in ("NO_PROXY", "no_proxy"):  # the second comes first where it is set
+    for name in ("NO_PROXY", "no_proxy"):  # the lower-case one has priority
         known = [one for one in os.environ.get(name, "").split(",") if one]
         os.environ[name] = ",".join(dict.fromkeys([*known, "127.0.0.1"]))
     _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = address["blobs"] + "/{}"
