@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -119,6 +120,7 @@ READERS: dict[str, tuple[str, str, Callable[[], object]]] = {  # its file, the c
     "smoke test": ("smoke.jsonl", json.dumps(ITEM), lambda: smoke.read(Path("smoke.jsonl"), 1)),
     "batch job": ("job.json", json.dumps(JOB), job),
 }
+VALUES: tuple[Any, ...] = (None, -1, 10**30, "x", [], {}, {"a": []})
 OTHERS = b"", b"[]", b"{}", b"null", b"3", b'"a"', b"[[1]]", b'{"a": 1}', b"a = 1\n", b"\xff\xfe\0"
 
 
@@ -139,7 +141,7 @@ def other_schemas(whole: bytes) -> Iterator[bytes]:
     with contextlib.suppress(ValueError):
         values = json.loads(whole)
         for name, known in values.items():
-            for value in (None, -1, 10**30, "x", [], {}, {"a": []}):
+            for value in VALUES:
                 yield json.dumps(values | {name: value}).encode()
                 for inside in known if isinstance(known, dict) else ():
                     yield json.dumps(values | {name: known | {inside: value}}).encode()

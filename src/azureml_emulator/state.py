@@ -46,13 +46,17 @@ class RefusedError(Exception):
         self.status, self.body = status, {"error": error}
 
 
+def part_of(body: Any, place: str) -> Any:
+    """Return what a body has at a place, as in `sku.capacity`; None if there is nothing."""
+    for name in place.split("."):
+        body = body.get(name) if isinstance(body, dict) else None
+    return body
+
+
 def need(body: Json, *places: str) -> None:
-    """Raise RefusedError (400) unless a body has a value at each place, as in `sku.capacity`."""
+    """Raise RefusedError (400) unless a body has a value at each place."""
     for place in places:
-        part: Any = body
-        for name in place.split("."):
-            part = part.get(name) if isinstance(part, dict) else None
-        if part is None:
+        if part_of(body, place) is None:
             message = f"The request is invalid: {place} is required."
             raise RefusedError(400, "ValidationError", message)
 
@@ -80,10 +84,7 @@ class Stored:
 
 
 def read_state(path: Path) -> Stored:
-    """Return what a state file holds, nothing if there is none.
-
-    Raises EmulatorError if it is damaged or of another version.
-    """
+    """Return what a state file holds, nothing without one. Raises EmulatorError as `read_file`."""
     fix = "Delete this file and deploy again, or choose another folder by --folder."
     return read_file(path, Stored, fix) or Stored(VERSION, {}, {}, {})
 
@@ -242,11 +243,20 @@ class State:
         return 200 if known else 201, answer, self.later(key, work, operation)
 
     def patch(self, path: str, key: str, body: Json, put: Callable[..., Answer]) -> Answer:
-        """Change parts of a resource: as `put` of what it becomes."""
+        """Change a resource's tags, identity or size: as `put` of what it becomes.
+
+        Of the properties Azure changes a batch deployment's description alone: the SDK's models
+        named Partial.
+        """
         _, merged, _ = self.get(path, key, {})
         assert merged
-        properties = merged["properties"] | body.pop("properties", {})
-        return put(self, path, key, merged | body | {"properties": properties})
+        properties = body.pop("properties", {})
+        may = {"description"} if "/batchendpoints/" in key and "/deployments/" in key else set()
+        if fixed := sorted(properties.keys() - may):
+            message = f"PATCH does not change properties.{fixed[0]}. Send the resource by PUT."
+            raise RefusedError(400, "BadArgument", message)
+        merged |= body | {"properties": merged["properties"] | properties}
+        return put(self, path, key, merged)
 
     def delete(self, path: str, key: str, body: Json) -> Answer:
         """Forget a resource that has nothing running."""

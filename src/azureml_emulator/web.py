@@ -29,8 +29,9 @@ IDLE_SECONDS = 75.0  # nginx's default
 READ_SECONDS = 60.0
 STOP_SECONDS = 5.0  # that requests under way may take when a server stops
 THREADS = 16  # for blocking work of all servers
-NOT_SENT = {"host", "authorization", "connection", "content-length", "expect", "keep-alive"}
-NOT_RETURNED = {"connection", "content-length", "transfer-encoding", "date", "server"}
+NOT_SENT = {"host", "authorization", "expect", "keep-alive"}
+NOT_RETURNED = {"date", "server"}
+FRAMING = {"connection", "content-length", "transfer-encoding"}  # of one connection
 LOG = logging.getLogger("azureml_emulator")  # silent unless the program configures it
 LOG.addHandler(logging.NullHandler())
 T = TypeVar("T")
@@ -192,11 +193,13 @@ async def send_on(
         request.method,
         type(request.url)(f"http://{host}{path}", encoded=True),
         data=io.BytesIO(body) if request.body_exists else None,
-        headers=kept(headers, NOT_SENT),
+        headers=kept(headers, NOT_SENT | FRAMING),
         allow_redirects=False,
     )
+    # The length in the answer to HEAD is that of a body which does not come.
+    framing = FRAMING - {"content-length"} if request.method == "HEAD" else FRAMING
     async with client, sending as answer:
-        return answer.status, kept(answer.headers, NOT_RETURNED), await answer.read()
+        return answer.status, kept(answer.headers, NOT_RETURNED | framing), await answer.read()
 
 
 def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]:

@@ -187,7 +187,7 @@ def test_uniform_and_loguniform_sweeps_end(client: Client, tmp_path: Path) -> No
     space = {"a": ["uniform", [1, 2]], "b": ["loguniform", [0, 1]], "c": ["quniform", [0, 9, 3]]}
     marks = [f"${{{{search_space.{name}}}}}" for name in space]
     code = client.code("sweep", {"a.py": ""}, tmp_path)
-    given = {
+    given: dict[str, Any] = {
         "jobType": "Sweep",
         "trial": {"command": f"echo {' '.join(marks)}", "codeId": code, "environmentId": "e"},
         "searchSpace": space,
@@ -202,6 +202,10 @@ def test_uniform_and_loguniform_sweeps_end(client: Client, tmp_path: Path) -> No
         assert 1 <= b <= 2.72
         assert c in (0, 3, 6, 9)
     assert logs[0] != logs[1]
+    slow = given | {"trial": given["trial"] | {"command": "sleep 600"}}
+    for limit, status in (("timeout", "Canceled"), ("trialTimeout", "Failed")):
+        limits = given["limits"] | {limit: "PT1S"}
+        assert client.job(f"late-{limit}", **slow | {"limits": limits}) == status
     grid = given | {"samplingAlgorithm": {"samplingAlgorithmType": "Grid"}}
     assert client.call("PUT", "/jobs/grid", {"properties": grid})[0] == 400
 

@@ -103,7 +103,7 @@ class Controls:
         try:
             response = await handler(request)
         except RefusedError as error:
-            response = urls.refusal(error)
+            response = urls.answer(error.status, error.body)
         assert isinstance(response, web.Response)
         content = json.loads(response.text) if response.text else None
         record |= {"status": response.status, "response": content}

@@ -19,6 +19,7 @@ from azureml_emulator.web import EmulatorError, read_file, warn, write_atomic
 
 LOG_BYTES = 10_000_000
 LAUNCHED = "launch.json"
+PROBE: Json = {"initialDelay": "PT10S", "period": "PT10S", "failureThreshold": 30}  # Azure's own
 CRASHED = "User container has crashed or terminated"
 MLFLOW_SCORE = Path(__file__).with_name("mlflow_score.py")
 
@@ -106,8 +107,7 @@ def prepare(
     collections = (properties.get("dataCollector") or {}).get("collections", {}).values()
     if any(str(one.get("dataCollectionMode")).lower() == "enabled" for one in collections):
         env |= {"AZUREML_MDC_ENABLED": "true"}
-    probe: Json = {"initialDelay": "PT10S", "period": "PT10S", "failureThreshold": 30}  # Azure's
-    probe |= properties.get("livenessProbe") or {}
+    probe = PROBE | (properties.get("livenessProbe") or {})
     seconds = duration(probe["initialDelay"])
     seconds += duration(probe["period"]) * probe["failureThreshold"]
     asked = properties.get("requestSettings") or {}
@@ -138,7 +138,7 @@ def delete(state: State, path: str, key: str, body: Json) -> Answer:
         state.refuse_busy(endpoint)
         traffic = settings.get("traffic", {})
         live = {one.lower() for one, weight in traffic.items() if weight}
-        live.add(str(settings.get("defaults", {}).get("deploymentName")).lower())
+        live.add((settings.get("defaults", {}).get("deploymentName") or "").lower())
         if name in live:
             message = f"The deployment {name} has traffic, or is the endpoint's default."
             raise RefusedError(400, "BadRequest", f"{message} Change that before deleting it.")
