@@ -94,8 +94,8 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
         assert str(tmp_path / name) in str(caught.value)
         assert not (out / name).exists()
     for kind, images, reason in (
-        (pa.binary(), IMAGES[:2, :5], "row 0: is no picture of a digit"),
-        (pa.binary(), np.array([[[1.5]]]), "row 0: is no picture of a digit"),
+        (pa.binary(), IMAGES[:2, :5], "row 0: is not a picture of a digit"),
+        (pa.binary(), np.array([[[1.5]]]), "row 0: is not a picture of a digit"),
     ):
         with pytest.raises(DigitsError, match=reason):
             scored([write(tmp_path / "other.parquet", images, kind=kind)], out, model)
