@@ -14,15 +14,18 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
 
 from azureml_emulator.router import Router
 from azureml_emulator.settings import Settings, read_settings
 from azureml_emulator.storage import BlobStore
-from azureml_emulator.web import EmulatorError, warn, write_atomic
+from azureml_emulator.web import read_file, warn, write_atomic
 
-VERSION = 1  # version of the file's format
+VERSION: Literal[1] = 1  # version of the file's format
 PROVIDER = "Microsoft.MachineLearningServices"
 LOCATION = "local"
 PLACE = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus"
@@ -68,27 +71,22 @@ def sound(key: str, body: Any, resources: Json) -> bool:
     return complete and body["id"].lower() == key and (not deployment or parent in resources)
 
 
-def read_state(path: Path) -> Json:
-    """Return the content of a state file, empty if there is none.
+@dataclass
+class Stored:
+    """The content of the state file."""
 
-    Raises EmulatorError if it is damaged or of another version.
-    """
-    if not path.exists():
-        return {}
-    try:
-        state = json.loads(path.read_text("utf-8"))
-        version = state.get("version", "none")
-        parts = [state.get(name) for name in ("resources", "operations", "keys")]
-    except (ValueError, AttributeError):
-        version, parts = VERSION, []
-    complete = bool(parts) and all(isinstance(part, dict) for part in parts)
-    if version != VERSION or not complete:
-        found = f"version {version}" if version != VERSION else "damaged content"
-        raise EmulatorError(
-            f"{path}: expected version {VERSION} of the emulator's state, found {found}. "
-            f"Delete the folder {path.parent} and deploy again, or choose another by --folder."
-        )
-    return state
+    version: Literal[1]
+    resources: Json
+    operations: Json
+    keys: dict[str, list[str]]
+    contents: dict[str, dict[str, int] | None] = field(default_factory=dict)
+    images: dict[str, float] = field(default_factory=dict)
+
+
+def read_state(path: Path) -> Stored:
+    """Return the content of a state file, empty without one. Raises EmulatorError as `read_file`."""
+    fix = "Delete this file and deploy again, or choose another folder by --folder."
+    return read_file(path, Stored, fix) or Stored(VERSION, {}, {}, {})
 
 
 class State:
@@ -108,18 +106,18 @@ class State:
         self.settings: Settings = read_settings(folder)
         self.path = folder / "state.json"
         state = read_state(self.path)
-        found = state.get("resources", {})
+        found = state.resources
         self.resources: dict[str, Json] = {
             key: body for key, body in found.items() if sound(key, body, found)
         }
         self.operations: dict[str, Json] = {
             name: one
-            for name, one in state.get("operations", {}).items()
+            for name, one in state.operations.items()
             if isinstance(one, dict) and {"resource", "status"} <= one.keys()
         }
-        self.keys: dict[str, list[str]] = state.get("keys", {})
-        self.contents: Json = state.get("contents", {})  # of assets: their blobs' names and sizes
-        self.images: dict[str, float] = state.get("images", {})  # built at this time.time()
+        self.keys = state.keys
+        self.contents = state.contents  # of assets: their blobs' names and sizes
+        self.images = state.images  # built at this time.time()
         for key in found.keys() - self.resources.keys():
             self.leave_out(key, "its record in state.json is damaged")
         self.perform: Callable[[str, Work], None] = lambda path, work: work(path)
@@ -257,9 +255,8 @@ class State:
         if fixed := sorted(properties.keys() - may):
             message = f"PATCH does not change properties.{fixed[0]}. Send the resource by PUT."
             raise RefusedError(400, "BadArgument", message)
-        return put(
-            self, path, key, merged | body | {"properties": merged["properties"] | properties}
-        )
+        merged |= body | {"properties": merged["properties"] | properties}
+        return put(self, path, key, merged)
 
     def delete(self, path: str, key: str, body: Json) -> Answer:
         """Delete a resource without a process."""

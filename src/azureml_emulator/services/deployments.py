@@ -1,5 +1,6 @@
 """Endpoints and what runs for them: deployments' servers, started, watched and restored."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from azureml_emulator.router import Endpoint, Launch, Running
 from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State
-from azureml_emulator.web import EmulatorError, warn, write_atomic
+from azureml_emulator.web import EmulatorError, read_file, warn, write_atomic
 
 LOG_BYTES = 10_000_000
 LAUNCHED = "launch.json"
@@ -219,7 +220,9 @@ def restore_one(state: State, key: str) -> None:
         state.later(key, partial(remove, state))
     elif online and deployment:
         launched = sorted(folder_of(state, key).glob(f"*/{LAUNCHED}"), key=os.path.getmtime)
-        launch = Launch(**json.loads(launched[-1].read_text("utf-8"))) if launched else None
+        launch: Launch | None = None  # where it is not known, it is deployed again
+        with contextlib.suppress(EmulatorError, OSError):
+            launch = read_file(launched[-1], Launch, "") if launched else None
         if status != "Failed":
             again = status in BUSY or not launch
             state.later(key, lambda key: resume(state, key, launch, again), state.pending(key))
