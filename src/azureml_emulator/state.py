@@ -84,7 +84,7 @@ class Stored:
 
 
 def read_state(path: Path) -> Stored:
-    """Return the content of a state file, empty without one. Raises EmulatorError as `read_file`."""
+    """Return a state file's content, empty without one. Raises EmulatorError as `read_file`."""
     fix = "Delete this file and deploy again, or choose another folder by --folder."
     return read_file(path, Stored, fix) or Stored(VERSION, {}, {}, {})
 
