@@ -1,4 +1,4 @@
-"""What the emulator knows: resources by path, operations under way, keys; kept in one file.
+"""The emulator's state: resources by path, operations in progress, keys; stored in one file.
 
 The functions of `services` are given the state, the path of a call, its key (the path in lower
 case: Azure ignores the case) and its body, of a GET its query; they return an `Answer`. The caller
@@ -14,15 +14,18 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
 
 from azureml_emulator.router import Router
 from azureml_emulator.settings import Settings, read_settings
 from azureml_emulator.storage import BlobStore
-from azureml_emulator.web import EmulatorError, warn, write_atomic
+from azureml_emulator.web import read_file, warn, write_atomic
 
-VERSION = 1  # of the file's format
+VERSION: Literal[1] = 1  # version of the file's format
 PROVIDER = "Microsoft.MachineLearningServices"
 LOCATION = "local"
 PLACE = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus"
@@ -31,7 +34,7 @@ BUSY = {"Creating", "Updating", "Deleting"}
 OPERATIONS = 1_000  # that are remembered
 Json = dict[str, Any]
 Answer = tuple[int, Json | None, str]  # status, body, id of the operation that began
-Work = Callable[[str], None]  # what an operation does to the resource of a path
+Work = Callable[[str], None]  # the work of an operation, given the path of its resource
 
 
 class RefusedError(Exception):
@@ -44,7 +47,7 @@ class RefusedError(Exception):
 
 
 def part_of(body: Any, place: str) -> Any:
-    """Return what a body has at a place, as in `sku.capacity`; None if there is nothing."""
+    """Return the value of a body at a place such as `sku.capacity`; None if missing."""
     for name in place.split("."):
         body = body.get(name) if isinstance(body, dict) else None
     return body
@@ -59,7 +62,7 @@ def need(body: Json, *places: str) -> None:
 
 
 def sound(key: str, body: Any, resources: Json) -> bool:
-    """Return whether a resource of a state file has what every resource has."""
+    """Return whether a resource of a state file has the required keys."""
     if not isinstance(body, dict):
         return False
     kinds = {"id": str, "name": str, "properties": dict, "systemData": dict}
@@ -68,27 +71,22 @@ def sound(key: str, body: Any, resources: Json) -> bool:
     return complete and body["id"].lower() == key and (not deployment or parent in resources)
 
 
-def read_state(path: Path) -> Json:
-    """Return what a state file holds, nothing if there is none.
+@dataclass
+class Stored:
+    """The content of the state file."""
 
-    Raises EmulatorError if it is damaged or of another version.
-    """
-    if not path.exists():
-        return {}
-    try:
-        state = json.loads(path.read_text("utf-8"))
-        version = state.get("version", "none")
-        parts = [state.get(name) for name in ("resources", "operations", "keys")]
-    except (ValueError, AttributeError):
-        version, parts = VERSION, []
-    complete = bool(parts) and all(isinstance(part, dict) for part in parts)
-    if version != VERSION or not complete:
-        found = f"version {version}" if version != VERSION else "damaged content"
-        raise EmulatorError(
-            f"{path}: expected version {VERSION} of the emulator's state, found {found}. "
-            f"Delete the folder {path.parent} and deploy again, or choose another by --folder."
-        )
-    return state
+    version: Literal[1]
+    resources: Json
+    operations: Json
+    keys: dict[str, list[str]]
+    contents: dict[str, dict[str, int] | None] = field(default_factory=dict)
+    images: dict[str, float] = field(default_factory=dict)
+
+
+def read_state(path: Path) -> Stored:
+    """Return a state file's content, empty without one. Raises EmulatorError as `read_file`."""
+    fix = "Delete this file and deploy again, or choose another folder by --folder."
+    return read_file(path, Stored, fix) or Stored(VERSION, {}, {}, {})
 
 
 class State:
@@ -108,18 +106,18 @@ class State:
         self.settings: Settings = read_settings(folder)
         self.path = folder / "state.json"
         state = read_state(self.path)
-        found = state.get("resources", {})
+        found = state.resources
         self.resources: dict[str, Json] = {
             key: body for key, body in found.items() if sound(key, body, found)
         }
         self.operations: dict[str, Json] = {
             name: one
-            for name, one in state.get("operations", {}).items()
+            for name, one in state.operations.items()
             if isinstance(one, dict) and {"resource", "status"} <= one.keys()
         }
-        self.keys: dict[str, list[str]] = state.get("keys", {})
-        self.contents: Json = state.get("contents", {})  # of assets: their blobs' names and sizes
-        self.images: dict[str, float] = state.get("images", {})  # built at this time.time()
+        self.keys = state.keys
+        self.contents = state.contents  # of assets: their blobs' names and sizes
+        self.images = state.images  # built at this time.time()
         for key in found.keys() - self.resources.keys():
             self.leave_out(key, "its record in state.json is damaged")
         self.perform: Callable[[str, Work], None] = lambda path, work: work(path)
@@ -136,7 +134,7 @@ class State:
         write_atomic(self.path, json.dumps(state, indent=1))
 
     def try_to_save(self) -> None:
-        """Write the state, or say why it cannot be: what is under way goes on without."""
+        """Write the state, or print why that failed; operations continue regardless."""
         try:
             self.save()
         except OSError as error:
@@ -162,7 +160,7 @@ class State:
                 outcome = {"status": "Failed"} | body
             with self.lock:
                 if self.closed and outcome["status"] == "Failed":
-                    return  # it begins anew with the next start
+                    return  # it restarts with the next start
                 self.operations[name] |= outcome
                 if path in self.resources:
                     self.resources[path]["properties"]["provisioningState"] = outcome["status"]
@@ -190,10 +188,10 @@ class State:
         return self.resources[path]
 
     def refuse_busy(self, key: str) -> None:
-        """Refuse to change what is being changed."""
+        """Refuse to change a resource whose last change is in progress."""
         state = self.resources.get(key, {"properties": {}})["properties"].get("provisioningState")
         if state in BUSY:
-            raise RefusedError(409, "Conflict", f"{key} is {state}: try again when that is done.")
+            raise RefusedError(409, "Conflict", f"{key} is {state}: try again later.")
 
     def stored(self, path: str, body: Json, known: Json | None) -> Json:
         """Return a resource as Azure gives it back; `known` is what it was before."""
@@ -217,16 +215,16 @@ class State:
         return 200, copy.deepcopy(self.resources[key]), ""
 
     def listing(self, path: str, key: str, body: Json) -> Answer:
-        """Return the resources of one kind, newest first, those that are archived if asked for."""
+        """Return the resources of one kind, newest first; archived ones only on request."""
         inside, view = re.compile(re.escape(key) + "/[^/]+"), body.get("listViewType")
         found = [value for name, value in self.resources.items() if inside.fullmatch(name)]
-        if view != "All":  # what is archived is listed alone, or not at all
+        if view != "All":  # archived resources are listed separately or not at all
             archived = view == "ArchivedOnly"
             found = [one for one in found if one["properties"].get("isArchived", False) == archived]
         return 200, {"value": copy.deepcopy(found[::-1])}, ""
 
     def put(self, path: str, key: str, body: Json) -> Answer:
-        """Keep a resource that has nothing running."""
+        """Store a resource without a process."""
         known = self.resources.get(key)
         self.resources[key] = self.stored(path, body, known)
         self.save()
@@ -257,12 +255,11 @@ class State:
         if fixed := sorted(properties.keys() - may):
             message = f"PATCH does not change properties.{fixed[0]}. Send the resource by PUT."
             raise RefusedError(400, "BadArgument", message)
-        return put(
-            self, path, key, merged | body | {"properties": merged["properties"] | properties}
-        )
+        merged |= body | {"properties": merged["properties"] | properties}
+        return put(self, path, key, merged)
 
     def delete(self, path: str, key: str, body: Json) -> Answer:
-        """Forget a resource that has nothing running."""
+        """Delete a resource without a process."""
         found = self.resources.pop(key, None)
         self.save()
         return 200 if found else 204, None, ""

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import aiohttp
 import trustme
 from aiohttp import web
+from pydantic import TypeAdapter, ValidationError
 
 LOOPBACK = "127.0.0.1"
 HOSTS = {LOOPBACK, "localhost"}
@@ -60,7 +61,7 @@ class Server:
             assert self.runner.server
             open_ = [one.transport for one in self.runner.server.connections if one.transport]
             await self.runner.cleanup()
-            for transport in open_:  # TLS would wait for its peer's farewell
+            for transport in open_:  # TLS would wait for its peer to close
                 transport.abort()
 
         self.servers.run(end())
@@ -85,7 +86,7 @@ class Servers:
     ) -> Server:
         """Serve an application on a port of loopback (0: a free one), with TLS if given a context.
 
-        Raises OSError if the port is taken.
+        Raises EmulatorError if the port is taken.
         """
         application.middlewares.insert(0, check_host)
 
@@ -100,9 +101,10 @@ class Servers:
             await runner.setup()
             try:
                 await web.TCPSite(runner, LOOPBACK, port, ssl_context=context).start()
-            except OSError:
+            except OSError as error:
                 await runner.cleanup()
-                raise
+                fix = "End the program that has this port, or delete the emulator's address.json."
+                raise EmulatorError(f"{LOOPBACK}:{port}: {error.strerror}. {fix}") from None
             return Server(self, runner, runner.addresses[0][1])
 
         return self.run(listen())
@@ -203,6 +205,21 @@ async def send_on(
 def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]:
     """Return headers, as often as they come, without those of one connection."""
     return [(name, value) for name, value in headers.items() if name.lower() not in dropped]
+
+
+def read_file(path: Path, kind: Any, fix: str) -> Any:
+    """Return the content of a JSON file as a type that pydantic knows, None if there is no file.
+
+    Raises EmulatorError, with the place in the file and `fix`, if its content is another, OSError.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise EmulatorError(f"{path}: {place}: {first['msg']}. {fix}") from None
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -89,5 +89,7 @@ def comparable(key: str, value: Any) -> bool:
 def test_without_an_emulator_it_says_how_to_start_one(tmp_path: Path) -> None:
     from azureml_emulator.client import connect
 
-    with pytest.raises(EmulatorError, match=r"address.json: not found. Start the emulator"):
+    with pytest.raises(
+        EmulatorError, match=r"address.json: not found, or incomplete. Start the emulator"
+    ):
         connect(tmp_path)

@@ -145,7 +145,9 @@ class ControlledEmulator(Emulator):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         super().start(stack)
-        server = self.servers.serve(self.controls.application(), self.port("controls"))
+        server = self.servers.serve(
+            self.controls.application(), self.address.get("controls_port", 0)
+        )
         stack.callback(server.stop)
         self.publish(controls_port=server.port)
 

@@ -1,5 +1,6 @@
 """Endpoints and what runs for them: deployments' servers, started, watched and restored."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from azureml_emulator.router import Endpoint, Launch, Running
 from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State
-from azureml_emulator.web import EmulatorError, warn, write_atomic
+from azureml_emulator.web import EmulatorError, read_file, warn, write_atomic
 
 LOG_BYTES = 10_000_000
 LAUNCHED = "launch.json"
@@ -75,7 +76,7 @@ def deploy(state: State, path: str) -> None:
 
 
 def build_image(state: State, environment: str) -> None:
-    """Wait as long as it takes to build an environment's image, when it is first deployed."""
+    """Wait for the build time of an environment's image at its first deployment."""
     with state.lock:
         due = time.time() + state.settings.image_build_seconds
         left = state.images.setdefault(environment, due) - time.time()
@@ -85,7 +86,7 @@ def build_image(state: State, environment: str) -> None:
 def prepare(
     state: State, properties: Json, instances: int, code: Path, model: Path, log: Path
 ) -> Launch:
-    """Fetch what a deployment names; return what its server is started with."""
+    """Fetch the assets of a deployment; return how to start its server."""
     env = dict(properties.get("environmentVariables") or {})
     if identity := properties.get("model"):
         asset = state.asset(identity)
@@ -129,7 +130,7 @@ def delete(state: State, path: str, key: str, body: Json) -> Answer:
     if key not in state.resources:
         return 204, None, ""
     for one in state.resources:
-        if (one + "/").startswith(key + "/"):  # a deployment that starts would be left without it
+        if (one + "/").startswith(key + "/"):  # a starting deployment would lose its endpoint
             state.refuse_busy(one)
     endpoint, _, name = key.partition("/deployments/")
     settings = state.resources[endpoint]["properties"]
@@ -162,9 +163,9 @@ def remove(state: State, path: str) -> None:
 
 
 def supervise(state: State) -> None:
-    """Start servers that ended again, as Kubernetes does, and keep their logs short.
+    """Restart servers that have ended, as Kubernetes does, and keep their logs short.
 
-    A deployment whose server does not come up again is Failed until it does.
+    A deployment whose server does not restart is Failed until it does.
     """
     for (endpoint, deployment), running in list(state.router.running.items()):
         log = Path(running.launch.log)
@@ -208,7 +209,7 @@ def restore(state: State) -> None:
 
 
 def restore_one(state: State, key: str) -> None:
-    """Go on with an endpoint or a deployment as it was."""
+    """Restore the former state of an endpoint or a deployment."""
     endpoint, _, deployment = key.partition("/deployments/")
     online, status = "/onlineendpoints/" in key, state_of(state, key)
     if deployment and state_of(state, endpoint) == "Deleting":
@@ -219,7 +220,9 @@ def restore_one(state: State, key: str) -> None:
         state.later(key, partial(remove, state))
     elif online and deployment:
         launched = sorted(folder_of(state, key).glob(f"*/{LAUNCHED}"), key=os.path.getmtime)
-        launch = Launch(**json.loads(launched[-1].read_text("utf-8"))) if launched else None
+        launch: Launch | None = None  # where it is not known, it is deployed again
+        with contextlib.suppress(EmulatorError, OSError):
+            launch = read_file(launched[-1], Launch, "") if launched else None
         if status != "Failed":
             again = status in BUSY or not launch
             state.later(key, lambda key: resume(state, key, launch, again), state.pending(key))

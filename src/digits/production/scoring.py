@@ -50,9 +50,9 @@ def manifest(package: Path, script: str | None) -> tuple[str, int]:
     try:
         content = json.loads(path.read_text("utf-8"))
         model, size, scripts = (
-            content["model_sha256"],
-            content["params"]["image_size"],
-            content["scripts"],
+            str(content["model_sha256"]),
+            int(content["params"]["image_size"]),
+            list(content["scripts"]),
         )
     except FileNotFoundError:
         raise DigitsError(f"{path}: not found. Run `dvc repro` or `dvc pull`.") from None
@@ -64,7 +64,7 @@ def manifest(package: Path, script: str | None) -> tuple[str, int]:
         raise DigitsError(
             f"--script {script}: expected a script of the model: {', '.join(scripts)}"
         )
-    return str(model), int(size)
+    return model, size
 
 
 def check(files: list[Path], size: int, upload: bool = False) -> int | None:

@@ -1,4 +1,4 @@
-"""What the repository keeps of Azure: the storage account and the workspace."""
+"""The repository's connection to Azure: the storage account and the workspace."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def workspace_id(values: dict[str, str]) -> str:
 def load_connection() -> dict[str, str]:
     """Return the variables in SETTINGS as the repository keeps them, none when not connected.
 
-    Raises DigitsError when the file is damaged.
+    Raises DigitsError when the file is invalid.
     """
     if not WORKSPACE.exists():
         return {}
@@ -79,7 +79,7 @@ def _config() -> configobj.ConfigObj:
     try:
         config = configobj.ConfigObj(DVC.read_text("utf-8").splitlines())
         _remotes(config)
-    except (OSError, KeyError, configobj.ConfigObjError) as error:
+    except (OSError, ValueError, KeyError, configobj.ConfigObjError) as error:
         raise DigitsError(
             f"{DVC}: expected the remotes {' and '.join(REMOTES)}, found {error!r}. In the "
             f"project's root: git checkout {DVC}"

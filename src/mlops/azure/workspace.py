@@ -1,4 +1,4 @@
-"""The workspace that is deployed to: a real one, or the emulator's. One code path for both."""
+"""The workspace for deployments: a real one or the emulator's, with the same code."""
 
 import contextlib
 import io
@@ -24,8 +24,9 @@ from core.errors import DigitsError
 from mlops.azure import connection
 
 SETTINGS = tuple(connection.SETTINGS)
+ADDRESS = "token", "blobs", "url", "certificate", "port"  # what address.json has of each
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
-POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two questions after an operation
+POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two polls of an operation
 MANAGER = "https://management.azure.com"
 CHECK = BlobStorageClient.check_blob_exists
 
@@ -49,7 +50,7 @@ def quiet() -> Iterator[None]:
 
 
 def unconfirmed(client: BlobStorageClient) -> None:
-    """Let the SDK go on with an upload that was cut short.
+    """Let the SDK repeat an interrupted upload.
 
     It replaces a folder's files when the first of them is there without the mark of a whole
     upload; when just the first is missing, it fails at the others, and so for ever.
@@ -60,7 +61,7 @@ def unconfirmed(client: BlobStorageClient) -> None:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A client, and what the SDK does not tell of where it leads."""
+    """A client, and the properties of its workspace that the SDK does not expose."""
 
     client: MLClient
     credential: Any
@@ -93,10 +94,13 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
     else:
         path = folder / "address.json"
         try:
-            address = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
+            found = json.loads(path.read_text("utf-8"))
+            address = {name: str(found[name]) for name in ADDRESS}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            absent = isinstance(error, FileNotFoundError)
+            what = "not found" if absent else f"is damaged ({error!r})"
             fix = "start `digits local`, or set DIGITS_LOCAL_FOLDER to its --folder"
-            raise DigitsError(f"{path}: not found; {fix}") from None
+            raise DigitsError(f"{path}: {what}; {fix}") from None
         names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))
         credential = LocalCredential(address["token"])
         blobs = address["blobs"] + "/{}"
@@ -134,7 +138,7 @@ def empty(container: ContainerClient, folder: str) -> None:
 
 
 def cores(client: MLClient, size_name: str) -> tuple[int, str, int | None]:
-    """Return a size's cores, the family that has its quota, and what of that is free.
+    """Return a size's cores, its quota family, and the free cores of that family.
 
     Raises DigitsError when the workspace's region has no such size.
     """

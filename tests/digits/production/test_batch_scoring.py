@@ -180,6 +180,19 @@ def test_a_part_that_is_damaged_or_gone_is_done_again(tmp_path: Path, left: byte
     assert (folder / batch.SUCCESS).exists()
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xff", b"2"])
+def test_a_damaged_mark_takes_nothing_of_what_is_done(tmp_path: Path, mark: bytes) -> None:
+    path, folder = write(tmp_path / "some.parquet", IMAGES[:10]), tmp_path / "out"
+    folder.mkdir()
+    wanted = batch.origin(path, "5ee", None)
+    answers = pa.table({"row": range(10)}).replace_schema_metadata(wanted)
+    parquet.write_table(answers, batch.place(folder, 0))
+    (folder / batch.SUCCESS).write_bytes(mark)
+    with ThreadPoolExecutor(1) as pool:
+        assert list(scoring._score(pool, path, folder, wanted, 28)) == [(10, False)]
+    assert (folder / batch.SUCCESS).read_bytes() == b"1"
+
+
 def test_a_disk_that_fails_takes_nothing_of_what_is_done(tmp_path: Path) -> None:
     path, folder = write(tmp_path / "some.parquet", IMAGES[:10]), tmp_path / "out"
     folder.mkdir()

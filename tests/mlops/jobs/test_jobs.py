@@ -31,7 +31,7 @@ from packaging.requirements import Requirement
 from azureml_emulator.services import jobs
 from core import params
 from core.errors import DigitsError
-from mlops import git
+from mlops import dvc, git
 from mlops.azure.settings import Params
 from mlops.jobs import job, results, sweep, train
 from mlops.review import gate
@@ -260,7 +260,7 @@ def test_tables_are_the_outs_that_dvc_does_not_cache() -> None:
     lock = Path("dvc.lock").read_text("utf-8")
     found = results.tables(Path("dvc.yaml").read_text("utf-8"), lock)
     kept = git.run("ls-files", "data").split()
-    outs = [out for stage in results.stages(lock).values() for out in stage["outs"]]
+    outs = [out for stage in dvc.stages(lock).values() for out in stage["outs"]]
     assert found == [out["path"] for out in outs if out["path"] in kept]
     assert "data/evaluation/metrics.json" in found
 
