@@ -37,7 +37,9 @@ def router() -> Iterator[Router]:
     behind = servers.serve(application)
     made = Router(servers, 0, MagicMock())
     made.endpoints["digits"] = Endpoint(["secret"], {"blue": 100})
-    made.running["digits", "blue"] = Running(MagicMock(), behind.port, LAUNCH, "blue")
+    made.running["digits", "blue"] = Running(
+        MagicMock(**{"poll.return_value": None}), behind.port, LAUNCH, "blue"
+    )
     yield made
     made.server.stop()
     made.sink.stop()
