@@ -450,6 +450,12 @@ def demo() -> None:
     run(PYTHON, Path("tests", "workflows", "demo.py"), *sys.argv[2:])
 
 
+def screenshots() -> None:
+    """Make the pictures of the documentation in .github/images: a quarter of an hour."""
+    repro()
+    run(PYTHON, Path("tests", "support", "screenshots.py"))
+
+
 def storage() -> None:
     """Start the blob emulator as DVC's remotes, until Ctrl-C."""
     env()
@@ -593,6 +599,7 @@ TARGETS = {
     "noise": noise,
     "mlflow": mlflow,
     "notebooks": notebooks,
+    "screenshots": screenshots,
     "storage": storage,
     "env": env,
     "lock": lock,

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from azure.storage.blob import BlobServiceClient
 from blobs import Blobs
-from conftest import ROOT, Project, mnist_part
+from browser import a_browser, faults  # noqa: F401
+from conftest import Project, mnist_part
 from light import Deployable, Emulator
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 from serving import serving_code
-from watched import a_browser, a_home, a_live_project, an_opener, known_images, send, stroke  # noqa: F401
+from watched import a_home, a_live_project, an_opener, known_images, send, stroke  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -37,15 +38,7 @@ from mlops.dashboard.watch import LiveState
 pytestmark = pytest.mark.slow
 
 SECRET = "s" * 43
-AXE = (ROOT / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
 ROUND = [(140, 60), (200, 100), (200, 180), (140, 220), (80, 180), (80, 100), (140, 60)]
-
-
-def faults(page: Page) -> list[str]:
-    """Return what axe-core finds against the WCAG's rules and its own best practices."""
-    page.evaluate(AXE)
-    found = page.evaluate("axe.run()")["violations"]
-    return [f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:120]}" for one in found]
 
 
 def test_without_a_deployment_it_says_what_to_run(open_page: Callable[..., Page]) -> None:
