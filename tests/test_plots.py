@@ -55,6 +55,10 @@ def test_every_plot_is_drawn_without_a_network(written: Path) -> None:
         page.wait_for_function(f"{drawn} + failures.length >= {count}")
         assert page.evaluate("failures") == []
         assert page.evaluate(drawn) == count
+        assert page.locator(".vega-bind").count() == 0  # no slider that smooths
+        for picture in page.locator("img").all():  # the revisions stand side by side
+            box = picture.bounding_box()
+            assert box and box["x"] + box["width"] <= page.evaluate("innerWidth")
 
 
 def test_every_plot_has_a_title_and_names_its_axes(written: Path) -> None:

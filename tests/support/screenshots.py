@@ -45,11 +45,11 @@ STYLE = """<meta charset="utf-8"><meta name="viewport" content="width=device-wid
   :root { color-scheme: light dark; --ink: #1f2328; --line: #d1d9e0; --row: #f6f8fa; --page: #fff }
   @media (prefers-color-scheme: dark) {
     :root { --ink: #f0f6fc; --line: #3d444d; --row: #151b23; --page: #0d1117 } }
-  body { font: 16px/1.5 sans-serif; max-width: 830px; margin: 20px auto; padding: 0 16px;
+  body { font: 16px/1.5 sans-serif; max-width: 860px; margin: 0 auto; padding: 4px 16px 16px;
     color: var(--ink); background: var(--page) }
   h2 { font-size: 24px; line-height: 1.25; border-bottom: 1px solid var(--line);
     padding-bottom: 8px }
-  table { display: block; overflow: auto; border-collapse: collapse }
+  table { font-size: 15px; display: block; overflow: auto; border-collapse: collapse }
   th, td { border: 1px solid var(--line); padding: 6px 13px; text-align: left }
   tbody tr:nth-child(2n) { background: var(--row) }
   .good { color: #1a9c48 } .bad { color: #e5484d } .warn { color: #bf8700 }
@@ -162,7 +162,7 @@ def make(project: Project, out: Path) -> None:
             for look in LOOKS:
                 with opened(browser, look) as page:
                     show(page, file)
-                    save(page, out / f"{name}-{look.name}.png")
+                    save(page, out / f"{name}-{look.name}.png", "body")
         with opened(browser, LOOKS[0]) as page:
             show(page, work / "plots" / "index.html")
             page.locator(".vega-embed canvas").last.wait_for()
