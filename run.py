@@ -2,9 +2,9 @@
 
 Input: the lock files. Output: the environment, and what a target prints. Python packages are
 installed from requirements-dev.txt, with hashes, into .venv; npm packages from package-lock.json
-into node_modules. They are installed again only if their lock has changed, .venv also if the
-folder was moved. If only pyproject.toml has changed, only this project is installed again. Standard
-library only, because it creates the environment of everything else.
+into node_modules. They are reinstalled only if their lock has changed, .venv also if the folder was
+moved. If only pyproject.toml has changed, only this project is reinstalled. Standard library only,
+because it creates the environment of everything else.
 """
 
 from __future__ import annotations  # so that an older Python can parse this file and print an error
@@ -45,7 +45,7 @@ NO_GIT = (
 )
 
 MLFLOW_PORT = 5000  # its default
-# Where the project's name stands alone, {}; beside a command (`{} review`) it may be anywhere.
+# Where the project's name, {}, occurs alone; with a command (`{} review`) it may be anywhere.
 NAMED = {
     "pyproject.toml": (r'^name = "{}"', r'^{} = "mlops\.cli:main"'),
     "params.yaml": (r"^  endpoint: {}$", r"^  endpoint: {}(?= )"),
@@ -132,7 +132,7 @@ def environment() -> dict[str, str]:
     env["VIRTUAL_ENV"] = str(VENV)
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode TensorFlow loads in 12 s, with in 5
     env.pop("PYTHONPATH", None)
-    for name in ("NO_PROXY", "no_proxy"):  # the second comes first where it is set
+    for name in ("NO_PROXY", "no_proxy"):  # the lower-case one has priority
         env[name] = ",".join(filter(None, [env.get(name), "127.0.0.1"]))
     certificates = env.get("PIP_CERT") or env.get("REQUESTS_CA_BUNDLE")
     if certificates:
@@ -214,7 +214,7 @@ def install_python() -> None:
 
 def install_locked() -> None:
     """Create a new .venv with the locked packages."""
-    offline = "is there a network, and does it reach the package index?"
+    offline = "check that the network reaches the package index"
     shutil.rmtree(VENV, ignore_errors=True)
     # Not the Python of .venv, with which this may run if .venv is activated.
     base = getattr(sys, "_base_executable", sys.executable)
@@ -256,7 +256,7 @@ def install_npm() -> None:
     npm = shutil.which("npm") or "npm"
     # Without the packages' own scripts: no locked one needs any.
     ci = ("ci", "--ignore-scripts", "--silent")
-    run(npm, *ci, fix="is there a network, and does it reach npm's registry?")
+    run(npm, *ci, fix="check that the network reaches npm's registry")
     stamp.write_text(json.dumps(facts), "utf-8")
 
 
@@ -339,7 +339,7 @@ def bench_workers() -> None:
 
 
 def bench_photos() -> None:
-    """Read photographs that are painted by program: ten minutes."""
+    """Measure the accuracy on generated photographs: ten minutes."""
     repro()
     measure("photos")
 
@@ -470,7 +470,7 @@ def storage() -> None:
             signal.signal(number, signal.default_int_handler)
     local = ROOT / ".dvc" / "config.local"
     text = local.read_bytes().decode() if local.exists() else ""
-    # Without what a run that was killed has left there.
+    # Remove what a killed run has left there.
     before = re.sub(r".*AccountName=devstoreaccount1;.*\n", "", text)
     with subprocess.Popen(
         [PYTHON, "-c", STORAGE, ROOT / ".azurite", *REMOTES],
@@ -512,7 +512,7 @@ def storage() -> None:
 
 
 def rename() -> None:
-    """Give the project, its command and what it registers another name: NAME=letters."""
+    """Rename the project, its command and what it registers: NAME=letters."""
     old = re.search(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
     new = sys.argv[2] if len(sys.argv) > 2 else ""
     if not old or not re.fullmatch(r"[a-z][a-z0-9-]{2,11}", new):
@@ -572,7 +572,7 @@ def lock() -> None:
 
 
 def sbom() -> None:
-    """Write sbom.json, the bill of materials (CycloneDX) of what the endpoint is made of."""
+    """Write sbom.json, the bill of materials (CycloneDX) of the endpoint."""
     env()
     # Of the lock's packages, versions and hashes; the warning is that it shows no dependencies.
     python: list[str | Path] = [PYTHON, "-W", "ignore", "-m", "cyclonedx_py", "requirements"]

@@ -7,7 +7,6 @@ The package azure-ai-ml takes no other blob store and no shorter poll for all ca
 `connect` patches it for the whole process: for tests and laptops, never beside a real workspace.
 """
 
-import json
 import logging
 import os
 import time
@@ -19,7 +18,7 @@ from azure.ai.ml._artifacts._blob_storage_helper import BlobStorageClient
 from azure.ai.ml.constants import _common
 from azure.core.credentials import AccessToken
 
-from azureml_emulator.web import EmulatorError
+from azureml_emulator.web import EmulatorError, read_file
 
 SUBSCRIPTION, GROUP = "00000000-0000-0000-0000-000000000000", "local"
 POLL_SECONDS = 0.1  # between two questions after an operation
@@ -52,11 +51,11 @@ def connect(folder: Path | str, workspace: str = "local") -> MLClient:
     Raises EmulatorError if no emulator was started there.
     """
     path = Path(folder, "address.json")
-    try:
-        address = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        message = f"{path}: not found. Start the emulator: python -m azureml_emulator --folder"
-        raise EmulatorError(f"{message} {folder}") from None
+    fix = f"Start the emulator: python -m azureml_emulator --folder {folder}"
+    found = read_file(path, dict[str, int | str], fix) or {}
+    if not {"url", "token", "certificate", "blobs", "port"} <= found.keys():
+        raise EmulatorError(f"{path}: not found, or incomplete. {fix}")
+    address = {name: str(value) for name, value in found.items()}
     os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
     for name in ("NO_PROXY", "no_proxy"):  # the second comes first where it is set
         known = [one for one in os.environ.get(name, "").split(",") if one]

@@ -13,14 +13,16 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from aiohttp import web
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from azureml_emulator.collector import Collector, OnLost
 from azureml_emulator.router import OnRequest, Router
 from azureml_emulator.services import assets, deployments, jobs, urls
+from azureml_emulator.settings import read_settings
 from azureml_emulator.state import State, read_state
 from azureml_emulator.storage import ACCOUNT, run_azurite, take_tokens
 from azureml_emulator.web import (
@@ -28,11 +30,13 @@ from azureml_emulator.web import (
     EmulatorError,
     Servers,
     make_certificate,
+    read_file,
     warn,
     write_atomic,
 )
 
 SUPERVISE_SECONDS = 1.0  # between two looks at the deployments' servers
+Port = Annotated[int, Field(ge=0, le=65535)]  # 0: any
 
 
 class Emulator:
@@ -63,17 +67,24 @@ class Emulator:
         self.opened = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
         with contextlib.ExitStack() as stack:
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.folder.chmod(0o700)
                 stack.enter_context(FileLock(self.folder / "lock", timeout=0))
+                kept = read_file(self.address_file, dict[str, Port | str], "Delete this file.")
+                for name, value in (kept or {}).items():  # of the last time that it ran here
+                    if isinstance(value, str) != ("port" in name):
+                        self.address[name] = value
+                read_state(self.folder / "state.json")  # before anything is started
+                read_settings(self.folder)
+                self.start(stack)
             except Timeout:
                 message = "in use. Is the emulator of this folder running already?"
                 raise EmulatorError(f"{self.folder}: {message}") from None
-            self.address = self.read_address()
-            read_state(self.folder / "state.json")  # before anything is started
-            self.start(stack)
+            except OSError as error:  # of a folder in the place of a file, for instance
+                place, fix = error.filename or self.folder, "Correct this and start again."
+                raise EmulatorError(f"{place}: {error.strerror}. {fix}") from None
             self.opened = stack.pop_all()
         return self
 
@@ -83,7 +94,7 @@ class Emulator:
     def start(self, stack: contextlib.ExitStack) -> None:
         """Start everything; `stack` gets what ends it, in the reverse order."""
         azurite = run_azurite(
-            self.folder / "blobs", self.port("blob"), self.azurite, self.containers
+            self.folder / "blobs", self.address.get("blob_port", 0), self.azurite, self.containers
         )
         self.storage = stack.enter_context(azurite)
         self.servers = Servers()
@@ -92,28 +103,23 @@ class Emulator:
         stack.callback(self.collector.close)
         authority = self.folder / "authority.pem"
         context = make_certificate(authority)
-        try:
-            self.router = Router(
-                self.servers, self.port("router"), self.collector.take, self.on_request
-            )
-            stack.callback(self.router.close)
-            self.state = state = State(self.folder, self.router, self.storage)
-            stack.callback(state.workers.shutdown, wait=True, cancel_futures=True)
-            stack.callback(jobs.close, state)
-            state.token = self.address.get("token") or secrets.token_urlsafe()
-            server = self.servers.serve(self.application(), self.address.get("port", 0), context)
-            stack.callback(server.stop)
-            blobs = self.storage.url.removesuffix(f"/{ACCOUNT}")
-            if state.settings.identity_datastores:
-                taking = take_tokens(self.storage, state.token)
-                tls = self.servers.serve(taking, self.port("tls_blob"), context)
-                stack.callback(tls.stop)
-                self.address["tls_blob_port"] = tls.port
-                blobs = f"https://{LOOPBACK}:{tls.port}"
-        except OSError as error:
-            raise EmulatorError(
-                f"{self.address_file}: {error}. Delete this file if another program has the port."
-            ) from None
+        self.router = Router(
+            self.servers, self.address.get("router_port", 0), self.collector.take, self.on_request
+        )
+        stack.callback(self.router.close)
+        self.state = state = State(self.folder, self.router, self.storage)
+        stack.callback(state.workers.shutdown, wait=True, cancel_futures=True)
+        stack.callback(jobs.close, state)
+        state.token = self.address.get("token") or secrets.token_urlsafe()
+        server = self.servers.serve(self.application(), self.address.get("port", 0), context)
+        stack.callback(server.stop)
+        blobs = self.storage.url.removesuffix(f"/{ACCOUNT}")
+        if state.settings.identity_datastores:
+            taking = take_tokens(self.storage, state.token)
+            tls = self.servers.serve(taking, self.address.get("tls_blob_port", 0), context)
+            stack.callback(tls.stop)
+            self.address["tls_blob_port"] = tls.port
+            blobs = f"https://{LOOPBACK}:{tls.port}"
         state.url = f"https://{LOOPBACK}:{server.port}"
         self.publish(
             url=state.url,
@@ -143,22 +149,6 @@ class Emulator:
                 await asyncio.to_thread(deployments.supervise, self.state)
             except Exception as error:  # of one time; the next may do
                 warn(f"the deployments' servers were not looked after: {error!r}")
-
-    def read_address(self) -> dict[str, Any]:
-        """Return what address.json held when the emulator last ran here."""
-        try:
-            text = self.address_file.read_text("utf-8") if self.address_file.exists() else "{}"
-            return {
-                name: int(value) if name.endswith("port") else value
-                for name, value in json.loads(text).items()
-            }
-        except (ValueError, AttributeError):
-            message = f"{self.address_file}: expected JSON, found something else. Delete this file."
-            raise EmulatorError(message) from None
-
-    def port(self, name: str) -> int:
-        """Return the port that a server had when the emulator last ran, 0 for any."""
-        return int(self.address.get(f"{name}_port", 0))
 
     def publish(self, **values: Any) -> None:
         """Write values to address.json."""

@@ -5,10 +5,10 @@
 
 from pathlib import Path
 
-from pydantic import Field, NonNegativeFloat, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat
 from pydantic.dataclasses import dataclass
 
-from azureml_emulator.web import EmulatorError
+from azureml_emulator.web import read_file
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -29,12 +29,5 @@ class Settings:
 
 def read_settings(folder: Path) -> Settings:
     """Return the settings in a folder. Raises EmulatorError, with the place, if they are wrong."""
-    path = folder / "settings.json"
-    if not path.exists():
-        return Settings()
-    try:
-        return TypeAdapter(Settings).validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise EmulatorError(f"{path}: {place}: {first['msg']}. Correct or delete it.") from None
+    found = read_file(folder / "settings.json", Settings, "Correct or delete it.")
+    return found or Settings()

@@ -14,15 +14,18 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
 
 from azureml_emulator.router import Router
 from azureml_emulator.settings import Settings, read_settings
 from azureml_emulator.storage import BlobStore
-from azureml_emulator.web import EmulatorError, warn, write_atomic
+from azureml_emulator.web import read_file, warn, write_atomic
 
-VERSION = 1  # of the file's format
+VERSION: Literal[1] = 1  # of the file's format
 PROVIDER = "Microsoft.MachineLearningServices"
 LOCATION = "local"
 PLACE = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus"
@@ -43,13 +46,17 @@ class RefusedError(Exception):
         self.status, self.body = status, {"error": error}
 
 
+def part_of(body: Any, place: str) -> Any:
+    """Return what a body has at a place, as in `sku.capacity`; None if there is nothing."""
+    for name in place.split("."):
+        body = body.get(name) if isinstance(body, dict) else None
+    return body
+
+
 def need(body: Json, *places: str) -> None:
-    """Raise RefusedError (400) unless a body has a value at each place, as in `sku.capacity`."""
+    """Raise RefusedError (400) unless a body has a value at each place."""
     for place in places:
-        part: Any = body
-        for name in place.split("."):
-            part = part.get(name) if isinstance(part, dict) else None
-        if part is None:
+        if part_of(body, place) is None:
             message = f"The request is invalid: {place} is required."
             raise RefusedError(400, "ValidationError", message)
 
@@ -64,27 +71,22 @@ def sound(key: str, body: Any, resources: Json) -> bool:
     return complete and body["id"].lower() == key and (not deployment or parent in resources)
 
 
-def read_state(path: Path) -> Json:
-    """Return what a state file holds, nothing if there is none.
+@dataclass
+class Stored:
+    """What the state file holds."""
 
-    Raises EmulatorError if it is damaged or of another version.
-    """
-    if not path.exists():
-        return {}
-    try:
-        state = json.loads(path.read_text("utf-8"))
-        version = state.get("version", "none")
-        parts = [state.get(name) for name in ("resources", "operations", "keys")]
-    except (ValueError, AttributeError):
-        version, parts = VERSION, []
-    complete = bool(parts) and all(isinstance(part, dict) for part in parts)
-    if version != VERSION or not complete:
-        found = f"version {version}" if version != VERSION else "damaged content"
-        raise EmulatorError(
-            f"{path}: expected version {VERSION} of the emulator's state, found {found}. "
-            f"Delete the folder {path.parent} and deploy again, or choose another by --folder."
-        )
-    return state
+    version: Literal[1]
+    resources: Json
+    operations: Json
+    keys: dict[str, list[str]]
+    contents: dict[str, dict[str, int] | None] = field(default_factory=dict)
+    images: dict[str, float] = field(default_factory=dict)
+
+
+def read_state(path: Path) -> Stored:
+    """Return what a state file holds, nothing without one. Raises EmulatorError as `read_file`."""
+    fix = "Delete this file and deploy again, or choose another folder by --folder."
+    return read_file(path, Stored, fix) or Stored(VERSION, {}, {}, {})
 
 
 class State:
@@ -104,18 +106,18 @@ class State:
         self.settings: Settings = read_settings(folder)
         self.path = folder / "state.json"
         state = read_state(self.path)
-        found = state.get("resources", {})
+        found = state.resources
         self.resources: dict[str, Json] = {
             key: body for key, body in found.items() if sound(key, body, found)
         }
         self.operations: dict[str, Json] = {
             name: one
-            for name, one in state.get("operations", {}).items()
+            for name, one in state.operations.items()
             if isinstance(one, dict) and {"resource", "status"} <= one.keys()
         }
-        self.keys: dict[str, list[str]] = state.get("keys", {})
-        self.contents: Json = state.get("contents", {})  # of assets: their blobs' names and sizes
-        self.images: dict[str, float] = state.get("images", {})  # built at this time.time()
+        self.keys = state.keys
+        self.contents = state.contents  # of assets: their blobs' names and sizes
+        self.images = state.images  # built at this time.time()
         for key in found.keys() - self.resources.keys():
             self.leave_out(key, "its record in state.json is damaged")
         self.perform: Callable[[str, Work], None] = lambda path, work: work(path)
@@ -241,11 +243,20 @@ class State:
         return 200 if known else 201, answer, self.later(key, work, operation)
 
     def patch(self, path: str, key: str, body: Json, put: Callable[..., Answer]) -> Answer:
-        """Change parts of a resource: as `put` of what it becomes."""
+        """Change a resource's tags, identity or size: as `put` of what it becomes.
+
+        Of the properties Azure changes a batch deployment's description alone: the SDK's models
+        named Partial.
+        """
         _, merged, _ = self.get(path, key, {})
         assert merged
-        properties = merged["properties"] | body.pop("properties", {})
-        return put(self, path, key, merged | body | {"properties": properties})
+        properties = body.pop("properties", {})
+        may = {"description"} if "/batchendpoints/" in key and "/deployments/" in key else set()
+        if fixed := sorted(properties.keys() - may):
+            message = f"PATCH does not change properties.{fixed[0]}. Send the resource by PUT."
+            raise RefusedError(400, "BadArgument", message)
+        merged |= body | {"properties": merged["properties"] | properties}
+        return put(self, path, key, merged)
 
     def delete(self, path: str, key: str, body: Json) -> Answer:
         """Forget a resource that has nothing running."""

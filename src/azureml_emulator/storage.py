@@ -178,8 +178,8 @@ def run_azurite(
             if b"successfully listens" not in printed:
                 reason = printed.decode(errors="replace").strip().split("\n")[-1]
                 raise EmulatorError(
-                    f"{folder}: Azurite did not start: {reason}. "
-                    "Is the emulator of this folder running already?"
+                    f"{folder}: Azurite did not start: {reason}. If another program has its port, "
+                    "delete the emulator's address.json; if its files are damaged, this folder."
                 )
             address = printed.decode().split("listens on ")[-1].strip()
             store = BlobStore(f"{address}/{ACCOUNT}", key)

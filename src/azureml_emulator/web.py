@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import aiohttp
 import trustme
 from aiohttp import web
+from pydantic import TypeAdapter, ValidationError
 
 LOOPBACK = "127.0.0.1"
 HOSTS = {LOOPBACK, "localhost"}
@@ -28,8 +29,9 @@ IDLE_SECONDS = 75.0  # nginx's default
 READ_SECONDS = 60.0
 STOP_SECONDS = 5.0  # that requests under way may take when a server stops
 THREADS = 16  # for blocking work of all servers
-NOT_SENT = {"host", "authorization", "connection", "content-length", "expect", "keep-alive"}
-NOT_RETURNED = {"connection", "content-length", "transfer-encoding", "date", "server"}
+NOT_SENT = {"host", "authorization", "expect", "keep-alive"}
+NOT_RETURNED = {"date", "server"}
+FRAMING = {"connection", "content-length", "transfer-encoding"}  # of one connection
 LOG = logging.getLogger("azureml_emulator")  # silent unless the program configures it
 LOG.addHandler(logging.NullHandler())
 T = TypeVar("T")
@@ -84,7 +86,7 @@ class Servers:
     ) -> Server:
         """Serve an application on a port of loopback (0: a free one), with TLS if given a context.
 
-        Raises OSError if the port is taken.
+        Raises EmulatorError if the port is taken.
         """
         application.middlewares.insert(0, check_host)
 
@@ -99,9 +101,10 @@ class Servers:
             await runner.setup()
             try:
                 await web.TCPSite(runner, LOOPBACK, port, ssl_context=context).start()
-            except OSError:
+            except OSError as error:
                 await runner.cleanup()
-                raise
+                fix = "End the program that has this port, or delete the emulator's address.json."
+                raise EmulatorError(f"{LOOPBACK}:{port}: {error.strerror}. {fix}") from None
             return Server(self, runner, runner.addresses[0][1])
 
         return self.run(listen())
@@ -190,16 +193,33 @@ async def send_on(
         request.method,
         type(request.url)(f"http://{host}{path}", encoded=True),
         data=io.BytesIO(body) if request.body_exists else None,
-        headers=kept(headers, NOT_SENT),
+        headers=kept(headers, NOT_SENT | FRAMING),
         allow_redirects=False,
     )
+    # The length in the answer to HEAD is that of a body which does not come.
+    framing = FRAMING - {"content-length"} if request.method == "HEAD" else FRAMING
     async with client, sending as answer:
-        return answer.status, kept(answer.headers, NOT_RETURNED), await answer.read()
+        return answer.status, kept(answer.headers, NOT_RETURNED | framing), await answer.read()
 
 
 def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]:
     """Return headers, as often as they come, without those of one connection."""
     return [(name, value) for name, value in headers.items() if name.lower() not in dropped]
+
+
+def read_file(path: Path, kind: Any, fix: str) -> Any:
+    """Return the content of a JSON file as a type that pydantic knows, None if there is no file.
+
+    Raises EmulatorError, with the place in the file and `fix`, if its content is another, OSError.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise EmulatorError(f"{path}: {place}: {first['msg']}. {fix}") from None
 
 
 def write_atomic(path: Path, text: str) -> None:

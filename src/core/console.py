@@ -54,8 +54,8 @@ def run(name: str, module: str, arguments: list[str]) -> int:
         root = Path(os.environ.get("DVC_ROOT", "."))
         if (root / ".git" / "shallow").exists() and not root.samefile("."):
             raise DigitsError(
-                "DVC loses an experiment that runs in another folder of a shallow clone. Run "
-                "`git fetch --unshallow`, then this again."
+                "DVC loses experiments that run in a temporary folder of a shallow clone. Run `git "
+                "fetch --unshallow`, then retry."
             )
         with hidden_stderr():
             imported = importlib.import_module(module)
@@ -74,7 +74,7 @@ def report_errors(name: str, work: Callable[[], int | None]) -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     determinism.configure()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for variable in ("NO_PROXY", "no_proxy"):  # the second comes first where it is set
+    for variable in ("NO_PROXY", "no_proxy"):  # the lower-case one has priority
         known = os.environ.get(variable, "")
         if "127.0.0.1" not in known.split(","):
             os.environ[variable] = f"{known},127.0.0.1".removeprefix(",")

@@ -196,8 +196,8 @@ def write_split(path: Path, parts: Iterable[Digits]) -> None:
 def read_split(path: Path, class_count: int, image_size: int) -> list[Digits]:
     """Return the sources of a split in the order in which they were written.
 
-    Raises DigitsError when the file is missing, corrupted or no split, and when it has another
-    version or images of another size.
+    Raises DigitsError when the file is missing, corrupted or not a split, and when its version or
+    image size differs.
     """
     try:
         with path.open("rb") as file, np.load(file) as arrays:

@@ -1,9 +1,9 @@
 """Read and validate params.yaml, the only place for settings.
 
-Input: the file, and the frozen dataclass of the section that is read, which the module that uses
-it defines. Output: an instance of that dataclass. The modules `commands` of `digits` and `mlops`
-list all sections; a key that is not listed is an error. The file is parsed with ruamel.yaml, as
-DVC does, so that both read the same values.
+Input: the file, and the frozen dataclass of a section, defined by the module that uses it. Output:
+an instance of that dataclass. The modules `commands` of `digits` and `mlops` list all sections; a
+key that is not listed is an error. The file is parsed with ruamel.yaml, as DVC does, so that both
+read the same values.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass_transform(frozen_default=True)
 def strict(section: type[Section]) -> type[Section]:
-    """Make a class a frozen dataclass whose unknown keys and other types `section` refuses."""
+    """Make a class a frozen dataclass for which `section` rejects unknown keys and wrong types."""
     section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True)(section)
 
@@ -52,11 +52,11 @@ class Names:
     """params.yaml's section `task`: what titles, reports and the page call the known images."""
 
     name: Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]  # of the data set
-    item: Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]  # one image of it; with an s, several
+    item: Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]  # one image; its plural ends in s
 
     @property
     def items(self) -> str:
-        """The word for several."""
+        """The plural of `item`."""
         return f"{self.item}s"
 
 
@@ -71,8 +71,8 @@ class _Block(BaseModel):
 def load(path: Path = PATH) -> dict[str, Any]:
     """Return params.yaml as plain Python values; the content of its sections is not validated.
 
-    Raises DigitsError when the file is missing or no YAML mapping, when a key occurs twice, and
-    when a top-level key is missing, or is unknown and no stage either.
+    Raises DigitsError when the file is missing or not a YAML mapping, when a key occurs twice, and
+    when a top-level key is missing, or is neither known nor a stage.
     """
     try:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def load(path: Path = PATH) -> dict[str, Any]:
     known = [*needed, *(section.name for section in sections)]
     needed += [section.name for section in sections if section.required]
     for key in values:
-        # The section of a stage that is not finished is no reason to stop the others.
+        # An unfinished stage's section must not stop the others.
         stages = [f"{wing}.pipeline.{key}" for wing in wings.WINGS]
         if key not in known and not any(map(wings.installed, stages)):
             raise DigitsError(f"{path}: {key}: unknown key; known are {', '.join(known)}")
@@ -121,7 +121,7 @@ def foreign_scripts(values: dict[str, Any]) -> dict[str, bool]:
         return {}
     blocks = section(dict[ScriptName, _Block], values, "foreign")
     if "mnist" in blocks:
-        raise DigitsError(f"{PATH}: foreign.mnist: that name is taken; give the script another")
+        raise DigitsError(f"{PATH}: foreign.mnist: the name mnist is reserved; rename the script")
     return {script: block.reader.format == "fonts" for script, block in blocks.items()}
 
 

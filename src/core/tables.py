@@ -1,4 +1,4 @@
-"""CSV files of images, one a row, in the forms that circulate.
+"""CSV files of images, one per row, in the common formats.
 
 A header or none; the label first, last or named; an index; commas, semicolons or tabs; quotes;
 a byte order mark; any line end; whole numbers or floats; .gz, or a .zip with one file.
@@ -35,7 +35,7 @@ NUMBER = re.compile(r" *[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)? *")
 
 @dataclass(frozen=True)
 class Table:
-    """Images of a file as they stand there.
+    """The images of a file, unconverted.
 
     images: (n, side, side), uint8, or float32 where not all values are whole numbers to 255
     labels: str (n,), or None where there is no column of labels
@@ -81,7 +81,7 @@ def read_table(path: Path) -> Table:
         found = _first_fault(path, layout)
         raise DigitsError(found or f"{path}: cannot be read as CSV ({reason}). Fix the file.")
     if not batches:
-        raise DigitsError(f"{path}: has no rows. Add digits or leave the file out.")
+        raise DigitsError(f"{path}: has no rows. Add digits or remove the file.")
     side = math.isqrt(len(layout.pixels))
     images = np.concatenate([pixels for _, pixels in batches]).reshape(-1, side, side)
     if images.dtype != np.uint8:
@@ -96,7 +96,7 @@ def _batches(
     file: IO[bytes], layout: _Layout, kind: pa.DataType
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield labels str (rows,) and pixels (rows, pixels)."""
-    names = [str(number) for number in range(len(layout.names))]  # theirs may be there twice
+    names = [str(number) for number in range(len(layout.names))]  # those of the file may repeat
     pixels = [names[column] for column in layout.pixels]
     label = [] if layout.label is None else [names[layout.label]]
     total = 0
@@ -121,14 +121,14 @@ def _batches(
             if not batch.num_rows:
                 continue
             if (total := total + batch.num_rows * len(pixels)) > PIXELS:
-                raise ValueError(f"more than {PIXELS:,} pixels; divide the file")
+                raise ValueError(f"more than {PIXELS:,} pixels; split the file")
             labels = np.array(batch[label[0]].to_pylist(), str) if label else np.empty(0, str)
             yield labels, batch.select(pixels).to_tensor().to_numpy()  # raises on a missing value
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to be read, also one in a .gz, or the only one in a .zip."""
+    """Open a file for reading; decompress a .gz, or a .zip with a single file."""
     check_regular(path)
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(path.open("rb"))
@@ -144,12 +144,12 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
                 inside = [name for name in names if not name.startswith("__MACOSX/")]
                 if len(inside) != 1:
                     raise DigitsError(
-                        f"{path}: holds {len(inside)} files. Expected a single CSV: unpack it."
+                        f"{path}: holds {len(inside)} files. Expected one CSV: unpack it."
                     )
                 file = stack.enter_context(archive.open(inside[0]))
             yield file
         except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
-            raise DigitsError(f"{path}: is damaged ({error}). Fetch it again.") from None
+            raise DigitsError(f"{path}: is corrupted ({error}). Download it again.") from None
 
 
 def _cells(line: bytes, delimiter: str) -> list[str]:
@@ -158,7 +158,7 @@ def _cells(line: bytes, delimiter: str) -> list[str]:
 
 
 def _layout(path: Path) -> _Layout:
-    """Find out what the columns are, from the header or from what stands in the first rows."""
+    """Determine the columns from the header or the first rows."""
     with _opened(path) as file:
         lines: list[bytes] = []
         while len(lines) < SAMPLE and (line := file.readline(LINE_BYTES)):
@@ -198,7 +198,7 @@ def _layout(path: Path) -> _Layout:
 
 
 def _unnamed_label(rows: list[list[str]]) -> int:
-    """Return which column without a name is the label: the first, or the last if only it varies."""
+    """Return which unnamed column is the label: the first, or the last if only that one varies."""
     first, last = ({row[place] for row in rows} for place in (0, -1))
     words = [any(not NUMBER.fullmatch(value) for value in values) for values in (first, last)]
     is_last = words[1] if any(words) else len(first) == 1 and len(last) > 1
@@ -206,7 +206,7 @@ def _unnamed_label(rows: list[list[str]]) -> int:
 
 
 def _first_fault(path: Path, layout: _Layout) -> str | None:
-    """Read slowly, value by value, for the place of the first fault."""
+    """Read value by value, which is slow, to locate the first error."""
     with _opened(path) as binary:
         for number in range(1, 1 << 40):
             line = binary.readline(LINE_BYTES)

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from core.errors import DigitsError
 
@@ -122,6 +123,16 @@ def probe(remote: str, folder: Path | None = None) -> str | None:
 def cache_of(folder: Path) -> str:
     """Return the folder of DVC's cache for the project in a folder."""
     return run("cache", "dir", folder=folder).strip()
+
+
+def stages(lock: str | bytes) -> dict[str, Any]:
+    """Return the stages of a dvc.lock, none of an empty one; raise DigitsError if it is damaged."""
+    try:
+        known = YAML(typ="safe").load(lock) or {"stages": {}}
+        return {name: dict(stage) for name, stage in known["stages"].items()}
+    except (YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DigitsError(f"dvc.lock: damaged ({reason}); `git checkout dvc.lock`") from None
 
 
 def refused_files(names: list[str]) -> list[str]:

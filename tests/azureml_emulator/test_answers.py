@@ -20,6 +20,7 @@ with warnings.catch_warnings():  # the SDK's own
 from azureml_emulator.web import LOOPBACK
 
 pytestmark = pytest.mark.slow
+CLUSTER = {"computeType": "AmlCompute", "properties": {"vmSize": "standard_ds3_v2"}}
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_append_row_writes_its_file(client: Client, tmp_path: Path) -> None:
     code = client.code("rows", {"batch.py": ECHO.format(answer="[len(body)]")}, tmp_path)
     for name in "abc":
         client.emulator.storage.client.upload_blob(f"rows/{name}.txt", b"1")
-    compute = client.put("/computes/cluster", {"computeType": "AmlCompute"})["id"]
+    compute = client.put("/computes/cluster", CLUSTER)["id"]
     client.put("/batchEndpoints/rows", {"authMode": "AADToken"})
     properties = {"compute": compute, "miniBatchSize": 2, "outputFileName": "rows.csv"}
     properties |= {"codeConfiguration": {"codeId": code, "scoringScript": "batch.py"}}
@@ -243,9 +244,54 @@ def test_what_is_not_emulated_is_a_501_with_its_name(
     assert named in answer["error"]["message"]
 
 
-def test_an_unknown_address_is_a_404(client: Client) -> None:
-    for path in (WORKSPACE.replace("MachineLearningServices", "Other"), "/subscriptions/s"):
-        assert client.call("GET", path)[0] == 404
+@pytest.mark.parametrize(
+    "path",
+    [
+        WORKSPACE.replace("MachineLearningServices", "Other"),
+        "/subscriptions/s",
+        WORKSPACE.replace("/resourceGroups/local", ""),
+        f"/history/v1.0{WORKSPACE}/models",
+        "/runs/a/details",
+        "/models//versions",
+        f"{GROUP}/providers/Microsoft.MachineLearningServices/locations/l/usages",
+    ],
+)
+def test_an_unknown_address_is_a_404(client: Client, path: str) -> None:
+    status, answer = client.call("GET", path)
+    assert status == 404 or "runs_details_Get" in answer["error"]["message"]
+
+
+POLICIES = f"{GROUP}/providers/Microsoft.Storage/storageAccounts/a/managementPolicies"
+RULE = {"name": "r", "type": "Lifecycle", "definition": {"actions": {}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "properties"),
+    [
+        ("/computes/c", {"computeType": "AmlCompute"}),
+        ("/computes/c", {"computeType": "AmlCompute", "properties": {"vmSize": "Standard_Z"}}),
+        (f"{POLICIES}/other?api-version=2023-01-01", {"policy": {"rules": [RULE]}}),
+        *(
+            (
+                f"{POLICIES}/default?api-version=2023-01-01",
+                {"policy": {"rules": [{key: value for key, value in RULE.items() if key != left}]}},
+            )
+            for left in RULE
+        ),
+    ],
+)
+def test_an_incomplete_setting_is_a_400(client: Client, path: str, properties: Any) -> None:
+    assert client.call("PUT", path, {"properties": properties})[0] == 400
+    assert client.call("GET", path)[0] == 404
+
+
+def test_only_datastores_that_exist_have_secrets(client: Client) -> None:
+    assert client.call("POST", "/datastores/workspaceblobstore/listSecrets", {})[0] == 200
+    assert client.call("POST", "/datastores/other/listSecrets", {})[0] == 404
+
+
+def test_an_endpoint_that_does_not_exist_has_no_list_of_jobs(client: Client) -> None:
+    assert client.call("GET", "/batchEndpoints/absent/jobs")[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -283,6 +329,7 @@ def test_contents_are_compared_as_azure_normalises_them(client: Client) -> None:
         ('{"name": "a", "dependencies": ["b", "c"]}', 200),
         ("name: a\ndependencies: [c, b]", 409),
         ("name: [", 400),
+        ("name: 2024-01-01", 409),
     ):
         body = {"properties": given | {"condaFile": conda}}
         assert client.call("PUT", path, body)[0] == status, conda
@@ -321,8 +368,9 @@ def test_an_archived_job_is_listed_if_asked_for(client: Client) -> None:
     for view, there in (("ActiveOnly", False), ("ArchivedOnly", True), ("All", True)):
         listed = client.call("GET", f"/jobs?listViewType={view}")[1]["value"]
         assert ("kept" in {one["name"] for one in listed}) == there
-    body["properties"]["command"] = "echo other"
-    assert client.call("PUT", "/jobs/kept", body)[0] == 400
+    for name, other in (("command", "echo other"), ("environmentId", "f"), ("codeId", "c")):
+        changed = {"properties": body["properties"] | {name: other}}
+        assert client.call("PUT", "/jobs/kept", changed)[0] == 400, name
 
 
 def test_an_operation_answers_as_azures_do(client: Client) -> None:
@@ -386,6 +434,7 @@ def test_patch_changes_what_it_names_alone(client: Client, tmp_path: Path) -> No
     found = client.call("GET", path)[1]
     assert found["sku"]["capacity"] == 2
     assert found["properties"]["codeConfiguration"]["codeId"] == code
+    assert client.call("PATCH", path, {"properties": {"environmentVariables": {}}})[0] == 400
     assert client.call("PATCH", "/onlineEndpoints/absent", {"tags": {}})[0] == 404
 
 

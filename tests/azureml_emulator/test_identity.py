@@ -94,5 +94,6 @@ def test_the_emulators_token_may_do_everything(client: Client) -> None:
     container.upload_blob("a?b/ü", b"1", tags={"a": "b"})
     assert list(container.list_blob_names()) == ["a?b/ü"]
     assert container.download_blob("a?b/ü").readall() == b"1"
+    assert container.get_blob_client("a?b/ü").get_blob_properties().size == 1
     container.delete_blob("a?b/ü")
     service.delete_container("made")

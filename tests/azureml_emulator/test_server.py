@@ -119,11 +119,12 @@ def test_a_folder_in_use_is_named(emulator: Emulator) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ('{"resources": {}, "operations": {}, "keys": {}}', "found version none"),
-        (f'{{"version": {VERSION + 1}}}', f"found version {VERSION + 1}"),
-        (f'{{"version": {VERSION}, "resources": []}}', "found damaged content"),
-        ("{", "found damaged content"),
-        ("[]", "found damaged content"),
+        ('{"resources": {}, "operations": {}, "keys": {}}', "version: Field required"),
+        (f'{{"version": {VERSION + 1}}}', f"version: Input should be {VERSION}"),
+        (f'{{"version": {VERSION}, "resources": []}}', "resources: .* an object"),
+        (f'{{"version": {VERSION}, "resources": {{}}, "operations": []}}', "operations: "),
+        ("{", "the file: Invalid JSON"),
+        ("[]", "the file: .* an object"),
     ],
 )
 def test_a_state_that_is_not_ours_is_named_and_kept(
@@ -131,11 +132,11 @@ def test_a_state_that_is_not_ours_is_named_and_kept(
 ) -> None:
     path = tmp_path / "state.json"
     path.write_text(text)
-    with pytest.raises(EmulatorError, match=f"state.json: expected version {VERSION}.*{found}"):
+    with pytest.raises(EmulatorError, match=f"state.json: {found}"):
         read_state(path)
     assert command.main(["--folder", str(tmp_path), "--azurite", str(ROOT / PROGRAM)]) == 1
     said = capsys.readouterr().err
-    assert "Delete the folder" in said
+    assert "Delete this file and deploy again" in said
     assert said.count("\n") == 1
     assert path.read_text() == text
 

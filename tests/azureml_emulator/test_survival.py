@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from azureml_emulator import state as states
 from azureml_emulator.services import deployments
 from azureml_emulator.state import VERSION, State
 from azureml_emulator.storage import PROGRAM
-from azureml_emulator.web import EmulatorError
+from azureml_emulator.web import LOOPBACK, EmulatorError
 
 pytestmark = pytest.mark.slow
 KEY_MODE = {"location": "x", "properties": {"authMode": "Key"}}
@@ -186,7 +187,7 @@ def test_uniform_and_loguniform_sweeps_end(client: Client, tmp_path: Path) -> No
     space = {"a": ["uniform", [1, 2]], "b": ["loguniform", [0, 1]], "c": ["quniform", [0, 9, 3]]}
     marks = [f"${{{{search_space.{name}}}}}" for name in space]
     code = client.code("sweep", {"a.py": ""}, tmp_path)
-    given = {
+    given: dict[str, Any] = {
         "jobType": "Sweep",
         "trial": {"command": f"echo {' '.join(marks)}", "codeId": code, "environmentId": "e"},
         "searchSpace": space,
@@ -201,6 +202,10 @@ def test_uniform_and_loguniform_sweeps_end(client: Client, tmp_path: Path) -> No
         assert 1 <= b <= 2.72
         assert c in (0, 3, 6, 9)
     assert logs[0] != logs[1]
+    slow = given | {"trial": given["trial"] | {"command": "sleep 600"}}
+    for limit, status in (("timeout", "Canceled"), ("trialTimeout", "Failed")):
+        limits = given["limits"] | {limit: "PT1S"}
+        assert client.job(f"late-{limit}", **slow | {"limits": limits}) == status
     grid = given | {"samplingAlgorithm": {"samplingAlgorithmType": "Grid"}}
     assert client.call("PUT", "/jobs/grid", {"properties": grid})[0] == 400
 
@@ -323,18 +328,43 @@ def test_a_damaged_folder_ends_in_a_line_or_starts(
         assert client.idle("/onlineEndpoints/good") == "Succeeded"
         assert client.call("GET", "/onlineEndpoints/bad")[0] == 404
     assert "left out w/onlineendpoints/bad" in capsys.readouterr().err
-    for name, content in (
-        ("address.json", b'{"port": "x"}'),
-        ("address.json", b"\xff"),
-        ("state.json", b"\xff"),
-        ("state.json", b"null"),
-        ("blobs/__azurite_db_blob__.json", b"{"),
-    ):
-        before = (folder / name).read_bytes()
-        (folder / name).write_bytes(content)
-        with pytest.raises(EmulatorError, match=r"state.json|address.json|Azurite"):
+    index = folder / "blobs" / "__azurite_db_blob__.json"
+    before = index.read_bytes()
+    index.write_bytes(b"{")
+    with pytest.raises(EmulatorError, match=r"did not start: .*files are damaged, this folder"):
+        emulated(folder).__enter__()
+    index.write_bytes(before)
+    ports = json.loads((folder / "address.json").read_text())
+    for name in ("blob_port", "router_port"):
+        with (
+            socket.create_server((LOOPBACK, ports[name])),
+            pytest.raises(EmulatorError, match=r"port, .*the emulator's address\.json"),
+        ):
             emulated(folder).__enter__()
-        (folder / name).write_bytes(before)
+    (folder / "authority.pem").unlink()
+    (folder / "authority.pem").mkdir()
+    with pytest.raises(EmulatorError, match=r"authority\.pem.*: Is a directory"):
+        emulated(folder).__enter__()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", None])
+def test_a_deployment_whose_record_is_damaged_is_deployed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    endpoint = "/a/workspaces/w/onlineendpoints/one"
+    key, resume = f"{endpoint}/deployments/blue", MagicMock()
+    up = {"properties": {"provisioningState": "Succeeded"}}
+    state = MagicMock(folder=tmp_path, resources={endpoint: up, key: up})
+    state.later = lambda key, work, name: work(key)
+    record = deployments.folder_of(state, key) / "a" / "launch.json"
+    record.parent.mkdir(parents=True)
+    if content is None:
+        record.mkdir()
+    else:
+        record.write_bytes(content)
+    monkeypatch.setattr(deployments, "resume", resume)
+    deployments.restore_one(state, key)
+    resume.assert_called_once_with(state, key, None, True)
 
 
 @pytest.mark.prove

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from bodies import unlike
 from cloud import Cloud
 from conftest import ROOT
 from light import Deployable, Emulator, known_digits
@@ -16,6 +15,8 @@ from pyarrow import parquet
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
+    from contract import unlike
+
     from benchmarks import verify_azure
     from mlops.azure import workspace
     from mlops.azure.endpoint import Target

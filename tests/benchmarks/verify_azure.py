@@ -48,7 +48,9 @@ REQUESTS = Path("data/production/requests.parquet")  # of stage simulate: images
 FAILED_STATUS = 424  # score.py answered no 200
 HOURS = 2  # that it takes at most, for the price
 WAIT_SECONDS = 900.0  # until roles are effective, and until collected rows are there
-SECRET = re.compile(r"key$|token$|secret|createdBy$|modifiedBy$|userName$", re.I)  # names of values
+SECRET = re.compile(
+    r"key$|token$|secret$|createdBy$|modifiedBy$|userName$", re.I
+)  # names of values
 SIGNATURE = re.compile(r"\?\S*sig=\S*")  # of a storage account
 GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
 NOBODY = "00000000-0000-0000-0000-000000000000"

@@ -65,7 +65,7 @@ def test_no_foreign_script_is_an_empty_list() -> None:
         ({"greek": 3}, "foreign.greek is 3"),
         ({"greek": {}}, "foreign.greek.reader: Field required"),
         ({"greek": {"reader": {"format": 1}}}, "foreign.greek.reader.format is 1"),
-        ({"mnist": {"reader": {"format": "csv"}}}, "that name is taken"),
+        ({"mnist": {"reader": {"format": "csv"}}}, "the name mnist is reserved"),
     ],
 )
 def test_a_bad_section_foreign_is_reported(foreign: object, message: str) -> None:
@@ -88,8 +88,8 @@ CHANGES = {
     "range the wrong way round": ("bend_range: [0.3, 1.0]", "bend_range: [2.0, 1.0]", "bend_range"),
     "no bends": ("bends_pixels: [[12.0, 3.0], [5.2, 0.8]]", "bends_pixels: []", "bends_pixels"),
     "ink that fades": ("gain: [1.0, 1.4]", "gain: [0.001, 1.4]", "hand.gain.0 is 0.001"),
-    "one character twice": ('["०", "१",', '["०", "०",', "० stands twice in characters"),
-    "seen and unseen": ("[kalam, mukta]", "[kalam, dekko]", "dekko stands twice in train_fonts"),
+    "one character twice": ('["०", "१",', '["०", "०",', "० occurs twice in characters"),
+    "seen and unseen": ("[kalam, mukta]", "[kalam, dekko]", "dekko occurs twice in train_fonts"),
     "files' name": (
         "reader: {format: npm}",
         "reader: {format: csv, train: 3, test: t}",

@@ -1,4 +1,4 @@
-"""CSV files in the forms that circulate: each is the same digits."""
+"""CSV files in the common formats: each has the same digits."""
 
 import csv
 import gzip
@@ -80,7 +80,7 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
     with pytest.raises(DigitsError, match="holds 2 files"):
         read_table(tmp_path / "digits.zip")
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(PLAIN.encode())[:-20])
-    with pytest.raises(DigitsError, match=r"cut\.csv\.gz: is damaged"):
+    with pytest.raises(DigitsError, match=r"cut\.csv\.gz: is corrupted"):
         read_table(tmp_path / "cut.csv.gz")
 
 

@@ -6,18 +6,25 @@ operations, that of the JavaScript client is printed by contract/contract.mjs.
 """
 
 import enum
+import functools
 import inspect
 import re
 import typing
+import warnings
 from collections import defaultdict
 from typing import Any
 
-from azure.ai.ml._restclient.arm_ml_service import models
-from azure.ai.ml._restclient.arm_ml_service.models import _models
-from azure.ai.ml._restclient.arm_ml_service.operations import _operations
 from jsonschema import Draft202012Validator
 
+with warnings.catch_warnings():  # the SDK's own
+    warnings.simplefilter("ignore")
+    from azure.ai.ml._restclient.arm_ml_service import models
+    from azure.ai.ml._restclient.arm_ml_service.models import _models
+    from azure.ai.ml._restclient.arm_ml_service.operations import _operations
+
 Json = dict[str, Any]
+# What the Python SDK sends where its own model has text, and what it sends for serverless compute.
+DIFFERENCES = r"properties.hash_version: 202208 is not of type 'string'|'resources' was unexpected"
 SIMPLE = {str: "string", bool: "boolean", int: "integer", float: "number"}
 
 
@@ -175,3 +182,17 @@ def without_nulls(body: Any) -> Any:
     if isinstance(body, dict):
         return {name: without_nulls(one) for name, one in body.items() if one is not None}
     return [without_nulls(one) for one in body] if isinstance(body, list) else body
+
+
+@functools.cache
+def python_client() -> Contract:
+    """Return the contract of the locked Python SDK, to check calls against."""
+    return Contract(python_contract())
+
+
+def unlike(calls: list[Json]) -> tuple[list[str], int]:
+    """Return how recorded calls differ from what the Python SDK knows, and how many it knows."""
+    found = [python_client().violations(call) for call in calls]
+    known = [one for one in found if one is not None]
+    wrong = {fault for one in known for fault in one if not re.search(DIFFERENCES, fault)}
+    return sorted(wrong), len(known)

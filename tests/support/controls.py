@@ -103,7 +103,7 @@ class Controls:
         try:
             response = await handler(request)
         except RefusedError as error:
-            response = urls.refusal(error)
+            response = urls.answer(error.status, error.body)
         assert isinstance(response, web.Response)
         content = json.loads(response.text) if response.text else None
         record |= {"status": response.status, "response": content}
@@ -145,7 +145,9 @@ class ControlledEmulator(Emulator):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         super().start(stack)
-        server = self.servers.serve(self.controls.application(), self.port("controls"))
+        server = self.servers.serve(
+            self.controls.application(), self.address.get("controls_port", 0)
+        )
         stack.callback(server.stop)
         self.publish(controls_port=server.port)
 

@@ -39,13 +39,13 @@ def put_version(state: State, path: str, key: str, body: Json) -> Answer:
 def normal(name: str, value: str | None) -> Any:
     """Return a part of a version's content as Azure compares it.
 
-    A conda file comes back as JSON, and a URI in another case (azure-sdk-assets, recordings).
-    Raises RefusedError (400) if a conda file is no YAML.
+    A conda file comes back as JSON, a date in it as text, and a URI in another case
+    (azure-sdk-assets, recordings). Raises RefusedError (400) if a conda file is no YAML.
     """
     if name != "condaFile" or value is None:
         return value.lower().rstrip("/") if value and name in URIS else value
     try:
-        return yaml.safe_load(value)
+        return json.loads(json.dumps(yaml.safe_load(value), default=str))
     except yaml.YAMLError as error:
         raise RefusedError(400, "UserError", f"condaFile is no YAML: {error}.") from None
 

@@ -5,6 +5,7 @@ after another, again when that fails; what lies below AZUREML_BI_OUTPUT_PATH is 
 With the output action AppendRow what `run` returns is written there, a line each.
 """
 
+import copy
 import json
 import sys
 import uuid
@@ -89,8 +90,9 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
 def list_jobs(state: State, path: str, key: str, body: Json) -> Answer:
     """Return the jobs of an endpoint, newest first."""
     endpoint = key.rsplit("/", 1)[0]
+    state.get(path, endpoint, body)
     found = [
-        one
+        copy.deepcopy(one)
         for one in state.resources.values()
         if str(one["properties"].get("properties", {}).get("deployment")).startswith(f"{endpoint}/")
     ]

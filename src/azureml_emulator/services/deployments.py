@@ -1,5 +1,6 @@
 """Endpoints and what runs for them: deployments' servers, started, watched and restored."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from azureml_emulator.router import Endpoint, Launch, Running
 from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State
-from azureml_emulator.web import EmulatorError, warn, write_atomic
+from azureml_emulator.web import EmulatorError, read_file, warn, write_atomic
 
 LOG_BYTES = 10_000_000
 LAUNCHED = "launch.json"
+PROBE: Json = {"initialDelay": "PT10S", "period": "PT10S", "failureThreshold": 30}  # Azure's own
 CRASHED = "User container has crashed or terminated"
 MLFLOW_SCORE = Path(__file__).with_name("mlflow_score.py")
 
@@ -105,12 +107,7 @@ def prepare(
     collections = (properties.get("dataCollector") or {}).get("collections", {}).values()
     if any(str(one.get("dataCollectionMode")).lower() == "enabled" for one in collections):
         env |= {"AZUREML_MDC_ENABLED": "true"}
-    probe: Json = {
-        "initialDelay": "PT10S",
-        "period": "PT10S",
-        "failureThreshold": 30,
-    }  # Azure's own
-    probe |= properties.get("livenessProbe") or {}
+    probe = PROBE | (properties.get("livenessProbe") or {})
     seconds = duration(probe["initialDelay"])
     seconds += duration(probe["period"]) * probe["failureThreshold"]
     asked = properties.get("requestSettings") or {}
@@ -141,7 +138,7 @@ def delete(state: State, path: str, key: str, body: Json) -> Answer:
         state.refuse_busy(endpoint)
         traffic = settings.get("traffic", {})
         live = {one.lower() for one, weight in traffic.items() if weight}
-        live.add(str(settings.get("defaults", {}).get("deploymentName")).lower())
+        live.add((settings.get("defaults", {}).get("deploymentName") or "").lower())
         if name in live:
             message = f"The deployment {name} has traffic, or is the endpoint's default."
             raise RefusedError(400, "BadRequest", f"{message} Change that before deleting it.")
@@ -223,7 +220,9 @@ def restore_one(state: State, key: str) -> None:
         state.later(key, partial(remove, state))
     elif online and deployment:
         launched = sorted(folder_of(state, key).glob(f"*/{LAUNCHED}"), key=os.path.getmtime)
-        launch = Launch(**json.loads(launched[-1].read_text("utf-8"))) if launched else None
+        launch: Launch | None = None  # where it is not known, it is deployed again
+        with contextlib.suppress(EmulatorError, OSError):
+            launch = read_file(launched[-1], Launch, "") if launched else None
         if status != "Failed":
             again = status in BUSY or not launch
             state.later(key, lambda key: resume(state, key, launch, again), state.pending(key))

@@ -23,12 +23,14 @@ from typing import Any
 from azure.storage.blob import ContainerSasPermissions
 
 from azureml_emulator.services.deployments import duration
+from azureml_emulator.services.online_endpoints import size_of
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 from azureml_emulator.storage import CONTAINER
 
 POLL_SECONDS = 0.1
 ENDED = {"Completed", "Failed", "Canceled"}
-CHANGEABLE = ("tags", "displayName", "description", "isArchived")  # of a job that exists
+CHANGEABLE = {"tags", "displayName", "description", "isArchived"}  # of a job that exists
+MADE = {"services", "outputs", "properties", "status"}  # of which a caller sends what it read
 OUTPUT = "azureml://datastores/workspaceblobstore/paths/azureml/{job}/{output}/"
 # Runs a command; when its input ends, with whoever started it, all that it runs is killed.
 SUPERVISE = """
@@ -82,9 +84,9 @@ def put_job(state: State, path: str, key: str, body: Json) -> Answer:
         check(properties)
     if known := state.resources.get(key):  # its tags and whether it is archived may change
         now = known["properties"]
-        if any(properties.get(one, now.get(one)) != now.get(one) for one in ("command", "trial")):
+        if any(properties[one] != now.get(one) for one in properties.keys() - MADE - CHANGEABLE):
             raise RefusedError(400, "UserError", f"A job named {name} exists already.")
-        changed = {one: properties.get(one) for one in CHANGEABLE if one in properties}
+        changed = {one: properties[one] for one in properties.keys() & CHANGEABLE}
         return state.put(path, key, known | {"properties": now | changed})
     compute = str(properties.get("computeId") or "").lower()
     if compute and compute not in state.resources:
@@ -365,7 +367,8 @@ def get_run_data(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def put_compute(state: State, path: str, key: str, body: Json) -> Answer:
-    """Create a cluster, which is there at once."""
-    need(body, "properties.computeType")
+    """Create a cluster, which is there at once; its quota is not looked at."""
+    need(body, "properties.computeType", "properties.properties.vmSize")
+    size_of(state, body["properties"]["properties"]["vmSize"])
     body["properties"]["provisioningState"] = "Succeeded"
     return 200, state.put(path, key, body)[1], ""

@@ -44,6 +44,15 @@ def used_cores(state: State, family: str, but: str = "") -> int:
     return taken
 
 
+def size_of(state: State, asked: str) -> str:
+    """Return the size of a name in any case. Raises RefusedError (400) if there is none."""
+    for size in state.settings.sizes:
+        if size.lower() == asked.lower():
+            return size
+    known = ", ".join(state.settings.sizes)
+    raise RefusedError(400, "BadArgument", f"The size {asked} is not one of {known}.")
+
+
 def check_name(path: str) -> str:
     """Return the last name of a path. Raises RefusedError (400) unless it follows the rules."""
     name = path.rstrip("/").split("/")[-1]
@@ -108,16 +117,13 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     state.refuse_busy(endpoint)
     need(body, "properties.instanceType", "sku.capacity")
     properties, count = body["properties"], body["sku"]["capacity"]
-    sizes, quota = state.settings.sizes, state.settings.quota
-    size = {name.lower(): name for name in sizes}.get(properties["instanceType"].lower())
-    if size is None:
-        message = f"The size {properties['instanceType']} is not one of {', '.join(sizes)}."
-        raise RefusedError(400, "BadArgument", message)
+    size = size_of(state, properties["instanceType"])
     if not 1 <= count <= INSTANCES:
         message = f"{count} instances: a deployment has 1 to {INSTANCES}."
         raise RefusedError(400, "BadArgument", message)
-    cores, family = sizes[size]
-    if used_cores(state, family, but=key) + reserved_cores(cores, count) > quota.get(family, 0):
+    cores, family = state.settings.sizes[size]
+    quota = state.settings.quota.get(family, 0)
+    if used_cores(state, family, but=key) + reserved_cores(cores, count) > quota:
         raise RefusedError(400, *OUT_OF_QUOTA)
     if not (properties.get("codeConfiguration") or {}).get("codeId"):
         model = state.asset(properties["model"]) if properties.get("model") else {}

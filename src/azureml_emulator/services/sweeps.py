@@ -4,11 +4,13 @@ import copy
 import itertools
 import math
 import random
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from azureml_emulator.services import jobs
+from azureml_emulator.services.deployments import duration
 from azureml_emulator.state import Json, RefusedError, State, need
 
 DRAWN: dict[str, Callable[..., Any]] = {  # what a search space's expressions give
@@ -54,6 +56,7 @@ def sweep(state: State, key: str) -> None:
     for number, values in enumerate(points(asked)[: limits["maxTotalTrials"]]):
         trial = copy.deepcopy(asked["trial"]) | {"jobType": "Command", "sweep": key}
         trial |= {"inputs": asked["inputs"], "properties": {}, "tags": {}}
+        trial["limits"] = {"timeout": limits.get("trialTimeout")}
         for name, value in zip(asked["searchSpace"], values, strict=True):
             mark = f"${{{{search_space.{name}}}}}"
             trial["command"] = trial["command"].replace(mark, str(value))
@@ -66,8 +69,15 @@ def sweep(state: State, key: str) -> None:
         state.resources.setdefault(keys[-1], child)
     if jobs.set_status(state, key, "Running"):
         return
+    # After its timeout a sweep is cancelled with all its trials: learn.microsoft.com/azure/
+    # machine-learning/how-to-tune-hyperparameters, "Set limits for your sweep job".
+    seconds = duration(limits["timeout"]) if limits.get("timeout") else threading.TIMEOUT_MAX
+    ending = threading.Timer(seconds, jobs.cancel, (state, "", f"{key}/cancel", {}))
+    ending.daemon = True
+    ending.start()
     with ThreadPoolExecutor(limits.get("maxConcurrentTrials") or 1) as machines:
         list(machines.map(lambda trial: jobs.run(state, trial), keys))
+    ending.cancel()
     if not state.closed:
         well = any(state.resources[trial]["properties"]["status"] == "Completed" for trial in keys)
         jobs.set_status(state, key, "Completed" if well else "Failed")

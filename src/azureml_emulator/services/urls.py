@@ -18,13 +18,12 @@ from azureml_emulator.services import (
     workspaces,
 )
 from azureml_emulator.services import sweeps as sweeps  # which registers itself as a kind of job
-from azureml_emulator.state import OPERATION, PROVIDER, Answer, Json, RefusedError, State
+from azureml_emulator.state import OPERATION, PROVIDER, Answer, Json, RefusedError, State, part_of
 from azureml_emulator.web import LOG, check_length, read_body, warn
 
 BODY_BYTES = 4 << 20  # of a request to Azure's Resource Manager
 TABLE = "src/azureml_emulator/README.md"  # what is emulated
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 Handlers = dict[str, Callable[..., Answer]]
 
 
@@ -56,7 +55,7 @@ ROUTES: dict[str, Handlers] = {  # by what follows /providers/, with * for each 
     f"{W}/jobs": {"GET": State.listing},
     f"{W}/jobs/*": {"GET": State.get, "PUT": jobs.put_job},
     f"{W}/jobs/*/cancel": {"POST": jobs.cancel},
-    f"{W}/runs/*/details": {"GET": jobs.get_run_details},  # of /history
+    f"{W}/runs/*/details": {"GET": jobs.get_run_details},
     f"{W}/rundata": {"POST": jobs.get_run_data},
     f"{W}/computes": {"GET": State.listing},
     f"{W}/computes/*": plain(jobs.put_compute),
@@ -108,16 +107,11 @@ TYPES: dict[str, tuple[type, ...]] = {  # of parts of bodies, where they are giv
     },
 }
 IGNORED = (  # parts of bodies that are accepted and have no effect here, which is printed once
-    "identity",
-    "properties.appInsightsEnabled",
-    "properties.egressPublicNetworkAccess",
-    "properties.publicNetworkAccess",
-    "properties.readinessProbe",
-    "properties.environmentId",
-    "properties.queueSettings",
-    "properties.loggingLevel",
-    "properties.policy",
-    "properties.profiles",
+    "identity properties.appInsightsEnabled properties.egressPublicNetworkAccess "
+    "properties.publicNetworkAccess properties.readinessProbe properties.environmentId "
+    "properties.queueSettings properties.loggingLevel properties.policy properties.profiles "
+    "properties.identity properties.retrySettings.timeout properties.trial.environmentId "
+    "properties.requestSettings.maxQueueWait"
 )
 # The versions of the API that the locked SDK, Microsoft's JavaScript client and mlops call.
 API_VERSIONS = {
@@ -127,24 +121,33 @@ API_VERSIONS = {
     "microsoft.insights": "2022-10-01",
     "microsoft.storage": "2023-01-01",
 }
-SERVICES = ("", "/history/v1.0", "/mferp/managementfrontend")  # of a workspace, by their addresses
+HISTORY = "/history/v1.0"  # the service of runs, which has no versions
+OF_HISTORY = (f"{W}/runs/*/details", f"{W}/rundata")
+SERVICES = ("", HISTORY, "/mferp/managementfrontend")  # of a workspace, by their addresses
+ADDRESS = re.compile(
+    "(.*?)(/subscriptions/[^/]+(/resourcegroups/[^/]+)?/providers/(.+))", re.IGNORECASE
+)
 VERBS = {"PUT": "CreateOrUpdate", "PATCH": "Update", "DELETE": "Delete", "POST": "Action"}
 
 
 def call(state: State, method: str, path: str, body: Json) -> Answer:
     """Return status, body and the id of the operation that began, of one call."""
-    found = re.fullmatch("(.*?)(/subscriptions/.+?/providers/(.+))", path.rstrip("/"), re.I)
-    service, path, resource = found.groups() if found else ("", path, "")
+    found = ADDRESS.fullmatch(path.rstrip("/"))
+    service, path, group, resource = found.groups() if found else ("", path, "", "")
     parts = resource.split("/")
-    route = "/".join("*" if number % 2 == 0 and number else one for number, one in enumerate(parts))
-    handler = ROUTES.get(route.lower(), {}).get(method)
-    if handler and service in SERVICES:
+    named = ("*" if number % 2 == 0 and number else one for number, one in enumerate(parts))
+    route = "/".join(named).lower()
+    # A location is one of the subscription's; all else lies in a resource group.
+    known = found and all(parts) and bool(group) != route.startswith(P)
+    known = known and (service == HISTORY) == (route in OF_HISTORY) and service in SERVICES
+    handler = ROUTES.get(route, {}).get(method)
+    if handler and known:
         with state.lock:
             given = checked(body)
             answer = handler(state, path, path.lower(), given)
             note_ignored(state, given)
             return answer
-    if service not in SERVICES or not route.lower().startswith(f"{W}/"):
+    if not known or not route.startswith(f"{W}/"):
         raise RefusedError(404, "NotFound", f"The emulator does not know {method} {path}.")
     verb = VERBS.get(method, "Get" if len(parts) % 2 else "List")
     name = f"{'_'.join(parts[3::2])}_{verb}"
@@ -161,7 +164,7 @@ def check_version(path: str, version: str) -> None:
     provider, _, kind = (resource[1] if resource else "").partition("/")
     known = API_VERSIONS.get(provider.lower())
     invoked = re.search("/batchendpoints/[^/]+/jobs$", kind, re.I)  # an endpoint's own address
-    if known is None or invoked or path.startswith("/history"):
+    if known is None or invoked or path.startswith(HISTORY):
         return
     if not version:
         message = "The api-version query parameter (?api-version=) is required for all requests."
@@ -177,11 +180,10 @@ def check_version(path: str, version: str) -> None:
 
 def note_ignored(state: State, body: Json) -> None:
     """Print once of each part of bodies that it is accepted and has no effect."""
-    for place in IGNORED:
-        outer, _, name = place.rpartition(".")
-        part = body.get(outer, {}) if outer else body
-        if part.get(name) and place not in state.ignored:
+    for place in IGNORED.split():
+        if part_of(body, place) and place not in state.ignored:
             state.ignored.add(place)
+            name = place.rpartition(".")[2]
             warn(f"accepted, not emulated: {name}. {TABLE} lists what is.")
 
 
@@ -213,11 +215,6 @@ def answer(status: int, body: Json | None, headers: dict[str, str] | None = None
     return web.Response(status=status, body=raw, headers=headers)
 
 
-def refusal(error: RefusedError) -> web.Response:
-    """Return the answer of a refused call."""
-    return answer(error.status, error.body)
-
-
 async def read_json(request: web.Request) -> Any:
     """Return a request's body, {} if it has none. Raises RefusedError if it is no JSON."""
     raw = await read_body(request)
@@ -236,12 +233,15 @@ def authenticate(state: State) -> Any:
         check_length(request, required=False)
         known = request.headers.get("Authorization") == f"Bearer {state.token}"
         if not known and request.path != "/discovery":
-            message = "The access token is invalid."
-            return refusal(RefusedError(401, "InvalidAuthenticationToken", message))
+            error = {
+                "code": "InvalidAuthenticationToken",
+                "message": "The access token is invalid.",
+            }
+            return answer(401, {"error": error})
         try:
             return await handler(request)
         except RefusedError as error:
-            return refusal(error)
+            return answer(error.status, error.body)
 
     return check
 
@@ -272,14 +272,9 @@ def application(state: State, middlewares: Sequence[Any] = ()) -> web.Applicatio
         headers = {}
         if operation:  # the SDK polls the first of these until it has a final status (ran)
             place = state.url + OPERATION.format(operation)
-            headers = {
-                "Azure-AsyncOperation": place,
-                "Location": f"{state.url}{request.path_qs}"
-                if method in ("PUT", "PATCH")
-                else place,
-                "x-ms-async-operation-timeout": "PT30M",
-                "Retry-After": "0",
-            }
+            own = f"{state.url}{request.path_qs}" if method in ("PUT", "PATCH") else place
+            headers = {"Azure-AsyncOperation": place, "Location": own, "Retry-After": "0"}
+            headers |= {"x-ms-async-operation-timeout": "PT30M"}
         return answer(status, found, headers)
 
     made = web.Application(

@@ -48,6 +48,7 @@ def list_datastores(state: State, path: str, key: str, body: Json) -> Answer:
 
 def list_secrets(state: State, path: str, key: str, body: Json) -> Answer:
     """Return the blob store's key. An identity datastore has none (azure-sdk-assets)."""
+    get_datastore(state, path.rsplit("/", 1)[0], key.rsplit("/", 1)[0], {})
     if state.settings.identity_datastores:
         raise RefusedError(400, "UserError", "No secrets for credentials of type None.")
     return 200, {"secretsType": "AccountKey", "key": state.storage.key}, ""
@@ -105,6 +106,14 @@ def put_autoscale(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def put_retention(state: State, path: str, key: str, body: Json) -> Answer:
-    """Keep a storage account's rules; no blob is deleted by them here."""
+    """Keep a storage account's rules; no blob is deleted by them here.
+
+    The one policy is named default and each rule is complete: learn.microsoft.com/rest/api/
+    storagerp/management-policies/create-or-update.
+    """
+    if not key.endswith("/default"):
+        raise RefusedError(400, "InvalidResourceName", f"{path}: the policy's name is default.")
     need(body, "properties.policy.rules")
+    for rule in body["properties"]["policy"]["rules"]:
+        need(rule, "name", "type", "definition.actions")
     return state.put(path, key, body)

@@ -3,8 +3,8 @@
 Each machine computes its share of every batch, split into parts of at least MIN_PART_SIZE digits.
 Gradients are summed over all parts, then each machine applies the same update. This uses
 tf.distribute.MultiWorkerMirroredStrategy, under which Keras 3's `fit` does not work
-(keras-team/keras#20585). Order, transforms and rates follow from the seed; besides gradients only
-losses and batch normalisation statistics are exchanged, and applied in the order of the parts.
+(keras-team/keras#20585). Order, transforms and rates follow from the seed. Only gradients, losses
+and batch normalisation statistics are exchanged; they are applied in the order of the parts.
 
 The batch size is that of params.yaml. Two machines with a batch size of 64 have one part of 32
 each, where a single machine has two, so the weights are bit-identical. More machines need a

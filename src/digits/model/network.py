@@ -70,10 +70,10 @@ class BatchNormalization(layers.Layer):  # type: ignore[misc]
 def build(image_size: int, output_count: int, folded: bool = False) -> keras.Model:
     """Return the untrained network: uint8 (n, size, size) to logits float32 (n, outputs).
 
-    Strides make the images small early, so that most of the arithmetic lies in wide
-    convolutions, which a CPU does best. With `folded`, a bias stands for each normalisation.
-    Every layer has a name of its own: Keras's automatic names depend on what the process built
-    before, and they are part of the saved file.
+    Strides make the images small early, so that most of the arithmetic lies in wide convolutions,
+    which a CPU does best. With `folded`, a bias replaces each normalisation. Every layer has a name
+    of its own: Keras's automatic names depend on what the process built before, and they are part
+    of the saved file.
     """
 
     def convolution(number: int, filters: int, kernel: int, stride: int) -> list[layers.Layer]:
@@ -108,7 +108,7 @@ def build(image_size: int, output_count: int, folded: bool = False) -> keras.Mod
 def configuration_hash(network: keras.Model) -> str:
     """Return the SHA-256 of the layers' configuration as hexadecimal digits, whatever the weights.
 
-    Two networks with this hash in common have one architecture, however their code is written.
+    Networks with equal hashes have the same architecture, however their code is written.
     """
     config = json.dumps(network.get_config(), sort_keys=True)
     return hashlib.sha256(_number_shared_objects(config).encode()).hexdigest()
@@ -218,7 +218,7 @@ def load(path: Path, image_size: int, class_count: int) -> keras.Model:
         raise DigitsError(f"{path}: not found. Run `dvc repro` first.")
     try:
         if not zipfile.is_zipfile(path):  # Keras would report that the file does not exist
-            raise ValueError("it is truncated or no model")
+            raise ValueError("it is truncated or not a model")
         model = keras.saving.load_model(path, compile=False)
         found = model.input_shape[1], model.get_layer("scripts").output.shape[2]
     except Exception as error:  # Keras raises many kinds here

@@ -197,7 +197,7 @@ def step_functions(
             )
 
     def forward_backward(order: tf.Tensor, moves: tf.Tensor) -> list[tf.Tensor]:
-        """Return losses, number of hits and gradients of a part of a batch.
+        """Return losses, number of correct answers and gradients of a part of a batch.
 
         The gradients are those of the sum of losses over `batch_size`: the parts' gradients add up.
         """
@@ -230,7 +230,7 @@ def looped(step: Callable[..., tuple[tf.Tensor, tf.Tensor]], batch_size: int) ->
 
     @tf.function(input_signature=signature)
     def train(orders: tf.Tensor, moves: tf.Tensor, rates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Run a step for each row; return losses float32 (steps, batch) and hits int32 ()."""
+        """Run a step for each row; return losses float32 (steps, batch) and correct int32 ()."""
         steps = tf.shape(orders)[0]
         losses, hits = tf.TensorArray(tf.float32, steps, element_shape=(batch_size,)), 0
         for number in tf.range(steps):

@@ -363,7 +363,7 @@ class Reference:
             return cls.fit(scripts, str(content["model_version"]))
         except FileNotFoundError:
             raise DigitsError(f"{path}: not found. {fix}") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except Exception as error:  # whatever its damage leads to
             raise DigitsError(f"{path}: is corrupted ({error!r}). {fix}") from None
 
 

@@ -65,9 +65,8 @@ class Labels:
     def join(self, rows: records.Rows) -> Joined:
         """Return the labels of rows.
 
-        Labels of requests to another model are counted separately, those of try-outs that are not
-        counted are ignored. Labels of images that share an id are unmatched, because the id is
-        ambiguous.
+        Labels of requests to another model are counted separately; labels of excluded try-outs are
+        ignored. Labels of images that share an id are unmatched, because the id is ambiguous.
         """
         ids, known = self.columns()
         tried = np.isin(ids, rows.identity[rows.tryout & ~rows.valid])

@@ -18,7 +18,7 @@ from core.errors import DigitsError
 from core.params import Task
 
 MIN_DIGITS = 10  # digits of a script for validation: stage monitor takes its reference from them
-SHARED = 0.1  # of the test images, the most that may be training images
+SHARED = 0.1  # maximum share of test images that are training images
 
 
 @params.strict
@@ -91,9 +91,9 @@ def check_apart(train: Digits, test: Digits) -> None:
     if (count := common(train, test)) > SHARED * len(test):
         block = "mnist" if train.script == MNIST else f"foreign.{train.script}"
         raise DigitsError(
-            f"{train.name}: {count:,} of {len(test):,} test images are training images, so a test "
-            f"would say nothing. In params.yaml's {block}.reader name other test data, or hold out "
-            "a part of train: test_share: 0.1 instead of test."
+            f"{train.name}: {count:,} of {len(test):,} test images are training images, so the "
+            f"test would be meaningless. In params.yaml's {block}.reader name other test data, or "
+            "hold out a part of train: test_share: 0.1 instead of test."
         )
 
 
@@ -102,7 +102,7 @@ def check_enough(training: list[Digits], validation: list[Digits]) -> None:
     for parts, name, fewest in ((training, "training", 1), (validation, "validation", MIN_DIGITS)):
         if (most := max(len(part) for part in parts)) < fewest:
             raise DigitsError(
-                f"{most} digits are left for {name}, expected at least {fewest}. Bring more, or in "
+                f"{most} digits are left for {name}, expected at least {fewest}. Add digits, or in "
                 "params.yaml's prepare lower production_count or change validation_share."
             )
 

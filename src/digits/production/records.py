@@ -50,9 +50,9 @@ LABELS = pa.schema(
 )
 ROWS_PER_BATCH = 4096  # 3 MB of images of 28 x 28
 ISSUES = ("corrupted", "duplicate", "wrong_clock", "other_model", "late", "out_of_order", "tryout")
-TRYOUT = "try-"  # how the request ids begin that the page of `digits local` sends
+TRYOUT = "try-"  # prefix of the request ids of the page of `digits local`
 LATE_MS = 3_600_000  # a row is late if its time is this much before that of an earlier row
-GAP_PROBABILITY = 0.01  # that steady traffic has any gap that is reported
+GAP_PROBABILITY = 0.01  # that a gap is reported in steady traffic
 GAP_SECONDS = 30.0  # minimum duration of a gap
 SKEW_MS = 300_000  # maximum clock difference of a server, or delay of a row
 POSITIONS = 2**16  # number of values of a uint16

@@ -50,9 +50,9 @@ def manifest(package: Path, script: str | None) -> tuple[str, int]:
     try:
         content = json.loads(path.read_text("utf-8"))
         model, size, scripts = (
-            content["model_sha256"],
-            content["params"]["image_size"],
-            content["scripts"],
+            str(content["model_sha256"]),
+            int(content["params"]["image_size"]),
+            list(content["scripts"]),
         )
     except FileNotFoundError:
         raise DigitsError(f"{path}: not found. Run `dvc repro` or `dvc pull`.") from None
@@ -64,14 +64,14 @@ def manifest(package: Path, script: str | None) -> tuple[str, int]:
         raise DigitsError(
             f"--script {script}: expected a script of the model: {', '.join(scripts)}"
         )
-    return str(model), int(size)
+    return model, size
 
 
 def check(files: list[Path], size: int, upload: bool = False) -> int | None:
-    """Return how many images the files hold, None where that is not known beforehand.
+    """Return the number of images in the files, None if unknown in advance.
 
-    Raises DigitsError that names the first which is absent, damaged or of an unknown format; for
-    an `upload`, of another than serving/batch.py reads.
+    Raises DigitsError for the first file that is missing, corrupted or of an unknown format; with
+    `upload`, of a format that serving/batch.py does not read.
     """
     names = [path.name for path in files]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -92,7 +92,7 @@ def check(files: list[Path], size: int, upload: bool = False) -> int | None:
 
 
 def is_native(path: Path, size: int) -> bool:
-    """Return whether a file is Parquet with raw images; raise DigitsError for a damaged one."""
+    """Return whether a file is Parquet with raw images; raise DigitsError if it is corrupted."""
     if kind_of(path) != "parquet":
         return False
     try:
@@ -109,7 +109,7 @@ def is_native(path: Path, size: int) -> bool:
 
 
 def convert(path: Path, target: Path, size: int) -> None:
-    """Write the images of any file or folder as raw images in Parquet; say what was changed."""
+    """Write the images of any file or folder as raw images in Parquet; print what was changed."""
     images, notes = read_unlabelled(path, size)
     for note in notes:
         print(f"{path}: {note}", file=sys.stderr)

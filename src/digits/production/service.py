@@ -39,7 +39,7 @@ class Service:
     def score(self, images: np.ndarray, progress: tqdm) -> dict[str, list]:
         """Return model_version, digit, confidence and ood_score of images uint8 (n, size, size).
 
-        Raises DigitsError that names score.py when it fails or its answer lacks something.
+        Raises DigitsError that names score.py when it fails or its answer is incomplete.
         """
         found: dict[str, list] = {name: [] for name in ("model_version", *OUTPUTS)}
         try:

@@ -159,7 +159,7 @@ class Pool:
 def read(
     path: Path, labelled: Path, schedule: Schedule, class_count: int, image_size: int, seed: int
 ) -> "Stream":
-    """Return a schedule's requests, drawn from a pool without what lies in folder `labelled`."""
+    """Return a schedule's requests, drawn from a pool without the digits in folder `labelled`."""
     pool = Pool(read_split(path, class_count, image_size), schedule, seed)
     files = sorted(labelled.rglob("*.csv"))
     excluded = pool.exclude(read_csv(file, image_size, class_count, MNIST).images for file in files)
@@ -259,7 +259,7 @@ class Stream:
         return (self.part(start, start + rows) for start in range(0, len(self), rows))
 
     def known_labels(self) -> np.ndarray:
-        """Return the indices of requests whose labels become known, by the time of that."""
+        """Return the indices of requests whose labels become known, sorted by that time."""
         order = np.argsort(self.label_times, kind="stable")
         return order[self.label_times[order] != NEVER]
 

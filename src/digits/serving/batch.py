@@ -170,7 +170,8 @@ def todo(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield (number, rows) of each part of a file that is not done; raise as `done` and `parts`."""
     have = done(folder, wanted)
-    if (folder / SUCCESS).exists() and (folder / SUCCESS).read_text() == str(len(have)):
+    complete = str(len(have)).encode()
+    if (folder / SUCCESS).exists() and (folder / SUCCESS).read_bytes() == complete:
         return
     (folder / SUCCESS).unlink(missing_ok=True)
     first = next(number for number in range(len(have) + 1) if number not in have)

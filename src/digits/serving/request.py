@@ -217,10 +217,7 @@ def _uploaded(body: bytes) -> bytes:
     """Return the only file of a form, or its only field."""
     boundary = body[2 : body.find(b"\n", 0, 200)].strip().decode("latin-1")
     parser = FormDataParser(
-        stream_factory=_in_memory,
-        max_form_memory_size=BODY_BYTES,
-        max_form_parts=20,
-        silent=False,
+        stream_factory=_in_memory, max_form_memory_size=BODY_BYTES, max_form_parts=20, silent=False
     )
     try:
         _, form, files = parser.parse(

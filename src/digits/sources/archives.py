@@ -25,8 +25,8 @@ from digits.runtime.photograph import find_ink
 from digits.serving.request import RefusedError, read_picture
 
 PICTURE_BYTES = 50_000_000  # of one file, as its archive declares it
-JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # which systems leave beside the pictures
-DAMAGES = (  # what the standard library raises for a damaged archive
+JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # files that operating systems add
+DAMAGES = (  # what the standard library raises for a corrupted archive
     zipfile.BadZipFile,
     tarfile.TarError,
     lzma.LZMAError,
@@ -41,9 +41,9 @@ DAMAGES = (  # what the standard library raises for a damaged archive
 class Archive:
     """A .zip, a .tar or a folder with one picture for each digit; its path gives the class.
 
-    Patterns are those of a shell, with {class} for the class's entry in `names`, for instance
-    `*/Train/digit_{class}/*.png`; the ending may be in capitals. `ink` says whether writing is
-    white on black or the reverse.
+    Patterns are shell patterns in which {class} is the class's entry in `names`, for instance
+    `*/Train/digit_{class}/*.png`; the case of the extension is ignored. `ink` is the colour of the
+    writing, on the other colour.
     """
 
     format: Literal["archive"]
@@ -52,26 +52,26 @@ class Archive:
     ink: Literal["white", "black"]
     test: tuple[str, ...] = ()
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of train, instead of test
-    sha256: str | None = None  # which `digits data fetch` compares
+    sha256: str | None = None  # verified by `digits data fetch`
 
     def __post_init__(self) -> None:
-        """Test data has patterns or is a share of the training data."""
+        """Raise ValueError unless either `test` or `test_share` is given."""
         if bool(self.test) == (self.test_share is not None):
             raise ValueError("give either test or test_share")
 
 
 class Pictures:
-    """Decoded pictures on their way to images of one size, as the endpoint makes them."""
+    """Decodes pictures and normalises them to images of one size, as the endpoint does."""
 
     def __init__(self, ink: str | None) -> None:
-        """Read `ink` white on black, black on white, or whichever it is in each picture."""
+        """Expect `ink` "white" or "black"; None: detect it in each picture."""
         self.ink = ink
         self.light: list[bool] = []  # of each picture, whether its ink seems to be white
-        self.fault: DigitsError | None = None  # of the first one that has none of `ink`
+        self.fault: DigitsError | None = None  # of the first picture without ink of colour `ink`
         self.by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
 
     def add(self, name: str, data: bytes) -> None:
-        """Decode one; raise DigitsError that begins with `name` for what is no picture."""
+        """Decode a picture; raise DigitsError that begins with `name` if it is none."""
         found = None
         try:
             found = read_picture(data, find_ink)
@@ -79,7 +79,7 @@ class Pictures:
             if self.ink is not None and light != (self.ink == "white"):  # most others decide
                 found = read_picture(data, find_ink, not light)
         except RefusedError as error:
-            fault = DigitsError(f"{name}: is no picture of a digit: {error}. Remove it.")
+            fault = DigitsError(f"{name}: is not a picture of a digit: {error}. Remove it.")
             if found is None:
                 raise fault from None
             self.fault = self.fault or fault
@@ -94,7 +94,7 @@ class Pictures:
     def images(self, source: Path, image_size: int) -> np.ndarray:
         """Return uint8 (n, image_size, image_size) in MNIST's normal form.
 
-        Raises DigitsError when most have the other ink.
+        Raises DigitsError when most pictures have another ink than `ink`.
         """
         if self.light and self.ink not in (None, self.most):
             raise DigitsError(
@@ -139,8 +139,8 @@ def read_archive(
         if len(found) > 1:
             first, second = list(found.values())[:2]
             raise DigitsError(
-                f"{source}: {name} fits the patterns of two classes, {first} and {second}. "
-                f"Write more of the path into {part}, as in w??_{{class}}_*.png."
+                f"{source}: {name} matches the patterns of two classes, {first} and "
+                f"{second}. Make the pattern in {part} more specific, as in w??_{{class}}_*.png."
             )
         if not found:
             others = others or name
@@ -159,10 +159,10 @@ def read_archive(
 
 
 def members(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Yield each file of a .zip, .tar or folder, sorted by path, and what reads it when called.
+    """Yield the path of each file of a .zip, .tar or folder, sorted, and a function that reads it.
 
-    What systems leave beside the pictures is passed over; nothing else is read than is called
-    for. Raises DigitsError when the archive is damaged or a file is too large.
+    Files that operating systems add are skipped. A file is read only when its function is called.
+    Raises DigitsError when the archive is corrupted or a file is too large.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -175,7 +175,7 @@ def members(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 
 def _listed(source: Path, stack: contextlib.ExitStack) -> list[tuple[str, int, Callable[[], Any]]]:
-    """Return path, size and what opens it of each file; `stack` closes the archive."""
+    """Return path, size and a function to open each file; `stack` closes the archive."""
     if source.is_dir():
         return [
             (path.relative_to(source).as_posix(), path.stat().st_size, partial(path.open, "rb"))
@@ -199,7 +199,7 @@ def _listed(source: Path, stack: contextlib.ExitStack) -> list[tuple[str, int, C
 
 
 def _read(source: Path, name: str, size: int, opened: Callable[[], Any]) -> bytes:
-    """Return a file of an archive or folder, but not one that is too large for a picture."""
+    """Return a file's bytes; raise DigitsError if it is too large for a picture."""
     try:
         if size <= PICTURE_BYTES:
             with opened() as file:
@@ -209,16 +209,16 @@ def _read(source: Path, name: str, size: int, opened: Callable[[], Any]) -> byte
     except DAMAGES as error:
         raise _damaged(source, error) from None
     raise DigitsError(
-        f"{source}: {name} has {size:,} bytes. A picture has at most {PICTURE_BYTES:,}; narrow "
-        "the patterns in params.yaml."
+        f"{source}: {name}: expected at most {PICTURE_BYTES:,} bytes, found {size:,}. Narrow the "
+        "patterns in params.yaml."
     )
 
 
 def _damaged(source: Path, error: Exception) -> Exception:
-    """Return the error to raise: the disk's own, or that the archive is damaged."""
+    """Return the error to raise: that of the disk, or that the archive is corrupted."""
     if getattr(error, "errno", None):
         return error
-    return DigitsError(f"{source}: is no readable .zip or .tar archive ({error}); fetch it again")
+    return DigitsError(f"{source}: is not a valid .zip or .tar ({error}); download it again")
 
 
 def _small_ending(name: str) -> str:
@@ -227,10 +227,10 @@ def _small_ending(name: str) -> str:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Raise TarError unless all of a .tar was read: tarfile stops at damage without a word."""
+    """Raise TarError unless all of a .tar was read: tarfile stops silently at corrupted data."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"damaged or cut short at byte {tar.offset:,}")
+        raise tarfile.ReadError(f"corrupted or truncated at byte {tar.offset:,}")
     while tar.fileobj.read(1 << 20):  # to where a compressed file has its checksum
         pass

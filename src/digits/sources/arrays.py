@@ -1,4 +1,4 @@
-"""Arrays and tables of images with their labels: NumPy's .npz and Parquet, as they circulate."""
+"""Images with labels in NumPy's .npz and in Parquet, in their common layouts."""
 
 import math
 import re
@@ -19,7 +19,7 @@ LABEL_NAME = re.compile(r"label|target|class|^y(_|\b)")
 LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # beside files of images
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # which may have a square's length
 ROWS = 5000  # of Parquet, read at a time
-DAMAGES = (  # what NumPy raises for a damaged .npz, and for a header that promises too much
+DAMAGES = (  # what NumPy raises for a corrupted .npz, and for a header that claims too much
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
@@ -31,10 +31,10 @@ DAMAGES = (  # what NumPy raises for a damaged .npz, and for a header that promi
 
 
 def read_npz(path: Path, part: str) -> Table:
-    """Return images and labels: those whose names say `part`, if any do.
+    """Return images and labels, from the arrays whose names contain `part` if there are any.
 
-    Labels may lie in a file beside it, as those of KMNIST. Raises DigitsError unless there is one
-    array of images.
+    Labels may be in a second file, as in KMNIST. Raises DigitsError unless there is one array of
+    images.
     """
     images, labels = _of_npz(path, part)
     for old, new in LABEL_FILES if labels is None else ():
@@ -57,21 +57,21 @@ def read_npz(path: Path, part: str) -> Table:
 
 
 def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return the only array of two or more dimensions and the only one of one."""
+    """Return the only array of two or more dimensions and the only one-dimensional array."""
     check_regular(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = [name for name in archive.files if part in name.lower()] or archive.files
             found = {name: archive[name] for name in names}
     except DAMAGES as error:
-        raise DigitsError(f"{path}: is no readable .npz ({error}). Fetch it again.") from None
+        raise DigitsError(f"{path}: is not a readable .npz ({error}). Download it again.") from None
     arrays = {
         name: array
         for name, array in found.items()
         if isinstance(array, np.ndarray) and array.ndim and array.dtype.kind in "biufUS"
     }
     flat = [name for name, array in arrays.items() if array.size == len(array)]
-    if len(flat) > 1:  # other facts of each image beside its label
+    if len(flat) > 1:  # other values of each image besides its label
         flat = [name for name in flat if LABEL_NAME.search(name.lower())]
     deep = [array for array in arrays.values() if array.size > len(array)]
     if len(deep) > 1 or len(flat) > 1:
@@ -86,8 +86,8 @@ def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None
 def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
     """Return images and labels of a Parquet file.
 
-    The column of images holds files of pictures, as those that Hugging Face publishes, which are
-    then normalised to `image_size`; or raw bytes, or lists of numbers.
+    The column of images has encoded pictures, as Hugging Face publishes them, which are normalised
+    to `image_size`; or raw bytes, or lists of numbers.
 
     Raises DigitsError that names column or row.
     """
@@ -103,7 +103,7 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
                     "named image."
                 )
             if file.metadata.num_rows * image_size**2 > PIXELS:
-                raise DigitsError(f"{path}: has {file.metadata.num_rows:,} rows. Divide it.")
+                raise DigitsError(f"{path}: has {file.metadata.num_rows:,} rows. Split it.")
             columns = [image] if label is None else [image, label]
             pictures, arrays, labels, row = Pictures(ink), [], [], 0
             for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
@@ -117,13 +117,13 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
         raise DigitsError(f"{path}: cannot be read as Parquet ({reason}). Fix it.") from None
     images = pictures.images(path, image_size) if pictures.light else np.concatenate(arrays)
     if len(images) != row:
-        raise DigitsError(f"{path}: column {image} mixes pictures and numbers. Divide the file.")
+        raise DigitsError(f"{path}: column {image} mixes pictures and numbers. Split the file.")
     found = None if label is None else np.array(labels)
     return Table(images, found, pictures=bool(pictures.light))
 
 
 def _of_column(where: str, start: int, column: pa.Array, pictures: Pictures) -> np.ndarray:
-    """Return images (n, side, side) that stand there as numbers; add pictures to the others."""
+    """Return the images (n, side, side) of a column of numbers; add pictures to `pictures`."""
     if pa.types.is_struct(column.type):
         column = column.field("bytes")
     if column.null_count:

@@ -1,4 +1,4 @@
-"""`digits data`: what files of digits are, and published sets of real ones."""
+"""`digits data`: inspect files of digits, and fetch published data sets."""
 
 from pathlib import Path
 
@@ -6,20 +6,20 @@ import click
 
 
 def _example(line: str) -> str:
-    """Return the end of a command's help: what to copy."""
+    """Return the end of a command's help: an example to copy."""
     return f"\b\nExample:\n  {line}"
 
 
 @click.group(epilog=_example("digits data inspect data/own"))
 def data() -> None:
-    """Look at files of digits, or fetch published ones."""
+    """Inspect files of digits, or fetch published data sets."""
 
 
 @data.command(epilog=_example("digits data inspect data/own/train.csv.gz"))
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--script", default="mnist", help="mnist, or a key of params.yaml's foreign.")
 def inspect(path: Path, script: str) -> None:
-    """Print what files hold, and their block of params.yaml."""
+    """Print what files contain, and their block for params.yaml."""
     from core import params
     from digits.sources.inspect import inspect as describe
 
@@ -29,9 +29,9 @@ def inspect(path: Path, script: str) -> None:
 
 @data.command(epilog=_example("digits data fetch devanagari"))
 @click.argument("script", type=click.Choice(["devanagari", "japanese"]))
-@click.option("--url", help="Another address of the archive, also file:///PATH.")
+@click.option("--url", help="Another address of the archive; may be file:///PATH.")
 def fetch(script: str, url: str | None) -> None:
-    """Download real digits, and name them in params.yaml."""
+    """Download real digits, and configure them in params.yaml."""
     from digits.sources.fetch import fetch as fetch_set
 
     fetch_set(script, url)

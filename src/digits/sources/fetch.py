@@ -1,4 +1,4 @@
-"""Published sets of real foreign digits: downloaded, named in params.yaml, given to DVC."""
+"""Download published data sets of foreign digits, and add them to params.yaml and DVC."""
 
 import re
 import subprocess
@@ -24,9 +24,9 @@ SECONDS = 60.0  # without an answer
 
 @dataclass(frozen=True)
 class Published:
-    """A set, where it lies, and how it is read."""
+    """A published data set: its address, its citation and its block in params.yaml."""
 
-    url: str  # unverified: nobody has fetched from there with this command yet
+    url: str  # unverified: not yet downloaded with this command
     file: str
     about: str
     per_class: dict[str, int]
@@ -73,7 +73,7 @@ SETS = {
 def fetch(script: str, url: str | None) -> None:
     """Download a set, put its block into params.yaml, and version the file with DVC.
 
-    Raises DigitsError when it cannot be fetched, or is another than the block's sha256 says.
+    Raises DigitsError when it cannot be downloaded, or its SHA-256 is not that of the block.
     """
     found = SETS[script]
     values = params.load()
@@ -98,7 +98,7 @@ def fetch(script: str, url: str | None) -> None:
 
 
 def download(url: str, path: Path, known: str | None) -> str:
-    """Download an archive; return its SHA-256, which is to be `known` where that is given."""
+    """Download an archive; return its SHA-256, which must be `known` unless that is None."""
     total = 0
     try:
         with (
@@ -109,7 +109,7 @@ def download(url: str, path: Path, known: str | None) -> str:
             while chunk := answer.read(CHUNK_BYTES):
                 total += len(chunk)
                 if total > MOST_BYTES:
-                    raise DigitsError(f"{url}: has more than {MOST_BYTES:,} bytes. Check it.")
+                    raise DigitsError(f"{url}: has over {MOST_BYTES:,} bytes. Check the address.")
                 file.write(chunk)
             file.flush()
             if (length := answer.headers["Content-Length"]) and int(length) != total:
@@ -126,29 +126,29 @@ def download(url: str, path: Path, known: str | None) -> str:
 def _check(url: str, path: Path, sha256: str, known: str | None) -> None:
     if known not in (None, sha256):
         raise DigitsError(
-            f"{url}: has SHA-256 {sha256}, params.yaml has {known}. If the set was published "
-            "anew, remove sha256 from the block."
+            f"{url}: has SHA-256 {sha256}, params.yaml has {known}. If a new version was "
+            "published, remove sha256 from the block."
         )
     if not zipfile.is_zipfile(path):
-        raise DigitsError(f"{url}: is no .zip archive. Give another address: --url URL.")
+        raise DigitsError(f"{url}: is not a .zip archive. Give another address: --url URL.")
     with zipfile.ZipFile(path) as archive:
         inside = [name for name in archive.namelist() if name.lower().endswith(".7z")]
     if inside:
         raise DigitsError(
             f"{url}: holds {inside[0]}, which needs 7-Zip. Unpack it, pack the pictures into a "
-            ".zip, and give that: --url file:///PATH."
+            ".zip, and use --url file:///PATH."
         )
 
 
 def as_yaml(block: dict[str, Any]) -> str:
-    """Return a block as it stands in params.yaml."""
+    """Return a block as text for params.yaml."""
     return yaml.safe_dump(
         block, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000
     )
 
 
 def with_block(text: str, script: str, block: dict[str, Any]) -> str:
-    """Return params.yaml with the block of a script replaced or added; all else stays as it is."""
+    """Return params.yaml with the block of a script replaced or added; all else is unchanged."""
     new = "".join(f"  {line}\n" for line in as_yaml({script: block}).splitlines())
     own = re.compile(rf"^  {script}:.*\n(?:    .*\n)*", re.MULTILINE)
     if own.search(text):

@@ -1,12 +1,12 @@
-"""Digits in scripts that MNIST does not know: open fonts enter, handwritten-looking digits leave.
+"""Render digits of scripts that MNIST lacks, from open fonts, varied like handwriting.
 
-`load_glyphs` reads the shapes from the fonts, `render` draws them as a hand would: a pen follows
-the middle of the strokes (or the outline is kept), paper and hand shift, turn and bend the shape,
-and `normalise` brings it to MNIST's normal form.
+`load_glyphs` reads the shapes from the fonts. `render` imitates handwriting: a pen follows the
+middle of the strokes (or the outline is kept); the shape is shifted, rotated and bent, and
+`normalise` brings it to MNIST's normal form.
 
-The same bytes leave on every processor with AVX2. Elementwise + - * / and square roots in IEEE 754
-are exact to the last bit everywhere; matrix products are taken of whole numbers small enough that
-every sum is exact, so its order cannot matter; no exp, log, power, sine or cosine of a draw.
+The output is bit-identical on every processor with AVX2: elementwise + - * / and square roots are
+correctly rounded (IEEE 754), matrix products are of integers small enough that sums are exact in
+any order, and no exp, log, power, sine or cosine is taken of random numbers.
 """
 
 import io
@@ -34,13 +34,13 @@ from digits.runtime.normalise import BOX_PIXELS, normalise
 
 FONTS = Path("node_modules/@fontsource")  # where npm installs the fonts
 FIELD = 128  # side of the square in which a glyph's distances are kept
-GLYPH = 88  # long side of a glyph in it, so that lines may leave their place
+GLYPH = 88  # long side of a glyph in it; the margin lets strokes move
 CANVAS = 64  # side of the canvas that a digit is drawn on before it is normalised
 UNIT = GLYPH / BOX_PIXELS  # field pixels to one pixel of MNIST
-DRAWN = 256  # size in pixels at which a font is asked for its glyphs
-WOBBLE_LENGTH_PIXELS = 5  # how far apart the points are where a line's width varies
+DRAWN = 256  # font size in pixels at which glyphs are drawn
+WOBBLE_LENGTH_PIXELS = 5  # distance of the points at which a line's width is drawn
 BATCH = 100  # digits drawn at a time: their arrays stay in the processor's cache
-PRIVATE_USE = 0xE000  # first of the code points that no character has
+PRIVATE_USE = 0xE000  # first private-use code point of Unicode
 LATIN_OVERLAP = 0.8  # measured: true glyphs up to 0.6, Latin ones in their place 0.72 to 1
 REMOVE = "remove the family from the fonts in params.yaml"
 
@@ -69,8 +69,8 @@ class Hand:
     # width and height each by (1 + s) / (1 - s), s up to this either way
     size_spread: Annotated[float, Field(ge=0, lt=1)]
     widening: Changes  # then the width by (1 + w) / (1 - w); negative: narrower
-    bends_pixels: Bends  # points so far apart shift by this deviation
-    bend_range: Annotated[tuple[float, float], AfterValidator(ordered)]  # share of those shifts
+    bends_pixels: Bends  # distance of points, standard deviation of their shifts
+    bend_range: Annotated[tuple[float, float], AfterValidator(ordered)]  # factor for these shifts
     pen_share: Share  # share drawn with a pen along the middle of the strokes
     half_width_pixels: Lengths  # half the width of any line
     weight_factors: Lengths  # the other digits: the font's line width times this
@@ -85,19 +85,19 @@ class Fonts:
     """A script's `reader` in params.yaml that renders digits instead of reading them."""
 
     format: Literal["fonts"]
-    characters: tuple[Annotated[str, Field(min_length=1)], ...]  # of each class; any of a string
+    characters: tuple[Annotated[str, Field(min_length=1)], ...]  # of each class: one or several
     train_fonts: Annotated[tuple[str, ...], Field(min_length=1)]  # packages below @fontsource
     unseen_fonts: Annotated[tuple[str, ...], Field(min_length=1)]
     hand: Hand
 
     def __post_init__(self) -> None:
-        """A character has one meaning, and a font is either seen in training or not."""
+        """Raise ValueError when a character or a font is listed twice."""
         for many, where in (
             ("".join(self.characters), "characters"),
             (self.train_fonts + self.unseen_fonts, "train_fonts and unseen_fonts"),
         ):
             if twice := sorted(one for one in set(many) if many.count(one) > 1):
-                raise ValueError(f"{twice[0]} stands twice in {where}")
+                raise ValueError(f"{twice[0]} occurs twice in {where}")
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Glyphs:
 def load_glyphs(folder: Path, families: Sequence[str], characters: Sequence[str]) -> Glyphs:
     """Read the shapes of `characters` from fonts of the npm scope @fontsource.
 
-    `folder` is node_modules/@fontsource; `characters` holds one string a class, made of all the
-    characters that mean it. Every upright weight is read, and the regional forms that a font
-    keeps for other languages (OpenType's `locl`: ५ ८ ९ in Hindi and in Nepali).
+    `folder` is node_modules/@fontsource; `characters` has one string per class, of all characters
+    for it. Every upright weight is read, and the regional forms that a font keeps for other
+    languages (OpenType's `locl`: ५ ८ ९ in Hindi and in Nepali).
 
     Raises DigitsError for a family that is not installed, a font without a character, and one
     that has the shape of a Latin digit in its place (khand, hind and teko do; measured by how
@@ -127,7 +127,7 @@ def load_glyphs(folder: Path, families: Sequence[str], characters: Sequence[str]
             try:
                 shapes = list(_shapes(file, family, wanted))
             except (TTLibError, struct.error, zlib.error) as error:
-                raise DigitsError(f"{file}: is damaged ({error}); run `npm ci` again") from None
+                raise DigitsError(f"{file}: is corrupted ({error}); run `npm ci` again") from None
             for character, regional, shape in shapes:
                 middle = skeletonize(shape)
                 edge = distance_transform_edt(~shape) - distance_transform_edt(shape)
@@ -151,8 +151,8 @@ def render(
 
     Returns images uint8 (n, image_size, image_size) in MNIST's normal form, white (255) on black
     (0), and labels uint8 (n,). A class's characters are equally likely; so are a character's
-    families, and a family's weights. How well such digits stand for real handwriting is measured
-    by benchmarks.realism.
+    families, and a family's weights. tests/benchmarks/realism.py measures how well such digits
+    represent real handwriting.
     """
     chosen = np.concatenate(
         [_choose(glyphs, label, per_class, hand, rng) for label in np.unique(glyphs.labels)]
@@ -163,15 +163,15 @@ def render(
 
 
 def _font_files(folder: Path, family: str, characters: str) -> Iterator[tuple[Path, str]]:
-    """Yield each file of the family that is needed, a weight each, and which characters it has.
+    """Yield the files of the family that are needed, one per weight, and the characters of each.
 
-    Large fonts come in about 120 pieces; unicode.json says which piece covers what.
+    Large fonts are split into about 120 files; unicode.json lists the characters of each.
     """
     index = folder / family / "unicode.json"
     if not index.is_file():
         raise DigitsError(
-            f"{index}: is not there, so font family {family} is not installed; "
-            f"add @fontsource/{family} to package.json and run `npm ci`, or {REMOVE}"
+            f"{index}: not found, so font family {family} is not installed; add "
+            f"@fontsource/{family} to package.json and run `npm ci`, or {REMOVE}"
         )
     missing = characters
     for piece, ranges in json.loads(index.read_text(encoding="utf-8")).items():
@@ -206,7 +206,7 @@ def _shapes(file: Path, family: str, characters: str) -> Iterator[tuple[str, boo
             yield character, form != character, shape
 
 
-@lru_cache(maxsize=16)  # a large font's pieces share one
+@lru_cache(maxsize=16)  # the files of a large font share one
 def _latin_shapes(file: Path) -> dict[str, Shape]:
     if not file.is_file():
         return {}
@@ -250,7 +250,7 @@ def _open(file: Path, characters: str) -> tuple[ImageFont.FreeTypeFont, dict[str
 
 
 def _regional_forms(font: TTFont, glyph_name: str) -> list[str]:
-    """Return the glyphs that the font puts in this one's place in some language."""
+    """Return the glyphs with which the font replaces this one in some language."""
     if "GSUB" not in font or not font["GSUB"].table.FeatureList:
         return []
     table = font["GSUB"].table
@@ -346,7 +346,7 @@ def _draw(
 
 
 def _factor(change: Floats) -> Floats:
-    """Return nearly exp(2 * change), but of exactly rounded operations alone."""
+    """Return approximately exp(2 * change), using correctly rounded operations only."""
     return (1 + change) / (1 - change)
 
 
@@ -361,8 +361,8 @@ def _smooth(n: int, length_pixels: float, rng: np.random.Generator) -> Floats:
     near, far = 2 / 3 - away**2 + away**3 / 2, np.maximum(2 - away, 0) ** 3 / 6
     spline = np.rint(np.where(away < 1, near, far) * 2**10)
     spline = np.rint(spline * 2**10 / np.sqrt((spline**2).sum(axis=1, keepdims=True)))
-    # Exact whatever BLAS adds first: |draw| < 2^7, |spline| <= 2^10, four terms of a sum are not
-    # zero, so |result| < 2^(7 + 10 + 2 + 10 + 2) = 2^31, far below 2^53.
+    # Exact in any order of BLAS: |draw| < 2^7, |spline| <= 2^10, four terms of a sum are not zero,
+    # so |result| < 2^(7 + 10 + 2 + 10 + 2) = 2^31, far below 2^53.
     draws = rng.integers(-127, 128, (n, points, points)).astype(np.float64)
     deviation = math.sqrt((255**2 - 1) / 12)  # of whole numbers from -127 to 127
     return np.asarray(spline @ draws @ spline.T / (deviation * 2**20), dtype=np.float32)

@@ -29,7 +29,7 @@ def read_pair(path: Path) -> Table:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """Return the file as it lies on disk."""
+    """Return the path of the first variant of a file's name that exists."""
     names = [f"{variant}-ubyte" for variant in (name, name.replace("-idx", ".idx"))]
     found = [folder / f"{name}{ending}" for name in names for ending in ("", ".gz")]
     return next((path for path in found if path.exists()), found[0])
@@ -38,7 +38,7 @@ def _find(folder: Path, name: str) -> Path:
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Return the uint8 array in an IDX file, which may be compressed with gzip.
 
-    Raises DigitsError for another magic number, type or number of dimensions, or another length.
+    Raises DigitsError for a wrong magic number, type, number of dimensions or length.
     """
     check_regular(path)
     with path.open("rb") as plain:
@@ -47,7 +47,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         try:
             return _read(file, path, dimensions)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DigitsError(f"{path}: is damaged ({error}); restore the original file") from None
+            raise DigitsError(f"{path}: is corrupted ({error}); restore the original") from None
 
 
 def _read(file: Any, path: Path, dimensions: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def _read(file: Any, path: Path, dimensions: int) -> np.ndarray:
             f"is not an IDX file of bytes in {dimensions} dimensions; restore the original file"
         )
     if len(header) < 4 + 4 * dimensions:
-        raise DigitsError(f"{path}: is cut short in its header; restore the original file")
+        raise DigitsError(f"{path}: is truncated in its header; restore the original file")
     shape = struct.unpack(f">{dimensions}I", header[4:])
     expected = math.prod(shape)
     data = file.read(min(expected, PIXELS) + 1)

@@ -1,4 +1,4 @@
-"""What a file or folder of digits is, and the block of params.yaml that reads it."""
+"""Describe a file or folder of digits, and write the block of params.yaml that reads it."""
 
 import re
 from collections import Counter
@@ -24,12 +24,12 @@ TABLES = (".csv", ".csv.gz", ".npz", ".parquet")
 PART = re.compile(r"(train|test|valid)\w*", re.IGNORECASE)  # a folder that is no class
 EXCHANGED = "Set transposed: true"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-HELD_OUT = 0.1  # of the data, where none is for testing; more of a few digits
+HELD_OUT = 0.1  # of the data, if it has no test data; more of small data sets
 SCRIPT_DIGITS = {"train": 1000, "test": 200, "production": 200}  # as params.yaml has them
 
 
 def inspect(path: Path, image_size: int, classes: Sequence[str], script: str) -> str:
-    """Return what stands in a file or folder, and the block of params.yaml for it.
+    """Return a description of a file or folder, and the block of params.yaml for it.
 
     Raises DigitsError that names the file and what is wrong in it.
     """
@@ -46,7 +46,7 @@ def inspect(path: Path, image_size: int, classes: Sequence[str], script: str) ->
     else:
         reader, source = _of_tables(found, train, test, classes), train.parent
         if found.table.labels is None:
-            return "\n".join([*lines, "Without labels it is for `digits score`."])
+            return "\n".join([*lines, "It has no labels, so it can only be scored: digits score"])
     try:
         own: Files | Archive = params.section(READER, {"reader": reader}, "reader")
         read_parts(own, source, image_size, classes, script)
@@ -72,7 +72,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _facts(found: Found) -> list[str]:
-    """Return a line for each thing that is worth knowing."""
+    """Return a line for each property and each problem."""
     images, labels = found.table.images, found.table.labels
     count, side = images.shape[:2]
     what = "pictures, here normalised" if found.names or found.kind == "picture" else "images"
@@ -80,7 +80,7 @@ def _facts(found: Found) -> list[str]:
     lines.append(f"values from {images.min():g} to {images.max():g}, {found.ink} ink")
     rows = [image.tobytes() for image in images]
     if twice := count - len(set(rows)):
-        lines.append(f"{twice:,} images are there more than once")
+        lines.append(f"{twice:,} images occur more than once")
     if len(blank := np.flatnonzero(images.max(axis=(1, 2)) == images.min(axis=(1, 2)))):
         lines.append(f"{len(blank):,} images are blank, number {blank[0]} (from 0) first")
     if labels is not None:
@@ -88,7 +88,7 @@ def _facts(found: Found) -> list[str]:
         lines.append("labels: " + ", ".join(f"{label} ({n:,})" for label, n in counts[:40]))
         pairs = set(zip(rows, labels.tolist(), strict=True))
         if odd := len(pairs) - len(set(rows)):
-            lines.append(f"{odd:,} images are there with two labels")
+            lines.append(f"{odd:,} images occur with two labels")
     elif not found.names:
         lines.append("no labels")
     return lines
@@ -129,7 +129,7 @@ def _of_pictures(found: Found, classes: Sequence[str]) -> tuple[dict[str, Any], 
         several.sort(key=lambda n: len(set(columns[n])) != len(classes))
         if not several:
             raise DigitsError(
-                f"Paths such as {found.names[0]} tell no class. Put each class into its own folder."
+                f"Paths such as {found.names[0]} lack the class. Put each into its own folder."
             )
         if len(several) > 1:
             notes.append(
@@ -152,7 +152,7 @@ def _of_pictures(found: Found, classes: Sequence[str]) -> tuple[dict[str, Any], 
 
 
 def _numbered(names: set[str], count: int) -> list[str]:
-    """Return names in their order; of many, those that number the classes."""
+    """Return names in natural order, only those of a numbered group with `count` members if any."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names, key=_natural):
         groups.setdefault(re.sub(r"\d+$", "", name), []).append(name)
@@ -161,13 +161,13 @@ def _numbered(names: set[str], count: int) -> list[str]:
 
 
 def _share(found: Found, classes: Sequence[str]) -> float:
-    """Return a share that leaves each class a digit to test with, if there are as many of each."""
+    """Return a test share with at least one digit per class, if the classes have equal counts."""
     each = max(1, len(found.table.images) // len(classes))
     return round(min(0.5, max(HELD_OUT, 1.5 / each)), 2)
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """Return a key by which 10 comes after 9, and ten after nine."""
+    """Return a sort key for natural order: 10 after 9, and the word ten after nine."""
     if text.lower() in WORDS:
         return [(WORDS.index(text.lower()), "")]
     return [(int(number or 0), word) for word, number in re.findall(r"(\D*)(\d*)", text)]

@@ -1,8 +1,8 @@
 """Real digits on disk, as params.yaml names them: tables, arrays, or pictures.
 
-Input: a file or folder that DVC watches. Output: `Digits`, white on black. What can be known to
-be meant otherwise (scale, ink, rows and columns, labels) is converted and stated, or refused with
-the setting that says it.
+Input: a file or folder that DVC watches. Output: `Digits`, white on black. Detectable differences
+(scale, ink, rows and columns, labels) are converted and printed, or rejected with the setting to
+change.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from digits.sources.arrays import read_npz, read_parquet
 from digits.sources.idx import read_pair
 
 PAPER = (3, 64)  # brightness of paper that is not quite black: it is subtracted
-EVEN = 8  # how far most of the edge's pixels are from it
+EVEN = 8  # maximum distance of most edge pixels from it
 # The mean of each of MNIST's digits in 7 x 7 pixels, 0 to 15: it shows whether rows and columns
 # were exchanged.
 MEANS = (
@@ -37,23 +37,23 @@ MEANS = (
     "0000000003a9300198a60017f910019b71002ac7100012100",
     "0000000001651002b9c3003caf20015a91000285100023200",
 )
-ORIENTED = 0.05  # by how much exchanged rows and columns must correlate better
+ORIENTED = 0.05  # by how much the correlation must rise when they are exchanged
 
 
 @strict
 class Files:
-    """Files in a folder: `train` and `test` are names, also with * and ?, or IDX's prefixes."""
+    """Files in a folder: `train` and `test` are names, with * and ? if needed, or IDX prefixes."""
 
     format: Literal["csv", "idx", "npz", "parquet"]
     train: str
     test: str | None = None
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of train, instead of test
-    names: tuple[str, ...] | None = None  # the label of each class; others are left out
+    names: tuple[str, ...] | None = None  # the label of each class; others are omitted
     ink: Literal["white", "black"] | None = None
     transposed: bool = False  # whether rows and columns are exchanged, as in EMNIST
 
     def __post_init__(self) -> None:
-        """Test data is a file or a share of the training data."""
+        """Raise ValueError unless either `test` or `test_share` is given."""
         if (self.test is None) == (self.test_share is None):
             raise ValueError("give either test or test_share")
 
@@ -67,14 +67,14 @@ def read_parts(
     """
     train = read(reader, source, "train", image_size, classes, script)
     if reader.test_share is not None:
-        # The same digits test whatever params.yaml's seed is.
+        # The test digits do not depend on params.yaml's seed.
         test, train = split(train, round(len(train) * reader.test_share), seed=0)
         _check_classes(source, "test", test, classes)
     else:
         test = read(reader, source, "test", image_size, classes, script)
     if count := common(train, test):
         print(
-            f"{source}: warning: {count:,} of {len(test):,} test images are training images. Bring "
+            f"{source}: warning: {count:,} of {len(test):,} test images are training images. Use "
             "others, or hold out a part of train: test_share: 0.1 instead of test."
         )
     return train, test
@@ -117,16 +117,16 @@ def _digits(
     table = read_file(reader.format, path, part, image_size, reader.ink)
     if table.labels is None:
         raise DigitsError(
-            f"{path}: has no labels, so it is for `digits score`. For testing, hold out a part of "
+            f"{path}: has no labels, so it can only be scored. For testing, hold out a part of "
             "train: test_share: 0.1 instead of test."
         )
     if not len(table.images):
         raise DigitsError(f"{path}: holds no image. Restore the file.")
     images, labels, notes = table.images, _labels(path, table, reader.names, classes), []
     if left_out := np.count_nonzero(labels < 0):
-        notes.append(f"{left_out:,} digits with other labels than names has were left out")
+        notes.append(f"{left_out:,} digits whose label is not in names were omitted")
         images, labels = images[labels >= 0], labels[labels >= 0]
-    ink = None if table.pictures else reader.ink  # by which those were decoded
+    ink = None if table.pictures else reader.ink  # already used to decode them
     images, more = in_normal_form(path, images, image_size, ink, reader.transposed)
     for note in notes + more:
         print(f"{path}: {note}")
@@ -134,9 +134,9 @@ def _digits(
 
 
 def read_file(kind: str, path: Path, part: str, image_size: int, ink: str | None) -> Table:
-    """Return the images and labels of a file of this kind, as they stand there.
+    """Return the images and labels of a file of this kind, unconverted.
 
-    `part` chooses among the arrays of an .npz; size and ink are those of pictures in Parquet.
+    `part` selects arrays of an .npz; `image_size` and `ink` apply to pictures in Parquet.
     """
     if kind == "csv":
         return read_table(path)
@@ -150,7 +150,7 @@ def in_normal_form(
 ) -> tuple[np.ndarray, list[str]]:
     """Return images (n, side, side) as uint8 of `image_size`, white on black, and what was changed.
 
-    Raises DigitsError for another ink than `ink` says, white where it says nothing.
+    Raises DigitsError unless the ink is `ink` (white if None).
     """
     if images.shape[1] != images.shape[2]:
         raise DigitsError(f"{path}: images are {images.shape[1:]} pixels. Expected square ones.")
@@ -164,7 +164,7 @@ def in_normal_form(
     paper = int(np.median(edges))
     if PAPER[0] <= paper <= PAPER[1] and np.quantile(np.abs(edges - float(paper)), 0.75) <= EVEN:
         images = np.maximum(images, paper) - np.uint8(paper)
-        notes.append(f"the paper was {paper}, not 0; that was subtracted")
+        notes.append(f"the paper was {paper}, not 0; it was subtracted")
     if len(blank := np.flatnonzero(images.max(axis=(1, 2)) == 0)):
         notes.append(f"warning: {len(blank):,} images are blank, image {blank[0]} (from 0) first")
     if images.shape[1] != image_size:
@@ -211,8 +211,8 @@ def _check_classes(path: Path, part: str, digits: Digits, classes: Sequence[str]
     counts = np.bincount(digits.labels, minlength=len(classes))
     if missing := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise DigitsError(
-            f"{path}: no digit of class {missing[0]!r} to {part} with. Bring some, or take the "
-            "class out of classes in params.yaml."
+            f"{path}: no digit of class {missing[0]!r} to {part} with. Add some, or "
+            "remove the class from classes in params.yaml."
         )
 
 

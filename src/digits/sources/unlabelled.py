@@ -1,4 +1,4 @@
-"""Any file or folder of digits, read for what it is: for `digits score`, `digits data inspect`."""
+"""Read files or folders of digits of any format, for `digits score` and `digits data inspect`."""
 
 import gzip
 import tarfile
@@ -20,7 +20,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # of pictures in a
 
 
 class Found(NamedTuple):
-    """What a file holds. `table` has the images as they stand there, but pictures normalised."""
+    """The content of a file. The images in `table` are unconverted, but pictures are normalised."""
 
     kind: str
     table: Table
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 
 def kind_of(path: Path) -> str:
-    """Return csv, idx, npz, parquet, archive or picture; raise DigitsError for nothing of these."""
+    """Return csv, idx, npz, parquet, archive or picture; raise DigitsError for any other format."""
     if path.is_dir():
         return "archive"
     check_regular(path)
@@ -46,7 +46,7 @@ def kind_of(path: Path) -> str:
             with gzip.open(path) as packed:
                 start = packed.read(300)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DigitsError(f"{path}: is damaged ({error}). Fetch it again.") from None
+        raise DigitsError(f"{path}: is corrupted ({error}). Download it again.") from None
     if start[:3] == b"\0\0\x08":
         return "idx"
     if start[:4] == b"PAR1":

@@ -79,7 +79,7 @@ def _config() -> configobj.ConfigObj:
     try:
         config = configobj.ConfigObj(DVC.read_text("utf-8").splitlines())
         _remotes(config)
-    except (OSError, KeyError, configobj.ConfigObjError) as error:
+    except (OSError, ValueError, KeyError, configobj.ConfigObjError) as error:
         raise DigitsError(
             f"{DVC}: expected the remotes {' and '.join(REMOTES)}, found {error!r}. In the "
             f"project's root: git checkout {DVC}"

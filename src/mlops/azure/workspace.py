@@ -24,6 +24,7 @@ from core.errors import DigitsError
 from mlops.azure import connection
 
 SETTINGS = tuple(connection.SETTINGS)
+ADDRESS = "token", "blobs", "url", "certificate", "port"  # what address.json has of each
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
 POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two questions after an operation
 MANAGER = "https://management.azure.com"
@@ -93,10 +94,13 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
     else:
         path = folder / "address.json"
         try:
-            address = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
+            found = json.loads(path.read_text("utf-8"))
+            address = {name: str(found[name]) for name in ADDRESS}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            absent = isinstance(error, FileNotFoundError)
+            what = "not found" if absent else f"is damaged ({error!r})"
             fix = "start `digits local`, or set DIGITS_LOCAL_FOLDER to its --folder"
-            raise DigitsError(f"{path}: not found; {fix}") from None
+            raise DigitsError(f"{path}: {what}; {fix}") from None
         names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))
         credential = LocalCredential(address["token"])
         blobs = address["blobs"] + "/{}"

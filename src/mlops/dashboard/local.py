@@ -19,7 +19,7 @@ def serve_page(running: Emulator, live_state: LiveState) -> Server:
     """Serve the page, on the port and with the secret of the last run if there was one."""
     secret = running.address.get("page", "").partition("#secret=")[2] or secrets.token_urlsafe()
     shown = page.application(running.router, live_state, running.storage.client, secret)
-    server = running.servers.serve(shown, running.port("page"))
+    server = running.servers.serve(shown, running.address.get("page_port", 0))
     address = f"http://{LOOPBACK}:{server.port}/#secret={secret}"
     running.publish(page=address, page_port=server.port)
     return server

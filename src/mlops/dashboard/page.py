@@ -29,11 +29,7 @@ from mlops.azure import collected
 from mlops.dashboard.watch import LiveState
 
 WEB = Path(__file__).parent / "web"
-KINDS = {
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
+KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 BODY_BYTES = 10_000_000  # the limit of request.py
 ANSWER_SECONDS = 60.0  # timeout of an endpoint
 SAFE = {
@@ -77,9 +73,8 @@ def application(
         return web.json_response(known)
 
     async def show_page(request: web.Request) -> web.Response:
-        text = (
-            (WEB / "index.html").read_text("utf-8").replace("{item}", html.escape(live_state.item))
-        )
+        text = (WEB / "index.html").read_text("utf-8")
+        text = text.replace("{item}", html.escape(live_state.item))
         return web.Response(text=text, content_type="text/html")
 
     async def score(request: web.Request) -> web.Response:

@@ -69,7 +69,7 @@ class Project:
             self.scripts = ["mnist", *params.foreign_scripts(values)]
             self.settings = params.section(Params, values, "monitor")
             self.reference = Reference.read(self.files[0])
-        except DigitsError as error:
+        except (DigitsError, OSError) as error:
             self.unavailable_reason = f"No monitoring: {error}"
 
 

@@ -14,7 +14,7 @@ import yaml
 from core import params
 from core.errors import DigitsError
 from core.files import sha256
-from mlops import git
+from mlops import dvc, git
 from mlops.azure.revisions import Release
 from mlops.azure.settings import Params
 from mlops.review import compare, gate, snapshot
@@ -72,8 +72,8 @@ def read(settings: Params) -> Release:
     Raises DigitsError when changes are uncommitted, or the model is not that of dvc.lock.
     """
     refuse_dirty()
-    stages = yaml.safe_load(LOCK.read_text("utf-8"))["stages"]
-    outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+    stages = dvc.stages(LOCK.read_bytes()).values()
+    outs = {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", ())}
     package_hash = outs.get(PACKAGE.as_posix(), "")
     if not PACKAGE.is_dir():
         raise DigitsError(f"{PACKAGE}: not found; run `dvc repro` or `dvc pull`")

@@ -32,11 +32,6 @@ LOCK, PIPELINE, PARAMS, SUMMARY = "dvc.lock", "dvc.yaml", "params.yaml", "job.js
 NPM = "package-lock.json"  # a job has no npm packages for stages that depend on it
 
 
-def stages(lock: str) -> dict[str, Any]:
-    """Return the stages of a dvc.lock."""
-    return dict((yaml.safe_load(lock) or {}).get("stages") or {})
-
-
 def npm_stages(known: dict[str, Any]) -> set[str]:
     """Return the names of the stages of a dvc.lock, without @item, that read npm's packages."""
     return {
@@ -57,7 +52,7 @@ def tables(pipeline: str, lock: str) -> list[str]:
     # ${key} of a foreach or matrix stands for any name.
     parts = [map(re.escape, re.split(r"\$\{[^}]*\}", path)) for path in found]
     pattern = re.compile("|".join("[^/]+".join(part) for part in parts) or "(?!)")
-    paths = [out["path"] for stage in stages(lock).values() for out in stage.get("outs", ())]
+    paths = [out["path"] for stage in dvc.stages(lock).values() for out in stage.get("outs", ())]
     return [path for path in paths if pattern.fullmatch(path)]
 
 
@@ -141,7 +136,7 @@ def refuse_state(tree: Tree, state: dict[str, Any]) -> None:
     options = ("--dry", "--allow-missing", "--no-run-cache", "--force-downstream")
     to_run = re.findall(r"^Running stage '(.+)':", tree.dvc("repro", *options), re.M)
     lock = tree.folder / LOCK
-    npm = npm_stages(stages(lock.read_text("utf-8") if lock.exists() else ""))
+    npm = npm_stages(dvc.stages(lock.read_text("utf-8") if lock.exists() else ""))
     if refused := [name for name in to_run if name.partition("@")[0] in npm]:
         raise DigitsError(
             f"{LOCK}: stage {refused[0]} is outdated, and a job has no npm packages to run it. "

@@ -78,7 +78,7 @@ def defined_stages() -> dict[str, Any]:
     """Return the stages of dvc.lock that are in dvc.yaml."""
     names = dvc.run("stage", "list", "--name-only").split()
     lock = Path(results.LOCK)
-    known = results.stages(lock.read_text("utf-8") if lock.exists() else "")
+    known = dvc.stages(lock.read_text("utf-8") if lock.exists() else "")
     return {name: known[name] for name in names if name in known}
 
 
@@ -129,10 +129,7 @@ def experiment(tree: results.Tree, name: str, files: dict[str, bytes]) -> str:
 
 
 def start(
-    workspace: Workspace,
-    settings: Params,
-    values_to_try: dict[str, list[Any]],
-    drawn: int | None,
+    workspace: Workspace, settings: Params, values_to_try: dict[str, list[Any]], drawn: int | None
 ) -> str:
     """Submit a sweep over `tried`, or over `drawn` random combinations; return its name."""
     count = len(list(itertools.product(*values_to_try.values())))
@@ -146,10 +143,7 @@ def start(
         )
         node = one(**{names[key]: Choice(values) for key, values in values_to_try.items()})
         sweep = node.sweep(
-            primary_metric=metric,
-            goal=goal,
-            sampling_algorithm="grid",
-            identity=one.identity,
+            primary_metric=metric, goal=goal, sampling_algorithm="grid", identity=one.identity
         )
         if drawn:
             sweep.sampling_algorithm = RandomSamplingAlgorithm(seed=1)

@@ -67,7 +67,7 @@ def inputs(stage: dict[str, Any]) -> list[Any]:
 
 def compared(before: str, lock: str) -> list[str]:
     """Return lines that compare a job's dvc.lock with the one before."""
-    ours, theirs = results.stages(before), results.stages(lock)
+    ours, theirs = dvc.stages(before), dvc.stages(lock)
     same, other, new = [], [], []
     for stage, found in theirs.items():
         known = ours.get(stage)

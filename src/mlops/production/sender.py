@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -77,7 +78,12 @@ class Address:
 
     def authorise(self) -> dict[str, str]:
         """Return the headers of a request, the key included, and the address as `url`."""
-        bearer = {"Authorization": f"Bearer {self.key_file.read_text('utf-8').strip()}"}
+        key = self.key_file.read_bytes().strip()
+        if not re.fullmatch(rb"[!-~]+", key):
+            raise DigitsError(
+                f"{self.key_file}: expected a key, found {key[:20]!r}; write it there"
+            )
+        bearer = {"Authorization": f"Bearer {key.decode()}"}
         return bearer | {"Content-Type": "application/json", "url": self.name}
 
     def concurrency(self) -> int:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import datetime
 import hashlib
-import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from azure.core.exceptions import AzureError
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from core import console, params
 from core.errors import DigitsError
@@ -42,8 +42,8 @@ def reached(path: Path, asked: Any, stream: Stream) -> Checkpoint:
     made_of = digest(stream)
     if asked.resume:
         try:
-            known = Checkpoint(**json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+            known = TypeAdapter(Checkpoint).validate_json(path.read_bytes())
+        except (OSError, ValueError):
             raise DigitsError(f"{path}: no run to go on with; leave --resume out") from None
         if known.stream != made_of:
             raise DigitsError(f"{path}: params.yaml or the pool changed since; leave --resume out")

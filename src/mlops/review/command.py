@@ -18,12 +18,7 @@ from mlops import options
 @click.option("--out", type=options.FOLDER, help="A folder for the report.")
 @options.as_json
 def review(
-    base: str | None,
-    repro: bool,
-    restore: str,
-    gate: bool,
-    out: Path | None,
-    as_json: bool,
+    base: str | None, repro: bool, restore: str, gate: bool, out: Path | None, as_json: bool
 ) -> None:
     """Compare metrics, params and data with those where this branch left main.
 

@@ -94,8 +94,8 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
         assert str(tmp_path / name) in str(caught.value)
         assert not (out / name).exists()
     for kind, images, reason in (
-        (pa.binary(), IMAGES[:2, :5], "row 0: is no picture of a digit"),
-        (pa.binary(), np.array([[[1.5]]]), "row 0: is no picture of a digit"),
+        (pa.binary(), IMAGES[:2, :5], "row 0: is not a picture of a digit"),
+        (pa.binary(), np.array([[[1.5]]]), "row 0: is not a picture of a digit"),
     ):
         with pytest.raises(DigitsError, match=reason):
             scored([write(tmp_path / "other.parquet", images, kind=kind)], out, model)
@@ -178,6 +178,19 @@ def test_a_part_that_is_damaged_or_gone_is_done_again(tmp_path: Path, left: byte
         said = list(scoring._score(pool, path, folder, wanted, 28))
     assert said == [(10, True)]
     assert (folder / batch.SUCCESS).exists()
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xff", b"2"])
+def test_a_damaged_mark_takes_nothing_of_what_is_done(tmp_path: Path, mark: bytes) -> None:
+    path, folder = write(tmp_path / "some.parquet", IMAGES[:10]), tmp_path / "out"
+    folder.mkdir()
+    wanted = batch.origin(path, "5ee", None)
+    answers = pa.table({"row": range(10)}).replace_schema_metadata(wanted)
+    parquet.write_table(answers, batch.place(folder, 0))
+    (folder / batch.SUCCESS).write_bytes(mark)
+    with ThreadPoolExecutor(1) as pool:
+        assert list(scoring._score(pool, path, folder, wanted, 28)) == [(10, False)]
+    assert (folder / batch.SUCCESS).read_bytes() == b"1"
 
 
 def test_a_disk_that_fails_takes_nothing_of_what_is_done(tmp_path: Path) -> None:

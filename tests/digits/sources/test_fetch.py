@@ -123,7 +123,7 @@ def test_without_dvc_the_command_is_printed(
 @pytest.mark.parametrize(
     ("body", "length", "message"),
     [
-        (b"<html>Sign in</html>", None, r"is no \.zip archive"),
+        (b"<html>Sign in</html>", None, r"is not a \.zip archive"),
         (packed("Raw Dataset.7z"), None, "holds Raw Dataset.7z, which needs 7-Zip"),
         (GOOD[:-9], len(GOOD), "ended after|cannot be fetched"),
     ],

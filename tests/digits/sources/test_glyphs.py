@@ -162,7 +162,7 @@ def test_damaged_font_is_named(copied: Path) -> None:
     whole = file.read_bytes()
     for damaged in (b"no font", whole[: len(whole) // 2]):
         file.write_bytes(damaged)
-        with pytest.raises(DigitsError, match=rf"{file.name}: is damaged"):
+        with pytest.raises(DigitsError, match=rf"{file.name}: is corrupted"):
             load_glyphs(copied, ["kalam"], DEVANAGARI)
 
 

@@ -118,8 +118,8 @@ def test_odd_rows_are_named(tmp_path: Path) -> None:
     labels[9] = 9 - labels[8]
     write_csv(tmp_path / "a.csv", Digits(images, labels, "mnist", False, 10))
     text = inspect(tmp_path / "a.csv", 28, CLASSES, "mnist")
-    assert "1 images are there more than once" in text
-    assert "1 images are there with two labels" in text
+    assert "1 images occur more than once" in text
+    assert "1 images occur with two labels" in text
     assert "1 images are blank, number 7 (from 0) first" in text
 
 
@@ -128,6 +128,8 @@ def test_the_command_says_what_cannot_be_read(
 ) -> None:
     np.savez(tmp_path / "a.npz", DIGITS.images)
     call("data", "inspect", str(tmp_path / "a.npz"))
-    assert capsys.readouterr().out.endswith("Without labels it is for `digits score`.\n")
+    assert capsys.readouterr().out.endswith(
+        "It has no labels, so it can only be scored: digits score\n"
+    )
     with pytest.raises(DigitsError, match="not found"):
         call("data", "inspect", str(tmp_path / "none"))
