@@ -28,7 +28,8 @@ from playwright.sync_api import Browser, Page  # noqa: E402
 IMAGES = ROOT / ".github" / "images"
 WIDTHS = {"": 1280, "-phone": 360}  # pixels, by the end of a picture's name
 SCHEMES = ("light", "dark")
-LONGEST = 1500  # pixels of a picture's height; the rest of a page is left out
+# Pixels of a picture's height, which ends between two parts; the rest of a page is left out.
+LONGEST, REPORT_LONGEST, PLOTS_LONGEST = 1340, 1352, 1120
 COLORS = 256  # of a picture
 WORSE = ("-S", "epochs=1", "-S", "train.peak_learning_rate=0.0003")  # as in lab 4
 TRAFFIC = (NAME, "simulate", "--workspace", "local", "--speed", "max")
@@ -41,11 +42,12 @@ SIGNS = {
     "🔴": '<b class="bad">●</b>',
     "⚠️": '<b class="warn">⚠</b>',
 }
-STYLE = """<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>
+STYLE = """<!doctype html><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><style>
   :root { color-scheme: light dark; --ink: #1f2328; --line: #d1d9e0; --row: #f6f8fa; --page: #fff }
   @media (prefers-color-scheme: dark) {
     :root { --ink: #f0f6fc; --line: #3d444d; --row: #151b23; --page: #0d1117 } }
-  body { font: 16px/1.5 sans-serif; max-width: 860px; margin: 0 auto; padding: 4px 16px 16px;
+  body { font: 16px/1.5 sans-serif; max-width: 860px; margin: 0 auto; padding: 1px 16px 16px;
     color: var(--ink); background: var(--page) }
   h2 { font-size: 24px; line-height: 1.25; border-bottom: 1px solid var(--line);
     padding-bottom: 8px }
@@ -86,11 +88,11 @@ def opened(browser: Browser, look: Look) -> Iterator[Page]:
     context.close()
 
 
-def save(page: Page, path: Path, part: str = "") -> None:
+def save(page: Page, path: Path, part: str = "", longest: int = LONGEST) -> None:
     """Write a page, or the part at a CSS selector, as a PNG of few colours."""
     png = page.locator(part).screenshot() if part else page.screenshot(full_page=True)
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture = picture.crop((0, 0, picture.width, min(picture.height, LONGEST)))
+    picture = picture.crop((0, 0, picture.width, min(picture.height, longest)))
     picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -162,11 +164,11 @@ def make(project: Project, out: Path) -> None:
             for look in LOOKS:
                 with opened(browser, look) as page:
                     show(page, file)
-                    save(page, out / f"{name}-{look.name}.png", "body")
+                    save(page, out / f"{name}-{look.name}.png", "body", REPORT_LONGEST)
         with opened(browser, LOOKS[0]) as page:
             show(page, work / "plots" / "index.html")
             page.locator(".vega-embed canvas").last.wait_for()
-            save(page, out / f"{PLOTS}.png")
+            save(page, out / f"{PLOTS}.png", longest=PLOTS_LONGEST)
         produce(project, browser, out)
 
 

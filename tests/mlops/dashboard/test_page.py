@@ -243,7 +243,7 @@ def test_drift_appears_and_labels_tell_accuracy(
     expect(chart.get_by_role("row").nth(2)).to_contain_text("yes")
     page.set_viewport_size({"width": 1280, "height": 1500})
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         assert faults(page) == [], scheme
 
 
