@@ -1,9 +1,9 @@
 """Azure's own inference server on this machine: one process for a code and a model folder.
 
-What enters are two folders and an address; what leaves is a process that answers POST /score there
-as the deployment does on Azure. The emulator gives it a Unix socket in a folder that nobody else
-may enter, so that no other process can take its place or call it past the endpoint's keys; where
-there are none (Windows), and for tests and benchmarks, it listens on a port of loopback.
+Input: two folders and an address. Output: a process that answers POST /score there as the
+deployment does on Azure. The emulator gives it a Unix socket in a folder that nobody else may
+enter, so that no other process can take its place or call it past the endpoint's keys; where there
+are none (Windows), and for tests and benchmarks, it listens on a port of loopback.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ if address := sys.argv.pop(1):
 amlserver.run()
 """
 POLL_SECONDS = 0.05
-STOP_SECONDS = 10.0  # score.py sends what it has collected in less
+STOP_SECONDS = 10.0  # score.py sends its collected rows in less
 Address = int | Path  # a port of loopback, or a Unix socket
 
 
@@ -126,7 +126,7 @@ def healthy(address: Address, path: str = "/") -> bool:
 
 
 def stop(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECONDS) -> None:
-    """End a server and its workers, which send what they collected; kill those that do not go."""
+    """End a server and its workers, which send their collected rows; kill those that do not end."""
     if process.stdin:
         process.stdin.close()
     process.terminate()

@@ -1,4 +1,4 @@
-"""What the emulator knows: resources by path, operations under way, keys; kept in one file.
+"""The emulator's state: resources by path, operations in progress, keys; stored in one file.
 
 The functions of `services` are given the state, the path of a call, its key (the path in lower
 case: Azure ignores the case) and its body, of a GET its query; they return an `Answer`. The caller
@@ -25,7 +25,7 @@ from azureml_emulator.settings import Settings, read_settings
 from azureml_emulator.storage import BlobStore
 from azureml_emulator.web import read_file, warn, write_atomic
 
-VERSION: Literal[1] = 1  # of the file's format
+VERSION: Literal[1] = 1  # version of the file's format
 PROVIDER = "Microsoft.MachineLearningServices"
 LOCATION = "local"
 PLACE = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus"
@@ -34,7 +34,7 @@ BUSY = {"Creating", "Updating", "Deleting"}
 OPERATIONS = 1_000  # that are remembered
 Json = dict[str, Any]
 Answer = tuple[int, Json | None, str]  # status, body, id of the operation that began
-Work = Callable[[str], None]  # what an operation does to the resource of a path
+Work = Callable[[str], None]  # the work of an operation, given the path of its resource
 
 
 class RefusedError(Exception):
@@ -47,7 +47,7 @@ class RefusedError(Exception):
 
 
 def part_of(body: Any, place: str) -> Any:
-    """Return what a body has at a place, as in `sku.capacity`; None if there is nothing."""
+    """Return the value of a body at a place such as `sku.capacity`; None if missing."""
     for name in place.split("."):
         body = body.get(name) if isinstance(body, dict) else None
     return body
@@ -62,7 +62,7 @@ def need(body: Json, *places: str) -> None:
 
 
 def sound(key: str, body: Any, resources: Json) -> bool:
-    """Return whether a resource of a state file has what every resource has."""
+    """Return whether a resource of a state file has the required keys."""
     if not isinstance(body, dict):
         return False
     kinds = {"id": str, "name": str, "properties": dict, "systemData": dict}
@@ -73,7 +73,7 @@ def sound(key: str, body: Any, resources: Json) -> bool:
 
 @dataclass
 class Stored:
-    """What the state file holds."""
+    """The content of the state file."""
 
     version: Literal[1]
     resources: Json
@@ -84,7 +84,7 @@ class Stored:
 
 
 def read_state(path: Path) -> Stored:
-    """Return what a state file holds, nothing without one. Raises EmulatorError as `read_file`."""
+    """Return a state file's content, empty without one. Raises EmulatorError as `read_file`."""
     fix = "Delete this file and deploy again, or choose another folder by --folder."
     return read_file(path, Stored, fix) or Stored(VERSION, {}, {}, {})
 
@@ -134,7 +134,7 @@ class State:
         write_atomic(self.path, json.dumps(state, indent=1))
 
     def try_to_save(self) -> None:
-        """Write the state, or say why it cannot be: what is under way goes on without."""
+        """Write the state, or print why that failed; operations continue regardless."""
         try:
             self.save()
         except OSError as error:
@@ -160,7 +160,7 @@ class State:
                 outcome = {"status": "Failed"} | body
             with self.lock:
                 if self.closed and outcome["status"] == "Failed":
-                    return  # it begins anew with the next start
+                    return  # it restarts with the next start
                 self.operations[name] |= outcome
                 if path in self.resources:
                     self.resources[path]["properties"]["provisioningState"] = outcome["status"]
@@ -188,10 +188,10 @@ class State:
         return self.resources[path]
 
     def refuse_busy(self, key: str) -> None:
-        """Refuse to change what is being changed."""
+        """Refuse to change a resource whose last change is in progress."""
         state = self.resources.get(key, {"properties": {}})["properties"].get("provisioningState")
         if state in BUSY:
-            raise RefusedError(409, "Conflict", f"{key} is {state}: try again when that is done.")
+            raise RefusedError(409, "Conflict", f"{key} is {state}: try again later.")
 
     def stored(self, path: str, body: Json, known: Json | None) -> Json:
         """Return a resource as Azure gives it back; `known` is what it was before."""
@@ -215,16 +215,16 @@ class State:
         return 200, copy.deepcopy(self.resources[key]), ""
 
     def listing(self, path: str, key: str, body: Json) -> Answer:
-        """Return the resources of one kind, newest first, those that are archived if asked for."""
+        """Return the resources of one kind, newest first; archived ones only on request."""
         inside, view = re.compile(re.escape(key) + "/[^/]+"), body.get("listViewType")
         found = [value for name, value in self.resources.items() if inside.fullmatch(name)]
-        if view != "All":  # what is archived is listed alone, or not at all
+        if view != "All":  # archived resources are listed separately or not at all
             archived = view == "ArchivedOnly"
             found = [one for one in found if one["properties"].get("isArchived", False) == archived]
         return 200, {"value": copy.deepcopy(found[::-1])}, ""
 
     def put(self, path: str, key: str, body: Json) -> Answer:
-        """Keep a resource that has nothing running."""
+        """Store a resource without a process."""
         known = self.resources.get(key)
         self.resources[key] = self.stored(path, body, known)
         self.save()
@@ -259,7 +259,7 @@ class State:
         return put(self, path, key, merged)
 
     def delete(self, path: str, key: str, body: Json) -> Answer:
-        """Forget a resource that has nothing running."""
+        """Delete a resource without a process."""
         found = self.resources.pop(key, None)
         self.save()
         return 200 if found else 204, None, ""

@@ -1,7 +1,7 @@
 """The report as Markdown that GitHub shows: tables and Mermaid charts, no image, no HTML.
 
-Every text of a report may be hostile (class names, params, paths, output): `plain` and `code` take
-all that is not this module's own. Standard library only, as in schema.py.
+Every text of a report may be hostile (class names, params, paths, output): `plain` and `code`
+escape all text from outside this module. Standard library only, as in schema.py.
 """
 
 import math
@@ -32,7 +32,7 @@ CURVES = {"Validation accuracy": "validation_accuracy", "Validation loss": "vali
 
 
 def plain(value: Any, limit: int = TEXT) -> str:
-    """Return text that Markdown, HTML and GitHub's mentions take for nothing but text."""
+    """Escape text for Markdown, HTML and GitHub's mentions."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
     text = text if len(text) <= limit else text[:limit] + "…"
     for sign, harmless in (("<", "‹"), (">", "›"), ("|", "¦"), ("`", "'"), ("\\", "⧵")):
@@ -42,7 +42,7 @@ def plain(value: Any, limit: int = TEXT) -> str:
 
 
 def code(lines: list[str]) -> str:
-    """Return lines as a block of code that they cannot end."""
+    """Return lines as a code block with a fence that they cannot close."""
     shown = ("".join(c if c.isprintable() else " " for c in line)[:200] for line in lines[-ROWS:])
     return "```text\n" + "\n".join(shown).replace("`", "'") + "\n```"
 

@@ -270,7 +270,7 @@ def test_bases(small: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert reviewed()[0].against == "merge base with main"
     assert "merge base with grün" in reviewed("grün")[1]
     found, _ = reviewed("nowhere")
-    assert "nowhere is no commit here" in " ".join(found.gate.reasons)
+    assert "nowhere is not a commit here" in " ".join(found.gate.reasons)
     small.git("switch", "--quiet", "--orphan", "other")
     small.git("commit", "--quiet", "--allow-empty", "--message", "root")
     assert "no merge base" in reviewed("main")[1]
