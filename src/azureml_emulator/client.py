@@ -21,7 +21,7 @@ from azure.core.credentials import AccessToken
 from azureml_emulator.web import EmulatorError, read_file
 
 SUBSCRIPTION, GROUP = "00000000-0000-0000-0000-000000000000", "local"
-POLL_SECONDS = 0.1  # between two questions after an operation
+POLL_SECONDS = 0.1  # between two polls of an operation
 CHECK = BlobStorageClient.check_blob_exists
 
 
@@ -36,7 +36,7 @@ class Credential:
 
 
 def overwrite_unconfirmed(client: BlobStorageClient) -> None:
-    """Let the SDK go on with an upload that was cut short.
+    """Let the SDK repeat an interrupted upload.
 
     It replaces a folder's files if the first of them is there without the mark of a complete
     upload; if just the first is missing, it fails at the others, and so for ever.
@@ -57,7 +57,7 @@ def connect(folder: Path | str, workspace: str = "local") -> MLClient:
         raise EmulatorError(f"{path}: not found, or incomplete. {fix}")
     address = {name: str(value) for name, value in found.items()}
     os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
-    for name in ("NO_PROXY", "no_proxy"):  # the second comes first where it is set
+    for name in ("NO_PROXY", "no_proxy"):  # the lower-case one has priority
         known = [one for one in os.environ.get(name, "").split(",") if one]
         os.environ[name] = ",".join(dict.fromkeys([*known, "127.0.0.1"]))
     _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = address["blobs"] + "/{}"

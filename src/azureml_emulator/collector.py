@@ -1,4 +1,4 @@
-"""What the data collector of deployments sends, kept where Azure's own collector puts it."""
+"""Store the rows of deployments' data collectors in the same place as Azure's collector."""
 
 import contextlib
 import datetime
@@ -13,10 +13,10 @@ from typing import Any
 from azure.storage.blob import ContainerClient
 
 MERGED_BYTES = 2_000_000  # of rows in one line
-PAYLOAD_BYTES = 4_000_000  # of rows of one request, more of which are stored elsewhere
+PAYLOAD_BYTES = 4_000_000  # of rows of one request; larger ones are stored elsewhere
 MERGE_SECONDS = 0.1  # after the first row, in which others are merged with it
 WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
-DRAIN_SECONDS = 30.0  # that writing what waits may take at the end
+DRAIN_SECONDS = 30.0  # maximum time to write waiting rows at the end
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
 OnLost = Callable[[int, str], object]  # a number of requests, the reason
 
@@ -51,8 +51,8 @@ class Collected:
 class Collector:
     """Writes collected rows to the blob store, from a thread of its own.
 
-    Rows that cannot be written, or not as fast as they come, are lost and counted: no request
-    waits for them. `close` writes what waits.
+    Rows that cannot be written, or not fast enough, are lost and counted: requests never wait for
+    them. `close` writes the waiting rows.
     """
 
     def __init__(self, container: ContainerClient, on_lost: OnLost | None = None) -> None:
@@ -124,7 +124,7 @@ class Collector:
         return None
 
     def work(self) -> None:
-        """Write what comes, merged where it comes at about the same time, until the end."""
+        """Write rows until the end; merge those that come at about the same time."""
         item = self.rows.get()
         while item:
             merged: list[Collected] = []

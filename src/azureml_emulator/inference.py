@@ -1,10 +1,10 @@
 """Azure's own inference server on this machine: one process for a code and a model folder.
 
-What enters are two folders and an address; what leaves is a process that answers POST /score there
-as the deployment does on Azure. The emulator gives it a Unix socket in a folder that nobody else
-may enter, so that no other process can take its place or call it past the endpoint's keys. Where
-there are none (Windows) it binds a port itself, and writes that and a secret, which each request
-must have, to a file in that folder. Tests and benchmarks give a port of loopback.
+Input: two folders and an address. Output: a process that answers POST /score there as the
+deployment does on Azure. The emulator gives it a Unix socket in a folder that nobody else may
+enter, so that no other process can take its place or call it past the endpoint's keys. Where there
+are none (Windows) it binds a port itself, and writes that and a secret, which each request must
+have, to a file in that folder. Tests and benchmarks give a port of loopback.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ elif address:
 amlserver.run()
 """
 POLL_SECONDS = 0.05
-STOP_SECONDS = 10.0  # score.py sends what it has collected in less
+STOP_SECONDS = 10.0  # score.py sends its collected rows in less
 UNIX = os.name == "posix"  # whether there are Unix sockets
 Address = int | Path  # a port of loopback, or a Unix socket, or the file that says where
 
@@ -148,7 +148,7 @@ def healthy(address: Address, path: str = "/") -> bool:
 
 
 def stop(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECONDS) -> None:
-    """End a server and its workers, which send what they collected; kill those that do not go."""
+    """End a server and its workers, which send their collected rows; kill those that do not end."""
     if process.stdin:
         process.stdin.close()
     process.terminate()

@@ -1,7 +1,7 @@
-"""The scoring address of online endpoints: keys, weights, one inference server a deployment.
+"""The scoring address of online endpoints: keys, weights, one inference server per deployment.
 
-What deployments' data collectors send comes in on a port of its own; each has a password, which is
-in the environment of the deployment's server alone, so that the rows' deployment is known.
+Data collectors send to a separate port. Each deployment has a password, known only to its server,
+that identifies its rows.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ BODY_BYTES = 100_000_000  # of a request; the deployment's own code may take les
 ROWS_BYTES = 100_000_000  # that a deployment collects at once
 DRAIN_SECONDS = 30.0  # that requests under way may take when their deployment is deleted
 DRAIN_POLL_SECONDS = 0.02
-# What a client gets of a deployment's own failure, which comes with the answer's body: 424. Source
-# of this and of 408 and 429: learn.microsoft.com/azure/machine-learning/
-# how-to-troubleshoot-online-endpoints, "HTTP status codes".
+# The status for a deployment's own failure, with the body of its answer: 424. Source of this and of
+# 408 and 429: learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints,
+# "HTTP status codes".
 MODEL_STATUS = "ms-azureml-model-error-statuscode"
 MODEL_REASON = ("ms-azureml-model-error-reason", "model_error")
 CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{0,40}")
@@ -52,9 +52,9 @@ class Launch:
     script: str  # below `code`
     log: str
     env: dict[str, str]
-    seconds: float  # that it may take until it is healthy
+    seconds: float  # maximum time until it is healthy
     limit: int = 2  # requests that may be under way
-    request_seconds: float = 5.0  # that one may take
+    request_seconds: float = 5.0  # maximum time of one request
 
 
 @dataclass
@@ -119,8 +119,8 @@ class Router:
     ) -> None:
         """Start a deployment's server; return once it is healthy.
 
-        It replaces the one that runs then, if it may. Raises EmulatorError as `inference.start`
-        does; the one that ran stays.
+        Then it replaces the running one, if `may_replace` allows. Raises EmulatorError as
+        `inference.start` does; then the running one stays.
         """
         password, place = secrets.token_urlsafe(), (endpoint.lower(), deployment.lower())
         self.sinks[password] = (endpoint, deployment)
@@ -158,7 +158,7 @@ class Router:
             self.end(before)
 
     def stop(self, place: tuple[str, str]) -> None:
-        """Stop a deployment's server when its requests under way are answered."""
+        """Stop a deployment's server after its current requests."""
         with self.lock:
             before = self.running.pop((place[0].lower(), place[1].lower()), None)
         if before:

@@ -1,4 +1,4 @@
-"""The emulator in this process: all its servers, and one folder with all that it keeps.
+"""The emulator in this process: all its servers, and one folder with all its data.
 
 `address.json` in the folder says where the servers are, for `client.connect` and other programs;
 ports and token stay the same when the emulator starts again with the same folder.
@@ -42,8 +42,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]  # 0: any
 class Emulator:
     """A local Azure Machine Learning, as a context manager.
 
-    What was deployed when it last ran comes up again. Raises EmulatorError if Azurite is missing,
-    the folder is in use, or its state is damaged or of another version.
+    Deployments of its last run are restored. Raises EmulatorError if Azurite is missing, the folder
+    is in use, or its state is corrupted or of another version.
     """
 
     def __init__(
@@ -142,12 +142,12 @@ class Emulator:
         return urls.application(self.state)
 
     async def supervise(self) -> None:
-        """Look after the deployments' servers again and again."""
+        """Supervise the deployments' servers periodically."""
         while True:
             await asyncio.sleep(SUPERVISE_SECONDS)
             try:
                 await asyncio.to_thread(deployments.supervise, self.state)
-            except Exception as error:  # of one time; the next may do
+            except Exception as error:  # of one attempt; the next may succeed
                 warn(f"the deployments' servers were not looked after: {error!r}")
 
     def publish(self, **values: Any) -> None:

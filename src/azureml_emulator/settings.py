@@ -1,4 +1,4 @@
-"""What may be set of an emulator: settings.json in its folder, read when it starts.
+"""The settings of an emulator: settings.json in its folder, read when it starts.
 
 {"quota": {"standardDSv2Family": 4}, "image_build_seconds": 30}
 """

@@ -1,4 +1,4 @@
-"""What the emulator knows: resources by path, operations under way, keys; kept in one file.
+"""The emulator's state: resources by path, operations in progress, keys; stored in one file.
 
 The functions of `services` are given the state, the path of a call, its key (the path in lower
 case: Azure ignores the case) and its body, of a GET its query; they return an `Answer`. The caller
@@ -26,7 +26,7 @@ from azureml_emulator.settings import Settings, read_settings
 from azureml_emulator.storage import BlobStore
 from azureml_emulator.web import read_file, warn, write_atomic
 
-VERSION: Literal[1] = 1  # of the file's format
+VERSION: Literal[1] = 1  # version of the file's format
 PROVIDER = "Microsoft.MachineLearningServices"
 LOCATION = "local"
 PLACE = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus"
@@ -35,7 +35,7 @@ BUSY = {"Creating", "Updating", "Deleting"}
 OPERATIONS = 1_000  # that are remembered
 Json = dict[str, Any]
 Answer = tuple[int, Json | None, str]  # status, body, id of the operation that began
-Work = Callable[[str], None]  # what an operation does to the resource of a path
+Work = Callable[[str], None]  # the work of an operation, given the path of its resource
 
 
 class RefusedError(Exception):
@@ -48,7 +48,7 @@ class RefusedError(Exception):
 
 
 def part_of(body: Any, place: str) -> Any:
-    """Return what a body has at a place, as in `sku.capacity`; None if there is nothing."""
+    """Return the value of a body at a place such as `sku.capacity`; None if missing."""
     for name in place.split("."):
         body = body.get(name) if isinstance(body, dict) else None
     return body
@@ -63,7 +63,7 @@ def need(body: Json, *places: str) -> None:
 
 
 def complete(body: Json) -> Json:
-    """Return a resource of a state file. Raises ValueError if it lacks what every one has."""
+    """Return a resource of a state file. Raises ValueError unless it has the required keys."""
     kinds = {"id": str, "name": str, "properties": dict, "systemData": dict}
     for name, kind in kinds.items():
         if not isinstance(body.get(name), kind):
@@ -73,7 +73,7 @@ def complete(body: Json) -> Json:
 
 @dataclass
 class Stored:
-    """What the state file holds."""
+    """The content of the state file."""
 
     version: Literal[1]
     resources: dict[str, Annotated[Json, AfterValidator(complete)]]
@@ -84,7 +84,7 @@ class Stored:
 
 
 def read_state(path: Path) -> Stored:
-    """Return what a state file holds, nothing without one. Raises EmulatorError as `read_file`."""
+    """Return a state file's content, empty without one. Raises EmulatorError as `read_file`."""
     fix = "Correct this file, or delete it and deploy again."
     return read_file(path, Stored, fix) or Stored(VERSION, {}, {}, {})
 
@@ -123,7 +123,7 @@ class State:
         write_atomic(self.path, json.dumps(state, indent=1))
 
     def try_to_save(self) -> None:
-        """Write the state, or say why it cannot be: what is under way goes on without."""
+        """Write the state, or print why that failed; operations continue regardless."""
         try:
             self.save()
         except OSError as error:
@@ -149,7 +149,7 @@ class State:
                 outcome = {"status": "Failed"} | body
             with self.lock:
                 if self.closed and outcome["status"] == "Failed":
-                    return  # it begins anew with the next start
+                    return  # it restarts with the next start
                 self.operations[name] |= outcome
                 if path in self.resources:
                     self.resources[path]["properties"]["provisioningState"] = outcome["status"]
@@ -177,10 +177,10 @@ class State:
         return self.resources[path]
 
     def refuse_busy(self, key: str) -> None:
-        """Refuse to change what is being changed."""
+        """Refuse to change a resource whose last change is in progress."""
         state = self.resources.get(key, {"properties": {}})["properties"].get("provisioningState")
         if state in BUSY:
-            raise RefusedError(409, "Conflict", f"{key} is {state}: try again when that is done.")
+            raise RefusedError(409, "Conflict", f"{key} is {state}: try again later.")
 
     def stored(self, path: str, body: Json, known: Json | None) -> Json:
         """Return a resource as Azure gives it back; `known` is what it was before."""
@@ -204,16 +204,16 @@ class State:
         return 200, copy.deepcopy(self.resources[key]), ""
 
     def listing(self, path: str, key: str, body: Json) -> Answer:
-        """Return the resources of one kind, newest first, those that are archived if asked for."""
+        """Return the resources of one kind, newest first; archived ones only on request."""
         inside, view = re.compile(re.escape(key) + "/[^/]+"), body.get("listViewType")
         found = [value for name, value in self.resources.items() if inside.fullmatch(name)]
-        if view != "All":  # what is archived is listed alone, or not at all
+        if view != "All":  # archived resources are listed separately or not at all
             archived = view == "ArchivedOnly"
             found = [one for one in found if one["properties"].get("isArchived", False) == archived]
         return 200, {"value": copy.deepcopy(found[::-1])}, ""
 
     def put(self, path: str, key: str, body: Json) -> Answer:
-        """Keep a resource that has nothing running."""
+        """Store a resource without a process."""
         known = self.resources.get(key)
         self.resources[key] = self.stored(path, body, known)
         self.save()
@@ -248,7 +248,7 @@ class State:
         return put(self, path, key, merged)
 
     def delete(self, path: str, key: str, body: Json) -> Answer:
-        """Forget a resource that has nothing running."""
+        """Delete a resource without a process."""
         found = self.resources.pop(key, None)
         self.save()
         return 200 if found else 204, None, ""

@@ -1,4 +1,4 @@
-"""The workspace's blob store: Azurite, Microsoft's own emulator, as a process of this one."""
+"""The workspace's blob store: Azurite, Microsoft's own emulator, as a child process."""
 
 import base64
 import contextlib
@@ -79,7 +79,7 @@ class BlobStore:
             self.service.create_container(container)
 
     def offer(self, container: str) -> tuple[str, str]:
-        """Create a container for one upload; return its address and that with the right to write.
+        """Create a container for one upload; return its address without and with a write signature.
 
         Each upload has a container of its own, as on Azure: two codes would mix in one.
         """
@@ -194,8 +194,8 @@ def run_azurite(
 def take_tokens(store: BlobStore, token: str) -> web.Application:
     """Return what serves the blob store to callers with the emulator's token, as Entra ID's.
 
-    What it lets in goes on to Azurite with a signature by the account's key, which Azurite checks;
-    its own way of taking tokens believes any that is well-formed (ran).
+    Valid requests are forwarded to Azurite with a signature by the account's key. Azurite's own
+    token check accepts any well-formed token (ran).
     """
 
     async def take(request: web.Request) -> web.Response:

@@ -61,7 +61,7 @@ class Server:
             assert self.runner.server
             open_ = [one.transport for one in self.runner.server.connections if one.transport]
             await self.runner.cleanup()
-            for transport in open_:  # TLS would wait for its peer's farewell
+            for transport in open_:  # TLS would wait for its peer to close
                 transport.abort()
 
         self.servers.run(end())

@@ -1,4 +1,4 @@
-"""The program DVC: run commands, read what they report, refuse files that lead it astray."""
+"""Run DVC's commands, parse their output, and reject files that could mislead DVC."""
 
 import functools
 import hashlib
@@ -32,9 +32,9 @@ CACHE = Path(".dvc", "cache", "files", "md5")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 # What `dvc add` writes about a file or folder.
 OUT_KEYS = {"md5", "hash", "size", "nfiles", "path", "desc", "type", "labels", "meta"}
-VARIABLE = "AZURE_STORAGE_CONNECTION_STRING"  # from which DVC takes it, too
+VARIABLE = "AZURE_STORAGE_CONNECTION_STRING"  # DVC accepts it there, too
 PROBE_SECONDS = 4  # to reach a blob store, and again for its answer: less than 10 in all
-ABSENT = {"deleted", "not in cache"}  # as `dvc status` says it
+ABSENT = {"deleted", "not in cache"}  # in the words of `dvc status`
 
 
 @dataclass
@@ -52,7 +52,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return an environment in which stages find this Python, or what STAGE_PATH has of it."""
+    """Return an environment in which stages find this Python, or the one in STAGE_PATH."""
     path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
     return os.environ | {"PATH": os.environ.get("STAGE_PATH") or path}
 
@@ -66,9 +66,8 @@ def run(
 ) -> str:
     """Run DVC in a folder; return its standard output.
 
-    Waits for another DVC that holds the lock; asks a remote for an answer before a transfer.
-    Raises DigitsError with DVC's own error, and with `fix`, when it fails or takes longer than
-    `seconds`.
+    Waits for another DVC that holds the lock; asks a remote for an answer before a transfer. Raises
+    DigitsError with DVC's own error and `fix` when it fails or exceeds `seconds`.
     """
     if arguments[0] in ("fetch", "pull", "push"):
         probe(arguments[arguments.index("--remote") + 1], folder)
@@ -92,7 +91,7 @@ def run(
 
 
 def probe(remote: str, folder: Path | None = None) -> str | None:
-    """Return the storage account of a remote, None if it has none, once it has answered.
+    """Wait for an answer of a remote; return its storage account, None if it has none.
 
     Any answer will do, an error too. Raises DigitsError within 10 s without one: DVC itself would
     try again for minutes.
@@ -136,7 +135,7 @@ def stages(lock: str | bytes) -> dict[str, Any]:
 
 
 def refused_files(names: list[str]) -> list[str]:
-    """Return what is wrong with files *.dvc: each may name one file or folder beside it, no more.
+    """Return the errors of *.dvc files: each may only name one file or folder next to it.
 
     DVC takes `wdir`, `deps` and paths of other folders in them (dvc/schema.py,
     SINGLE_STAGE_SCHEMA), so that a checkout of data could replace source files.
@@ -161,7 +160,7 @@ def refused_files(names: list[str]) -> list[str]:
 
 
 def drop_false_objects() -> None:
-    """Delete files of this clone's DVC cache whose content is not what their name says.
+    """Delete files of this clone's DVC cache whose content does not match their name.
 
     A cache elsewhere, by `cache.dir`, is not one that a workflow restored, and may be huge.
     """
@@ -207,13 +206,12 @@ def checkout(*options: str, folder: Path | None = None, fix: str = "run this aga
 
 
 def restore(remote: str, *targets: str, run_cache: bool = False) -> str:
-    """Fetch what dvc.lock and the files *.dvc name, check it, and check it out.
+    """Fetch the files named in dvc.lock and *.dvc files, verify them, and check them out.
 
-    Without a remote nothing is fetched: what is in the cache is checked and checked out.
-    Returns why something is missing, empty when nothing is. BLOB_SECONDS of the environment bounds
-    the time, since Azure's SDK waits for ever. The run cache, which says what came of what and
-    cannot be checked, is fetched only if `run_cache`. Raises DigitsError for files that lead DVC
-    out of their folder.
+    Without a remote nothing is fetched: what is in the cache is checked and checked out. Returns
+    why something is missing, empty when nothing is. BLOB_SECONDS of the environment bounds the
+    time, since Azure's SDK waits for ever. The run cache, which cannot be verified, is fetched only
+    if `run_cache`. Raises DigitsError for files that lead DVC out of their folder.
     """
     if refused := refused_files(sorted(str(path) for path in Path("data").rglob("*.dvc"))):
         raise DigitsError("; ".join(refused))
@@ -271,7 +269,7 @@ def repro(*options: str) -> Run:
 
 
 def status(cached: set[str]) -> tuple[list[str], list[str]]:
-    """Return what makes dvc.lock stale, and which files are not here as it has them.
+    """Return what makes dvc.lock stale, and which of its files are missing or differ here.
 
     `cached` are the outputs that DVC keeps: another version here, or a folder of
     them, is no evidence against dvc.lock.

@@ -1,7 +1,7 @@
-"""The program git: run a command, find the commit to compare with, read files as they were there.
+"""Run git: find the commit to compare with, and read files at that commit.
 
-To compare, nothing is checked out and no blob is needed: metrics, curves, params.yaml and dvc.lock
-are in git.
+A comparison needs no checkout and no DVC data: metrics, curves, params.yaml and dvc.lock are in
+git.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ class Base:
     commit: str | None  # None: there is nothing to compare with
     description: str  # how it was found, or why there is none and what to do
     tip: str | None = None  # today's commit of the branch, whose rules judge the change
-    unresolvable: bool = False  # there should be one, so nothing can be judged
+    unresolvable: bool = False  # a base should exist, so there is no verdict
 
 
 def run(*arguments: str) -> str:
@@ -84,7 +84,7 @@ def _names(command: str, *arguments: str) -> list[str]:
 
 
 def ignored(*paths: str) -> list[str]:
-    """Return those of some paths that a .gitignore hides, tracked or not."""
+    """Return those of the paths that a .gitignore excludes, tracked or not."""
     listing = git("check-ignore", "--no-index", "--", *paths) or b""
     return listing.decode(errors="replace").splitlines()
 
@@ -114,7 +114,7 @@ def find_base(revision: str | None) -> Base:
     tip = commit(revision)
     if tip is None:
         fix = deepen if shallow else "run 'git fetch origin' or correct --base"
-        return Base(None, f"{revision} is no commit here; {fix}", unresolvable=True)
+        return Base(None, f"{revision} is not a commit here; {fix}", unresolvable=True)
     shared = line("merge-base", "HEAD", tip)
     if shared:
         return Base(shared, f"merge base with {revision}", tip)

@@ -1,4 +1,4 @@
-"""Options that several commands share. Of libraries it imports Click alone."""
+"""Options that several commands share. Click is the only library it imports."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ yes = click.option("--yes", is_flag=True, help="Do not ask.")  # of a command th
 
 
 def confirm(kind: str, name: str) -> None:
-    """Ask for the name of what is to be deleted; raise DigitsError for any other answer."""
+    """Ask for the name as confirmation of a deletion; raise DigitsError for any other answer."""
     try:
         answer = input(f"To delete {kind} {name}, type its name: ")
     except EOFError:

@@ -1,4 +1,4 @@
-"""Batch endpoints: a job is processes in a copy of the code that was uploaded.
+"""Batch endpoints: a job runs as processes in a copy of the uploaded code.
 
 As on Azure a process of the deployment calls `init` once and `run` for one mini-batch of files
 after another, again when that fails; what lies below AZUREML_BI_OUTPUT_PATH is the job's output.

@@ -76,7 +76,7 @@ def deploy(state: State, path: str) -> None:
 
 
 def build_image(state: State, environment: str) -> None:
-    """Wait as long as it takes to build an environment's image, when it is first deployed."""
+    """Wait for the build time of an environment's image at its first deployment."""
     with state.lock:
         due = time.time() + state.settings.image_build_seconds
         left = state.images.setdefault(environment, due) - time.time()
@@ -86,7 +86,7 @@ def build_image(state: State, environment: str) -> None:
 def prepare(
     state: State, properties: Json, instances: int, code: Path, model: Path, log: Path
 ) -> Launch:
-    """Fetch what a deployment names; return what its server is started with."""
+    """Fetch the assets of a deployment; return how to start its server."""
     env = dict(properties.get("environmentVariables") or {})
     if identity := properties.get("model"):
         asset = state.asset(identity)
@@ -130,7 +130,7 @@ def delete(state: State, path: str, key: str, body: Json) -> Answer:
     if key not in state.resources:
         return 204, None, ""
     for one in state.resources:
-        if (one + "/").startswith(key + "/"):  # a deployment that starts would be left without it
+        if (one + "/").startswith(key + "/"):  # a starting deployment would lose its endpoint
             state.refuse_busy(one)
     endpoint, _, name = key.partition("/deployments/")
     settings = state.resources[endpoint]["properties"]
@@ -163,9 +163,9 @@ def remove(state: State, path: str) -> None:
 
 
 def supervise(state: State) -> None:
-    """Start servers that ended again, as Kubernetes does, and keep their logs short.
+    """Restart servers that have ended, as Kubernetes does, and keep their logs short.
 
-    A deployment whose server does not come up again is Failed until it does.
+    A deployment whose server does not restart is Failed until it does.
     """
     for (endpoint, deployment), running in list(state.router.running.items()):
         log = Path(running.launch.log)
@@ -209,7 +209,7 @@ def restore(state: State) -> None:
 
 
 def restore_one(state: State, key: str) -> None:
-    """Go on with an endpoint or a deployment as it was."""
+    """Restore the former state of an endpoint or a deployment."""
     endpoint, _, deployment = key.partition("/deployments/")
     online, status = "/onlineendpoints/" in key, state_of(state, key)
     if deployment and state_of(state, endpoint) == "Deleting":

@@ -1,8 +1,8 @@
 """Jobs, sweeps and computes: each node of a job is a process in a copy of its code.
 
-It gets what Azure gives: its environment variables, its inputs and places for its outputs, who it
-is (here the blob store's connection string), a place for its log. A job whose machine is lost, or
-which the emulator's end cut short, starts again from nothing.
+It gets what Azure provides: environment variables, inputs, folders for outputs, an identity (here
+the blob store's connection string), a file for its log. A job that loses its machine, or is
+interrupted by the emulator's end, restarts from scratch.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def end(state: State, key: str) -> None:
 
 
 def close(state: State) -> None:
-    """Kill what is under way; it begins anew when the emulator does."""
+    """Kill the running jobs; they restart with the emulator."""
     state.closed = True
     state.router.aborted.set()
     for key in list(state.processes):
@@ -99,7 +99,7 @@ def put_job(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def refuse_unknown(properties: Json) -> None:
-    """Refuse a job that would run otherwise than on Azure."""
+    """Refuse a job that would not run as on Azure."""
     kind, trial = properties["jobType"], properties.get("trial", {})
     sampling = properties.get("samplingAlgorithm", {}).get("samplingAlgorithmType")
     distribution = (properties | trial).get("distribution", {}).get("distributionType")
@@ -138,7 +138,7 @@ def begin(state: State, key: str) -> None:
 
 
 def restore(state: State) -> None:
-    """Begin anew the jobs that had not ended when the emulator did."""
+    """Restart the jobs that were running when the emulator ended."""
     for key, body in list(state.resources.items()):
         properties = body["properties"]
         ours = "/jobs/" in key and properties.get("jobType") in (*PLANS, *BEGIN)
@@ -200,7 +200,7 @@ BEGIN: dict[str, Callable[[State, str], None]] = {}  # what runs a job that is n
 
 
 def clusters(job: Json) -> list[dict[str, str]]:
-    """Return what each node of a job finds in its environment: TF_CONFIG, if it asks for it."""
+    """Return the environment variables of each node of a job: TF_CONFIG, if requested."""
     distribution = job.get("distribution") or {}
     asked = distribution.get("workerCount") or (job.get("resources") or {}).get("instanceCount")
     ranks = range(asked or 1)
@@ -315,7 +315,7 @@ def process(
         while True:
             codes = [one.poll() for one in ran]
             late = time.monotonic() > deadline
-            # A node of a command job that fails takes all along, as a job's end does.
+            # A failed node of a command job ends all nodes, as the end of the job does.
             fails = job["jobType"] == "Command" and any(codes)
             if fails or late or job["status"] in ENDED or state.closed:
                 end(state, key)
@@ -367,7 +367,7 @@ def get_run_data(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def put_compute(state: State, path: str, key: str, body: Json) -> Answer:
-    """Create a cluster, which is there at once; its quota is not looked at."""
+    """Create a cluster, which is ready at once; its quota is not checked."""
     need(body, "properties.computeType", "properties.properties.vmSize")
     size_of(state, body["properties"]["properties"]["vmSize"])
     body["properties"]["provisioningState"] = "Succeeded"

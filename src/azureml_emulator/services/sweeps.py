@@ -1,4 +1,4 @@
-"""Sweeps: a job for each point of a search space."""
+"""Sweeps: one job for each point of a search space."""
 
 import copy
 import itertools
@@ -28,7 +28,7 @@ DRAWN |= {
 
 
 def check(properties: Json) -> None:
-    """Refuse a sweep that Azure would not begin."""
+    """Refuse a sweep that Azure would refuse."""
     sampling = properties.get("samplingAlgorithm", {}).get("samplingAlgorithmType")
     need(properties, "searchSpace", "limits.maxTotalTrials", "samplingAlgorithm")
     for name, (kind, _) in properties["searchSpace"].items():

@@ -22,13 +22,13 @@ from azureml_emulator.state import OPERATION, PROVIDER, Answer, Json, RefusedErr
 from azureml_emulator.web import LOG, check_length, read_body, warn
 
 BODY_BYTES = 4 << 20  # of a request to Azure's Resource Manager
-TABLE = "src/azureml_emulator/README.md"  # what is emulated
+TABLE = "src/azureml_emulator/README.md"  # the table of emulated features
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Handlers = dict[str, Callable[..., Answer]]
 
 
 def plain(put: Callable[..., Answer]) -> Handlers:
-    """Return the handlers of a resource that has nothing running."""
+    """Return the handlers of a resource without a process."""
     return {"GET": State.get, "DELETE": State.delete, "PUT": put}
 
 

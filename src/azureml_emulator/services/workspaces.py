@@ -10,7 +10,7 @@ STORES = ("workspaceblobstore", "workspaceartifactstore")
 
 
 def get(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return a workspace: any that is named exists."""
+    """Return a workspace; every name exists."""
     identity = str(uuid.uuid5(uuid.NAMESPACE_URL, key))
     group = path.split("/providers/")[0]
     account = f"{group}/providers/Microsoft.Storage/storageAccounts/{ACCOUNT}"
@@ -55,7 +55,7 @@ def list_secrets(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def get_operation(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return how far an operation is."""
+    """Return the status of an operation."""
     name = key.split("/")[-1]
     if name not in state.operations:
         raise RefusedError(404, "NotFound", f"There is no operation {name}.")
@@ -75,7 +75,7 @@ def list_usages(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def list_sizes(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the sizes that there are."""
+    """Return the available sizes."""
     rest: Json = {
         "gpus": 0,
         "osVhdSizeMB": 1,
@@ -93,7 +93,7 @@ def list_sizes(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def put_autoscale(state: State, path: str, key: str, body: Json) -> Answer:
-    """Keep a deployment's setting of Azure Monitor; nothing here scales by it."""
+    """Store a deployment's autoscale setting of Azure Monitor; it has no effect here."""
     need(body, "properties.targetResourceUri", "properties.profiles")
     target = body["properties"]["targetResourceUri"]
     if target.lower() not in state.resources:
@@ -106,7 +106,7 @@ def put_autoscale(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def put_retention(state: State, path: str, key: str, body: Json) -> Answer:
-    """Keep a storage account's rules; no blob is deleted by them here.
+    """Store a storage account's rules; they delete no blobs here.
 
     The one policy is named default and each rule is complete: learn.microsoft.com/rest/api/
     storagerp/management-policies/create-or-update.

@@ -1,4 +1,4 @@
-"""What is registered in the workspace for revisions and batches, what uses it, and its removal."""
+"""Registered assets of revisions and batch deployments: their users and their removal."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +23,7 @@ def versions(operations: Any, name: str) -> list[Any]:
 
 
 def registered(client: Any, endpoint: str) -> set[str]:
-    """Return what is registered for an endpoint, also for revisions that no record tells of."""
+    """Return the assets registered for an endpoint, including those of unrecorded revisions."""
     known = [("models", one) for one in versions(client.models, MODEL)]
     for name in (ENVIRONMENT, BATCH_ENVIRONMENT):
         known += [("environments", one) for one in versions(client.environments, name)]
@@ -37,7 +37,7 @@ def registered(client: Any, endpoint: str) -> set[str]:
 
 
 def of(deployments: Iterable[Any]) -> set[str]:
-    """Return what deployments are made of; some have no code or environment."""
+    """Return the assets of deployments; some have no code or environment."""
     found = set()
     for one in deployments:
         code = getattr(getattr(one, "code_configuration", None), "code", None)
@@ -47,7 +47,7 @@ def of(deployments: Iterable[Any]) -> set[str]:
 
 
 def used(client: Any, but: str) -> set[str]:
-    """Return what all endpoints but one online endpoint have, are made of, or may go back to."""
+    """Return the assets that all endpoints but one online endpoint use or may roll back to."""
     found = set[str]()
     for online in client.online_endpoints.list():
         if online.name != but:

@@ -1,9 +1,9 @@
-"""Files scored by a batch endpoint of the workspace: uploaded, scored by its cluster, fetched.
+"""Score files by a batch endpoint of the workspace: upload them, wait, download the answers.
 
-A folder that lies in one of the workspace's datastores already is scored where it is.
-One file is one mini-batch, so cut a large one to use several processes. The answers' folder records
-the job, with which a run that was stopped goes on. Each job writes to a place of its own; answers
-that are complete are fetched also from one that failed, and the next scores only the other files.
+A folder that is already in a datastore of the workspace is scored in place. One file is one
+mini-batch, so cut a large one to use several processes. The answers' folder records the job, so
+that an interrupted run continues. Each job writes to its own folder; complete answers are
+downloaded from failed jobs too, and the next job scores only the other files.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ class Batch:
     """The batch endpoint of a workspace, and one deployment for this commit's model."""
 
     def __init__(self, target: Target, new: Release, script: str | None) -> None:
-        """Name endpoint and deployment by what they are made of."""
+        """Derive the names of endpoint and deployment from their content."""
         self.target, self.new, self.script = target, new, script
         self.settings: Params = target.settings
         self.client = target.client
@@ -76,7 +76,7 @@ class Batch:
         self.deployment = f"b{self.digest}"
 
     def prepare(self) -> None:
-        """Create what is absent of endpoint and deployment, and make that the default."""
+        """Create the endpoint and the deployment if missing; make the deployment the default."""
         endpoints, deployments = self.client.batch_endpoints, self.client.batch_deployments
         with quiet():
             try:
@@ -137,9 +137,9 @@ class Batch:
             ).result()
 
     def score(self, source: list[Path] | str, out: Path) -> None:
-        """Let files or the address of a stored folder be scored, fetch the answers into `out`.
+        """Score files, or a stored folder given by its address; download the answers to `out`.
 
-        Raises DigitsError when that is no such address, or nothing lies there.
+        Raises DigitsError when the address is invalid or the folder is empty.
         """
         if isinstance(source, str):
             contents, what = self._listed(source), source
@@ -186,7 +186,7 @@ class Batch:
         return str(job.name), answers
 
     def _listed(self, uri: str) -> str:
-        """Return what tells a stored folder's contents from others."""
+        """Return a fingerprint of a stored folder's content."""
         match = STORED.fullmatch(uri)
         if match is None:
             form = "azureml://datastores/NAME/paths/FOLDER"
@@ -238,7 +238,7 @@ class Batch:
 
 
 def fetch(container: ContainerClient, prefix: str, out: Path) -> None:
-    """Download the folders that are complete, of each its mark last."""
+    """Download the complete folders; the mark of each is downloaded last."""
     names = list(container.list_blob_names(name_starts_with=prefix))
     folders = {name.removesuffix(SUCCESS) for name in names if name.endswith("/" + SUCCESS)}
     complete = [name for name in names if f"{name.rpartition('/')[0]}/" in folders]

@@ -1,9 +1,8 @@
-"""What production kept in the workspace's blob store: requests with their answers, and labels.
+"""Collected production data in the workspace's blob store: requests, answers and labels.
 
 The data collector writes `modelDataCollector/ENDPOINT/DEPLOYMENT/model_inputs_outputs/YYYY/MM/
-DD/HH/*.jsonl`; labels of live traffic come later as `labels/ENDPOINT/YYYY/MM/DD/HH.jsonl`, one
-JSON object a line. Here, and nowhere else, these paths stand. What a line says is read by
-digits.production.records.
+DD/HH/*.jsonl`; labels of live traffic come later as `labels/ENDPOINT/YYYY/MM/DD/HH.jsonl`, one JSON
+object a line. These paths occur only in this module. digits.production.records parses the lines.
 """
 
 import contextlib
@@ -37,7 +36,7 @@ Line = tuple[str, bytes]  # its place, for messages, and its content
 
 @dataclass(frozen=True)
 class Hour:
-    """What was kept in one hour: the lines of each blob, one blob an instance."""
+    """The data of one hour: the lines of each blob, one blob per instance."""
 
     start: datetime.datetime
     blobs: list[Iterator[Line]]
@@ -63,16 +62,16 @@ class DeletedError(Exception):
 
 
 class Follower:
-    """Reads what was appended to the blobs of ROWS or LABELS since it last looked."""
+    """Reads the lines appended to the blobs of ROWS or LABELS since the last call."""
 
     def __init__(self, folder: str, endpoint: str) -> None:
         self.prefix, self.pattern = folder.format(endpoint=endpoint), HOURS[folder]
         self.read: dict[str, int] = {}  # bytes, by blob
 
     def fresh(self, container: ContainerClient, at_most: int) -> Iterator[Hour]:
-        """Yield the complete lines that are new, the oldest hour first, of about so many bytes.
+        """Yield new complete lines, the oldest hour first, of about `at_most` bytes.
 
-        What is left comes with the next call; so does all when the store does not answer. Raises
+        The next call yields the rest, or everything if the store did not answer. Raises
         DeletedError when a blob of those that were read is gone.
         """
         try:
@@ -102,7 +101,7 @@ def append_labels(
 ) -> None:
     """Append labels, dicts with the keys of production.LABELS, `time` being a datetime.
 
-    Whoever appends one again after a failure does no harm: readers drop duplicates.
+    Repeating a call after a failure is harmless: readers drop duplicates.
     """
     blocks: dict[str, list[bytes]] = {}
     for label in known:
@@ -124,7 +123,7 @@ def append_labels(
 
 
 def forget(workspace: "Workspace", endpoint: str) -> None:
-    """Delete all that was kept of an endpoint."""
+    """Delete all collected data of an endpoint."""
     from mlops.azure.workspace import empty, store
 
     for folder in (ROWS, LABELS):

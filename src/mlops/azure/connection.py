@@ -1,4 +1,4 @@
-"""What the repository keeps of Azure: the storage account and the workspace."""
+"""The repository's connection to Azure: the storage account and the workspace."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def workspace_id(values: dict[str, str]) -> str:
 def load_connection() -> dict[str, str]:
     """Return the variables in SETTINGS as the repository keeps them, none when not connected.
 
-    Raises DigitsError when the file is damaged.
+    Raises DigitsError when the file is invalid.
     """
     if not WORKSPACE.exists():
         return {}

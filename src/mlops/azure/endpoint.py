@@ -1,7 +1,7 @@
 """One endpoint of a workspace: its traffic, its deployments, and requests to it.
 
-What the endpoint is to serve stands in its own tags, which change in the same call as its
-traffic: `live`, `previous`, and for each revision what it was made of.
+The endpoint's tags record what it serves, and change in the same call as its traffic: `live`,
+`previous`, and the specification of each revision.
 """
 
 import dataclasses
@@ -41,15 +41,15 @@ SCORED = "scoring/{endpoint}"  # in the workspace's blob store
 SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Monitor
 COST = {"application": "digits"}  # the tag that costs are grouped by, as in the ARM template
 BUSY = {"creating", "updating", "deleting", "scaling"}
-SETTLE_SECONDS = 1800.0  # that an operation which another run began may still take
+SETTLE_SECONDS = 1800.0  # timeout for an operation that another run began
 LOG_LINES = 500
-BUSY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)  # between the tries of a question that got it
+BUSY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)  # between two attempts of a request that got it
 TOKEN_SCOPE = "https://ml.azure.com/.default"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one request."""
+    """The answer to one request."""
 
     body: Any  # the JSON of the answer
     deployment: str  # that answered
@@ -105,7 +105,7 @@ class Target:
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
 
     def differing(self, endpoint: Any) -> dict[str, tuple[str | None, str | None]]:
-        """Return what an endpoint has and what is set of the settings that cannot change later."""
+        """Return the immutable settings that differ, with the endpoint's and the wanted value."""
         if endpoint is None:
             return {}
         mine = (endpoint.identity and endpoint.identity.user_assigned_identities) or []
@@ -129,11 +129,11 @@ class Target:
     def delete(self) -> list[str]:
         """Delete the endpoint and the batch endpoint with all that they have; return what is left.
 
-        First what costs money: the deployments. Then people's data: collected rows, labels, scored
-        files. Then assets, as far as Azure deletes them, but none that another endpoint of the
-        workspace uses. The endpoint is last: its tags record what there is, so that after an
-        interruption a second call finishes. Code of revisions that were never live stays, a few
-        kilobytes, for no tag names it.
+        First the deployments, which cost money. Then personal data: collected rows, labels, scored
+        files. Then the assets that Azure can delete and no other endpoint of the workspace uses.
+        The endpoint is last: its tags record what there is, so that a second call can finish after
+        an interruption. Code of revisions that were never live stays (a few kilobytes), because no
+        tag names it.
         """
         endpoint = self.settled()
         if endpoint is not None:
@@ -315,9 +315,9 @@ class Target:
     # Asking ---------------------------------------------------------------------------------------
 
     def ask(self, content: Any, deployment: str | None = None) -> Answer:
-        """Return the answer to one request's JSON; by traffic, or of one deployment.
+        """Send one request's JSON, by traffic or to one deployment; return the answer.
 
-        Raises DigitsError when it is refused or none comes in time.
+        Raises DigitsError when it is rejected or times out.
         """
         endpoint = self._headers or self.authorise()
         headers = {name: value for name, value in endpoint.items() if name != "url"}
@@ -350,7 +350,7 @@ class Target:
             raise DigitsError(f"the endpoint gave no answer: {error!r}") from None
 
     def concurrency(self) -> int:
-        """Return how many requests each deployment with traffic lets through at once."""
+        """Return how many concurrent requests each deployment with traffic accepts."""
         traffic = self.get().traffic
         takes = [
             one.request_settings.max_concurrent_requests_per_instance * one.instance_count

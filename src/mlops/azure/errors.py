@@ -16,10 +16,10 @@ LOGS = Path(".deploy")  # where the logs of deployments and jobs that failed are
 RAISED = re.compile(
     r"^(?!azureml_inference)(?:[\w.]+\.)?\w*(?:Error|Exception|Exit)(?:: .{1,200})?$", re.M
 )
-CAUSES = [  # a pattern of an error's text, in any case; the cause, the fix
+CAUSES = [  # pattern of an error's text (case is ignored), cause, fix
     (
         "vCPU quota",
-        "the quota holds no node",
+        "the quota is too small for a node",
         "--without-cluster, or ask for quota and run this again",
     ),
     (
@@ -49,7 +49,7 @@ CAUSES = [  # a pattern of an error's text, in any case; the cause, the fix
     ),
     (
         "AuthorizationFailure",
-        "the storage account lets nobody in from here",
+        "the storage account rejects access from here",
         "see its firewall, and Storage Blob Data Contributor on it",
     ),
     (
@@ -85,7 +85,7 @@ CAUSES = [  # a pattern of an error's text, in any case; the cause, the fix
 
 
 def known_cause(text: str) -> tuple[str, str] | None:
-    """Return the cause and the fix for an error's text, None when it is not a known one."""
+    """Return the cause and the fix for an error's text, None when it is unknown."""
     for pattern, cause, fix in CAUSES:
         if re.search(pattern, text, re.IGNORECASE):
             return cause, fix

@@ -1,4 +1,4 @@
-"""Azure's resource manager, where azure-ai-ml has no call of its own.
+"""Calls of Azure Resource Manager that azure-ai-ml does not have.
 
 How many instances a deployment has under load is a setting of Azure Monitor; how long collected
 rows are kept is a rule of the storage account, which deletes them itself. The template makes it.
@@ -22,9 +22,9 @@ class Scale:
 
     least: int
     most: int
-    quiet: int  # percent of the processors' time, below which one instance goes
-    busy: int  # above which one more comes
-    minutes: int  # that it must last, and until the next change
+    quiet: int  # percent of CPU time, below which one instance is removed
+    busy: int  # above which one is added
+    minutes: int  # duration of the load, and wait until the next change
 
 
 def ask(workspace: Workspace, method: str, path: str, version: str, body: Any = None) -> Any:
@@ -48,7 +48,7 @@ def set_scale(
 ) -> None:
     """Let Azure Monitor scale a deployment of the workspace `scope`.
 
-    Raises DigitsError when that is not allowed.
+    Raises DigitsError when Azure denies it.
     """
     target = f"{scope}/onlineEndpoints/{endpoint}/deployments/{deployment}"
 

@@ -1,4 +1,4 @@
-"""What a revision is made of: the files of a release, and the spec in the endpoint's tags."""
+"""Revisions: the files of a release, and their specs in the endpoint's tags."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ class DeploymentSpec:
 
 
 def stage_code(release: Release, target: Path) -> Path:
-    """Copy what git has of the serving code, and no more, into a folder; return it."""
+    """Copy the serving code that git tracks into a folder; return the folder."""
     folder = target / release.code.name
     for file in release.code_files:
         place = folder / file.relative_to(release.code)
@@ -68,7 +68,7 @@ def known(endpoint: Any) -> dict[str, DeploymentSpec]:
 
 
 def serving(endpoint: Any, states: dict[str, str]) -> str | None:
-    """Return the revision that is live and runs; it may be one whose last change went wrong."""
+    """Return the live revision if it runs, even if its last change failed."""
     name = endpoint.tags.get("live")
     if states.get(name) == "succeeded" or (name in states and endpoint.traffic.get(name)):
         return str(name)
@@ -78,7 +78,7 @@ def serving(endpoint: Any, states: dict[str, str]) -> str | None:
 def tags(endpoint: Any, name: str, spec: DeploymentSpec) -> dict[str, str | None]:
     """Return the tags that record a revision, without keys for their length, and forget the oldest.
 
-    Those of what is live and previous stay: traffic may go back there.
+    Tags of the live and the previous revision stay: traffic may return to them.
     """
     text = json.dumps(dataclasses.astuple(spec), separators=(",", ":"))
     there = known(endpoint)

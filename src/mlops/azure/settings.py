@@ -18,7 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 @params.strict
 class Smoke:
-    """How the new deployment is asked before it gets traffic, and at each step of it."""
+    """The smoke test of the new deployment, before it gets traffic and in each step."""
 
     digits: Annotated[int, Field(ge=1, le=10_000)]
     accuracy: Annotated[float, Field(ge=0, le=1)]
@@ -34,7 +34,7 @@ class Autoscale:
     minutes: Annotated[int, Field(ge=5, le=720)]
 
     def __post_init__(self) -> None:
-        """Between the bounds nothing happens; without a gap instances come and go for ever."""
+        """Raise ValueError unless the bounds have a gap; otherwise instances would flap."""
         if self.cpu_percent[0] >= self.cpu_percent[1]:
             raise ValueError("cpu_percent must be [less, more]")
 
@@ -89,7 +89,7 @@ class Params:
     batch: Batch
 
     def __post_init__(self) -> None:
-        """Traffic must grow, and end with all of it; the image must stay what it is."""
+        """Raise ValueError unless traffic grows to 100 % and the image is pinned."""
         if self.autoscale and self.autoscale.most <= self.instance_count:
             raise ValueError("autoscale.most must be more than instance_count")
         if len(self.instance_type) + sum(len(name) + 3 for name in self.collections) > RECORDED:
@@ -105,5 +105,5 @@ class Params:
 
 
 def load() -> Params:
-    """Return the section as it stands in params.yaml; raises DigitsError as core.params does."""
+    """Return the section of params.yaml; raises DigitsError as core.params does."""
     return params.section(Params, params.load(), "azure")

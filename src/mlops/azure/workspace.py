@@ -1,4 +1,4 @@
-"""The workspace that is deployed to: a real one, or the emulator's. One code path for both."""
+"""The workspace for deployments: a real one or the emulator's, with the same code."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ from mlops.azure import connection
 SETTINGS = tuple(connection.SETTINGS)
 ADDRESS = "token", "blobs", "url", "certificate", "port"  # what address.json has of each
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
-POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two questions after an operation
+POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two polls of an operation
 MANAGER = "https://management.azure.com"
 CHECK = BlobStorageClient.check_blob_exists
 
@@ -50,7 +50,7 @@ def quiet() -> Iterator[None]:
 
 
 def unconfirmed(client: BlobStorageClient) -> None:
-    """Let the SDK go on with an upload that was cut short.
+    """Let the SDK repeat an interrupted upload.
 
     It replaces a folder's files when the first of them is there without the mark of a whole
     upload; when just the first is missing, it fails at the others, and so for ever.
@@ -61,7 +61,7 @@ def unconfirmed(client: BlobStorageClient) -> None:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A client, and what the SDK does not tell of where it leads."""
+    """A client, and the properties of its workspace that the SDK does not expose."""
 
     client: MLClient
     credential: Any
@@ -138,7 +138,7 @@ def empty(container: ContainerClient, folder: str) -> None:
 
 
 def cores(client: MLClient, size_name: str) -> tuple[int, str, int | None]:
-    """Return a size's cores, the family that has its quota, and what of that is free.
+    """Return a size's cores, its quota family, and the free cores of that family.
 
     Raises DigitsError when the workspace's region has no such size.
     """

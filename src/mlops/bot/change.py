@@ -1,8 +1,8 @@
-"""What a pull request is, by GitHub's own word: where its head is, and whether it changes code.
+"""Facts about a pull request from GitHub itself: where its head is, and whether it changes code.
 
-An author who changes data alone is judged by main's code, so the verdict of his pull request
-holds. One who changes code may have changed what judges him: that is stated in the comment, and
-main's own code reproduces after the merge. Nothing here is read from what the pull request made.
+A pull request that changes only data is judged by main's code, so its verdict holds. One that
+changes code may have changed its own judge: the comment states this, and main's own code reproduces
+the results after the merge. Nothing here is read from what the pull request made.
 """
 
 import re
@@ -29,7 +29,7 @@ PLAIN_FILE = "100644"  # git's mode of a file that is no program, link or submod
 def run_of(number: str) -> dict[str, Any]:
     """Return a run of pull-request.yml by its id; raise DigitsError for any other."""
     if not number.isdecimal():
-        raise DigitsError(f"{number!r} is no id of a run; it is the number in the run's address")
+        raise DigitsError(f"{number!r} is not a run's id: the number in its address")
     run = github.api("GET", f"/actions/runs/{number}")
     if run["path"].partition("@")[0] != WORKFLOW:
         raise DigitsError(f"run {run['id']} is of {run['path']}, not of {WORKFLOW}")

@@ -1,8 +1,8 @@
 """Show the report of a run of pull-request.yml as one comment and one commit status.
 
 report.json was written by the pull request's own code, a fork's perhaps, so it is hostile: it is
-parsed strictly, and rendered here. It does not say where it belongs: the pull request is the one
-whose head is the commit that GitHub says the run was of.
+parsed strictly, and rendered here. The pull request is found by GitHub's record of the run: its
+head is the commit of the run.
 """
 
 import base64
@@ -92,7 +92,7 @@ def status(run: dict[str, Any], state: str, text: str) -> str:
 
 
 def stale(run: dict[str, Any]) -> str:
-    """Return as Markdown what became of the new lock and tables of a run, empty without any."""
+    """Return as Markdown what happened to a run's new lock and tables; empty without any."""
     made, why = os.environ.get("MADE", ""), render.plain(os.environ.get("LEFT", ""), 300)
     if made:
         text = NO_PRESS if os.environ.get("APP") else PRESS
@@ -106,7 +106,7 @@ def stale(run: dict[str, Any]) -> str:
 
 
 def notices(run: dict[str, Any], pull: dict[str, Any], served: str) -> tuple[list[str], list[str]]:
-    """Return as Markdown what GitHub itself says: what changes code, and what comes after that."""
+    """Return notices as Markdown from GitHub's own data: which files are code, and the outcome."""
     code = change.code(pull["base"]["ref"], run["head_sha"])
     more = f" and {len(code) - 3} more" if len(code) > 3 else ""
     first = (

@@ -1,8 +1,8 @@
 """Commit the dvc.lock and the small tables that a run made to the branch of its pull request.
 
-The files come from the pull request's own code: no other path is taken, none is run. They are
-committed for an author of this repository who pushed the commit himself and changes data alone;
-all others take them themselves, as the comment describes. A commit of the bot is never committed
+The files come from the pull request's own code: only these paths are accepted, and nothing is run.
+They are committed only if the author belongs to this repository, pushed the commit and changes only
+data; others commit them by hand, as the comment describes. A commit of the bot is never committed
 upon, so there is no loop. A run that a person started by hand has merged main, if it has moved on:
 its commit has two parents.
 """
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> str:
 
 
 def refusal(run: dict[str, Any], pulls: list[dict[str, Any]]) -> str:
-    """Return why nothing is committed to the branch of a run, empty when it is."""
+    """Return why nothing is committed to a run's branch; empty if something is."""
     if not pulls:
         return f"no open pull request has the head {run['head_sha']}"
     if run["head_repository"]["full_name"] != github.repository():

@@ -1,7 +1,7 @@
 """The part of GitHub's API that the privileged jobs use.
 
-They run `python -m mlops.bot.NAME` in main's src with the runner's own Python: standard
-library only, nothing is installed. What a pull request made reaches them as data alone.
+They run `python -m mlops.bot.NAME` in main's src with the runner's own Python: standard library
+only, nothing is installed. Output of a pull request is only read as data.
 """
 
 import io
@@ -18,7 +18,7 @@ from typing import Any
 
 from core.errors import DigitsError
 
-BOT = "github-actions[bot]"  # who comments and opens issues with a job's own token
+BOT = "github-actions[bot]"  # author of comments and issues made with a job's own token
 ATTEMPTS = 4
 WAIT_SECONDS = 2.0  # before the second attempt, twice as long before each further one
 LONGEST_WAIT_SECONDS = 120.0
@@ -39,7 +39,7 @@ def repository() -> str:
 
 
 def output(**values: object) -> None:
-    """Give later steps and jobs values, one line each, by GITHUB_OUTPUT."""
+    """Pass values to later steps and jobs, one line each, by GITHUB_OUTPUT."""
     with Path(setting("GITHUB_OUTPUT")).open("a", encoding="utf-8") as file:
         file.writelines(f"{key}={' '.join(str(value).split())}\n" for key, value in values.items())
 

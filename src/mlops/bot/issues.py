@@ -1,7 +1,7 @@
 """Write the issues: of drift in production, with its retraining, and of the weekly run.
 
-Each issue is found again by a hidden marker. An alarm has one retraining at most. Bad images have
-none, since the model would learn the fault.
+Each issue is found again by a hidden marker. An alarm leads to at most one retraining, and to none
+for bad images, which the model would learn.
 
 What a run proposes is a branch. A person opens its pull request by a link in the issue, whose
 checks then start at once; a GitHub App opens it itself. The repository's setting "Allow GitHub
@@ -29,7 +29,7 @@ LOCKS = r"requirements(-dev|-serve)?\.txt|\.github/actions/review/requirements\.
 LOCKS += r"|(\.dvc/vega/)?package-lock\.json"
 RELOCKED = re.compile(rf"{LOCKS}|{commit.MADE.pattern}")
 BYTES = 20_000_000
-READY = "A retraining is ready:"  # a remark that begins so ends the search for another
+READY = "A retraining is ready:"  # a comment with this beginning: there is a proposal already
 TODO = """\
 - Look at the digits in the report: `report.html` in the [artifacts]({link}#artifacts).
 {remedy}
@@ -107,7 +107,7 @@ def weekly() -> str:
 
 
 def branches(prefix: str) -> list[str]:
-    """Return the branches whose names begin so."""
+    """Return the branches whose names begin with `prefix`."""
     rows = github.api("GET", f"/git/matching-refs/heads/{prefix}")
     return [row["ref"].removeprefix("refs/heads/") for row in rows]
 
@@ -115,7 +115,7 @@ def branches(prefix: str) -> list[str]:
 def propose(prefix: str, title: str, body: str, added: list[dict[str, Any]]) -> str:
     """Commit to a new branch of HEAD; return its pull request, or the link that opens it.
 
-    The branch, and by an App the pull request, are all there at the end, or none is.
+    The branch and, with an App, the pull request are created both or not at all.
     """
     base, branch = github.setting("BASE"), f"{prefix}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     made = commit.commit([github.setting("HEAD")], title, added)

@@ -6,7 +6,7 @@ import click
 
 from mlops import options
 
-WAIT = click.option("--wait", is_flag=True, help="Wait for another deployment to end.")
+WAIT = click.option("--wait", is_flag=True, help="Wait while another deployment is running.")
 
 
 def call(command: str, **given: Any) -> None:
@@ -18,7 +18,7 @@ def call(command: str, **given: Any) -> None:
 
 @click.group(epilog=options.example("digits deploy plan", "digits deploy apply"))
 def deploy() -> None:
-    """Put the model of this commit into production, and take it out again."""
+    """Deploy the model of this commit, roll it back, pause it or delete it."""
 
 
 @deploy.command(epilog=options.example("digits deploy plan --workspace local"))
@@ -35,7 +35,7 @@ def plan(**given: Any) -> None:
 def apply(**given: Any) -> None:
     """Deploy the model and the code of this commit.
 
-    Traffic moves step by step. Whatever fails, it goes back to the revision that was live.
+    Traffic moves step by step. On any failure, traffic returns to the revision that was live.
     """
     call("apply", **given)
 
@@ -52,7 +52,7 @@ def status(**given: Any) -> None:
 @click.argument("revision", required=False)
 @options.workspace("azure")
 def logs(**given: Any) -> None:
-    """Print the latest log of REVISION, a name that status lists, or of the live one."""
+    """Print the latest log of REVISION (see `status`), by default the live one."""
     call("logs", **given)
 
 
@@ -61,7 +61,7 @@ def logs(**given: Any) -> None:
 @options.workspace("azure")
 @WAIT
 def rollback(**given: Any) -> None:
-    """Give the traffic back to REVISION, a name that status lists, or to the previous one."""
+    """Return the traffic to REVISION (see `status`), by default the previous one."""
     call("rollback", **given)
 
 
@@ -77,7 +77,7 @@ def pause(**given: Any) -> None:
 @options.workspace("azure")
 @WAIT
 def resume(**given: Any) -> None:
-    """Bring back what was live when it was paused."""
+    """Deploy again the revision that was live before the pause."""
     call("resume", **given)
 
 

@@ -1,6 +1,6 @@
-"""A lease, so that two deployments do not work on one endpoint at once.
+"""A lease that prevents two concurrent deployments on one endpoint.
 
-It is a lease of Azure Blob on a blob of the workspace, and expires soon after its process died.
+It is an Azure Blob lease in the workspace, and expires soon after its process has died.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ def blob(workspace: Workspace, endpoint: str) -> BlobClient:
 def held(
     workspace: Workspace, endpoint: str, seconds: int, wait: bool
 ) -> Iterator[Callable[[], bool]]:
-    """Hold an endpoint's lease; yield what asks the store whether it is still held.
+    """Hold an endpoint's lease; yield a function that asks the store whether it is still held.
 
-    A process that was stopped for a while may have lost it before it could notice. Waits for
-    another's when `wait`; raises DigitsError otherwise.
+    A suspended process may have lost it without noticing. If another process holds the lease, waits
+    when `wait`, else raises DigitsError.
     """
     client = blob(workspace, endpoint)
     reported = False
@@ -39,7 +39,7 @@ def held(
         try:
             lease = client.acquire_lease(lease_duration=seconds)
             break
-        except ResourceNotFoundError:  # `forget` came in between
+        except ResourceNotFoundError:  # `forget` deleted it in between
             continue
         except HttpResponseError as error:
             if getattr(error, "error_code", "") != "LeaseAlreadyPresent":
@@ -86,7 +86,7 @@ def renew(
 
 
 def keep(lease: BlobLeaseClient, lost: threading.Event) -> None:
-    """Renew; set `lost` when that fails twice, since one refusal does not give it to another."""
+    """Renew; set `lost` when that fails twice, since a single failure does not lose the lease."""
     for last in (False, True):
         try:
             lease.renew()

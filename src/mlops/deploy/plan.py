@@ -1,4 +1,4 @@
-"""What `digits deploy apply` would change, and what that would take and cost."""
+"""What `digits deploy apply` would change, with the required quota and the cost."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ HOURS_A_DAY = 24
 
 
 def lines(target: Target, new: Release) -> Iterator[str]:
-    """Yield a line about each thing; change nothing."""
+    """Yield the lines of the plan; change nothing."""
     settings, client = target.settings, target.client
     endpoint = target.get()
     states = target.deployments() if endpoint else {}
@@ -43,7 +43,7 @@ def lines(target: Target, new: Release) -> Iterator[str]:
     scale = settings.autoscale
     most = f" to {scale.most}" if scale else ""
     yield f"instances    {settings.instance_count}{most} x {settings.instance_type}"
-    if settings.instance_type.lower() in SmallSKUs:  # of which the SDK warns as well
+    if settings.instance_type.lower() in SmallSKUs:  # the SDK warns about it as well
         yield "size         Azure's minimum for general use is Standard_DS3_v2"
     beside = 1 if live and settings.strategy == "blue_green" else 0
     removed = [name for name in states if name not in (live, new.name)]
@@ -57,7 +57,7 @@ def lines(target: Target, new: Release) -> Iterator[str]:
         gone = removed if beside or not live else [*removed, live]
         freed = f", those of {' and '.join(gone)} are freed before" if gone else ""
         yield f"quota        {needed} cores of {family} needed{busy}, {known} free{freed}"
-    except (DigitsError, HttpResponseError) as error:  # not every role may ask
+    except (DigitsError, HttpResponseError) as error:  # some roles may not read the quota
         yield f"quota        unknown: {explain_error(error)[:200]}"
     steps = [f"{percent} %" for percent in settings.traffic_percent]
     if not live:

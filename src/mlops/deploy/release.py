@@ -1,4 +1,4 @@
-"""What is to be deployed: model and code of this commit, or why they are refused."""
+"""The release: model and code of this commit, or why they cannot be deployed."""
 
 import hashlib
 import json
@@ -77,7 +77,7 @@ def read(settings: Params) -> Release:
     package_hash = outs.get(PACKAGE.as_posix(), "")
     if not PACKAGE.is_dir():
         raise DigitsError(f"{PACKAGE}: not found; run `dvc repro` or `dvc pull`")
-    for cache in PACKAGE.rglob("__pycache__"):  # of who loaded it in place; DVC ignores it, too
+    for cache in PACKAGE.rglob("__pycache__"):  # left by loading it in place; DVC ignores it, too
         shutil.rmtree(cache, ignore_errors=True)
     if folder_hash(PACKAGE) != package_hash:
         raise DigitsError(
@@ -123,9 +123,8 @@ def read(settings: Params) -> Release:
 def gate_reasons(live: str | None) -> list[str]:
     """Return why the metrics of this commit fail the gate of the review; nothing if they pass.
 
-    They are compared with those at the commit of what is live: what one push was refused for, the
-    next one is refused for, too. Where git does not know it, with those where this branch began,
-    on main with the first parent's.
+    They are compared with the metrics at the live commit, so that a failed gate also stops the next
+    push. If git lacks that commit, the base is where this branch began, on main the first parent.
     """
     base = git.find_base(None)
     if base.commit == git.commit("HEAD"):  # main has gone on since
@@ -158,7 +157,7 @@ def refuse_bad_metrics(live: str | None) -> None:
 def reserved(per_instance: int, instances: int) -> int:
     """Return how many cores of quota one deployment takes.
 
-    Azure takes a fifth more instances, rounded up to whole ones, to upgrade them:
+    Azure reserves 20 % more instances, rounded up, for upgrades:
     learn.microsoft.com/azure/machine-learning/how-to-manage-quotas.
     """
     return per_instance * math.ceil(instances * 6 / 5)

@@ -1,8 +1,8 @@
-"""`digits deploy COMMAND`: what is at this commit, put into production and taken out again.
+"""`digits deploy COMMAND`: deploy the model and code of this commit, and roll them back.
 
-A revision is a deployment whose name stands for the bytes of model and code and for its settings;
-what is live stands in the endpoint's tags, which change together with its traffic. So a run that
-died half-way leaves nothing that the next one could take for done.
+A revision is a deployment whose name is derived from the bytes of model and code and from its
+settings. The endpoint's tags record what is live and change together with its traffic, so an
+interrupted run leaves nothing that the next one could mistake for complete.
 """
 
 import contextlib
@@ -44,14 +44,14 @@ class Deployer:
 
     def require_lease(self) -> None:
         if not self.held():
-            raise DigitsError("the lease was lost, so another deployment may be at work; run again")
+            raise DigitsError("the lease was lost: another deployment may be running; run again")
 
     def items(self) -> list[Item]:
-        """Return the requests of the smoke test: those of the model folder here, for any model."""
+        """Return the requests of the smoke test, from this commit's model folder."""
         return smoke.read(release.SMOKE, self.settings.smoke.digits)
 
     def check(self, deployment: str, items: list[Item], version: str | None) -> list[Any]:
-        """Run the smoke test on a deployment; return the values that it answered."""
+        """Run the smoke test on a deployment; return its answers' values."""
         return smoke.check(self.target, deployment, items, self.settings.smoke, version)
 
     # apply ----------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class Deployer:
                 self.target.create()
                 endpoint = self.target.settled()
             elif str(endpoint.provisioning_state).lower().endswith("failed"):
-                self.target.put(dict(endpoint.traffic))  # as it is: it may serve all the same
+                self.target.put(dict(endpoint.traffic))  # unchanged: it may still serve
                 endpoint = self.target.settled()
             live, _ = self.reconcile_traffic(endpoint)
             if endpoint.public_network_access.lower() != self.target.access:
@@ -105,7 +105,7 @@ class Deployer:
             self.switch(new.name, live, create, new.model_version)
 
     def fall_back(self, live: str, previous: str | None, states: dict[str, str]) -> str | None:
-        """Let the previous revision serve, if it is fit, while what is live is made anew."""
+        """Let the previous revision serve, if it can, while the live one is redeployed."""
         if previous and states.get(previous) == "succeeded":
             with contextlib.suppress(DigitsError):
                 self.check(previous, self.items(), None)
@@ -116,7 +116,7 @@ class Deployer:
         return None
 
     def reconcile_traffic(self, endpoint: Any) -> tuple[str | None, str | None]:
-        """Put traffic where the tags say, should a run have died; return live, previous."""
+        """Restore the traffic in the tags after an interrupted run; return live, previous."""
         tags = endpoint.tags
         traffic = {name: share for name, share in endpoint.traffic.items() if share}
         self.target.state(tags.get("live"))  # it may be scaled at this moment
@@ -137,11 +137,11 @@ class Deployer:
         tags: dict[str, str | None] = {
             name: endpoint.tags.get(name) for name in ("live", "previous", "paused")
         }
-        # An in_place apply that was killed took it down; so it is what a failure goes back to.
+        # A killed in_place apply removed it; a failure returns to it.
         fallen = tags["live"] if live is None and tags["paused"] is None else None
         fallen = None if fallen == new else fallen
         old = revisions.known(endpoint).get(live or fallen or "")
-        self.target.authorise()  # now: where one logs in for minutes alone, it would be too late
+        self.target.authorise()  # now: a short-lived login would have expired later
         if in_place and old is None:
             raise DigitsError(f"{live} has no record to restore it from; use strategy blue_green")
         lost = old if fallen else None
@@ -183,10 +183,10 @@ class Deployer:
     def watch(
         self, new: str, percent: int, version: str | None, items: list[Item], known: list[Any]
     ) -> None:
-        """Ask the endpoint as its clients do, for as long as a step takes, at least once.
+        """Send requests as clients do, for the duration of a step, at least once.
 
-        What the new deployment answers must be what it answered by name: a few requests could not
-        show how many it answers correctly.
+        The new deployment's answers must equal those it gave by name: the requests are too few to
+        measure accuracy.
         """
         print(f"{percent} % of the traffic goes to {new}.", flush=True)
         deadline = time.monotonic() + self.settings.step_seconds
@@ -231,12 +231,12 @@ class Deployer:
                 attempt(f"{new} was removed", lambda: self.target.remove(new))
 
         gone = lost is not None
-        with contextlib.suppress(Exception):  # who does not know takes it for gone
+        with contextlib.suppress(Exception):  # if unknown, it counts as lost
             gone = gone and self.target.deployments().get(live or "") != "succeeded"
         up = live is not None and tags.get("paused") is None
         if gone and lost and live:
             attempt("no deployment has traffic", lambda: self.target.put({}))
-            discard()  # first: a small quota has no room for both
+            discard()  # first: a small quota cannot hold both
             attempt(f"{live} was deployed again", lambda: self.target.redeploy(live, lost))
             with contextlib.suppress(Exception):
                 up = up and self.target.state(live) == "succeeded"
@@ -274,7 +274,7 @@ class Deployer:
             self.back_to(name, live, specs[name])
 
     def back_to(self, name: str, live: str | None, spec: DeploymentSpec) -> None:
-        """Switch to a revision that once was live, deployed again if need be."""
+        """Switch to a formerly live revision; redeploy it if needed."""
         states = self.target.deployments()
 
         def create() -> DeploymentSpec:
@@ -285,7 +285,7 @@ class Deployer:
                 self.target.redeploy(name, spec)
             return spec
 
-        if states.get(name) == "succeeded":  # it has served before: all at once, within seconds
+        if states.get(name) == "succeeded":  # it has served before: all traffic at once
             at_once: dict[str, Any] = {"traffic_percent": (100,), "step_seconds": 0.0}
             self.settings = replace(self.settings, strategy="blue_green", **at_once)
         self.switch(name, live, create, None)
@@ -320,7 +320,7 @@ class Deployer:
         print(self.target.logs(name))
 
     def destroy(self, yes: bool) -> None:
-        """Delete the endpoint, what runs behind it, what it collected, and its records."""
+        """Delete the endpoint, its deployments, its collected data and its records."""
         name = self.target.name
         if not yes:
             print("Its deployments, collected data, labels and batch results are deleted too.")
@@ -343,7 +343,7 @@ class Deployer:
         return endpoint
 
     def status(self, as_json: bool) -> None:
-        """Print what is there."""
+        """Print the endpoint and its revisions."""
         endpoint = self.target.get()
         if endpoint is None:
             if as_json:

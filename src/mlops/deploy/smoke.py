@@ -27,7 +27,7 @@ FIX = "run `dvc repro`, or `dvc pull data/package`"
 
 @dataclass(frozen=True)
 class Expected:
-    """What a right answer has at a JSON Pointer."""
+    """The expected value at a JSON Pointer into the answer."""
 
     pointer: str
     value: Any
@@ -70,7 +70,7 @@ def resolve(document: Any, pointer: str) -> Any:
 
 
 def read(path: Path, count: int) -> list[Item]:
-    """Return the first items of a file; raise DigitsError when it is absent, empty or damaged."""
+    """Return the first items of a file; raise DigitsError when it is missing, empty or invalid."""
     items: list[Item] = []
     try:
         with path.open(encoding="utf-8") as file:

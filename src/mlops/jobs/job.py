@@ -266,7 +266,7 @@ def session(asked: SimpleNamespace) -> Iterator[tuple[Workspace, Params]]:
         missing = asked.attach or asked.cancel or "the workspace"
         raise DigitsError(f"{missing}: not found ({error.message}). Correct the name.") from None
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
-        attach = "if a job is named above, with --attach and its name"  # not as another job
+        attach = "if a job's name is printed above, use --attach NAME"  # do not start another job
         raise DigitsError(f"{explain_error(error)}; {attach}") from error
 
 

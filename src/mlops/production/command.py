@@ -14,12 +14,12 @@ TIMES = ("%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d")  # in UTC
 
 
 class Speed(click.ParamType):
-    """A factor above 0, or `max`, which is given on as None."""
+    """A factor above 0, or `max`, which becomes None."""
 
     name = "factor"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float | None:
-        """Read what stands on the command line."""
+        """Convert the text of the command line."""
         try:
             factor = None if value == "max" else float(value)
         except ValueError:
@@ -32,17 +32,16 @@ class Speed(click.ParamType):
 @click.command(epilog=options.example("digits score scans.parquet --out answers"))
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--out", type=options.FOLDER, required=True, help="The folder of the answers.")
-@click.option("--script", help="What the digits are written in, if it is known.")
-@click.option("--package", type=options.FOLDER, default="data/package", help="The model.")
+@click.option("--script", help="The script of the digits, if known.")
+@click.option("--package", type=options.FOLDER, default="data/package", help="The model folder.")
 @options.workspace(None)
 @options.as_json
 def score(files: tuple[str, ...], workspace: str | None, **given: Any) -> None:
-    """Answer files of digits as the endpoint would, here or by a batch endpoint of a workspace.
+    """Score files of digits as the endpoint would, here or by a batch endpoint of a workspace.
 
-    A FILE is of any format that `digits data inspect` knows, also a folder of pictures. With
+    A FILE has any format that `digits data inspect` reads, or is a folder of pictures. With
     --workspace it is Parquet with a column `image`, a CSV, or one folder of these in a datastore,
-    azureml://datastores/NAME/paths/FOLDER. Run the same command again after Ctrl-C: it
-    goes on.
+    azureml://datastores/NAME/paths/FOLDER. After Ctrl-C, run the same command again to continue.
     """
     stored = any(name.startswith(STORED) for name in files)
     if stored and (len(files) > 1 or workspace is None):
@@ -69,12 +68,12 @@ def score(files: tuple[str, ...], workspace: str | None, **given: Any) -> None:
     type=Speed(),
     metavar="FACTOR",
     default="1",
-    help="3600: an hour in a second; max: as fast as it can.",
+    help="3600: an hour per second; max: as fast as possible.",
 )
-@click.option("--from", "phase", metavar="PHASE", help="The phase to begin with.")
-@click.option("--requests", type=click.IntRange(1), help="How many to send at most.")
+@click.option("--from", "phase", metavar="PHASE", help="The first phase to send.")
+@click.option("--requests", type=click.IntRange(1), help="Maximum number of requests.")
 @click.option("--concurrency", type=click.IntRange(1), help="[default: as many as are let through]")
-@click.option("--resume", is_flag=True, help="Go on where the last run stopped.")
+@click.option("--resume", is_flag=True, help="Continue the interrupted run.")
 def simulate(**given: Any) -> None:
     """Send the traffic of params.yaml to an endpoint, and its true labels to the workspace.
 
@@ -109,9 +108,9 @@ def simulate(**given: Any) -> None:
 @click.option("--labelled", type=options.FOLDER, help="A folder for the digits that have labels.")
 @options.as_json
 def monitor(**given: Any) -> None:
-    """Look for drift in what production collected. The exit code is 0 with and without drift.
+    """Test collected requests for drift. The exit code is 0 with and without drift.
 
-    --labelled writes a CSV of each script, to be learnt from by `digits retrain`.
+    --labelled writes one CSV per script, for training by `digits retrain`.
     """
     if given["production"] and given["since"]:
         raise click.UsageError("--since goes with a workspace, --production takes a whole folder")

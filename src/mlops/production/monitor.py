@@ -1,4 +1,4 @@
-"""`digits monitor`: judge what production collected.
+"""`digits monitor`: test collected requests for drift.
 
 Input: requests and labels of a workspace or a folder, and data/monitoring/reference.json of the
 model that is deployed. Output, with --out: FOLDER/report.html, and FOLDER/monitoring.json with what
@@ -35,13 +35,13 @@ from mlops.azure.collected import Hour
 from mlops.azure.errors import explain_error
 
 REFERENCE = Path("data/monitoring/reference.json")
-CLOCK = datetime.timedelta(days=1)  # that a row's time may be away from the hour it is kept in
+CLOCK = datetime.timedelta(days=1)  # maximum distance of a row's time from the hour of its blob
 Row = dict[str, Any]
 
 
 @dataclass
 class LeftOut:
-    """What was not read: the places of lines, and how many rows have a wrong clock."""
+    """Omitted data: the places of lines, and the number of rows with a wrong clock."""
 
     damaged: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)  # whose rows the collector stored apart
@@ -51,7 +51,7 @@ class LeftOut:
 def write_labelled(folder: Path, source: Path, task: params.Task) -> list[str]:
     """Write the digits of `source` that have labels, by script; return a line about each file.
 
-    What the day's file holds stays there, whether it is still collected or not.
+    Digits already in the day's file stay, even if their data was deleted.
     """
     scripts = [MNIST, *params.foreign_scripts(params.load())]
     monitor = monitoring.read(source, task.classes, task.image_size)
@@ -91,8 +91,8 @@ def write_labelled(folder: Path, source: Path, task: params.Task) -> list[str]:
 def rows(hours: Iterable[Hour], since: datetime.datetime | None, left: LeftOut) -> Iterator[Row]:
     """Yield rows of REQUESTS since a time, hour by hour, in the order of their times.
 
-    A row whose clock is wrong is left out: it would stretch the report by years, and its true
-    time is not known.
+    Rows with a wrong clock are omitted: their true time is unknown, and they could extend the
+    report by years.
     """
     for hour in hours:
         found = records.merge(hour.blobs, records.parse_requests, left.damaged, left.elsewhere)
@@ -159,7 +159,7 @@ def downloaded(
 
 
 def main(asked: SimpleNamespace) -> None:
-    """Judge what a workspace collected, or what lies in a folder."""
+    """Analyse the data that a workspace collected, or that of a folder."""
     values = params.load()
     task, own = params.task(values), params.section(Params, values, "monitor")
     reference = Reference.read(asked.reference)

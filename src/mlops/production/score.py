@@ -1,4 +1,4 @@
-"""`digits score`: answer files of digits as the endpoint would, here or in a workspace."""
+"""`digits score`: score files of digits as the endpoint would, here or in a workspace."""
 
 import json
 import time

@@ -1,9 +1,9 @@
-"""Sending a stream of requests to an endpoint: nothing is lost and nothing counted twice.
+"""Send a stream of requests to an endpoint, without losing or double-counting any.
 
-A request without an answer is sent again, under the same id, so that whoever counts by id counts
-it once; until it has one, unless score.py fails again and again for it while others are answered.
-One that score.py refuses with a status from 400 to 499 is a bad request and never sent again. True
-labels are written when the scenario reaches their time.
+A request without an answer is retried under the same id, so that counts by id are correct. Retries
+end when score.py repeatedly fails for it while it answers others. A request that score.py refuses
+with a status from 400 to 499 is never sent again. True labels are written when the scenario reaches
+their time.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ if TYPE_CHECKING:  # imported here alone, since the SDK takes seconds and may be
 ROWS = 1000  # requests whose images are in memory at a time
 LABELS_AT_ONCE = 10_000
 UNSURE = {0, 404, 408, 424, 425, 429}  # no answer yet, as 5xx: the same request may get one later
-OF_THE_MODEL = {424, 500}  # what the same request may get for ever
+OF_THE_MODEL = {424, 500}  # permanent for the same request
 TRIES = 5  # of such a request, while others are answered
-FAILED_SECONDS = 90.0  # that such a request is tried when no other shows whether it is to blame
+FAILED_SECONDS = 90.0  # of retries of such a request, if no other shows whether it is the cause
 REFUSED_FIRST = 100  # refused requests, none having been answered, after which it stops
 PATIENCE_SECONDS = 600.0  # without any answer, until it stops
-TOLD_SECONDS = 2.0  # without any answer, until that is told
+TOLD_SECONDS = 2.0  # without any answer, until a message is printed
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between two tries; each doubles the last
 TICK_SECONDS, SAVE_SECONDS = 0.1, 1.0
 
@@ -49,12 +49,12 @@ TICK_SECONDS, SAVE_SECONDS = 0.1, 1.0
 class Checkpoint:
     """How far a run has come: all that `--resume` needs."""
 
-    run: str  # the beginning of its requests' ids, so that no two runs share one
+    run: str  # the beginning of its requests' ids, unique to the run
     stream: str  # a hash of what the stream is made of
     first: int  # the numbers of its first request and of the one after its last
     stop: int
     following: int  # every request before this one is done
-    done: list[int] = field(default_factory=list)  # those beyond that are done as well
+    done: list[int] = field(default_factory=list)  # later ones that are done as well
     refused: list[int] = field(default_factory=list)  # done without an answer
     labels: int = 0  # of the stream's labels in their order, written or passed over
     labels_written: int = 0
@@ -103,7 +103,7 @@ class Run:
         speed: float | None,
         put_labels: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> None:
-        """Take up a run where it is; with `speed` None it goes as fast as it can.
+        """Continue a run at its checkpoint; with `speed` None as fast as possible.
 
         `put_labels` stores true labels, or raises AzureError where they have to wait.
         """
@@ -181,7 +181,7 @@ class Run:
                 if time.monotonic() - since > PATIENCE_SECONDS:
                     raise DigitsError(
                         f"{self.target.name} gave no answer for {PATIENCE_SECONDS:.0f} s ({text}); "
-                        "see to it, then go on with --resume"
+                        "fix it, then continue with --resume"
                     )
             else:
                 self.refused(number, text)
@@ -207,7 +207,7 @@ class Run:
         self.answered_at, self.failing_since = time.monotonic(), None
 
     def refused(self, number: int, text: str) -> None:
-        """Count a request that no answer is to be had for."""
+        """Count a request that cannot be answered."""
         self.reached.refused.append(number)
         self._finish(number)
         count = len(self.reached.refused)
@@ -223,14 +223,14 @@ class Run:
             self.reached.following += 1
 
     def authorise_again(self, refused: dict[str, str], text: str) -> None:
-        """Get a new key or token, once for all; raise DigitsError when it is the same."""
+        """Get a new key or token, once for all workers; raise DigitsError when it is unchanged."""
         if self.headers == refused:
             self.headers = self.target.authorise()
             if self.headers == refused:
                 raise DigitsError(f"{self.target.name} does not accept the key: {text}")
 
     async def go(self, path: Path, concurrency: int) -> None:
-        """Send everything; what was reached is in the file `path` when it stops before the end."""
+        """Send all requests; if interrupted, write the checkpoint to the file `path`."""
         timeout = aiohttp.ClientTimeout(self.target.settings.request_timeout_seconds + 5)
         connector = aiohttp.TCPConnector(limit=concurrency)
         saved = 0.0
@@ -270,9 +270,9 @@ class Run:
                 self.gap = since
 
     async def write_labels(self, until: int | None) -> bool:
-        """Write the labels that became known until a time of the story; all, when it is None.
+        """Write the labels known by a time of the scenario; all of them if it is None.
 
-        Returns whether the store took them; it tells of a failure, and the next call tries again.
+        Returns whether the store accepted them; prints a failure, which the next call retries.
         """
         known = self.reached
         rows, place = [], known.labels

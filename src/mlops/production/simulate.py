@@ -1,7 +1,7 @@
 """`digits simulate`: the traffic of params.yaml sent to a live endpoint, at its pace or faster.
 
-With `--speed 3600` an hour of the story passes in a second. How far it has come stands in
-.simulate/, where `--resume` goes on.
+With `--speed 3600` an hour of the scenario takes a second. The checkpoint is in .simulate/, from
+which `--resume` continues.
 """
 
 import asyncio
@@ -38,22 +38,22 @@ def digest(stream: Stream) -> str:
 
 
 def reached(path: Path, asked: Any, stream: Stream) -> Checkpoint:
-    """Return where a run begins, or where the one in the file `path` goes on."""
+    """Return the first checkpoint of a new run, or the one in the file `path`."""
     made_of = digest(stream)
     if asked.resume:
         try:
             known = TypeAdapter(Checkpoint).validate_json(path.read_bytes())
         except (OSError, ValueError):
-            raise DigitsError(f"{path}: no run to go on with; leave --resume out") from None
+            raise DigitsError(f"{path}: no run to continue; run without --resume") from None
         if known.stream != made_of:
-            raise DigitsError(f"{path}: params.yaml or the pool changed since; leave --resume out")
+            raise DigitsError(f"{path}: params.yaml or the pool has changed; run without --resume")
         return known
     if path.exists():
-        print("a run that was stopped is left as it is; --resume would have gone on with it")
+        print("starting a new run; --resume would have continued the interrupted one")
     first = stream.first(asked.phase) if asked.phase else 0
     stop = min(len(stream), first + asked.requests) if asked.requests else len(stream)
     if first == stop:
-        raise DigitsError("params.yaml: simulate.phases: no request comes; raise a rate")
+        raise DigitsError("params.yaml: simulate.phases: there are no requests; increase a rate")
     return Checkpoint(secrets.token_hex(4), made_of, first, stop, following=first)
 
 
@@ -76,7 +76,7 @@ def workspace_target(
 
 
 def main(asked: SimpleNamespace) -> None:
-    """Send the traffic of params.yaml, or go on with what was stopped."""
+    """Send the traffic of params.yaml, or continue an interrupted run."""
     values, settings = params.load(), load()
     task, schedule = params.task(values), params.section(Schedule, values, "simulate")
     stream = read(POOL, LABELLED, schedule, len(task.classes), task.image_size, task.seed)
@@ -103,6 +103,6 @@ def main(asked: SimpleNamespace) -> None:
                 asyncio.run(run.go(path, asked.concurrency or target.concurrency()))
             path.unlink()
     except Timeout:
-        raise DigitsError(f"{path}: another `digits simulate` is at work on it") from None
+        raise DigitsError(f"{path}: another `digits simulate` is using it") from None
     except AzureError as error:
         raise DigitsError(explain_error(error)) from error

@@ -13,7 +13,7 @@ from mlops import options
 @click.command(epilog=options.example("digits review --repro --gate"))
 @click.option("--base", metavar="REV", help="The revision to compare with  [default: main]")
 @click.option("--repro", is_flag=True, help="Run `dvc repro` first.")
-@click.option("--restore", default="", metavar="REMOTE", help="With --repro: fetch this first.")
+@click.option("--restore", default="", metavar="REMOTE", help="With --repro: fetch from it first.")
 @click.option("--gate", is_flag=True, help="Exit with 1 when the gate of params.yaml fails.")
 @click.option("--out", type=options.FOLDER, help="A folder for the report.")
 @options.as_json
@@ -50,12 +50,11 @@ def review(
 @click.argument("targets", nargs=-1)
 @click.option("--remote", default="main", show_default=True, help="The remote of DVC.")
 @click.option("--run-cache", is_flag=True, help="Fetch DVC's run cache, too.")
-@click.option("--allow-missing", is_flag=True, help="Say what is missing and exit with 0.")
+@click.option("--allow-missing", is_flag=True, help="Print what is missing and exit with 0.")
 def restore(targets: tuple[str, ...], remote: str, run_cache: bool, allow_missing: bool) -> None:
     """Fetch data and models from a remote, check them, and put them in place.
 
-    As `dvc pull`, which would follow a listing that leads out of its folder and believes what
-    lies in the cache.
+    A safe `dvc pull`: it verifies the cache and rejects listings that lead out of their folder.
     """
     from mlops import dvc
 
@@ -71,8 +70,8 @@ def restore(targets: tuple[str, ...], remote: str, run_cache: bool, allow_missin
 def retrain(out: Path | None) -> None:
     """Run an experiment that also learns from the labelled digits in data/labelled.
 
-    `digits monitor --labelled data/labelled` brings them there. What the experiment changes in
-    params.yaml stands in its section review.retrain. The result is left in the working tree.
+    `digits monitor --labelled data/labelled` writes them. The section review.retrain of params.yaml
+    lists the experiment's changes. The result is left in the working tree.
     """
     from mlops.review.retrain import main
 
@@ -89,9 +88,9 @@ def retrain(out: Path | None) -> None:
     help="Whose value to take where both changed a key of params.yaml.",
 )
 def merge(revision: str, params: str) -> None:
-    """Merge REVISION, origin/main by default, also where dvc.lock is in conflict.
+    """Merge REVISION, by default origin/main, even if dvc.lock has conflicts.
 
-    Of dvc.lock and the tables the merge has main's: `dvc repro` then makes them anew.
+    The merge takes main's dvc.lock and tables; `dvc repro` then updates them.
     """
     from mlops.review.merge import main
 

@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 from mlops.review.schema import Bounds, ClassChange, Metric, ParamChange, Verdict
 from mlops.review.snapshot import Snapshot
 
-CLASS_DEVIATIONS = 2.576  # a class is named beyond this: 1 % of classes by chance
+CLASS_DEVIATIONS = 2.576  # a class beyond this is listed: 1 % of classes by chance
 INTERVAL = ("_low", "_high")  # of the 95 % interval beside a metric
 TEST_SET, TRAINING_SET = "data/prepared/test.npz", "data/prepared/training.npz"
 
@@ -65,7 +65,7 @@ def verdict(rows: list[Metric]) -> Verdict:
 
 
 def measured_with(noise: dict[str, Any], snapshot: Snapshot) -> list[str]:
-    """Return what the seed variance was measured with that this snapshot does not have.
+    """Return the inputs of the seed variance that differ from this snapshot's.
 
     The data are compared by their MD5 in dvc.lock, the network by the hash of its layers'
     configuration in the lineage, where both have it. Nothing is compared by source files.
@@ -157,7 +157,7 @@ def inputs(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[
 
 
 def irreproducible(claimed: Snapshot, made: Snapshot) -> list[str]:
-    """Return the stages that gave other outputs than dvc.lock claims, of the same inputs."""
+    """Return the stages whose outputs differ from those in dvc.lock for the same inputs."""
     return [
         name
         for name, stage in made.stages.items()

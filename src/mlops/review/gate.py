@@ -1,4 +1,4 @@
-"""What a change may do to the metrics: section `review` of params.yaml, and the judgement."""
+"""The gate: section `review` of params.yaml, its limits for metrics, and the check against them."""
 
 import math
 from typing import Annotated
@@ -21,7 +21,7 @@ class Rule(Bounds):
 
 @strict
 class Retrain:
-    """What is proposed when production drifts."""
+    """The retraining that is proposed when production drifts."""
 
     propose: bool  # by monitor.yml, as a pull request
     # What the experiment changes in params.yaml, beside the labelled digits that it takes in.
@@ -37,7 +37,7 @@ class Params:
 
 
 def load() -> Params:
-    """Return the section as it stands in params.yaml; raises DigitsError as params.py does."""
+    """Return the section of params.yaml; raises DigitsError as params.py does."""
     return params.section(Params, params.load(), "review")
 
 

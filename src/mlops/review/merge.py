@@ -1,8 +1,8 @@
 """`digits merge`: merge main where git alone cannot, and leave the rest to `dvc repro`.
 
 Two experiments conflict in dvc.lock, in the tables that stages write, and often in params.yaml.
-Lock and tables are made anew, so main's stand where they conflict; of params.yaml each key takes
-the value of the side that changed it.
+Lock and tables are recomputed, so conflicts take main's version. Each key of params.yaml takes the
+value of the side that changed it.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""Review: the working tree against a base, judged by what stands in the base.
+"""Review: compare the working tree with a base, by the base's rules.
 
-Enters: what is in git at the base, what is in the working tree; with --repro after `dvc repro`.
-Leaves a `schema.Report`, which `digits review --out FOLDER` writes as FOLDER/report.json.
+Input: git's files at the base, and the working tree, with --repro after `dvc repro`. Output: a
+`schema.Report`, which `digits review --out FOLDER` writes as FOLDER/report.json.
 
-The verdict must hold against an author who changes data but no code. So the rules (section
-`review` of params.yaml) and the seed variance come from the base as it is today, `dvc repro` starts
-from the dvc.lock of the base, and what the author claims in dvc.lock or in a table is made anew.
+The verdict must hold against an author who changes data but no code. So the rules (section `review`
+of params.yaml) and the seed variance come from the base as it is today, `dvc repro` starts from the
+dvc.lock of the base, and recomputes what the author claims in dvc.lock or a table.
 """
 
 import io
@@ -46,10 +46,10 @@ def at(commit: str | None) -> Snapshot:
 def reproduce(base: str | None, restore: str, kept: str = "") -> tuple[dvc.Run, str]:
     """Run `dvc repro` from the base's dvc.lock, so that no entry of the author's is believed.
 
-    With `restore` what that lock names is checked out first, from a remote or from what is in
-    DVC's cache; the text says what did not come. Without a base the lock stays as it is. When a
-    stage fails, the lock is put back. The author's entry of the stage `kept` stays, and its
-    outputs come from the remote review, too.
+    With `restore`, the lock's files are checked out first, from a remote or DVC's cache; the
+    returned text lists missing ones. Without a base the lock stays as it is. When a stage fails,
+    the lock is put back. The author's entry of the stage `kept` stays, and its outputs come from
+    the remote review, too.
     """
     own = tree(LOCK)
     done = False

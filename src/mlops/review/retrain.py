@@ -73,9 +73,9 @@ def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | 
 
 
 def undo(known: set[Path]) -> None:
-    """Take back what an experiment left in the repository; the CSVs stay.
+    """Undo an experiment's changes to the repository; the CSVs stay.
 
-    Raises DigitsError when DVC does not bring back what the stages made.
+    Raises DigitsError when DVC cannot restore the stages' outputs.
     """
     for path in set(LABELLED.glob("*.dvc")) - known:
         path.unlink()
@@ -88,7 +88,7 @@ def undo(known: set[Path]) -> None:
 
 
 def main(out: Path | None = None) -> None:
-    """Run the experiment; raise DigitsError when something stands in the way."""
+    """Run the experiment; raise DigitsError when a precondition fails."""
     git.require_root()
     settings = gate.load().retrain.set
     found = check(LABELLED)
@@ -109,4 +109,4 @@ def main(out: Path | None = None) -> None:
         write_text(out / "report.md", text)
         write_text(out / "report.json", schema.dump(report))
     print("\n".join([*(f"- {line}" for line in lines), text.partition("\n")[0][3:]]))
-    print("The experiment stands in the working tree: look at it, then commit it.")
+    print("The experiment is in the working tree. Review it, then commit it.")

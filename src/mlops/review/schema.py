@@ -1,4 +1,4 @@
-"""The report of a review as data, and how it is read from JSON that nobody trusts.
+"""The report of a review as data, with a strict parser for untrusted JSON.
 
 `digits review` fills these dataclasses and writes them as report.json; the job that comments on a
 pull request reads that file, which the pull request's code may have forged, and renders it. Both

@@ -1,4 +1,4 @@
-"""Who may do what in Azure, as the ARM template says: identities, their logins and their roles."""
+"""Access rights in Azure, from the ARM template: identities, their logins and their roles."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Login:
     """An identity as which jobs of GitHub log in."""
 
     identity: str
-    subject: str  # what GitHub's token says of the job: its environment, or its branch
+    subject: str  # the job's claim in GitHub's token: its environment or its branch
 
     @property
     def variable(self) -> str:
@@ -57,7 +57,7 @@ class Access:
 
 
 def load() -> Access:
-    """Read the template; raise DigitsError where that is damaged."""
+    """Read the template; raise DigitsError when it is invalid."""
     try:
         template = json.loads(TEMPLATE.read_text("utf-8"))
         values = template["variables"]

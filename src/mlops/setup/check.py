@@ -1,4 +1,4 @@
-"""Check what a review and a deployment need on this machine, on GitHub and in Azure.
+"""Check the requirements of reviews and deployments on this machine, GitHub and Azure.
 
 Output: a finding for each check, with the fix where it failed. Nothing is changed. GitHub and Azure
 are asked by `gh` and `az`; where one is missing, its checks are reported as unknown.
@@ -60,7 +60,7 @@ def sharing() -> Iterator[Finding]:
 
 
 def environment() -> Iterator[Finding]:
-    """Check that no variable leads commands to another workspace than the repository's."""
+    """Check that no variable selects another workspace than the repository's."""
     try:
         settings = connection.load_connection()
     except DigitsError as error:
@@ -85,7 +85,7 @@ def github(repository: str | None) -> Iterator[Finding]:
         return
     template = access.load()
     if not values.keys() & set(template.variables):
-        text = f"GitHub: {repository} is not connected with Azure, so a merge deploys nothing"
+        text = f"GitHub: {repository} is not connected to Azure, so merges deploy nothing"
         yield Finding("optional", text, CONNECT)
         return
     for name in template.variables:

@@ -21,7 +21,7 @@ def check(as_json: bool) -> None:
 
 @click.command(epilog=options.example("digits lab 1 --check"))
 @click.argument("number", type=int)
-@click.option("--check", is_flag=True, required=True, expose_value=False, help="What is missing.")
+@click.option("--check", is_flag=True, required=True, expose_value=False, help="Check the lab.")
 def lab(number: int) -> None:
     """Check that lab NUMBER of .github/COURSE.md has been done. Nothing is changed."""
     from mlops.setup.local import check_lab
@@ -40,7 +40,7 @@ def azure() -> None:
 def check_azure(**given: Any) -> None:
     """Show what is missing for reviews and deployments, each with its fix. Nothing is changed.
 
-    GitHub and Azure are asked by `gh` and `az`; what they do not answer is unknown.
+    GitHub and Azure are asked by `gh` and `az`; without an answer, a finding is unknown.
     """
     from mlops.setup.check import main
 
@@ -49,13 +49,13 @@ def check_azure(**given: Any) -> None:
 
 @azure.command(epilog=options.example("digits azure connect --resource-group digits"))
 @GROUP
-@click.option("--location", help="Where to make the group if there is none, such as westeurope.")
+@click.option("--location", help="Location of a new resource group, such as westeurope.")
 @options.repository
 @click.option("--subject-prefix", metavar="TEXT", help="If `gh` cannot tell: repo:OWNER@ID/NAME@ID")
-@click.option("--without-cluster", is_flag=True, help="For a quota without a node for it.")
+@click.option("--without-cluster", is_flag=True, help="If the quota has no node for it.")
 @click.option("--image-build-compute", metavar="NAME", default="", help="Cluster for building.")
 def connect(**given: Any) -> None:
-    """Make what reviews and deployments need in a resource group: run it again at any time.
+    """Create the Azure resources for reviews and deployments. It can be repeated at any time.
 
     It deploys .github/azure.json as a deployment stack, and writes its outputs into GitHub's
     variables, .dvc/config and .azureml/config.json. Each command is printed before it runs.
@@ -77,8 +77,8 @@ def disconnect(**given: Any) -> None:
 
 
 @azure.command(epilog=options.example("digits azure endpoints --prefix ml101 --delete"))
-@click.option("--prefix", required=True, help="What the names of a class's endpoints begin with.")
-@click.option("--delete", is_flag=True, help="Delete them all.")
+@click.option("--prefix", required=True, help="Prefix of the endpoint names of a class.")
+@click.option("--delete", is_flag=True, help="Delete the endpoints.")
 @options.yes
 def endpoints(**given: Any) -> None:
     """List or delete the endpoints of a class: those whose names begin with a prefix."""

@@ -1,4 +1,4 @@
-"""`digits check` and `digits lab`: what this machine and clone need, and what a lab left in it."""
+"""`digits check` and `digits lab`: check this machine and clone, and the results of a lab."""
 
 import dataclasses
 import json
@@ -86,7 +86,7 @@ def sections() -> Iterator[Finding]:
 
 
 def clone() -> Iterator[Finding]:
-    """Look at this folder: its history, its packages, what the stages made."""
+    """Check this folder: git history, packages, outputs of the stages."""
     below = git.git("rev-parse", "--show-prefix")
     fix = "run it from the project's root; in a folder without history: git init -b main"
     yield expect(below == b"\n", f"git repository: {Path.cwd()}", fix)
@@ -102,7 +102,7 @@ def main(as_json: bool) -> None:
 
 
 def check_lab(number: int) -> None:
-    """Raise DigitsError with all that is missing of a lab, by the commands of labs.yaml."""
+    """Run a lab's checks in labs.yaml; raise DigitsError that lists the failed ones."""
     labs = YAML(typ="safe").load(LABS.read_text("utf-8"))
     if number not in labs:
         raise DigitsError(f"lab {number}: expected a number from {min(labs)} to {max(labs)}")

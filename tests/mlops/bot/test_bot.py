@@ -175,7 +175,7 @@ def test_a_run_of_another_workflow_is_refused(
     with pytest.raises(DigitsError, match=r"not of .*pull-request\.yml"):
         show(run, monkeypatch)
     monkeypatch.setenv("RUN", "1/../../x")
-    with pytest.raises(DigitsError, match="no id of a run"):
+    with pytest.raises(DigitsError, match="not a run's id"):
         comment.main([])
 
 

@@ -268,7 +268,7 @@ def test_without_any_answer_it_stops_in_the_end(
     monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.2)
     endpoint.fault = lambda name, time: 503
     ran = run(endpoint, stream())
-    with pytest.raises(DigitsError, match=r"gave no answer for .* go on with --resume"):
+    with pytest.raises(DigitsError, match=r"gave no answer for .* continue with --resume"):
         asyncio.run(ran.go(tmp_path / "reached.json", 2))
     assert (tmp_path / "reached.json").exists()
 
@@ -396,12 +396,12 @@ def test_a_label_waits_for_its_time_and_its_request(
 def test_resume_wants_a_run_of_the_same_stream(tmp_path: Path) -> None:
     path, asked = tmp_path / "reached.json", SimpleNamespace(resume=True)
     whole = stream()
-    with pytest.raises(DigitsError, match="no run to go on with"):
+    with pytest.raises(DigitsError, match="no run to continue"):
         simulate.reached(path, asked, whole)
     path.write_text("{}")
-    with pytest.raises(DigitsError, match="no run to go on with"):
+    with pytest.raises(DigitsError, match="no run to continue"):
         simulate.reached(path, asked, whole)
     old = sender.Checkpoint("run", simulate.digest(stream(requests=100)), 0, 100, 0)
     path.write_text(json.dumps(vars(old)))
-    with pytest.raises(DigitsError, match=r"params\.yaml or the pool changed"):
+    with pytest.raises(DigitsError, match=r"params\.yaml or the pool has changed"):
         simulate.reached(path, asked, whole)

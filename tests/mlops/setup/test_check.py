@@ -260,7 +260,7 @@ def test_what_is_not_connected_is_optional(connected: Cloud) -> None:
     connected.change(variables={})
     rows = found()
     (text,) = rows.pop("optional")
-    assert text.startswith("GitHub: octo/digits is not connected with Azure, so a merge deploys")
+    assert text.startswith("GitHub: octo/digits is not connected to Azure, so merges deploy")
     assert not any(rows.values())
 
 
