@@ -87,7 +87,12 @@ PLOTS_PAGE = """
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>Plots</title>
+<style>
+  body { font-family: system-ui, sans-serif }
+  img { max-width: 45vw; height: auto }
+</style>
 {refresh_tag}
 {scripts}</head>
 <body>
@@ -265,7 +270,7 @@ def install_plots() -> None:
     lock, page = folder / "package-lock.json", folder / "page.html"
     if not lock.exists():
         return  # a project that uses DVC's own page
-    stamp = f"<!-- {digest(lock)} -->"
+    stamp = f"<!-- {hashlib.sha256(lock.read_bytes() + PLOTS_PAGE.encode()).hexdigest()} -->"
     if page.exists() and page.read_text("utf-8").startswith(stamp):
         return
     npm = shutil.which("npm") or "npm"
@@ -450,6 +455,12 @@ def demo() -> None:
     run(PYTHON, Path("tests", "workflows", "demo.py"), *sys.argv[2:])
 
 
+def screenshots() -> None:
+    """Make the pictures of the documentation in .github/images: a quarter of an hour."""
+    repro()
+    run(PYTHON, Path("tests", "support", "screenshots.py"))
+
+
 def storage() -> None:
     """Start the blob emulator as DVC's remotes, until Ctrl-C."""
     env()
@@ -593,6 +604,7 @@ TARGETS = {
     "noise": noise,
     "mlflow": mlflow,
     "notebooks": notebooks,
+    "screenshots": screenshots,
     "storage": storage,
     "env": env,
     "lock": lock,
