@@ -60,6 +60,7 @@ NAMED = {
 TESTED = ("numpy", "pandas", "pyarrow", "scipy", "skimage", "sklearn")
 UNUSED = ["tensorflow/include", "clang/native", *(f"{name}/**/tests" for name in TESTED)]
 REMOTES = ("main", "review")  # DVC's remotes; also the names of their containers
+DISABLED = "# disabled by make storage: "  # before a line of .dvc/config.local
 # Two processes share the tests; tests/support/balance.py determines their order.
 PARALLEL = ("--numprocesses", "2", "--dist", "worksteal")
 # Validates DVC's cache and the top level of params.yaml, then runs `dvc repro`. One process for
@@ -455,6 +456,46 @@ def demo() -> None:
     run(PYTHON, Path("tests", "workflows", "demo.py"), *sys.argv[2:])
 
 
+def read_settings(local: Path) -> str:
+    """Return DVC's settings of this clone, without what a killed `make storage` has left there."""
+    try:
+        text = local.read_bytes().decode() if local.exists() else ""
+        configparser.RawConfigParser(strict=False).read_string(text)
+    except (OSError, ValueError, configparser.Error) as error:
+        reason = " ".join(str(error).split())
+        raise TargetError(f"{local}: {reason}. Correct or delete this file") from None
+    return re.sub(r".*AccountName=devstoreaccount1;.*\n", "", text).replace(DISABLED, "")
+
+
+def with_storage(text: str, connection: str) -> str:
+    """Return DVC's settings with a connection string for each remote; disable those they have."""
+    line, section, lines, missing = f"    connection_string = {connection}\n", "", [], set(REMOTES)
+    for known in text.splitlines(keepends=True):
+        if known.lstrip().startswith("["):
+            found = re.match(r"""\s*\[\s*['"]?remote "(.+?)"['"]?\s*\]""", known)
+            section = found[1] if found else ""
+        own = section in REMOTES and re.match(r"\s*connection_string\s*=", known)
+        lines.append(DISABLED + known if own else known)
+        if section in missing:
+            missing.remove(section)
+            lines.append(line)
+    lines += ["\n"] if text and not text.endswith("\n") else []
+    for remote in REMOTES:
+        lines += [f"['remote \"{remote}\"']\n", line] if remote in missing else []
+    return "".join(lines)
+
+
+def write_settings(local: Path, text: str) -> None:
+    """Write DVC's settings of this clone, for the owner alone; remove the file without any."""
+    partial = local.with_name(f"{local.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    partial.write_bytes(text.encode())
+    partial.replace(local)
+    if not text:
+        local.unlink()
+
+
 def screenshots() -> None:
     """Make the pictures of the documentation in .github/images: a quarter of an hour."""
     repro()
@@ -469,9 +510,7 @@ def storage() -> None:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     local = ROOT / ".dvc" / "config.local"
-    text = local.read_bytes().decode() if local.exists() else ""
-    # Remove the connection strings that a killed run left in the file.
-    before = re.sub(r".*AccountName=devstoreaccount1;.*\n", "", text)
+    before = read_settings(local)
     with subprocess.Popen(
         [PYTHON, "-c", STORAGE, ROOT / ".azurite", *REMOTES],
         cwd=ROOT,
@@ -486,29 +525,20 @@ def storage() -> None:
         connection = process.stdout.readline().strip()
         if not connection:
             raise TargetError("the blob emulator did not start; see above")
-        config = configparser.RawConfigParser()
-        config.read_string(before)
-        for remote in REMOTES:
-            section = f"'remote \"{remote}\"'"
-            if not config.has_section(section):
-                config.add_section(section)
-            config.set(section, "connection_string", connection)
+        during = with_storage(before, connection)
         try:
-            local.touch(mode=0o600)
-            local.chmod(0o600)
-            with local.open("w", encoding="utf-8") as file:
-                config.write(file)
+            write_settings(local, during)
             print("dvc push and dvc pull use it until Ctrl-C (.dvc/config.local).", flush=True)
             if urllib.request.getproxies() and not urllib.request.proxy_bypass("127.0.0.1"):
                 print("First set NO_PROXY=127.0.0.1 there: proxies cannot reach it.", flush=True)
             process.wait()
         finally:
-            if before:
-                local.write_bytes(before.encode())
-            else:
-                local.unlink(missing_ok=True)
-            process.stdin.close()
-            process.wait()
+            try:
+                as_written = local.exists() and local.read_bytes() == during.encode()
+                write_settings(local, before if as_written else read_settings(local))
+            finally:
+                process.stdin.close()
+                process.wait()
 
 
 def rename() -> None:
@@ -627,6 +657,9 @@ def main() -> int:
         TARGETS[name]()
     except TargetError as failure:
         print(f"{name}: {failure}", file=sys.stderr)
+        return 1
+    except OSError as failure:
+        print(f"{name}: {failure}. Correct this and run again.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
