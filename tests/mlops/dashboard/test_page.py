@@ -323,7 +323,7 @@ def call(home: Emulator, method: str, path: str, **headers: str) -> tuple[int, A
 def test_only_who_knows_its_address_may_use_it(home: Emulator) -> None:
     own = {"Authorization": f"Bearer {home.address['page'].partition('=')[2]}"}
     assert call(home, "GET", "/")[0] == 200
-    for method, path in (("GET", "/state"), ("POST", "/score")):
+    for method, path in (("GET", "/state"), ("POST", "/score"), ("POST", "/label")):
         assert call(home, method, path)[0] == 401
         assert call(home, method, path, Authorization="Bearer \xff")[0] == 401
         assert call(home, method, path, Host="evil.example", **own)[0] == 403
