@@ -1,7 +1,7 @@
 # One line a target: the work is in run.py, so that `python run.py TARGET` does the same on Windows.
 PYTHON ?= python3
 
-.PHONY: repro test check prove demo lint bench bench-serve bench-workers bench-photos drift-power rendering-realism verify-azure noise mlflow notebooks storage env lock sbom rename help
+.PHONY: repro test check prove demo lint bench bench-serve bench-workers bench-photos drift-power rendering-realism verify-azure noise mlflow notebooks screenshots storage env lock sbom rename help
 help:    ; @$(PYTHON) run.py help
 repro:   ; @$(PYTHON) run.py repro
 test:    ; @$(PYTHON) run.py test
@@ -19,6 +19,7 @@ verify-azure: ; @$(PYTHON) run.py verify-azure $(GROUP)
 noise:   ; @$(PYTHON) run.py noise
 mlflow:  ; @$(PYTHON) run.py mlflow
 notebooks: ; @$(PYTHON) run.py notebooks
+screenshots: ; @$(PYTHON) run.py screenshots
 storage: ; @$(PYTHON) run.py storage
 env:     ; @$(PYTHON) run.py env
 lock:    ; @$(PYTHON) run.py lock

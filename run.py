@@ -2,7 +2,7 @@
 
 Input: the lock files. Output: the environment, and what a target prints. Python packages are
 installed from requirements-dev.txt, with hashes, into .venv; npm packages from package-lock.json
-into node_modules. They are reinstalled only if their lock has changed, .venv also if the folder was
+into node_modules. They are reinstalled only if their lock has changed; .venv also if the folder was
 moved. If only pyproject.toml has changed, only this project is reinstalled. Standard library only,
 because it creates the environment of everything else.
 """
@@ -60,10 +60,11 @@ NAMED = {
 TESTED = ("numpy", "pandas", "pyarrow", "scipy", "skimage", "sklearn")
 UNUSED = ["tensorflow/include", "clang/native", *(f"{name}/**/tests" for name in TESTED)]
 REMOTES = ("main", "review")  # DVC's remotes; also the names of their containers
+DISABLED = "# disabled by make storage: "  # before a line of .dvc/config.local
 # Two processes share the tests; tests/support/balance.py determines their order.
 PARALLEL = ("--numprocesses", "2", "--dist", "worksteal")
-# `dvc repro`, after validating DVC's cache and the top level of params.yaml, in one process, which
-# saves 0.2 s.
+# Validates DVC's cache and the top level of params.yaml, then runs `dvc repro`. One process for
+# both saves 0.2 s.
 REPRODUCE = """
 import sys
 from core import console, params, wings
@@ -80,14 +81,19 @@ if code == 0:
     code = main(["repro"])
 sys.exit(code)
 """
-VEGA = ("vega", "vega-lite", "vega-embed")  # in the order in which they need each other
-# As PAGE_HTML of dvc_render/html.py, which fills in the names in braces.
+VEGA = ("vega", "vega-lite", "vega-embed")  # each needs those before it
+# Like PAGE_HTML in dvc_render/html.py; DVC fills in the names in braces.
 PLOTS_PAGE = """
 <!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>Plots</title>
+<style>
+  body { font-family: system-ui, sans-serif }
+  img { max-width: 45vw; height: auto }
+</style>
 {refresh_tag}
 {scripts}</head>
 <body>
@@ -95,7 +101,7 @@ PLOTS_PAGE = """
 </body>
 </html>
 """
-# Azurite with a key of its own, until the standard input ends; prints the connection string.
+# Runs Azurite with a new key until standard input ends; prints the connection string.
 STORAGE = """
 import pathlib, sys
 from azureml_emulator import storage, web
@@ -125,7 +131,7 @@ def environment() -> dict[str, str]:
     env = dict(os.environ)
     env["PATH"] = os.pathsep.join([str(BIN), env.get("PATH", "")])
     env["VIRTUAL_ENV"] = str(VENV)
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode TensorFlow loads in 12 s, with in 5
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # TensorFlow loads in 5 s with bytecode, 12 without
     env.pop("PYTHONPATH", None)
     for name in ("NO_PROXY", "no_proxy"):  # the lower-case one has priority
         env[name] = ",".join(filter(None, [env.get(name), "127.0.0.1"]))
@@ -191,7 +197,7 @@ def install_python() -> None:
     stamp = VENV / "installed"
     facts = {
         "python": sys.version,
-        "folder": str(VENV.resolve().parent),  # part of its scripts; .venv may be a link
+        "folder": str(VENV.resolve().parent),  # .venv's scripts contain it; .venv may be a link
         "lock": digest(LOCK),
         "project": digest(ROOT / "pyproject.toml"),
     }
@@ -211,7 +217,7 @@ def install_locked() -> None:
     """Create a new .venv with the locked packages."""
     offline = "check that the network reaches the package index"
     shutil.rmtree(VENV, ignore_errors=True)
-    # Not the Python of .venv, with which this may run if .venv is activated.
+    # Not the Python of .venv, which may be running this file if .venv is activated.
     base = getattr(sys, "_base_executable", sys.executable)
     run(base, "-m", "venv", VENV, fix="install Python's venv module")
     uv_lock = re.search(r"^uv==.*?(?=^\S|\Z)", LOCK.read_text("utf-8"), re.M | re.S)
@@ -238,7 +244,7 @@ def install_locked() -> None:
     run(*uv, "--python", PYTHON, LOCK, fix=offline)
     for pattern in UNUSED:
         for unused in list(VENV.glob(f"**/site-packages/{pattern}")):
-            shutil.rmtree(unused, ignore_errors=True)  # one may lie in another
+            shutil.rmtree(unused, ignore_errors=True)  # one folder may be inside another
 
 
 def install_npm() -> None:
@@ -258,14 +264,14 @@ def install_npm() -> None:
 def install_plots() -> None:
     """Let `dvc plots` write pages that contain their scripts and need no network.
 
-    The scripts have a lock of their own, so that a new version reruns no stage. If they cannot be
-    installed nothing is set, and DVC's own page loads them from the network.
+    The scripts have a separate lock file, so that updating them reruns no stage. If they cannot be
+    installed, nothing is configured and DVC's default page loads them from the network.
     """
     folder = ROOT / ".dvc" / "vega"
     lock, page = folder / "package-lock.json", folder / "page.html"
     if not lock.exists():
         return  # a project that uses DVC's own page
-    stamp = f"<!-- {digest(lock)} -->"
+    stamp = f"<!-- {hashlib.sha256(lock.read_bytes() + PLOTS_PAGE.encode()).hexdigest()} -->"
     if page.exists() and page.read_text("utf-8").startswith(stamp):
         return
     npm = shutil.which("npm") or "npm"
@@ -273,13 +279,13 @@ def install_plots() -> None:
         options = ("--ignore-scripts", "--silent", "--no-audit")
         run(npm, "ci", *options, "--prefix", folder, fix="run `make env` again")
     except TargetError as failure:
-        print(f"The pages of `dvc plots` will need a network: {failure}")
+        print(f"The pages of `dvc plots` will load their scripts from the network: {failure}")
         return
     files = [folder / "node_modules" / name / "build" / f"{name}.min.js" for name in VEGA]
     scripts = "".join(f"<script>{file.read_text('utf-8')}</script>\n" for file in files)
     page.write_text(stamp + PLOTS_PAGE.replace("{scripts}", scripts), "utf-8")
     shutil.rmtree(folder / "node_modules")  # 47 MB
-    # DVC takes the path from its own folder.
+    # DVC resolves the path relative to its folder .dvc.
     run(BIN / "dvc", "config", "--local", "--quiet", "plots.html_template", "vega/page.html")
 
 
@@ -316,7 +322,7 @@ def measure(name: str) -> None:
 
 
 def bench() -> None:
-    """Time the training and the convnet of the Keras documentation: a quarter of an hour."""
+    """Time our training and the convnet of the Keras documentation: a quarter of an hour."""
     repro()
     measure("bench")
 
@@ -346,7 +352,7 @@ def drift_power() -> None:
 
 
 def rendering_realism() -> None:
-    """Score real handwriting with a model of rendered digits: SCRIPT HANDWRITING.npz."""
+    """Score real handwriting with a model trained on rendered digits: SCRIPT HANDWRITING.npz."""
     env()
     measure("realism")
 
@@ -369,7 +375,7 @@ def mlflow() -> None:
     env()
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'data' / 'mlflow.db'}"
     if store.startswith("http"):
-        print(f"Runs are logged to {store}, which has its own page.")
+        print(f"Runs are logged to {store}. Open its own page instead.")
         return
     port = MLFLOW_PORT
     with socket.socket() as probe:  # Flask and macOS's AirPlay listen on 5000, too
@@ -450,17 +456,61 @@ def demo() -> None:
     run(PYTHON, Path("tests", "workflows", "demo.py"), *sys.argv[2:])
 
 
+def read_settings(local: Path) -> str:
+    """Return DVC's settings of this clone, without what a killed `make storage` has left there."""
+    try:
+        text = local.read_bytes().decode() if local.exists() else ""
+        configparser.RawConfigParser(strict=False).read_string(text)
+    except (OSError, ValueError, configparser.Error) as error:
+        reason = " ".join(str(error).split())
+        raise TargetError(f"{local}: {reason}. Correct or delete this file") from None
+    return re.sub(r".*AccountName=devstoreaccount1;.*\n", "", text).replace(DISABLED, "")
+
+
+def with_storage(text: str, connection: str) -> str:
+    """Return DVC's settings with a connection string for each remote; disable those they have."""
+    line, section, lines, missing = f"    connection_string = {connection}\n", "", [], set(REMOTES)
+    for known in text.splitlines(keepends=True):
+        if known.lstrip().startswith("["):
+            found = re.match(r"""\s*\[\s*['"]?remote "(.+?)"['"]?\s*\]""", known)
+            section = found[1] if found else ""
+        own = section in REMOTES and re.match(r"\s*connection_string\s*=", known)
+        lines.append(DISABLED + known if own else known)
+        if section in missing:
+            missing.remove(section)
+            lines.append(line)
+    lines += ["\n"] if text and not text.endswith("\n") else []
+    for remote in REMOTES:
+        lines += [f"['remote \"{remote}\"']\n", line] if remote in missing else []
+    return "".join(lines)
+
+
+def write_settings(local: Path, text: str) -> None:
+    """Write DVC's settings of this clone, for the owner alone; remove the file without any."""
+    partial = local.with_name(f"{local.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    partial.write_bytes(text.encode())
+    partial.replace(local)
+    if not text:
+        local.unlink()
+
+
+def screenshots() -> None:
+    """Make the pictures of the documentation in .github/images: a quarter of an hour."""
+    repro()
+    run(PYTHON, Path("tests", "support", "screenshots.py"))
+
+
 def storage() -> None:
     """Start the blob emulator as DVC's remotes, until Ctrl-C."""
     env()
-    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, but for what `nohup` ignores
+    for name in ("SIGTERM", "SIGHUP"):  # like Ctrl-C, unless ignored, as by `nohup`
         number = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     local = ROOT / ".dvc" / "config.local"
-    text = local.read_bytes().decode() if local.exists() else ""
-    # Remove what a killed run has left there.
-    before = re.sub(r".*AccountName=devstoreaccount1;.*\n", "", text)
+    before = read_settings(local)
     with subprocess.Popen(
         [PYTHON, "-c", STORAGE, ROOT / ".azurite", *REMOTES],
         cwd=ROOT,
@@ -468,40 +518,31 @@ def storage() -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C ends it by the end of its input
+        start_new_session=True,  # Ctrl-C ends it by closing its input
     ) as process:
         assert process.stdin
         assert process.stdout
         connection = process.stdout.readline().strip()
         if not connection:
             raise TargetError("the blob emulator did not start; see above")
-        config = configparser.RawConfigParser()
-        config.read_string(before)
-        for remote in REMOTES:
-            section = f"'remote \"{remote}\"'"
-            if not config.has_section(section):
-                config.add_section(section)
-            config.set(section, "connection_string", connection)
+        during = with_storage(before, connection)
         try:
-            local.touch(mode=0o600)
-            local.chmod(0o600)
-            with local.open("w", encoding="utf-8") as file:
-                config.write(file)
+            write_settings(local, during)
             print("dvc push and dvc pull use it until Ctrl-C (.dvc/config.local).", flush=True)
             if urllib.request.getproxies() and not urllib.request.proxy_bypass("127.0.0.1"):
-                print("First set NO_PROXY=127.0.0.1 there: no proxy reaches this.", flush=True)
+                print("First set NO_PROXY=127.0.0.1 there: proxies cannot reach it.", flush=True)
             process.wait()
         finally:
-            if before:
-                local.write_bytes(before.encode())
-            else:
-                local.unlink(missing_ok=True)
-            process.stdin.close()
-            process.wait()
+            try:
+                as_written = local.exists() and local.read_bytes() == during.encode()
+                write_settings(local, before if as_written else read_settings(local))
+            finally:
+                process.stdin.close()
+                process.wait()
 
 
 def rename() -> None:
-    """Rename the project, its command and what it registers: NAME=letters."""
+    """Rename the project, its command and the assets that it registers: NAME=letters."""
     old = re.search(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
     new = sys.argv[2] if len(sys.argv) > 2 else ""
     if not old or not re.fullmatch(r"[a-z][a-z0-9-]{2,11}", new):
@@ -519,7 +560,7 @@ def rename() -> None:
         try:
             text = before = (ROOT / name).read_bytes().decode()
         except (OSError, UnicodeDecodeError):
-            continue  # deleted, or no text
+            continue  # deleted, or not text
         for pattern in (beside, *NAMED.get(name, ())):
             found = re.compile(pattern.replace("{}", re.escape(old[1]), 1), re.M)
             text = found.sub(lambda match: match[0].replace(old[1], new, 1), text)
@@ -563,7 +604,7 @@ def lock() -> None:
 def sbom() -> None:
     """Write sbom.json, the bill of materials (CycloneDX) of the endpoint."""
     env()
-    # Of the lock's packages, versions and hashes; the warning is that it shows no dependencies.
+    # Lists the lock's packages, versions and hashes. The hidden warning: it lists no dependencies.
     python: list[str | Path] = [PYTHON, "-W", "ignore", "-m", "cyclonedx_py", "requirements"]
     options = ["--pyproject", "pyproject.toml", "--output-reproducible"]
     run(*python, "requirements-serve.txt", *options, "--output-file", "sbom.json")
@@ -593,6 +634,7 @@ TARGETS = {
     "noise": noise,
     "mlflow": mlflow,
     "notebooks": notebooks,
+    "screenshots": screenshots,
     "storage": storage,
     "env": env,
     "lock": lock,
@@ -615,6 +657,9 @@ def main() -> int:
         TARGETS[name]()
     except TargetError as failure:
         print(f"{name}: {failure}", file=sys.stderr)
+        return 1
+    except OSError as failure:
+        print(f"{name}: {failure}. Correct this and run again.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 import run
 import yaml
+from browser import a_browser  # noqa: F401
 from conftest import NAME, ROOT, Project
+from PIL import Image
+from playwright.sync_api import Browser
 
 from core import wings
 
 README_LINES = 130
+IMAGES = ROOT / ".github" / "images"
+IMAGE_BYTES = 500_000
 UNLISTED = {"LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "CITATION.cff"}
 
 
@@ -49,6 +54,37 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
         assert not anchor or anchor in anchors(path.resolve().relative_to(ROOT)), target
 
 
+def test_each_picture_is_shown_and_small() -> None:
+    shown = set[Path]()
+    for document in DOCUMENTS:
+        folder = (ROOT / document).parent
+        text = prose(document)
+        found = re.findall(r"(?:\bsrc|srcset)=\"([^\"]+)\"|\]\(([^)\s]+\.png)\)", text)
+        shown |= {(folder / (one or other)).resolve() for one, other in found}
+        for image in re.findall(r"<img[^>]*>", text):
+            assert re.search(r'alt="\w', image), image
+    assert shown == set(IMAGES.iterdir())
+    assert all(path.stat().st_size < IMAGE_BYTES for path in shown)
+
+
+@pytest.mark.prove
+def test_one_command_makes_all_pictures(browser: Browser, tmp_path: Path) -> None:
+    import screenshots  # and the SDK, in seconds
+
+    assert {f"{name}.png" for name in screenshots.NAMES} == {path.name for path in IMAGES.iterdir()}
+    report = tmp_path / "report.md"
+    report.write_text("## ❌ gate failed\n\n| a | b |\n| --- | --- |\n| 1 | 🔴 |\n", "utf-8")
+    for look in screenshots.LOOKS:
+        with screenshots.opened(browser, look) as page:
+            screenshots.show(page, report)
+            assert page.locator("h2 .bad, td .bad").count() == 2
+            screenshots.save(page, tmp_path / "page.png", longest=300)
+            picture = Image.open(tmp_path / "page.png")
+            assert (picture.size, picture.mode) == ((look.width, 300), "P")
+            light = sum(picture.convert("RGB").getpixel((0, 299))) > 600  # type: ignore[arg-type]
+            assert light == (look.scheme == "light")
+
+
 def test_readme_is_short_and_links_every_document() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(text.splitlines()) <= README_LINES
@@ -75,7 +111,7 @@ def test_the_file_tree_is_what_stands() -> None:
     assert listed == top | packages | {".devcontainer/", ".dvc/", ".github/"}
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_the_table_of_experiments_has_ten_columns() -> None:
     (line,) = re.findall(r"^    (dvc exp show .+)$", (ROOT / "README.md").read_text("utf-8"), re.M)
     table = Project(ROOT).run(*shlex.split(line), "--csv").splitlines()[0].split(",")

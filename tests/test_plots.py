@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from browser import chromium
+from browser import launched
 from conftest import ROOT, Project, copy_tracked
-from playwright.sync_api import sync_playwright
 
 PAGE = ROOT / ".dvc" / "vega" / "page.html"
 TABLES = ("data/model/curves.csv", "data/evaluation/per_class.csv", "data/monitoring/windows.csv")
@@ -45,8 +44,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_plot_is_drawn_without_a_network(written: Path) -> None:
     count = len(definitions())
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+    with launched() as browser:
         page = browser.new_context(offline=True).new_page()
         page.add_init_script(
             "window.failures = []; onerror = (text) => failures.push(text);"
@@ -57,7 +55,10 @@ def test_every_plot_is_drawn_without_a_network(written: Path) -> None:
         page.wait_for_function(f"{drawn} + failures.length >= {count}")
         assert page.evaluate("failures") == []
         assert page.evaluate(drawn) == count
-        browser.close()
+        assert page.locator(".vega-bind").count() == 0  # no slider that smooths
+        for picture in page.locator("img").all():  # the revisions stand side by side
+            box = picture.bounding_box()
+            assert box and box["x"] + box["width"] <= page.evaluate("innerWidth")
 
 
 def test_every_plot_has_a_title_and_names_its_axes(written: Path) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import configobj
 import pytest
+import run
 import yaml
 from azure.storage.blob import BlobClient
 from conftest import ROOT, Azurite, Project, environment, python
@@ -195,7 +197,7 @@ def test_a_wrong_key_is_reported_and_loses_nothing(
 
 
 STORAGE = "import run; run.env = lambda: None; run.storage()"
-MINE = b"['remote \"main\"']\n    account_name = mine\n"
+MINE = b"# my own\n['remote \"main\"']\n    connection_string = mine\n    account_name = me\n"
 
 
 @pytest.fixture
@@ -232,8 +234,7 @@ def make_storage(project: Project, **env: str) -> Iterator[subprocess.Popen[str]
             server.kill()
 
 
-@pytest.mark.parametrize("before", [None, MINE])
-@pytest.mark.parametrize("ended_by", ["SIGINT", "SIGHUP"])
+@pytest.mark.parametrize(("before", "ended_by"), [(None, "SIGINT"), (MINE, "SIGHUP")])
 def test_make_storage_leaves_the_settings_as_they_were(
     folder: Project, before: bytes | None, ended_by: str
 ) -> None:
@@ -275,9 +276,39 @@ def test_make_storage_goes_on_after_it_was_killed(folder: Project) -> None:
         assert "1 file fetched" in output
         server.send_signal(signal.SIGTERM)
         server.wait(60)
-    after = local.read_text("utf-8")
-    assert "account_name = mine" in after
-    assert "connection_string" not in after
+    assert local.read_bytes().startswith(MINE)
+    assert "AccountKey" not in local.read_text("utf-8")
+
+
+@pytest.mark.parametrize("damage", [b"a = 1\n", b"[remote", b"\xff", None])
+def test_damaged_settings_are_named_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
+    local = tmp_path / ".dvc" / "config.local"
+    local.mkdir(parents=True)
+    if damage is not None:
+        local.rmdir()
+        local.write_bytes(damage)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "env", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(run.TargetError, match=r"config\.local: .*Correct or delete"):
+        run.storage()
+    assert local.is_dir() if damage is None else local.read_bytes() == damage
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n# the end"])
+def test_settings_with_storage_are_those_of_dvc(tmp_path: Path, end: str) -> None:
+    text = "[core]\n    remote = main\n['remote \"review\"']\n    connection_string = mine" + end
+    (tmp_path / ".dvc").mkdir()
+    local = tmp_path / ".dvc" / "config.local"
+    during = run.with_storage(text, "AccountName=devstoreaccount1;x")
+    local.write_text(during, "utf-8")
+    config = configobj.ConfigObj(during.splitlines())
+    for remote in run.REMOTES:
+        found = config[f'remote "{remote}"']
+        assert found == {"connection_string": "AccountName=devstoreaccount1;x"}
+    assert run.read_settings(local).startswith(text)
 
 
 def running_below(root: Path) -> list[str]:

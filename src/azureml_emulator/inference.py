@@ -2,8 +2,9 @@
 
 Input: two folders and an address. Output: a process that answers POST /score there as the
 deployment does on Azure. The emulator gives it a Unix socket in a folder that nobody else may
-enter, so that no other process can take its place or call it past the endpoint's keys; where there
-are none (Windows), and for tests and benchmarks, it listens on a port of loopback.
+enter, so that no other process can take its place or call it past the endpoint's keys. Where there
+are none (Windows) it binds a port itself, and writes that and a secret, which each request must
+have, to a file in that folder. Tests and benchmarks give a port of loopback.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ from azureml_emulator.web import LOOPBACK, EmulatorError
 # given, and ends when its standard input does, with the process that started it, however that
 # ends. A worker that hangs in `init` hears no signal: it is killed with its group in the end.
 LAUNCH = """
-import os, signal, sys, threading, time
+import os, pathlib, secrets, signal, socket, sys, threading, time, types
+import azureml_inference_server_http as package
 from azureml_inference_server_http import amlserver
 def end():
     while os.read(0, 1):
@@ -34,15 +36,28 @@ def end():
     os.killpg(0, signal.SIGKILL)
 threading.Thread(target=end, daemon=True).start()
 amlserver.DEFAULT_HOST = "127.0.0.1"
-if address := sys.argv.pop(1):
+def serve(host, port, threads):
+    import waitress
+    from azureml_inference_server_http.server.entry import app
+    from werkzeug.exceptions import Forbidden
+    bound, secret = socket.create_server(("127.0.0.1", 0)), secrets.token_urlsafe()
+    def answer(request, start):
+        known = request.get("HTTP_X_EMULATOR_SECRET") == secret
+        return (app if known else Forbidden())(request, start)
+    pathlib.Path(address).write_text(f"{bound.getsockname()[1]} {secret}")
+    waitress.serve(answer, sockets=[bound], threads=threads)
+if (address := sys.argv.pop(1)) and UNIX:
     from azureml_inference_server_http import amlserver_linux
     run = amlserver_linux.run
     amlserver_linux.run = lambda host, port, *rest: run("unix", address, *rest)
+elif address:
+    package.amlserver_win = package.amlserver_linux = types.SimpleNamespace(run=serve)
 amlserver.run()
 """
 POLL_SECONDS = 0.05
 STOP_SECONDS = 10.0  # score.py sends its collected rows in less
-Address = int | Path  # a port of loopback, or a Unix socket
+UNIX = os.name == "posix"  # whether there are Unix sockets
+Address = int | Path  # a port of loopback, or a Unix socket, or the file that says where
 
 
 def start(
@@ -64,7 +79,7 @@ def start(
     `aborted` is set; nothing is left running then.
     """
     path = "" if isinstance(address, int) else str(address)
-    launch = LAUNCH.replace("STOP_SECONDS", str(STOP_SECONDS))
+    launch = LAUNCH.replace("STOP_SECONDS", str(STOP_SECONDS)).replace("UNIX", str(UNIX))
     command = [sys.executable, "-c", launch, path, "--entry_script", str(code.resolve() / script)]
     command += ["--model_dir", str(model.resolve()), "--worker_count", str(workers)]
     command += [] if path else ["--port", str(address)]
@@ -97,6 +112,14 @@ def start(
     return process
 
 
+def found(address: Address) -> tuple[Address, dict[str, str]]:
+    """Return a server's port or Unix socket, and headers for it. Raises OSError, ValueError."""
+    if isinstance(address, int) or UNIX:
+        return address, {}
+    port, secret = address.read_text().split()
+    return int(port), {"x-emulator-secret": secret}
+
+
 class Connection(http.client.HTTPConnection):
     """A connection to a server at an address, through no proxy."""
 
@@ -115,14 +138,13 @@ class Connection(http.client.HTTPConnection):
 
 def healthy(address: Address, path: str = "/") -> bool:
     """Return whether the server at an address says that it is up."""
-    connection = Connection(address)
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+        place, headers = found(address)
+        with contextlib.closing(Connection(place)) as connection:
+            connection.request("GET", path, headers=headers)
+            return connection.getresponse().status == 200
+    except (OSError, ValueError, http.client.HTTPException):
         return False
-    finally:
-        connection.close()
 
 
 def stop(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECONDS) -> None:

@@ -11,7 +11,6 @@ import random
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
@@ -101,7 +100,6 @@ class Router:
         self.servers, self.collect, self.on_request = servers, collect, on_request
         self.aborted = threading.Event()  # ends starts under way
         self.folder = Path(tempfile.mkdtemp(prefix="aml-"))  # 0700; a socket's path has 107 bytes
-        self.sockets = 0  # so far
         application = web.Application(client_max_size=BODY_BYTES)
         application.router.add_route("*", "/{path:.*}", self.score)
         self.server = servers.serve(application, port)
@@ -134,12 +132,12 @@ class Router:
             "no_proxy": LOOPBACK,
         }
         try:
-            address, code, log = self.free_address(), Path(launch.code), Path(launch.log)
+            address = self.folder / secrets.token_hex(8)  # a new one for each start
             process = inference.start(
-                code,
+                Path(launch.code),
                 Path(launch.model),
                 address,
-                log,
+                Path(launch.log),
                 {**os.environ, **launch.env, **settings},
                 launch.seconds,
                 int(launch.env.get("WORKER_COUNT", "1")),
@@ -158,16 +156,6 @@ class Router:
                 before = fresh
         if before:
             self.end(before)
-
-    def free_address(self) -> inference.Address:
-        """Return where the next server can listen."""
-        if hasattr(socket, "AF_UNIX") and os.name == "posix":
-            with self.lock:
-                self.sockets += 1
-                return self.folder / str(self.sockets)
-        with socket.socket() as free:
-            free.bind((LOOPBACK, 0))
-            return int(free.getsockname()[1])
 
     def stop(self, place: tuple[str, str]) -> None:
         """Stop a deployment's server after its current requests."""
@@ -265,9 +253,11 @@ class Router:
         headers.setdefault("x-ms-request-id", str(uuid.uuid4()))
         origin, seconds = ("azureml-model-deployment", target.name), target.launch.request_seconds
         try:
-            status, found, answer = await send_on(
-                request, target.address, f"/{path}", body, headers, seconds
-            )
+            if target.process.poll() is not None:  # another process may have its port by now
+                raise ConnectionError("it has ended")
+            at, own = inference.found(target.address)
+            headers.update(own)
+            status, found, answer = await send_on(request, at, f"/{path}", body, headers, seconds)
             found.append(origin)
             if status != 200:
                 found += [(MODEL_STATUS, str(status)), MODEL_REASON]

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from azureml_emulator.router import Router
@@ -61,14 +62,13 @@ def need(body: Json, *places: str) -> None:
             raise RefusedError(400, "ValidationError", message)
 
 
-def sound(key: str, body: Any, resources: Json) -> bool:
-    """Return whether a resource of a state file has the required keys."""
-    if not isinstance(body, dict):
-        return False
+def complete(body: Json) -> Json:
+    """Return a resource of a state file. Raises ValueError unless it has the required keys."""
     kinds = {"id": str, "name": str, "properties": dict, "systemData": dict}
-    complete = all(isinstance(body.get(name), kind) for name, kind in kinds.items())
-    parent, deployment, _ = key.partition("/deployments/")
-    return complete and body["id"].lower() == key and (not deployment or parent in resources)
+    for name, kind in kinds.items():
+        if not isinstance(body.get(name), kind):
+            raise ValueError(f"{name} is missing or wrong")
+    return body
 
 
 @dataclass
@@ -76,8 +76,8 @@ class Stored:
     """The content of the state file."""
 
     version: Literal[1]
-    resources: Json
-    operations: Json
+    resources: dict[str, Annotated[Json, AfterValidator(complete)]]
+    operations: dict[str, Json]
     keys: dict[str, list[str]]
     contents: dict[str, dict[str, int] | None] = field(default_factory=dict)
     images: dict[str, float] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Stored:
 
 def read_state(path: Path) -> Stored:
     """Return a state file's content, empty without one. Raises EmulatorError as `read_file`."""
-    fix = "Delete this file and deploy again, or choose another folder by --folder."
+    fix = "Correct this file, or delete it and deploy again."
     return read_file(path, Stored, fix) or Stored(VERSION, {}, {}, {})
 
 
@@ -106,20 +106,9 @@ class State:
         self.settings: Settings = read_settings(folder)
         self.path = folder / "state.json"
         state = read_state(self.path)
-        found = state.resources
-        self.resources: dict[str, Json] = {
-            key: body for key, body in found.items() if sound(key, body, found)
-        }
-        self.operations: dict[str, Json] = {
-            name: one
-            for name, one in state.operations.items()
-            if isinstance(one, dict) and {"resource", "status"} <= one.keys()
-        }
-        self.keys = state.keys
+        self.resources, self.operations, self.keys = state.resources, state.operations, state.keys
         self.contents = state.contents  # of assets: their blobs' names and sizes
         self.images = state.images  # built at this time.time()
-        for key in found.keys() - self.resources.keys():
-            self.leave_out(key, "its record in state.json is damaged")
         self.perform: Callable[[str, Work], None] = lambda path, work: work(path)
 
     def leave_out(self, key: str, reason: str) -> None:

@@ -151,10 +151,10 @@ def read_csv(
 
 
 def positions(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Return the place of each label in `names`, int64 (n,), -1 where it is absent."""
+    """Return the index of each label in `names`, int64 (n,), -1 for an unknown label."""
     values, inverse = np.unique(labels, return_inverse=True)
     known = {name: place for place, name in enumerate(names)}
-    plain = (str(value).strip().removesuffix(".0") for value in values)  # a float's whole numbers
+    plain = (str(value).strip().removesuffix(".0") for value in values)  # 3.0 means 3
     return np.array([known.get(value, -1) for value in plain], np.int64)[inverse]
 
 
@@ -169,7 +169,7 @@ def as_bytes(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def light_paper(images: np.ndarray) -> bool:
-    """Return whether most of uint8 (n, size, size) are dark on light: their edges are light."""
+    """Return whether most of uint8 (n, size, size) have light edges, that is dark ink on paper."""
     edges = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
     return len(images) > 0 and bool(np.median((edges > 127).mean(axis=1)) > 0.75)
 
@@ -184,8 +184,8 @@ def write_split(path: Path, parts: Iterable[Digits]) -> None:
         arrays[f"{part.name}.labels"] = part.labels
     with atomic_write(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, array in arrays.items():
-            # Like np.savez, which however makes zipfile mark every entry as large (ZIP64), in
-            # bytes that differ between Python 3.11.2 and 3.11.7. An entry of known size is
+            # Like np.savez, except that np.savez makes zipfile mark every entry as large (ZIP64),
+            # with bytes that differ between Python 3.11.2 and 3.11.7. An entry of known size is
             # marked only if it is large.
             entry = zipfile.ZipInfo(f"{name}.npy")
             entry.file_size = array.nbytes

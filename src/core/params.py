@@ -149,7 +149,7 @@ def _parse(kind: type[Section], values: Any, name: str) -> Section:
     except ValidationError as error:
         unknown = "unexpected_keyword_argument"  # first: a misspelt key is also a missing one
         first = min(error.errors(), key=lambda found: found["type"] != unknown)
-        if first["type"] == "value_error" and not first["loc"]:  # of several values together
+        if first["type"] == "value_error" and not first["loc"]:  # a rule about several values
             where = f"{PATH}: {name}" if name else str(PATH)
             raise DigitsError(f"{where}: {first['msg']}; correct the values") from None
         key = ".".join([name, *_keys(values, first["loc"])]).removeprefix(".")
@@ -159,7 +159,7 @@ def _parse(kind: type[Section], values: Any, name: str) -> Section:
             fix = "remove it or correct its name"
         raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}; {fix}") from None
     except (ValueError, RecursionError) as error:
-        raise DigitsError(f"{PATH}: {name}: {error}; write the values out") from None
+        raise DigitsError(f"{PATH}: {name}: {error}; write the values without aliases") from None
 
 
 def _keys(values: Any, place: tuple[int | str, ...]) -> list[str]:

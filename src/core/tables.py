@@ -23,13 +23,13 @@ import pyarrow.csv
 
 from core.errors import DigitsError
 
-LABELS = ("label", "labels", "class", "character", "digit", "target", "y")  # of their column
+LABELS = ("label", "labels", "class", "character", "digit", "target", "y")  # label columns
 INDEXES = ("", "id", "index", "unnamed: 0")
 BLOCK_BYTES = 1 << 23  # of text parsed at a time
-LINE_BYTES = 1 << 22  # the longest that is looked at: a million pixels
-PIXELS = 4 << 30  # of all images of a file together
-SIZES = range(16, 256**2 + 1)  # pixels of an image: other tables have fewer or more columns
-SAMPLE = 2000  # rows that show which column without a name is the label
+LINE_BYTES = 1 << 22  # maximum length of a line: a million pixels
+PIXELS = 4 << 30  # maximum in all images of a file
+SIZES = range(16, 256**2 + 1)  # pixels of an image; a table with other sizes has no images
+SAMPLE = 2000  # rows read to find the label among unnamed columns
 NUMBER = re.compile(r" *[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)? *")
 
 
@@ -40,7 +40,7 @@ class Table:
     images: (n, side, side), uint8, or float32 where not all values are whole numbers to 255
     labels: str (n,), or None where there is no column of labels
     first_line: of the first image, counted from 1; 0 where there are no lines
-    pictures: whether they were decoded from files of pictures, and so are in normal form
+    pictures: whether the images were decoded from picture files, so they are in normal form
     """
 
     images: np.ndarray
@@ -51,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class _Layout:
-    names: list[str]  # of all columns, made up where there is no header
+    names: list[str]  # of all columns; generated if there is no header
     header: bool
     delimiter: str
     label: int | None
@@ -65,7 +65,7 @@ def check_regular(path: Path) -> None:
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV in batches, so that memory holds little beyond the images.
+    """Read a CSV in batches: it needs little memory beyond the images.
 
     Raises DigitsError with file, row (1 is the first line) and column for what cannot be read.
     """
@@ -96,12 +96,12 @@ def _batches(
     file: IO[bytes], layout: _Layout, kind: pa.DataType
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield labels str (rows,) and pixels (rows, pixels)."""
-    names = [str(number) for number in range(len(layout.names))]  # those of the file may repeat
+    names = [str(number) for number in range(len(layout.names))]  # names in the file may repeat
     pixels = [names[column] for column in layout.pixels]
     label = [] if layout.label is None else [names[layout.label]]
     total = 0
-    # Arrow's threads may outlive its reader (github.com/apache/arrow/issues/43604). One that calls
-    # Python when the process ends aborts it, so Arrow opens a plain file itself.
+    # Arrow's threads may outlive its reader (github.com/apache/arrow/issues/43604). A thread
+    # that calls Python at exit aborts the process, so Arrow opens a plain file itself.
     plain = isinstance(file, io.BufferedReader)
     with pyarrow.csv.open_csv(
         str(file.name) if plain else pa.PythonFile(file, "r"),

@@ -17,6 +17,7 @@ from azureml_emulator.web import LOOPBACK, Servers
 
 KEY = b"Authorization: Bearer secret"
 TWO = b"Content-Length: 2"
+ALIVE = MagicMock(**{"poll.return_value": None})  # a process
 LAUNCH = Launch("code", "model", "score.py", "log", {}, 60.0)
 
 
@@ -37,7 +38,7 @@ def router() -> Iterator[Router]:
     behind = servers.serve(application)
     made = Router(servers, 0, MagicMock())
     made.endpoints["digits"] = Endpoint(["secret"], {"blue": 100})
-    made.running["digits", "blue"] = Running(MagicMock(), behind.port, LAUNCH, "blue")
+    made.running["digits", "blue"] = Running(ALIVE, behind.port, LAUNCH, "blue")
     yield made
     made.server.stop()
     made.sink.stop()
@@ -112,7 +113,7 @@ def test_a_deployment_that_does_not_answer_is_a_502(
 ) -> None:
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
-        gone = Running(MagicMock(), free.getsockname()[1], LAUNCH)
+        gone = Running(ALIVE, free.getsockname()[1], LAUNCH)
         monkeypatch.setitem(router.running, ("digits", "blue"), gone)
         assert asked(router, b"/digits/score", KEY, TWO) == 502
     assert gone.under_way == 0
@@ -146,7 +147,7 @@ def test_an_answer_after_the_request_timeout_is_a_408(
 ) -> None:
     with socket.create_server((LOOPBACK, 0)) as silent:  # it accepts and never answers
         launch = dataclasses.replace(LAUNCH, request_seconds=0.05)
-        slow = Running(MagicMock(), silent.getsockname()[1], launch)
+        slow = Running(ALIVE, silent.getsockname()[1], launch)
         monkeypatch.setitem(router.running, ("digits", "blue"), slow)
         assert asked(router, b"/digits/score", KEY, TWO) == 408
 

@@ -136,7 +136,7 @@ def test_a_state_that_is_not_ours_is_named_and_kept(
         read_state(path)
     assert command.main(["--folder", str(tmp_path), "--azurite", str(ROOT / PROGRAM)]) == 1
     said = capsys.readouterr().err
-    assert "Delete this file and deploy again" in said
+    assert "delete it and deploy again" in said
     assert said.count("\n") == 1
     assert path.read_text() == text
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import http.client
 import json
+import math
 import os
 import signal
 import socket
@@ -20,6 +22,7 @@ import pytest
 from conftest import ROOT, environment
 from emulated import ECHO, STORE, Client, emulated, wait_until
 
+from azureml_emulator import inference
 from azureml_emulator import state as states
 from azureml_emulator.services import deployments
 from azureml_emulator.state import VERSION, State
@@ -168,6 +171,40 @@ def test_a_server_that_ends_is_started_again(client: Client, tmp_path: Path) -> 
     assert not [one for one in workers if one.is_running()]
 
 
+def test_without_unix_sockets_nobody_takes_a_servers_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows: a port is the server's own, also after a restart, and asks for a secret."""
+    pytest.importorskip("waitress")
+    monkeypatch.setattr(inference, "UNIX", False)
+    with emulated(tmp_path / "emulator") as client:
+        code = client.code("ports", {"score.py": ECHO.format(answer=1)}, tmp_path)
+        client.endpoint("ports")
+        assert client.deployment("blue", code, "ports") == "Succeeded"
+        client.endpoint("ports", traffic={"blue": 100})
+        assert client.score("ports") == (200, "1")
+        servers = client.emulator.router.running
+        before = servers["ports", "blue"]
+        port, secret = inference.found(before.address)
+        assert isinstance(port, int)
+        for headers, status in (({}, 403), (dict.fromkeys(secret, "\xff"), 403), (secret, 200)):
+            connection = http.client.HTTPConnection(LOOPBACK, port, timeout=60)
+            connection.request("POST", "/score", b"{}", headers)
+            assert connection.getresponse().status == status
+            connection.close()
+        before.next_start = math.inf  # it is not started again yet
+        before.process.kill()
+        before.process.wait()
+        with socket.create_server((LOOPBACK, port)) as another:
+            assert client.score("ports")[0] == 502
+            before.next_start = 0
+            wait_until(lambda: servers["ports", "blue"] is not before)
+            assert client.score("ports") == (200, "1")
+            another.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                another.accept()
+
+
 @pytest.mark.prove
 def test_a_server_that_does_not_start_again_is_failed(
     client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -283,11 +320,6 @@ def find(client: Client, name: str) -> str:
     return next(key for key in client.emulator.state.resources if key.endswith(f"/{name}"))
 
 
-def damage(state: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value into the place of a resource of a state file."""
-    state["resources"][key] = value
-
-
 @pytest.mark.parametrize(
     "value",
     [
@@ -299,17 +331,14 @@ def damage(state: dict[str, Any], key: str, value: Any) -> None:
         {"properties": None, "id": "", "name": "", "systemData": {}},
     ],
 )
-def test_a_damaged_resource_is_left_out_and_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: Any
-) -> None:
+def test_a_damaged_resource_is_named_and_nothing_is_lost(tmp_path: Path, value: Any) -> None:
     whole = {"id": "/a/workspaces/w/x/good", "name": "good", "properties": {}, "systemData": {}}
     resources = {"/a/workspaces/w/x/good": whole, "/a/workspaces/w/x/bad": value}
-    kept = {"version": VERSION, "resources": resources, "operations": {"a": 3}, "keys": {}}
+    kept = {"version": VERSION, "resources": resources, "operations": {}, "keys": {}}
     (tmp_path / "state.json").write_text(json.dumps(kept))
-    state = State(tmp_path, None, None)  # type: ignore[arg-type]
-    assert list(state.resources) == ["/a/workspaces/w/x/good"]
-    assert state.operations == {}
-    assert "left out w/x/bad" in capsys.readouterr().err
+    with pytest.raises(EmulatorError, match=r"state\.json: resources\..*/bad: .*Correct this file"):
+        State(tmp_path, None, None)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "state.json").read_text()) == kept
 
 
 def test_a_damaged_folder_ends_in_a_line_or_starts(

@@ -2,18 +2,16 @@
 
 import http.client
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium
 from conftest import ROOT
 from histogram import histograms
 from light import Deployable, Emulator, a_project
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from digits.monitoring.drift import Reference
 
@@ -120,19 +118,6 @@ def a_live_project(home: Emulator) -> Iterator[Deployable]:
     project.deploy("apply")
     yield project
     project.deploy("destroy", "--wait")
-
-
-@pytest.fixture(scope="module", name="browser")
-def a_browser() -> Iterator[Browser]:
-    """A running Chromium."""
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox"]  # tests may run as root
-        proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:1")
-        browser = playwright.chromium.launch(
-            executable_path=chromium(), args=options, env={**os.environ, **proxy}
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(name="open_page")

@@ -70,10 +70,10 @@ class BatchNormalization(layers.Layer):  # type: ignore[misc]
 def build(image_size: int, output_count: int, folded: bool = False) -> keras.Model:
     """Return the untrained network: uint8 (n, size, size) to logits float32 (n, outputs).
 
-    Strides make the images small early, so that most of the arithmetic lies in wide convolutions,
-    which a CPU does best. With `folded`, a bias replaces each normalisation. Every layer has a name
-    of its own: Keras's automatic names depend on what the process built before, and they are part
-    of the saved file.
+    Strides reduce the image size early, so that most of the arithmetic is in wide convolutions,
+    which are fastest on a CPU. With `folded`, a bias replaces each normalisation. Every layer is
+    named explicitly: Keras's automatic names depend on what the process built before, and they are
+    part of the saved file.
     """
 
     def convolution(number: int, filters: int, kernel: int, stride: int) -> list[layers.Layer]:
@@ -137,7 +137,7 @@ def fold(network: keras.Model) -> keras.Model:
 def calibrate(
     network: keras.Model, temperature: float, scripts: list[str], ood_score: keras.KerasTensor
 ) -> keras.Model:
-    """Return the model with the outputs above: logits / temperature, softmax, sum over scripts.
+    """Return the model with the module's outputs: logits / temperature, softmax, sum over scripts.
 
     `ood_score` is the out-of-distribution score, computed in the network's graph by
     digits.model.ood. Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks"
@@ -221,7 +221,7 @@ def load(path: Path, image_size: int, class_count: int) -> keras.Model:
             raise ValueError("it is truncated or not a model")
         model = keras.saving.load_model(path, compile=False)
         found = model.input_shape[1], model.get_layer("scripts").output.shape[2]
-    except Exception as error:  # Keras raises many kinds here
+    except Exception as error:  # Keras raises many types of exceptions here
         reason = " ".join(str(error).split())[:200]
         raise DigitsError(
             f"{path}: is corrupted or from another version ({reason}). Run `dvc repro -f train`."

@@ -4,7 +4,7 @@ Input: a trained network and features of training images. Output: the score as p
 graph. It is based on the Mahalanobis distance to the nearest class, with one mean per class and
 one shared covariance (Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution
 Samples", 2018). The features are the mean of each channel of each convolution, and the logits.
-It detects OOD digits that resemble a known digit only in the last layer, which confidence misses.
+It detects OOD digits that resemble a known digit only in the last layer; confidence misses them.
 
 The fit is bit-identical on any machine: features are rounded to multiples of 1 / STEPS, their
 products are summed exactly, and all other operations are elementwise, without BLAS or LAPACK.
@@ -96,5 +96,5 @@ def score(distance: keras.KerasTensor, threshold: float) -> keras.KerasTensor:
 
 
 def threshold(distances: np.ndarray) -> float:
-    """Return the squared distance that a share FALSE_ALARM_RATE of (n,) validation ones exceeds."""
+    """Return the quantile 1 - FALSE_ALARM_RATE of squared distances (n,) of validation images."""
     return round(float(np.quantile(distances.astype(np.float64), 1 - FALSE_ALARM_RATE)), 3)

@@ -109,7 +109,7 @@ class Analysis:
         return self.windows[self.alarms[-1].onset].first_ms if self.drift else None
 
     def mean(self, name: str, first: int = 0) -> float | None:
-        """Return the mean `accuracy` or `ood_share`, estimated without labels, from a window on."""
+        """Return the mean estimated `accuracy` or `ood_share` of windows, from index `first`."""
         chosen = self.windows[first:]
         total = sum(window.requests for window in chosen)
         return sum(w.requests * getattr(w.result, name) for w in chosen) / total if total else None
@@ -117,7 +117,7 @@ class Analysis:
     def recent(self) -> int:
         """Return the index of the last complete window, 0 without one.
 
-        A window after it may hold too few requests for an estimate of its own.
+        The window after it may have too few requests for an estimate.
         """
         last = len(self.windows) - 1
         incomplete = last > 0 and self.windows[last].requests < self.windows[0].requests
@@ -131,8 +131,8 @@ class Analysis:
         """Return the signals that contribute to an alarm, at least one, by decreasing evidence.
 
         The evidence of a signal is the maximum of its cumulative evidence since the onset, which
-        later windows without drift do not reduce. An input quality signal that is much weaker
-        than another one also counts by the windows in which the other does not dominate it.
+        later windows without drift do not reduce. An input quality signal also
+        contributes if its evidence suffices in the windows where no other signal dominates it.
         """
         p_values = [window.result.p for window in self.windows[alarm.onset : alarm.cleared]]
         steps = {
@@ -190,7 +190,7 @@ class Monitor:
     def __init__(
         self, classes: tuple[str, ...], image_size: int, stream: Stream | None = None
     ) -> None:
-        """`stream` yields all requests once more, for the images of examples; None: no examples."""
+        """`stream` reads all requests again for the images of examples; None: no examples."""
         self.classes, self.image_size, self.stream = classes, image_size, stream
         self.requests = BinnedRequests(classes, image_size)
         self.labels = Labels(classes)
@@ -329,7 +329,7 @@ def _truth(joined: Joined, classes: tuple[str, ...], row: int) -> str | None:
 def unexpected_models(rows: records.Rows, window: int) -> list[str]:
     """Return the other models if they answered most of the newest window, otherwise an empty list.
 
-    Requests before the first answer of the reference's model are ignored: it may be just deployed.
+    Requests before the first answer of the reference's model are ignored: it may be newly deployed.
     """
     order = np.argsort(rows.time, kind="stable")
     order = order[(rows.valid | rows.other_model)[order]]

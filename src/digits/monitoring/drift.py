@@ -363,7 +363,7 @@ class Reference:
             return cls.fit(scripts, str(content["model_version"]))
         except FileNotFoundError:
             raise DigitsError(f"{path}: not found. {fix}") from None
-        except Exception as error:  # whatever its damage leads to
+        except Exception as error:  # a corrupted file may raise anything
             raise DigitsError(f"{path}: is corrupted ({error!r}). {fix}") from None
 
 
@@ -379,7 +379,7 @@ def _class_mix_p(reference: np.ndarray, windows: np.ndarray) -> np.ndarray:
     joint = table.sum(axis=-2, keepdims=True)
     total = np.maximum(joint.sum(axis=-1, keepdims=True), 1)
     expected = table.sum(axis=-1, keepdims=True) * joint / total
-    with np.errstate(all="ignore"):  # a class that neither has
+    with np.errstate(all="ignore"):  # a class that is in neither
         terms = np.where(expected > 0, (table - expected) ** 2 / expected, 0.0)
     freedom = (joint > 0).sum(axis=(-2, -1)) - 1
     p = chdtrc(np.maximum(freedom, 1), terms.sum(axis=(-2, -1)))

@@ -83,7 +83,7 @@ def summary_metrics(analysis: Analysis) -> dict[str, float]:
     """Return the summary metrics; unknown ones are omitted.
 
     false_alarms: alarms raised before the first labelled request in an unknown script;
-    requests_until_alarm: requests from that one to the first alarm after it.
+    requests_until_alarm: requests from that request to the first alarm after it.
     """
     windows = analysis.windows
     found: dict[str, float] = {}

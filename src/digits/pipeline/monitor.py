@@ -42,7 +42,7 @@ def fit(path: Path, split: list[Digits], classes: tuple[str, ...]) -> drift.Refe
     for digits in split:
         part = requests.bins()[start : start + len(digits)]
         found = Histograms(np.bincount(part.ravel(), minlength=requests.width))  # part may be empty
-        if known := scripts.get(digits.script):  # rendered digits of a script, and written ones
+        if known := scripts.get(digits.script):  # a script may have rendered and handwritten digits
             found += known
         scripts[digits.script] = found
         start += len(digits)

@@ -1,6 +1,6 @@
 """Stage simulate: score simulated production traffic with the packaged model.
 
-Input: the split production without the digits that are used for training by now (data/labelled),
+Input: the split production without the digits that training already uses (data/labelled),
 the validation split, the model folder and the endpoint's code. Output: requests.parquet,
 labels.parquet, and reference.parquet, the scored validation split with which drift is tested.
 """

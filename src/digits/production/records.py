@@ -101,7 +101,7 @@ class StoredElsewhereError(ValueError):
 def parse_requests(line: bytes) -> list[dict[str, Any]]:
     """Return the rows of REQUESTS in a line of a data collector, which may hold many requests.
 
-    Raises ValueError when the line is corrupted, StoredElsewhereError when its data is no list.
+    Raises ValueError when the line is corrupted, StoredElsewhereError when its data is not a list.
     """
     try:
         event = json.loads(line)
@@ -170,7 +170,7 @@ def _text(value: Any) -> str:
 
 
 def _position(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < POSITIONS:  # true is no number
+    if type(value) is not int or not 0 <= value < POSITIONS:  # JSON's true is no index
         raise ValueError(f"position {value!r}")
     return value
 
@@ -295,7 +295,7 @@ class Scan:
 
         A row is invalid if it is corrupted, was answered by a model that is not in `known_versions`
         (None: any), has a time after `now_ms`, is a duplicate of an earlier row or, unless
-        `tryouts`, was tried on the page. Late rows and rows out of order are valid.
+        `tryouts`, is a try-out from the page. Late rows and rows out of order are valid.
         """
         versions = list(self.names["model_version"])
         known = np.array([known_versions is None or name in known_versions for name in versions])

@@ -32,7 +32,7 @@ from digits.sources.unlabelled import kind_of, read_unlabelled
 PACKAGE = Path("data", "package")
 # Keras imports these for unused wrappers, which takes a third of its loading time.
 UNUSED = ("matplotlib", "sklearn")
-CONVERTED = "_input.parquet"  # in a folder of answers until they are complete
+CONVERTED = "_input.parquet"  # in a folder of answers, until the answers are complete
 PARTS_PER_PROCESS = 3  # parts that are read and not yet scored
 
 
@@ -130,7 +130,7 @@ def unreadable(path: Path, error: Exception) -> DigitsError:
 
 
 def init_worker(package: Path) -> None:
-    """Initialise a worker process, which ends with its parent process in any case."""
+    """Initialise a worker process that ends with its parent, even if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     sys.dont_write_bytecode = True  # the model folder is an output and must not change
     os.environ["AZUREML_MODEL_DIR"] = str(package)

@@ -177,7 +177,7 @@ class Stream:
     def __init__(self, pool: Pool, schedule: Schedule, seed: int) -> None:
         """Draw all values but the images, phase by phase; a million requests take 50 MB.
 
-        A script without digits in the pool is replaced by MNIST, which `notes` state. Raises
+        A script without digits in the pool is replaced by MNIST; `notes` lists such scripts. Raises
         DigitsError when the pool has no digit of MNIST.
         """
         self.pool, self.schedule, self.seed = pool, schedule, seed

@@ -24,7 +24,7 @@ from digits.runtime.normalise import normalise
 from digits.runtime.photograph import find_ink
 from digits.serving.request import RefusedError, read_picture
 
-PICTURE_BYTES = 50_000_000  # of one file, as its archive declares it
+PICTURE_BYTES = 50_000_000  # maximum size of a file, as declared in its archive
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # files that operating systems add
 DAMAGES = (  # what the standard library raises for a corrupted archive
     zipfile.BadZipFile,
@@ -71,12 +71,12 @@ class Pictures:
         self.by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
 
     def add(self, name: str, data: bytes) -> None:
-        """Decode a picture; raise DigitsError that begins with `name` if it is none."""
+        """Decode a picture; raise DigitsError that begins with `name` if it cannot be read."""
         found = None
         try:
             found = read_picture(data, find_ink)
             light = found.light
-            if self.ink is not None and light != (self.ink == "white"):  # most others decide
+            if self.ink is not None and light != (self.ink == "white"):  # `images` checks most
                 found = read_picture(data, find_ink, not light)
         except RefusedError as error:
             fault = DigitsError(f"{name}: is not a picture of a digit: {error}. Remove it.")
@@ -232,5 +232,5 @@ def _check_end(tar: tarfile.TarFile) -> None:
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"corrupted or truncated at byte {tar.offset:,}")
-    while tar.fileobj.read(1 << 20):  # to where a compressed file has its checksum
+    while tar.fileobj.read(1 << 20):  # up to the checksum of a compressed file
         pass

@@ -16,8 +16,8 @@ from digits.sources.archives import Pictures
 
 IMAGES = ("image", "img", "images", "pixels", "picture", "x")  # columns of Parquet
 LABEL_NAME = re.compile(r"label|target|class|^y(_|\b)")
-LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # beside files of images
-PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # which may have a square's length
+LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # paired names of files
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # first bytes of encoded pictures
 ROWS = 5000  # of Parquet, read at a time
 DAMAGES = (  # what NumPy raises for a corrupted .npz, and for a header that claims too much
     zipfile.BadZipFile,
@@ -86,8 +86,8 @@ def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None
 def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
     """Return images and labels of a Parquet file.
 
-    The column of images has encoded pictures, as Hugging Face publishes them, which are normalised
-    to `image_size`; or raw bytes, or lists of numbers.
+    The column of images has encoded pictures as published by Hugging Face (normalised to
+    `image_size`), raw bytes, or lists of numbers.
 
     Raises DigitsError that names column or row.
     """

@@ -34,7 +34,7 @@ class Published:
 
 
 WRITERS = {"train": ("[1-9]", "[1-7][0-9]", "80"), "test": ("8[1-9]", "9[0-9]", "100")}
-NAMINGS = ("*input_{}_*_{{class}}.jpg", "*Locate{{{},*,{{class}}}}.jpg")  # of a copy; as published
+NAMINGS = ("*input_{}_*_{{class}}.jpg", "*Locate{{{},*,{{class}}}}.jpg")  # of a copy; original
 SETS = {
     "devanagari": Published(
         "https://archive.ics.uci.edu/static/public/389/"
@@ -88,13 +88,13 @@ def fetch(script: str, url: str | None) -> None:
         "reader": found.reader | {"sha256": sha256},
     }
     write_text(params.PATH, with_block(params.PATH.read_text("utf-8"), script, block))
-    print(f"{params.PATH}: foreign.{script} reads {path} now; cite it as above")
+    print(f"{params.PATH}: foreign.{script} now reads {path}. Cite the data set as above")
     command = ["dvc", "add", path.as_posix()]
     if not wings.installed("dvc"):
         print(f"DVC is not installed here. Run: {' '.join(command)}")
         return
     if subprocess.run([sys.executable, "-m", *command]).returncode:
-        raise DigitsError(f"dvc add failed, see above. Then run: {' '.join(command)}")
+        raise DigitsError(f"dvc add failed, see above. Fix this, then run: {' '.join(command)}")
 
 
 def download(url: str, path: Path, known: str | None) -> str:

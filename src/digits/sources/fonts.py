@@ -113,8 +113,8 @@ class Glyphs:
 def load_glyphs(folder: Path, families: Sequence[str], characters: Sequence[str]) -> Glyphs:
     """Read the shapes of `characters` from fonts of the npm scope @fontsource.
 
-    `folder` is node_modules/@fontsource; `characters` has one string per class, of all characters
-    for it. Every upright weight is read, and the regional forms that a font keeps for other
+    `folder` is node_modules/@fontsource; `characters` has one string per class, with all its
+    characters. Every upright weight is read, and the regional forms that a font keeps for other
     languages (OpenType's `locl`: ५ ८ ९ in Hindi and in Nepali).
 
     Raises DigitsError for a family that is not installed, a font without a character, and one
@@ -206,7 +206,7 @@ def _shapes(file: Path, family: str, characters: str) -> Iterator[tuple[str, boo
             yield character, form != character, shape
 
 
-@lru_cache(maxsize=16)  # the files of a large font share one
+@lru_cache(maxsize=16)  # the files of a large font share their Latin digits
 def _latin_shapes(file: Path) -> dict[str, Shape]:
     if not file.is_file():
         return {}
@@ -219,7 +219,7 @@ def _name(character: str) -> str:
 
 
 def _open(file: Path, characters: str) -> tuple[ImageFont.FreeTypeFont, dict[str, str]]:
-    """Return the font, and for each character what draws it: itself, then its regional forms.
+    """Return the font, and the code points to draw for each character, regional forms last.
 
     Regional forms have no code point, so they are given private ones: Pillow without Raqm (whose
     library differs between machines) draws by code point alone.

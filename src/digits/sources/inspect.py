@@ -21,10 +21,10 @@ READER: Any = Annotated[Files | Archive, Field(discriminator="format")]
 TEST = re.compile(r"test|t10k|valid|\bval\b", re.IGNORECASE)  # in the names of test data
 IDX = re.compile(r"-images[-.]idx3-ubyte(\.gz)?$")
 TABLES = (".csv", ".csv.gz", ".npz", ".parquet")
-PART = re.compile(r"(train|test|valid)\w*", re.IGNORECASE)  # a folder that is no class
+PART = re.compile(r"(train|test|valid)\w*", re.IGNORECASE)  # a folder that is not a class
 EXCHANGED = "Set transposed: true"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-HELD_OUT = 0.1  # of the data, if it has no test data; more of small data sets
+HELD_OUT = 0.1  # share held out if there is no test data; larger for small data sets
 SCRIPT_DIGITS = {"train": 1000, "test": 200, "production": 200}  # as params.yaml has them
 
 

@@ -25,8 +25,8 @@ from mlflow.entities import Metric, Param, RunTag
 from core.files import sha256
 
 EXPERIMENT = "digits"
-# By default MLflow tries 7 times, 120 s each, which would delay the end of a training, and reports
-# its use to its makers.
+# By default MLflow tries 7 times, 120 s each, which would delay the end of a training, and sends
+# usage data to its developers.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -38,7 +38,7 @@ STARTED_MS = int(time.time() * 1000)  # when the stage imported this module
 
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
-    """Print an error instead of raising it: no store of runs may fail a stage."""
+    """Print an error instead of raising it: a failing store must not fail a stage."""
     try:
         yield
     except Exception as error:  # those of MLflow, SQLAlchemy, SQLite, requests ...

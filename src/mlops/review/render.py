@@ -84,12 +84,9 @@ def value(row: Metric, number: float | None) -> str:
 
 def change(row: Metric) -> str:
     """Return what changed of a metric, in points for a share of one, and whether beyond chance."""
-    if row.difference is None:
-        return "–"
-    if not rate(row):
-        text = figure(row.difference, "+")
-    else:
-        text = f"{100 * row.difference:+.2f} points" if row.difference else "0"
+    text = figure(row.difference, "+")
+    if row.difference and rate(row):
+        text = f"{100 * row.difference:+.2f} points"
     sign = {"better": " 🟢", "worse": " 🔴", "noise": ", not significant"}.get(row.verdict, "")
     return text.replace("-", "−") + sign
 
@@ -191,13 +188,15 @@ def metrics(report: Report) -> str:
     for row in sorted(report.metrics, key=lambda row: row.bounds is None):
         rule, name = row.bounds, name_of(row)
         noise = f" (±{figure(row.noise)})" if row.noise is not None and row.difference else ""
+        words = VERDICTS[row.verdict].lower() + noise
+        if row.verdict == "unknown" and row.difference is not None:
+            words = "not known"  # there is no measure of chance
         limit = f"{'≥' if rule.direction == 'higher' else '≤'} {figure(rule.floor)}" if rule else ""
         rows.append(
             [
                 f"**{name}**" if rule else name,
                 *(figure(row.before), figure(row.after), figure(row.difference, "+")),
-                VERDICTS[row.verdict].lower() + noise,
-                *(limit, f"{figure(rule.tolerance)} worse" if rule else ""),
+                *(words, limit, f"{figure(rule.tolerance)} worse" if rule else ""),
             ]
         )
     head = ["Metric", "Before", "After", "Difference", "Beyond chance", "Limit", "Tolerance"]
@@ -259,17 +258,16 @@ def chart(title: str, before: list[float], after: list[float]) -> str:
     if len(lines) < len(names):  # both are the same
         names = ["before and after"]
     longest = max(map(len, lines))
-    if longest == 1:  # Mermaid draws no line through one point
+    if longest == 1:
         found = zip(names, lines, strict=True)
         return f"{title} after one epoch: {', '.join(f'{n} {line[0]:.5f}' for n, line in found)}"
     step = -(-longest // POINTS)
     places = range(step - 1, longest, step)
     low, high = min(values), max(values)
     margin = (high - low) * 0.05 or 0.01
-    drawn = [
-        "line [" + ", ".join(f"{line[at]:.5f}" for at in places if at < len(line)) + "]"
-        for line in lines
-    ]
+    points = [[f"{line[at]:.5f}" for at in places if at < len(line)] for line in lines]
+    # Mermaid draws no line through one point.
+    drawn = [f"{'bar' if len(row) == 1 else 'line'} [{', '.join(row)}]" for row in points]
     # xychart has no legend: the colours are set, and named in the title.
     legend = ", ".join(f"{c}: {name}" for c, name in zip(COLOURS, names, strict=False))
     text = [

@@ -11,7 +11,9 @@ import frozen
 import numpy as np
 import pyarrow as pa
 import pytest
+from browser import a_browser, faults  # noqa: F401
 from histogram import histograms
+from playwright.sync_api import Browser
 
 from core.dataset import Digits, write_split
 from core.errors import DigitsError
@@ -126,6 +128,11 @@ def analyse(
     for batch in known:
         monitor.labels.add(batch)
     return monitor.analyse(reference, OWN, **more)
+
+
+def words(page: str) -> str:
+    """Return the text of a page: without its tags, and spaces alike."""
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
 @pytest.fixture(scope="module", name="drift_scenario")
@@ -357,11 +364,11 @@ def test_only_foreign_digits_from_the_start(reference: Reference) -> None:
     found = analyse(reference, batches(columns), labels(columns, np.arange(1000)))
     assert found.since_ms == START
     assert found.alarms == [analysis.Alarm(0, 0, None)]
-    assert "Drift at least since 2026-01-05 00:00 UTC" in report.page(found, OWN, TASK)
+    assert "Drift at least since 2026-01-05 00:00 UTC" in words(report.page(found, OWN, TASK))
     over = dataclasses.replace(found, alarms=[analysis.Alarm(0, 0, 1)])
     calm = dataclasses.replace(found.windows[-1].result, drift=False)
     windows = [found.windows[0], dataclasses.replace(found.windows[-1], result=calm)]
-    page = report.page(dataclasses.replace(over, windows=windows), OWN, TASK)
+    page = words(report.page(dataclasses.replace(over, windows=windows), OWN, TASK))
     assert "drift at least from 2026-01-05 00:00 UTC to" in page
 
 
@@ -445,7 +452,63 @@ def test_the_report_is_whole_and_fetches_nothing(drift_scenario: Analysis) -> No
         assert heading in page
     assert "digits retrain" in page
     assert page == report.page(drift_scenario, OWN, TASK)
-    assert "Drift since 2026-01-05 01:23 UTC" in page
+    assert "Drift since 2026-01-05 01:23 UTC" in words(page)
+
+
+def test_the_report_states_how_bad_it_is_and_when_it_ends(drift_scenario: Analysis) -> None:
+    page = words(report.page(drift_scenario, OWN, TASK))
+    for name, windows, more in (
+        ("accuracy by labels since the onset", drift_scenario.windows[10:], "before: 100.0%"),
+        (
+            "accuracy by labels, last 623 requests",
+            drift_scenario.windows[-2:],
+            "accuracy estimated",
+        ),
+    ):
+        figure, low, high = analysis.accuracy(windows) or (0, 0, 0)
+        assert f"{name} {figure:.1%} ({low:.1%} to {high:.1%}) {more}" in page
+    assert "It was raised 500 requests after the onset" in page
+    assert re.search(r"this alarm ends after \d+ such windows at the earliest\.", page)
+    calm = dataclasses.replace(drift_scenario, windows=drift_scenario.windows[:10], alarms=[])
+    assert "this alarm ends" not in report.page(calm, OWN, TASK)
+
+
+STATES = ["scanner", "over", "calm", "unlabelled", "empty"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param("drift", marks=pytest.mark.slow),
+        *(pytest.param(state, marks=pytest.mark.prove) for state in STATES),
+    ],
+)
+def test_the_report_is_accessible_and_fits_a_telephone(
+    state: str, drift_scenario: Analysis, reference: Reference, browser: Browser
+) -> None:
+    known = drift_scenario
+    calm = dataclasses.replace(known, windows=known.windows[:10], alarms=[])
+    gap = (START + 100 * SECOND, START + 2000 * SECOND)
+    found = {
+        "drift": known,
+        "scanner": with_p_values(known, [{"brightness": 1e-20, "classes": 1e-20}] * 9),
+        "over": dataclasses.replace(known, alarms=[analysis.Alarm(10, 11, 15)], gaps=[gap]),
+        "calm": dataclasses.replace(calm, issues=calm.issues | {"duplicate": 3}),
+        "unlabelled": analyse(reference, batches(answered(60, np.random.default_rng(18))), []),
+        "empty": analyse(reference, [], []),
+    }[state]
+    for scheme, width in (("light", 1280), ("dark", 360)):
+        page = browser.new_page(
+            viewport={"width": width, "height": 800},
+            color_scheme=scheme,  # type: ignore[arg-type]
+        )
+        page.set_content(report.page(found, OWN, TASK))
+        page.locator("summary").click()  # the table of the windows
+        assert faults(page) == [], width
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        wider = "(boxes) => boxes.filter((box) => box.scrollWidth > box.clientWidth).length"
+        assert page.locator(".status, .state, .facts").evaluate_all(wider) == 0
+        page.close()
 
 
 def test_the_last_of_many_windows_and_gaps_are_named_so(drift_scenario: Analysis) -> None:

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from azure.storage.blob import BlobServiceClient
 from blobs import Blobs
-from conftest import ROOT, Project, mnist_part
+from browser import a_browser, faults  # noqa: F401
+from conftest import Project, mnist_part
 from light import Deployable, Emulator
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 from serving import serving_code
-from watched import a_browser, a_home, a_live_project, an_opener, known_images, send, stroke  # noqa: F401
+from watched import a_home, a_live_project, an_opener, known_images, send, stroke  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -37,15 +38,7 @@ from mlops.dashboard.watch import LiveState
 pytestmark = pytest.mark.slow
 
 SECRET = "s" * 43
-AXE = (ROOT / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
 ROUND = [(140, 60), (200, 100), (200, 180), (140, 220), (80, 180), (80, 100), (140, 60)]
-
-
-def faults(page: Page) -> list[str]:
-    """Return what axe-core finds against the WCAG's rules and its own best practices."""
-    page.evaluate(AXE)
-    found = page.evaluate("axe.run()")["violations"]
-    return [f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:120]}" for one in found]
 
 
 def test_without_a_deployment_it_says_what_to_run(open_page: Callable[..., Page]) -> None:
@@ -68,6 +61,7 @@ def test_the_secret_survives_the_skip_link_and_is_missed_without(
         other = context.new_page()
         other.goto(f"http://127.0.0.1:{home.address['page_port']}")
         expect(other.locator("#health")).to_have_text("open the address that `digits local` prints")
+        assert faults(other) == []
 
 
 def test_a_digit_is_drawn_and_read(
@@ -85,6 +79,11 @@ def test_a_digit_is_drawn_and_read(
     expect(page.get_by_role("row", name="1 95.0 %")).to_be_visible()
     foreign = page.get_by_role("meter", name="Out-of-distribution score")
     expect(foreign).to_have_attribute("aria-valuenow", "0.1")
+    expect(page.locator("#asked")).to_contain_text(re.compile(r"^(?!0[.]0 )"))
+    expect(page.locator("[data-chart=latency] circle").first).to_be_attached()  # one request
+    paper, upload = page.locator("#paper").bounding_box(), page.get_by_text("Upload").bounding_box()
+    assert paper and upload and upload["x"] + upload["width"] <= paper["x"] + paper["width"] + 1
+    assert faults(page) == []
     place = live.serving(home)
     assert place["key"] not in page.content()
     page.get_by_role("combobox", name="Script").select_option("mnist")
@@ -243,7 +242,9 @@ def test_drift_appears_and_labels_tell_accuracy(
     chart.get_by_text("As a table").click()
     expect(chart.get_by_role("row").nth(2)).to_contain_text("yes")
     page.set_viewport_size({"width": 1280, "height": 1500})
-    assert faults(page) == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert faults(page) == [], scheme
 
 
 def test_the_split_between_deployments(
@@ -263,6 +264,7 @@ def test_the_split_between_deployments(
         expect(table.get_by_role("row", name=one)).to_contain_text(re.compile(r"\d+ % \(\d"))
     rates = page.locator("[data-chart=rates]")
     expect(rates.get_by_role("listitem")).to_have_text(sorted(names))
+    assert faults(page) == []
 
 
 def set_traffic(home: Emulator, live: Deployable, traffic: dict[str, int]) -> dict[str, int]:
@@ -293,6 +295,7 @@ def test_an_endpoint_without_traffic_says_so(
     page.evaluate(f"() => {{ window.fetch = () => Promise.reject({safaris}) }}")
     expect(page.locator("#health")).to_have_text("digits local has stopped")
     expect(page.locator("body")).to_have_class("stale")  # which dims the old figures
+    assert faults(page) == []
 
 
 def test_a_telephone_in_the_dark(live: Deployable, open_page: Callable[..., Page]) -> None:
@@ -320,7 +323,7 @@ def call(home: Emulator, method: str, path: str, **headers: str) -> tuple[int, A
 def test_only_who_knows_its_address_may_use_it(home: Emulator) -> None:
     own = {"Authorization": f"Bearer {home.address['page'].partition('=')[2]}"}
     assert call(home, "GET", "/")[0] == 200
-    for method, path in (("GET", "/state"), ("POST", "/score")):
+    for method, path in (("GET", "/state"), ("POST", "/score"), ("POST", "/label")):
         assert call(home, method, path)[0] == 401
         assert call(home, method, path, Authorization="Bearer \xff")[0] == 401
         assert call(home, method, path, Host="evil.example", **own)[0] == 403

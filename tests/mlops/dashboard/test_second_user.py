@@ -128,6 +128,7 @@ def test_another_user_can_do_nothing_with_digits_local(open_folder: Path, tmp_pa
             asked = [
                 (page.port, "/state"),
                 (page.port, "/score?endpoint=one"),
+                (page.port, "/label?endpoint=one"),
                 (emulator.router.port, "/one/score"),
                 (emulator.router.sink.port, "/modeldata/log"),
                 (address["port"], "/subscriptions/a"),

@@ -157,7 +157,7 @@ def test_production_is_compared_but_no_part_of_the_gate(small: Project) -> None:
     change(small, "data/monitoring/metrics.json", produced(0.8, 3))
     found, text = reviewed("HEAD")
     assert "| production accuracy | 0.9 | 0.8 | -0.1 | worse (±0.014142) |  |  |" in text
-    assert "| production alarms | 1 | 3 | +2 | nothing to compare with |  |  |" in text
+    assert "| production alarms | 1 | 3 | +2 | not known |  |  |" in text
     assert "accuracy low" not in text
     assert (found.verdict, found.gate.reasons) == ("same", [])
     change(small, "data/monitoring/metrics.json", "{")
@@ -177,6 +177,10 @@ def test_what_explains_it_is_told(small: Project) -> None:
     assert "- japanese_rendered 1: 0.5 → 0.7" in text
     assert 'x-axis "epoch" [1, 2, 3, 4]' in text
     assert text.count("line [") == 4
+    # One epoch is a point, through which Mermaid draws no line.
+    assert "    line [0.30000, 0.20000]\n    bar [0.25000]\n" in render.chart(
+        "Validation loss", [0.3, 0.2], [0.25]
+    )
 
 
 @pytest.mark.parametrize(

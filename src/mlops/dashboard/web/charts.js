@@ -88,7 +88,11 @@ export function lines(width, series, { words, limit, ...axis }) {
   for (const { kind, points, dots } of series) {
     let path = "";
     let open = false;
-    for (const { at, value } of points) {
+    for (const [number, { at, value }] of points.entries()) {
+      const alone = !open && (points[number + 1]?.value ?? null) === null;
+      if (value !== null && alone && !dots) {
+        place.svg.append(element("circle", { class: `fill ${kind}`, cx: place.x(at), cy: place.y(value), r: 3 }));
+      }
       if (value !== null) path += `${open ? "L" : "M"}${place.x(at).toFixed(1)} ${place.y(value).toFixed(1)}h0`;
       open = value !== null;
     }

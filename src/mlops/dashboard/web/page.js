@@ -289,8 +289,8 @@ function ending(state) {
 }
 const CAUSES = {
   ood_confidence: `${ITEM}s unlike those that the model has learnt, or unsure answers`,
-  brightness: "the brightest pixel", ink: "the amount of ink", width: "the width", height: "the height",
-  row: "the place, up or down", column: "the place, left or right", classes: "the mix of answers",
+  brightness: "their brightest pixel", ink: "their amount of ink", width: "their width", height: "their height",
+  row: "their place, up or down", column: "their place, left or right", classes: "the mix of answers",
 };
 const why = ({ monitoring }) => monitoring.contributing_signals.map((name) => CAUSES[name] ?? name).join("; ");
 const words2 = (state) => (drifts(state) ? `drift ${since(state)}` : "no drift");
@@ -350,9 +350,9 @@ function showFigures(state) {
   const { minute } = state;
   const rate = minute.requests / 60;
   setText($("rate"), minute.requests.toLocaleString("en"));
-  setText($("asked"), `${rate.toFixed(rate < 10 ? 1 : 0)} a second on average`);
+  setText($("asked"), `${rate.toFixed(rate < 0.1 ? 2 : rate < 10 ? 1 : 0)} a second on average`);
   setText($("median"), milliseconds(minute.median_ms));
-  setText($("p99"), `99 % within ${milliseconds(minute.p99_ms)}`);
+  setText($("p99"), minute.requests ? `99 % within ${milliseconds(minute.p99_ms)}` : "no requests");
   const failed = Object.entries(minute.statuses).filter(([status]) => status >= 500).reduce((sum, [, of]) => sum + of, 0);
   setText($("failed"), `${failed}`);
   setText($("statuses"), Object.entries(minute.statuses).map(([status, of]) => `${of} × ${status}`).join(", ") || "no requests");
