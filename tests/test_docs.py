@@ -67,7 +67,7 @@ def test_each_picture_is_shown_and_small() -> None:
     assert all(path.stat().st_size < IMAGE_BYTES for path in shown)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_one_command_makes_all_pictures(browser: Browser, tmp_path: Path) -> None:
     import screenshots  # and the SDK, in seconds
 
@@ -111,7 +111,7 @@ def test_the_file_tree_is_what_stands() -> None:
     assert listed == top | packages | {".devcontainer/", ".dvc/", ".github/"}
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_the_table_of_experiments_has_ten_columns() -> None:
     (line,) = re.findall(r"^    (dvc exp show .+)$", (ROOT / "README.md").read_text("utf-8"), re.M)
     table = Project(ROOT).run(*shlex.split(line), "--csv").splitlines()[0].split(",")

@@ -192,7 +192,7 @@ def test_a_stored_folder_is_scored_where_it_lies(
     run(scoring, address, "--out", str(tmp_path / "new"))
     assert len(list((tmp_path / "new").glob("*.parquet"))) == 2
     container.upload_blob(f"{folder}/night/one.parquet", content)
-    with pytest.raises(DigitsError, match=r"two files are named one\.parquet"):
+    with pytest.raises(DigitsError, match=r"one\.parquet occurs twice"):
         run(scoring, address, "--out", str(tmp_path / "bad"))
     container.delete_blob(f"{folder}/night/one.parquet")
     place = scoring.endpoint.replace("online", "batch")
@@ -210,7 +210,7 @@ def test_a_stored_folder_is_scored_where_it_lies(
     assert len(emulator.call("GET", f"{workspace}/models/digits/versions")["value"]) == 1
     run(scoring, address, "--out", str(tmp_path / "again"))
     for bad, said in (
-        (f"{address}-nowhere", "no file lies there"),
+        (f"{address}-nowhere", "contains no files"),
         (f"azureml://{folder}", "write azureml://datastores/NAME/paths/FOLDER"),
     ):
         with pytest.raises(DigitsError, match=said):

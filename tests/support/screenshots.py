@@ -29,7 +29,7 @@ IMAGES = ROOT / ".github" / "images"
 WIDTHS = {"": 1280, "-phone": 360}  # pixels, by the end of a picture's name
 SCHEMES = ("light", "dark")
 # Pixels of a picture's height, which ends between two parts; the rest of a page is left out.
-LONGEST, REPORT_LONGEST, PLOTS_LONGEST = 1340, 1352, 1120
+LONGEST, REPORT_LONGEST, PLOTS_LONGEST = 1340, 1352, 1136
 COLORS = 256  # of a picture
 WORSE = ("-S", "epochs=1", "-S", "train.peak_learning_rate=0.0003")  # as in lab 4
 TRAFFIC = (NAME, "simulate", "--workspace", "local", "--speed", "max")

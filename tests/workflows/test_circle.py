@@ -129,11 +129,11 @@ def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
     assert tell(setting, DRIFT | {"requests": 5000, "onset_censored": True})[0] == "#101: updated."
     assert "| at least since | 2026-11-20T07:00:00Z |" in issue["body"]
     assert "| judged | 5,000 requests in 8 windows |" in issue["body"]
-    assert "| accuracy by the labels that have come | 71.4% |" in issue["body"]
+    assert "| accuracy by the labels so far | 71.4% |" in issue["body"]
     assert "| out of distribution, of the last 600 | 31.0% |" in issue["body"]
     assert "<img" not in issue["body"]
     few = CALM | {"windows": 1, "requests": 125}  # of a new deployment's smoke test
-    assert tell(setting, few)[0].startswith("#101: left as it is")
+    assert tell(setting, few)[0].startswith("#101: not changed")
     assert tell(setting, CALM) == ("#101: closed.", "")
     assert (issue["state"], len(issue["remarks"])) == ("closed", 1)
     assert "The alarm has ended" in issue["remarks"][0]["body"]
@@ -152,7 +152,7 @@ def test_what_is_no_unknown_script_proposes_nothing(setting: GitHub, action: str
     found = DRIFT | {"contributing_signals": ["brightness", "ood_confidence"], "action": action}
     assert tell(setting, found) == ("#101: opened.", "issue=101\nretrain=false\n")
     body = setting.issues[0]["body"]
-    assert ("The images are bad: fix what takes them" in body) == (action == "fix_input")
+    assert ("The images are bad: fix their source" in body) == (action == "fix_input")
     assert ("merge the retraining" in body) == (action != "fix_input")
 
 
@@ -221,7 +221,7 @@ def test_a_branch_that_is_there_is_left_as_it_is(
     handed(setting, monkeypatch, **{"params.yaml": "epochs: 2\n"})
     issues.main(["retrain"])
     before = setting.git("for-each-ref", BRANCH)
-    with pytest.raises(DigitsError, match="is there already, delete it first"):
+    with pytest.raises(DigitsError, match="exists already, delete it first"):
         issues.main(["retrain"])
     assert setting.git("for-each-ref", BRANCH) == before
 
@@ -278,7 +278,7 @@ def test_newer_versions_that_pass_are_one_branch(
     assert setting.git("show", f"{branch}:requirements.txt") == "new"
     assert f"/compare/main...{branch}?quick_pull=1" in setting.issues[0]["body"]
     assert issues.main(["weekly"]) == "#101: updated."  # a week later nobody has opened it
-    assert f"The branch `{branch}` is there already" in setting.issues[0]["body"]
+    assert f"The branch `{branch}` exists already" in setting.issues[0]["body"]
 
 
 # The workflow

@@ -1,4 +1,4 @@
-"""Registered assets of revisions and batch deployments: their users and their removal."""
+"""Registered assets of revisions and batch deployments: which are in use, and their deletion."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,11 +11,11 @@ from mlops.azure.workspace import Workspace, empty, store
 
 BATCH_ENVIRONMENT = f"{ENVIRONMENT}-batch"
 OWNER = "endpoint"  # the tag that names the online endpoint for which an asset was registered
-REFUSED = (400, 403, 405, 409)  # an asset that Azure keeps, whoever asks again
+REFUSED = (400, 403, 405, 409)  # Azure does not delete the asset; retrying is useless
 
 
 def versions(operations: Any, name: str) -> list[Any]:
-    """Return all versions of a model or an environment; Azure has no empty ones."""
+    """Return all versions of a model or an environment, [] if it does not exist."""
     try:
         return list(operations.list(name=name))
     except ResourceNotFoundError:
@@ -47,7 +47,7 @@ def of(deployments: Iterable[Any]) -> set[str]:
 
 
 def used(client: Any, but: str) -> set[str]:
-    """Return the assets that all endpoints but one online endpoint use or may roll back to."""
+    """Return the assets used by all endpoints except `but`, including those of a rollback."""
     found = set[str]()
     for online in client.online_endpoints.list():
         if online.name != but:
@@ -59,9 +59,9 @@ def used(client: Any, but: str) -> set[str]:
 
 
 def remove(workspace: Workspace, scope: str, going: set[str]) -> list[str]:
-    """Delete assets of the workspace `scope`, and the files of models that no other model has.
+    """Delete assets of the workspace `scope`, and files of models that no other model uses.
 
-    Azure deletes no data asset and archives environments: return what is left, and how.
+    Azure does not delete data assets and environments; archive them and return what remains.
     """
     staying = {
         folder_of(one.path)

@@ -1,7 +1,7 @@
-"""Score files by a batch endpoint of the workspace: upload them, wait, download the answers.
+"""Score files with a batch endpoint of the workspace: upload them, wait, download the answers.
 
 A folder that is already in a datastore of the workspace is scored in place. One file is one
-mini-batch, so cut a large one to use several processes. The answers' folder records the job, so
+mini-batch, so split a large one to use several processes. The answers' folder records the job, so
 that an interrupted run continues. Each job writes to its own folder; complete answers are
 downloaded from failed jobs too, and the next job scores only the other files.
 """
@@ -37,14 +37,14 @@ from mlops.azure.revisions import MODEL, Release, stage_code
 from mlops.azure.settings import Params
 from mlops.azure.workspace import quiet, store
 
-# What batch.py of the endpoint's code folder names: an environment variable, and two files that
-# it writes beside the answers, why a file could not be scored and that its folder is complete.
+# Names in batch.py of the endpoint's code folder: an environment variable, and two files beside the
+# answers: the reason why a file could not be scored, and the mark of a complete folder.
 SCRIPT, ERROR, SUCCESS = "DIGITS_SCRIPT", "_ERROR", "_SUCCESS"
 URI = "azureml://datastores/workspaceblobstore/paths/{}"
-OTHERS = 10  # deployments that stay, for their jobs may run; an endpoint has 20 at most
+OTHERS = 10  # other deployments to keep: their jobs may be running; the limit is 20
 JOB = "job.json"  # in the answers' folder
-# What batch.py imports, in the model's own versions, and what Azure's batch driver needs beside
-# it: that holds back NumPy and pyarrow, so all of the lock cannot be installed with it.
+# The packages that batch.py imports, in the model's versions, and those of Azure's batch driver.
+# The driver requires older NumPy and pyarrow, so the complete lock cannot be installed with it.
 PINNED = ["azureml-ai-monitoring", "azureml-inference-server-http", "keras", "pandas", "pillow"]
 PINNED += ["tensorflow", "tensorflow-cpu"]
 DRIVER = ["azureml-core", "azureml-dataset-runtime[fuse]>=1.61"]
@@ -190,15 +190,15 @@ class Batch:
         match = STORED.fullmatch(uri)
         if match is None:
             form = "azureml://datastores/NAME/paths/FOLDER"
-            raise DigitsError(f"{uri}: is no address of a folder in the workspace; write {form}")
+            raise DigitsError(f"{uri}: is not a folder's address. Expected {form}")
         name, folder = match.groups()
         found = list(store(self.target.workspace, name).list_blobs(name_starts_with=f"{folder}/"))
         names = [Path(blob.name).name for blob in found]
-        names = [name for name in names if not name.startswith(("_", "."))]  # marks, as Hadoop's
+        names = [name for name in names if not name.startswith(("_", "."))]  # markers, as Hadoop's
         if not names:
-            raise DigitsError(f"{uri}: no file lies there; is it the folder, not a file?")
+            raise DigitsError(f"{uri}: contains no files. Give the address of a folder.")
         if twice := {name for name in names if names.count(name) > 1}:
-            raise DigitsError(f"{uri}: two files are named {min(twice)}; score their folders alone")
+            raise DigitsError(f"{uri}: {min(twice)} occurs twice. Score folders one by one.")
         return "\n".join([uri, *sorted(f"{one.name} {one.size} {one.etag}" for one in found)])
 
     def _known(self, path: Path, run: str) -> tuple[str, str] | None:
@@ -210,13 +210,13 @@ class Batch:
             other, job, answers = known["run"] != run, str(known["job"]), str(known["answers"])
         except (ValueError, KeyError, TypeError) as error:
             fix = "choose another --out"
-            raise DigitsError(f"{path}: is not of `digits score` ({error!r}); {fix}") from None
+            raise DigitsError(f"{path}: not written by `digits score` ({error!r}); {fix}") from None
         if other:
-            raise DigitsError(f"{path}: is of other files or another model; choose another --out")
+            raise DigitsError(f"{path}: has answers of other files or model; choose another --out")
         return job, answers
 
     def _status(self, job: str) -> str:
-        """Return a job's status; one that is gone counts as failed."""
+        """Return a job's status; a deleted one counts as failed."""
         try:
             status = self.client.jobs.get(job).status
         except ResourceNotFoundError:
@@ -233,7 +233,7 @@ class Batch:
                     if blob.endswith("/" + ERROR)
                 ]
                 reason = "; ".join(faults) or "see its log"
-                raise DigitsError(f"job {name} ended as {status}: {reason}; fix that and run again")
+                raise DigitsError(f"job {name} ended as {status}: {reason}; fix this and run again")
             time.sleep(self.target.workspace.poll_seconds)
 
 
@@ -243,6 +243,6 @@ def fetch(container: ContainerClient, prefix: str, out: Path) -> None:
     folders = {name.removesuffix(SUCCESS) for name in names if name.endswith("/" + SUCCESS)}
     complete = [name for name in names if f"{name.rpartition('/')[0]}/" in folders]
     for name in sorted(complete, key=lambda name: name.endswith(SUCCESS)):
-        if not name.endswith(ERROR):  # of an earlier try
+        if not name.endswith(ERROR):  # of an earlier attempt
             with atomic_write(out / name.removeprefix(prefix)) as partial:
                 partial.write_bytes(container.download_blob(name).readall())

@@ -30,7 +30,7 @@ HOURS = {  # where a blob's path names its hour
     LABELS: re.compile(r"/(\d{4}/\d\d/\d\d/\d\d)\.jsonl$"),
 }
 HOUR = "%Y/%m/%d/%H"
-BLOCK_BYTES = 4_000_000  # that are appended or read at once; 4 MiB is the most to append
+BLOCK_BYTES = 4_000_000  # per append or read; the limit of an append is 4 MiB
 Line = tuple[str, bytes]  # its place, for messages, and its content
 
 
@@ -45,7 +45,7 @@ class Hour:
 def hours(
     container: ContainerClient, folder: str, endpoint: str, since: datetime.datetime | None = None
 ) -> Iterator[Hour]:
-    """Yield the hours of ROWS or LABELS, the oldest first, from the one that `since` lies in."""
+    """Yield the hours of ROWS or LABELS, oldest first, from the hour that contains `since`."""
     found: dict[datetime.datetime, list[BlobProperties]] = {}
     for blob in container.list_blobs(name_starts_with=folder.format(endpoint=endpoint)):
         hour = _hour(blob.name, HOURS[folder])
@@ -58,7 +58,7 @@ def hours(
 
 
 class DeletedError(Exception):
-    """Collected data that was read is deleted, as when its endpoint was destroyed."""
+    """Collected data that was read has been deleted, for instance with its endpoint."""
 
 
 class Follower:
@@ -72,7 +72,7 @@ class Follower:
         """Yield new complete lines, the oldest hour first, of about `at_most` bytes.
 
         The next call yields the rest, or everything if the store did not answer. Raises
-        DeletedError when a blob of those that were read is gone.
+        DeletedError when a blob that was read has been deleted.
         """
         try:
             blobs = container.list_blobs(name_starts_with=self.prefix, retry_total=0)
@@ -93,7 +93,7 @@ class Follower:
                         at_most -= length
                 yield Hour(hour, found)
         except AzureError:
-            pass  # the store is away: what is there waits
+            pass  # the store does not answer: the next call reads the rest
 
 
 def append_labels(
@@ -156,7 +156,7 @@ def _lines(container: ContainerClient, name: str, size: int, over: bool) -> Iter
 
 
 def endpoint_name(name: str | None, derived: str) -> str:
-    """Return the endpoint asked for, or the one derived from the workspace; refuse a path."""
+    """Return `name`, by default `derived`; raise DigitsError for a path."""
     if name is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]", name):
-        raise DigitsError(f"{name!r} is no endpoint's name; see `digits deploy status`")
+        raise DigitsError(f"{name!r} is not an endpoint name. See `digits deploy status`.")
     return name or derived

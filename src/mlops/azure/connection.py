@@ -13,7 +13,7 @@ DVC = Path(".dvc/config")
 WORKSPACE = Path(".azureml/config.json")  # what MLClient.from_config reads
 API = "2025-12-01"  # Azure ML's API version, that of the template and of the SDK
 REMOTES = ("main", "review")
-# The variables by which workflows and commands know the workspace, and their keys in WORKSPACE.
+# The variables that identify the workspace for workflows and commands, with their WORKSPACE keys.
 NAME = "AZURE_ML_WORKSPACE"
 SETTINGS = {
     "AZURE_SUBSCRIPTION_ID": "subscription_id",
@@ -32,7 +32,7 @@ def workspace_id(values: dict[str, str]) -> str:
 
 
 def load_connection() -> dict[str, str]:
-    """Return the variables in SETTINGS as the repository keeps them, none when not connected.
+    """Return the variables in SETTINGS as stored in the repository, {} when not connected.
 
     Raises DigitsError when the file is invalid.
     """

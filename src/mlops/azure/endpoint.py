@@ -43,7 +43,7 @@ COST = {"application": "digits"}  # the tag that costs are grouped by, as in the
 BUSY = {"creating", "updating", "deleting", "scaling"}
 SETTLE_SECONDS = 1800.0  # timeout for an operation that another run began
 LOG_LINES = 500
-BUSY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)  # between two attempts of a request that got it
+BUSY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)  # between two attempts after BUSY_STATUS
 TOKEN_SCOPE = "https://ml.azure.com/.default"
 
 
@@ -117,7 +117,7 @@ class Target:
         return {name: (has[name], wanted[name]) for name in has if has[name] != wanted[name]}
 
     def put(self, traffic: dict[str, int], **tags: str | None) -> None:
-        """Set traffic and tags in one call; None takes a tag away."""
+        """Set traffic and tags in one call; None removes a tag."""
         endpoint = self.settled()
         wanted = {**endpoint.tags, **tags}
         endpoint.tags = {name: value for name, value in wanted.items() if value is not None}
@@ -127,11 +127,11 @@ class Target:
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
 
     def delete(self) -> list[str]:
-        """Delete the endpoint and the batch endpoint with all that they have; return what is left.
+        """Delete the endpoint, the batch endpoint and everything in them; return what remains.
 
         First the deployments, which cost money. Then personal data: collected rows, labels, scored
         files. Then the assets that Azure can delete and no other endpoint of the workspace uses.
-        The endpoint is last: its tags record what there is, so that a second call can finish after
+        The endpoint is last: its tags record what exists, so that a second call can finish after
         an interruption. Code of revisions that were never live stays (a few kilobytes), because no
         tag names it.
         """
@@ -159,7 +159,7 @@ class Target:
         """Return after how many days Azure deletes collected rows, None for never.
 
         Raises DigitsError unless that is `azure.collection_days`. The rule is part of the
-        template, and the emulator's account was made from none.
+        ARM template, which the emulator does not use.
         """
         account = self.client.workspaces.get(self.client.workspace_name).storage_account
         folder = f"{store(self.workspace).container_name}/{collected.ROWS}"
@@ -191,12 +191,12 @@ class Target:
         return {one.name: str(one.provisioning_state).split(".")[-1].lower() for one in found}
 
     def state(self, name: str | None) -> str | None:
-        """Return a deployment's state once nothing is under way on it; None: it is not there."""
+        """Return a deployment's state after pending operations; None if it does not exist."""
         state = self._wait(lambda: self.deployments().get(name or ""), f"the deployment {name}")
         return None if state is None else str(state)
 
     def remove(self, name: str) -> None:
-        """Delete a deployment that has no traffic, if it is there."""
+        """Delete a deployment that has no traffic, if it exists."""
         if self.state(name) is not None:
             self._unscale(name)
             with quiet():
@@ -207,10 +207,10 @@ class Target:
             manager.remove_scale(self.workspace, self.scope, self.name, name)
 
     def register(self, release: Release) -> str:
-        """Return the version of the registered model, once registered for its hash."""
+        """Register the model unless its hash is registered already; return its version."""
         known = assets.versions(self.client.models, MODEL)
         for model in known:
-            commit = model.tags.get("commit", "")  # of live.yml it may be no commit of this history
+            commit = model.tags.get("commit", "")  # live.yml's may not be in this history
             if model.tags.get("package") == release.package_hash and git.commit(commit):
                 return str(model.version)
         version = str(1 + max((int(model.version) for model in known), default=0))
@@ -249,7 +249,7 @@ class Target:
         return self.spec_of(release.name, spec)
 
     def spec_of(self, name: str, spec: DeploymentSpec) -> DeploymentSpec:
-        """Return a spec completed with the code that a deployment was given."""
+        """Return a spec completed with the code of a deployment."""
         made = self.client.online_deployments.get(name, self.name)
         parts = str(made.code_configuration.code).split("/")
         model = str(made.model).split("/")[-1]
@@ -277,7 +277,7 @@ class Target:
             instance_type=spec.type,
             instance_count=spec.count,
             data_collector=collector,
-            tags=COST | ({SCALED: "yes"} if spec.scale else {}),  # so that who deletes it knows
+            tags=COST | ({SCALED: "yes"} if spec.scale else {}),  # for the deletion
             environment_variables={
                 "WORKER_COUNT": str(spec.at_a_time),
                 # The inference server sends every answer there otherwise (its server/config.py).
@@ -309,13 +309,13 @@ class Target:
             if str(shown).split(".")[-1].lower() not in BUSY:
                 return found
             if time.monotonic() > deadline:
-                raise DigitsError(f"{what} is still {shown}; look at it in the portal")
+                raise DigitsError(f"{what} is still {shown}. Look at it in the Azure portal.")
             time.sleep(self.workspace.poll_seconds)
 
-    # Asking ---------------------------------------------------------------------------------------
+    # Requests -------------------------------------------------------------------------------------
 
     def ask(self, content: Any, deployment: str | None = None) -> Answer:
-        """Send one request's JSON, by traffic or to one deployment; return the answer.
+        """Send one request's JSON to a deployment, by default chosen by traffic; return the answer.
 
         Raises DigitsError when it is rejected or times out.
         """

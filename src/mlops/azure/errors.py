@@ -12,7 +12,7 @@ from azure.core.exceptions import (
 from core.errors import DigitsError
 
 LOGS = Path(".deploy")  # where the logs of deployments and jobs that failed are saved
-# The last line of a traceback in the log of a deployment, but that of the inference server itself.
+# The last line of a traceback in a deployment's log, except those of the inference server itself.
 RAISED = re.compile(
     r"^(?!azureml_inference)(?:[\w.]+\.)?\w*(?:Error|Exception|Exit)(?:: .{1,200})?$", re.M
 )
@@ -20,12 +20,12 @@ CAUSES = [  # pattern of an error's text (case is ignored), cause, fix
     (
         "vCPU quota",
         "the quota is too small for a node",
-        "--without-cluster, or ask for quota and run this again",
+        "pass --without-cluster, or request quota and run this again",
     ),
     (
         "Not enough quota|OutOfQuota|QuotaExceeded",
         "the quota is used up",
-        "ask for more, or another --location, a smaller azure.instance_type, or in_place",
+        "request more, or use another --location, a smaller azure.instance_type or in_place",
     ),
     (
         "TasksOperationsNotAllowed",
@@ -50,7 +50,7 @@ CAUSES = [  # pattern of an error's text (case is ignored), cause, fix
     (
         "AuthorizationFailure",
         "the storage account rejects access from here",
-        "see its firewall, and Storage Blob Data Contributor on it",
+        "check its firewall, and your role Storage Blob Data Contributor on it",
     ),
     (
         "AuthorizationFailed.*autoscalesettings",
@@ -77,7 +77,7 @@ CAUSES = [  # pattern of an error's text (case is ignored), cause, fix
     ),
     ("Conflict.*vault", "a deleted key vault keeps its name", "az keyvault purge --name"),
     ("Conflict", "another operation is under way", "wait for it, then run this again"),
-    (r"\(HTTP 40", "GitHub refuses it", "an administrator of the repository has to run this"),
+    (r"\(HTTP 40", "GitHub refuses this", "an administrator of the repository has to run this"),
     ("misspelled or not recognized", "this `az` is too old", "az upgrade, to 2.61 or newer"),
     ("Max retries exceeded", "no answer came", "check the network and run this again"),
     ("timed out", "no answer came in time", "run this again: it continues where it stopped"),

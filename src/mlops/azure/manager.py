@@ -1,7 +1,7 @@
 """Calls of Azure Resource Manager that azure-ai-ml does not have.
 
-How many instances a deployment has under load is a setting of Azure Monitor; how long collected
-rows are kept is a rule of the storage account, which deletes them itself. The template makes it.
+Autoscaling of a deployment is a setting of Azure Monitor. The retention of collected rows is a rule
+of the storage account, created by the ARM template.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ VERSIONS = {AUTOSCALE: "2022-10-01", POLICY: "2023-01-01"}  # of the API
 
 @dataclass(frozen=True)
 class Scale:
-    """Bounds of a deployment's instances, and what moves it between them."""
+    """Bounds for the number of a deployment's instances, and the load that changes it."""
 
     least: int
     most: int
@@ -87,9 +87,9 @@ def remove_scale(workspace: Workspace, scope: str, endpoint: str, deployment: st
 
 
 def kept_days(workspace: Workspace, account: str, folder: str) -> int | None:
-    """Return after how many days a storage account deletes what is written to CONTAINER/FOLDER.
+    """Return the number of days that a storage account keeps blobs in CONTAINER/FOLDER.
 
-    None is never. `account` is its resource id.
+    None means for ever. `account` is its resource id.
     """
     found = ask(workspace, "GET", f"{account}/{POLICY}", VERSIONS[POLICY])
     days = []

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 MODEL = ENVIRONMENT = "digits"  # names of the registered assets
-KEPT = 10  # revisions whose specs stay; a resource has at most 50 tags
-TAG = "revision."  # what the tags' names begin with
+KEPT = 10  # revisions whose specs are kept; a resource has at most 50 tags
+TAG = "revision."  # prefix of the tags' names
 
 
 @dataclass(frozen=True)
 class Release:
     """The packaged model and the code beside it, of one commit."""
 
-    name: str  # of the deployment; it stands for all that is served
+    name: str  # of the deployment; derived from everything that is served
     package: Path  # the model folder
-    package_hash: str  # of it, as dvc.lock has it
-    model_version: str | None  # begins with what the answers call `model_version`; None: unknown
+    package_hash: str  # the folder's MD5, as in dvc.lock
+    model_version: str | None  # starts with the answers' `model_version`; None: unknown
     code: Path
-    code_files: tuple[Path, ...]  # as git has them
+    code_files: tuple[Path, ...]  # tracked by git
     conda: dict[str, Any]
     environment_hash: str
     tags: dict[str, str]  # of the registered model: where it comes from
@@ -29,7 +29,7 @@ class Release:
 
 @dataclass(frozen=True)
 class DeploymentSpec:
-    """What a revision is made of; it fits into one tag."""
+    """The specification of a revision; it fits into one tag."""
 
     model: str  # version of the registered model
     code: str  # name:version
@@ -40,7 +40,7 @@ class DeploymentSpec:
     at_a_time: int
     collect: tuple[str, ...]
     order: int  # of the revisions on this endpoint
-    scale: tuple[int, int, int, int] | None = None  # as `manager.Scale` has them after `least`
+    scale: tuple[int, int, int, int] | None = None  # the fields of `manager.Scale` after `least`
 
 
 def stage_code(release: Release, target: Path) -> Path:
@@ -66,7 +66,7 @@ def known(endpoint: Any) -> dict[str, DeploymentSpec]:
 
 
 def serving(endpoint: Any, states: dict[str, str]) -> str | None:
-    """Return the live revision if it runs, even if its last change failed."""
+    """Return the live revision if it runs, even if its last update failed."""
     name = endpoint.tags.get("live")
     if states.get(name) == "succeeded" or (name in states and endpoint.traffic.get(name)):
         return str(name)
@@ -74,7 +74,7 @@ def serving(endpoint: Any, states: dict[str, str]) -> str | None:
 
 
 def tags(endpoint: Any, name: str, spec: DeploymentSpec) -> dict[str, str | None]:
-    """Return the tags that record a revision, without keys for their length, and forget the oldest.
+    """Return the tags that record a revision, without keys to save space, and drop the oldest.
 
     Tags of the live and the previous revision stay: traffic may return to them.
     """
@@ -86,7 +86,7 @@ def tags(endpoint: Any, name: str, spec: DeploymentSpec) -> dict[str, str | None
 
 
 def assets(endpoint: Any) -> set[str]:
-    """Return the assets of the workspace that an endpoint's revisions were made of."""
+    """Return the assets of the workspace that an endpoint's revisions use."""
     found = set()
     for name, spec in known(endpoint).items():
         for part in spec.collect:  # what the SDK registers for a collection

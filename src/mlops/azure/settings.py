@@ -6,12 +6,12 @@ from pydantic import Field
 
 from core import params
 
-# What Azure answers to callers (learn.microsoft.com/azure/machine-learning/
-# how-to-troubleshoot-online-endpoints): 429 beyond IN_FLIGHT times the requests that the instances
-# work on at a time; 424 when score.py answers no 200, with its own status in a header.
+# Statuses that Azure returns to callers (learn.microsoft.com/azure/machine-learning/
+# how-to-troubleshoot-online-endpoints): 429 above IN_FLIGHT times the concurrent requests of all
+# instances; 424 when score.py does not answer 200; its status is then in a header.
 BUSY_STATUS, MODEL_STATUS = 429, "ms-azureml-model-error-statuscode"
 IN_FLIGHT = 2
-INSTANCES = 50  # of a deployment at most: .../how-to-manage-quotas
+INSTANCES = 50  # maximum of a deployment: .../how-to-manage-quotas
 RECORDED = 130  # characters of instance_type and collections: a revision's record is one tag
 Positive = Annotated[float, Field(gt=0)]
 
@@ -27,7 +27,7 @@ class Smoke:
 
 @params.strict
 class Autoscale:
-    """When instances beyond `instance_count` come and go."""
+    """When instances beyond `instance_count` are added and removed."""
 
     most: Annotated[int, Field(ge=2, le=INSTANCES)]
     cpu_percent: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(le=99)]]
@@ -84,7 +84,7 @@ class Params:
     identity: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]{2,127}$")] | None
     collections: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...]
     collection_days: Annotated[int, Field(ge=1, le=3650)] | None
-    lease_seconds: Annotated[int, Field(ge=15, le=60)]  # what a blob's lease may last
+    lease_seconds: Annotated[int, Field(ge=15, le=60)]  # the limits of a blob lease
     job: Job
     batch: Batch
 

@@ -43,7 +43,7 @@ class LocalCredential:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the SDK's dots, colours and bars off the console."""
+    """Suppress the SDK's progress dots, colours and bars."""
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
@@ -52,10 +52,10 @@ def quiet() -> Iterator[None]:
 def unconfirmed(client: BlobStorageClient) -> None:
     """Let the SDK repeat an interrupted upload.
 
-    It replaces a folder's files when the first of them is there without the mark of a whole
-    upload; when just the first is missing, it fails at the others, and so for ever.
+    It overwrites a folder's files if the first one exists without the mark of a complete upload.
+    If only the first is missing, every attempt fails at the others.
     """
-    CHECK(client)  # which raises when the upload was whole
+    CHECK(client)  # which raises when the upload was complete
     client.overwrite = True
 
 
@@ -67,8 +67,8 @@ class Workspace:
     credential: Any
     kind: str  # local, azure, or the name of one that is not the repository's own
     poll_seconds: float
-    blobs: str  # the form of a blob account's address, {} being the account
-    manager: PipelineClient[Any, Any]  # for what the SDK has no call for; see manager.py
+    blobs: str  # a blob account's address, with {} for its name
+    manager: PipelineClient[Any, Any]  # for calls that the SDK lacks; see manager.py
 
 
 def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
@@ -76,7 +76,7 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
 
     Raises DigitsError when no emulator runs, or when a setting is missing.
     """
-    # Without its progress bar the SDK waits for ever for a file whose upload failed; see `quiet`.
+    # Without its progress bar the SDK waits forever for a file whose upload failed; see `quiet`.
     options: dict[str, Any] = {"show_progress": True, "enable_telemetry": False}
     if kind != "local":
         known = connection.load_connection() | {
@@ -98,7 +98,7 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
             address = {name: str(found[name]) for name in ADDRESS}
         except (OSError, ValueError, KeyError, TypeError) as error:
             absent = isinstance(error, FileNotFoundError)
-            what = "not found" if absent else f"is damaged ({error!r})"
+            what = "not found" if absent else f"is corrupted ({error!r})"
             fix = "start `digits local`, or set DIGITS_LOCAL_FOLDER to its --folder"
             raise DigitsError(f"{path}: {what}; {fix}") from None
         names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))

@@ -2,7 +2,7 @@
 
 A pull request that changes only data is judged by main's code, so its verdict holds. One that
 changes code may have changed its own judge: the comment states this, and main's own code reproduces
-the results after the merge. Nothing here is read from what the pull request made.
+the results after the merge. Nothing here is read from the pull request's output.
 """
 
 import re
@@ -14,7 +14,7 @@ from mlops.bot import github
 from mlops.review.schema import MADE
 
 WORKFLOW = ".github/workflows/pull-request.yml"
-FILES = 300  # the most that the comparison lists: docs.github.com/rest/commits/commits
+FILES = 300  # maximum number of files in a comparison: docs.github.com/rest/commits/commits
 # Data, in plain files; all else is code: dvc.yaml, .dvc/, scripts, names that begin with a dot.
 FOLDERS = r"data/(?:(?!\.)[^/]+/)*"
 FORMATS = "csv|dvc|gif|gz|idx|jpeg|jpg|json|npy|npz|parquet|pdf|png|tif|tiff|txt|ubyte|webp|zip"
@@ -23,7 +23,7 @@ DATA = re.compile(
     rf"{FOLDERS}(?!\.)[^/]+\.(?:{FORMATS})",
     re.S,
 )
-PLAIN_FILE = "100644"  # git's mode of a file that is no program, link or submodule
+PLAIN_FILE = "100644"  # git's mode of a file, not of a program, link or submodule
 
 
 def run_of(number: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def run_of(number: str) -> dict[str, Any]:
 def pull_requests(run: dict[str, Any], made: str = "") -> list[dict[str, Any]]:
     """Return the open pull requests from the run's repository and branch whose head is its commit.
 
-    Or the commit `made`, which the bot has made of what the run handed over.
+    Or the commit `made`, which the bot created from the run's artifact.
     """
     source = run["head_repository"]
     if source is None:  # the fork has been deleted
@@ -55,19 +55,19 @@ def pull_requests(run: dict[str, Any], made: str = "") -> list[dict[str, Any]]:
 
 
 def compare(base: str, head: str) -> dict[str, Any]:
-    """Return GitHub's comparison of what a head has since it left a base."""
+    """Return GitHub's comparison of a head with its merge base."""
     return github.api("GET", f"/compare/{urllib.parse.quote(base, safe='')}...{head}")
 
 
 def names(comparison: dict[str, Any]) -> list[str]:
-    """Return the paths of the files that a comparison lists, renamed ones by both."""
+    """Return the paths of the files that a comparison lists, both paths of renamed ones."""
     rows = comparison["files"]
     keys = ("filename", "previous_filename")
     return [row[key] for key in keys for row in rows if key in row]
 
 
 def code(base: str, head: str) -> list[str]:
-    """Return the files of a change that are code, empty when it changes data alone."""
+    """Return the files of a change that are code, empty when it only changes data."""
     paths = names(compare(base, head))
     if len(paths) >= FILES:
         return [f"{FILES} files or more"]

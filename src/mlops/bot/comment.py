@@ -1,6 +1,6 @@
 """Show the report of a run of pull-request.yml as one comment and one commit status.
 
-report.json was written by the pull request's own code, a fork's perhaps, so it is hostile: it is
+report.json was written by the pull request's own code, maybe a fork's, so it is untrusted: it is
 parsed strictly, and rendered here. The pull request is found by GitHub's record of the run: its
 head is the commit of the run.
 """
@@ -18,7 +18,7 @@ from mlops.review import render, schema
 from mlops.review.schema import Report
 
 REPORT_BYTES = 4_000_000
-COMMENT_CHARACTERS = 65_000  # GitHub takes 65,536
+COMMENT_CHARACTERS = 65_000  # GitHub's limit is 65,536
 STATUS_CHARACTERS = 140  # docs.github.com/rest/commits/statuses
 MARKER = re.compile(r"<!-- digits-review run=(\d+) attempt=(\d+) -->")
 TAKE = """\
@@ -36,7 +36,7 @@ reopens the pull request."""
 NO_PRESS = "**What this run made is committed** as {made}. Its checks run."
 NO_MERGE = """\
 Main was not merged{why}. In a clone, on this branch, after `git merge origin/main` (in a rebase \
-`--theirs` stands for `--ours`):
+use `--theirs` instead of `--ours`):
 
 ```
 {commands}
@@ -62,10 +62,10 @@ def main(arguments: list[str]) -> str:
 
 
 def read(run: dict[str, Any]) -> Report:
-    """Return the report that a run has handed over; raise DigitsError when it has none."""
+    """Return the report that a run uploaded; raise DigitsError when it has none."""
     files = github.artifact(run["id"], "report", REPORT_BYTES)
     if not files or "report.json" not in files:
-        raise DigitsError("the run ended before it was written")
+        raise DigitsError("the run ended before it wrote a report")
     return schema.parse(files["report.json"])
 
 
@@ -126,11 +126,11 @@ def notices(run: dict[str, Any], pull: dict[str, Any], served: str) -> tuple[lis
 
 
 def metrics(commit: str) -> dict[tuple[str, str], float]:
-    """Return the metrics of a commit of main by source and name: finite numbers alone."""
+    """Return the metrics of a commit of main by source and name: finite numbers only."""
     try:
         row = github.api("GET", f"/contents/data/evaluation/metrics.json?ref={commit}")
         values = json.loads(base64.b64decode(row["content"]))
-    except (DigitsError, ValueError):  # of a commit that is gone, or whose metrics stand elsewhere
+    except (DigitsError, ValueError):  # the commit does not exist, or its metrics are elsewhere
         return {}
     return {
         (source, name): float(value)
@@ -163,13 +163,13 @@ def comment(run: dict[str, Any], pull: dict[str, Any], report: Report | None, pr
 
 
 def show(number: int, run: dict[str, Any], body: str) -> str:
-    """Write or update the one comment of a pull request, unless it is of a newer run."""
+    """Write or update the one comment of a pull request, unless it belongs to a newer run."""
     for old in github.everything(f"/issues/{number}/comments?sort=created"):
         mark = MARKER.match(old["body"])
         if not mark or old["user"]["login"] != github.BOT:
-            continue  # a person may write anything, the marker too
+            continue  # a person may write the marker, too
         if (int(mark[1]), int(mark[2])) > (run["run_number"], run["run_attempt"]):
-            return f"#{number}: its comment is of the newer run {mark[1]}; left as it is."
+            return f"#{number}: its comment belongs to the newer run {mark[1]}; not changed."
         github.api("PATCH", f"/issues/comments/{old['id']}", {"body": body})
         return f"#{number}: comment updated."
     github.api("POST", f"/issues/{number}/comments", {"body": body})

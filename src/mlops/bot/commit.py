@@ -1,10 +1,10 @@
-"""Commit the dvc.lock and the small tables that a run made to the branch of its pull request.
+"""Commit the dvc.lock and the small tables of a run to the branch of its pull request.
 
 The files come from the pull request's own code: only these paths are accepted, and nothing is run.
 They are committed only if the author belongs to this repository, pushed the commit and changes only
-data; others commit them by hand, as the comment describes. A commit of the bot is never committed
-upon, so there is no loop. A run that a person started by hand has merged main, if it has moved on:
-its commit has two parents.
+data; others commit them by hand, as the comment describes. Nothing is committed on top of the bot's
+commit, so there is no loop. A run started by hand merges main if main has new commits; its
+commit then has two parents.
 """
 
 import re
@@ -25,7 +25,7 @@ BYTES, FILES = 5_000_000, 50
 def main(arguments: list[str]) -> str:
     """Commit the artifact `lock` of the run RUN (an id); return what was done.
 
-    Gives the comment, by GITHUB_OUTPUT, `made`, the commit's id, or `left`, why there is none.
+    Passes to the comment, by GITHUB_OUTPUT, `made` (the commit's id) or `left` (why not).
     """
     run = change.run_of(github.setting("RUN"))
     files = github.artifact(run["id"], "lock", BYTES)
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> str:
         else:
             text = "dvc.lock and metrics as the pipeline makes them"
             made = commit([head], text, additions(files, MADE))
-        # Refused when the branch has moved on: it is then no ancestor.
+        # Refused if the branch has new commits: it is not a fast-forward then.
         github.api("PATCH", place, {"sha": made, "force": False}, token="COMMIT_TOKEN")
     except DigitsError as error:
         github.output(left=error)
@@ -58,9 +58,9 @@ def refusal(run: dict[str, Any], pulls: list[dict[str, Any]]) -> str:
         return "its branch is in a fork"
     if run["head_branch"] == github.setting("DEFAULT_BRANCH"):
         return "its branch is the default branch"
-    actor = run["actor"] or {"type": "User", "login": ""}  # an account that has been deleted
+    actor = run["actor"] or {"type": "User", "login": ""}  # a deleted account
     if actor["type"] == "Bot":
-        return "the last commit is of a bot"
+        return "the last commit is by a bot"
     author = (pulls[0]["user"] or {}).get("login")
     if run["event"] != "workflow_dispatch" and actor["login"] != author:
         return f"{actor['login']} pushed to the branch of {author}"
@@ -69,7 +69,7 @@ def refusal(run: dict[str, Any], pulls: list[dict[str, Any]]) -> str:
 
 
 def merge(head: str, files: dict[str, bytes]) -> str:
-    """Make a commit that merges main into a branch that changes data alone; return it.
+    """Create a commit that merges main into a branch that only changes data; return its id.
 
     Its tree is main's, with the files that the branch has changed, and with the run's in place of
     those that both have. Raises DigitsError when both changed another file.
@@ -97,9 +97,9 @@ def merge(head: str, files: dict[str, bytes]) -> str:
 
 
 def commit(parents: list[str], message: str, entries: list[dict[str, Any]], tree: str = "") -> str:
-    """Make a commit that changes these entries of the tree of a commit, else of its first parent.
+    """Create a commit that changes entries of the tree of commit `tree`, by default a parent's.
 
-    Returns its id; no branch has it yet. createCommitOnBranch cannot give a commit two parents.
+    Returns its id; it is on no branch yet. createCommitOnBranch cannot give a commit two parents.
     """
     base = github.api("GET", f"/git/trees/{tree or parents[0]}")["sha"]
     values = {"base_tree": base, "tree": entries}
@@ -109,7 +109,7 @@ def commit(parents: list[str], message: str, entries: list[dict[str, Any]], tree
 
 
 def additions(files: dict[str, bytes], allowed: re.Pattern[str]) -> list[dict[str, Any]]:
-    """Return the entries of a tree; raise DigitsError for a file that is not allowed or no text."""
+    """Return the entries of a tree; raise DigitsError for a file not allowed or not text."""
     if len(files) > FILES:
         raise DigitsError(f"{len(files)} files handed over; at most {FILES} are committed")
     for name in files:
@@ -121,7 +121,7 @@ def additions(files: dict[str, bytes], allowed: re.Pattern[str]) -> list[dict[st
             for name, content in sorted(files.items())
         ]
     except UnicodeDecodeError as error:
-        raise DigitsError(f"a file to be committed is no text: {error}") from None
+        raise DigitsError(f"a file to be committed is not text: {error}") from None
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def setting(name: str) -> str:
     """Return an environment variable that the workflow sets; raise DigitsError without it."""
     value = os.environ.get(name, "")
     if not value:
-        raise DigitsError(f"{name} is not set: the workflow file says what this script is given")
+        raise DigitsError(f"{name} is not set. Set it in this step of the workflow file")
     return value
 
 
@@ -56,7 +56,7 @@ def api(method: str, path: str, body: object = None, token: str = "TOKEN") -> An
 
 
 def everything(path: str) -> list[Any]:
-    """Return all pages of a list; `path` has a query already."""
+    """Return all pages of a list; `path` must have a query."""
     rows: list[Any] = []
     for page in range(1, 101):
         part = api("GET", f"{path}&per_page=100&page={page}")
@@ -115,7 +115,7 @@ def _send(method: str, url: str, body: object, token: str, limit: int = 50_000_0
         except urllib.error.HTTPError as error:
             with error:
                 text = error.read(500).decode(errors="replace")
-            # A refusal for the rate did nothing; after a 5xx a POST may have done its work.
+            # A rate limit error changed nothing; after a 5xx a POST may have succeeded.
             # docs.github.com/rest/using-the-rest-api/rate-limits-for-the-rest-api
             limited = error.headers.get("Retry-After"), error.headers.get("X-RateLimit-Remaining")
             again = error.code >= 500 and method != "POST"

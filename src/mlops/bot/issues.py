@@ -1,12 +1,12 @@
-"""Write the issues: of drift in production, with its retraining, and of the weekly run.
+"""Write the issues about drift in production, with its retraining, and about the weekly run.
 
 Each issue is found again by a hidden marker. An alarm leads to at most one retraining, and to none
-for bad images, which the model would learn.
+if images are bad: the model would learn them.
 
-What a run proposes is a branch. A person opens its pull request by a link in the issue, whose
-checks then start at once; a GitHub App opens it itself. The repository's setting "Allow GitHub
-Actions to create and approve pull requests" stays off: any writer could have a workflow open his
-change, and approve it himself.
+A run proposes a branch. A person opens its pull request by a link in the issue, so that its
+checks start at once; a GitHub App opens it by itself. The repository's setting "Allow GitHub
+Actions to create and approve pull requests" stays off: with it, any writer
+could let a workflow open their change, and approve it themselves.
 """
 
 import datetime
@@ -37,11 +37,11 @@ TODO = """\
 This issue is closed when the alarm ends."""
 LABEL = """\
 - Are they digits that the model never learnt? Label some, and merge the retraining if it is good.
-- Are the images bad (a scanner, a cropped image)? Fix that: a model that learns it hides it."""
+- Are the images bad (a scanner, a cropped image)? Fix that: a model that learns them hides it."""
 FIX = """\
-- The images are bad: fix what takes them (a scanner, cropping). Nothing is retrained meanwhile.
-- Are new digits still unusual? `digits monitor --since TIME` looks at those alone, and with
-  `--labelled data/labelled` takes them for `digits retrain`."""
+- The images are bad: fix their source (a scanner, cropping). Nothing is retrained meanwhile.
+- Are new digits still unusual? `digits monitor --since TIME` analyses only those, and with
+  `--labelled data/labelled` writes them for `digits retrain`."""
 
 
 def main(arguments: list[str]) -> str:
@@ -79,8 +79,8 @@ def close(issue: dict[str, Any], remark: str) -> str:
 def weekly() -> str:
     """Open the issue, update it, or close it when the run succeeded and nothing is newer.
 
-    A run that succeeded with newer versions has handed over the artifact `newest`: the locks, and
-    what the pipeline makes with them. It becomes a branch.
+    A run that succeeded with newer versions has uploaded the artifact `newest`: the locks, and
+    the pipeline's results with them. It becomes a branch.
     """
     result, link = github.setting("RESULT"), github.setting("LINK")
     issue = find(WEEKLY)
@@ -93,7 +93,7 @@ def weekly() -> str:
         title = "The newest versions are locked and tested"
         rows = github.api("GET", f"/git/matching-refs/heads/{NEWEST}")
         made = [row["ref"].removeprefix("refs/heads/") for row in rows]
-        proposal = f"The branch `{made[0]}` is there already; merge or delete it." if made else ""
+        proposal = f"The branch `{made[0]}` exists already. Merge or delete it." if made else ""
         if not made:
             files = github.artifact(int(github.setting("RUN")), "newest", BYTES) or {}
             added = commit.additions(files, RELOCKED)
@@ -110,7 +110,7 @@ def weekly() -> str:
 def propose(prefix: str, title: str, body: str, added: list[dict[str, Any]]) -> str:
     """Commit to a new branch of HEAD; return its pull request, or the link that opens it.
 
-    The branch and, with an App, the pull request are created both or not at all.
+    The branch and, with an App, the pull request are either both created or neither.
     """
     base, branch = github.setting("BASE"), f"{prefix}{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     made = commit.commit([github.setting("HEAD")], title, added)
@@ -118,7 +118,7 @@ def propose(prefix: str, title: str, body: str, added: list[dict[str, Any]]) -> 
     try:
         github.api("POST", "/git/refs", {"ref": ref, "sha": made}, token="COMMIT_TOKEN")
     except DigitsError as error:
-        raise DigitsError(f"{error}; if {branch} is there already, delete it first") from None
+        raise DigitsError(f"{error}; if {branch} exists already, delete it first") from None
     if os.environ.get("APP"):
         pull = {"title": title, "head": branch, "base": base, "body": body}
         try:
@@ -137,7 +137,7 @@ def propose(prefix: str, title: str, body: str, added: list[dict[str, Any]]) -> 
 def drift() -> str:
     """Open, update or close the issue by the file MONITORING, as `digits monitor` writes it.
 
-    Gives later jobs, by GITHUB_OUTPUT, the issue's number, and whether PROPOSE and what is seen
+    Passes to later jobs, by GITHUB_OUTPUT, the issue's number, and whether PROPOSE and the findings
     call for a retraining.
     """
     found = json.loads(Path(github.setting("MONITORING")).read_text("utf-8"))
@@ -146,8 +146,8 @@ def drift() -> str:
     if not found["drift"]:
         if issue is None:
             return "No drift; no issue is open."
-        if found["requests"] < found["window"]:  # as after a deployment, by its smoke test
-            return f"#{issue['number']}: left as it is, since no window of requests is full."
+        if found["requests"] < found["window"]:  # for instance only a smoke test's
+            return f"#{issue['number']}: not changed, since no window of requests is complete."
         remark = f"The alarm has ended; [this run]({link}) found no drift.\n\n{table(found)}"
         return close(issue, remark)
     issue, done = put(issue, "Production drifts", body(found, link))
@@ -169,7 +169,7 @@ def table(found: dict[str, Any]) -> str:
     rows = {
         "at least since" if found.get("onset_censored") else "since": found["since"] or "–",
         "judged": f"{found['requests']:,} requests in {found['windows']:,} windows",
-        "accuracy by the labels that have come": share("accuracy", "no labels yet"),
+        "accuracy by the labels so far": share("accuracy", "no labels yet"),
         "accuracy estimated without labels": share("estimated_accuracy", "not known"),
         f"out of distribution, of the last {found['recent_requests']:,}": share(
             "ood_share", "not known"
@@ -195,8 +195,8 @@ def retrain() -> str:
     report = schema.parse(files.pop("report.json", b""))
     names = {name.removeprefix("files/"): content for name, content in files.items()}
     text = (
-        f"Production drifts: #{issue}. This is an experiment with the digits of production whose "
-        "labels have come. Merging it deploys the new model; when the requests are no longer "
+        f"Production drifts: #{issue}. This is an experiment with the digits of production that "
+        "have labels. Merging it deploys the new model; when the requests are no longer "
         "unusual for it, the alarm ends."
     )
     added = commit.additions(names, RETRAINED)

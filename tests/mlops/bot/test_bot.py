@@ -139,7 +139,7 @@ def test_an_older_report_never_overwrites_a_newer_one(
 ) -> None:
     older, newer = reported(github, 1, "better"), reported(github, 2, "worse")
     show(newer, monkeypatch)
-    assert "of the newer run 2" in show(older, monkeypatch)
+    assert "to the newer run 2" in show(older, monkeypatch)
     assert "## Worse" in texts(github)[0]
     again = reported(github, 2, "mixed")
     again.attempt = 2
@@ -205,7 +205,7 @@ def test_a_persons_comment_with_the_marker_is_left_alone(
     [
         (b"", "cannot be read: File is not a zip file"),
         (b"PK no zip", "cannot be read: File is not a zip file"),
-        (archive(other="x"), "the run ended before it was written"),
+        (archive(other="x"), "the run ended before it wrote a report"),
         (archive(**{"report.json": b""}), "Expecting value"),
         (archive(**{"report.json": schema.dump(report())[:999]}), "Expecting|Unterminated|delim"),
         (archive(**{"report.json": b"[" * MUCH}), "more than 4000000 bytes"),
@@ -229,7 +229,7 @@ def test_a_damaged_report_is_named_and_the_comment_is_true(
 
 def test_a_run_without_a_report_is_named(github: GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
     show(ran(github), monkeypatch)
-    assert "No report: the run ended before it was written" in texts(github)[0]
+    assert "No report: the run ended before it wrote a report" in texts(github)[0]
 
 
 def test_no_member_of_an_archive_reaches_the_disk(
@@ -417,7 +417,7 @@ def test_the_commit_of_a_bot_is_not_committed_upon(
     """A pipeline that gives other bytes each time would go round for ever."""
     run = committed(github, monkeypatch)
     run.actor = "Bot"
-    left(github, run, monkeypatch, "the last commit is of a bot")
+    left(github, run, monkeypatch, "the last commit is by a bot")
 
 
 def test_a_push_to_anothers_branch_is_left_to_who_pushed(

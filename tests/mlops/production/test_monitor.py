@@ -225,5 +225,5 @@ def test_a_reference_of_another_model_or_none_is_told(site: Site) -> None:
         site.monitor(endpoint)
     with pytest.raises(DigitsError, match=r"nowhere.json: not found"):
         site.monitor(endpoint, "--reference", "nowhere.json")
-    with pytest.raises(DigitsError, match="is no endpoint's name"):
+    with pytest.raises(DigitsError, match="is not an endpoint name"):
         site.monitor("../../secrets")
