@@ -76,3 +76,18 @@ def test_what_a_remote_lacks_is_named_and_the_rest_is_in_place(tmp_path: Path) -
     assert "lacking" in dvc.restore("folder")
     assert Path("here").read_text() == "here"
     assert dvc.restore("folder", "here") == ""
+
+
+def test_damaged_settings_are_named_in_a_line(tmp_path: Path) -> None:
+    """DVC prints a traceback with its error."""
+    local = tmp_path / ".dvc" / "config.local"
+    for damage in (b"[remote", b"\xff", None):
+        if damage is None:
+            local.unlink()
+            local.mkdir()
+        else:
+            local.write_bytes(damage)
+        with pytest.raises(DigitsError, match=r"dvc config: .*config\.local") as caught:
+            dvc.probe("main")
+        assert "Traceback" not in str(caught.value)
+        assert local.is_dir() if damage is None else local.read_bytes() == damage
