@@ -218,11 +218,14 @@ def test_what_a_job_needs_is_checked_before_it_is_checked_out_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(listed_outside(tmp_path).root)
-    commands = []
+    commands: list[str] = []
     run = dvc.run
-    monkeypatch.setattr(
-        dvc, "run", lambda *words, **more: commands.append(words[0]) or run(*words, **more)
-    )
+
+    def recorded(*words: str, **options: Any) -> str:
+        commands.append(words[0])
+        return run(*words, **options)
+
+    monkeypatch.setattr(dvc, "run", recorded)
     with pytest.raises(DigitsError, match=OUTSIDE):
         results.upload_inputs({"url": str(tmp_path / "remote")})
     assert "checkout" not in commands and "pull" not in commands
