@@ -23,6 +23,7 @@ with warnings.catch_warnings():  # the SDK's own
     from contract import unlike
 
     from mlops.azure import batch as endpoint_batch
+    from mlops.azure.endpoint import COST
 from azureml_emulator.storage import CONTAINER
 from core.errors import DigitsError
 from mlops.cli import call
@@ -150,6 +151,8 @@ def test_files_are_scored_by_a_batch_endpoint(
     (one,) = emulator.call("GET", place)["value"]
     made = emulator.call("GET", f"{place}/{one['name']}/deployments")["value"]
     assert len(made) == 2  # of two models: a job of the other may still run
+    for resource in (one, *made):
+        assert COST.items() <= resource["tags"].items()
     default = one["properties"]["defaults"]["deploymentName"]
     assert default in [deployment["name"] for deployment in made]
     refused = emulator.call("DELETE", f"{place}/{one['name']}/deployments/{default}")

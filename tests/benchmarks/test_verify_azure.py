@@ -74,8 +74,17 @@ def a_cloud(deployable: Deployable, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.filterwarnings("ignore")  # the SDK's own
 @pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
 def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
-    cloud: Cloud, deployable: Deployable, emulator: Emulator
+    cloud: Cloud,
+    deployable: Deployable,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("builtins.input", lambda question: "another")
+    with pytest.raises(DigitsError, match="Nothing was made"):
+        verify_azure.main(GROUP[:1])
+    assert "(cost: " in capsys.readouterr().out
+    assert not cloud.calls("create")
     cloud.change(groups={"verify": {"owner": "somebody"}})
     with pytest.raises(DigitsError, match=r"verify: exists\. Give a new name"):
         verify_azure.main(GROUP)

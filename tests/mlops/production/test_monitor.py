@@ -167,6 +167,30 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
     assert "drift at least since 2026-01-05T10:20:00Z" in said
 
 
+def test_labels_of_merged_requests_are_joined_by_request_and_position(site: Site) -> None:
+    """Azure's collector writes requests that come together as one line with the first one's id."""
+    endpoint = "digits-merged"
+    events = [json.loads(line(n, 0.1)) for n in range(300)]
+    rows = [event["data"][0] for event in events]
+    for number, row in enumerate(rows):  # two requests of two digits and of one, again and again
+        row |= {"request_id": f"id-{number - (number % 3 == 1)}", "position": int(number % 3 == 1)}
+    merged = [
+        events[n] | {"xrequestid": f"id-{n}", "data": rows[n : n + 3]} for n in range(0, 300, 3)
+    ]
+    site.collect(endpoint, "10", [json.dumps(one).encode() for one in merged])
+    known = [
+        {"time": START, "script": "mnist"}
+        | {name: row[name] for name in ("request_id", "position")}
+        # Of each line the second digit of the first request was answered wrongly.
+        | {"label": str((number + (number % 3 == 1)) % 10)}
+        for number, row in enumerate(rows)
+    ]
+    collected.append_labels(store(site.workspace), endpoint, known)
+    told, _ = site.monitor(endpoint)
+    assert told["requests"] == 300
+    assert told["accuracy"] == pytest.approx(2 / 3)
+
+
 def test_requests_since_an_hour(site: Site) -> None:
     endpoint = "digits-since"
     site.collect(endpoint, "09", [line(n, 0.1) for n in range(300)] + [b""])

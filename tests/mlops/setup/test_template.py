@@ -364,6 +364,9 @@ def test_only_main_writes_main_and_no_pull_request_deploys() -> None:
     writers = {to for to, role, on in grants if on == "main" and "Contributor" in role}
     assert writers == {"main", "person"}
     assert {role for to, role, _ in grants if to == "reader"} == {"Storage Blob Data Reader"}
+    # Whoever deploys reads the retention rule and cannot change it.
+    theirs = {role for to, role, on in grants if (to, on) == ("deployer", "storage")}
+    assert theirs == {"Storage Blob Data Contributor", "Reader"}
     opened = {job.subject for job in jobs("") if job.in_pull_requests}
     logins = access.load().logins
     assert [login.identity for login in logins if f":{login.subject}" in opened] == ["reader"]
