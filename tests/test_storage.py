@@ -234,8 +234,7 @@ def make_storage(project: Project, **env: str) -> Iterator[subprocess.Popen[str]
             server.kill()
 
 
-@pytest.mark.parametrize("before", [None, MINE])
-@pytest.mark.parametrize("ended_by", ["SIGINT", "SIGHUP"])
+@pytest.mark.parametrize(("before", "ended_by"), [(None, "SIGINT"), (MINE, "SIGHUP")])
 def test_make_storage_leaves_the_settings_as_they_were(
     folder: Project, before: bytes | None, ended_by: str
 ) -> None:

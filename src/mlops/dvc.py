@@ -85,6 +85,9 @@ def run(
         raise DigitsError(f"dvc {arguments[0]}: no answer within {seconds:g} s; {fix}") from None
     if done.returncode:
         _, _, error = done.stderr.partition("ERROR: ")
+        error = error.partition("Traceback (most recent call last)")[0]
+        if error.startswith("configuration error"):
+            fix = "correct .dvc/config or .dvc/config.local"
         reason = " ".join((error or done.stderr or done.stdout).split())[:500]
         raise DigitsError(f"dvc {arguments[0]}: {reason or done.returncode}; {fix}")
     return done.stdout

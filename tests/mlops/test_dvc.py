@@ -60,3 +60,18 @@ def test_a_remote_without_an_account_or_of_another_kind_is_left_to_dvc(tmp_path:
     subprocess.run(["dvc", "remote", "add", "folder", str(tmp_path / "folder")], check=True)
     dvc.probe("folder")
     dvc.run("push", "--remote", "folder")
+
+
+def test_damaged_settings_are_named_in_a_line(tmp_path: Path) -> None:
+    """DVC prints a traceback with its error."""
+    local = tmp_path / ".dvc" / "config.local"
+    for damage in (b"[remote", b"\xff", None):
+        if damage is None:
+            local.unlink()
+            local.mkdir()
+        else:
+            local.write_bytes(damage)
+        with pytest.raises(DigitsError, match=r"dvc config: .*config\.local") as caught:
+            dvc.probe("main")
+        assert "Traceback" not in str(caught.value)
+        assert local.is_dir() if damage is None else local.read_bytes() == damage

@@ -267,6 +267,19 @@ def test_the_split_between_deployments(
     assert faults(page) == []
 
 
+def test_tiles_write_large_numbers_alike(live: Deployable, open_page: Callable[..., Page]) -> None:
+    def many(route: Route) -> None:
+        answer = route.fetch()
+        state = answer.json()
+        state["minute"] |= {"requests": 1985, "statuses": {"200": 1985}}
+        route.fulfill(response=answer, json=state)
+
+    page = open_page()
+    page.route("**/state?*", many)
+    expect(page.locator("#rate")).to_have_text("1,985")
+    expect(page.locator("#statuses")).to_have_text("1,985 × 200")
+
+
 def set_traffic(home: Emulator, live: Deployable, traffic: dict[str, int]) -> dict[str, int]:
     """Set how the endpoint splits its requests; return how it did before."""
     path = f"{live.endpoint}/{live.serving(home)['name']}"

@@ -355,7 +355,7 @@ function showFigures(state) {
   setText($("p99"), minute.requests ? `99 % within ${milliseconds(minute.p99_ms)}` : "no requests");
   const failed = Object.entries(minute.statuses).filter(([status]) => status >= 500).reduce((sum, [, of]) => sum + of, 0);
   setText($("failed"), `${failed}`);
-  setText($("statuses"), Object.entries(minute.statuses).map(([status, of]) => `${of} × ${status}`).join(", ") || "no requests");
+  setText($("statuses"), Object.entries(minute.statuses).map(([status, of]) => `${of.toLocaleString("en")} × ${status}`).join(", ") || "no requests");
   const latest = state.windows.at(-1)?.estimated ?? null;
   const estimate = latest === null ? "" : `; estimated now: ${percent(latest)}`;
   setText($("accuracy"), percent(state.accuracy?.[0] ?? null));
