@@ -70,6 +70,7 @@ def run(
     DigitsError with DVC's own error and `fix` when it fails or exceeds `seconds`.
     """
     if arguments[0] in ("fetch", "pull", "push"):
+        refuse_files(folder)
         probe(arguments[arguments.index("--remote") + 1], folder)
     try:
         done = subprocess.run(
@@ -162,6 +163,12 @@ def refused_files(names: list[str]) -> list[str]:
     return found
 
 
+def refuse_files(folder: Path | None = None) -> None:
+    """Raise DigitsError for files *.dvc below data that lead DVC out of their folder."""
+    if refused := refused_files(sorted(map(str, (folder or Path()).glob("data/**/*.dvc")))):
+        raise DigitsError("; ".join(refused))
+
+
 def drop_false_objects() -> None:
     """Delete files of this clone's DVC cache whose content does not match their name.
 
@@ -177,12 +184,13 @@ def drop_false_objects() -> None:
 
 
 def check_cache(folder: Path | None = None) -> None:
-    """Raise DigitsError when a listing of a folder in the cache of DVC leads out of that folder.
+    """Raise DigitsError for files *.dvc or listings in the cache that lead out of their folder.
 
     DVC 3.67.1 follows `relpath: ../../../src/x.py` when it checks out a folder, and does not
     verify cached files, so call this before each checkout of a project (in `folder`, by default
     here), wherever its cache is.
     """
+    refuse_files(folder)
     drop_false_objects()
     for path in sorted(Path(cache_of(folder or Path.cwd()), "files", "md5").glob("*/*.dir")):
         content = path.read_bytes()
@@ -216,8 +224,6 @@ def restore(remote: str, *targets: str, run_cache: bool = False) -> str:
     Azure's SDK has no limit. The run cache, which cannot be verified, is fetched only
     if `run_cache`. Raises DigitsError for files that lead DVC out of their folder.
     """
-    if refused := refused_files(sorted(str(path) for path in Path("data").rglob("*.dvc"))):
-        raise DigitsError("; ".join(refused))
     seconds, problem = float(os.environ.get("BLOB_SECONDS", "300")), ""
     options = ["--quiet", "--remote", remote, *(["--run-cache"] if run_cache else []), *targets]
     try:
@@ -227,7 +233,7 @@ def restore(remote: str, *targets: str, run_cache: bool = False) -> str:
         problem = str(error)
     check_cache()
     try:
-        run("checkout", "--quiet", "--allow-missing", *targets)
+        run("checkout", *targets)  # what is there, and fails for the rest
     except DigitsError as error:
         problem = problem or str(error)
     return problem

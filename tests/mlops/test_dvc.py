@@ -1,5 +1,6 @@
 """mlops.dvc: a remote that does not answer is named at once, before any transfer."""
 
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -60,6 +61,21 @@ def test_a_remote_without_an_account_or_of_another_kind_is_left_to_dvc(tmp_path:
     subprocess.run(["dvc", "remote", "add", "folder", str(tmp_path / "folder")], check=True)
     dvc.probe("folder")
     dvc.run("push", "--remote", "folder")
+
+
+def test_what_a_remote_lacks_is_named_and_the_rest_is_in_place(tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    subprocess.run(["dvc", "remote", "add", "--quiet", "folder", str(remote)], check=True)
+    for name in ("here", "lacking"):
+        Path(name).write_text(name)
+        dvc.run("add", name)
+    dvc.run("push", "--remote", "folder", "here.dvc")
+    shutil.rmtree(".dvc/cache")
+    for name in ("here", "lacking"):
+        Path(name).unlink()
+    assert "lacking" in dvc.restore("folder")
+    assert Path("here").read_text() == "here"
+    assert dvc.restore("folder", "here") == ""
 
 
 def test_damaged_settings_are_named_in_a_line(tmp_path: Path) -> None:

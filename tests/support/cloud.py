@@ -50,7 +50,8 @@ class Cloud:
         self.change(
             calls=[], fail={}, groups={}, stack=None, purged=[], vaults=[], deleted=[],
             endpoints=[], roles=None, credentials=None, login=True, gh=True,
-            variables={}, environments={},
+            variables={}, environments={}, repository={},
+            workflows=[{"name": "monitor", "state": "active"}],
         )  # fmt: skip
 
     @property
@@ -319,7 +320,9 @@ def _api(arguments: list[str], state: dict[str, Any]) -> tuple[int, str]:
     if place.endswith("/customization/sub"):
         return 0, json.dumps({"sub_claim_prefix": PREFIX, "use_default": True})
     if place.count("/") == 2:
-        return 0, json.dumps({"default_branch": "main"})
+        return 0, json.dumps({"default_branch": "main", "has_issues": True} | state["repository"])
+    if place.endswith("/actions/workflows"):
+        return 0, json.dumps({"workflows": state["workflows"]})
     if place.endswith("/environments"):
         rows = [
             {"name": key, "deployment_branch_policy": None if limit is None else {"custom": True}}

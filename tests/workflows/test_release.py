@@ -28,6 +28,7 @@ COLLISION = bytes.fromhex(
     "d8823e3156348f5bae6dacd436c919c6dd53e2b487da03fd02396306d248cda0"
     "e99f33420f577ee8ce54b67080a80d1ec69821bcb6a8839396f9652b6ff72a70"
 )
+METRICS = "data/evaluation/metrics.json"
 COPY = "python -c 'import shutil, sys; shutil.copytree(*sys.argv[1:], dirs_exist_ok=True)'"
 
 
@@ -101,9 +102,14 @@ def make_project(root: Path, workspace: str, folder: Path) -> Deployable:
             "deps": ["digits"],
             "outs": ["data/prepared/test.npz"],
         },
-        "package": {
-            "cmd": f"{COPY} model data/package",
+        "train": {
+            "cmd": f"{COPY} model data/model",
             "deps": ["model"],
+            "outs": ["data/model"],
+        },
+        "package": {
+            "cmd": f"{COPY} data/model data/package",
+            "deps": ["data/model"],
             "outs": ["data/package"],
         },
         "evaluate": {
@@ -240,41 +246,68 @@ def test_other_bytes_of_the_same_md5_are_not_deployed(production: Production) ->
     assert production.live == before
 
 
-@pytest.mark.prove
-def test_a_model_too_dear_to_train_twice_is_restored(production: Production) -> None:
+@pytest.fixture
+def restores(production: Production) -> Iterator[Production]:
+    """Params of main that keep weights which were made elsewhere."""
+    start = production.github.head("main")
     production.work.set(verify="restore")
-    version = production.model("dear")
+    yield production
+    production.work.git("reset", "--quiet", "--hard", start)
+    production.github.git("update-ref", "refs/heads/main", start)
+
+
+def push_stages(production: Production, *stages: str) -> None:
+    """Push what stages made, as who trained elsewhere does."""
     writer = production.github.environment["IDENTITY_main"]
-    production.work.dvc("push", "--remote", "main", AZURE_STORAGE_CONNECTION_STRING=writer)
-    run = production.push()
+    command = ("push", "--remote", "main", *stages)
+    production.work.dvc(*command, AZURE_STORAGE_CONNECTION_STRING=writer)
+
+
+@pytest.mark.prove
+def test_weights_that_are_not_made_again_are_deployed_with_what_main_makes_of_them(
+    restores: Production,
+) -> None:
+    version = restores.model("dear")
+    restores.work.git("commit", "--quiet", "--amend", "--no-edit", "--trailer", "Job: digits-1")
+    push_stages(restores, "train")
+    run = restores.push()
     assert run.jobs == DEPLOYED, run.log
-    assert production.live == version
-    assert "nothing is trained again" in run.log, run.log
-    assert "Running stage" not in run.log, run.log
-    production.model("not trained", reproduced=False)
-    run = production.push()
-    assert run.jobs == {"reproduce": "failure"}, run.log
-    assert "main's dvc.lock is stale" in run.log, run.log
-    production.model("never pushed")
-    run = production.push()
-    assert run.jobs == {"reproduce": "failure"}, run.log
-    assert "main has no such model" in run.log, run.log
-    production.work.git("revert", "--no-edit", "HEAD~4..HEAD")
+    assert restores.live == version
+    assert "weights not reproduced; made by digits-1 of " in run.log, run.log
+    assert "Running stage 'train'" not in run.log, run.log
+    for stage in ("package", "evaluate"):  # nobody's claim about these is believed
+        assert f"Running stage '{stage}'" in run.log, run.log
 
 
 @pytest.mark.prove
-def test_what_did_not_come_is_not_called_stale(production: Production) -> None:
-    production.work.set(verify="restore")
-    production.model("half there")
-    writer = production.github.environment["IDENTITY_main"]
-    production.work.dvc(
-        "push", "package", "prepare", "--remote", "main", AZURE_STORAGE_CONNECTION_STRING=writer
-    )
-    run = production.push()
+def test_with_weights_of_others_the_rest_is_not_believed(restores: Production) -> None:
+    """Main has a package of that name, but it is of other weights."""
+    lock = restores.work.root / "dvc.lock"
+    old = yaml.safe_load(lock.read_text())["stages"]["package"]["outs"]
+    restores.model("claimed")
+    forged = yaml.safe_load(lock.read_text())
+    forged["stages"]["package"]["outs"] = old
+    lock.write_text(yaml.safe_dump(forged, sort_keys=False))
+    restores.work.git("commit", "--quiet", "--all", "--message", "Trust me")
+    push_stages(restores)
+    run = restores.push()
     assert run.jobs == {"reproduce": "failure"}, run.log
-    assert "not all that dvc.lock names came from the container main" in run.log, run.log
-    assert "is stale" not in run.log, run.log
-    production.work.git("revert", "--no-edit", "HEAD~2..HEAD")
+    assert "main's dvc.lock is not what its pipeline makes (M dvc.lock)" in run.log, run.log
+
+
+@pytest.mark.prove
+def test_weights_of_others_that_are_stale_or_absent_are_not_deployed(
+    restores: Production,
+) -> None:
+    restores.model("never pushed")
+    run = restores.push()
+    assert run.jobs == {"reproduce": "failure"}, run.log
+    assert "the container main has not all that stage train made" in run.log, run.log
+    push_stages(restores, "train")
+    restores.model("not trained", reproduced=False)
+    run = restores.push()
+    assert run.jobs == {"reproduce": "failure"}, run.log
+    assert "main's dvc.lock is stale" in run.log and "Running stage 'train'" not in run.log
 
 
 @pytest.mark.prove
@@ -333,6 +366,9 @@ def test_without_azure_main_is_reproduced_and_kept_for_reviews(production: Produ
         production.github.variables = variables
     assert run.jobs == {"reproduce": "success"}, run.log
     assert "Nothing is deployed: the variables" in run.log, run.log
+    commit = production.work.git("log", "-1", "--format=%h", "--", METRICS).strip()
+    assert f"| {commit} | Model without Azure (" in run.log, run.log
+    assert "| 0.995 | 0.001 |" in run.log, run.log
     kept = list((production.github.caches / "refs-heads-main").glob("dvc-*"))
     assert kept
     names = {path.relative_to(one).as_posix() for one in kept for path in one.glob("*/*/*/*")}

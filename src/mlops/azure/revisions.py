@@ -58,11 +58,9 @@ def known(endpoint: Any) -> dict[str, DeploymentSpec]:
     found, names = {}, [field.name for field in dataclasses.fields(DeploymentSpec)]
     for tag, value in endpoint.tags.items():
         if tag.startswith(TAG):
-            made = json.loads(value)
-            if isinstance(made, list):  # older records have keys
-                made = dict(zip(names, made, strict=True))
+            made = dict(zip(names, json.loads(value), strict=True))
             made["collect"] = tuple(made["collect"])
-            made["scale"] = made.get("scale") and tuple(made["scale"])
+            made["scale"] = made["scale"] and tuple(made["scale"])
             found[tag.removeprefix(TAG)] = DeploymentSpec(**made)
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 

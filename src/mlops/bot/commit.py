@@ -74,10 +74,8 @@ def merge(head: str, files: dict[str, bytes]) -> str:
     Its tree is main's, with the files that the branch has changed, and with the run's in place of
     those that both have. Raises DigitsError when both changed another file.
     """
-    main, default = (
-        files.pop(MERGED_COMMIT).decode(errors="replace").strip(),
-        github.setting("DEFAULT_BRANCH"),
-    )
+    main = files.pop(MERGED_COMMIT).decode(errors="replace").strip()
+    default = github.setting("DEFAULT_BRANCH")
     if not re.fullmatch(r"[0-9a-f]{40}", main) or change.compare(main, default)["behind_by"]:
         raise DigitsError(f"the artifact names no commit of {default}: {main[:50]!r}")
     theirs = change.names(change.compare(head, main))

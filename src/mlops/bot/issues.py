@@ -91,7 +91,8 @@ def weekly() -> str:
     title, proposal = "A fresh clone with the newest versions fails", ""
     if result == "success":
         title = "The newest versions are locked and tested"
-        made = branches(NEWEST)
+        rows = github.api("GET", f"/git/matching-refs/heads/{NEWEST}")
+        made = [row["ref"].removeprefix("refs/heads/") for row in rows]
         proposal = f"The branch `{made[0]}` exists already. Merge or delete it." if made else ""
         if not made:
             files = github.artifact(int(github.setting("RUN")), "newest", BYTES) or {}
@@ -104,12 +105,6 @@ def weekly() -> str:
 
 
 # Proposals
-
-
-def branches(prefix: str) -> list[str]:
-    """Return the branches whose names begin with `prefix`."""
-    rows = github.api("GET", f"/git/matching-refs/heads/{prefix}")
-    return [row["ref"].removeprefix("refs/heads/") for row in rows]
 
 
 def propose(prefix: str, title: str, body: str, added: list[dict[str, Any]]) -> str:

@@ -23,7 +23,6 @@ def deploy() -> None:
 
 @deploy.command(epilog=options.example("digits deploy plan --workspace local"))
 @options.workspace("azure")
-@options.as_json
 def plan(**given: Any) -> None:
     """Show what apply would change, need and cost. Nothing is changed."""
     call("plan", **given)

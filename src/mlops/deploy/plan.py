@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from azure.ai.ml.constants._deployment import SmallSKUs
 from azure.core.exceptions import HttpResponseError
 
 from core.errors import DigitsError
@@ -28,8 +27,11 @@ def lines(target: Target, new: Release) -> Iterator[str]:
         yield f"access       {access or 'none'} -> public access {target.access}"
     for name, (has, wanted) in target.differing(endpoint).items():
         yield f"{name:13}{has} -> {wanted}: apply will refuse"
-    days = target.require_retention()
-    kept = f"kept {days} days" if days else "kept until destroy"
+    try:
+        days = target.require_retention()
+        kept = f"kept {days} days" if days else "kept until destroy"
+    except DigitsError as error:
+        kept = f"apply will refuse: {error}"
     names = settings.collections
     yield f"collected    {', '.join((*names, kept)) if names else 'nothing'}"
     if live == new.name and "paused" not in endpoint.tags:
@@ -43,8 +45,6 @@ def lines(target: Target, new: Release) -> Iterator[str]:
     scale = settings.autoscale
     most = f" to {scale.most}" if scale else ""
     yield f"instances    {settings.instance_count}{most} x {settings.instance_type}"
-    if settings.instance_type.lower() in SmallSKUs:  # the SDK warns about it as well
-        yield "size         Azure's minimum for general use is Standard_DS3_v2"
     beside = 1 if live and settings.strategy == "blue_green" else 0
     removed = [name for name in states if name not in (live, new.name)]
     if removed:

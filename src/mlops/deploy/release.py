@@ -40,11 +40,10 @@ def folder_hash(folder: Path) -> str:
 
 def refuse_dirty() -> None:
     """Raise DigitsError when the working tree differs from HEAD."""
-    dirty = git.run("status", "--porcelain").splitlines()
-    if dirty:
+    if dirty := git.changed("."):
         raise DigitsError(
-            f"uncommitted changes ({dirty[0].strip()}). Commit or stash them, so that the "
-            "deployment is reproducible."
+            f"uncommitted changes ({dirty[0]}). Commit or stash them, so that the deployment is "
+            "reproducible."
         )
 
 

@@ -158,7 +158,10 @@ class Deployer:
             known = self.check(new, items, version)
             print(f"{new} is healthy and passed the smoke test.", flush=True)
             if live and live != new and not in_place:
-                self.step(new, live, version, items, known)
+                for percent in self.settings.traffic_percent[:-1]:
+                    self.require_lease()
+                    self.target.put({new: percent, live: 100 - percent})
+                    self.watch(new, percent, version, items, known)
             self.require_lease()
             endpoint = self.target.settled()
             kept = tags["live"] if tags["live"] != new else tags["previous"]
@@ -170,15 +173,6 @@ class Deployer:
             notes = self.undo(new, live or fallen, tags, lost)
             raise DigitsError(explain_error(error) + notes) from error
         print(f"{new} is live with all traffic at {endpoint.scoring_uri}")
-
-    def step(
-        self, new: str, live: str, version: str | None, items: list[Item], known: list[Any]
-    ) -> None:
-        """Shift the traffic to the new deployment step by step."""
-        for percent in self.settings.traffic_percent[:-1]:
-            self.require_lease()
-            self.target.put({new: percent, live: 100 - percent})
-            self.watch(new, percent, version, items, known)
 
     def watch(
         self, new: str, percent: int, version: str | None, items: list[Item], known: list[Any]
@@ -221,13 +215,13 @@ class Deployer:
                 notes.append(f"NOT {what} ({explain_error(error)}), which the next apply repairs")
 
         def discard() -> None:
+            file = LOGS / f"{new}.log"
+            with contextlib.suppress(Exception):  # there may be none
+                log = self.target.logs(new)
+                write_text(file, log + "\n")
+                notes.extend(line[:300] for line in RAISED.findall(log)[-1:])
+                notes.append(f"its logs are in {file}")
             if new not in (live, tags.get("previous")):
-                file = LOGS / f"{new}.log"
-                with contextlib.suppress(Exception):  # there may be none
-                    log = self.target.logs(new)
-                    write_text(file, log + "\n")
-                    notes.extend(RAISED.findall(log)[-1:])
-                    notes.append(f"its logs are in {file}")
                 attempt(f"{new} was removed", lambda: self.target.remove(new))
 
         gone = lost is not None
@@ -373,14 +367,9 @@ class Deployer:
             share = f"{row['name']}  {row['traffic_percent']:3} %  {row['state']:12}"
             print(f"  {share}  {made}  {' '.join(row['marks'])}".rstrip())
 
-    def plan(self, new: Release, as_json: bool) -> None:
+    def plan(self, new: Release) -> None:
         """Print what `apply` would change; change nothing."""
-        lines = list(plan.lines(self.target, new))
-        if as_json:
-            parts = (line.partition(" ") for line in lines)
-            options.show({key: text.strip() for key, _, text in parts})
-        else:
-            print("\n".join(lines))
+        print("\n".join(plan.lines(self.target, new)))
 
 
 def main(command: str, workspace: str, wait: bool = False, **given: Any) -> None:

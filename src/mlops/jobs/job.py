@@ -23,12 +23,7 @@ from typing import Any
 
 from azure.ai.ml import TensorFlowDistribution, command
 from azure.ai.ml.entities import Environment, ManagedIdentityConfiguration
-from azure.core.exceptions import (
-    HttpResponseError,
-    ResourceNotFoundError,
-    ServiceRequestError,
-    ServiceResponseError,
-)
+from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
 from azure.storage.blob import BlobProperties, ContainerClient
 
 from core.errors import DigitsError
@@ -265,7 +260,7 @@ def session(asked: SimpleNamespace) -> Iterator[tuple[Workspace, Params]]:
     except ResourceNotFoundError as error:
         missing = asked.attach or asked.cancel or "the workspace"
         raise DigitsError(f"{missing}: not found ({error.message}). Correct the name.") from None
-    except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
+    except AzureError as error:
         attach = "if a job's name is printed above, use --attach NAME"  # do not start another job
         raise DigitsError(f"{explain_error(error)}; {attach}") from error
 

@@ -7,9 +7,7 @@ The run cache is not transferred. The job imports this module, too.
 """
 
 import contextlib
-import functools
 import json
-import operator
 import re
 import tempfile
 from collections.abc import Iterator
@@ -19,11 +17,11 @@ from typing import Any
 
 import configobj
 import yaml
-from ruamel.yaml import YAML
 
 from core.errors import DigitsError
-from core.files import atomic_write
+from core.files import atomic_write, write_text
 from mlops import dvc, git
+from mlops.review.retrain import rewrite
 
 REMOTE = "review"  # main does not trust the results of jobs
 OUTPUTS = Path("outputs")  # of a job; Azure ML uploads this folder
@@ -65,15 +63,8 @@ def place(files: dict[str, bytes], folder: Path) -> None:
 
 def change_params(settings: list[str]) -> None:
     """Change values of params.yaml, given as KEY=VALUE; comments are preserved."""
-    editor = YAML()
-    editor.preserve_quotes, editor.width = True, 1000
-    values = editor.load(Path(PARAMS).read_text("utf-8"))
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        *sections, last = key.split(".")
-        functools.reduce(operator.getitem, sections, values)[last] = yaml.safe_load(value)
-    with atomic_write(Path(PARAMS)) as partial:
-        editor.dump(values, partial)
+    values = {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in settings)}
+    write_text(Path(PARAMS), rewrite(Path(PARAMS).read_text("utf-8"), values))
 
 
 @dataclass(frozen=True)
@@ -88,9 +79,10 @@ class Tree:
         return dvc.run(*arguments, folder=self.folder, fix=fix, DVC_SITE_CACHE_DIR=site)
 
     def fetch(self, files: dict[str, bytes]) -> None:
-        """Write a job's files, and fetch the outs in its dvc.lock into the cache."""
+        """Write a job's files, fetch the outs in its dvc.lock into the cache, and check them."""
         place(files, self.folder)
         self.dvc("fetch", "--remote", REMOTE, fix=ATTACH)
+        dvc.check_cache(self.folder)
 
 
 @contextlib.contextmanager
@@ -121,7 +113,8 @@ def worktree(commit: str, settings: dict[str, str]) -> Iterator[Tree]:
 def upload_inputs(settings: dict[str, str]) -> None:
     """Push the files that dvc.lock and the .dvc files of HEAD name, the input of a job."""
     with worktree("HEAD", settings) as tree:
-        tree.dvc("pull", "--remote", REMOTE, "--allow-missing")  # as the job will
+        tree.fetch({})  # as the job will
+        tree.dvc("checkout", "--allow-missing")
         if state := json.loads(tree.dvc("status", "--json")):
             refuse_state(tree, state)
         tree.dvc("push", "--remote", REMOTE)

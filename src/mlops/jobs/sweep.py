@@ -62,7 +62,10 @@ def search_space(
                     f"{setting}: expected a {type(known).__name__} like {known!r} in "
                     f"{params.PATH}, found {value!r}. Correct the value."
                 )
-        readers = [name for name, stage in stages.items() if reads(stage, key)]
+        read = {n: row.get("params", {}).get(results.PARAMS, ()) for n, row in stages.items()}
+        readers = [
+            n for n, keys in read.items() if f"{key}.".startswith(tuple(f"{k}." for k in keys))
+        ]
         if not readers:
             raise DigitsError(f"{key}: no stage depends on it, so all trials would be the same")
         raw = next((name for name in readers if name.partition("@")[0] in npm), None)
@@ -80,12 +83,6 @@ def defined_stages() -> dict[str, Any]:
     lock = Path(results.LOCK)
     known = dvc.stages(lock.read_text("utf-8") if lock.exists() else "")
     return {name: known[name] for name in names if name in known}
-
-
-def reads(stage: dict[str, Any], key: str) -> bool:
-    """Return whether a stage of dvc.lock depends on a key of params.yaml."""
-    tracked = stage.get("params", {}).get(results.PARAMS, ())
-    return any(f"{key}.".startswith(f"{name}.") for name in tracked)
 
 
 @dataclass
@@ -110,19 +107,12 @@ class Trials:
                 self.summaries[name] = summary
                 yield f"{name}: {' '.join(summary['set'])}: {json.dumps(summary['metrics'])}"
 
-    def failed(self) -> Iterator[str]:
-        """Save the logs of the trials that failed; yield a line about each."""
-        for name in self.started():
-            if name not in self.summaries:
-                yield f"{name} failed; its log is in {job.save_log(self.workspace, name)}"
-
 
 def experiment(tree: results.Tree, name: str, files: dict[str, bytes]) -> str:
     """Save the results of a trial as a DVC experiment, once; return a line about it."""
     if git.run("for-each-ref", f"refs/exps/*/*/{name}"):
         return f"experiment {name}: exists already"
     tree.fetch(files)
-    dvc.check_cache(tree.folder)
     tree.dvc("checkout", fix=results.ATTACH)
     tree.dvc("exp", "save", "--name", name, *(f"-I{file}" for file in files), fix=results.ATTACH)
     return f"experiment {name}: saved"
@@ -171,7 +161,8 @@ def target() -> tuple[str, str]:
 
 def finish(workspace: Workspace, name: str, status: str, trials: Trials) -> None:
     """Save the successful trials as experiments; raise DigitsError when there are none."""
-    failed = list(trials.failed())
+    names = [trial for trial in trials.started() if trial not in trials.summaries]
+    failed = [f"{one} failed; its log is in {job.save_log(workspace, one)}" for one in names]
     print("\n".join([f"{len(trials.summaries)} trials succeeded.", *failed]))
     if not trials.summaries:
         raise DigitsError(f"{name} ended as {status}, and no trial succeeded. See the logs.")

@@ -7,13 +7,13 @@ and all other outs by `dvc checkout`.
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from core.errors import DigitsError
 from mlops import dvc, git
 from mlops.azure.settings import Params
 from mlops.azure.workspace import Workspace
 from mlops.jobs import job, results
+from mlops.review import compare
 
 LAST_LINES = 12
 
@@ -36,7 +36,8 @@ def finish(workspace: Workspace, name: str, status: str) -> None:
     lines = compared(before, files[results.LOCK].decode())
     results.place(files, Path())
     dvc.checkout(fix="close these files, then run `dvc checkout`")
-    print("\n".join([*lines, "The results of the job are in place. See `git diff` and commit."]))
+    save = f"`git diff`, then `git commit --all --trailer 'Job: {name}'`"
+    print("\n".join([*lines, f"The results of the job are in place: {save}"]))
 
 
 def refuse_changed(ran: str, files: dict[str, bytes]) -> None:
@@ -59,19 +60,13 @@ def cause(log: list[str]) -> str:
     return f"{errors[-1]}; fix this, commit, push and run again"
 
 
-def inputs(stage: dict[str, Any]) -> list[Any]:
-    """Return the parts of a stage in dvc.lock that determine its outs."""
-    paths = [out["path"] for out in stage.get("outs", ())]
-    return [paths, *(stage.get(key) for key in ("cmd", "deps", "params"))]
-
-
 def compared(before: str, lock: str) -> list[str]:
     """Return lines that compare a job's dvc.lock with the one before."""
     ours, theirs = dvc.stages(before), dvc.stages(lock)
     same, other, new = [], [], []
     for stage, found in theirs.items():
         known = ours.get(stage)
-        if known is None or inputs(known) != inputs(found):
+        if known is None or compare.inputs(known, found):
             new.append(stage)
         elif known.get("outs") == found.get("outs"):
             same.append(stage)

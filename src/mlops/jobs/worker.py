@@ -101,8 +101,9 @@ def main(arguments: list[str]) -> None:
     if tracked := rank == 0 and "MLFLOW_TRACKING_URI" in os.environ:
         with log_mlflow_errors():
             find_run()
-    dvc.run("pull", "--remote", results.REMOTE, "--allow-missing")
-    run = dvc.repro("--pull", "--allow-missing", "--no-run-cache")
+    dvc.run("fetch", "--remote", results.REMOTE)
+    dvc.checkout("--allow-missing")
+    run = dvc.repro("--allow-missing", "--no-run-cache")
     if run.failed:
         raise DigitsError(f"{run.failed} failed: see above")
     if rank:

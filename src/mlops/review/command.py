@@ -1,6 +1,7 @@
 """Options of `digits review`, `restore`, `retrain` and `merge`."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def review(
         raise click.UsageError("--restore requires --repro")
     from core.files import write_text
     from mlops.review import render, schema
+    from mlops.review.gate import annotations
     from mlops.review.report import review as compare
 
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
@@ -43,6 +45,8 @@ def review(
     if found.failed:
         raise DigitsError(f"dvc repro failed at {found.failed}; see above")
     if gate and not found.gate.passed:
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            print(*annotations(found.gate.reasons), sep="\n")
         raise DigitsError("the gate failed: " + "; ".join(found.gate.reasons))
 
 

@@ -4,6 +4,7 @@ import math
 from typing import Annotated
 
 from pydantic import Field
+from ruamel.yaml import YAML
 
 from core import params
 from core.params import strict
@@ -67,3 +68,16 @@ def judge(rows: list[Metric], gate: dict[str, dict[str, Rule]]) -> list[str]:
                             f"{name} is worse by {loss:g}, its tolerance is {rule.tolerance:g}"
                         )
     return reasons
+
+
+def annotations(reasons: list[str]) -> list[str]:
+    """Return GitHub's annotations of why the gate fails, each on its line of params.yaml."""
+    try:
+        gate = YAML().load(params.PATH)["review"]["gate"]
+        lines = {
+            f"{one} {key} ": row.lc.key(key)[0] + 1 for one, row in gate.items() for key in row
+        }
+    except Exception:  # whatever a hostile file raises
+        return []
+    start = f"::error file={params.PATH},line="
+    return [f"{start}{lines[n]}::{why}" for why in reasons for n in lines if why.startswith(n)]

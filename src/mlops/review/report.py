@@ -84,6 +84,15 @@ def with_entry(lock: str, other: bytes, stage: str) -> str:
     return changed.getvalue()
 
 
+def made_by() -> str:
+    """Return the job or person that made the weights of HEAD, by the commit that brought them."""
+    weights = compare.hashes(at("HEAD").stages.get(TRAIN, {}), "outs")
+    md5 = next(iter(weights.values()), "no output")
+    row = "%(trailers:key=Job,valueonly,separator=%x20)|%an in %h"
+    job, _, person = git.line("log", "-1", f"-S{md5}", f"--format={row}", "--", LOCK).partition("|")
+    return f"{job} of {person}" if job else person
+
+
 def refused(base: Base, after: Snapshot) -> list[str]:
     """Return why the pipeline is not run: an unfinished merge, or files that DVC must not see."""
     if git.unmerged() or any("conflict markers" in problem for problem in after.problems):
@@ -143,8 +152,7 @@ def review(revision: str | None, repro: bool, restore: str = "") -> Report:
         kept = weights_of_others(before, today, after)
         run, missing = reproduce(base.commit, restore, kept)
         if kept and run.stages.get(kept, ("", 0))[0] != "ran":
-            person = git.line("log", "-1", "--format=%an in %h", "--", LOCK)
-            problems.append(f"weights not reproduced; made by {person}")
+            problems.append(f"weights not reproduced; made by {made_by()}")
         if missing:
             problems.append(f"not all could be restored ({missing}); the rest is computed here")
         after = read(tree, "in the working tree")

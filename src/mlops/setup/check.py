@@ -84,17 +84,32 @@ def github(repository: str | None) -> Iterator[Finding]:
         yield Finding("unknown", f"GitHub: no answer about {repository}", az.LOGIN["gh"])
         return
     template = access.load()
-    if not values.keys() & set(template.variables):
-        text = f"GitHub: {repository} is not connected to Azure, so merges deploy nothing"
-        yield Finding("optional", text, CONNECT)
-        return
-    for name in template.variables:
-        yield expect(name in values, f"variable {name}", CONNECT)
     try:
+        yield from switched_off(repository)
+        if not values.keys() & set(template.variables):
+            text = f"GitHub: {repository} is not connected to Azure, so merges deploy nothing"
+            yield Finding("optional", text, CONNECT)
+            return
+        for name in template.variables:
+            yield expect(name in values, f"variable {name}", CONNECT)
         yield from environments(repository)
         yield from azure_resources(template, values, prefix)
     except DigitsError as error:  # no answer from `gh` or `az`
         yield Finding("unknown", str(error))
+
+
+def switched_off(repository: str) -> Iterator[Finding]:
+    """Check what is off in forks, and in schedules after 60 idle days, and the branch's name."""
+    facts = az.get_or_none("gh", "api", f"repos/{repository}")
+    rows = az.get_or_none("gh", "api", f"repos/{repository}/actions/workflows")["workflows"]
+    off = [row["name"] for row in rows if row["state"] != "active"]
+    branch, on = facts["default_branch"], f"https://github.com/{repository}/actions"
+    yield expect(branch == git.MAIN, f"default branch: {branch}", "name it main, as workflows do")
+    fix = f"gh repo edit {repository} --enable-issues: drift is reported in one"
+    yield expect(facts["has_issues"], f"issues: {facts['has_issues']}", fix)
+    yield expect(rows, f"workflows that GitHub knows: {len(rows)}", f"switch Actions on: {on}")
+    fix = f"gh workflow enable NAME --repo {repository}"
+    yield expect(not off, f"workflows that are off: {', '.join(off) or 'none'}", fix)
 
 
 def environments(repository: str) -> Iterator[Finding]:

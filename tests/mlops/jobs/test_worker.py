@@ -17,8 +17,11 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import Project
+from tiny import Tiny
 
 from azureml_emulator.web import make_certificate
+from core.errors import DigitsError
+from mlops import dvc
 from mlops.jobs import results, worker
 
 WORKSPACE = "/mlflow/v1.0/subscriptions/S/resourceGroups/G/providers/P/workspaces/W"
@@ -180,3 +183,60 @@ def test_a_job_restores_no_run_of_another(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads(outputs[results.SUMMARY])["set"] == ["train.size=2"]
     new = [file for file in (tmp_path / "remote").rglob("*") if file not in before]
     assert [file.read_text() for file in new if file.is_file()] == ["a plain CPU"]
+
+
+OUTSIDE = r"'\.\./\.\./x\.py' is not below the folder"
+
+
+def listed_outside(folder: Path) -> Tiny:
+    """Return a project whose folder data/more has a listing that leads to x.py beside it."""
+    project = Tiny(folder / "project")
+    project.write("params.yaml", "size: 1\n")
+    project.write("data/.gitignore", "")
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    project.dvc("remote", "add", results.REMOTE, str(folder / "remote"))
+    project.forge_listing("data/more", "print()\n", "../../x.py")
+    project.commit("Labelled digits of somebody")
+    return project
+
+
+def test_a_job_follows_no_listing_out_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = listed_outside(tmp_path)
+    (project.root / ".dvc" / "cache").rename(tmp_path / "remote")
+    shutil.rmtree(project.root / "data" / "more")
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr(worker, "CONFIG", f"[core]\n    remote = {results.REMOTE}\n")
+    with pytest.raises(DigitsError, match=OUTSIDE):
+        worker.main([])
+    assert not Path("x.py").exists() and list(Path(".dvc/cache").rglob("*.dir"))
+
+
+def test_what_a_job_needs_is_checked_before_it_is_checked_out_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(listed_outside(tmp_path).root)
+    commands: list[str] = []
+    run = dvc.run
+
+    def recorded(*words: str, **options: Any) -> str:
+        commands.append(words[0])
+        return run(*words, **options)
+
+    monkeypatch.setattr(dvc, "run", recorded)
+    with pytest.raises(DigitsError, match=OUTSIDE):
+        results.upload_inputs({"url": str(tmp_path / "remote")})
+    assert "checkout" not in commands and "pull" not in commands
+
+
+def test_a_file_of_dvc_that_leads_out_of_its_folder_is_not_even_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = listed_outside(tmp_path)
+    project.write("data/more.dvc", "wdir: ..\n" + (project.root / "data/more.dvc").read_text())
+    project.commit("And elsewhere")
+    monkeypatch.chdir(project.root)
+    with pytest.raises(DigitsError, match=r"more\.dvc: it has more than the one file"):
+        results.upload_inputs({"url": str(tmp_path / "remote")})

@@ -103,6 +103,20 @@ def test_weights_of_others_are_kept_where_the_base_says_so(author: Tiny, review:
 
 
 @pytest.mark.prove
+def test_who_made_the_weights_is_the_job_that_their_commit_names(
+    author: Tiny, review: Review
+) -> None:
+    author.write("params.yaml", PARAMS + RESTORES)
+    author.on_main("Weights are made elsewhere")
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.dvc("repro", "--quiet")
+    author.commit("Two epochs\n\nJob: digits-1")
+    author.edit("dvc.lock", "schema: '2.0'", "schema: '2.0' # by a bot")
+    author.commit("And the lock again")
+    assert "made by digits-1 of A Student in " in review().text
+
+
+@pytest.mark.prove
 def test_weights_of_others_have_the_metrics_that_main_finds(author: Tiny, review: Review) -> None:
     author.write("params.yaml", PARAMS + RESTORES)
     author.on_main("Weights are made elsewhere")
@@ -198,15 +212,7 @@ def test_a_data_file_cannot_place_code(author: Tiny, review: Review) -> None:
 def test_a_listing_cannot_place_code(author: Tiny, review: Review) -> None:
     """DVC 3.67.1 follows a path that leads out of a folder when it checks that folder out."""
     evil = "open('pwned', 'w')\nraise SystemExit\n"
-    author.write("data/labelled/more/x.csv", evil)
-    author.dvc("add", "--quiet", "data/labelled/more")
-    cache = author.root / ".dvc" / "cache" / "files" / "md5"
-    listing = json.dumps([{"md5": md5(evil), "relpath": "../../../yaml.py"}])
-    digest = md5(listing)
-    (cache / digest[:2]).mkdir(exist_ok=True)
-    (cache / digest[:2] / f"{digest[2:]}.dir").write_text(listing)
-    out = f"- {{path: more, md5: {digest}.dir, size: {len(evil)}, nfiles: 1, hash: md5}}"
-    author.write("data/labelled/more.dvc", f"outs:\n{out}\n")
+    author.forge_listing("data/labelled/more", evil, "../../../yaml.py")
     author.edit("params.yaml", "epochs: 1", "epochs: 2")
     author.commit("Labelled digits")
     found = review()

@@ -13,7 +13,7 @@ from conftest import NAME, ROOT, Project, environment
 from core.errors import DigitsError
 from mlops import dvc
 from mlops.cli import call
-from mlops.review import compare, merge, render, report, schema
+from mlops.review import compare, gate, merge, render, report, schema
 from mlops.review.gate import Rule, judge
 from mlops.review.schema import Metric, Report
 
@@ -323,6 +323,26 @@ def test_a_missing_metric_fails_and_lower_can_be_better() -> None:
     assert "worse by 0.0035" in reasons(0.001, 0.0045)
     assert "above its floor" in reasons(0.0049, 0.0051)
     assert reasons(0.004, 0.001) == ""
+
+
+def test_what_fails_the_gate_is_annotated_on_its_line_of_params_yaml(
+    small: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(small, "data/evaluation/metrics.json", metrics(0.5))
+    for job, expected in (("", 0), ("true", 2)):
+        monkeypatch.setenv("GITHUB_ACTIONS", job)
+        with pytest.raises(DigitsError, match="the gate failed: "):
+            call("review", "--gate", "--base", "main")
+        lines = [row for row in capsys.readouterr().out.splitlines() if row.startswith("::")]
+        assert len(lines) == expected
+    number = 1 + PARAMS.splitlines().index(
+        "      accuracy: {direction: higher, floor: 0.99, tolerance: 0.0015}"
+    )
+    start = f"::error file=params.yaml,line={number}::mnist accuracy "
+    assert lines[0] == f"{start}0.5 is below its floor 0.99"
+    assert lines[1].startswith(f"{start}is worse by ")
+    (small.root / "params.yaml").write_text("[")
+    assert gate.annotations(["mnist accuracy is missing"]) == []
 
 
 def test_no_repository_is_told_in_one_line(tmp_path: Path) -> None:

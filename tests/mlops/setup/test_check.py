@@ -63,6 +63,27 @@ def test_what_is_connected_passes(connected: Cloud) -> None:
 
 
 @needs_scripts
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"repository": {"default_branch": "trunk"}}, "default branch: trunk (name it main"),
+        ({"repository": {"has_issues": False}}, "issues: False (gh repo edit octo/digits"),
+        ({"workflows": []}, "workflows that GitHub knows: 0 (switch Actions on: https://"),
+        (
+            {"workflows": [{"name": "monitor", "state": "disabled_inactivity"}]},
+            "workflows that are off: monitor (gh workflow enable NAME",
+        ),
+    ],
+)
+def test_what_a_fork_has_off_is_reported_without_azure_too(
+    cloud: Cloud, changed: dict[str, Any], text: str
+) -> None:
+    cloud.change(**changed)
+    (failed,) = found()["failed"]
+    assert failed.startswith(text)
+
+
+@needs_scripts
 def test_a_missing_cluster_is_a_fault_only_where_jobs_run_on_it(
     connected: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +282,7 @@ def test_what_is_not_connected_is_optional(connected: Cloud) -> None:
     rows = found()
     (text,) = rows.pop("optional")
     assert text.startswith("GitHub: octo/digits is not connected to Azure, so merges deploy")
-    assert not any(rows.values())
+    assert rows["failed"] == rows["unknown"] == []
 
 
 def test_a_remote_that_does_not_answer_is_a_fault(
