@@ -205,7 +205,7 @@ def play(target: Target, settings: Params) -> tuple[dict[str, str], list[dict[st
                 try:
                     getattr(verification, name)()
                     results[name] = "ok"
-                except (AzureError, DigitsError) as error:
+                except (AzureError, DigitsError, OSError) as error:
                     results[name] = explain_error(error)
                 print(f"{name:12}{results[name]}", flush=True)
     return results, calls
@@ -238,8 +238,10 @@ def main(arguments: list[str]) -> None:
         results, calls = play(Target(connect("azure"), settings), settings)
         write_text(OUT, json.dumps({"steps": results, "calls": calls}, indent=1) + "\n")
     finally:
-        purge(resources(group))
-        az.run("az", "group", "delete", "--name", group, "--yes")
+        try:
+            purge(resources(group))
+        finally:  # what costs money goes in any case
+            az.run("az", "group", "delete", "--name", group, "--yes")
     if results != dict.fromkeys(STEPS, "ok"):
         raise DigitsError(f"Azure does not behave as expected. Steps and calls: {OUT}")
     print(f"Azure behaves as expected. Steps and calls: {OUT}")

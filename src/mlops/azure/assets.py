@@ -11,7 +11,7 @@ from mlops.azure.workspace import Workspace, empty, store
 
 BATCH_ENVIRONMENT = f"{ENVIRONMENT}-batch"
 OWNER = "endpoint"  # the tag that names the online endpoint for which an asset was registered
-REFUSED = (400, 403, 405, 409)  # Azure does not delete the asset; retrying is useless
+REFUSED = {*range(400, 500)} - {401, 408, 429}  # for good: whoever asks again gets the same
 
 
 def versions(operations: Any, name: str) -> list[Any]:

@@ -14,7 +14,7 @@ from core.errors import DigitsError
 LOGS = Path(".deploy")  # where the logs of deployments and jobs that failed are saved
 # The last line of a traceback in a deployment's log, except those of the inference server itself.
 RAISED = re.compile(
-    r"^(?!azureml_inference)(?:[\w.]+\.)?\w*(?:Error|Exception|Exit)(?:: .{1,200})?$", re.M
+    r"^(?!azureml_inference)(?:[\w.]+\.)?\w*(?:Error|Exception|Exit|Iteration)(?:: .*)?$", re.M
 )
 CAUSES = [  # pattern of an error's text (case is ignored), cause, fix
     (

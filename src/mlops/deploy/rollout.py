@@ -215,13 +215,13 @@ class Deployer:
                 notes.append(f"NOT {what} ({explain_error(error)}), which the next apply repairs")
 
         def discard() -> None:
+            file = LOGS / f"{new}.log"
+            with contextlib.suppress(Exception):  # there may be none
+                log = self.target.logs(new)
+                write_text(file, log + "\n")
+                notes.extend(line[:300] for line in RAISED.findall(log)[-1:])
+                notes.append(f"its logs are in {file}")
             if new not in (live, tags.get("previous")):
-                file = LOGS / f"{new}.log"
-                with contextlib.suppress(Exception):  # there may be none
-                    log = self.target.logs(new)
-                    write_text(file, log + "\n")
-                    notes.extend(RAISED.findall(log)[-1:])
-                    notes.append(f"its logs are in {file}")
                 attempt(f"{new} was removed", lambda: self.target.remove(new))
 
         gone = lost is not None

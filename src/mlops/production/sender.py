@@ -321,8 +321,7 @@ class Run:
             f"sent {known.count:,}, answered {answered:,}, {known.retried:,} retries, "
             f"{len(known.refused):,} rejected; {rate:.1f} requests/s"
         )
-        if known.busy:
-            print(f"  {known.busy:,} answers {BUSY_STATUS}: too many requests at once")
+        print(f"  {known.busy:,} answers {BUSY_STATUS}: too many requests at once")
         for script, count in known.answered.items():
             print(f"  {script}: {known.right[script] / count:.2%} of {count:,} right")
         if self.put_labels:

@@ -4,7 +4,7 @@ import pytest
 from azure.core.exceptions import HttpResponseError
 from controls import FAILURES
 
-from mlops.azure.errors import explain_error
+from mlops.azure.errors import RAISED, explain_error
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ from mlops.azure.errors import explain_error
 )
 def test_the_known_cause_is_named(said: str, cause: str) -> None:
     assert explain_error(HttpResponseError(said)).startswith(cause)
+
+
+@pytest.mark.parametrize("line", ["ValueError: " + "x" * 500, "StopIteration", "a.b.FooError: no"])
+def test_the_exception_of_a_deployment_is_found_in_its_log(line: str) -> None:
+    log = f"Traceback (most recent call last):\n  raise it\n{line}\n2026 workers stop\n"
+    assert RAISED.findall(log) == [line]

@@ -158,7 +158,10 @@ def check(whole: Stream, server: Endpoint, ran: sender.Run, labels: list[dict[st
 
 
 def test_every_fault_is_tried_again_under_the_same_id(
-    endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
+    endpoint: Endpoint,
+    labels: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     faults = [LOST, 503, 429, 424, 408, 404, 502, 0]
 
@@ -173,6 +176,8 @@ def test_every_fault_is_tried_again_under_the_same_id(
     extra = sum(count - 1 for count in endpoint.came.values())
     assert ran.reached.retried == extra > 100
     assert 0 < ran.reached.busy < extra
+    ran.report()
+    assert f"{ran.reached.busy:,} answers 429" in capsys.readouterr().out
     assert max(endpoint.worked.values()) == 3  # which one id lets a reader see
 
 
