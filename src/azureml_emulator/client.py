@@ -3,7 +3,7 @@
     from azureml_emulator.client import connect
     client = connect(folder)  # an MLClient, for the folder that the emulator was started with
 
-The package azure-ai-ml takes no other blob store and no shorter poll for all calls (ran), so
+The package azure-ai-ml has no option for another blob store or a shorter poll (observed), so
 `connect` patches it for the whole process: for tests and laptops, never beside a real workspace.
 """
 
@@ -38,8 +38,8 @@ class Credential:
 def overwrite_unconfirmed(client: BlobStorageClient) -> None:
     """Let the SDK repeat an interrupted upload.
 
-    It replaces a folder's files if the first of them is there without the mark of a complete
-    upload; if just the first is missing, it fails at the others, and so for ever.
+    It overwrites a folder's files if the first one exists without the mark of a complete upload.
+    If only the first is missing, every attempt fails at the others.
     """
     CHECK(client)  # which raises if the upload was complete
     client.overwrite = True
@@ -76,7 +76,7 @@ def connect(folder: Path | str, workspace: str = "local") -> MLClient:
         polling_interval=POLL_SECONDS,
         cloud=f"emulator{address['port']}",  # the SDK keeps clouds by name for the process
         cloud_metadata=metadata,
-        # Without its progress bar the SDK waits for ever for a file whose upload failed.
+        # Without its progress bar the SDK waits forever for a file whose upload failed.
         show_progress=True,
         enable_telemetry=False,
     )

@@ -66,7 +66,7 @@ class Collector:
         self.thread.start()
 
     def close(self) -> None:
-        """Write what waits; print how much could not be written in time. Nothing comes now."""
+        """Write the waiting rows; print how much was too late. No more rows may arrive."""
         self.rows.put(None)
         self.thread.join(DRAIN_SECONDS)
         if self.thread.is_alive():
@@ -120,7 +120,7 @@ class Collector:
         if fits:
             self.rows.put(Collected(path, line, len(rows), payload))
         else:
-            self.lose(1, "The blob store is slower than requests come.")
+            self.lose(1, "The blob store is slower than the requests.")
         return None
 
     def work(self) -> None:

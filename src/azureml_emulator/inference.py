@@ -2,9 +2,9 @@
 
 Input: two folders and an address. Output: a process that answers POST /score there as the
 deployment does on Azure. The emulator gives it a Unix socket in a folder that nobody else may
-enter, so that no other process can take its place or call it past the endpoint's keys. Where there
-are none (Windows) it binds a port itself, and writes that and a secret, which each request must
-have, to a file in that folder. Tests and benchmarks give a port of loopback.
+enter, so that no other process can take its place or call it without the endpoint's keys. Without
+Unix sockets (Windows) it binds a port itself, and writes the port and a secret, required in each
+request, to a file in that folder. Tests and benchmarks give a port of loopback.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from azureml_emulator.web import LOOPBACK, EmulatorError
 
-# The server's own main binds every address and has no option for it: here it binds what it is
-# given, and ends when its standard input does, with the process that started it, however that
-# ends. A worker that hangs in `init` hears no signal: it is killed with its group in the end.
+# The server's own main binds every address, without an option: here it binds the given one. It
+# ends when its standard input ends, so also if the process that started it is killed. A worker that
+# hangs in `init` handles no signal, so the process group is killed after STOP_SECONDS.
 LAUNCH = """
 import os, pathlib, secrets, signal, socket, sys, threading, time, types
 import azureml_inference_server_http as package
@@ -73,7 +73,7 @@ def start(
 ) -> "subprocess.Popen[bytes]":
     """Start a server for `code`/`script` and the model below `model`; return once it is healthy.
 
-    `env` is all of its environment; what it prints is appended to `log`. `stop` ends it.
+    `env` is its complete environment; what it prints is appended to `log`. `stop` ends it.
 
     Raises EmulatorError, with the last line of the log, when it ends, is not healthy in time, or
     `aborted` is set; nothing is left running then.

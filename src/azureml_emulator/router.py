@@ -201,7 +201,7 @@ class Router:
                     running.under_way -= 1
 
     async def take_rows(self, request: web.Request) -> web.Response:
-        """Take the rows that azureml-ai-monitoring posts to /modeldata/log (ran)."""
+        """Take the rows that azureml-ai-monitoring posts to /modeldata/log (observed)."""
         try:
             given = aiohttp.BasicAuth.decode(request.headers.get("Authorization", ""))
             place = self.sinks[given.password]

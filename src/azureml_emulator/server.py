@@ -1,6 +1,6 @@
 """The emulator in this process: all its servers, and one folder with all its data.
 
-`address.json` in the folder says where the servers are, for `client.connect` and other programs;
+`address.json` in the folder has the servers' addresses, for `client.connect` and other programs;
 ports and token stay the same when the emulator starts again with the same folder.
 """
 
@@ -35,7 +35,7 @@ from azureml_emulator.web import (
     write_atomic,
 )
 
-SUPERVISE_SECONDS = 1.0  # between two looks at the deployments' servers
+SUPERVISE_SECONDS = 1.0  # between two checks of the deployments' servers
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0: any
 
 
@@ -92,7 +92,7 @@ class Emulator:
         self.opened.close()
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        """Start everything; `stack` gets what ends it, in the reverse order."""
+        """Start everything; `stack` ends it in reverse order."""
         azurite = run_azurite(
             self.folder / "blobs", self.address.get("blob_port", 0), self.azurite, self.containers
         )
@@ -138,7 +138,7 @@ class Emulator:
         stack.callback(supervised.cancel)
 
     def application(self) -> web.Application:
-        """Return what serves the management API."""
+        """Return the application that serves the management API."""
         return urls.application(self.state)
 
     async def supervise(self) -> None:
@@ -148,7 +148,7 @@ class Emulator:
             try:
                 await asyncio.to_thread(deployments.supervise, self.state)
             except Exception as error:  # of one attempt; the next may succeed
-                warn(f"the deployments' servers were not looked after: {error!r}")
+                warn(f"the deployments' servers could not be supervised: {error!r}")
 
     def publish(self, **values: Any) -> None:
         """Write values to address.json."""
@@ -157,7 +157,7 @@ class Emulator:
 
 
 def stop_event() -> threading.Event:
-    """Return an event that Ctrl-C, SIGTERM and SIGHUP set from now on, for a program of its own.
+    """Return an event that Ctrl-C, SIGTERM and SIGHUP set from now on, for a stand-alone program.
 
     Azure's SDK logs nothing from now on: the program prints what matters itself.
     """

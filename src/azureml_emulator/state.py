@@ -1,8 +1,8 @@
 """The emulator's state: resources by path, operations in progress, keys; stored in one file.
 
 The functions of `services` are given the state, the path of a call, its key (the path in lower
-case: Azure ignores the case) and its body, of a GET its query; they return an `Answer`. The caller
-holds the lock.
+case: Azure ignores the case) and its body (for a GET, its query). They return an `Answer`. The
+caller holds the lock.
 """
 
 import copy
@@ -30,7 +30,7 @@ VERSION: Literal[1] = 1  # version of the file's format
 PROVIDER = "Microsoft.MachineLearningServices"
 LOCATION = "local"
 PLACE = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus"
-OPERATION = PLACE + "/{}?api-version=2022-02-01-preview"  # where one is asked for, below the API
+OPERATION = PLACE + "/{}?api-version=2022-02-01-preview"  # an operation's address, below the API's
 BUSY = {"Creating", "Updating", "Deleting"}
 OPERATIONS = 1_000  # that are remembered
 Json = dict[str, Any]
@@ -135,7 +135,7 @@ class State:
         `perform` runs it: test controls may put something in its place.
         """
         name = name or str(uuid.uuid4())
-        # "Updating" and not "InProgress" stands in Azure's answers: azure-sdk-assets, recordings.
+        # Azure answers "Updating", not "InProgress": azure-sdk-assets, recordings.
         self.operations[name] = {"resource": path, "status": "Updating"}
 
         def run() -> None:
@@ -144,7 +144,7 @@ class State:
                 outcome: Json = {"status": "Succeeded"}
             except RefusedError as error:
                 outcome = {"status": "Failed"} | error.body
-            except Exception as error:  # what went wrong is the operation's answer
+            except Exception as error:  # the error is the operation's answer
                 body = RefusedError(500, "InternalServerError", repr(error)).body
                 outcome = {"status": "Failed"} | body
             with self.lock:
@@ -220,7 +220,7 @@ class State:
         return 200 if known else 201, copy.deepcopy(self.resources[key]), ""
 
     def put_later(self, path: str, key: str, body: Json, work: Work) -> Answer:
-        """Keep a resource; the operation that begins lets it come into force by `work`."""
+        """Store a resource and begin the operation that applies it by `work`."""
         self.refuse_busy(key)
         known, operation = self.resources.get(key), str(uuid.uuid4())
         stored = self.stored(path, body, known)
@@ -232,9 +232,9 @@ class State:
         return 200 if known else 201, answer, self.later(key, work, operation)
 
     def patch(self, path: str, key: str, body: Json, put: Callable[..., Answer]) -> Answer:
-        """Change a resource's tags, identity or size: as `put` of what it becomes.
+        """Change a resource's tags, identity or size, by `put` of the changed resource.
 
-        Of the properties Azure changes a batch deployment's description alone: the SDK's models
+        Azure changes only one property, a batch deployment's description: see the SDK's models
         named Partial.
         """
         _, merged, _ = self.get(path, key, {})

@@ -28,17 +28,17 @@ from azureml_emulator.web import EmulatorError, check_length, read_body, send_on
 PROGRAM = Path("node_modules/azurite/dist/src/blob/main.js")
 ACCOUNT = "devstoreaccount1"  # its published key is never valid here: each start has its own
 CONTAINER = "azureml"
-# Node ends when its standard input does: with this process, however that ends.
+# Node ends when its standard input ends, so also if this process is killed.
 END_WITH_INPUT = (
     "--import=data:text/javascript,"
     "process.stdin.on('end',()=>process.kill(process.pid)).resume().unref()"
 )
-OFFER_HOURS = 1  # that the right to upload lasts
+OFFER_HOURS = 1  # validity of a signature
 BLOB_BYTES = 256 << 20  # of one request with a token
 
 
 def find_azurite(given: Path | None) -> list[str]:
-    """Return the command that starts Azurite: as given, below node_modules here, or on PATH.
+    """Return the command that starts Azurite: as given, in node_modules, or on PATH.
 
     Raises EmulatorError if there is none.
     """
@@ -49,7 +49,7 @@ def find_azurite(given: Path | None) -> list[str]:
             f"Azurite not found: expected {where}. Install it (npm install azurite) or name its "
             "dist/src/blob/main.js by --azurite."
         )
-    script = Path(program).resolve()  # npm puts a link to it on PATH
+    script = Path(program).resolve()  # on PATH it is npm's link
     if script.suffix != ".js":
         return [str(program)]
     if shutil.which("node") is None:
@@ -192,10 +192,10 @@ def run_azurite(
 
 
 def take_tokens(store: BlobStore, token: str) -> web.Application:
-    """Return what serves the blob store to callers with the emulator's token, as Entra ID's.
+    """Return an application that serves the blob store to callers with the emulator's token.
 
     Valid requests are forwarded to Azurite with a signature by the account's key. Azurite's own
-    token check accepts any well-formed token (ran).
+    token check accepts any well-formed token (observed).
     """
 
     async def take(request: web.Request) -> web.Response:

@@ -3,7 +3,7 @@
 Every server has the same limits: a connection without a complete request head is closed after
 IDLE_SECONDS, a body must arrive within READ_SECONDS (408) and may not exceed its application's
 `client_max_size` (413). The parser of aiohttp refuses conflicting lengths with 400. A request for
-another host than loopback is refused (403): a web page whose name was pointed here sends its own.
+another host than loopback is refused (403), against web pages that rebind their name to loopback.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class EmulatorError(Exception):
-    """Something that the user can fix. The message says what, where and how, in one line."""
+    """An error that the user can fix. The message states what, where and how to fix it."""
 
 
 def warn(message: str) -> None:
@@ -117,7 +117,7 @@ class Servers:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)  # for the transports to close
+            await asyncio.sleep(0)  # lets the transports close
 
         self.run(cancel())
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -196,21 +196,21 @@ async def send_on(
         headers=kept(headers, NOT_SENT | FRAMING),
         allow_redirects=False,
     )
-    # The length in the answer to HEAD is that of a body which does not come.
+    # An answer to HEAD has the length of a body that is not sent.
     framing = FRAMING - {"content-length"} if request.method == "HEAD" else FRAMING
     async with client, sending as answer:
         return answer.status, kept(answer.headers, NOT_RETURNED | framing), await answer.read()
 
 
 def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]:
-    """Return headers, as often as they come, without those of one connection."""
+    """Return headers, repeated ones too, without those of one connection."""
     return [(name, value) for name, value in headers.items() if name.lower() not in dropped]
 
 
 def read_file(path: Path, kind: Any, fix: str) -> Any:
     """Return the content of a JSON file as a type that pydantic knows, None if there is no file.
 
-    Raises EmulatorError, with the place in the file and `fix`, if its content is another, OSError.
+    Raises EmulatorError, with the place in the file and `fix`, for other content; and OSError.
     """
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
@@ -223,7 +223,7 @@ def read_file(path: Path, kind: Any, fix: str) -> Any:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write UTF-8, for the owner alone; readers see the complete file or the one before."""
+    """Write UTF-8, readable by the owner only; readers see the complete file or the one before."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
     partial.touch(mode=0o600)

@@ -39,7 +39,7 @@ ABSENT = {"deleted", "not in cache"}  # in the words of `dvc status`
 
 @dataclass
 class Run:
-    """How `dvc repro` went."""
+    """The result of `dvc repro`."""
 
     stages: dict[str, tuple[str, float]] = field(default_factory=dict)  # what happened, seconds
     failed: str = ""  # the stage, or "the pipeline"; empty when all went well
@@ -97,8 +97,8 @@ def run(
 def probe(remote: str, folder: Path | None = None) -> str | None:
     """Wait for an answer of a remote; return its storage account, None if it has none.
 
-    Any answer will do, an error too. Raises DigitsError within 10 s without one: DVC itself would
-    try again for minutes.
+    Any answer is sufficient, even an error. Raises DigitsError within 10 s without one; DVC itself
+    would retry for minutes.
     """
     rows = run("config", "--list", folder=folder)
     settings = dict(re.findall(rf"^remote\.{re.escape(remote)}\.(\w+)=(.*)$", rows, re.M))
@@ -114,7 +114,7 @@ def probe(remote: str, folder: Path | None = None) -> str | None:
         answer.close()
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # of a company's own certificates, say
+        if not isinstance(reason, ssl.SSLError):  # for instance a company's certificates
             raise DigitsError(
                 f"remote {remote}: no answer from {address} ({reason}). Check the network and the "
                 "name of the account; for local storage: make storage"
@@ -172,7 +172,7 @@ def refuse_files(folder: Path | None = None) -> None:
 def drop_false_objects() -> None:
     """Delete files of this clone's DVC cache whose content does not match their name.
 
-    A cache elsewhere, by `cache.dir`, is not one that a workflow restored, and may be huge.
+    A cache elsewhere (`cache.dir`) is skipped: no workflow restored it, and it may be huge.
     """
     for path in CACHE.glob("*/*"):
         name = path.parent.name + path.name
@@ -186,9 +186,9 @@ def drop_false_objects() -> None:
 def check_cache(folder: Path | None = None) -> None:
     """Raise DigitsError for files *.dvc or listings in the cache that lead out of their folder.
 
-    DVC 3.67.1 follows `relpath: ../../../src/x.py` when it checks a folder out, and places a file
-    of its cache unread, so this comes before each checkout of a project (in `folder`, else here),
-    wherever its cache is.
+    DVC 3.67.1 follows `relpath: ../../../src/x.py` when it checks out a folder, and does not
+    verify cached files, so call this before each checkout of a project (in `folder`, by default
+    here), wherever its cache is.
     """
     refuse_files(folder)
     drop_false_objects()
@@ -219,9 +219,9 @@ def checkout(*options: str, folder: Path | None = None, fix: str = "run this aga
 def restore(remote: str, *targets: str, run_cache: bool = False) -> str:
     """Fetch the files named in dvc.lock and *.dvc files, verify them, and check them out.
 
-    Without a remote nothing is fetched: what is in the cache is checked and checked out. Returns
-    why something is missing, empty when nothing is. BLOB_SECONDS of the environment bounds the
-    time, since Azure's SDK waits for ever. The run cache, which cannot be verified, is fetched only
+    Without a remote only files in the cache are verified and checked out. Returns why something is
+    missing, or an empty string. The environment variable BLOB_SECONDS limits the time, since
+    Azure's SDK has no limit. The run cache, which cannot be verified, is fetched only
     if `run_cache`. Raises DigitsError for files that lead DVC out of their folder.
     """
     seconds, problem = float(os.environ.get("BLOB_SECONDS", "300")), ""
@@ -262,7 +262,7 @@ def repro(*options: str) -> Run:
                 if name:
                     run.stages[name] = (what, time.monotonic() - since)
                 (name, what), since = found[0], time.monotonic()
-    except KeyboardInterrupt:  # it reaches DVC and its stage, too, which take back what they did
+    except KeyboardInterrupt:  # DVC and its stage receive it, too, and undo their changes
         print(process.stdout.read(), end="")
         raise
     finally:

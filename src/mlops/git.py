@@ -92,8 +92,8 @@ def ignored(*paths: str) -> list[str]:
 def find_base(revision: str | None) -> Base:
     """Return the merge base of HEAD with `revision`, or else with main.
 
-    On main that is HEAD while there are uncommitted changes, and its first parent without.
-    Histories without a common commit are compared tip with tip, unless the clone is shallow.
+    On main, it is HEAD if there are uncommitted changes, otherwise the first parent.
+    Histories without a common commit are compared by their tips, unless the clone is shallow.
     """
     head = commit("HEAD")
     if head is None or (revision and not revision.strip("0")):

@@ -23,7 +23,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tensorflow import keras
 
 # %% [markdown]
-# Work in the project's root, and draw the same random numbers in each run.
+# Work in the project's root, and make each run draw the same random numbers.
 
 # %%
 folders = (Path.cwd(), *Path.cwd().parents)
@@ -68,7 +68,7 @@ Path(OUTPUTS, "baseline.json").write_text(json.dumps(baseline) + "\n")
 print(f"baseline accuracy {baseline['accuracy']}")
 
 # %% [markdown]
-# A small convolutional network, as the Keras documentation has it.
+# A small convolutional network, from the Keras documentation.
 
 # %%
 model = keras.Sequential(
@@ -96,7 +96,7 @@ pixels = images.reshape(-1, 28, 28, 1)
 history = model.fit(pixels, labels, 128, EPOCHS, verbose=2, validation_split=0.1)
 
 # %% [markdown]
-# Measure once, on the test digits, with the 95 % interval that so many digits allow.
+# Measure once, on the test digits, with the 95 % interval for this number of digits.
 
 # %%
 answers = model.predict(test_images.reshape(-1, 28, 28, 1), verbose=0).argmax(axis=1)
@@ -111,8 +111,8 @@ print(f"test accuracy {accuracy:.4f} ± {margin:.4f}, baseline {baseline['accura
 print(pd.crosstab(test_labels, answers, rownames=["true"], colnames=["answer"]).to_string())
 
 # %% [markdown]
-# Keep the model and its figures. Nothing here knows which data and code made them: Lab 0 of
-# `.github/COURSE.md` turns a cell into a stage of the pipeline, which does.
+# Save the model and its metrics. The notebook does not record which data and code produced them; a
+# stage of the pipeline does. Lab 0 of `.github/COURSE.md` turns a cell into a stage.
 
 # %%
 model.save(OUTPUTS / "model.keras")

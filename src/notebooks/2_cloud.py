@@ -2,7 +2,7 @@
 """
 # 2. Cloud: the same notebook as a job of Azure Machine Learning
 
-Upload notebook 1 with some digits, let a machine of the workspace run it, and fetch what it leaves
+Upload notebook 1 with some digits, let a machine of the workspace run it, and download its files
 in `outputs/`.
 
 The local services need no account: start them in a second terminal with `digits local`.
@@ -42,8 +42,8 @@ else:
 print(f"workspace {client.workspace_name}")
 
 # %% [markdown]
-# A job runs in a copy of one folder. Ours has notebook 1, and 10,000 digits to train on, so that
-# little is uploaded.
+# A job runs in a copy of one folder. This one has notebook 1, and only 10,000 digits to train on,
+# to keep the upload small.
 
 # %%
 code = Path(tempfile.mkdtemp())
@@ -54,7 +54,7 @@ pd.read_csv("data/mnist/train.csv", nrows=10_000).to_csv(code / "data/mnist/trai
 print(*(path.relative_to(code) for path in code.rglob("*.*")), sep="\n")
 
 # %% [markdown]
-# Submit it with the packages that the pipeline has locked. Azure starts a machine for the job and
+# Submit it with the locked packages of the pipeline. Azure starts a machine for the job and
 # stops it afterwards (`instance_type` is its size); locally a process runs it.
 
 # %%
@@ -75,7 +75,7 @@ job = client.jobs.create_or_update(
 print(f"submitted {job.name}")
 
 # %% [markdown]
-# Ask how it stands until it has ended. The first job on Azure waits some minutes for its machine.
+# Poll its status until it has ended. The first job on Azure waits some minutes for its machine.
 
 # %%
 status = ""
@@ -86,8 +86,8 @@ while status not in ("Completed", "Failed", "Canceled"):
     time.sleep(5 if AZURE else 0.5)
 
 # %% [markdown]
-# The workspace's blob store keeps the log and the folder `outputs` of each job. It opens with its
-# key, or with your login where it has none.
+# The workspace's blob store keeps the log and the folder `outputs` of each job. Access it with its
+# key, or with your login if it has none.
 
 # %%
 store = client.datastores.get("workspaceartifactstore", include_secrets=True)
@@ -104,7 +104,7 @@ for name in container.list_blob_names(name_starts_with=kept):
     print(target)
 
 # %% [markdown]
-# The log is what the notebook printed. When a job fails, its last lines say why.
+# The log is what the notebook printed. When a job fails, the last lines of the log show why.
 
 # %%
 log = Path("outputs/cloud/user_logs/std_log.txt").read_text("utf-8")

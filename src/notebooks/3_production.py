@@ -1,6 +1,6 @@
 # %% [markdown]
 """
-# 3. Production: deploy the model, send it digits, see the drift
+# 3. Production: deploy the model, send digits to it, detect the drift
 
 Put the packaged model behind an endpoint, then let digits in other scripts arrive day by day.
 
@@ -77,7 +77,7 @@ client.online_endpoints.begin_create_or_update(endpoint).result()
 print(client.online_endpoints.get(name).scoring_uri)
 
 # %% [markdown]
-# Ten days of 200 digits each: on the first five all are MNIST's, then more and more are not.
+# Ten days of 200 digits each: first all are from MNIST, then more and more from other scripts.
 
 # %%
 scripts = [pd.read_csv(path, dtype="uint8") for path in Path("data/foreign").glob("*_test.csv")]
@@ -96,9 +96,9 @@ table = pd.DataFrame(days)
 print(table.round(3).to_string())
 
 # %% [markdown]
-# Accuracy needs true labels, which come late or never. The share of digits that look unlike the
-# training data needs none: 1 % of familiar ones do, and more than 3 standard errors above that is
-# drift.
+# Accuracy needs true labels, which come late or never. The share of digits with an OOD score
+# above 0.5 needs none: it is 1 % for digits like the training data, and drift if it is more than
+# 3 standard errors above that.
 
 # %%
 limit = 0.01 + 3 * (0.01 * 0.99 / 200) ** 0.5
@@ -109,7 +109,7 @@ plt.savefig("outputs/drift.png")
 print(f"drift above {limit:.3f}, on days {table.index[table['unusual'] > limit].to_list()}")
 
 # %% [markdown]
-# Delete the endpoint, also when a cell above failed: on Azure its machine costs money all the time.
+# Delete the endpoint, even if a cell above failed: until then its machine costs money on Azure.
 
 # %%
 client.online_endpoints.begin_delete(name).result()

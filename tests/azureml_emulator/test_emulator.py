@@ -273,7 +273,7 @@ def test_two_at_once_one_stops_or_waits(deployable: Deployable, emulator: Emulat
     try:
         while "10 %" not in (line := first.stdout.readline()):
             assert line, "the first deployment ended early"
-        assert "another deployment works on" in deployable.deploy("apply", code=1)
+        assert "another deployment is running on" in deployable.deploy("apply", code=1)
         waited = deployable.deploy("apply", "--wait")
         assert "Waiting" in waited
         assert "nothing to change" in waited

@@ -9,7 +9,7 @@ import yaml
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 from azureml_emulator.web import EmulatorError
 
-CONTENT = ("modelUri", "codeUri", "image", "condaFile", "dataUri", "dataType")  # for good
+CONTENT = ("modelUri", "codeUri", "image", "condaFile", "dataUri", "dataType")  # immutable
 URIS = ("modelUri", "codeUri", "dataUri")
 
 
@@ -25,7 +25,7 @@ def put_version(state: State, path: str, key: str, body: Json) -> Answer:
                 raise RefusedError(409, "UserError", message)
     given: Json = {"properties": {}, "tags": {}}
     if "/models/" in key:
-        given["flavors"] = {}  # the SDK takes no null here (ran)
+        given["flavors"] = {}  # the SDK takes no null here (observed)
     given |= body["properties"]
     given["properties"] = {name: str(value) for name, value in given["properties"].items()}
     if "/data/" not in key:
@@ -40,14 +40,14 @@ def normal(name: str, value: str | None) -> Any:
     """Return a part of a version's content as Azure compares it.
 
     A conda file comes back as JSON, a date in it as text, and a URI in another case
-    (azure-sdk-assets, recordings). Raises RefusedError (400) if a conda file is no YAML.
+    (azure-sdk-assets, recordings). Raises RefusedError (400) if a conda file is not YAML.
     """
     if name != "condaFile" or value is None:
         return value.lower().rstrip("/") if value and name in URIS else value
     try:
         return json.loads(json.dumps(yaml.safe_load(value), default=str))
     except yaml.YAMLError as error:
-        raise RefusedError(400, "UserError", f"condaFile is no YAML: {error}.") from None
+        raise RefusedError(400, "UserError", f"condaFile is not valid YAML: {error}.") from None
 
 
 def delete_version(state: State, path: str, key: str, body: Json) -> Answer:
@@ -84,12 +84,12 @@ def restore(state: State) -> None:
 
 
 def list_versions(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the versions of an asset; 404 if it has none at all, but not of a code."""
+    """Return the versions of an asset; 404 if it has none, except for a code."""
     status, found, operation = state.listing(path, key, body)
     assert found
     if "/codes/" not in key and not any(name.startswith(f"{key}/") for name in state.resources):
         raise RefusedError(404, "UserError", f"The container of {path} was not found.")
-    if wanted := body.get("hash"):  # as the SDK asks for a code that is there already
+    if wanted := body.get("hash"):  # as the SDK looks for a code that exists already
         found["value"] = [
             one
             for one in found["value"]
@@ -120,7 +120,7 @@ def list_containers(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def start_pending_upload(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return where code may be uploaded to: the SDK takes the address given here (ran)."""
+    """Return where code may be uploaded to: the SDK takes the address given here (observed)."""
     place, signed = state.storage.offer(str(uuid.uuid5(uuid.NAMESPACE_URL, key)))
     credential = {"credentialType": "SAS", "sasUri": signed}
     reference = {"blobUri": place, "storageAccountArmId": "/local", "credential": credential}

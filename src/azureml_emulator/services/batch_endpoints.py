@@ -14,8 +14,8 @@ from pathlib import Path
 from azureml_emulator.services import jobs, online_endpoints
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 
-# It ends when its standard input does: with the emulator, however that ends. The output is a mount
-# of blob storage on Azure, where no file can be renamed: github.com/microsoft/hi-ml/issues/258.
+# It ends when its standard input ends, so also if the emulator is killed. On Azure the output is a
+# mount of blob storage, where no file can be renamed: github.com/microsoft/hi-ml/issues/258.
 DRIVER = """
 import importlib.util, json, os, sys, threading, traceback
 def end():
@@ -62,8 +62,8 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     need(body, "properties")
     wanted = (body["properties"].get("defaults") or {}).get("deploymentName")
     if wanted and f"{key}/deployments/{wanted.lower()}" not in state.resources:
-        raise RefusedError(400, "BadArgument", f"The default names no deployment: {wanted}.")
-    # An object also without a default: who deploys sets its deploymentName, source: learn.microsoft
+        raise RefusedError(400, "BadArgument", f"The default deployment does not exist: {wanted}.")
+    # An object, even without a default: clients set its deploymentName, source: learn.microsoft
     # .com/azure/machine-learning/how-to-use-batch-model-deployments.
     body["properties"] |= {"defaults": {"deploymentName": wanted}}
     body["properties"] |= {"scoringUri": f"{state.url}{path}/jobs", "swaggerUri": ""}
@@ -113,7 +113,7 @@ def invoke(state: State, path: str, key: str, body: Json) -> Answer:
     name = asked.get("name") or f"batchjob-{uuid.uuid4()}"
     place = f"{workspace}/jobs/{name}"
     if place.lower() in state.resources:
-        raise RefusedError(409, "Conflict", f"A job of the name {name} exists already.")
+        raise RefusedError(409, "Conflict", f"A job named {name} exists already.")
     kinds = {"inputs": "inputData", "outputs": "outputData"}
     data = {
         ours: {

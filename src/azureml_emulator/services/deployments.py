@@ -51,7 +51,7 @@ def folder_of(state: State, path: str) -> Path:
 def deploy(state: State, path: str) -> None:
     """Fetch code and model into a new folder and start the server; then drop the old folders.
 
-    A folder with LAUNCHED is that of a server which came up: a restart begins with it. As with
+    A folder with LAUNCHED belongs to a server that became healthy: a restart uses it. As with
     Azure's rolling update, an update that fails leaves the former server as it was.
     """
     properties = state.resources[path]["properties"]
@@ -220,13 +220,13 @@ def restore_one(state: State, key: str) -> None:
         state.later(key, partial(remove, state))
     elif online and deployment:
         launched = sorted(folder_of(state, key).glob(f"*/{LAUNCHED}"), key=os.path.getmtime)
-        launch: Launch | None = None  # where it is not known, it is deployed again
+        launch: Launch | None = None  # if unknown, it is deployed again
         with contextlib.suppress(EmulatorError, OSError):
             launch = read_file(launched[-1], Launch, "") if launched else None
         if status != "Failed":
             again = status in BUSY or not launch
             state.later(key, lambda key: resume(state, key, launch, again), state.pending(key))
-        elif launch:  # it stays so, with the server of before the failed update
+        elif launch:  # still Failed, with the server from before the update
             state.workers.submit(resume, state, key, launch, False)
     elif status in BUSY:
         state.later(key, lambda key: None, state.pending(key))

@@ -30,9 +30,9 @@ from azureml_emulator.storage import CONTAINER
 POLL_SECONDS = 0.1
 ENDED = {"Completed", "Failed", "Canceled"}
 CHANGEABLE = {"tags", "displayName", "description", "isArchived"}  # of a job that exists
-MADE = {"services", "outputs", "properties", "status"}  # of which a caller sends what it read
+MADE = {"services", "outputs", "properties", "status"}  # that callers send as they read them
 OUTPUT = "azureml://datastores/workspaceblobstore/paths/azureml/{job}/{output}/"
-# Runs a command; when its input ends, with whoever started it, all that it runs is killed.
+# Runs a command; when its input ends because its starter ended, the process group is killed.
 SUPERVISE = """
 import os, signal, subprocess, sys, threading
 def end():
@@ -42,7 +42,7 @@ threading.Thread(target=end, daemon=True).start()
 code = subprocess.call(sys.argv[1], shell=True)
 os._exit(code % 256)
 """
-# Makes the tables, which jobs that begin at the same time in a new database would all make.
+# Creates the tables: jobs that begin at the same time in a new database would conflict.
 TRACKING = "import mlflow, sys; mlflow.MlflowClient(sys.argv[1]).search_experiments(max_results=1)"
 TRACKING_LOCK = threading.Lock()
 DATABASE = "mlflow.db"
@@ -123,7 +123,7 @@ def described(state: State, path: str) -> Json:
 
 
 def given_outputs(name: str, properties: Json) -> Json:
-    """Return a job's outputs with the places that they have unless others are asked for."""
+    """Return a job's outputs, with default places where none is requested."""
     store = f"azureml://datastores/workspaceartifactstore/ExperimentRun/dcid.{name}"
     found = {"default": {"jobOutputType": "uri_folder", "uri": store, "mode": "ReadWriteMount"}}
     for output, one in properties.get("outputs", {}).items():
@@ -147,7 +147,7 @@ def restore(state: State) -> None:
 
 
 def set_status(state: State, key: str, status: str) -> bool:
-    """Set a job's status unless it has ended; return whether it has."""
+    """Set a job's status unless the job has ended; return whether it had ended."""
     with state.lock:
         properties = state.resources[key]["properties"]
         if properties["status"] in ENDED:
@@ -196,7 +196,7 @@ def plan_command(state: State, job: Json, home: Path) -> list[Node]:
 
 PLANS: dict[str, Plan] = {"Command": plan_command}  # by the job's type
 CHECKS: dict[str, Callable[[Json], None]] = {}
-BEGIN: dict[str, Callable[[State, str], None]] = {}  # what runs a job that is no plan of its own
+BEGIN: dict[str, Callable[[State, str], None]] = {}  # functions for types without a plan
 
 
 def clusters(job: Json) -> list[dict[str, str]]:
@@ -214,7 +214,7 @@ def clusters(job: Json) -> list[dict[str, str]]:
 
 
 def run(state: State, key: str) -> None:
-    """Run a job, again when a machine of it was lost, and keep its logs and outputs."""
+    """Run a job, restart it if it loses a machine, and keep its logs and outputs."""
     body = state.resources[key]
     name, job = body["name"], body["properties"]
     home, place = state.folder / "jobs" / name, f"ExperimentRun/dcid.{name}"
@@ -255,7 +255,7 @@ def run(state: State, key: str) -> None:
 
 
 def logs_of(state: State, name: str, tails: list[str]) -> list[Any]:
-    """Return a job's logs as blobs, one a node, created unless they are there."""
+    """Return a job's logs as blobs, one per node, created unless they are there."""
     place = f"ExperimentRun/dcid.{name}/user_logs/std_log"
     logs = [state.storage.client.get_blob_client(f"{place}{tail}.txt") for tail in tails]
     for log in logs:
@@ -265,7 +265,7 @@ def logs_of(state: State, name: str, tails: list[str]) -> list[Any]:
 
 
 def environment(state: State, name: str) -> dict[str, str]:
-    """Return what each process of a job finds in its environment."""
+    """Return the environment variables of each process of a job."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -361,7 +361,7 @@ def get_run_details(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def get_run_data(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return a run's record; its outputs are no registered assets here."""
+    """Return a run's record; its outputs are not registered as assets here."""
     need(body, "runId")
     return 200, {"runMetadata": {"runId": body["runId"], "outputs": {}}}, ""
 

@@ -22,7 +22,7 @@ OUT_OF_QUOTA = (  # as github.com/MicrosoftLearning/mslearn-azure-ml/issues/30 s
         'https://aka.ms/oe-tsg#error-outofquota"]},"status":400}',
     },
 )
-# 3 to 32 characters (ran), no two hyphens beside each other
+# 3 to 32 characters (observed), no two hyphens in a row
 NAME = re.compile(r"^(?=.{3,32}$)[a-zA-Z](-?[a-zA-Z0-9])+$")
 TAGS, TAG_LENGTH = 50, 256  # of a resource
 LOG_LINES = 500
@@ -30,12 +30,12 @@ AUTH_MODES = ("key", "amltoken", "aadtoken")
 
 
 def reserved_cores(cores: int, instances: int) -> int:
-    """Return the cores that a deployment takes: of a fifth more instances, in whole ones."""
+    """Return the cores that a deployment reserves: 20 % more instances, rounded up."""
     return cores * math.ceil(instances * 6 / 5)
 
 
 def used_cores(state: State, family: str, but: str = "") -> int:
-    """Return the cores of a family in use, those of one deployment left out."""
+    """Return the cores of a family in use, without those of deployment `but`."""
     taken = 0
     for path, body in state.resources.items():
         if "/onlineendpoints/" in path and "/deployments/" in path and path != but:
@@ -87,7 +87,7 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     places = {name: f"{key}/deployments/{name.lower()}" for name in properties["traffic"]}
     unknown = [name for name, place in places.items() if place not in state.resources]
     if unknown:
-        raise RefusedError(400, "BadArgument", f"Traffic names no deployment: {unknown[0]}.")
+        raise RefusedError(400, "BadArgument", f"Traffic: unknown deployment {unknown[0]}.")
     traffic = {
         state.resources[places[name]]["name"]: weight
         for name, weight in properties["traffic"].items()
@@ -135,9 +135,9 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     collector = properties.get("dataCollector", {})
     sampled = [one.get("samplingRate", 1) for one in collector.get("collections", {}).values()]
     if any(rate != 1 for rate in sampled) or collector.get("rollingRate", "Hour") != "Hour":
-        message = "The emulator does not emulate a samplingRate but 1 or a rollingRate but Hour."
+        message = "The emulator emulates only samplingRate 1 and rollingRate Hour."
         raise RefusedError(501, "NotImplemented", message)
-    given = {"properties": {}, "scaleSettings": {"scaleType": "Default"}}  # no null (ran)
+    given = {"properties": {}, "scaleSettings": {"scaleType": "Default"}}  # no null (observed)
     body["properties"] = given | properties | {"instanceType": size}
     return state.put_later(path, key, body, partial(deploy, state))
 
@@ -165,7 +165,7 @@ def regenerate_keys(state: State, path: str, key: str, body: Json) -> Answer:
     if body["keyType"] not in ("Primary", "Secondary"):
         raise RefusedError(400, "BadArgument", "keyType: expected Primary or Secondary.")
     state.refuse_busy(endpoint)
-    given = body.get("keyValue")  # of the SDK always the present key, which asks for a new one
+    given = body.get("keyValue")  # the SDK sends the current key, which requests a new one
     new = given if given and given not in keys else secrets.token_urlsafe(24)
     keys[body["keyType"] == "Secondary"] = new
     return 202, None, state.later(endpoint, partial(route, state))

@@ -13,7 +13,7 @@ from azureml_emulator.services import jobs
 from azureml_emulator.services.deployments import duration
 from azureml_emulator.state import Json, RefusedError, State, need
 
-DRAWN: dict[str, Callable[..., Any]] = {  # what a search space's expressions give
+DRAWN: dict[str, Callable[..., Any]] = {  # draws a value, by expression of a search space
     "choice": lambda draw, values: draw.choice(values),
     "randint": lambda draw, upper: draw.randrange(upper),
     "uniform": lambda draw, low, high: draw.uniform(low, high),

@@ -156,7 +156,7 @@ def call(state: State, method: str, path: str, body: Json) -> Answer:
 
 
 def check_version(path: str, version: str) -> None:
-    """Refuse a call in a version of the API that nobody uses here, in Azure's words.
+    """Refuse a call in a version of the API that no client uses, with Azure's message.
 
     Source: github.com/Azure/azure-rest-api-specs/issues/14807.
     """
@@ -179,7 +179,7 @@ def check_version(path: str, version: str) -> None:
 
 
 def note_ignored(state: State, body: Json) -> None:
-    """Print once of each part of bodies that it is accepted and has no effect."""
+    """Print once, for each ignored part of a body, that it has no effect."""
     for place in IGNORED.split():
         if part_of(body, place) and place not in state.ignored:
             state.ignored.add(place)
@@ -188,7 +188,7 @@ def note_ignored(state: State, body: Json) -> None:
 
 
 def checked(body: Any, place: str = "") -> Any:
-    """Return a body, or the part at a place, without nulls: on Azure they are as if absent.
+    """Return a body, or the part at a place, without nulls: Azure treats them as missing.
 
     Raises RefusedError (400) if a part is not of its type.
     """
@@ -216,12 +216,12 @@ def answer(status: int, body: Json | None, headers: dict[str, str] | None = None
 
 
 async def read_json(request: web.Request) -> Any:
-    """Return a request's body, {} if it has none. Raises RefusedError if it is no JSON."""
+    """Return a request's body, {} if it has none. Raises RefusedError if it is not JSON."""
     raw = await read_body(request)
     try:
         return json.loads(raw) if raw else {}
     except ValueError as error:
-        message = f"The body of {request.method} {request.path} is no JSON: {error}."
+        message = f"The body of {request.method} {request.path} is not JSON: {error}."
         raise RefusedError(400, "InvalidRequestContent", message) from None
 
 
@@ -247,7 +247,7 @@ def authenticate(state: State) -> Any:
 
 
 def application(state: State, middlewares: Sequence[Any] = ()) -> web.Application:
-    """Return the management API; `middlewares` stand between the check of the token and it."""
+    """Return the management API; `middlewares` run after the check of the token."""
 
     async def respond(request: web.Request) -> web.Response:
         path, method = request.raw_path.partition("?")[0], request.method
@@ -270,7 +270,7 @@ def application(state: State, middlewares: Sequence[Any] = ()) -> web.Applicatio
             LOG.exception("%s %s", method, path)
             raise RefusedError(500, "InternalServerError", repr(error)) from None
         headers = {}
-        if operation:  # the SDK polls the first of these until it has a final status (ran)
+        if operation:  # the SDK polls the first of these until it has a final status (observed)
             place = state.url + OPERATION.format(operation)
             own = f"{state.url}{request.path_qs}" if method in ("PUT", "PATCH") else place
             headers = {"Azure-AsyncOperation": place, "Location": own, "Retry-After": "0"}

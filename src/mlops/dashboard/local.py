@@ -1,7 +1,7 @@
 """`digits local`: run the emulator of Azure ML and a page of its endpoints, until Ctrl-C.
 
 Input: a folder with the files of an earlier run, or an empty one. Output: two servers on the
-loopback address, and `address.json` in the folder, from which `--workspace local` reads theirs.
+loopback address, and `address.json` in the folder, which `--workspace local` reads.
 """
 
 import secrets

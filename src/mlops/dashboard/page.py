@@ -153,7 +153,7 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
     found["deployment"] = answer.headers.get("azureml-model-deployment", "")
     found["request_id"] = headers["x-ms-client-request-id"]
     found["milliseconds"] = (time.monotonic() - began) * 1000
-    own = answer.headers.get(MODEL_STATUS)  # says what is wrong with the picture, 424 does not
+    own = answer.headers.get(MODEL_STATUS)  # more specific about the picture than 424
     return web.json_response(found, status=int(own or answer.status))
 
 

@@ -177,7 +177,7 @@ class LiveState:
             try:
                 if project.task:
                     seen.read(project.task, container)
-            except collected.DeletedError:  # with the endpoint; what is there now is read anew
+            except collected.DeletedError:  # with the endpoint; read everything again
                 seen.monitor = None
                 seen.recent.clear()
             analysis, reason = self.analyse(seen, int(now * 1000))

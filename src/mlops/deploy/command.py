@@ -87,6 +87,6 @@ def resume(**given: Any) -> None:
 def destroy(**given: Any) -> None:
     """Delete the endpoint, its deployments and all that it collected.
 
-    What Azure does not delete is archived and listed. Run it again after an interruption.
+    What Azure does not delete is archived and listed. After an interruption, run this again.
     """
     call("destroy", **given)

@@ -18,7 +18,7 @@ ASK_SECONDS = 0.5  # between two attempts
 
 
 def blob(workspace: Workspace, endpoint: str) -> BlobClient:
-    """Return the blob that stands for an endpoint, in the workspace's own store."""
+    """Return the blob that represents an endpoint, in the workspace's own store."""
     return store(workspace).get_blob_client(f"digits-leases/{endpoint}")
 
 
@@ -28,7 +28,7 @@ def held(
 ) -> Iterator[Callable[[], bool]]:
     """Hold an endpoint's lease; yield a function that asks the store whether it is still held.
 
-    A suspended process may have lost it without noticing. If another process holds the lease, waits
+    A suspended process may have lost the lease unnoticed. If another process holds the lease, waits
     when `wait`, else raises DigitsError.
     """
     client = blob(workspace, endpoint)
@@ -46,11 +46,11 @@ def held(
                 raise
             if not wait:
                 raise DigitsError(
-                    f"another deployment works on {endpoint}; wait for it, or {seconds} s should "
-                    "it have died (--wait does that)"
+                    f"another deployment is running on {endpoint}. Wait for it (--wait); if it was "
+                    "killed, the lease expires after {seconds} s."
                 ) from None
         if not reported:
-            print(f"Waiting: another deployment works on {endpoint} ...", flush=True)
+            print(f"Waiting: another deployment is running on {endpoint} ...", flush=True)
             reported = True
         time.sleep(ASK_SECONDS)
     done, lost = threading.Event(), threading.Event()
@@ -91,6 +91,6 @@ def keep(lease: BlobLeaseClient, lost: threading.Event) -> None:
         try:
             lease.renew()
             return
-        except Exception:  # whatever it was, another may now hold the lease
+        except Exception:  # after any error another may hold the lease
             if last:
                 lost.set()

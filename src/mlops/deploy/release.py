@@ -39,7 +39,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def refuse_dirty() -> None:
-    """Raise DigitsError when the working tree is not what git has at HEAD."""
+    """Raise DigitsError when the working tree differs from HEAD."""
     if dirty := git.changed("."):
         raise DigitsError(
             f"uncommitted changes ({dirty[0]}). Commit or stash them, so that the deployment is "
@@ -60,7 +60,7 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def pull_request(subject: str) -> str:
-    """Return the number of the pull request that a commit merged, by GitHub's subjects, or none."""
+    """Return the number of the pull request that a commit merged, from its subject, or none."""
     found = re.search(r"\(#(\d+)\)$|^Merge pull request #(\d+)", subject)
     return found[1] or found[2] if found else "none"
 
@@ -80,7 +80,7 @@ def read(settings: Params) -> Release:
         shutil.rmtree(cache, ignore_errors=True)
     if folder_hash(PACKAGE) != package_hash:
         raise DigitsError(
-            f"{PACKAGE}: its bytes are not those of {LOCK} at this commit; run `dvc repro`, or "
+            f"{PACKAGE}: differs from {LOCK} at this commit; run `dvc repro`, or "
             f"`dvc checkout --force {PACKAGE.as_posix()}`"
         )
     tracked = git.run("ls-files", "-z", "--", settings.code).split("\0")
@@ -123,10 +123,10 @@ def gate_reasons(live: str | None) -> list[str]:
     """Return why the metrics of this commit fail the gate of the review; nothing if they pass.
 
     They are compared with the metrics at the live commit, so that a failed gate also stops the next
-    push. If git lacks that commit, the base is where this branch began, on main the first parent.
+    push. If git lacks that commit, the base is the merge base, on main the first parent.
     """
     base = git.find_base(None)
-    if base.commit == git.commit("HEAD"):  # main has gone on since
+    if base.commit == git.commit("HEAD"):  # main has newer commits
         base = git.find_base("HEAD^")
     commit = live if live and git.commit(live) else base.commit
     after = snapshot.read(lambda name: git.show("HEAD", name), "at this commit")

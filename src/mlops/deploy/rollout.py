@@ -31,9 +31,9 @@ class Deployer:
     """The commands on one endpoint."""
 
     def __init__(self, target: Target, settings: Params, wait: bool) -> None:
-        """Take an endpoint; `wait` for another deployment instead of stopping."""
+        """Use an endpoint; with `wait`, wait for another deployment instead of failing."""
         self.target, self.settings, self.wait = target, settings, wait
-        self.held: Callable[[], bool] = lambda: True  # until `alone` says
+        self.held: Callable[[], bool] = lambda: True  # until `alone` sets it
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -71,11 +71,11 @@ class Deployer:
                 self.target.create()
                 endpoint = self.target.settled()
             elif str(endpoint.provisioning_state).lower().endswith("failed"):
-                self.target.put(dict(endpoint.traffic))  # unchanged: it may still serve
+                self.target.put(dict(endpoint.traffic))  # unchanged: it may still answer
                 endpoint = self.target.settled()
             live, _ = self.reconcile_traffic(endpoint)
             if endpoint.public_network_access.lower() != self.target.access:
-                print(f"Public access is {self.target.access} from now.", flush=True)
+                print(f"Public access is now {self.target.access}.", flush=True)
                 self.target.put(dict(self.target.settled().traffic))
             states = self.target.deployments()
             if live == new.name and "paused" not in endpoint.tags:
@@ -84,7 +84,7 @@ class Deployer:
                 except DigitsError as error:
                     if states[live] == "succeeded":
                         raise
-                    print(f"{live} is made anew: it is {states[live]} ({error}).", flush=True)
+                    print(f"{live} is redeployed: it is {states[live]} ({error}).", flush=True)
                     live = self.fall_back(live, endpoint.tags.get("previous"), states)
                 else:
                     print(f"{live} is live already: nothing to change.")
@@ -119,29 +119,29 @@ class Deployer:
         """Restore the traffic in the tags after an interrupted run; return live, previous."""
         tags = endpoint.tags
         traffic = {name: share for name, share in endpoint.traffic.items() if share}
-        self.target.state(tags.get("live"))  # it may be scaled at this moment
+        self.target.state(tags.get("live"))  # it may be scaling now
         live = revisions.serving(endpoint, self.target.deployments())
         wanted = {live: 100} if live and "paused" not in tags else {}
         if traffic != wanted:
-            print("An earlier run stopped half-way; its traffic goes back first.", flush=True)
+            print("An earlier run was interrupted; its traffic is restored first.", flush=True)
             self.target.put(wanted)
         return live, tags.get("previous")
 
     def switch(
         self, new: str, live: str | None, create: Callable[[], DeploymentSpec], version: str | None
     ) -> None:
-        """Create a deployment, try it, give it the traffic; on any failure go back."""
+        """Create a deployment, test it, shift the traffic to it; revert on any failure."""
         items = self.items()
         in_place = self.settings.strategy == "in_place" and live not in (None, new)
         endpoint = self.target.settled()
         tags: dict[str, str | None] = {
             name: endpoint.tags.get(name) for name in ("live", "previous", "paused")
         }
-        # A killed in_place apply removed it; a failure returns to it.
+        # A killed in_place apply deleted it; after a failure it is restored.
         fallen = tags["live"] if live is None and tags["paused"] is None else None
         fallen = None if fallen == new else fallen
         old = revisions.known(endpoint).get(live or fallen or "")
-        self.target.authorise()  # now: a short-lived login would have expired later
+        self.target.authorise()  # now: a short-lived login may expire during the creation
         if in_place and old is None:
             raise DigitsError(f"{live} has no record to restore it from; use strategy blue_green")
         lost = old if fallen else None
@@ -202,9 +202,9 @@ class Deployer:
     def undo(
         self, new: str, live: str | None, tags: dict[str, str | None], lost: DeploymentSpec | None
     ) -> str:
-        """Put the traffic back, save the new deployment's logs, remove it; return what was done."""
+        """Restore the traffic, save the new deployment's logs, delete it; return what was done."""
         if not self.held():
-            return "; all is left as it is, for who holds the lease now, or for the next apply"
+            return "; not reverted: that is left to the run with the lease, or the next apply"
         notes = []
 
         def attempt(what: str, action: Callable[[], object]) -> None:
@@ -253,8 +253,8 @@ class Deployer:
             now = endpoint.tags.get("live")
             if revision is None and now != before:
                 raise DigitsError(
-                    f"while this waited for another deployment, {now} came in place of {before}; "
-                    "name the revision to go back to, as `digits deploy status` lists them"
+                    f"while this waited for another deployment, {now} replaced {before}; "
+                    "name the revision to return to; `digits deploy status` lists them"
                 )
             live, previous = self.reconcile_traffic(endpoint)
             name = revision or previous
@@ -273,7 +273,7 @@ class Deployer:
 
         def create() -> DeploymentSpec:
             if states.get(name) != "succeeded":
-                for other in states:  # a quota for two has no room for three
+                for other in states:  # the quota may not allow a third
                     if other != live:
                         self.target.remove(other)
                 self.target.redeploy(name, spec)
@@ -290,18 +290,18 @@ class Deployer:
             endpoint = self.existing()
             live = endpoint.tags.get("live")
             if live is None:
-                raise DigitsError("nothing is live, so there is nothing to pause")
+                raise DigitsError("no revision is live, so there is nothing to pause")
             self.target.put({}, paused="yes")
             for name in self.target.deployments():
                 self.target.remove(name)
-            print(f"Paused: no deployment is left; `digits deploy resume` brings {live} back.")
+            print(f"Paused: the deployments are deleted; `digits deploy resume` restores {live}.")
 
     def resume(self) -> None:
-        """Bring back what was live when it was paused."""
+        """Deploy again the revision that was live before the pause."""
         with self.alone():
             endpoint = self.existing()
             if "paused" not in endpoint.tags:
-                raise DigitsError("it is not paused; `digits deploy status` tells what is live")
+                raise DigitsError("the endpoint is not paused; see `digits deploy status`")
             name = endpoint.tags["live"]
             self.back_to(name, None, revisions.known(endpoint)[name])
 
@@ -324,7 +324,7 @@ class Deployer:
         lease.forget(self.target.workspace, name)
         print(f"Deleted {name}, its deployments and collected data.")
         if left:
-            print("Left in the workspace, for Azure keeps it:", *left, sep="\n  ")
+            print("Left in the workspace, because Azure does not delete it:", *left, sep="\n  ")
 
     def existing(self) -> Any:
         """Return the endpoint; raise DigitsError when there is none."""

@@ -5,7 +5,7 @@ They come from the model folder's `smoke.jsonl`, one JSON object a line:
     {"request": {...}, "answer": {"pointer": "/predictions/0/digit", "value": "7"}}
 
 `request` is what a client sends. `pointer` is a JSON Pointer (RFC 6901) into the answer, `value`
-what a right answer has there. An answer that has the key `model_version` must name the model.
+the value there in a correct answer. An answer that has the key `model_version` must name the model.
 """
 
 import itertools
@@ -85,7 +85,7 @@ def read(path: Path, count: int) -> list[Item]:
         what = " ".join([".".join(map(str, first["loc"])), first["msg"]]).strip()
         raise DigitsError(f"{path}:{len(items) + 1}: {what}; {FIX}") from None
     if not items:
-        raise DigitsError(f"{path}: expected a request a line, found none; {FIX}")
+        raise DigitsError(f"{path}: expected one request per line, found none; {FIX}")
     return items
 
 
@@ -104,8 +104,8 @@ def check(
     right = sum(value == item.answer.value for value, item in zip(values, items, strict=True))
     if right < wanted.accuracy * len(items):
         raise DigitsError(
-            f"smoke test: {right} of {len(items)} answers right, {wanted.accuracy:.0%} are needed "
-            "(azure.smoke.accuracy); the model is not fit to serve"
+            f"smoke test: {right} of {len(items)} answers correct, expected {wanted.accuracy:.0%} "
+            "(azure.smoke.accuracy); do not deploy this model"
         )
     slowest = max(answer.seconds for answer in answers)
     if slowest > wanted.latency_seconds:

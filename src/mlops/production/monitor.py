@@ -44,7 +44,7 @@ class LeftOut:
     """Omitted data: the places of lines, and the number of rows with a wrong clock."""
 
     damaged: list[str] = field(default_factory=list)
-    elsewhere: list[str] = field(default_factory=list)  # whose rows the collector stored apart
+    elsewhere: list[str] = field(default_factory=list)  # whose rows are stored elsewhere
     clock: int = 0
 
 

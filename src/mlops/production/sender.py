@@ -29,34 +29,34 @@ from core.files import write_text
 from digits.production.traffic import Stream
 from mlops.azure.settings import BUSY_STATUS, IN_FLIGHT, MODEL_STATUS, Params
 
-if TYPE_CHECKING:  # imported here alone, since the SDK takes seconds and may be absent
+if TYPE_CHECKING:  # not at run time: the SDK takes seconds to load and may be absent
     from mlops.azure.endpoint import Target
 
 ROWS = 1000  # requests whose images are in memory at a time
 LABELS_AT_ONCE = 10_000
-UNSURE = {0, 404, 408, 424, 425, 429}  # no answer yet, as 5xx: the same request may get one later
+UNSURE = {0, 404, 408, 424, 425, 429}  # unanswered, like 5xx: a retry may succeed
 OF_THE_MODEL = {424, 500}  # permanent for the same request
 TRIES = 5  # of such a request, while others are answered
-FAILED_SECONDS = 90.0  # of retries of such a request, if no other shows whether it is the cause
-REFUSED_FIRST = 100  # refused requests, none having been answered, after which it stops
-PATIENCE_SECONDS = 600.0  # without any answer, until it stops
-TOLD_SECONDS = 2.0  # without any answer, until a message is printed
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between two tries; each doubles the last
+FAILED_SECONDS = 90.0  # maximum duration of its retries, if no other is answered
+REFUSED_FIRST = 100  # stop after so many refused requests if none was answered
+PATIENCE_SECONDS = 600.0  # stop after this time without an answer
+TOLD_SECONDS = 2.0  # print a message after this time without an answer
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between retries; doubled each time
 TICK_SECONDS, SAVE_SECONDS = 0.1, 1.0
 
 
 @dataclass
 class Checkpoint:
-    """How far a run has come: all that `--resume` needs."""
+    """The progress of a run: everything that `--resume` needs."""
 
     run: str  # the beginning of its requests' ids, unique to the run
-    stream: str  # a hash of what the stream is made of
+    stream: str  # a hash of the stream's inputs
     first: int  # the numbers of its first request and of the one after its last
     stop: int
     following: int  # every request before this one is done
     done: list[int] = field(default_factory=list)  # later ones that are done as well
     refused: list[int] = field(default_factory=list)  # done without an answer
-    labels: int = 0  # of the stream's labels in their order, written or passed over
+    labels: int = 0  # number of the stream's labels, in order, written or skipped
     labels_written: int = 0
     retried: int = 0
     busy: int = 0  # of those, because the deployment had too many requests at once
@@ -70,7 +70,7 @@ class Checkpoint:
 
 @dataclass
 class Address:
-    """An endpoint in no workspace, which is known by its address and a key."""
+    """An endpoint outside a workspace, given by its address and a key."""
 
     name: str  # its address
     key_file: Path
@@ -87,7 +87,7 @@ class Address:
         return bearer | {"Content-Type": "application/json", "url": self.name}
 
     def concurrency(self) -> int:
-        """Return how many requests a deployment by params.yaml lets through at once."""
+        """Return how many concurrent requests a deployment accepts by params.yaml."""
         return IN_FLIGHT * self.settings.requests_at_a_time * self.settings.instance_count
 
 
@@ -105,7 +105,7 @@ class Run:
     ) -> None:
         """Continue a run at its checkpoint; with `speed` None as fast as possible.
 
-        `put_labels` stores true labels, or raises AzureError where they have to wait.
+        `put_labels` stores true labels, or raises AzureError if it must be retried later.
         """
         self.stream, self.classes, self.target = stream, classes, target
         self.reached, self.speed, self.put_labels = reached, speed, put_labels
@@ -118,7 +118,7 @@ class Run:
         self.already = reached.count
         self.failing_since: float | None = None  # when the first try failed since an answer
         self.reason = ""  # of the last try that failed
-        self.gap: float | None = None  # since when there is no answer, once that was told
+        self.gap: float | None = None  # start of the outage, once it was printed
         self.labels = stream.known_labels()
 
     async def work(self, session: aiohttp.ClientSession) -> None:
@@ -133,7 +133,7 @@ class Run:
                 break
 
     async def pause(self, seconds: float) -> None:
-        """Wait, unless the run is to stop."""
+        """Wait, or return early if the run stops."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.stopping.wait(), seconds)
 
@@ -150,7 +150,7 @@ class Run:
     async def ask(
         self, session: aiohttp.ClientSession, number: int, name: str, body: bytes
     ) -> None:
-        """Send one request until it is answered or refused, or the run is to stop."""
+        """Send one request until it is answered or refused, or the run stops."""
         pause, tries, began = FIRST_PAUSE_SECONDS, 0, time.monotonic()
         while not self.stopping.is_set():
             sent_at, headers = time.monotonic(), self.headers
@@ -181,7 +181,7 @@ class Run:
                 if time.monotonic() - since > PATIENCE_SECONDS:
                     raise DigitsError(
                         f"{self.target.name} gave no answer for {PATIENCE_SECONDS:.0f} s ({text}); "
-                        "fix it, then continue with --resume"
+                        "fix the endpoint, then continue with --resume"
                     )
             else:
                 self.refused(number, text)
@@ -197,7 +197,7 @@ class Run:
         try:
             digit = from_json(answer)["predictions"][0]["digit"]
         except (ValueError, KeyError, IndexError, TypeError):
-            self.refused(number, "200 with something else than predictions")
+            self.refused(number, "200 without predictions")
             return
         (label,), (script,) = self.stream.truth(np.array([number]))
         known, right = self.reached, digit == self.classes[label]
@@ -288,14 +288,14 @@ class Run:
                 row = {"time": now, "request_id": f"{known.run}-{name}", "position": 0}
                 rows.append(row | {"label": self.classes[label], "script": script})
             elif asked and not here:
-                break  # on its way
+                break  # still being sent
             place += 1
         try:
             if rows and self.put_labels:
                 await asyncio.to_thread(self.put_labels, rows)
                 known.labels_written += len(rows)
         except AzureError as error:
-            tqdm.write(f"the labels wait: {str(error).splitlines()[0][:200]}")
+            tqdm.write(f"labels not written yet, retrying: {str(error).splitlines()[0][:200]}")
             return False
         known.labels = place
         return True
@@ -306,7 +306,7 @@ class Run:
         while self.reached.labels < len(self.labels):
             if not await self.write_labels(None):
                 if time.monotonic() > deadline:
-                    raise DigitsError("the store takes no labels; go on with --resume later")
+                    raise DigitsError("the store accepts no labels; continue later with --resume")
                 await asyncio.sleep(LONGEST_PAUSE_SECONDS)
 
     def save(self, path: Path) -> None:

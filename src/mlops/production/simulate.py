@@ -30,7 +30,7 @@ POOL, LABELLED = Path("data/prepared/production.npz"), Path("data/labelled")
 
 
 def digest(stream: Stream) -> str:
-    """Return a hash of all that a stream is made of."""
+    """Return a hash of everything that determines a stream."""
     hashed = hashlib.sha256(repr(stream.schedule).encode())
     for array in (stream.times, stream.digit, stream.phase, stream.pool.images):
         hashed.update(array.tobytes())
@@ -60,7 +60,7 @@ def reached(path: Path, asked: Any, stream: Stream) -> Checkpoint:
 def workspace_target(
     kind: str, endpoint: str | None, settings: Params
 ) -> tuple[Any, Callable[[list[dict[str, Any]]], None]]:
-    """Return an endpoint of a workspace, and what writes its labels there."""
+    """Return an endpoint of a workspace, and the function that writes labels there."""
     from mlops.azure import collected
     from mlops.azure.endpoint import Target
     from mlops.azure.workspace import connect, store

@@ -26,7 +26,7 @@ def review(
     Prints the report, or a line about it with --out, which writes report.md and report.json.
     """
     if restore and not repro:
-        raise click.UsageError("--restore goes with --repro")
+        raise click.UsageError("--restore requires --repro")
     from core.files import write_text
     from mlops.review import render, schema
     from mlops.review.gate import annotations
@@ -66,7 +66,7 @@ def restore(targets: tuple[str, ...], remote: str, run_cache: bool, allow_missin
     if problem and not allow_missing:
         raise DigitsError(problem)
     if problem:
-        print(f"::notice::Not all could be restored; the rest is made here: {problem}")
+        print(f"::notice::Not everything could be restored; the rest is computed here: {problem}")
 
 
 @click.command(epilog=options.example("digits retrain --out report"))

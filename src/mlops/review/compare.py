@@ -52,7 +52,7 @@ def metrics(
 
 
 def verdict(rows: list[Metric]) -> Verdict:
-    """Return one word for the rows that count; those of no gate do if they differ beyond chance."""
+    """Return the verdict over all rows; those outside the gate count only if better or worse."""
     found = {
         row.verdict
         for row in rows
@@ -91,7 +91,7 @@ def outs(snapshot: Snapshot) -> dict[str, str]:
 
 
 def other_test_set(before: Snapshot, after: Snapshot) -> bool:
-    """Say whether both snapshots have a test set, with different hashes."""
+    """Return whether both snapshots have a test set, with different hashes."""
     old, new = (outs(side).get(TEST_SET) for side in (before, after))
     return bool(old and new and old != new)
 
@@ -99,7 +99,7 @@ def other_test_set(before: Snapshot, after: Snapshot) -> bool:
 def judged(
     before: Snapshot, after: Snapshot, noise: dict[str, Any], gate: dict[str, dict[str, Any]]
 ) -> list[Metric]:
-    """Return the metrics that the gate judges: without values before, where test sets differ."""
+    """Return the metrics for the gate; if the test sets differ, without the values before."""
     rows = metrics(before, after, noise, gate)
     if other_test_set(before, after):
         return [dataclasses.replace(row, before=None, noise=None) for row in rows]

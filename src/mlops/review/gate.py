@@ -25,7 +25,7 @@ class Retrain:
     """The retraining that is proposed when production drifts."""
 
     propose: bool  # by monitor.yml, as a pull request
-    # What the experiment changes in params.yaml, beside the labelled digits that it takes in.
+    # What the experiment changes in params.yaml, in addition to using the labelled digits.
     set: dict[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")], bool | int | float | str]
 
 
@@ -45,7 +45,7 @@ def load() -> Params:
 def judge(rows: list[Metric], gate: dict[str, dict[str, Rule]]) -> list[str]:
     """Return why the gate fails, nothing when it passes; a metric that is missing or NaN fails.
 
-    Where there is no value before, only the floor is judged.
+    Without a value before, only the floor is checked.
     """
     found = {(row.source, row.metric): row for row in rows}
     reasons = []

@@ -59,7 +59,7 @@ def main(revision: str, prefer: Side) -> None:
         known = re.compile(rf"params\.yaml|{schema.MADE}")
         others = [name for name in conflicts if not known.fullmatch(name)]
         if others:
-            raise DigitsError(f"{', '.join(others)}: git cannot merge this")
+            raise DigitsError(f"{', '.join(others)}: git cannot merge these changes")
         if str(PATH) in conflicts:
             sides = [git.run("show", f":{number}:{PATH}") for number in (1, 2, 3)]
             write_text(PATH, merged(sides, prefer))

@@ -83,7 +83,7 @@ def value(row: Metric, number: float | None) -> str:
 
 
 def change(row: Metric) -> str:
-    """Return what changed of a metric, in points for a share of one, and whether beyond chance."""
+    """Return the change of a metric, in percentage points for a share, and its significance."""
     text = figure(row.difference, "+")
     if row.difference and rate(row):
         text = f"{100 * row.difference:+.2f} points"
@@ -118,9 +118,9 @@ def write(
     facts: str = "",
     production: dict[tuple[str, str], float] | None = None,
 ) -> str:
-    """Return the report: verdict and gate, notices, a few rows, and folded all that was found.
+    """Return the report: verdict and gate, notices, a few rows, and all details, folded.
 
-    `notices` are Markdown of one's own, before and after those of the report, and `facts` is
+    `notices` are Markdown from the caller, before and after the report's own, and `facts` is
     another paragraph; `production` are the metrics of what is deployed, for a third column.
     """
     first, last = notices
@@ -248,7 +248,7 @@ def chart(title: str, before: list[float], after: list[float]) -> str:
     """Return a chart of one column, empty when there is nothing to draw.
 
     Epochs are names on the axis, not a range: Mermaid stretches each line over a range, so two
-    trainings of different length would not stand under the same epoch.
+    trainings of different length would not be aligned by epoch.
     """
     lines = [line for line in (before, after if after != before else []) if line]
     values = [value for line in lines for value in line]

@@ -44,7 +44,7 @@ def at(commit: str | None) -> Snapshot:
 
 
 def reproduce(base: str | None, restore: str, kept: str = "") -> tuple[dvc.Run, str]:
-    """Run `dvc repro` from the base's dvc.lock, so that no entry of the author's is believed.
+    """Run `dvc repro` from the base's dvc.lock, so that no entry by the author is trusted.
 
     With `restore`, the lock's files are checked out first, from a remote or DVC's cache; the
     returned text lists missing ones. Without a base the lock stays as it is. When a stage fails,
@@ -154,7 +154,7 @@ def review(revision: str | None, repro: bool, restore: str = "") -> Report:
         if kept and run.stages.get(kept, ("", 0))[0] != "ran":
             problems.append(f"weights not reproduced; made by {made_by()}")
         if missing:
-            problems.append(f"not all could be restored ({missing}); the rest is made here")
+            problems.append(f"not all could be restored ({missing}); the rest is computed here")
         after = read(tree, "in the working tree")
     if run and run.failed:
         reasons.append(f"'dvc repro' failed at {run.failed}")
@@ -192,7 +192,7 @@ def review(revision: str | None, repro: bool, restore: str = "") -> Report:
         if read_by and base.tip:
             reasons.append(
                 "section review of params.yaml changes together with what a stage reads "
-                f"({', '.join(read_by[:5])}): make two pull requests of it"
+                f"({', '.join(read_by[:5])}): split it into two pull requests"
             )
     noise, notices = seed_variance(base, today, after)
     gate = settings.gate if settings else {}

@@ -20,7 +20,7 @@ from mlops.review.report import review
 from mlops.review.snapshot import mapping
 
 LABELLED = Path("data/labelled")
-FIX = "`digits monitor --labelled data/labelled` writes them once labels have come"
+FIX = "`digits monitor --labelled data/labelled` writes them once there are labels"
 
 
 def check(folder: Path) -> dict[Path, int]:
@@ -44,7 +44,7 @@ def check(folder: Path) -> dict[Path, int]:
 
 
 def rewrite(text: str, settings: dict[str, bool | int | float | str]) -> str:
-    """Return params.yaml with other values in their place, so that its layout stays."""
+    """Return params.yaml with changed values; its layout and comments are preserved."""
     lines, place = text.splitlines(keepends=True), list[str]()
     for number, line in enumerate(lines):
         if match := re.fullmatch(r"( *)(\w+):(?: [^#\n]*?)?( *(?:#[^\n]*)?\n)", line):
@@ -68,7 +68,7 @@ def experiment(found: dict[Path, int], settings: dict[str, bool | int | float | 
         raise DigitsError(f"{params.PATH}: has no line for {lacking[0]} of review.retrain.set")
     write_text(params.PATH, text)
     if failed := dvc.repro().failed:
-        raise DigitsError(f"dvc repro failed at {failed}, see above; everything is as it was")
+        raise DigitsError(f"dvc repro failed at {failed}, see above; all changes were reverted")
     return [f"{path.stem}: {count:,} labelled digits of production" for path, count in new.items()]
 
 
@@ -84,7 +84,7 @@ def undo(known: set[Path]) -> None:
         dvc.checkout("--quiet", "--force", "--allow-missing", "dvc.yaml")
     except DigitsError as error:
         fix = "run `dvc checkout --force dvc.yaml`"
-        raise DigitsError(f"what the stages made is not as it was, see above; {fix}") from error
+        raise DigitsError(f"the stages' outputs could not be restored, see above; {fix}") from error
 
 
 def main(out: Path | None = None) -> None:

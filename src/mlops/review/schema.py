@@ -22,7 +22,7 @@ Verdict = Literal["better", "worse", "mixed", "noise", "same", "unknown"]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the gate asks of a metric."""
+    """The gate's bounds for a metric."""
 
     direction: Literal["higher", "lower"]  # which is better
     floor: float  # no worse than this, whatever it was before
@@ -93,7 +93,7 @@ class ParamChange:
 
 @dataclass(frozen=True)
 class Stage:
-    """What `dvc repro` did about a stage, and what changed of its inputs against the base."""
+    """The result of `dvc repro` for a stage, and the inputs that differ from the base."""
 
     name: str
     what: Literal["", "ran", "restored", "unchanged"]  # empty: not run, or not reached
@@ -129,7 +129,7 @@ class Report:
     metrics: list[Metric] = field(default_factory=list)
     classes: list[ClassChange] = field(default_factory=list)
     params: list[ParamChange] = field(default_factory=list)
-    # By column, a number an epoch.
+    # By column, one number per epoch.
     curves_before: dict[str, list[float]] = field(default_factory=dict)
     curves_after: dict[str, list[float]] = field(default_factory=dict)
 

@@ -26,7 +26,7 @@ MARKERS = re.compile(r"^(<{7}|>{7}) ", re.M)  # of a merge that git could not fi
 
 @dataclass
 class Snapshot:
-    """What is compared; empty where it could not be read, for which `problems` has the reason."""
+    """The compared data; what could not be read is empty, with the reason in `problems`."""
 
     params: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)  # of dvc.lock
@@ -143,6 +143,6 @@ def classes(text: str) -> dict[tuple[str, str], tuple[float, int]]:
 
 
 def curves(text: str) -> dict[str, list[float]]:
-    """Return the columns of the training curves, a number an epoch."""
+    """Return the columns of the training curves, one number per epoch."""
     rows = list(csv.DictReader(io.StringIO(text)))
     return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}

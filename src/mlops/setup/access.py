@@ -75,7 +75,7 @@ def load() -> Access:
 
 
 def scopes(account: str, workspace: str) -> dict[str, str]:
-    """Return the resource ids that roles are given on, by the template's way of naming.
+    """Return the resource ids that roles are assigned on, by the template's naming rules.
 
     Takes the name of the account that has the containers, and the workspace's id.
     """

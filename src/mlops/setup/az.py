@@ -95,7 +95,7 @@ def _parse(text: str) -> Any:
 
 
 def require_subscription(connected: str | None) -> None:
-    """Raise DigitsError when `az` works on another subscription than the connected one."""
+    """Raise DigitsError when `az` uses another subscription than the connected one."""
     subscription = (get_or_none("az", "account", "show") or {}).get("id")
     if connected and subscription != connected:
         raise DigitsError(

@@ -1,7 +1,7 @@
 """Check the requirements of reviews and deployments on this machine, GitHub and Azure.
 
 Output: a finding for each check, with the fix where it failed. Nothing is changed. GitHub and Azure
-are asked by `gh` and `az`; where one is missing, its checks are reported as unknown.
+are queried by `gh` and `az`; if one is missing, its checks are reported as unknown.
 """
 
 import os
@@ -16,7 +16,7 @@ from mlops.azure.settings import load
 from mlops.setup import access, az
 from mlops.setup.local import Finding, expect, show
 
-# DVC and the SDK use these before anybody's own login.
+# DVC and the SDK prefer these variables to the user's login.
 OVERRIDES = (
     "STORAGE_CONNECTION_STRING",
     "STORAGE_KEY",
@@ -69,11 +69,11 @@ def environment() -> Iterator[Finding]:
     for name, value in settings.items():
         used = os.environ.get(name) or value
         text = f"{name}: {used}; {connection.WORKSPACE} has {value}"
-        yield expect(used == value, text, f"unset {name}: `digits deploy` goes by it")
+        yield expect(used == value, text, f"unset {name}: `digits deploy` uses it")
 
 
 def github(repository: str | None) -> Iterator[Finding]:
-    """Check the repository on GitHub, if not given the origin, and what Azure grants its jobs."""
+    """Check the repository on GitHub, by default the origin, and what Azure grants its jobs."""
     repository = repository or az.origin()
     if repository is None:
         fix = "git remote add origin URL, or --repository OWNER/NAME"
@@ -130,7 +130,7 @@ def azure_resources(
     tokens begin with. Raises DigitsError without an answer of `az`.
     """
     if not {"AZURE_STORAGE_ACCOUNT", *connection.SETTINGS} <= set(values):
-        return  # which the variables' own findings say
+        return  # reported by the findings of the variables
     workspace = connection.workspace_id(values)
     scopes = access.scopes(values["AZURE_STORAGE_ACCOUNT"], workspace)
     az.require_subscription(values["AZURE_SUBSCRIPTION_ID"])

@@ -40,7 +40,7 @@ def azure() -> None:
 def check_azure(**given: Any) -> None:
     """Show what is missing for reviews and deployments, each with its fix. Nothing is changed.
 
-    GitHub and Azure are asked by `gh` and `az`; without an answer, a finding is unknown.
+    GitHub and Azure are queried by `gh` and `az`; without an answer, a finding is unknown.
     """
     from mlops.setup.check import main
 
@@ -51,8 +51,8 @@ def check_azure(**given: Any) -> None:
 @GROUP
 @click.option("--location", help="Location of a new resource group, such as westeurope.")
 @options.repository
-@click.option("--subject-prefix", metavar="TEXT", help="If `gh` cannot tell: repo:OWNER@ID/NAME@ID")
-@click.option("--without-cluster", is_flag=True, help="If the quota has no node for it.")
+@click.option("--subject-prefix", metavar="TEXT", help="If `gh` has none: repo:OWNER@ID/NAME@ID")
+@click.option("--without-cluster", is_flag=True, help="Create no cluster: the quota is too small.")
 @click.option("--image-build-compute", metavar="NAME", default="", help="Cluster for building.")
 def connect(**given: Any) -> None:
     """Create the Azure resources for reviews and deployments. It can be repeated at any time.

@@ -15,7 +15,7 @@ from mlops.setup import access, az
 
 
 def limit_environments(repository: str) -> None:
-    """Make GitHub's environments, those of main for the default branch alone."""
+    """Create GitHub's environments; restrict those of main to the default branch."""
     branch = az.run("gh", "api", f"repos/{repository}")["default_branch"]
     for name, protected in access.ENVIRONMENTS.items():
         place = f"repos/{repository}/environments/{name}"
@@ -35,12 +35,12 @@ def limit_environments(repository: str) -> None:
 def deploy_stack(group: str, prefix: str, *more: str) -> dict[str, str]:
     """Deploy the template; return its outputs, which are named as GitHub's variables.
 
-    `more` are parameters of the template, NAME=VALUE. What a later template no longer has is left
-    alone. Azure may change the case of the outputs' first letters.
+    `more` are parameters of the template, NAME=VALUE. Resources that a later template lacks are not
+    deleted. Azure may change the case of the outputs' first letters.
     """
     person = az.try_json("az", "ad", "signed-in-user", "show", "--query", "id")
     if not person:
-        print("Azure does not say which person is logged in: nobody gets a person's roles.")
+        print("Azure does not report who is logged in, so no person gets roles.")
     days = load().collection_days or 0
     print("This takes three to ten minutes:", flush=True)
     stack: Any = az.run(
@@ -61,7 +61,7 @@ def deploy_stack(group: str, prefix: str, *more: str) -> dict[str, str]:
 def main(given: SimpleNamespace) -> None:
     """Connect the repository."""
     group, repository = given.resource_group, given.repository or az.origin()
-    access.load()  # can be read, before anything is made
+    access.load()  # fail early if it is invalid
     if repository is None:
         raise DigitsError("origin is not on GitHub: give --repository OWNER/NAME")
     prefix = given.subject_prefix or az.subject_prefix(repository)

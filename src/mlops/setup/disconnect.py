@@ -88,7 +88,7 @@ def refuse_endpoints(workspace: str) -> None:
 def purge(ids: list[str]) -> None:
     """Delete the workspace and the vault among some resources; their names are free again.
 
-    Whoever may not purge a vault is informed that its name is kept for a while.
+    Without permission to purge a vault, it prints that its name is kept for a while.
     """
     for workspace in filter(exists, of_type(WORKSPACE, ids)):
         url = ("--url", workspace, "--url-parameters", VERSION, "forceToPurge=true")
@@ -104,7 +104,7 @@ def purge(ids: list[str]) -> None:
         except DigitsError as error:
             if "AuthorizationFailed" not in str(error):
                 raise
-            print(f"The deleted key vault keeps its name, for you may not purge it: {error}")
+            print(f"The deleted key vault keeps its name, because you may not purge it: {error}")
 
 
 def remove_group(group: str) -> None:
@@ -132,7 +132,7 @@ def main(given: SimpleNamespace) -> None:
     for workspace in filter(exists, of_type(WORKSPACE, ids)):
         refuse_endpoints(workspace)
     if not given.yes:
-        print("With it go all blobs in main and review, models, and what production collected.")
+        print("All blobs in main and review, models, and collected data are deleted with it.")
         options.confirm("the resource group", group)
     if ids:
         purge(ids)

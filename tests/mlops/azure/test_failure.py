@@ -28,7 +28,7 @@ from mlops.azure.errors import RAISED, explain_error
         (
             "This request is not authorized to perform this operation.\n"
             "ErrorCode:AuthorizationFailure",
-            "the storage account rejects access from here: see its firewall",
+            "the storage account rejects access from here: check its firewall",
         ),
         (str(FAILURES["image"]), "the image could not be built"),
         ("(Conflict) it is being updated", "another operation is under way"),

@@ -234,7 +234,7 @@ def test_drift_appears_and_labels_tell_accuracy(
     expect(page.locator("#drift")).to_have_text("yes")
     notices = page.locator("#notices")
     expect(notices).to_contain_text("Drift since")
-    expect(notices).to_contain_text("digits unlike those that the model has learnt")
+    expect(notices).to_contain_text("digits unlike the training data")
     expect(notices).to_contain_text("windows without drift at the earliest")
     expect(notices.get_by_role("button", name="Copy digits monitor")).to_be_visible()
     chart = page.locator("[data-chart=evidence]")

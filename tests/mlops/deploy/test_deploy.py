@@ -297,7 +297,7 @@ def test_who_may_call_it_changes_in_the_open(deployable: Deployable, emulator: E
     path = f"{deployable.endpoint}/{deployable.serving(emulator)['name']}"
     deployable.set(public_access="false")
     assert "enabled -> public access disabled" in deployable.deploy("plan")
-    assert "disabled from now" in deployable.deploy("apply")
+    assert "access is now disabled" in deployable.deploy("apply")
     properties = emulator.call("GET", path)["properties"]
     assert properties["publicNetworkAccess"].lower() == "disabled"
     assert list(properties["traffic"].values()) == [100]
@@ -412,7 +412,7 @@ def test_a_live_deployment_that_failed_is_made_anew(
         patch.object(endpoint.Target, "_create", create),
     ):
         said = deployable.deploy("apply")
-    assert f"{live} is made anew: it is failed (no answer)" in said
+    assert f"{live} is redeployed: it is failed (no answer)" in said
     assert deployed == [live]
     assert deployable.version(emulator) == version[:12]
 
@@ -617,7 +617,7 @@ def test_a_rollback_that_waited_goes_to_no_revision_that_was_not_meant(
 
     with patch.object(lease, "held", waits):
         said = deployable.deploy("rollback", code=1)
-    assert "another came in place of" in said
+    assert "another replaced" in said
     assert deployable.serving(emulator)["traffic"] == before["traffic"]
 
 
@@ -690,7 +690,7 @@ def test_what_is_refused(deployable: Deployable) -> None:
     answers = deployable.root / "data" / "package" / "answers.json"
     before = answers.read_text()
     answers.write_text(before + " ")
-    assert "its bytes are not those of dvc.lock" in deployable.deploy("apply", code=1)
+    assert "differs from dvc.lock" in deployable.deploy("apply", code=1)
     answers.write_text(before)
     cache = answers.parent / "__pycache__"  # as of somebody who loaded the model where it stands
     cache.mkdir()

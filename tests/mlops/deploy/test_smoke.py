@@ -56,7 +56,7 @@ def test_the_first_lines_are_read(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "not found"),
-        (b"", "expected a request a line, found none"),
+        (b"", "expected one request per line, found none"),
         (b"\xff", "expected UTF-8 text"),
         (b"[]\n", "smoke.jsonl:1: "),
         (b'{"request": 1}\n', "smoke.jsonl:1: answer Field required"),
@@ -92,7 +92,7 @@ def check(target: Any, version: str | None = None) -> list[Any]:
 
 def test_the_share_of_right_answers_is_bounded() -> None:
     assert check(Endpoint({"answer": 1}, {"answer": 2}, {"answer": 0})) == [1, 2, 0]
-    with pytest.raises(DigitsError, match="1 of 3 answers right, 60% are needed"):
+    with pytest.raises(DigitsError, match="1 of 3 answers correct, expected 60%"):
         check(Endpoint({"answer": 1}, {"answer": 0}, {"answer": 0}))
 
 

@@ -234,9 +234,11 @@ def test_a_listing_in_a_shared_cache_is_checked(
         dvc.checkout("--quiet", "--allow-missing")
 
 
-def test_an_honest_file_of_dvc_passes(author: Tiny, review: Review) -> None:
-    author.write("data/labelled/x.csv", "4,5,6\n")
-    author.dvc("add", "--quiet", "data/labelled/x.csv")
+@pytest.mark.parametrize("name", ["x.csv", pytest.param("more", marks=pytest.mark.prove)])
+def test_an_honest_file_of_dvc_passes(author: Tiny, review: Review, name: str) -> None:
+    """Of a file, and of a folder with its listing."""
+    author.write(f"data/labelled/{name}" if name == "x.csv" else "data/labelled/more/x.csv", "4\n")
+    author.dvc("add", "--quiet", f"data/labelled/{name}")
     author.dvc("repro", "--quiet")
     author.commit("Labelled digits")
     found = review()

@@ -513,7 +513,7 @@ def test_a_merge_in_progress_is_left_alone(small: Project) -> None:
 def test_another_conflict_leaves_everything_as_it_was(small: Project) -> None:
     conflict(small, "stage.py", "")
     before = small.git("rev-parse", "HEAD")
-    with pytest.raises(DigitsError, match=r"stage\.py: git cannot merge this.*--ours dvc\.lock"):
+    with pytest.raises(DigitsError, match=r"stage\.py: git cannot merge these.*--ours dvc\.lock"):
         call("merge", "main")
     assert small.git("rev-parse", "HEAD") == before
     assert small.git("status", "--porcelain") == ""

@@ -149,7 +149,7 @@ def test_an_experiment_that_fails_leaves_the_model_too(project: Project) -> None
     labels = project.root / LABELLED / "devanagari_week1.csv"
     labels.write_bytes(production.read_bytes())
     told = project.run(NAME, "retrain", code=1)
-    assert "everything is as it was" in told
+    assert "all changes were reverted" in told
     assert project.git("status", "--porcelain") == "?? data/labelled/devanagari_week1.csv\n"
     assert labels.read_bytes() == production.read_bytes()
     labels.unlink()

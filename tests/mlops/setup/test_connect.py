@@ -170,7 +170,7 @@ def test_another_subscription_and_a_refused_purge_are_reported(
     connection.WORKSPACE.write_text(written)
     cloud.change(fail={"keyvault purge": "(AuthorizationFailed) not you"})
     call("azure", "disconnect", *GROUP, "--yes")
-    assert "keeps its name, for you may not purge it" in capsys.readouterr().out
+    assert "keeps its name, because you may not purge it" in capsys.readouterr().out
     assert cloud.state["groups"] == {} and not connection.WORKSPACE.exists()
 
 

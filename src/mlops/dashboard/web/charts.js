@@ -16,7 +16,7 @@ export function roundUp(value) {
   return [1, 2, 5, 10].map((step) => step * power).find((top) => top >= value);
 }
 
-/** A frame with an axis of values; x and y give the place of a share of the width and a value. */
+/** A frame with an axis of values; x and y convert a share of the width, and a value, to pixels. */
 function frame(width, { bottom = 0, top, ticks, format = String, scale = (value) => value }) {
   const span = scale(top) - scale(bottom) || 1;
   const x = (share) => LEFT + share * (width - LEFT - RIGHT);
@@ -105,7 +105,7 @@ export function lines(width, series, { words, limit, ...axis }) {
         place.svg.append(element("line", whisker));
       }
       place.svg.append(
-        point.alarm // a diamond, so that colour is not all
+        point.alarm // a diamond: colour is not the only sign
           ? element("path", { class: "fill alarm dot", d: `M${x} ${y - 6}l6 6l-6 6l-6 -6z` })
           : element("circle", { class: `fill ${kind} dot`, cx: x, cy: y, r: 3.5 }),
       );
@@ -120,7 +120,7 @@ export function lines(width, series, { words, limit, ...axis }) {
   return place.svg;
 }
 
-/** Show the values under the pointer; they stay while the chart is drawn anew. */
+/** Show the values under the pointer; they stay when the chart is redrawn. */
 export function track(plot, svg) {
   const mark = element("g", { class: "hover" }, element("line", { y1: TOP, y2: HEIGHT - BOTTOM }), element("text", { y: TOP + 2 }));
   const show = () => {
@@ -148,7 +148,7 @@ export function track(plot, svg) {
   show();
 }
 
-/** A sentence in the place of a chart that has nothing to show yet. */
+/** A sentence instead of a chart without data. */
 export function nothing(sentence) {
   const words = document.createElement("p");
   words.className = "nothing";

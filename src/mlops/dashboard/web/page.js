@@ -6,7 +6,7 @@ import { paper } from "./draw.js";
 const POLL_MILLISECONDS = 1000;
 const PAUSE_MILLISECONDS = 500; // after a stroke, before the digit is sent
 const FEW_LABELS = 30; // below, the interval may exceed the chart
-// The address ends in a secret, which the skip link takes away.
+// The address ends in a secret, which the skip link removes.
 const [, SECRET = sessionStorage.getItem("secret")] = location.hash.match(/^#secret=(.+)/) ?? [];
 sessionStorage.setItem("secret", SECRET);
 const HEADERS = { Authorization: `Bearer ${SECRET}` };
@@ -33,7 +33,7 @@ function make(name, className = "", ...children) {
 // Try a digit -------------------------------------------------------------------------------------
 
 let waiting; // for the end of a stroke
-let asked = 0; // so that a late answer does not replace a newer one
+let asked = 0; // number of the last request: a late answer does not replace a newer one
 let uploaded = null; // the uploaded file, which is sent instead of the drawing
 let tried = null; // the request id of the answer that is shown
 const sheet = paper($("paper"), $("pen"), {
@@ -288,9 +288,9 @@ function ending(state) {
   return `The alarm ends when the evidence, now ${+evidence.toPrecision(3)}, is back at 1: after ${count(calm, "window")} without drift at the earliest.`;
 }
 const CAUSES = {
-  ood_confidence: `${ITEM}s unlike those that the model has learnt, or unsure answers`,
+  ood_confidence: `${ITEM}s unlike the training data, or low confidence`,
   brightness: "their brightest pixel", ink: "their amount of ink", width: "their width", height: "their height",
-  row: "their place, up or down", column: "their place, left or right", classes: "the mix of answers",
+  row: "their vertical position", column: "their horizontal position", classes: "the mix of predictions",
 };
 const why = ({ monitoring }) => monitoring.contributing_signals.map((name) => CAUSES[name] ?? name).join("; ");
 const words2 = (state) => (drifts(state) ? `drift ${since(state)}` : "no drift");
@@ -332,7 +332,7 @@ function picture(base64) {
 
 function showDigits(list, digits) {
   const key = JSON.stringify(digits);
-  if (list.digits === key) return; // the same as a second ago
+  if (list.digits === key) return; // unchanged since the last second
   list.digits = key;
   const items = digits.map(({ image, digit, confidence, ood_score, tryout }) => {
     const anomalous = ood_score > 0.5;
