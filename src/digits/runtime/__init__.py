@@ -1,1 +1,1 @@
-"""Modules that are copied into the model folder; they import only each other."""
+"""Modules that are copied into the model folder; they import only each other and determinism.py."""

@@ -41,7 +41,7 @@ def normalise(ink: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     long_side = np.maximum(height, width)
     rows = _overlaps(ink.sum(axis=2, dtype=np.int64), top, height, long_side, size)
     columns = _overlaps(ink.sum(axis=1, dtype=np.int64), left, width, long_side, size)
-    # Exact whatever BLAS adds first: all terms are integers, and their sum is at most
+    # Exact in any order of summation: all terms are integers, and their sum is at most
     # 255 * (28 * long side)^2 < 2^53 while the long side is below 200,000 pixels.
     averaged = rows @ ink.astype(np.float64) @ columns.transpose(0, 2, 1)  # (n, size, size)
     scaled = np.rint(averaged * 255 / averaged.max(axis=(1, 2), keepdims=True))

@@ -1,9 +1,9 @@
-"""Find the ink of one digit in a picture: on paper in any light, with lines, beside a table.
+"""Find the ink of one digit in a picture: on paper, in any light, also with lines or a table.
 
-A copy of this file travels in the model folder; it needs NumPy and Pillow. Small pictures, and
-digits that were cut out, have one paper, the median of their edge. In the others the paper is
-estimated around each pixel, printed lines and what reaches in from the edge are removed, and of the
-marks that are left the largest is taken with what lies close to it.
+A copy of this file is part of the model folder; it needs NumPy and Pillow. In small pictures and
+cropped digits the paper has one brightness, the median of the edge. In others it is estimated
+around each pixel; printed lines and marks that lie along the edge or cross the picture are removed,
+and the largest remaining mark is used with its close neighbours.
 """
 
 from typing import NamedTuple
@@ -11,29 +11,29 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-SMALL = 128  # pixels, the longer side: a digit that somebody cut out already
-SIDE = 250  # pixels, the longer side at most, in which the digit is looked for
-JPEG_NOISE = 8  # of 255: what compression leaves around a stroke
-FAINT = 26  # of 255: marks that are closer to their paper are not ink
-THIN = 3  # pixels: the most that a printed line is thick
+SMALL = 128  # pixels of the longer side, up to which a picture counts as a cropped digit
+SIDE = 250  # pixels: maximum of the longer side after reduction
+JPEG_NOISE = 8  # of 255: artefacts of compression around a stroke
+FAINT = 26  # of 255: marks with less contrast to their paper are not ink
+THIN = 3  # pixels: maximum thickness of a printed line
 NO_INK = "the image is blank: nothing is darker or lighter than its edge"
 SEVERAL = "several marks of a digit's size lie side by side; send one digit at a time"
 NO_MARK = "no mark stands apart from the picture's edge; show the whole digit on plain paper"
 
 
 class Ink(NamedTuple):
-    """The ink that was found."""
+    """The ink of a digit, and how it was found."""
 
     pixels: np.ndarray  # uint8 (height, width), white on black
     light: bool  # whether it is lighter than its paper
     warnings: list[str]
-    steps: dict[str, np.ndarray]  # what each step made, uint8 (height, width)
+    steps: dict[str, np.ndarray]  # the result of each step, uint8 (height, width)
 
 
 def find_ink(grey: np.ndarray, jpeg: bool = False, white_ink: bool | None = None) -> Ink:
     """Return the ink of a picture, uint8 (height, width), dark on light or light on dark.
 
-    `white_ink` says which; None: whichever it is. Raises ValueError for a blank picture.
+    `white_ink`: whether the ink is light (None: detect it). Raises ValueError for a blank picture.
     """
     coarse, factor = _shrunk(grey, SIDE)
     steps = {"grey": coarse}
@@ -48,7 +48,7 @@ def find_ink(grey: np.ndarray, jpeg: bool = False, white_ink: bool | None = None
     if found is None:
         return _on_one_paper(coarse, jpeg, white_ink)._replace(warnings=[NO_MARK])
     ink, box, thick, notes = found
-    margin = max(box[1] - box[0], box[3] - box[2])  # then once more, in as many pixels as there are
+    margin = max(box[1] - box[0], box[3] - box[2])  # then again, at full resolution
     top, left = (max(0, low - margin) * factor for low in box[::2])
     bottom, right = ((high + margin) * factor for high in box[1::2])
     cut, shrunk = _shrunk(grey[top:bottom, left:right], SIDE)
@@ -59,7 +59,7 @@ def find_ink(grey: np.ndarray, jpeg: bool = False, white_ink: bool | None = None
 
 
 def _cut_out(grey: np.ndarray, jpeg: bool, white_ink: bool | None) -> bool:
-    """Return whether one mark of broad strokes reaches to all sides: a digit cut to its ink."""
+    """Return whether one mark of broad strokes fills the picture: a digit cropped to its ink."""
     try:
         ink = _on_one_paper(grey, jpeg, white_ink).pixels
     except ValueError:
@@ -82,12 +82,12 @@ def _shrunk(grey: np.ndarray, side: int) -> tuple[np.ndarray, int]:
 
 
 def _on_one_paper(grey: np.ndarray, jpeg: bool, white_ink: bool | None) -> Ink:
-    """Return the ink of a picture with one paper, the median of its edge.
+    """Return the ink of a picture whose paper has one brightness, the median of the edge.
 
-    What is furthest from it, lighter or darker, is ink, unless `white_ink` decides. What is as near
-    to it as twice the edge's noise is paper too: almost nothing in a clean image. Where ink touches
-    the edge, the noise is that of the half that is nearest to the paper: in noise of Gauss nine
-    tenths lie within 2.4 times the median distance, so 3 times is enough.
+    Ink is the side, lighter or darker, with the largest distance from it, unless `white_ink` is
+    given. Pixels within twice the edge's noise are paper too; a clean image has almost no noise. If
+    ink touches the edge, the noise is estimated from the half of the edge closest to the paper:
+    90 % of Gaussian noise is within 2.4 times the median distance, so 3 times is enough.
     """
     values = grey.astype(np.int16)
     edge = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
@@ -103,17 +103,17 @@ def _on_one_paper(grey: np.ndarray, jpeg: bool, white_ink: bool | None) -> Ink:
 
 
 def _light_ink(grey: np.ndarray) -> bool:
-    """Return whether the strokes are lighter than what surrounds them.
+    """Return whether the strokes are lighter than their surroundings.
 
-    Strokes are the smaller part of their surroundings, so that the distances from the local mean
-    are skewed to their side; the edge of a sheet or of a shadow is skewed to neither.
+    Strokes are a small part of their surroundings, so the differences from the local mean are
+    skewed towards the strokes; at the edge of a sheet or of a shadow they are not skewed.
     """
     distance = grey.astype(np.int64) - _mean(grey, max(grey.shape) // 6)
     return int((distance**3).sum()) > 0
 
 
 def _mean(grey: np.ndarray, radius: int) -> np.ndarray:
-    """Return the mean around each pixel in a square, int64, cut at the edge."""
+    """Return the mean of a square around each pixel, int64; at the edge the square is cropped."""
     found = grey.astype(np.int64)
     for _ in range(2):
         sums = np.concatenate([np.zeros_like(found[:1]), found.cumsum(axis=0)])
@@ -124,7 +124,7 @@ def _mean(grey: np.ndarray, radius: int) -> np.ndarray:
 
 
 def _widest(grey: np.ndarray, radius: int, pick: np.ufunc) -> np.ndarray:
-    """Return the maximum or minimum (`pick`) around each pixel, in a square, cut at the edge."""
+    """Return the maximum or minimum (`pick`) of a square around each pixel, cropped at the edge."""
     padded = np.pad(grey, radius, "edge")
     for _ in range(2):
         done = 1
@@ -138,8 +138,8 @@ def _widest(grey: np.ndarray, radius: int, pick: np.ufunc) -> np.ndarray:
 def _paper(grey: np.ndarray, radius: int) -> np.ndarray:
     """Return the paper under the strokes: a morphological closing, int16 (height, width).
 
-    What is thinner than `radius` to either side is filled; the straight edges of shadows and sheets
-    stay. Beyond the picture, light that fades towards its edge goes on fading.
+    Dark structures up to 2 * `radius` wide are filled; straight edges of shadows and sheets are
+    preserved. Outside the picture, light that fades towards its edge is extrapolated.
     """
     pad = 2 * radius
     fading = np.pad(grey, pad, "reflect", reflect_type="odd")
@@ -149,7 +149,7 @@ def _paper(grey: np.ndarray, radius: int) -> np.ndarray:
 
 
 class _Marks(NamedTuple):
-    """Connected dark pixels; arrays (n,) but for `labels`. A box is top, bottom, left, right."""
+    """Connected dark pixels; arrays (n,) unless noted. A box is top, bottom, left, right."""
 
     labels: np.ndarray  # int64 (height, width): the number of the mark + 1, 0 for none
     area: np.ndarray
@@ -159,7 +159,7 @@ class _Marks(NamedTuple):
     contact: np.ndarray  # (4, n): pixels on the picture's edge above, below, left, right
 
     def plausible(self) -> np.ndarray:
-        """Whether each may be of a digit, bool (n,): not a table, a finger or a frame."""
+        """Return whether each mark may be part of a digit, not a table or frame: bool (n,)."""
         rows, columns = self.labels.shape
         along = np.stack([self.width, self.width, self.height, self.height])
         inner = (self.contact <= along * 0.5).all(axis=0)
@@ -169,7 +169,7 @@ class _Marks(NamedTuple):
 
 
 def _components(mask: np.ndarray) -> _Marks:
-    """Return the connected parts of a mask, bool (height, width), with diagonal neighbours."""
+    """Return the connected parts (8 neighbours) of a mask, bool (height, width)."""
     rows_count, columns = mask.shape
     change = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = np.nonzero(change == 1)  # runs of pixels in a row
@@ -208,10 +208,10 @@ def _components(mask: np.ndarray) -> _Marks:
 def _marks(
     grey: np.ndarray, light: bool, radius: int, steps: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, list[int], int, list[str]] | None:
-    """Return the largest mark with what belongs to it, None where none is plausible.
+    """Return the largest mark with its close neighbours, or None if no mark is plausible.
 
-    Its ink uint8 (height, width), its box, how thick its strokes are at most, and warnings. The
-    paper is taken as if nothing that is thinner than `radius` to either side were dark.
+    Returns its ink uint8 (height, width), its box, an upper bound of its stroke width, and
+    warnings. The paper is estimated by ignoring dark structures up to 2 * `radius` wide.
     """
     grey = 255 - grey if light else grey
     smooth = _mean(grey, 1).astype(np.int16)
@@ -246,9 +246,9 @@ def _marks(
 
 
 def _group(marks: _Marks, size: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Return the numbers of the largest mark and of those that belong to it, and warnings."""
+    """Return the indices of the largest mark and of its close neighbours, and warnings."""
     main = int(size.argmax())
-    flat = marks.width > 1.5 * marks.height  # a stroke of 二 or 三: no digit by itself
+    flat = marks.width > 1.5 * marks.height  # a stroke of 二 or 三, not a complete digit
     reach = np.where(flat & flat[main], 0.8, 0.35) * size[main]
     top, bottom, left, right = marks.box[:, main]
     for _ in range(3):
@@ -269,8 +269,8 @@ def _printed(contrast: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the pixels of printed lines: bool (height, width).
 
     A line is straight, thin, and at most 8 degrees from the rows or columns of the picture; it is
-    dark in at least half of three of the picture's four quarters. Where it is much darker than on
-    the whole, ink crosses it.
+    dark in at least half of three of the picture's four quarters. Where a line is much darker than
+    its average, ink crosses it.
     """
     found = np.zeros_like(mask)
     thick = _widest(_widest(mask, (THIN + 1) // 2, np.minimum), (THIN + 1) // 2, np.maximum)

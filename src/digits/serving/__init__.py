@@ -1,1 +1,1 @@
-"""The code of the endpoints: it is uploaded alone, so it imports nothing else of this project."""
+"""Entry scripts of the endpoints, uploaded alone: they import nothing else from this project."""

@@ -1,13 +1,13 @@
-"""Files of digits, scored by the endpoint's own code: as Azure ML calls a batch deployment.
+"""The entry script of a batch deployment on Azure ML: score files with the endpoint's code.
 
-Enters: Parquet files with a column `image` (binary, size x size bytes, white on black) or CSVs with
-the header `[label,]pixel0,...`. Leaves, for each file, a folder of its name below
-AZUREML_BI_OUTPUT_PATH: parts of ROWS rows in Parquet, and _SUCCESS once all are there. A part says
-which model and which bytes it comes from, so that a run that was stopped continues; a part that was
-cut short is written again. Nothing is renamed: mounted blob storage cannot do that.
+Input: Parquet files with a column `image` (binary, size x size bytes, white on black) or CSV files
+with the header `[label,]pixel0,...`. Output: one folder per file, with the name of the file, below
+AZUREML_BI_OUTPUT_PATH: Parquet parts of ROWS rows, then _SUCCESS. Each part records its model, its
+script and the hash of its input, so an interrupted run continues; an incomplete part is rewritten.
+Nothing is renamed: mounted blob storage cannot do that.
 
-Each 1,000 images in the order of a file are answered as one request to the endpoint with them: the
-same bytes. In a request of another number the last of the six decimals may differ.
+Every 1,000 consecutive images of a file are answered like one request of 1,000: byte-identical. In
+requests of another size the sixth decimal may differ.
 `digits score` runs the same functions on all cores of this machine.
 """
 
@@ -24,24 +24,24 @@ import pyarrow as pa
 from pyarrow import csv
 from pyarrow import parquet as pq
 
-ROWS = 5000  # of a part: half a second's work of a core
+ROWS = 5000  # per part: half a second of work for one core
 BLOCK = 1000  # images scored at once
-BUFFER_BYTES = 1 << 22  # of a file, read at a time
-STREAMED = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}  # no more of it is kept
-IDENTITIES = ("request_id", "position", "id")  # columns that the answers keep
-ERROR = "_ERROR"  # a file that says why the file of that folder could not be scored
-SCRIPT = "DIGITS_SCRIPT"  # of the environment: what the digits are written in, or nothing
-SUCCESS = "_SUCCESS"  # the mark of a finished folder, as of Hadoop; it holds the number of parts
-service: Any  # score.py's, made by `init`
+BUFFER_BYTES = 1 << 22  # of a file, read at once
+STREAMED = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}  # limits the memory per file
+IDENTITIES = ("request_id", "position", "id")  # columns that are copied to the answers
+ERROR = "_ERROR"  # file with the reason why the input of its folder could not be scored
+SCRIPT = "DIGITS_SCRIPT"  # environment variable: the script of the digits, or empty
+SUCCESS = "_SUCCESS"  # marks a complete folder, as in Hadoop; contains the number of parts
+service: Any  # score.Service, set by `init`
 
 
 def is_csv(path: Path) -> bool:
-    """Return whether a file is CSV by its name; the others are Parquet."""
+    """Return whether a file is CSV by its name; all others are Parquet."""
     return path.suffix.lower() == ".csv"
 
 
 def ignored(path: Path) -> bool:
-    """Return whether a file is a mark beside the data, by the convention of Hadoop and Spark."""
+    """Return whether a file is a marker and not data, by the convention of Hadoop and Spark."""
     return path.name.startswith(("_", "."))
 
 
@@ -51,28 +51,28 @@ def raw(kind: pa.DataType) -> bool:
 
 
 def schema(path: Path, size: int) -> pa.Schema:
-    """Return the columns that matter: `image` as fixed-size binary, and identities.
+    """Return the columns that are read: `image` as fixed-size binary, then IDENTITIES.
 
-    Raises ValueError when the file is damaged or has no images of that size.
+    Raises ValueError if the file is corrupted or has no images of that size.
     """
     pixels = [f"pixel{number}" for number in range(size * size)]
     if is_csv(path):
         with path.open("rb") as file:
             header = file.readline(1 << 20).decode("utf-8", "replace").rstrip("\r\n").split(",")
             if header not in (pixels, ["label", *pixels]):
-                raise ValueError(f"its header is not [label,]pixel0,...,{pixels[-1]}")
+                raise ValueError(f"expected the header [label,]pixel0,...,{pixels[-1]}")
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
-                raise ValueError("the last row has no line end, so it may be cut short")
+                raise ValueError("the last row has no line end, so the file may be truncated")
         return pa.schema([("image", pa.binary(size * size))])
     known = pq.read_schema(path)
     if twice := [name for name in ("image", *IDENTITIES) if known.names.count(name) > 1]:
         raise ValueError(f"it has more than one column {twice[0]}")
     if "image" not in known.names:
-        raise ValueError(f"it has no column image, but {', '.join(known.names)[:200]}")
+        raise ValueError(f"expected a column image, found {', '.join(known.names)[:200]}")
     kind = known.field("image").type
     if not raw(kind):
-        raise ValueError(f"its column image is {kind}, not binary: {size * size} bytes an image")
+        raise ValueError(f"column image: expected {size * size} bytes each (binary), found {kind}")
     kept = [(name, known.field(name).type) for name in IDENTITIES if name in known.names]
     plain = [
         (name, kind.value_type if pa.types.is_dictionary(kind) else kind) for name, kind in kept
@@ -81,7 +81,7 @@ def schema(path: Path, size: int) -> pa.Schema:
 
 
 def parts(path: Path, size: int, first: int = 0) -> Iterator[pa.RecordBatch]:
-    """Yield a file's rows of `schema`, ROWS at a time, from part number `first` on."""
+    """Yield the rows of a file, with its `schema`, ROWS at a time, from part number `first` on."""
     wanted = schema(path, size)
     skipped = first * ROWS
     source = _of_csv(path, wanted)
@@ -130,13 +130,13 @@ def _of_csv(path: Path, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
         ),
     ) as reader:
         for batch in reader:
-            pixels = pa.py_buffer(np.ascontiguousarray(batch.to_tensor()))  # raises on a gap
+            pixels = pa.py_buffer(np.ascontiguousarray(batch.to_tensor()))  # raises for nulls
             image = pa.Array.from_buffers(kind, len(batch), [None, pixels])
             yield pa.record_batch([image], schema=wanted)
 
 
 def origin(path: Path, model: str, script: str | None) -> dict[str, str]:
-    """Return what a part must come from to be taken for done, as it stands in its metadata."""
+    """Return the metadata that a complete part of this file must have."""
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     return {"input_sha256": content, "model_sha256": model, "script": script or ""}
@@ -148,9 +148,9 @@ def place(folder: Path, number: int) -> Path:
 
 
 def done(folder: Path, wanted: dict[str, str]) -> set[int]:
-    """Return the numbers of the parts that are done; raise ValueError when one is of another run.
+    """Return the numbers of the complete parts; raise ValueError if one belongs to another run.
 
-    A part that cannot be read is done again.
+    A part that cannot be read is not among them, so that it is scored again.
     """
     found = set()
     for path in sorted(folder.glob("part-*.parquet")):
@@ -168,7 +168,7 @@ def done(folder: Path, wanted: dict[str, str]) -> set[int]:
 def todo(
     path: Path, folder: Path, wanted: dict[str, str], size: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield (number, rows) of each part of a file that is not done; raise as `done` and `parts`."""
+    """Yield (number, rows) of each incomplete part of a file; raise as `done` and `parts` do."""
     have = done(folder, wanted)
     complete = str(len(have)).encode()
     if (folder / SUCCESS).exists() and (folder / SUCCESS).read_bytes() == complete:
@@ -181,7 +181,7 @@ def todo(
 
 
 def answer(batch: pa.RecordBatch, number: int, folder: Path, wanted: dict[str, str]) -> int:
-    """Score one part and write its answers; return how many."""
+    """Score one part and write its answers; return their number."""
     size, image = service.size, batch["image"]
     pixels = np.frombuffer(image.buffers()[1], np.uint8)[image.offset * size * size :]
     images = pixels[: len(batch) * size * size].reshape(-1, size, size)
@@ -208,7 +208,7 @@ def answer(batch: pa.RecordBatch, number: int, folder: Path, wanted: dict[str, s
 
 
 def finish(folder: Path) -> None:
-    """Mark a folder as finished, with the number of its parts."""
+    """Mark a folder as complete, with the number of its parts."""
     (folder / SUCCESS).write_text(str(len(list(folder.glob("part-*.parquet")))))
 
 
@@ -226,7 +226,7 @@ def run(mini_batch: Iterable[str]) -> list[str]:
     said = []
     for path in map(Path, mini_batch):
         if ignored(path):
-            said.append(f"{path.name}: no digits")
+            said.append(f"{path.name}: skipped")
             continue
         folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"]) / path.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def run(mini_batch: Iterable[str]) -> list[str]:
                 answer(batch, number, folder, wanted)
                 for number, batch in todo(path, folder, wanted, service.size)
             ]
-        except Exception as error:  # whatever it is, who waits for the job is told
+        except Exception as error:  # any error is reported to whoever waits for the job
             (folder / ERROR).write_text(f"{path.name}: cannot be scored ({error})", "utf-8")
             raise
         (folder / ERROR).unlink(missing_ok=True)

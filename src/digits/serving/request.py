@@ -1,9 +1,9 @@
-"""What a client sends, decoded: JSON or a picture to images as the model was trained on.
+"""Decode requests: JSON or a picture to images in the form of the training data.
 
-It imports nothing of this project, since it is uploaded with score.py alone; the caller gives
-`find_ink` and `normalise`, which travel with the model. `read_picture` reads data sets, too.
-What bounds time and memory (bytes, pixels, scans, blocks, frames, lists) is taken from headers,
-before anything is unpacked.
+It imports nothing from this project, since it is uploaded with score.py alone; the caller passes
+`find_ink` and `normalise`, which travel with the model. `read_picture` also reads data sets.
+Limits on time and memory (bytes, pixels, scans, blocks, frames, lists) are checked before JSON or
+a picture is decoded.
 """
 
 import base64
@@ -21,16 +21,16 @@ from pydantic_core import from_json
 from werkzeug.exceptions import HTTPException
 from werkzeug.formparser import FormDataParser
 
-BODY_BYTES = 10_000_000  # the most that a managed online endpoint lets through
-IMAGES = 1000  # in one request: a tenth of a second's work
-TEXTS = 100  # pictures in JSON: as long
-LISTS = 100_000  # of a JSON body, objects among them: ten megabytes of empty ones take seconds
-SIDE_PIXELS = 5000  # of a picture, either side: more than most telephones' photographs
-SCANS = 16  # of a JPEG with so many pixels, more of a smaller one; programs write 13 at most
+BODY_BYTES = 10_000_000  # limit of a managed online endpoint
+IMAGES = 1000  # per request: a tenth of a second of work
+TEXTS = 100  # pictures per request in JSON: as much work
+LISTS = 100_000  # in a JSON body, with objects: ten megabytes of empty ones take seconds
+SIDE_PIXELS = 5000  # maximum width and height: most phone photographs are smaller
+SCANS = 16  # of a JPEG of maximum size, more of a smaller one; programs write at most 13
 BLOCKS = 5000  # of a PNG, or of a JPEG before its pixels
-ENOUGH_PIXELS = 600  # a side: larger pictures are averaged first
+ENOUGH_PIXELS = 600  # of the longer side: larger pictures are averaged to about this size
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
-OTHERS = {  # known by their first bytes, to be refused by name
+OTHERS = {  # recognised by their first bytes: the refusal names them
     b"II*\0": "a TIFF",
     b"MM\0*": "a TIFF",
     b"%PDF": "a PDF",
@@ -41,16 +41,16 @@ OTHERS = {  # known by their first bytes, to be refused by name
     b"\x93NUMPY": "a NumPy file",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
 }
-# Where the images stand in JSON: as here, as MLflow, TensorFlow Serving and Azure ML name it.
+# Keys of the images in JSON: of this project, MLflow, TensorFlow Serving and Azure ML.
 KEYS = ("data", "inputs", "instances", "input_data", "dataframe_split", "dataframe_records")
 PICTURES = "send a PNG, JPEG, WebP, GIF or BMP"
 
 
 class RefusedError(Exception):
-    """A request that no answer fits: an HTTP status from 400 to 499, and one sentence why."""
+    """A rejected request: an HTTP status from 400 to 499, and one sentence with the reason."""
 
     def __init__(self, status: int, sentence: str) -> None:
-        """Keep the status beside the sentence."""
+        """Store the status with the sentence."""
         super().__init__(sentence)
         self.status = status
 
@@ -59,9 +59,9 @@ class Decoded(NamedTuple):
     """A request."""
 
     images: np.ndarray  # uint8 (n, size, size), white on black
-    script: str | None  # that the digits are written in, where the request names it
-    warnings: list[str]  # what was assumed of the images
-    steps: dict[str, np.ndarray]  # of a single picture, uint8 (height, width), as it was read
+    script: str | None  # of the digits, if the request names it
+    warnings: list[str]  # what was assumed about the images
+    steps: dict[str, np.ndarray]  # of reading a single picture: uint8 (height, width)
 
 
 class Reader(NamedTuple):
@@ -75,11 +75,11 @@ def decode(body: bytes, size: int, reader: Reader) -> Decoded:
     """Return the images of a request.
 
     A picture (PNG, JPEG, WebP, GIF, BMP) is one image of any size, dark on light or light on dark;
-    it is brought to the normal form of the data. It is the body itself, a file in a form
-    (multipart), or text in base64. JSON is `{"data": [image, ...], "script": name}` with pictures
-    in base64, or images in the normal form already: size * size numbers from 0 to 255, flat or in
-    rows, rounded to whole ones. Numbers from 0 to 1 and dark ink on light paper are converted,
-    with a warning. gzip is unpacked.
+    it is converted to the normal form of the data. It is the body itself, a file in a form
+    (multipart), or base64 text. JSON is `{"data": [image, ...], "script": name}`: pictures in
+    base64, or images that are already in the normal form: size * size numbers from 0 to 255, flat
+    or in rows, rounded to integers. Numbers from 0 to 1 and dark ink on light paper are converted,
+    with a warning. gzip is decompressed.
 
     Raises RefusedError for anything else.
     """
@@ -100,7 +100,7 @@ def decode(body: bytes, size: int, reader: Reader) -> Decoded:
     try:
         content = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise RefusedError(400, f"the body is no PNG, no JPEG and no JSON: {error}") from None
+        raise RefusedError(400, f"expected JSON or a picture, found neither: {error}") from None
     data, script = _fields(content)
     plain = b"true" not in body and b"false" not in body
     images, notes = _images(_listed(data, size), size, plain, reader)
@@ -108,9 +108,9 @@ def decode(body: bytes, size: int, reader: Reader) -> Decoded:
 
 
 def picture_kind(data: bytes) -> str | None:
-    """Return the format of a picture by its first bytes, None for what is no picture.
+    """Return the format of a picture by its first bytes, None if it is not a picture.
 
-    Raises RefusedError for what is known and not read.
+    Raises RefusedError for known formats that are not supported.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -128,10 +128,10 @@ def read_picture(
     white_ink: bool | None = None,
     side: int = SIDE_PIXELS,
 ) -> Any:
-    """Return the ink of a picture, as photograph.py's `find_ink` does."""
+    """Return the ink of a picture file, as `find_ink` of photograph.py does."""
     kind = picture_kind(data)
     if kind is None:
-        raise RefusedError(400, f"the file is no picture; {PICTURES}")
+        raise RefusedError(400, f"the file is not a picture; {PICTURES}")
     try:
         return find_ink(_pixels_of(data, kind, side), kind == "JPEG", white_ink)
     except ValueError as error:
@@ -139,10 +139,10 @@ def read_picture(
 
 
 def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
-    """Return the grey of a picture, uint8 (height, width), a side below 2 * ENOUGH_PIXELS."""
+    """Return a picture in grey, uint8 (height, width), each side below 2 * ENOUGH_PIXELS."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("ignore")  # about unusual metadata
             _check_blocks(data, kind)
             image: Image.Image = Image.open(io.BytesIO(data), formats=[kind])
             width, height = image.size
@@ -157,8 +157,8 @@ def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
     except RefusedError:
         raise
     except Image.DecompressionBombError:
-        raise RefusedError(413, f"the image is too large: {side:,} pixels a side") from None
-    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise RefusedError(413, f"the picture must have at most {side:,} pixels a side") from None
+    except Exception as error:  # Pillow raises many types for a broken file
         raise RefusedError(400, f"the {kind} cannot be read ({type(error).__name__})") from None
 
 
@@ -187,7 +187,7 @@ def _grey(image: Image.Image) -> np.ndarray:
     image = image.reduce(max(1, max(image.size) // ENOUGH_PIXELS))
     if image.mode == "L":
         return np.asarray(image)
-    for paper in ("white", "black"):  # black where all ink is white
+    for paper in ("white", "black"):  # black if all ink is white
         under = Image.new("RGBA", image.size, paper)
         grey = np.asarray(Image.alpha_composite(under, image).convert("L"))
         if grey.min() < grey.max():
@@ -196,7 +196,7 @@ def _grey(image: Image.Image) -> np.ndarray:
 
 
 def _unpacked(body: bytes) -> bytes:
-    """Return what gzip has compressed, once and at most BODY_BYTES of it."""
+    """Decompress gzip, one level, up to BODY_BYTES."""
     unpacker = zlib.decompressobj(31)
     try:
         content = unpacker.decompress(body, BODY_BYTES)
@@ -205,7 +205,7 @@ def _unpacked(body: bytes) -> bytes:
     if unpacker.unconsumed_tail:
         raise RefusedError(413, f"the body has more than {BODY_BYTES:,} bytes once unpacked")
     if not unpacker.eof:
-        raise RefusedError(400, "the gzip is cut short")
+        raise RefusedError(400, "the gzip is truncated; send all of it")
     return content
 
 
@@ -234,7 +234,7 @@ def _uploaded(body: bytes) -> bytes:
 
 
 def _from_base64(text: str, what: str) -> bytes:
-    """Return the picture in a text, which may be a data URI."""
+    """Return the picture file in base64 text or in a data URI."""
     coded = text.partition(",")[2] if text.startswith("data:") else text
     try:
         data = base64.b64decode("".join(coded.split()), validate=True)
@@ -243,24 +243,24 @@ def _from_base64(text: str, what: str) -> bytes:
         known = None
     if known is None:
         raise RefusedError(
-            400, f"{what} is text, but no picture in base64; send numbers, or the file itself"
+            400, f"{what} is text but not a base64 picture; send numbers, or the file itself"
         )
     return data
 
 
 def _fields(content: Any) -> tuple[Any, str | None]:
-    """Return the images of a JSON body as they stand there, and the script that it names."""
+    """Return the undecoded images of a JSON body, and its script."""
     if not isinstance(content, dict) or not (named := [key for key in KEYS if key in content]):
-        came = f"not {', '.join(content)[:60]!r}" if isinstance(content, dict) else "no list"
+        came = f"{', '.join(content)[:60]!r}" if isinstance(content, dict) else "no object"
         raise RefusedError(
-            400, f'JSON must be an object with the key "data": a list of images; {came}'
+            400, f'expected a JSON object with the key "data": a list of images; found {came}'
         )
     if unknown := [key for key in content if key not in (named[0], "script")]:
         raise RefusedError(400, f"unknown key {unknown[0][:40]!r}; known are data and script")
     script, data = content.get("script"), content[named[0]]
     if not (script is None or isinstance(script, str)):
-        raise RefusedError(400, "script must be text or be left out")
-    if isinstance(data, dict) and "data" in data:  # a table, beside the names of its columns
+        raise RefusedError(400, "script must be text or omitted")
+    if isinstance(data, dict) and "data" in data:  # a table with the names of its columns
         data = data["data"]
     if named[0] == "dataframe_records" and isinstance(data, list):
         data = [list(row.values()) if isinstance(row, dict) else row for row in data]
@@ -268,7 +268,7 @@ def _fields(content: Any) -> tuple[Any, str | None]:
 
 
 def _listed(data: Any, size: int) -> list[Any]:
-    """Return the images as a list, also where a single one came without."""
+    """Return the images as a list; a single image is wrapped in one."""
     if isinstance(data, str):
         return [data]
     if not isinstance(data, list) or not data:
@@ -287,17 +287,17 @@ def _listed(data: Any, size: int) -> list[Any]:
 def _images(
     data: list[Any], size: int, plain: bool, reader: Reader
 ) -> tuple[np.ndarray, list[str]]:
-    """Return uint8 (n, size, size) and warnings; `plain` promises that no number is a bool."""
+    """Return uint8 (n, size, size) and warnings; `plain` means that no number is a bool."""
     images = _whole_numbers(data, size) if plain else None
     if images is not None:
         return _in_normal_form(images, np.arange(len(images)))
-    # One element of a row of a table, and TensorFlow Serving's way to mark base64.
+    # The only cell of a row of a table, and base64 as TensorFlow Serving marks it.
     data = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in data]
     data = [one.get("b64") if isinstance(one, dict) else one for one in data]
     texts = [number for number, image in enumerate(data) if isinstance(image, str)]
     if len(texts) > TEXTS:
         raise RefusedError(413, f"data has {len(texts):,} pictures; send at most {TEXTS} at a time")
-    side = int(SIDE_PIXELS / max(len(texts), 1) ** 0.5)  # as many pixels as of a single picture
+    side = int(SIDE_PIXELS / max(len(texts), 1) ** 0.5)  # as many pixels as in one picture
     images, notes = np.empty((len(data), size, size)), []
     for number, image in enumerate(data):
         if not isinstance(image, str):
@@ -315,9 +315,9 @@ def _images(
 
 
 def _in_normal_form(images: np.ndarray, sent: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Return images (n, size, size) as uint8, white on black, and warnings of what was changed.
+    """Return images (n, size, size) as uint8, white on black, and warnings about changes.
 
-    `sent` are the numbers of those that came as numbers. Raises RefusedError for a blank one.
+    `sent` are the indices of images sent as numbers. Raises RefusedError for a blank image.
     """
     found, notes = images[sent], []
     if len(sent) and 0 < found.max() <= 1:
@@ -341,7 +341,7 @@ def _in_normal_form(images: np.ndarray, sent: np.ndarray) -> tuple[np.ndarray, l
 def _whole_numbers(data: list[Any], size: int) -> np.ndarray | None:
     """Return images of whole numbers from 0 to 255, five times as fast as NumPy; None for others.
 
-    NumPy looks at each number's type.
+    NumPy checks the type of each number.
     """
     if all(type(image) is list for image in data):  # bytes(10**10) is 10 GB of zeros
         try:
@@ -364,7 +364,7 @@ def _join(rows: list[list[int]]) -> bytes:
 
 
 def _pixels(image: Any, number: int, size: int) -> np.ndarray:
-    """Return one image (size, size) as numbers; raise RefusedError that names it by its place."""
+    """Return one image (size, size) as numbers; raise RefusedError with its index."""
     wanted = f"{size * size} numbers or {size} rows of {size}"
     count = 0
     first = image[0] if isinstance(image, list) and image else None
@@ -378,7 +378,7 @@ def _pixels(image: Any, number: int, size: int) -> np.ndarray:
             raise RefusedError(400, f"image {number} has too many numbers; send {wanted}")
         for cell in cells:  # before NumPy: it would give each one the width of the longest text
             if type(cell) not in (int, float):
-                odd = "true or false" if type(cell) is bool else "something else than numbers"
+                odd = "true or false" if type(cell) is bool else "values that are not numbers"
                 raise RefusedError(400, f"image {number} holds {odd}; send {wanted}")
     try:
         values = np.array(image)
@@ -387,7 +387,7 @@ def _pixels(image: Any, number: int, size: int) -> np.ndarray:
     if values.shape not in ((size * size,), (size, size)):
         raise RefusedError(400, f"image {number} has shape {values.shape}; send {wanted}")
     if values.dtype.kind not in "iuf":
-        raise RefusedError(400, f"image {number} holds something else than numbers; send {wanted}")
+        raise RefusedError(400, f"image {number} holds values that are not numbers; send {wanted}")
     if not ((values >= 0) & (values <= 255)).all():
         raise RefusedError(400, f"image {number} has a value that is not from 0 to 255")
     return values.reshape(size, size)

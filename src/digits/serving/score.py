@@ -1,15 +1,14 @@
-"""The endpoint's code as Azure ML calls it: `init` once in each worker, `run` for each request.
+"""The endpoint's entry script on Azure ML: `init` once in each worker, `run` for each request.
 
-Enters: a request as request.py decodes it, with `?script=` for an image. Leaves: JSON with the
-model's version and, for each image, digit, confidence, probabilities and OOD score; `warnings`
-where something was assumed of the images; with `?explain=true`, `steps`: how the first was read.
-All that it knows of the model comes from the model folder below AZUREML_MODEL_DIR, the code
-that travels there included. Each request is collected with its answer (azureml-ai-monitoring,
-as model_inputs_outputs). The columns request_id and position identify each row, since Azure's
-collector merges requests: the id is the one that the client gave in x-ms-client-request-id, so that
-a request sent again is known as such, or else the server's own. The header
-x-digits-uncollected counts those that were not collected, since the start of the worker. A worker
-that is told to end sends what still waits first.
+Input: a request as request.py decodes it; `?script=` names the script if the body does not. Output:
+JSON with the model's version and, for each image, digit, confidence, probabilities and OOD score;
+`warnings` if something was assumed about the images; with `?explain=true`, `steps`: how the first
+image was read. All information about the model, and its code, comes from the model folder below
+AZUREML_MODEL_DIR. Each request is collected with its answer (azureml-ai-monitoring, as
+model_inputs_outputs). Azure's collector merges requests, so request_id and position identify each
+row; the id is the client's x-ms-client-request-id, so that a retry is recognised, or else the
+server's own. The header x-digits-uncollected counts the requests that were not collected since the
+worker started. Before a worker ends, it sends the waiting rows.
 """
 
 import atexit
@@ -37,28 +36,28 @@ from pydantic_core import to_json
 from request import BODY_BYTES, Reader, RefusedError, decode
 from werkzeug.exceptions import HTTPException
 
-DRAIN_BYTES = 10 * BODY_BYTES  # read of a body too long, so that its sender hears why
+DRAIN_BYTES = 10 * BODY_BYTES  # read of an oversized body, so that the client gets the reason
 CHUNK_BYTES = 1 << 20
 VERSION_LENGTH = 12  # hexadecimal digits of the weights' SHA-256
 DECIMALS = 6  # of probabilities
-DRAIN_SECONDS = 8.0  # that collected requests may take when the worker ends; it is killed at 10
-TABLE_BYTES = 2_000_000  # of JSON that is collected at once: Azure stores 4 MB and more elsewhere
-TABLE_ROWS = 250  # some milliseconds of work, for which answers wait
-INTERVAL_SECONDS = 0.1  # within which requests are collected in one table
-WAITING_IMAGES, WAITING_TABLES = 20_000, 100  # in memory while the collector is slow
-COLLECTION = "model_inputs_outputs"  # one of the data collector's own names
+DRAIN_SECONDS = 8.0  # to send collected requests when the worker ends; it is killed after 10 s
+TABLE_BYTES = 2_000_000  # of JSON per table: Azure stores 4 MB and more elsewhere
+TABLE_ROWS = 250  # per table: a few milliseconds of work, which delays answers
+INTERVAL_SECONDS = 0.1  # the requests of this time are collected together
+WAITING_IMAGES, WAITING_TABLES = 20_000, 100  # maxima in memory while the collector is slow
+COLLECTION = "model_inputs_outputs"  # a name that Azure's data collector defines
 JSON = {"Content-Type": "application/json"}
-service: "Service"  # made by `init`
+service: "Service"  # set by `init`
 
 
 class Service:
-    """A model, and where its requests are collected: set by `init`."""
+    """A model, and the collection of its requests, which `init` sets."""
 
     collection: "Collection"
 
     def __init__(self, folder: Path) -> None:
-        """Load the model from its folder and answer once, so that no client waits for that."""
-        os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")  # a request is a chain of operations
+        """Load the model from its folder and answer once: the first answer takes longer."""
+        os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")  # its operations form a chain
         sys.path.insert(0, str(folder / "code"))
         from loader import DigitModel
         from normalise import normalise
@@ -73,11 +72,11 @@ class Service:
         self.predict(np.zeros((1, self.size, self.size), np.uint8), None)
 
     def scores(self, images: np.ndarray, script: str | None) -> tuple[np.ndarray, ...]:
-        """Return the numbers of the answer to n images uint8 (n, size, size), as they are sent.
+        """Return the numbers in the answer to n images uint8 (n, size, size), as they are sent.
 
-        The digit int64 (n,), its index in `classes`; float64, rounded: confidence (n,), ood_score
-        (n,), probabilities (n, classes). With a script that the model knows, its digits weigh
-        more (script_prior.py).
+        The digit int64 (n,), an index into `classes`; float64, rounded: confidence (n,), ood_score
+        (n,), probabilities (n, classes). If the model knows the script, the digits of that script
+        get more weight (script_prior.py).
         """
         scores = self.model.predict(images)
         if script in self.scripts:
@@ -108,7 +107,7 @@ class Service:
         }
 
     def answer(self, request: AMLRequest) -> AMLResponse:
-        """Return what the request is answered with: 200, or 4xx with one sentence."""
+        """Return the answer to a request: 200, or 4xx with one sentence."""
         try:
             body = read(request)
             images, script, warnings, steps = decode(body, self.size, self.reader)
@@ -125,19 +124,19 @@ class Service:
 
 
 class Collection(logging.Handler):
-    """Requests and answers on their way to the data collector, and the number of those lost.
+    """Sends requests and answers to Azure's data collector, and counts the lost requests.
 
-    A thread hands over all that came within INTERVAL_SECONDS as one table, so that a request waits
-    for none of this. The id of a table ends in the number of its requests.
+    A thread sends the requests of each INTERVAL_SECONDS as tables, so that no request waits for the
+    collector. The id of a table ends in the number of its requests.
     """
 
     def __init__(self) -> None:
-        """Connect; where collection is off, everything is counted as lost."""
+        """Connect to the collector; if collection is off, all requests count as lost."""
         super().__init__(logging.ERROR)
-        self.lost, self.requests = 0, 1  # requests: in the table that is handed over
+        self.lost, self.requests = 0, 1  # requests: in the table that is being sent
         os.environ.setdefault("AZUREML_MDC_QUEUE_CAPACITY", str(WAITING_TABLES))
         self.collector = Collector(name=COLLECTION, on_error=self.count)
-        logging.getLogger("mdc.worker").addHandler(self)  # which tells only there what failed
+        logging.getLogger("mdc.worker").addHandler(self)  # failed uploads are reported only there
         self.waiting: list[tuple[str, np.ndarray, dict[str, Any]]] = []
         self.guard, self.ending = threading.Lock(), threading.Event()
         self.sender = threading.Thread(target=self.send, daemon=True)
@@ -145,20 +144,20 @@ class Collection(logging.Handler):
         atexit.register(self.end)
 
     def collect(self, request_id: str, images: np.ndarray, answer: dict[str, Any]) -> int:
-        """Take n images uint8 (n, size, size) with their answer; return how many requests are lost.
+        """Add n images uint8 (n, size, size) with their answer; return how many requests are lost.
 
-        A request that comes while WAITING_IMAGES wait is lost.
+        A request is lost if more than WAITING_IMAGES would wait with it.
         """
         with self.guard:
             full = sum(len(each) for _, each, _ in self.waiting) + len(images) > WAITING_IMAGES
             if not full:
                 self.waiting.append((request_id, images, answer))
         if full:
-            self.count(f"more than {WAITING_IMAGES:,} images wait", 1)
+            self.count(f"more than {WAITING_IMAGES:,} images would wait", 1)
         return self.lost
 
     def send(self) -> None:
-        """Hand over what waits, again and again; at the end, wait until all is sent."""
+        """Send the waiting requests every INTERVAL_SECONDS; at the end, wait until all are sent."""
         ending = False
         while not ending:
             ending = self.ending.wait(INTERVAL_SECONDS)
@@ -166,12 +165,12 @@ class Collection(logging.Handler):
                 waiting, self.waiting = self.waiting, []
             try:
                 self.hand_over([row for request in waiting for row in collected_rows(*request)])
-            except Exception as error:  # of a library that the server must not depend on
+            except Exception as error:  # whatever the library raises: the server goes on
                 self.count(repr(error), len(waiting))
         teardown(wait_for_flush=True)
 
     def hand_over(self, rows: list[dict[str, Any]]) -> None:
-        """Give the rows to the collector, in tables of at most TABLE_ROWS and TABLE_BYTES."""
+        """Pass the rows to the collector, in tables of at most TABLE_ROWS and TABLE_BYTES."""
         largest = max((len(to_json(row)) for row in rows), default=1)
         count = max(1, min(TABLE_ROWS, TABLE_BYTES // largest))
         for start in range(0, len(rows), count):
@@ -181,17 +180,17 @@ class Collection(logging.Handler):
             self.collector.collect(pd.DataFrame(part), BasicCorrelationContext(id=identity))
 
     def end(self) -> None:
-        """Wait until all is sent, but not for ever."""
+        """Wait until all requests are sent, at most DRAIN_SECONDS."""
         self.ending.set()
         self.sender.join(DRAIN_SECONDS)
         if self.sender.is_alive():
-            print(f"The collector takes no more: some were not collected in {DRAIN_SECONDS:g} s.")
+            print(f"Some requests were not collected within {DRAIN_SECONDS:g} s.")
 
     def count(self, reason: object, requests: int | None = None) -> None:
-        """Count requests as lost, by default those of the table; log the first of each 1000."""
+        """Count requests as lost, by default those of this table; log the first of each 1000."""
         requests = self.requests if requests is None else requests
         if self.lost // 1000 != (self.lost + requests) // 1000 or not self.lost:
-            print(f"{self.lost + requests} not collected: {reason}")
+            print(f"{self.lost + requests} requests were not collected: {reason}")
         self.lost += requests
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -210,7 +209,7 @@ def collected_rows(
 
 
 def read(request: AMLRequest) -> bytes:
-    """Return the body of a POST; raise RefusedError for another method or too long a body."""
+    """Return the body of a POST; raise RefusedError for another method or a longer body."""
     if request.method != "POST":
         raise RefusedError(405, "send a POST with JSON, a PNG or a JPEG")
     try:
@@ -219,9 +218,9 @@ def read(request: AMLRequest) -> bytes:
         if drained > BODY_BYTES:
             while drained < DRAIN_BYTES and (chunk := request.stream.read(CHUNK_BYTES)):
                 drained += len(chunk)
-            raise RefusedError(413, f"the body has more than the {BODY_BYTES:,} bytes allowed")
+            raise RefusedError(413, f"the body has more than {BODY_BYTES:,} bytes; make it smaller")
     except (HTTPException, OSError):
-        raise RefusedError(400, "the body ended before its length was reached") from None
+        raise RefusedError(400, "the body is shorter than its Content-Length") from None
     return body
 
 
@@ -230,7 +229,7 @@ def load() -> Service:
     root = Path(os.environ["AZUREML_MODEL_DIR"])
     found = sorted(root.rglob("MLmodel"))
     if len(found) != 1:
-        raise RuntimeError(f"{root}: holds {len(found)} files named MLmodel; deploy one model")
+        raise RuntimeError(f"{root}: expected 1 file MLmodel, found {len(found)}; deploy one model")
     return Service(found[0].parent)
 
 

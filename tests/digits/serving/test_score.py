@@ -269,5 +269,5 @@ def test_a_folder_without_a_model_is_reported_and_leaves_no_server(tmp_path: Pat
     port = free_port()
     with pytest.raises(EmulatorError, match="the inference server ended"):
         inference.start(code, tmp_path / "model", port, tmp_path / "log", environment())
-    assert "holds 0 files named MLmodel; deploy one model" in (tmp_path / "log").read_text("utf-8")
+    assert "expected 1 file MLmodel, found 0; " in (tmp_path / "log").read_text("utf-8")
     assert not inference.healthy(port)
