@@ -142,7 +142,7 @@ def test_a_bad_model_gets_no_traffic(deployable: Deployable, emulator: Emulator)
     before = deployable.serving(emulator)
     deployable.commit("bad", right=False)
     output = deployable.deploy("apply", code=1)
-    assert "0 of 10 answers right" in output
+    assert "0 of 10 answers correct" in output
     assert "was removed" in output
     deployable.commit("dead")
     output = deployable.deploy("apply", code=1)
