@@ -397,7 +397,12 @@ def mlflow() -> None:
     )
     try:
         while process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(query, timeout=5) as answer:
+            # Through no proxy; another program's answer is none of MLflow's.
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with (
+                contextlib.suppress(OSError, ValueError, KeyError),
+                direct.open(query, timeout=5) as answer,
+            ):
                 (newest,) = json.load(answer)["experiments"]
                 webbrowser.open(f"{address}/#/experiments/{newest['experiment_id']}/runs")
                 break

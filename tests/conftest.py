@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any
 from core import determinism
 
 determinism.configure()  # tests compute as stages do
-# A shell's background job is started with Ctrl-C ignored, which what tests start would inherit.
+# A shell's background job is started with Ctrl-C ignored, and one of `nohup` with the hangup, which
+# what tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import balance  # noqa: E402
 import frozen  # noqa: E402

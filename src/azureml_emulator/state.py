@@ -234,8 +234,7 @@ class State:
     def patch(self, path: str, key: str, body: Json, put: Callable[..., Answer]) -> Answer:
         """Change a resource's tags, identity or size, by `put` of the changed resource.
 
-        Azure changes only one property, a batch deployment's description: see the SDK's models
-        named Partial.
+        Of properties Azure changes a batch deployment's description alone (SDK: models Partial*).
         """
         _, merged, _ = self.get(path, key, {})
         assert merged

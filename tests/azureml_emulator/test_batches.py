@@ -140,7 +140,7 @@ def test_files_are_scored_by_a_batch_endpoint(
         run(scoring, *files, "--out", str(out))
     run(scoring, files[0], "--out", str(tmp_path / "two"))
     assert version in (tmp_path / "two" / "one.parquet" / "part-000000.parquet").read_text()
-    with pytest.raises(DigitsError, match=r"bad.parquet: cannot be scored; fix that and run"):
+    with pytest.raises(DigitsError, match=r"bad.parquet: cannot be scored; fix this and run"):
         run(scoring, str(scoring.root.parent / "bad.parquet"), "--out", str(tmp_path / "bad"))
     assert [path.name for path in (tmp_path / "bad").iterdir()] == ["job.json"]
     calls += emulator.calls()

@@ -428,9 +428,15 @@ def test_content_that_the_blob_store_lost_is_no_asset_any_more(
         client.code("kept", {"a.py": "1"}, tmp_path)
         lost = client.code("lost", {"b.py": "1", "c.py": "1"}, tmp_path)
         client.emulator.storage.client.delete_blob("code/lost/c.py")
+        storage = client.emulator.storage  # as the SDK uploads, to a container of its own
+        uri = storage.offer("own")[0]
+        storage.service.get_blob_client("own", "a.py").upload_blob(b"1")
+        client.put("/codes/own/versions/1", {"codeUri": uri})
+        storage.service.delete_container("own")
     with emulated(folder) as client:
         assert client.call("GET", "/codes/kept/versions/1")[0] == 200
-        assert client.call("GET", "/codes/lost/versions/1")[0] == 404
+        for name in ("lost", "own"):
+            assert client.call("GET", f"/codes/{name}/versions/1")[0] == 404
         assert "left out w/codes/lost/versions/1: its content was lost" in capsys.readouterr().err
         assert client.code("lost", {"b.py": "1", "c.py": "1"}, tmp_path) == lost
 

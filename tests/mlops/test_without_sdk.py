@@ -16,7 +16,7 @@ from conftest import NAME, Project, environment
 from pyarrow import parquet
 
 pytestmark = pytest.mark.slow
-KEY = "a key"
+KEY = "a-key"
 
 
 @pytest.fixture(scope="module", name="env")

@@ -5,6 +5,7 @@ import uuid
 from typing import Any
 
 import yaml
+from azure.core.exceptions import ResourceNotFoundError
 
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 from azureml_emulator.web import EmulatorError
@@ -71,7 +72,7 @@ def content_of(state: State, properties: Json) -> Json | None:
     uri = next((properties[name] for name in URIS if properties.get(name)), "")
     try:
         return state.storage.find(uri)[2] or None
-    except EmulatorError:
+    except (EmulatorError, ResourceNotFoundError):  # the second if its container was lost
         return None
 
 

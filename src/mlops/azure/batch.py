@@ -244,5 +244,8 @@ def fetch(container: ContainerClient, prefix: str, out: Path) -> None:
     complete = [name for name in names if f"{name.rpartition('/')[0]}/" in folders]
     for name in sorted(complete, key=lambda name: name.endswith(SUCCESS)):
         if not name.endswith(ERROR):  # of an earlier attempt
-            with atomic_write(out / name.removeprefix(prefix)) as partial:
+            file = out / name.removeprefix(prefix)
+            if not file.resolve().is_relative_to(out.resolve()):
+                raise DigitsError(f"the blob {name!r} would be written outside {out}; delete it")
+            with atomic_write(file) as partial:
                 partial.write_bytes(container.download_blob(name).readall())

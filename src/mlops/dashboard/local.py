@@ -16,8 +16,8 @@ from mlops.dashboard.watch import LiveState
 
 
 def serve_page(running: Emulator, live_state: LiveState) -> Server:
-    """Serve the page, on the port and with the secret of the last run if there was one."""
-    secret = running.address.get("page", "").partition("#secret=")[2] or secrets.token_urlsafe()
+    """Serve the page on its last port, with a new secret: pages left open send the last one."""
+    secret = secrets.token_urlsafe()
     shown = page.application(running.router, live_state, running.storage.client, secret)
     server = running.servers.serve(shown, running.address.get("page_port", 0))
     address = f"http://{LOOPBACK}:{server.port}/#secret={secret}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from azure.ai.ml.constants._deployment import SmallSKUs
 from azure.core.exceptions import HttpResponseError
 
 from core.errors import DigitsError
@@ -45,6 +46,8 @@ def lines(target: Target, new: Release) -> Iterator[str]:
     scale = settings.autoscale
     most = f" to {scale.most}" if scale else ""
     yield f"instances    {settings.instance_count}{most} x {settings.instance_type}"
+    if settings.instance_type.lower() in SmallSKUs:  # the SDK warns of them too
+        yield "size         Azure's minimum for general use is Standard_DS3_v2"
     beside = 1 if live and settings.strategy == "blue_green" else 0
     removed = [name for name in states if name not in (live, new.name)]
     if removed:

@@ -7,7 +7,9 @@ The run cache is not transferred. The job imports this module, too.
 """
 
 import contextlib
+import functools
 import json
+import operator
 import re
 import tempfile
 from collections.abc import Iterator
@@ -17,11 +19,11 @@ from typing import Any
 
 import configobj
 import yaml
+from ruamel.yaml import YAML
 
 from core.errors import DigitsError
-from core.files import atomic_write, write_text
+from core.files import atomic_write
 from mlops import dvc, git
-from mlops.review.retrain import rewrite
 
 REMOTE = "review"  # main does not trust the results of jobs
 OUTPUTS = Path("outputs")  # of a job; Azure ML uploads this folder
@@ -63,8 +65,15 @@ def place(files: dict[str, bytes], folder: Path) -> None:
 
 def change_params(settings: list[str]) -> None:
     """Change values of params.yaml, given as KEY=VALUE; comments are preserved."""
-    values = {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in settings)}
-    write_text(Path(PARAMS), rewrite(Path(PARAMS).read_text("utf-8"), values))
+    editor = YAML()
+    editor.preserve_quotes, editor.width = True, 1000
+    values = editor.load(Path(PARAMS).read_text("utf-8"))
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        *sections, last = key.split(".")
+        functools.reduce(operator.getitem, sections, values)[last] = yaml.safe_load(value)
+    with atomic_write(Path(PARAMS)) as partial:
+        editor.dump(values, partial)
 
 
 @dataclass(frozen=True)

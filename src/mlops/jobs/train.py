@@ -66,7 +66,8 @@ def compared(before: str, lock: str) -> list[str]:
     same, other, new = [], [], []
     for stage, found in theirs.items():
         known = ours.get(stage)
-        if known is None or compare.inputs(known, found):
+        paths = [compare.hashes(one or {}, "outs").keys() for one in (known, found)]
+        if known is None or compare.inputs(known, found) or paths[0] != paths[1]:
             new.append(stage)
         elif known.get("outs") == found.get("outs"):
             same.append(stage)

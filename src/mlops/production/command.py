@@ -91,7 +91,7 @@ def simulate(**given: Any) -> None:
 
 @click.command(
     epilog=options.example(
-        "digits monitor --workspace local --out drift",
+        "digits monitor --workspace local --out look",
         "digits monitor --production data/production",
     )
 )

@@ -79,6 +79,9 @@ def test_a_training_and_its_evaluation_are_one_run(
     log_evaluation(MEASURED, folder, model)
     assert capsys.readouterr().err == ""
     (run,) = runs(tmp_path)
+    log_evaluation(MEASURED, folder, model)  # again, later
+    (again,) = runs(tmp_path)
+    assert again.info.end_time == run.info.end_time
     assert (run.info.run_name, run.info.status) == ("fast-eel", "FINISHED")
     assert run.data.params == {"epochs": "2", "seed": "1", "train.batch_size": "64"}
     measured = run.data.metrics

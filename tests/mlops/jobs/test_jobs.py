@@ -456,7 +456,7 @@ def test_a_workspace_that_fails_starts_no_second_job(monkeypatch: pytest.MonkeyP
     for module, name in ((job, "connect"), (job, "commit"), (job, "load")):
         monkeypatch.setattr(module, name, lambda *_: None)
     asked: Any = SimpleNamespace(compute=None, attach=None, cancel=None, workspace="local")
-    with pytest.raises(DigitsError, match="with --attach and its name"), job.session(asked):
+    with pytest.raises(DigitsError, match="use --attach NAME"), job.session(asked):
         raise HttpResponseError("502")
 
 

@@ -373,7 +373,7 @@ function showNotices(state) {
   const notices = [];
   if (!state.endpoint) notices.push(["plain", "Nothing is deployed yet.", "In another terminal:", "digits deploy apply --workspace local"]);
   else if (!answers(state)) notices.push(["plain", "No deployment has traffic yet.", "It is starting or paused:", "digits deploy status --workspace local"]);
-  if (drifts(state)) notices.push(["alarm", `Drift ${since(state)}.`, `Requests differ from the validation data: ${why(state)}. ${ending(state)} For the report:`, "digits monitor --workspace local --out drift"]);
+  if (drifts(state)) notices.push(["alarm", `Drift ${since(state)}.`, `Requests differ from the validation data: ${why(state)}. ${ending(state)} For the report:`, "digits monitor --workspace local --out look"]);
   if (state.lost) notices.push(["alarm", `${count(state.lost, "collected request")} lost.`, `Scoring continues. ${state.lost_reason}`]);
   const key = JSON.stringify(notices);
   if ($("notices").dataset.key === key) return;
