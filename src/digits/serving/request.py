@@ -27,7 +27,7 @@ TEXTS = 100  # pictures per request in JSON: as much work
 LISTS = 100_000  # in a JSON body, with objects: ten megabytes of empty ones take seconds
 SIDE_PIXELS = 5000  # maximum width and height: most phone photographs are smaller
 SCANS = 16  # of a JPEG of maximum size, more of a smaller one; programs write at most 13
-BLOCKS = 5000  # of a PNG, or of a JPEG before its pixels
+BLOCKS = {"PNG": 5000, "JPEG": 1000}  # of a picture, of a JPEG before its pixels
 ENOUGH_PIXELS = 600  # of the longer side: larger pictures are averaged to about this size
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
 OTHERS = {  # recognised by their first bytes: the refusal names them
@@ -165,7 +165,7 @@ def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
 def _check_blocks(data: bytes, kind: str) -> None:
     """Raise RefusedError for too many blocks in a PNG or JPEG: Pillow reads them one by one."""
     place = {"PNG": 8, "JPEG": 2}.get(kind, len(data))
-    for _ in range(BLOCKS):
+    for _ in range(BLOCKS.get(kind, 1)):
         if place + 8 > len(data):
             return
         if kind == "PNG":
@@ -173,10 +173,13 @@ def _check_blocks(data: bytes, kind: str) -> None:
             place += length + 12
         else:
             marker, length = struct.unpack_from(">HH", data, place)
-            if marker == 0xFFDA or marker < 0xFF00:  # the pixels begin, or the file is broken
+            if marker == 0xFFDA:  # the pixels begin
                 return
-            place += length + 2
-    raise RefusedError(413, f"the {kind} has more than {BLOCKS:,} blocks; save it again")
+            if marker < 0xFF00:  # Pillow would search the whole file for the next block
+                raise RefusedError(400, "the JPEG is damaged between its blocks; save it again")
+            alone = marker in (0xFF00, 0xFF01) or 0xFFD0 <= marker <= 0xFFD9  # without a length
+            place += 1 if marker == 0xFFFF else 2 if alone else length + 2  # FFFF: a fill byte
+    raise RefusedError(413, f"the {kind} has more than {BLOCKS[kind]:,} blocks; save it again")
 
 
 def _grey(image: Image.Image) -> np.ndarray:

@@ -180,6 +180,13 @@ def scanned(times: int) -> bytes:
     return whole[:-2] + scan * times + whole[-2:]
 
 
+def with_blocks(count: int, between: bytes = b"") -> bytes:
+    """Return a JPEG with so many blocks of Exif, and bytes after each."""
+    jpeg = encoded(Image.fromarray(DIGITS[0]), "JPEG")
+    block = b"\xff\xe1\0\x14Exif\0\0" + bytes(12)
+    return jpeg[:2] + (block + between) * count + jpeg[2:]
+
+
 NO_DIGIT = {
     "nothing": (b"", 400, "body is empty"),
     "no JSON": (b"hello", 400, "expected JSON or a picture, found neither"),
@@ -238,12 +245,19 @@ NO_DIGIT = {
         413,
         "more than 5,000 blocks",
     ),
+    "9,000 blocks of a JPEG": (with_blocks(9000), 413, "more than 1,000 blocks"),
+    "9,000 blocks of a JPEG with fill bytes": (with_blocks(9000, b"\xff"), 413, "1,000 blocks"),
+    "bytes between the blocks of a JPEG": (with_blocks(9, b"!"), 400, "damaged between its blocks"),
     "many pictures": (
         body([base64.b64encode(encoded(Image.new("L", (9, 9)))).decode()] * 101),
         413,
         "101",
     ),
 }
+
+
+def test_fill_bytes_and_blocks_of_a_camera_are_read() -> None:
+    np.testing.assert_array_equal(decoded(with_blocks(20, b"\xff\xff")), decoded(with_blocks(0)))
 
 
 @pytest.mark.parametrize(("sent", "status", "reason"), NO_DIGIT.values(), ids=NO_DIGIT.keys())
