@@ -143,8 +143,9 @@ class Student:
         new = "\n".join(line[1:] for line in lines[1:] if line.startswith("+"))
         text = path.read_text("utf-8")
         wanted = re.escape(old)
-        if not re.search(f"^{wanted}$", text, flags=re.M):  # a small project's numbers are others
-            wanted = "\n".join(pattern(line, " +") for line in old.split("\n"))
+        if not re.search(f"^{wanted}$", text, flags=re.M):  # a small project's numbers are others,
+            rows = (line.partition(" #")[0] for line in old.split("\n"))  # and its comments
+            wanted = "\n".join(f"{pattern(row, ' +')}(?: +#.*)?" for row in rows)
         edited, count = re.subn(f"^{wanted}$", lambda _: new, text, count=1, flags=re.M)
         assert count, f"{path} has no {old!r}"
         path.write_text(edited, "utf-8", newline="\n")
