@@ -227,11 +227,10 @@ def run(state: State, key: str) -> None:
                 return
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(parents=True)
-            logs = logs_of(state, name, [""])
             nodes = PLANS[job["jobType"]](state, job, home)
             make_tables(state, nodes)
-            if len(nodes) > 1:
-                logs = logs_of(state, name, [f"_process_{rank}" for rank in range(len(nodes))])
+            tails = [f"_process_{rank}" for rank in range(len(nodes))] if nodes[1:] else [""]
+            logs = logs_of(state, name, tails)
             if set_status(state, key, "Running"):
                 return
             ended = process(state, key, nodes, home, [log.append_block for log in logs])
