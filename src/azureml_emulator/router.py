@@ -6,6 +6,7 @@ that identifies its rows.
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -99,7 +100,8 @@ class Router:
         self.lock = threading.Lock()
         self.servers, self.collect, self.on_request = servers, collect, on_request
         self.aborted = threading.Event()  # ends starts under way
-        self.folder = Path(tempfile.mkdtemp(prefix="aml-"))  # 0700; a socket's path has 107 bytes
+        self.folder = Path(tempfile.mkdtemp(prefix="aml-"))  # 0700
+        self.names = itertools.count(1)  # of sockets: a path has 107 bytes
         application = web.Application(client_max_size=BODY_BYTES)
         application.router.add_route("*", "/{path:.*}", self.score)
         self.server = servers.serve(application, port)
@@ -132,7 +134,7 @@ class Router:
             "no_proxy": LOOPBACK,
         }
         try:
-            address = self.folder / secrets.token_hex(8)  # a new one for each start
+            address = self.folder / str(next(self.names))
             process = inference.start(
                 Path(launch.code),
                 Path(launch.model),
