@@ -268,6 +268,11 @@ RULE = {"name": "r", "type": "Lifecycle", "definition": {"actions": {}}}
 @pytest.mark.parametrize(
     ("path", "properties"),
     [
+        *(
+            ("/jobs/c", {"jobType": "Command", "command": "true", "limits": {limit: given}})
+            for limit in ("timeout", "trialTimeout")
+            for given in ("soon", "P1M", 3)
+        ),
         ("/computes/c", {"computeType": "AmlCompute"}),
         ("/computes/c", {"computeType": "AmlCompute", "properties": {"vmSize": "Standard_Z"}}),
         (f"{POLICIES}/other?api-version=2023-01-01", {"policy": {"rules": [RULE]}}),

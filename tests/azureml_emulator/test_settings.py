@@ -43,6 +43,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, place: str) -> None:
         read_settings(tmp_path)
 
 
+def test_a_duration_is_iso_8601() -> None:
+    assert [deployments.duration(text) for text in ("PT1M30S", "P7D")] == [90, 604_800]
+
+
 def test_an_image_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     router = SimpleNamespace(aborted=MagicMock())
     settings = Settings(image_build_seconds=30)

@@ -4,14 +4,16 @@ import contextlib
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 import time
 import uuid
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+
+import isodate
 
 from azureml_emulator.router import Endpoint, Launch, Running
 from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State
@@ -117,12 +119,12 @@ def prepare(
 
 
 def duration(text: str) -> float:
-    """Return the seconds of a duration such as PT1M30S. Raises RefusedError (400) if it is none."""
-    found = re.fullmatch(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?", str(text))
-    if not found:
-        raise RefusedError(400, "ValidationError", f"{text} is no duration, such as PT10S.")
-    hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
+    """Return the seconds of an ISO 8601 duration without months. Raises RefusedError (400)."""
+    with contextlib.suppress(isodate.ISO8601Error, TypeError):
+        found = isodate.parse_duration(text)
+        if isinstance(found, timedelta):  # a month has no fixed length
+            return found.total_seconds()
+    raise RefusedError(400, "ValidationError", f"{text} is no duration, such as PT10S.")
 
 
 def delete(state: State, path: str, key: str, body: Json) -> Answer:

@@ -7,7 +7,7 @@ import time
 import uuid
 from functools import partial
 
-from azureml_emulator.services.deployments import deploy, duration, folder_of, route
+from azureml_emulator.services.deployments import deploy, folder_of, route
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 
 INSTANCES = 50  # of a deployment: learn.microsoft.com/azure/machine-learning/how-to-manage-quotas
@@ -130,8 +130,6 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
         if model.get("properties", {}).get("modelType") != "mlflow_model":
             message = "codeConfiguration is required unless the model is of type mlflow_model."
             raise RefusedError(400, "BadArgument", message)
-    for part in ("initialDelay", "period"):
-        duration(properties.get("livenessProbe", {}).get(part) or "PT10S")
     collector = properties.get("dataCollector", {})
     sampled = [one.get("samplingRate", 1) for one in collector.get("collections", {}).values()]
     if any(rate != 1 for rate in sampled) or collector.get("rollingRate", "Hour") != "Hour":

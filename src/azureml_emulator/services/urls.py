@@ -106,12 +106,28 @@ TYPES: dict[str, tuple[type, ...]] = {  # of parts of bodies, where they are giv
         for name in names.split()
     },
 }
+DURATIONS = (  # in ISO 8601
+    "properties.livenessProbe.initialDelay",
+    "properties.livenessProbe.period",
+    "properties.requestSettings.requestTimeout",
+    "properties.limits.timeout",
+    "properties.limits.trialTimeout",
+)
 IGNORED = (  # parts of bodies that are accepted and have no effect here, which is printed once
-    "identity properties.appInsightsEnabled properties.egressPublicNetworkAccess "
-    "properties.publicNetworkAccess properties.readinessProbe properties.environmentId "
-    "properties.queueSettings properties.loggingLevel properties.policy properties.profiles "
-    "properties.identity properties.retrySettings.timeout properties.trial.environmentId "
-    "properties.requestSettings.maxQueueWait"
+    "identity",
+    "properties.appInsightsEnabled",
+    "properties.egressPublicNetworkAccess",
+    "properties.publicNetworkAccess",
+    "properties.readinessProbe",
+    "properties.environmentId",
+    "properties.queueSettings",
+    "properties.loggingLevel",
+    "properties.policy",
+    "properties.profiles",
+    "properties.identity",
+    "properties.retrySettings.timeout",
+    "properties.trial.environmentId",
+    "properties.requestSettings.maxQueueWait",
 )
 # The versions of the API that the locked SDK, Microsoft's JavaScript client and mlops call.
 API_VERSIONS = {
@@ -124,9 +140,7 @@ API_VERSIONS = {
 HISTORY = "/history/v1.0"  # the service of runs, which has no versions
 OF_HISTORY = (f"{W}/runs/*/details", f"{W}/rundata")
 SERVICES = ("", HISTORY, "/mferp/managementfrontend")  # of a workspace, by their addresses
-ADDRESS = re.compile(
-    "(.*?)(/subscriptions/[^/]+(/resourcegroups/[^/]+)?/providers/(.+))", re.IGNORECASE
-)
+ADDRESS = re.compile("(.*?)(/subscriptions/[^/]+(/resourcegroups/[^/]+)?/providers/(.+))", re.I)
 VERBS = {"PUT": "CreateOrUpdate", "PATCH": "Update", "DELETE": "Delete", "POST": "Action"}
 
 
@@ -180,7 +194,7 @@ def check_version(path: str, version: str) -> None:
 
 def note_ignored(state: State, body: Json) -> None:
     """Print once, for each ignored part of a body, that it has no effect."""
-    for place in IGNORED.split():
+    for place in IGNORED:
         if part_of(body, place) and place not in state.ignored:
             state.ignored.add(place)
             name = place.rpartition(".")[2]
@@ -199,6 +213,8 @@ def checked(body: Any, place: str = "") -> Any:
         message = f"The request is invalid: {place or 'the body'}: expected a JSON {wanted}."
         raise RefusedError(400, "InvalidRequestContent", message)
     if not isinstance(body, dict):
+        if place in DURATIONS:
+            deployments.duration(body)
         return body
     found = {}
     for name, value in body.items():
@@ -232,13 +248,10 @@ def authenticate(state: State) -> Any:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         check_length(request, required=False)
         known = request.headers.get("Authorization") == f"Bearer {state.token}"
-        if not known and request.path != "/discovery":
-            error = {
-                "code": "InvalidAuthenticationToken",
-                "message": "The access token is invalid.",
-            }
-            return answer(401, {"error": error})
         try:
+            if not known and request.path != "/discovery":
+                message = "The access token is invalid."
+                raise RefusedError(401, "InvalidAuthenticationToken", message)
             return await handler(request)
         except RefusedError as error:
             return answer(error.status, error.body)
