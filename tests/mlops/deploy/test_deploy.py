@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -383,6 +384,20 @@ def test_destroy_leaves_nothing(deployable: Deployable, emulator: Emulator) -> N
 
 
 @pytest.mark.prove
+@pytest.mark.parametrize("status", [400, 403, 412])
+def test_what_azure_does_not_delete_is_archived_and_listed(
+    deployable: Deployable, emulator: Emulator, status: int
+) -> None:
+    deployable.commit("one")
+    deployable.deploy("apply")
+    emulator.faults({"do": "fail", "method": "DELETE", "path": "/models/", "status": status})
+    said = deployable.deploy("destroy")
+    emulator.faults()
+    assert re.search(r"models/digits/versions/\d+ \(archived\)", said), said
+    assert emulator.call("GET", deployable.endpoint)["value"] == []
+
+
+@pytest.mark.prove
 def test_a_live_deployment_that_failed_is_made_anew(
     deployable: Deployable, emulator: Emulator
 ) -> None:
@@ -591,6 +606,9 @@ def test_rollback_to_what_is_not_deployed_needs_no_room_for_three(
     assert deployable.version(emulator) == versions[0][:12]
     deployable.deploy("pause")
     deployable.deploy("resume")
+    emulator.faults({"do": "unhealthy"})
+    assert "; its logs are in .deploy/r" in deployable.deploy("rollback", code=1)
+    emulator.faults()
     deployable.deploy("rollback")  # a pause forgets nothing
     assert deployable.version(emulator) == versions[2][:12]
 
