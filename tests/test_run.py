@@ -284,10 +284,12 @@ sys.exit(run.main())
 
 @pytest.mark.prove
 def test_the_page_of_runs_opens_and_ends_with_an_interrupt(reproduced: Project) -> None:
-    port = free_port()
+    port, store = free_port(), reproduced.root / "data" / "mlflow.db"
+    # Loopback is reached through no proxy; at this one nothing listens.
+    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
     process = subprocess.Popen(
         python(MLFLOW.format(root=str(ROOT), port=port)),
-        env=environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{reproduced.root}/data/mlflow.db"},
+        env=environment() | proxy | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

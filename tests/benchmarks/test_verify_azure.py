@@ -5,6 +5,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
@@ -118,6 +119,13 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     assert "quota is used up" in steps["deploy"] and steps["destroy"] == "ok"
     gone(cloud)
     assert emulator.call("GET", deployable.endpoint)["value"] == []
+
+    verify_azure.OUT.unlink()
+    monkeypatch.setattr(verify_azure, "play", lambda *_: ({}, []))
+    monkeypatch.setattr(verify_azure, "purge", Mock(side_effect=DigitsError("not purged")))
+    with pytest.raises(DigitsError, match="not purged"):
+        verify_azure.main(GROUP)
+    assert cloud.state["groups"] == {}
 
 
 def gone(cloud: Cloud) -> None:

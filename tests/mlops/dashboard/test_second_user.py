@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -111,6 +112,16 @@ def open_folder() -> Iterator[Path]:
     finally:
         os.umask(before)
         shutil.rmtree(folder)
+
+
+def test_each_start_of_the_page_has_a_secret_of_its_own() -> None:
+    """A page left open sends the last one to whoever has its port by then."""
+    running = MagicMock()
+    running.address = {"page": "http://127.0.0.1:1/#secret=old", "page_port": 1}
+    serve_page(running, MagicMock())
+    assert running.servers.serve.call_args[0][1] == 1
+    secret = running.publish.call_args[1]["page"].partition("#secret=")[2]
+    assert len(secret) > 20 and "old" not in secret
 
 
 def test_another_user_can_do_nothing_with_digits_local(open_folder: Path, tmp_path: Path) -> None:
