@@ -129,13 +129,15 @@ def cache_of(folder: Path) -> str:
 
 
 def stages(lock: str | bytes) -> dict[str, Any]:
-    """Return the stages of a dvc.lock, none of an empty one; raise DigitsError if it is damaged."""
+    """Return the stages of a dvc.lock, none of an empty one; raise DigitsError if it is invalid."""
     try:
         known = YAML(typ="safe").load(lock) or {"stages": {}}
         return {name: dict(stage) for name, stage in known["stages"].items()}
     except (YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DigitsError(f"dvc.lock: damaged ({reason}); `git checkout dvc.lock`") from None
+        raise DigitsError(
+            f"dvc.lock: cannot be read ({reason}); run `git checkout dvc.lock`"
+        ) from None
 
 
 def refused_files(names: list[str]) -> list[str]:
@@ -304,7 +306,7 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
     few = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     fix = "run 'dvc repro', then commit dvc.lock and data"
     return (
-        [f"dvc.lock is not what the pipeline would make ({names}): {fix}"] if stale else [],
+        [f"dvc.lock is outdated ({names}): {fix}"] if stale else [],
         [f"missing or of another version here: {few}; run 'dvc pull', or 'dvc repro'"]
         if missing
         else [],
