@@ -122,6 +122,7 @@ def test_another_model_is_deployed_rolled_back_and_destroyed(
     assert emulator.call("GET", place.endpoint)["value"] == []
 
 
+@pytest.mark.prove
 def test_a_later_upstream_is_merged_and_the_model_kept(
     upstream: Project, irises: Project, tmp_path: Path
 ) -> None:

@@ -157,6 +157,7 @@ def test_a_bad_model_gets_no_traffic(deployable: Deployable, emulator: Emulator)
     assert deployable.version(emulator) == good[:12]
 
 
+@pytest.mark.prove
 def test_pause_resume_destroy(deployable: Deployable, emulator: Emulator) -> None:
     version = deployable.commit("one")
     deployable.deploy("apply")

@@ -41,6 +41,7 @@ def test_a_change_is_reproduced_and_told(project: Project) -> None:
     assert "| evaluate | restored |" in digits(project, "review", "--repro", "--base", "change")
 
 
+@pytest.mark.prove
 def test_a_stage_that_fails_is_told(project: Project) -> None:
     project.edit("params.yaml", "mistakes: 60", "mistakes: none")
     told = digits(project, "review", "--repro", "--out", "review", code=1)
