@@ -3,7 +3,8 @@
 Input: the model of this commit, and `az`, logged in. A new group is made, the template deployed
 into it, the model deployed, asked, rolled back and removed, and then the group, whatever happened.
 Output: verified.json with the result of each step and the calls of Azure's management API, in the
-form of the emulator's recorded calls; ids, names of people and secrets are replaced in them.
+form of the emulator's recorded calls; names of people and secrets are replaced in them, and each id
+by another one. tests/azureml_emulator/test_replay.py replays it on the emulator.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,7 @@ from mlops.azure.settings import BUSY_STATUS, MODEL_STATUS, Params, load
 from mlops.azure.workspace import connect, store
 from mlops.deploy import release, smoke
 from mlops.deploy.rollout import Deployer
+from mlops.production.monitor import LeftOut, rows
 from mlops.setup import access, az
 from mlops.setup.connect import deploy_stack
 from mlops.setup.disconnect import purge, resources
@@ -51,9 +54,12 @@ WAIT_SECONDS = 900.0  # until roles are effective, and until collected rows are 
 SECRET = re.compile(
     r"key$|token$|secret$|createdBy$|modifiedBy$|userName$", re.I
 )  # names of values
-SIGNATURE = re.compile(r"\?\S*sig=\S*")  # of a storage account
+# Of a storage account, and of an operation's address.
+SIGNATURE = re.compile(r"\?\S*sig=\S*"), re.compile(r"&[tcsh]=[^&\s\"]+")
 GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
-NOBODY = "00000000-0000-0000-0000-000000000000"
+SALT = uuid.uuid4()  # so that an id is replaced by the same one everywhere, and cannot be guessed
+CHOSEN = "azureml-model-deployment"  # header of a request that names a deployment
+HEADERS = ("azure-asyncoperation", "location", "retry-after", "x-ms-async-operation-timeout")
 
 
 def redacted(value: Any, name: str = "") -> Any:
@@ -63,7 +69,9 @@ def redacted(value: Any, name: str = "") -> Any:
     if isinstance(value, list):
         return [redacted(inner, name) for inner in value]
     if isinstance(value, str):
-        value = SIGNATURE.sub("?redacted", GUID.sub(NOBODY, value))
+        stored, operation = SIGNATURE
+        value = operation.sub("", stored.sub("?redacted", value))
+        value = GUID.sub(lambda found: str(uuid.uuid5(SALT, found[0].lower())), value)
         return "redacted" if SECRET.search(name) else value
     return value
 
@@ -82,10 +90,13 @@ def recorded() -> Iterator[list[dict[str, Any]]]:
     def record(transport: RequestsTransport, request: Any, **options: Any) -> Any:
         answer: Any = send(transport, request, **options)
         place = urlsplit(request.url)
-        if "/providers/" in place.path:  # the manager's: blobs are streamed, and nobody's business
+        # The manager's, and a batch endpoint's: blobs are streamed, and nobody's business.
+        if "/providers/" in place.path or place.path.endswith("/jobs"):
             bodies = {"request": request.content, "response": answer.internal_response.text}
             call = {"method": request.method, "path": place.path, "status": answer.status_code}
             call["query"] = dict(parse_qsl(place.query))
+            call["chosen"] = request.headers.get(CHOSEN)
+            call["headers"] = {name: answer.headers.get(name) for name in HEADERS}
             calls.append(redacted(call | {name: parsed(text) for name, text in bodies.items()}))
         return answer
 
@@ -172,11 +183,18 @@ class Verification:
         require(live == self.new.name, f"{self.new.name} is live", live)
 
     def collection(self) -> None:
+        """Wait for collected rows, and read them all as `digits monitor` does."""
         container = store(self.target.workspace)
 
         def found() -> bool:
+            left = LeftOut()
             hours = collected.hours(container, collected.ROWS, self.target.name)
-            return any(next(blob, None) for hour in hours for blob in hour.blobs)
+            read = list(rows(hours, None, left))
+            not_read = left.damaged + left.elsewhere
+            require(not not_read and not left.clock, "lines that can be read", not_read or left)
+            strange = {row["deployment"] for row in read} - {self.new.name, self.other.name}
+            require(not strange, "rows of both deployments", strange)
+            return bool(read)
 
         if self.settings.collections:
             wait_until(found, self.target.workspace.poll_seconds)
