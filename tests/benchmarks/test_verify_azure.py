@@ -20,7 +20,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     from contract import unlike
     from replay import replay
 
-    from benchmarks import verify_azure
+    from benchmarks import verified, verify_azure
     from mlops.azure import workspace
     from mlops.setup import az
 from core.errors import DigitsError
@@ -123,12 +123,12 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     cloud.change(groups={})
     emulator.faults()
     verify_azure.main(GROUP)
-    said = json.loads(verify_azure.OUT.read_text())
-    assert said["steps"] == dict.fromkeys(verify_azure.STEPS, "ok")
+    said = json.loads(verified.OUT.read_text())["azure"]
+    assert results() == dict.fromkeys(verify_azure.STEPS, "ok")
     found, compared = unlike(said["calls"])
     assert found == [] and compared > 40
     assert replay(said["calls"], tmp_path / "replayed") == []
-    text = verify_azure.OUT.read_text()
+    text = verified.OUT.read_text()
     for secret in ("token", "blob_key"):
         assert emulator.address[secret] not in text
     assert "sig=" not in text
@@ -136,17 +136,17 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     gone(cloud)
 
     emulator.faults({"do": "quota"})
-    verify_azure.OUT.unlink()
+    verified.OUT.unlink()
     with pytest.raises(DigitsError, match="does not behave as expected"):
         verify_azure.main(GROUP)
     emulator.faults()
-    steps = json.loads(verify_azure.OUT.read_text())["steps"]
+    steps = results()
     assert list(steps) == ["roles", "deploy", "destroy"]
     assert "quota is used up" in steps["deploy"] and steps["destroy"] == "ok"
     gone(cloud)
     assert emulator.call("GET", deployable.endpoint)["value"] == []
 
-    verify_azure.OUT.unlink()
+    verified.OUT.unlink()
     monkeypatch.setattr(verify_azure, "play", lambda *_: ({}, []))
     monkeypatch.setattr(verify_azure, "purge", Mock(side_effect=DigitsError("not purged")))
     with pytest.raises(DigitsError, match="not purged"):
@@ -182,6 +182,12 @@ def test_collected_rows_are_read(emulator: Emulator, monkeypatch: pytest.MonkeyP
         container.upload_blob(path, line + b"\n", overwrite=True)
         verification.collection()
         container.delete_blob(path)
+
+
+def results() -> dict[str, str]:
+    """Return the result of each step."""
+    steps = json.loads(verified.OUT.read_text())["azure"]["steps"]
+    return {name: row["result"] for name, row in steps.items()}
 
 
 def gone(cloud: Cloud) -> None:

@@ -11,12 +11,9 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import tempfile
-import time
 import urllib.error
 import urllib.request
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +26,9 @@ from urllib.parse import parse_qsl, urlsplit
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
 
+from benchmarks import verified
+from benchmarks.verified import parsed, redacted, require, wait_for
 from core.errors import DigitsError
-from core.files import write_text
 from mlops.azure import collected
 from mlops.azure.batch import Batch
 from mlops.azure.connection import SETTINGS
@@ -45,35 +43,13 @@ from mlops.setup import access, az
 from mlops.setup.connect import deploy_stack
 from mlops.setup.disconnect import purge, resources
 
-OUT = Path("verified.json")
 PREFIX = "repo:nobody/nothing"  # whose tokens log in: no repository's
 REQUESTS = Path("data/production/requests.parquet")  # of stage simulate: images to score
 FAILED_STATUS = 424  # score.py answered no 200
 HOURS = 2  # that it takes at most, for the price
 WAIT_SECONDS = 900.0  # until roles are effective, and until collected rows are there
-SECRET = re.compile(
-    r"key$|token$|secret$|createdBy$|modifiedBy$|userName$", re.I
-)  # names of values
-# Of a storage account, and of an operation's address.
-SIGNATURE = re.compile(r"\?\S*sig=\S*"), re.compile(r"&[tcsh]=[^&\s\"]+")
-GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
-SALT = uuid.uuid4()  # so that an id is replaced by the same one everywhere, and cannot be guessed
 CHOSEN = "azureml-model-deployment"  # header of a request that names a deployment
 HEADERS = ("azure-asyncoperation", "location", "retry-after", "x-ms-async-operation-timeout")
-
-
-def redacted(value: Any, name: str = "") -> Any:
-    """Return a JSON value without secrets, signatures, names of people and ids."""
-    if isinstance(value, dict):
-        return {key: redacted(inner, key) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [redacted(inner, name) for inner in value]
-    if isinstance(value, str):
-        stored, operation = SIGNATURE
-        value = operation.sub("", stored.sub("?redacted", value))
-        value = GUID.sub(lambda found: str(uuid.uuid5(SALT, found[0].lower())), value)
-        return "redacted" if SECRET.search(name) else value
-    return value
 
 
 @contextlib.contextmanager
@@ -81,11 +57,6 @@ def recorded() -> Iterator[list[dict[str, Any]]]:
     """Record the calls of the management API that this process makes, redacted."""
     calls: list[dict[str, Any]] = []
     send: Callable[..., Any] = RequestsTransport.send
-
-    def parsed(text: Any) -> Any:
-        with contextlib.suppress(TypeError, ValueError):
-            return json.loads(text)
-        return None
 
     def record(transport: RequestsTransport, request: Any, **options: Any) -> Any:
         answer: Any = send(transport, request, **options)
@@ -104,21 +75,15 @@ def recorded() -> Iterator[list[dict[str, Any]]]:
         yield calls
 
 
-def require(true: object, expected: str, found: object) -> None:
-    """Raise DigitsError unless something is true."""
-    if not true:
-        raise DigitsError(f"expected {expected}; found {found}")
-
-
-def wait_until(true: Callable[[], bool], poll_seconds: float) -> None:
+def wait(true: Callable[[], bool], expected: str, poll_seconds: float) -> None:
     """Return once it is true; raise DigitsError after WAIT_SECONDS."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
+
+    def found() -> bool:
         with contextlib.suppress(HttpResponseError):
-            if true():
-                return
-        require(time.monotonic() < deadline, f"it within {WAIT_SECONDS:g} s", "nothing")
-        time.sleep(poll_seconds)
+            return true()
+        return False
+
+    wait_for(found, expected, WAIT_SECONDS, poll_seconds)
 
 
 class Verification:
@@ -137,7 +102,7 @@ class Verification:
 
     def roles(self) -> None:
         store_of = self.target.workspace
-        wait_until(lambda: store(store_of).exists(), store_of.poll_seconds)
+        wait(lambda: store(store_of).exists(), "the roles of a person", store_of.poll_seconds)
 
     def deploy(self) -> None:
         self.deployer(self.settings).apply(self.new)
@@ -197,7 +162,7 @@ class Verification:
             return bool(read)
 
         if self.settings.collections:
-            wait_until(found, self.target.workspace.poll_seconds)
+            wait(found, "collected rows", self.target.workspace.poll_seconds)
 
     def batch(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -213,20 +178,14 @@ class Verification:
 STEPS = ("roles", "deploy", "score", "refusals", "rollback", "collection", "batch", "destroy")
 
 
-def play(target: Target, settings: Params) -> tuple[dict[str, str], list[dict[str, Any]]]:
+def play(
+    target: Target, settings: Params
+) -> tuple[dict[str, dict[str, str]], list[dict[str, Any]]]:
     """Play the steps until one fails, and the last in any case; return results and calls."""
-    results: dict[str, str] = {}
     with recorded() as calls:
         verification = Verification(target, settings)
-        for name in STEPS:
-            if set(results.values()) <= {"ok"} or name == STEPS[-1]:
-                try:
-                    getattr(verification, name)()
-                    results[name] = "ok"
-                except (AzureError, DigitsError, OSError) as error:
-                    results[name] = explain_error(error)
-                print(f"{name:12}{results[name]}", flush=True)
-    return results, calls
+        steps = {name: getattr(verification, name) for name in STEPS}
+        return verified.play(steps, explain_error, (AzureError, DigitsError, OSError)), calls
 
 
 def main(arguments: list[str]) -> None:
@@ -254,12 +213,12 @@ def main(arguments: list[str]) -> None:
         values = deploy_stack(group, PREFIX)
         os.environ |= {name: values[name] for name in SETTINGS}
         results, calls = play(Target(connect("azure"), settings), settings)
-        write_text(OUT, json.dumps({"steps": results, "calls": calls}, indent=1) + "\n")
+        right = verified.keep("azure", results, calls)
     finally:
         try:
             purge(resources(group))
         finally:  # what costs money goes in any case
             az.run("az", "group", "delete", "--name", group, "--yes")
-    if results != dict.fromkeys(STEPS, "ok"):
-        raise DigitsError(f"Azure does not behave as expected. Steps and calls: {OUT}")
-    print(f"Azure behaves as expected. Steps and calls: {OUT}")
+    if not right:
+        raise DigitsError(f"Azure does not behave as expected. Steps and calls: {verified.OUT}")
+    print(f"Azure behaves as expected. Steps and calls: {verified.OUT}; README says so.")
