@@ -51,7 +51,7 @@ def api(method: str, path: str, body: object = None, token: str = "TOKEN") -> An
     when GitHub refuses.
     """
     url = f"{setting('GITHUB_API_URL')}/repos/{repository()}{path}"
-    answer = _send(method, url, body, token).decode()
+    answer = send(method, url, body, token).decode()
     return json.loads(answer) if answer else None
 
 
@@ -78,7 +78,7 @@ def artifact(run: int, name: str, limit: int) -> dict[str, bytes] | None:
     newest = max(found, key=lambda artifact: artifact["id"])  # each attempt has its own
     path = f"/actions/artifacts/{newest['id']}/zip"
     url = f"{setting('GITHUB_API_URL')}/repos/{repository()}{path}"
-    content = _send("GET", url, None, "TOKEN", ARTIFACT_BYTES)
+    content = send("GET", url, limit=ARTIFACT_BYTES)
     files, left = {}, limit
     try:
         if len(content) > ARTIFACT_BYTES:
@@ -97,7 +97,10 @@ def artifact(run: int, name: str, limit: int) -> dict[str, bytes] | None:
     return files
 
 
-def _send(method: str, url: str, body: object, token: str, limit: int = 50_000_000) -> bytes:
+def send(
+    method: str, url: str, body: object = None, token: str = "TOKEN", limit: int = 50_000_000
+) -> bytes:
+    """Call an address; return the answer's first bytes. See `api` for `token` and errors."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, method=method)
     request.add_header("Accept", "application/vnd.github+json")
