@@ -273,7 +273,7 @@ class Verification:
     def make(self) -> None:
         """Make the repository, put the files of this commit into it, switch workflows off."""
         body = {"name": self.name, "description": self.marker, "private": True, "auto_init": True}
-        made = github.send("POST", f"{github.setting('GITHUB_API_URL')}/user/repos", body)
+        made = github.send("POST", "/user/repos", body)
         default = json.loads(made)["default_branch"]
         # The Git database refuses an empty repository: docs.github.com/rest/git, "Git trees".
         start = self.wait(lambda: self.head(default), f"the branch {default}")
@@ -461,7 +461,7 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("GITHUB_API_URL", API)
     os.environ["TOKEN"] = github.setting("GITHUB_TOKEN")
     with recorded() as calls:
-        user = json.loads(github.send("GET", f"{os.environ['GITHUB_API_URL']}/user"))
+        user = json.loads(github.send("GET", "/user"))
         scopes = {scope.strip() for scope in (calls.scopes or "").split(",")} - {""}
         missing = ", ".join(sorted(SCOPES - scopes))
         require(not missing, f"a classic token with the scopes {missing}", scopes or "none")
