@@ -68,10 +68,11 @@ def test_secrets_and_ids_are_not_in_the_record() -> None:
         "temp_clone_token": "t",
         "email": "a@b.c",
         "url": "https://x/y?sv=1&sig=abc",
+        "location": "https://x/y?api-version=1&t=7&c=certificate&s=signature&h=hash",
         "rows": [{"id": ID}, f"/subscriptions/{ID.upper()}"],
     }
     text = json.dumps(redacted(value))
-    for secret in ('"k"', '"t"', "a@b.c", "abc", ID, ID.upper()):
+    for secret in ('"k"', '"t"', "a@b.c", "abc", "certificate", "signature", ID, ID.upper()):
         assert secret not in text
     person = {"login": "Octo", "id": 5, "name": "A Person", "email": "a@b.c"}
     found = redacted([person, "/repos/octo/octopus", {"id": 5, "name": "job"}], names=("octo",))

@@ -5,6 +5,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pyarrow as pa
@@ -17,19 +18,43 @@ from pyarrow import parquet
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     from contract import unlike
+    from replay import replay
 
     from benchmarks import verified, verify_azure
     from mlops.azure import workspace
-    from mlops.azure.endpoint import Target
-    from mlops.azure.settings import load
     from mlops.setup import az
 from core.errors import DigitsError
 
 GROUP = ["verify", "--yes"]
-SLOW = "import time\n\n\ndef run(body):\n    time.sleep(0.05)\n"
+SLOW = "def run(body):\n    time.sleep(0.05)\n"
+COLLECTED = """
+import base64
+import time
+import uuid
+import pandas as pd
+from azureml.ai.monitoring import Collector
+
+
+def collect(images, answers):
+    name = uuid.uuid4().hex
+    rows = [
+        {
+            "request_id": name,
+            "position": position,
+            "model_version": "v",
+            "digit": answer["digit"],
+            "confidence": 1.0,
+            "ood_score": 0.0,
+            "image": base64.b64encode(bytes(sum(image, []))).decode(),
+        }
+        for position, (image, answer) in enumerate(zip(images, answers))
+    ]
+    Collector(name="model_inputs_outputs").collect(pd.DataFrame(rows))
+"""
 BATCH = """
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 
 def init():
@@ -60,7 +85,10 @@ def a_cloud(deployable: Deployable, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copytree(ROOT / ".github", deployable.root / ".github")
     serving = deployable.root / "serving"
     light = (serving / "score.py").read_text()
-    (serving / "score.py").write_text(light.replace("\ndef run(body):\n", f"\n{SLOW}"))
+    slow = light.replace("def run(body):\n", SLOW)
+    last = '    return {"model'
+    slow = slow.replace(last, f'    collect(json.loads(body)["data"], found)\n{last}')
+    (serving / "score.py").write_text(COLLECTED + slow)
     (serving / "batch.py").write_text(BATCH)
     images = pa.array([image.tobytes() for image in known_digits().images], pa.binary())
     path = deployable.root / verify_azure.REQUESTS
@@ -78,6 +106,7 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     cloud: Cloud,
     deployable: Deployable,
     emulator: Emulator,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -93,15 +122,12 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     assert not cloud.calls("create") and not cloud.calls("delete")
     cloud.change(groups={})
     emulator.faults()
-    name = Target(workspace.connect("local"), load()).name
-    row = f"modelDataCollector/{name}/r/model_inputs_outputs/2026/01/01/00/rows.jsonl"
-    with emulator.blobs() as container:
-        container.upload_blob(row, b"{}\n")
     verify_azure.main(GROUP)
     said = json.loads(verified.OUT.read_text())["azure"]
     assert results() == dict.fromkeys(verify_azure.STEPS, "ok")
     found, compared = unlike(said["calls"])
     assert found == [] and compared > 40
+    assert replay(said["calls"], tmp_path / "replayed") == []
     text = verified.OUT.read_text()
     for secret in ("token", "blob_key"):
         assert emulator.address[secret] not in text
@@ -126,6 +152,36 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     with pytest.raises(DigitsError, match="not purged"):
         verify_azure.main(GROUP)
     assert cloud.state["groups"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the SDK's own
+def test_collected_rows_are_read(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that is cut, or of another deployment, is no proof that rows are collected."""
+    target = SimpleNamespace(workspace=SimpleNamespace(poll_seconds=0.0), name="collects")
+    verification = object.__new__(verify_azure.Verification)
+    verification.target = target  # type: ignore[assignment]
+    verification.settings = SimpleNamespace(collections=("rows",))  # type: ignore[assignment]
+    verification.new = verification.other = SimpleNamespace(name="blue")  # type: ignore[assignment]
+    row = {"request_id": "1", "position": 0, "model_version": "v", "digit": "1", "image": "AA=="}
+    row |= {"confidence": 1.0, "ood_score": 0.0}
+    event = {"time": "2026-01-01T00:10:00Z", "source": "x/blue", "data": [row]}
+    line = json.dumps(event).encode()
+    path = f"modelDataCollector/{target.name}/r/model_inputs_outputs/2026/01/01/00/rows.jsonl"
+    with emulator.blobs() as container:
+        monkeypatch.setattr(verify_azure, "store", lambda workspace: container)
+        for content, fault in (
+            (line[:-9], "expected lines that can be read"),
+            (line.replace(b'"data": [', b'"dataref": ['), "expected lines that can be read"),
+            (line.replace(b"2026", b"2020"), "found LeftOut"),
+            (line.replace(b"x/blue", b"x/red"), "rows of both deployments"),
+        ):
+            container.upload_blob(path, content + b"\n", overwrite=True)
+            with pytest.raises(DigitsError, match=fault):
+                verification.collection()
+        container.upload_blob(path, line + b"\n", overwrite=True)
+        verification.collection()
+        container.delete_blob(path)
 
 
 def results() -> dict[str, str]:

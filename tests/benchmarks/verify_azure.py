@@ -3,7 +3,8 @@
 Input: the model of this commit, and `az`, logged in. A new group is made, the template deployed
 into it, the model deployed, asked, rolled back and removed, and then the group, whatever happened.
 Output: verified.json with the result of each step and the calls of Azure's management API, in the
-form of the emulator's recorded calls; ids, names of people and secrets are replaced in them.
+form of the emulator's recorded calls; names of people and secrets are replaced in them, and each id
+by another one. tests/azureml_emulator/test_replay.py replays it on the emulator.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from mlops.azure.settings import BUSY_STATUS, MODEL_STATUS, Params, load
 from mlops.azure.workspace import connect, store
 from mlops.deploy import release, smoke
 from mlops.deploy.rollout import Deployer
+from mlops.production.monitor import LeftOut, rows
 from mlops.setup import access, az
 from mlops.setup.connect import deploy_stack
 from mlops.setup.disconnect import purge, resources
@@ -46,6 +48,8 @@ REQUESTS = Path("data/production/requests.parquet")  # of stage simulate: images
 FAILED_STATUS = 424  # score.py answered no 200
 HOURS = 2  # that it takes at most, for the price
 WAIT_SECONDS = 900.0  # until roles are effective, and until collected rows are there
+CHOSEN = "azureml-model-deployment"  # header of a request that names a deployment
+HEADERS = ("azure-asyncoperation", "location", "retry-after", "x-ms-async-operation-timeout")
 
 
 @contextlib.contextmanager
@@ -57,10 +61,13 @@ def recorded() -> Iterator[list[dict[str, Any]]]:
     def record(transport: RequestsTransport, request: Any, **options: Any) -> Any:
         answer: Any = send(transport, request, **options)
         place = urlsplit(request.url)
-        if "/providers/" in place.path:  # the manager's: blobs are streamed, and nobody's business
+        # The manager's, and a batch endpoint's: blobs are streamed, and nobody's business.
+        if "/providers/" in place.path or place.path.endswith("/jobs"):
             bodies = {"request": request.content, "response": answer.internal_response.text}
             call = {"method": request.method, "path": place.path, "status": answer.status_code}
             call["query"] = dict(parse_qsl(place.query))
+            call["chosen"] = request.headers.get(CHOSEN)
+            call["headers"] = {name: answer.headers.get(name) for name in HEADERS}
             calls.append(redacted(call | {name: parsed(text) for name, text in bodies.items()}))
         return answer
 
@@ -141,11 +148,18 @@ class Verification:
         require(live == self.new.name, f"{self.new.name} is live", live)
 
     def collection(self) -> None:
+        """Wait for collected rows, and read them all as `digits monitor` does."""
         container = store(self.target.workspace)
 
         def found() -> bool:
+            left = LeftOut()
             hours = collected.hours(container, collected.ROWS, self.target.name)
-            return any(next(blob, None) for hour in hours for blob in hour.blobs)
+            read = list(rows(hours, None, left))
+            not_read = left.damaged + left.elsewhere
+            require(not not_read and not left.clock, "lines that can be read", not_read or left)
+            strange = {row["deployment"] for row in read} - {self.new.name, self.other.name}
+            require(not strange, "rows of both deployments", strange)
+            return bool(read)
 
         if self.settings.collections:
             wait(found, "collected rows", self.target.workspace.poll_seconds)
