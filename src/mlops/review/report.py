@@ -196,7 +196,7 @@ def review(revision: str | None, repro: bool, restore: str = "") -> Report:
             )
     noise, notices = seed_variance(base, today, after)
     gate = settings.gate if settings else {}
-    rows = compare.judged(before, after, noise, gate)
+    rows = compare.metrics(before, after, noise, gate)
     if compare.other_test_set(before, after):
         notices.insert(0, NO_COMPARISON)
     reasons += judge(rows, gate)
