@@ -154,9 +154,7 @@ def _parse(kind: type[Section], values: Any, name: str) -> Section:
             raise DigitsError(f"{where}: {first['msg']}; correct the values") from None
         key = ".".join([name, *_keys(values, first["loc"])]).removeprefix(".")
         if first["type"] == unknown:
-            raise DigitsError(
-                f"{PATH}: {key}: unknown key; remove it or correct its name"
-            ) from None
+            raise DigitsError(f"{PATH}: {key}: unknown key; remove or rename it") from None
         wrong = "" if first["type"] == "missing" else f" is {first['input']!r}"
         fix = "correct the value" if wrong else "add it"
         raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}; {fix}") from None

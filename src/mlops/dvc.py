@@ -131,9 +131,7 @@ def stages(lock: str | bytes) -> dict[str, Any]:
         return {name: dict(stage) for name, stage in known["stages"].items()}
     except (YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DigitsError(
-            f"dvc.lock: cannot be read ({reason}); run `git checkout dvc.lock`"
-        ) from None
+        raise DigitsError(f"dvc.lock: invalid ({reason}); `git checkout dvc.lock`") from None
 
 
 def refused_files(names: list[str]) -> list[str]:
