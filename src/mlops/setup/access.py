@@ -14,8 +14,6 @@ TEMPLATE = Path(".github/azure.json")
 ENVIRONMENTS = {"review-read": False, "review-lock": True, "production": True}
 MADE = "made-by=digits"  # the tag of a resource group that `digits azure connect` made
 STACK = "digits"  # the deployment stack: Azure's own list of what a template made
-
-
 # The template's lists of roles, in the order of the table in SETUP.md.
 GRANTS = ("foundations", "grants", "groupGrants", "personal")
 

@@ -14,8 +14,7 @@ from mlops.azure.errors import known_cause
 
 QUERY_SECONDS = 60  # what creates or deletes something has no limit
 LOGIN = {"az": "az login", "gh": "gh auth login"}
-UPGRADE = "Upgrade to GitHub"  # of a feature that the plan lacks
-NOT_FOUND = ("ResourceGroupNotFound", "DeploymentStackNotFound", "ResourceNotFound", UPGRADE)
+NOT_FOUND = ("ResourceGroupNotFound", "StackNotFound", "ResourceNotFound", "Upgrade to GitHub")
 FAILED = ("failed", "fix this and run it again: it continues where it stopped")
 
 
@@ -110,8 +109,8 @@ def origin() -> str | None:
 def repository_facts(repository: str) -> dict[str, Any]:
     """Return what GitHub has on a repository, and whether its plan has `environments`.
 
-    Private repositories of the plan Free have none, and are refused a list of their rulesets:
-    docs.github.com, "Managing environments for deployment" and "About rulesets".
+    Private repositories of the plan Free have none, and are refused a list of their rulesets
+    ("Upgrade to GitHub Pro"): docs.github.com, "Managing environments", "About rulesets".
     """
     facts = get_or_none("gh", "api", f"repos/{repository}")
     rulesets = get_or_none("gh", "api", f"repos/{repository}/rulesets")

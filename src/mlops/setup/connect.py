@@ -66,17 +66,15 @@ def main(given: SimpleNamespace) -> None:
     prefix = az.subject_prefix(repository)
     if prefix is None:
         raise DigitsError(
-            f"GitHub does not say how it names the tokens of {repository}, and a guess would lock "
-            "the workflows out. Fix: gh auth login"
+            f"GitHub: no answer on how it names the tokens of {repository}. Fix: gh auth login"
         )
     az.run("az", "account", "show")
     facts = az.repository_facts(repository)
-    branch, limited = facts["default_branch"], facts["environments"]
     # Before the identities: an environment without a limit gives its rights to every branch.
-    if limited:
-        limit_environments(repository, branch)
+    if facts["environments"]:
+        limit_environments(repository, facts["default_branch"])
     else:
-        print(f"A private repository on the plan Free has no environments: jobs trust {branch}.")
+        print("A private repository on the plan Free has no environments: the branch is trusted.")
     if az.get_or_none("az", "group", "show", "--name", group) is None:
         if given.location is None:
             raise DigitsError(f"There is no resource group {group}. To make it: give --location")
@@ -84,7 +82,7 @@ def main(given: SimpleNamespace) -> None:
         az.run("az", "group", "create", *place, "--tags", access.MADE)
     cluster = f"withCluster={str(not given.without_cluster).lower()}"
     images = f"imageBuildCompute={given.image_build_compute}"
-    jobs = (f"branch={branch}", f"environments={str(limited).lower()}")
+    jobs = (f"branch={facts['default_branch']}", f"environments={facts['environments']}".lower())
     values = deploy_stack(group, prefix, cluster, images, *jobs)
     changed = connection.save_connection(values)
     files = ", ".join(path.as_posix() for path in changed)
