@@ -363,6 +363,12 @@ def verify_azure() -> None:
     measure("verify_azure")
 
 
+def verify_github() -> None:
+    """Play pull requests on GitHub itself, in a new private repository: NAME=name; two hours."""
+    env()
+    measure("verify_github")
+
+
 def noise() -> None:
     """Train with five seeds and store the variance of the metrics in data/noise.json."""
     env()
@@ -636,6 +642,7 @@ TARGETS = {
     "drift-power": drift_power,
     "rendering-realism": rendering_realism,
     "verify-azure": verify_azure,
+    "verify-github": verify_github,
     "noise": noise,
     "mlflow": mlflow,
     "notebooks": notebooks,

@@ -17,6 +17,7 @@ NAMES = (
     "realism",
     "seed_variance",
     "verify_azure",
+    "verify_github",
 )
 
 

@@ -74,5 +74,12 @@ def test_secrets_and_ids_are_not_in_the_record() -> None:
     text = json.dumps(redacted(value))
     for secret in ('"k"', '"t"', "a@b.c", "abc", "certificate", "signature", ID, ID.upper()):
         assert secret not in text
+    person = {"login": "Octo", "id": 5, "name": "A Person", "email": "a@b.c"}
+    found = redacted([person, "/repos/octo/octopus", {"id": 5, "name": "job"}], names=("octo",))
+    assert found == [
+        {"login": "somebody", "email": "redacted"},
+        "/repos/somebody/octopus",
+        {"id": 5, "name": "job"},
+    ]
     first, second = redacted(value)["rows"]
     assert second.endswith(first["id"])  # the same id is the same one everywhere

@@ -36,16 +36,21 @@ class NotPlayed(DigitsError):  # noqa: N818
     """A step that cannot be played here; the message is the reason."""
 
 
-def redacted(value: Any, name: str = "") -> Any:
-    """Return a JSON value without secrets, signatures, names of people and ids."""
+def redacted(value: Any, name: str = "", names: tuple[str, ...] = ()) -> Any:
+    """Return a JSON value without secrets, signatures, ids, and these names of people."""
     if isinstance(value, dict):
-        return {key: redacted(inner, key) for key, inner in value.items()}
+        kept = value  # a person's number and name stand beside these
+        if value.keys() & {"login", "email"}:
+            kept = {key: row for key, row in value.items() if key not in ("id", "name")}
+        return {key: redacted(inner, key, names) for key, inner in kept.items()}
     if isinstance(value, list):
-        return [redacted(inner, name) for inner in value]
+        return [redacted(inner, name, names) for inner in value]
     if isinstance(value, str):
         stored, operation = SIGNATURE
         value = operation.sub("", stored.sub("?redacted", value))
         value = GUID.sub(lambda found: str(uuid.uuid5(SALT, found[0].lower())), value)
+        for person in names:
+            value = re.sub(rf"\b{re.escape(person)}\b", "somebody", value, flags=re.I)
         return "redacted" if SECRET.search(name) else value
     return value
 
@@ -95,6 +100,8 @@ def play(
             result = OK
         except NotPlayed as reason:
             result = f"not played: {reason}"
+        except KeyboardInterrupt:
+            result = "failed: interrupted"
         except errors as error:
             result = f"failed: {explain(error)}"
         rows[name] = {"result": result, "ended": now()}

@@ -265,3 +265,19 @@ def test_a_table_cannot_be_hidden_from_git(author: Tiny, review: Review) -> None
     found = review()
     assert not found.passed
     assert f"{METRICS}: a .gitignore hides this table" in found.error
+
+
+def test_data_in_no_cache_is_reported_with_the_commands_for_a_person(
+    author: Tiny, review: Review
+) -> None:
+    author.write("data/labelled/devanagari_1.csv", "4,5\n")
+    author.dvc("add", "--quiet", "data/labelled/devanagari_1.csv")
+    author.dvc("repro", "--quiet")
+    author.commit("Digits that nobody pushed")
+    digest = md5("4,5\n")
+    (author.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).unlink()
+    found = review()
+    assert not found.passed
+    (reason,) = (row for row in found.report["gate"]["reasons"] if "failed at" in row)
+    for part in ("data/labelled/devanagari_1.csv", "'dvc push --remote main'", "'dvc remove'"):
+        assert part in reason, reason
