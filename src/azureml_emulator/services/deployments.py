@@ -208,7 +208,7 @@ def restore(state: State) -> None:
     for key in sorted(keys, key=len):  # endpoints before their deployments
         try:
             restore_one(state, key)
-        except Exception as error:  # of one that is damaged
+        except Exception as error:  # of one whose state is invalid
             state.leave_out(key, f"it cannot be restored ({error!r})")
 
 

@@ -236,7 +236,7 @@ class Deployer:
                 up = up and self.target.state(live) == "succeeded"
         wanted = {live: 100} if live and up else {}
         attempt(
-            f"traffic is back at {live}" if wanted else "no deployment has traffic",
+            f"traffic was returned to {live}" if wanted else "no deployment has traffic",
             lambda: self.target.put(wanted, **tags),
         )
         if not gone:

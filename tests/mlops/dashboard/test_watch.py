@@ -148,6 +148,7 @@ def test_accuracy_is_that_of_the_models_that_answer(site: Site) -> None:
     assert site.state(set())["labelled"] == 10  # nothing is live: what answered last
 
 
+@pytest.mark.slow
 def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
     rng = np.random.default_rng(1)
     for number in range(1000):

@@ -197,6 +197,7 @@ def test_a_bad_model_gets_no_traffic(deployable: Deployable, emulator: Emulator)
     assert deployable.version(emulator) == good[:12]
 
 
+@pytest.mark.prove
 def test_pause_resume_destroy(deployable: Deployable, emulator: Emulator) -> None:
     version = deployable.commit("one")
     deployable.deploy("apply")
@@ -498,7 +499,7 @@ def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
         patch.object(smoke, "check", check),
     ):
         said = deployable.deploy("apply", code=1)
-    assert "serves meanwhile" in said and "traffic is back at" in said
+    assert "serves meanwhile" in said and "traffic was returned to" in said
     assert deployable.version(emulator) == one[:12]
 
 
@@ -761,7 +762,7 @@ def test_what_is_refused(deployable: Deployable) -> None:
     (deployable.root / "new.txt").unlink()
     deployable.commit("low", accuracy=0.9)
     assert "gate         failed: mnist accuracy 0.9 is below" in deployable.deploy("plan")
-    assert "mnist accuracy 0.9 is below its floor 0.99" in deployable.deploy("apply", code=1)
+    assert "mnist accuracy 0.9 is below its limit 0.99" in deployable.deploy("apply", code=1)
     deployable.commit("high", accuracy=0.998)
     deployable.commit("one", accuracy=0.994)
     assert "mnist accuracy is worse by 0.004" in deployable.deploy("apply", code=1)
