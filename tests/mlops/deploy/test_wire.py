@@ -253,8 +253,8 @@ def test_destroy_that_is_interrupted_after_every_step(
     name = deployable.serving(emulator)["name"]
     batch = name.replace("digits-", "digits-batch-")
     add_batch(deployable, emulator, batch)
-    kept = (f"modelDataCollector/{name}/rows.jsonl", f"labels/{name}/rows.jsonl")
-    kept += (f"scoring/{batch}/run/input/a.parquet",)
+    kept = [f"modelDataCollector/{name}/rows.jsonl", f"labels/{name}/rows.jsonl"]
+    kept.append(f"scoring/{batch}/run/input/a.parquet")
     ended: list[tuple[str, str]] = []  # the call after which each run was interrupted
     further = 1  # calls before the one that is interrupted: the traffic is set in each run
     with emulator.blobs() as container:
