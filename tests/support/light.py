@@ -149,6 +149,7 @@ class Emulator:
         headers = {"Authorization": f"Bearer {self.address['token']}"}
         if "/providers/" in path:
             version = "2023-01-01" if "/Microsoft.Storage/" in path else "2022-10-01"
+            version = "2021-05-01-preview" if "/diagnosticSettings/" in path else version
             path = f"{path}?api-version={version}"
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer = connection.getresponse()
