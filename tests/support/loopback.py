@@ -30,7 +30,7 @@ import urllib.parse
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -128,7 +128,7 @@ class GitHub:
         for setting in ("uploadpack.allowAnySHA1InWant", "uploadpack.allowFilter"):
             self.git("config", setting, "true")
 
-    def __enter__(self) -> "GitHub":
+    def __enter__(self) -> Self:
         """Listen on a free port of loopback."""
         github = self
 
