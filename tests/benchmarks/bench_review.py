@@ -21,6 +21,7 @@ from records import Pull, Run
 
 from benchmarks.record import Goal, finish
 from core.errors import DigitsError
+from mlops import git
 
 MORE_SECONDS, README_SECONDS = 90, 60
 CHANGES = {  # file, what is replaced there, and by what
@@ -104,6 +105,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--change", choices=CHANGES, action="append", help="(default: all)")
     parser.add_argument("--record", action="store_true")
     given = parser.parse_args(arguments)
+    if found := git.changed("."):  # the packages are those of the working tree
+        raise DigitsError(f"{found[0]}: not committed. Commit it: the commit is what is measured")
     here, rows, goals = Project(Path.cwd()), list[list[str]](), list[Goal]()
     with tempfile.TemporaryDirectory() as folder, Timed(Path(folder, "github")) as github:
         clone = cloned(here.root, Path(folder, "main"))
