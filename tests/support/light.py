@@ -234,10 +234,11 @@ class Emulator:
 
 def remaining(deployable: "Deployable", emulator: Emulator) -> list[str]:
     """Return the paths of all resources of a project's workspace that are not archived."""
-    state = json.loads((emulator.folder / "state.json").read_text())
+    file = emulator.folder / "state.json"  # written with the first resource
+    resources = json.loads(file.read_text())["resources"] if file.exists() else {}
     return [
         path
-        for path, body in state["resources"].items()
+        for path, body in resources.items()
         if f"/{deployable.workspace}/" in path and not body["properties"].get("isArchived")
     ]
 
