@@ -24,6 +24,7 @@ import tempfile
 import time
 import urllib.request
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -292,8 +293,10 @@ def install_plots() -> None:
 def env() -> None:
     """Install the locked Python and npm packages."""
     check_prerequisites()
-    install_python()
-    install_npm()
+    with ThreadPoolExecutor(1) as pool:  # npm waits for the network, uv for the processor
+        npm = pool.submit(install_npm)
+        install_python()
+        npm.result()
     install_plots()
 
 

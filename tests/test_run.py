@@ -74,6 +74,7 @@ def test_what_nothing_imports_is_removed_after_the_installation(
     assert not any((site / name).exists() for name in removed)
 
 
+@pytest.mark.slow
 def test_the_scripts_of_npm_packages_do_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_the_scripts_of_npm_packages_do_not_run(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_has_every_package_of_the_serving_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,13 +125,13 @@ def cache_of(folder: Path) -> str:
 
 
 def stages(lock: str | bytes) -> dict[str, Any]:
-    """Return the stages of a dvc.lock, none of an empty one; raise DigitsError if it is damaged."""
+    """Return the stages of a dvc.lock, none of an empty one; raise DigitsError if it is invalid."""
     try:
         known = YAML(typ="safe").load(lock) or {"stages": {}}
         return {name: dict(stage) for name, stage in known["stages"].items()}
     except (YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DigitsError(f"dvc.lock: damaged ({reason}); `git checkout dvc.lock`") from None
+        raise DigitsError(f"dvc.lock: invalid ({reason}); `git checkout dvc.lock`") from None
 
 
 def refused_files(names: list[str]) -> list[str]:
@@ -297,6 +297,6 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
     names, files = ", ".join(dict.fromkeys(stale)), list(dict.fromkeys(missing))
     few = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     fix = "run 'dvc repro', then commit dvc.lock and data"
-    wrong = f"dvc.lock is not what the pipeline would make ({names}): {fix}"
+    wrong = f"dvc.lock is outdated ({names}): {fix}"
     lacking = f"missing or of another version here: {few}; run 'dvc pull', or 'dvc repro'"
     return [wrong] if stale else [], [lacking] if missing else []

@@ -25,7 +25,7 @@ review:
   retrain: {propose: true, set: {prepare.foreign_share: 0.05}}
   gate:
     mnist:
-      accuracy: {direction: higher, floor: 0.3, tolerance: 0.2}
+      accuracy: {direction: higher, limit: 0.3, tolerance: 0.2}
 """
 
 

@@ -102,6 +102,7 @@ def test_the_audit_would_see_an_injection(tmp_path: Path) -> None:
     assert "template-injection" in zizmor(tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_actionlint_finds_nothing(tmp_path: Path) -> None:
     assert actionlint(*FILES) == []
     bad = tmp_path / "bad.yml"

@@ -68,7 +68,7 @@ def everything(path: str) -> list[Any]:
 def artifact(run: int, name: str, limit: int) -> dict[str, bytes] | None:
     """Return the files of a run's artifact by name, None when there is none.
 
-    Nothing is written to disk. Raises DigitsError for an archive that is damaged, or whose files
+    Nothing is written to disk. Raises DigitsError for an archive that is invalid, or whose files
     have more than `limit` bytes together.
     """
     found = api("GET", f"/actions/runs/{run}/artifacts?name={name}")["artifacts"]

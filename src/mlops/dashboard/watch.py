@@ -254,6 +254,7 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
         "digits": digits,
         "duplicate": duplicate,
         "corrupted": corrupted,
+        "elsewhere": len(seen.left.elsewhere),
         "tryouts": tryouts,
         "classes": list(zip(names, counts.tolist(), strict=True)),
         "accuracy": wilson(right, labelled) if labelled else None,

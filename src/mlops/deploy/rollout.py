@@ -54,8 +54,6 @@ class Deployer:
         """Run the smoke test on a deployment; return its answers' values."""
         return smoke.check(self.target, deployment, items, self.settings.smoke, version)
 
-    # apply ----------------------------------------------------------------------------------------
-
     def apply(self, new: Release) -> None:
         """Make a release live."""
         with self.alone():
@@ -73,6 +71,8 @@ class Deployer:
             elif str(endpoint.provisioning_state).lower().endswith("failed"):
                 self.target.put(dict(endpoint.traffic))  # unchanged: it may still answer
                 endpoint = self.target.settled()
+            if reason := self.target.send_logs():
+                print(f"The endpoint's logs do not go to Log Analytics: {reason}", flush=True)
             live, _ = self.reconcile_traffic(endpoint)
             if endpoint.public_network_access.lower() != self.target.access:
                 print(f"Public access is now {self.target.access}.", flush=True)
@@ -236,14 +236,12 @@ class Deployer:
                 up = up and self.target.state(live) == "succeeded"
         wanted = {live: 100} if live and up else {}
         attempt(
-            f"traffic is back at {live}" if wanted else "no deployment has traffic",
+            f"traffic was returned to {live}" if wanted else "no deployment has traffic",
             lambda: self.target.put(wanted, **tags),
         )
         if not gone:
             discard()
         return "; ".join(["", *notes])
-
-    # The other commands ---------------------------------------------------------------------------
 
     def rollback(self, revision: str | None) -> None:
         """Give the traffic back to the previous revision, or to a named one."""
@@ -324,7 +322,7 @@ class Deployer:
         lease.forget(self.target.workspace, name)
         print(f"Deleted {name}, its deployments and collected data.")
         if left:
-            print("Left in the workspace, because Azure does not delete it:", *left, sep="\n  ")
+            print("Left in the workspace, for the reason given:", *left, sep="\n  ")
 
     def existing(self) -> Any:
         """Return the endpoint; raise DigitsError when there is none."""

@@ -165,8 +165,8 @@ def review(revision: str | None, repro: bool, restore: str = "") -> Report:
         reasons.append(f"'dvc repro' failed at {run.failed}{lacking}")
     elif run and (stale := git.changed(*KEPT)):
         problems.append(
-            f"what is committed is not what the pipeline makes ({', '.join(stale[:6])}): run "
-            "'dvc repro', 'git add dvc.lock data', 'git commit'"
+            f"the committed files differ from what the pipeline computes ({', '.join(stale[:6])}): "
+            "run 'dvc repro', 'git add dvc.lock data', 'git commit'"
         )
         if git.line("log", "-1", "--format=%an").endswith("[bot]"):  # it committed what a run made
             other = compare.irreproducible(claimed, after)

@@ -25,7 +25,7 @@ class Bounds:
     """The gate's bounds for a metric."""
 
     direction: Literal["higher", "lower"]  # which is better
-    floor: float  # no worse than this, whatever it was before
+    limit: float  # no worse than this, whatever it was before
     tolerance: float  # no worse than before by more than this
 
 

@@ -207,6 +207,7 @@ def test_damaged_files_end_with_a_message(tmp_path: Path, suffix: str) -> None:
             attempt(name, path)
 
 
+@pytest.mark.slow
 def test_the_endpoint_ends_as_soon() -> None:
     for make in BOMBS.values():
         data = make()

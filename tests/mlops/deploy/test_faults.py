@@ -189,7 +189,7 @@ def test_who_waits_for_an_answer_in_vain_can_stop(
     process.terminate()
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 1, said
-    assert f"traffic is back at {next(iter(before['traffic']))}" in said
+    assert f"traffic was returned to {next(iter(before['traffic']))}" in said
     assert deployable.serving(emulator) == before
     assert deployable.version(emulator) == version
 
