@@ -343,6 +343,12 @@ def bench_workers() -> None:
     measure("bench_workers")
 
 
+def bench_review() -> None:
+    """Time a push to its report, under act: ten minutes."""
+    repro()
+    measure("bench_review")
+
+
 def bench_photos() -> None:
     """Measure the accuracy on generated photographs: ten minutes."""
     repro()
@@ -642,6 +648,7 @@ TARGETS = {
     "bench": bench,
     "bench-serve": bench_serve,
     "bench-workers": bench_workers,
+    "bench-review": bench_review,
     "bench-photos": bench_photos,
     "drift-power": drift_power,
     "rendering-realism": rendering_realism,

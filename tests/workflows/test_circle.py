@@ -52,6 +52,8 @@ case "$(basename "$0") $1 $2 $4" in
     echo outs > data/labelled/devanagari_20261124.csv.dvc
     echo "epochs: 2" > params.yaml; echo new > dvc.lock
     mkdir -p review; echo "$REPORT" > review/report.json; touch review/report.md;;
+  "python run.py lock "*) echo "numpy==2.1" > requirements-dev.txt; echo new > requirements.txt;;
+  "python run.py repro "*) if grep -q 2.1 requirements-dev.txt; then echo new > dvc.lock; fi;;
   "dvc push"*) echo "PUSHED $* as $AZURE_STORAGE_CONNECTION_STRING";;
   "digits restore"*) echo "RESTORED ${*: -1} as $AZURE_STORAGE_CONNECTION_STRING";;
 esac
@@ -63,6 +65,7 @@ BRANCH = "refs/heads/retrain-*"
 @pytest.fixture
 def github(tmp_path: Path) -> Iterator[GitHub]:
     texts = {"data/labelled/.gitignore": "", ".gitignore": "/.venv\n/node_modules\n"}
+    texts |= {"requirements-dev.txt": "numpy==2.0\n", "requirements.txt": "old\n"}
     project, installed = hollow(tmp_path, WORK, texts)
     with GitHub(tmp_path / "github") as github:
         project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
@@ -348,3 +351,22 @@ def test_without_azure_or_on_another_branch_nothing_is_looked_at(github: GitHub)
     assert run.jobs == {"unconfigured": "success"}, run.log
     assert "Nothing is monitored" in run.log
     assert github.calls == []
+
+
+@needs_bash
+@pytest.mark.prove
+def test_the_weekly_run_offers_one_branch_that_is_locked_and_reproduced(github: GitHub) -> None:
+    """The resolver is the test's; the bot opens no pull request."""
+    github.may_open = False
+    main = github.head("main")
+    for _ in range(2):  # a week later nobody has opened it
+        run = github.act("weekly.yml", "schedule", main, {"ref": "refs/heads/main"})
+        assert run.jobs == {"newest": "success", "issue": "success"}, run.log
+    assert all(call.status < 400 for call in github.calls)
+    branch = github.git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads/newest-*")
+    changed = github.git("diff", "--name-only", main, branch).splitlines()
+    assert changed == ["dvc.lock", "requirements-dev.txt", "requirements.txt"]
+    (issue,) = github.issues
+    assert f"The branch `{branch}` exists already" in issue["body"]
+    assert "+numpy==2.1\n" in issue["body"]
+    assert not github.pulls and not github.waiting
