@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from cloud import Cloud
 from conftest import ROOT
-from light import Deployable, Emulator, known_digits
+from light import BATCH, Deployable, Emulator, collecting, known_digits
 from pyarrow import parquet
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
@@ -27,48 +27,6 @@ from core.errors import DigitsError
 
 GROUP = ["verify", "--yes"]
 SLOW = "def run(body):\n    time.sleep(0.05)\n"
-COLLECTED = """
-import base64
-import time
-import uuid
-import pandas as pd
-from azureml.ai.monitoring import Collector
-
-
-def collect(images, answers):
-    name = uuid.uuid4().hex
-    rows = [
-        {
-            "request_id": name,
-            "position": position,
-            "model_version": "v",
-            "digit": answer["digit"],
-            "confidence": 1.0,
-            "ood_score": 0.0,
-            "image": base64.b64encode(bytes(sum(image, []))).decode(),
-        }
-        for position, (image, answer) in enumerate(zip(images, answers))
-    ]
-    Collector(name="model_inputs_outputs").collect(pd.DataFrame(rows))
-"""
-BATCH = """
-import os
-from pathlib import Path
-from types import SimpleNamespace
-
-
-def init():
-    pass
-
-
-def run(mini_batch):
-    for path in map(Path, mini_batch):
-        folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], path.name)
-        folder.mkdir()
-        (folder / "part-000000.parquet").write_text("answers")
-        (folder / "_SUCCESS").touch()
-    return list(mini_batch)
-"""
 
 
 @pytest.fixture(name="cloud")
@@ -84,11 +42,8 @@ def a_cloud(deployable: Deployable, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, "")  # set by the command; put back in the end
     shutil.copytree(ROOT / ".github", deployable.root / ".github")
     serving = deployable.root / "serving"
-    light = (serving / "score.py").read_text()
-    slow = light.replace("def run(body):\n", SLOW)
-    last = '    return {"model'
-    slow = slow.replace(last, f'    collect(json.loads(body)["data"], found)\n{last}')
-    (serving / "score.py").write_text(COLLECTED + slow)
+    code = collecting().replace("def run(body):\n", SLOW)
+    (serving / "score.py").write_text(code)
     (serving / "batch.py").write_text(BATCH)
     images = pa.array([image.tobytes() for image in known_digits().images], pa.binary())
     path = deployable.root / verify_azure.REQUESTS
