@@ -81,7 +81,9 @@ def test_the_block_of_arrays_reads_them(tmp_path: Path) -> None:
 def test_both_parts_in_one_file_of_arrays_are_named(tmp_path: Path) -> None:
     train, test = DIGITS[:120], DIGITS[120:]
     arrays = {"x_train": train.images, "y_train": train.labels}
-    np.savez(tmp_path / "mnist.npz", x_test=test.images, y_test=test.labels, **arrays)
+    np.savez(
+        tmp_path / "mnist.npz", x_test=test.images, y_test=test.labels, allow_pickle=False, **arrays
+    )
     text = inspect(tmp_path / "mnist.npz", 28, CLASSES, "mnist")
     assert "reader: {format: npz, train: mnist.npz, test: mnist.npz}" in text
     assert [len(part) for part in block(text)] == [120, 80]
