@@ -17,6 +17,8 @@ from mlops.bot import github as client
 from mlops.bot import issues
 from mlops.review import schema
 
+pytestmark = pytest.mark.slow
+
 CALM: dict[str, Any] = {
     "drift": False,
     "since": None,
@@ -288,7 +290,6 @@ def test_newer_versions_that_pass_are_one_branch(
 
 
 @needs_bash
-@pytest.mark.slow
 def test_drift_opens_an_issue_and_makes_a_branch(github: GitHub) -> None:
     main = github.head("main")
     run = monitor(github, DRIFT)
@@ -315,7 +316,6 @@ def test_drift_opens_an_issue_and_makes_a_branch(github: GitHub) -> None:
 
 
 @needs_bash
-@pytest.mark.slow
 def test_without_labels_nothing_is_half_done(github: GitHub) -> None:
     github.environment["LABELS"] = "none"
     run = monitor(github, DRIFT)
@@ -326,7 +326,6 @@ def test_without_labels_nothing_is_half_done(github: GitHub) -> None:
 
 
 @needs_bash
-@pytest.mark.slow
 def test_a_look_that_fails_is_red_itself(github: GitHub) -> None:
     run = monitor(github, {})
     assert run.jobs == {"look": "failure"}, run.log
@@ -334,7 +333,6 @@ def test_a_look_that_fails_is_red_itself(github: GitHub) -> None:
 
 
 @needs_bash
-@pytest.mark.slow
 def test_the_checks_of_an_apps_pull_request_start(github: GitHub) -> None:
     github.variables["REVIEW_APP_CLIENT_ID"] = "app"
     run = monitor(github, DRIFT)
@@ -344,7 +342,6 @@ def test_the_checks_of_an_apps_pull_request_start(github: GitHub) -> None:
 
 
 @needs_bash
-@pytest.mark.slow
 def test_without_azure_or_on_another_branch_nothing_is_looked_at(github: GitHub) -> None:
     sha = github.head("main")
     other = {"ref": "refs/heads/other", "inputs": {}}

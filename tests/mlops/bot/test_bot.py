@@ -21,6 +21,8 @@ from mlops.bot import change, comment, commit
 from mlops.bot import github as client
 from mlops.review import schema
 
+pytestmark = pytest.mark.slow
+
 MUCH = 50_000_000
 
 
@@ -755,7 +757,6 @@ def test_production_without_such_metrics_has_a_comment_all_the_same(
 # Nothing changed
 
 
-@pytest.mark.slow
 def test_a_change_of_no_dep_needs_no_pipeline(
     github: GitHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

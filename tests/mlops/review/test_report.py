@@ -18,6 +18,8 @@ from mlops.review import compare, gate, merge, render, report, schema
 from mlops.review.gate import Rule, judge
 from mlops.review.schema import Metric, Report
 
+pytestmark = pytest.mark.slow
+
 PARAMS = """
 epochs: 3
 classes: ["0", "1"]
