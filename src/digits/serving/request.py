@@ -28,6 +28,7 @@ LISTS = 100_000  # in a JSON body, with objects: ten megabytes of empty ones tak
 SIDE_PIXELS = 5000  # maximum width and height: most phone photographs are smaller
 SCANS = 16  # of a JPEG of maximum size, more of a smaller one; programs write at most 13
 BLOCKS = {"PNG": 5000, "JPEG": 1000}  # of a picture, of a JPEG before its pixels
+GIF_BYTES = 2_000_000  # a third of a second of work, if its blocks have one byte each
 ENOUGH_PIXELS = 600  # of the longer side: larger pictures are averaged to about this size
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
 OTHERS = {  # recognised by their first bytes: the refusal names them
@@ -50,7 +51,6 @@ class RefusedError(Exception):
     """A rejected request: an HTTP status from 400 to 499, and one sentence with the reason."""
 
     def __init__(self, status: int, sentence: str) -> None:
-        """Store the status with the sentence."""
         super().__init__(sentence)
         self.status = status
 
@@ -100,7 +100,8 @@ def decode(body: bytes, size: int, reader: Reader) -> Decoded:
     try:
         content = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise RefusedError(400, f"expected JSON or a picture, found neither: {error}") from None
+        status = 422 if "recursion" in str(error) else 400  # pydantic's limit of nesting
+        raise RefusedError(status, f"expected JSON or a picture, found neither: {error}") from None
     data, script = _fields(content)
     plain = b"true" not in body and b"false" not in body
     images, notes = _images(_listed(data, size), size, plain, reader)
@@ -115,10 +116,10 @@ def picture_kind(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":  # the container of HEIC, AVIF and video
-        raise RefusedError(415, f"the file is HEIC, AVIF or a video; {PICTURES}")
+        raise RefusedError(422, f"the file is HEIC, AVIF or a video; {PICTURES}")
     for signature, name in OTHERS.items():
         if data.startswith(signature):
-            raise RefusedError(415, f"the file is {name}; {PICTURES}")
+            raise RefusedError(422, f"the file is {name}; {PICTURES}")
     return next((kind for start, kind in SIGNATURES.items() if data.startswith(start)), None)
 
 
@@ -152,7 +153,7 @@ def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
             if kind == "JPEG" and data.count(b"\xff\xda") * width * height > SCANS * side**2:
                 raise RefusedError(413, "the JPEG has too many scans; save it as baseline JPEG")
             if getattr(image, "is_animated", False):
-                raise RefusedError(400, f"the {kind} is animated; send a single picture")
+                raise RefusedError(422, f"the {kind} is animated; send a single picture")
             return _grey(ImageOps.exif_transpose(image))
     except RefusedError:
         raise
@@ -163,7 +164,11 @@ def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
 
 
 def _check_blocks(data: bytes, kind: str) -> None:
-    """Raise RefusedError for too many blocks in a PNG or JPEG: Pillow reads them one by one."""
+    """Raise RefusedError for a picture of too many blocks: Pillow reads them one by one."""
+    if kind == "GIF" and len(data) > GIF_BYTES:
+        raise RefusedError(413, f"the GIF has more than {GIF_BYTES:,} bytes; save it as PNG")
+    if kind == "BMP" and data[14:15] != b"\x0c" and data[30:31] in (b"\1", b"\2"):
+        raise RefusedError(422, "the BMP is compressed (RLE); save it as PNG")
     place = {"PNG": 8, "JPEG": 2}.get(kind, len(data))
     for _ in range(BLOCKS.get(kind, 1)):
         if place + 8 > len(data):
@@ -212,15 +217,14 @@ def _unpacked(body: bytes) -> bytes:
     return content
 
 
-def _in_memory(*_: Any, **__: Any) -> io.BytesIO:
-    return io.BytesIO()
-
-
 def _uploaded(body: bytes) -> bytes:
     """Return the only file of a form, or its only field."""
     boundary = body[2 : body.find(b"\n", 0, 200)].strip().decode("latin-1")
     parser = FormDataParser(
-        stream_factory=_in_memory, max_form_memory_size=BODY_BYTES, max_form_parts=20, silent=False
+        stream_factory=lambda *_, **__: io.BytesIO(),  # in memory, not in a file
+        max_form_memory_size=BODY_BYTES,
+        max_form_parts=20,
+        silent=False,
     )
     try:
         _, form, files = parser.parse(

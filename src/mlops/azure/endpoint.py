@@ -323,8 +323,7 @@ class Target:
         headers = {name: value for name, value in endpoint.items() if name != "url"}
         if deployment:
             headers["azureml-model-deployment"] = deployment
-        body = json.dumps(content).encode()
-        request = urllib.request.Request(endpoint["url"], body, headers)
+        request = urllib.request.Request(endpoint["url"], json.dumps(content).encode(), headers)
         opener = urllib.request.build_opener()
         if self.workspace.kind == "local":
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -101,8 +101,7 @@ class EndpointState:
         self.polled = now
         found = rows(self.rows.fresh(container, POLL_BYTES), None, self.left)
         for batch in records.batches(found, records.REQUESTS):
-            valid = monitor.requests.add(batch)
-            last = np.flatnonzero(valid)[-RECENT:]
+            last = np.flatnonzero(monitor.requests.add(batch))[-RECENT:]
             self.recent.extend(batch.take(pa.array(last)).to_pylist())
         known = labels(self.labels.fresh(container, POLL_BYTES), None, self.left)
         for batch in records.batches(known, records.LABELS):

@@ -143,8 +143,7 @@ def dump(report: Report) -> str:
 def parse(content: bytes) -> Report:
     """Return the report in a file report.json; raise DigitsError for anything else."""
     try:
-        values = json.loads(content)
-        report = _read(Report, values, "report.json")
+        report = _read(Report, json.loads(content), "report.json")
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise DigitsError(f"{' '.join(str(error).split())[:300]}") from None
     if report.schema != SCHEMA:
