@@ -25,6 +25,7 @@ import threading
 import time
 import urllib.request
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -222,7 +223,7 @@ def install_python() -> None:
 
 
 def install_locked() -> None:
-    """Create a new .venv with the locked packages."""
+    """Create a new .venv with the locked packages, and node_modules at the same time."""
     offline = "check that the network reaches the package index"
     shutil.rmtree(VENV, ignore_errors=True)
     # Not the Python of .venv, which may be running this file if .venv is activated.
@@ -249,7 +250,10 @@ def install_locked() -> None:
         "--require-hashes",
         "--compile-bytecode",
     ]
-    run(*uv, "--python", PYTHON, LOCK, fix=offline)
+    with ThreadPoolExecutor(1) as pool:  # npm waits for the network, uv for the processor
+        npm = pool.submit(install_npm)
+        run(*uv, "--python", PYTHON, LOCK, fix=offline)
+        npm.result()
     for pattern in UNUSED:
         for unused in list(VENV.glob(f"**/site-packages/{pattern}")):
             shutil.rmtree(unused, ignore_errors=True)  # one folder may be inside another
@@ -359,6 +363,12 @@ def bench_workers() -> None:
     measure("bench_workers")
 
 
+def bench_review() -> None:
+    """Time a push to its report, under act: ten minutes."""
+    repro()
+    measure("bench_review")
+
+
 def bench_photos() -> None:
     """Measure the accuracy on generated photographs: ten minutes."""
     repro()
@@ -381,6 +391,12 @@ def verify_azure() -> None:
     """Compare Azure itself with its emulator, in a new resource group: GROUP=name; two hours."""
     repro()
     measure("verify_azure")
+
+
+def verify_github() -> None:
+    """Play pull requests on GitHub itself, in a new private repository: NAME=name; two hours."""
+    env()
+    measure("verify_github")
 
 
 def noise() -> None:
@@ -671,10 +687,12 @@ TARGETS = {
     "bench": bench,
     "bench-serve": bench_serve,
     "bench-workers": bench_workers,
+    "bench-review": bench_review,
     "bench-photos": bench_photos,
     "drift-power": drift_power,
     "rendering-realism": rendering_realism,
     "verify-azure": verify_azure,
+    "verify-github": verify_github,
     "noise": noise,
     "mlflow": mlflow,
     "notebooks": notebooks,

@@ -26,7 +26,7 @@ NUMBER = r"[-+]?\d+(?:[.,]\d+)*"
 # What a small model can keep: an epoch on 1,200 digits is no model for production.
 SMALL = {
     r"(    mnist:\n(?:.*#.*\n)*)(?:      \w+: {direction.*\n)+": (
-        r"\1      accuracy: {direction: higher, floor: 0.3, tolerance: 0.1}\n"
+        r"\1      accuracy: {direction: higher, limit: 0.3, tolerance: 0.1}\n"
     ),
     r"foreign_share: 0\.07}": "foreign_share: 0.05}",
     r"step_seconds: [\d.]+": "step_seconds: 0.0",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -58,6 +59,7 @@ def declared(project: dict[str, object]) -> set[str]:
     return {re.split(r"[\s;<>=\[]", line)[0] for group in groups for line in group}
 
 
+@pytest.mark.slow
 def test_each_import_of_azure_has_its_distribution_declared() -> None:
     owners = distributions()
     known = declared(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8")))
@@ -101,6 +103,7 @@ def outside(path: Path) -> Iterator[str]:
                 yield name if top in NAMESPACES else top
 
 
+@pytest.mark.slow
 def test_what_is_trained_and_deployed_imports_its_lock_alone() -> None:
     """The closures of the stages that depend on it, and what is uploaded or travels."""
     files = {

@@ -18,7 +18,7 @@ from core import wings
 README_LINES = 130
 IMAGES = ROOT / ".github" / "images"
 IMAGE_BYTES = 500_000
-UNLISTED = {"LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "CITATION.cff"}
+UNLISTED = {"LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "CITATION.cff", "verified.json"}
 
 
 def tracked() -> list[Path]:

@@ -44,6 +44,7 @@ def test_an_experiment_is_listed_with_its_epochs_and_metrics(experiment: Project
     assert metrics != baseline["data"]["metrics"][path]["data"]
 
 
+@pytest.mark.prove
 def test_diffs_show_what_an_experiment_changed(experiment: Project) -> None:
     params = json.loads(experiment.dvc("params", "diff", "--json"))
     assert params == {"params.yaml": {"epochs": {"old": 1, "new": 2, "diff": 1}}}
@@ -51,6 +52,7 @@ def test_diffs_show_what_an_experiment_changed(experiment: Project) -> None:
     assert metrics["data/evaluation/metrics.json"]["mnist.loss"]["diff"] != 0
 
 
+@pytest.mark.prove
 def test_plots_show_both_revisions(experiment: Project, tmp_path: Path) -> None:
     experiment.dvc("plots", "diff", "--out", str(tmp_path))
     page = (tmp_path / "index.html").read_text("utf-8")

@@ -94,6 +94,7 @@ raise SystemExit(console.report_errors("test", work))
     assert (done.returncode, done.stdout) == (0 if ignored else 130, "cleaned up\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
 def test_a_terminal_that_is_closed_ends_digits_local_as_ctrl_c_does(tmp_path: Path) -> None:
     code = """
@@ -107,6 +108,7 @@ print(stop.is_set())
     assert run_python(code, tmp_path).stdout == "True\n"
 
 
+@pytest.mark.slow
 def test_a_corrupted_file_of_dvcs_cache_is_deleted_and_not_placed(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.git("init", "--quiet")

@@ -79,6 +79,7 @@ def test_what_nothing_imports_is_removed_after_the_installation(
     assert not any((site / name).exists() for name in removed)
 
 
+@pytest.mark.slow
 def test_the_scripts_of_npm_packages_do_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_the_scripts_of_npm_packages_do_not_run(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_has_every_package_of_the_serving_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +139,7 @@ def wheel(folder: Path, name: str, content: str) -> str:
     return f"{name}==1.0 \\\n    --hash=sha256:{run.digest(path)}\n"
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_a_package_of_another_hash_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

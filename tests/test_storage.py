@@ -104,6 +104,7 @@ def test_without_outputs_and_cache_nothing_runs(fresh: Project) -> None:
     assert not (fresh.root / "data" / "model" / "model.keras").exists()
 
 
+@pytest.mark.prove
 def test_run_cache_restores_what_the_lock_does_not_name(fresh: Project) -> None:
     (fresh.root / "dvc.lock").unlink()
     fresh.dvc("fetch", "--run-cache")
@@ -252,6 +253,7 @@ def test_make_storage_leaves_the_settings_as_they_were(
     assert not local.exists() or local.read_bytes() == before
 
 
+@pytest.mark.prove
 def test_make_storage_goes_on_after_it_was_killed(folder: Project) -> None:
     """It has taken back neither its settings nor its lock; a second one at a time is refused."""
     local = folder.root / ".dvc" / "config.local"

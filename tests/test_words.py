@@ -6,7 +6,7 @@ Words with ordinary meanings are not in it.
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -52,11 +52,20 @@ RETIRED = {
 IGNORED = re.compile(r"tests/test_words\.py|package-lock\.json|dvc\.lock|data/.+\.(json|csv)")
 
 
+def either(words: Iterable[str], flags: re.RegexFlag) -> re.Pattern[str]:
+    """Return an expression that finds any of several words."""
+    return re.compile(rf"\b({'|'.join(map(re.escape, words))})\b", flags)
+
+
+WORDS = {word for word in RETIRED if word.islower() and "_" not in word}  # in any case
+EXPRESSIONS = either(WORDS, re.IGNORECASE), either(set(RETIRED) - WORDS, re.NOFLAG)
+
+
 def find(text: str) -> Iterator[tuple[int, str]]:
     """Yield line and retired word for each one in a text; case matters for identifiers only."""
-    for word in RETIRED:
-        flags = re.IGNORECASE if word.islower() and "_" not in word else re.NOFLAG
-        for match in re.finditer(rf"\b{re.escape(word)}\b", text, flags):
+    for expression in EXPRESSIONS:
+        for match in expression.finditer(text):
+            word = match[0] if match[0] in RETIRED else match[0].lower()
             yield text.count("\n", 0, match.start()) + 1, word
 
 

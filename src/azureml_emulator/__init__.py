@@ -2,8 +2,7 @@
 
 It answers the part of Azure's management API that the package azure-ai-ml calls, runs online
 endpoints with Azure's own inference server, batch endpoints and jobs as processes, and keeps blobs
-in Azurite. It shows a client what Azure shows: operations that take time, error bodies, rules for
-names and traffic. It does not prove how Azure behaves.
+in Azurite.
 
     python -m azureml_emulator --folder DIR [--azurite PATH] [--container NAME]
 

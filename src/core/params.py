@@ -153,10 +153,10 @@ def _parse(kind: type[Section], values: Any, name: str) -> Section:
             where = f"{PATH}: {name}" if name else str(PATH)
             raise DigitsError(f"{where}: {first['msg']}; correct the values") from None
         key = ".".join([name, *_keys(values, first["loc"])]).removeprefix(".")
+        if first["type"] == unknown:
+            raise DigitsError(f"{PATH}: {key}: unknown key; remove or rename it") from None
         wrong = "" if first["type"] == "missing" else f" is {first['input']!r}"
         fix = "correct the value" if wrong else "add it"
-        if first["type"] == unknown:
-            fix = "remove it or correct its name"
         raise DigitsError(f"{PATH}: {key}{wrong}: {first['msg']}; {fix}") from None
     except (ValueError, RecursionError) as error:
         raise DigitsError(f"{PATH}: {name}: {error}; write the values without aliases") from None

@@ -14,9 +14,8 @@ import click
 from core import console, wings
 from core.errors import DigitsError
 
-PROJECT = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text("utf-8"))[
-    "project"
-]
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+PROJECT = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]
 
 
 class Commands(click.Group):

@@ -34,6 +34,7 @@ MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 OUT_KEYS = {"md5", "hash", "size", "nfiles", "path", "desc", "type", "labels", "meta"}
 VARIABLE = "AZURE_STORAGE_CONNECTION_STRING"  # DVC accepts it there, too
 PROBE_SECONDS = 4  # to reach a blob store, and again for its answer: less than 10 in all
+COMMAND = (sys.executable, "-m", "dvc")  # the DVC that is installed beside this Python
 ABSENT = {"deleted", "not in cache"}  # in the words of `dvc status`
 
 
@@ -44,11 +45,6 @@ class Run:
     stages: dict[str, tuple[str, float]] = field(default_factory=dict)  # what happened, seconds
     failed: str = ""  # the stage, or "the pipeline"; empty when all went well
     last_lines: list[str] = field(default_factory=list)
-
-
-def command(*arguments: str) -> list[str]:
-    """Return the command line of the DVC that is installed beside this Python."""
-    return [sys.executable, "-m", "dvc", *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -74,7 +70,7 @@ def run(
         probe(arguments[arguments.index("--remote") + 1], folder)
     try:
         done = subprocess.run(
-            command("--wait-for-lock", *arguments),
+            [*COMMAND, "--wait-for-lock", *arguments],
             cwd=folder,
             env=environment() | env,
             capture_output=True,
@@ -129,13 +125,13 @@ def cache_of(folder: Path) -> str:
 
 
 def stages(lock: str | bytes) -> dict[str, Any]:
-    """Return the stages of a dvc.lock, none of an empty one; raise DigitsError if it is damaged."""
+    """Return the stages of a dvc.lock, none of an empty one; raise DigitsError if it is invalid."""
     try:
         known = YAML(typ="safe").load(lock) or {"stages": {}}
         return {name: dict(stage) for name, stage in known["stages"].items()}
     except (YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DigitsError(f"dvc.lock: damaged ({reason}); `git checkout dvc.lock`") from None
+        raise DigitsError(f"dvc.lock: invalid ({reason}); `git checkout dvc.lock`") from None
 
 
 def refused_files(names: list[str]) -> list[str]:
@@ -242,9 +238,9 @@ def repro(*options: str) -> Run:
     """Run `dvc repro`, printing what it prints; raises DigitsError as `check_cache` does."""
     check_cache()
     run, last = Run(), deque[str](maxlen=LAST_LINES)
-    name, what, since = "", "", time.monotonic()
+    starts: list[tuple[str, str, float]] = []  # stage, what happens to it, since when
     process = subprocess.Popen(
-        command("repro", *options),
+        [*COMMAND, "repro", *options],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -257,18 +253,16 @@ def repro(*options: str) -> Run:
             print(line, end="", flush=True)
             last.append(line.rstrip())
             found = [(match[1], kind) for e, kind in EVENTS.items() if (match := e.fullmatch(line))]
-            if found:
-                if name:
-                    run.stages[name] = (what, time.monotonic() - since)
-                (name, what), since = found[0], time.monotonic()
+            starts += [(name, kind, time.monotonic()) for name, kind in found]
     except KeyboardInterrupt:  # DVC and its stage receive it, too, and undo their changes
         print(process.stdout.read(), end="")
         raise
     finally:
         process.wait()
         process.stdout.close()
-    if name:
-        run.stages[name] = (what, time.monotonic() - since)
+    ends = [*(since for _, _, since in starts[1:]), time.monotonic()]
+    for (name, what, since), end in zip(starts, ends, strict=False):
+        run.stages[name] = (what, end - since)
     if process.returncode:
         stage_name = re.search(r"failed to reproduce '([^'\n]+)'", "\n".join(last))
         run.failed = f"stage {stage_name[1]}" if stage_name else "the pipeline"
@@ -302,9 +296,6 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
     names, files = ", ".join(dict.fromkeys(stale)), list(dict.fromkeys(missing))
     few = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     fix = "run 'dvc repro', then commit dvc.lock and data"
-    return (
-        [f"dvc.lock is not what the pipeline would make ({names}): {fix}"] if stale else [],
-        [f"missing or of another version here: {few}; run 'dvc pull', or 'dvc repro'"]
-        if missing
-        else [],
-    )
+    wrong = f"dvc.lock is outdated ({names}): {fix}"
+    lacking = f"missing or of another version here: {few}; run 'dvc pull', or 'dvc repro'"
+    return [wrong] if stale else [], [lacking] if missing else []

@@ -325,6 +325,37 @@ def test_other_versions_of_the_api_are_refused(
         assert "for api version '2099-01-01'. The supported api-versions are '20" in message
 
 
+def test_settings_of_an_endpoints_logs_are_kept_as_azure_monitor_keeps_them(
+    tmp_path: Path,
+) -> None:
+    kinds = ("Console", "Event", "Traffic")
+    logs = [{"category": f"AmlOnlineEndpoint{kind}Log", "enabled": True} for kind in kinds]
+    setting = {"properties": {"workspaceId": "/a/workspaces/b", "logs": logs}}
+    where = "/providers/Microsoft.Insights/diagnosticSettings/digits?api-version="
+    path = f"/onlineEndpoints/logged{where}2021-05-01-preview"
+    with emulated(tmp_path / "emulator") as client:
+        assert client.call("PUT", path, setting)[0] == 404  # there is no endpoint
+        client.endpoint("logged")
+        other = client.call("PUT", path.replace("2021-05-01-preview", "2022-10-01"), setting)
+        assert (other[0], other[1]["error"]["code"]) == (404, "InvalidResourceType")
+        wrong = {"properties": setting["properties"] | {"logs": [{"category": "AmlJobLog"}]}}
+        assert client.call("PUT", path, wrong)[1]["error"]["message"].endswith("not supported.")
+        assert client.call("PUT", path, {"properties": {"logs": logs}})[0] == 400
+        status, made = client.call("PUT", path, setting)
+        assert (status, made["type"]) == (200, "Microsoft.Insights/diagnosticSettings")
+        assert client.call("PUT", path, setting)[0] == 200
+        client.endpoint("digits")  # the setting's name is no endpoint's
+    with emulated(tmp_path / "emulator") as client:
+        assert client.call("GET", path)[1]["properties"]["logs"] == logs
+        assert client.idle("/onlineEndpoints/logged") == "Succeeded"
+        client.call("DELETE", "/onlineEndpoints/logged")
+        client.idle("/onlineEndpoints/logged")
+        assert client.call("GET", path)[0] == 200  # it does not go with its endpoint
+        assert client.call("DELETE", path)[0] == 200
+        assert client.call("DELETE", path)[0] == 204
+        assert client.call("GET", path)[0] == 404
+
+
 def test_contents_are_compared_as_azure_normalises_them(client: Client) -> None:
     path, given = "/environments/normal/versions/1", {"image": "image"}
     made = client.put(path, given | {"condaFile": "name: a\ndependencies: [b, c]\n"})

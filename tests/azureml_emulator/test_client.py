@@ -54,6 +54,7 @@ CONNECTS = {
 }
 
 
+@pytest.mark.prove
 def test_both_clients_patch_the_same(tmp_path: Path) -> None:
     address = {"url": "https://127.0.0.1:1", "blobs": "http://127.0.0.1:2", "port": 1}
     address |= {"token": "token", "certificate": str(tmp_path / "authority.pem")}

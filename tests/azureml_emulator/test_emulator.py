@@ -323,7 +323,7 @@ def test_who_was_stopped_and_lost_the_lease_takes_nothing_back(
         said = first.stdout.read()
         assert first.wait(120) == 1
         assert "the lease was lost" in said
-        assert "traffic is back" not in said
+        assert "traffic was returned" not in said
         assert deployable.version(emulator) == version
     finally:
         first.kill()

@@ -58,6 +58,7 @@ def call(
     return answer.status, json.loads(raw) if raw.startswith(b"{") else raw.decode()
 
 
+@pytest.mark.slow
 def test_it_imports_nothing_of_the_project() -> None:
     env = environment() | {"PYTHONPATH": str(ROOT / "src")}
     found = subprocess.run(

@@ -5,45 +5,28 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
 from cloud import Cloud
 from conftest import ROOT
-from light import Deployable, Emulator, known_digits
+from light import BATCH, Deployable, Emulator, collecting, known_digits
 from pyarrow import parquet
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     from contract import unlike
+    from replay import replay
 
-    from benchmarks import verify_azure
+    from benchmarks import verified, verify_azure
     from mlops.azure import workspace
-    from mlops.azure.endpoint import Target
-    from mlops.azure.settings import load
     from mlops.setup import az
 from core.errors import DigitsError
 
 GROUP = ["verify", "--yes"]
-SLOW = "import time\n\n\ndef run(body):\n    time.sleep(0.05)\n"
-BATCH = """
-import os
-from pathlib import Path
-
-
-def init():
-    pass
-
-
-def run(mini_batch):
-    for path in map(Path, mini_batch):
-        folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], path.name)
-        folder.mkdir()
-        (folder / "part-000000.parquet").write_text("answers")
-        (folder / "_SUCCESS").touch()
-    return list(mini_batch)
-"""
+SLOW = "def run(body):\n    time.sleep(0.05)\n"
 
 
 @pytest.fixture(name="cloud")
@@ -59,8 +42,8 @@ def a_cloud(deployable: Deployable, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, "")  # set by the command; put back in the end
     shutil.copytree(ROOT / ".github", deployable.root / ".github")
     serving = deployable.root / "serving"
-    light = (serving / "score.py").read_text()
-    (serving / "score.py").write_text(light.replace("\ndef run(body):\n", f"\n{SLOW}"))
+    code = collecting().replace("def run(body):\n", SLOW)
+    (serving / "score.py").write_text(code)
     (serving / "batch.py").write_text(BATCH)
     images = pa.array([image.tobytes() for image in known_digits().images], pa.binary())
     path = deployable.root / verify_azure.REQUESTS
@@ -78,6 +61,7 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     cloud: Cloud,
     deployable: Deployable,
     emulator: Emulator,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -93,16 +77,13 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     assert not cloud.calls("create") and not cloud.calls("delete")
     cloud.change(groups={})
     emulator.faults()
-    name = Target(workspace.connect("local"), load()).name
-    row = f"modelDataCollector/{name}/r/model_inputs_outputs/2026/01/01/00/rows.jsonl"
-    with emulator.blobs() as container:
-        container.upload_blob(row, b"{}\n")
     verify_azure.main(GROUP)
-    said = json.loads(verify_azure.OUT.read_text())
-    assert said["steps"] == dict.fromkeys(verify_azure.STEPS, "ok")
+    said = json.loads(verified.OUT.read_text())["azure"]
+    assert results() == dict.fromkeys(verify_azure.STEPS, "ok")
     found, compared = unlike(said["calls"])
     assert found == [] and compared > 40
-    text = verify_azure.OUT.read_text()
+    assert replay(said["calls"], tmp_path / "replayed") == []
+    text = verified.OUT.read_text()
     for secret in ("token", "blob_key"):
         assert emulator.address[secret] not in text
     assert "sig=" not in text
@@ -110,22 +91,58 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     gone(cloud)
 
     emulator.faults({"do": "quota"})
-    verify_azure.OUT.unlink()
+    verified.OUT.unlink()
     with pytest.raises(DigitsError, match="does not behave as expected"):
         verify_azure.main(GROUP)
     emulator.faults()
-    steps = json.loads(verify_azure.OUT.read_text())["steps"]
+    steps = results()
     assert list(steps) == ["roles", "deploy", "destroy"]
     assert "quota is used up" in steps["deploy"] and steps["destroy"] == "ok"
     gone(cloud)
     assert emulator.call("GET", deployable.endpoint)["value"] == []
 
-    verify_azure.OUT.unlink()
+    verified.OUT.unlink()
     monkeypatch.setattr(verify_azure, "play", lambda *_: ({}, []))
     monkeypatch.setattr(verify_azure, "purge", Mock(side_effect=DigitsError("not purged")))
     with pytest.raises(DigitsError, match="not purged"):
         verify_azure.main(GROUP)
     assert cloud.state["groups"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the SDK's own
+def test_collected_rows_are_read(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that is cut, or of another deployment, is no proof that rows are collected."""
+    target = SimpleNamespace(workspace=SimpleNamespace(poll_seconds=0.0), name="collects")
+    verification = object.__new__(verify_azure.Verification)
+    verification.target = target  # type: ignore[assignment]
+    verification.settings = SimpleNamespace(collections=("rows",))  # type: ignore[assignment]
+    verification.new = verification.other = SimpleNamespace(name="blue")  # type: ignore[assignment]
+    row = {"request_id": "1", "position": 0, "model_version": "v", "digit": "1", "image": "AA=="}
+    row |= {"confidence": 1.0, "ood_score": 0.0}
+    event = {"time": "2026-01-01T00:10:00Z", "source": "x/blue", "data": [row]}
+    line = json.dumps(event).encode()
+    path = f"modelDataCollector/{target.name}/r/model_inputs_outputs/2026/01/01/00/rows.jsonl"
+    with emulator.blobs() as container:
+        monkeypatch.setattr(verify_azure, "store", lambda workspace: container)
+        for content, fault in (
+            (line[:-9], "expected lines that can be read"),
+            (line.replace(b'"data": [', b'"dataref": ['), "expected lines that can be read"),
+            (line.replace(b"2026", b"2020"), "found LeftOut"),
+            (line.replace(b"x/blue", b"x/red"), "rows of both deployments"),
+        ):
+            container.upload_blob(path, content + b"\n", overwrite=True)
+            with pytest.raises(DigitsError, match=fault):
+                verification.collection()
+        container.upload_blob(path, line + b"\n", overwrite=True)
+        verification.collection()
+        container.delete_blob(path)
+
+
+def results() -> dict[str, str]:
+    """Return the result of each step."""
+    steps = json.loads(verified.OUT.read_text())["azure"]["steps"]
+    return {name: row["result"] for name, row in steps.items()}
 
 
 def gone(cloud: Cloud) -> None:

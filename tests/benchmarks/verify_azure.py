@@ -3,16 +3,15 @@
 Input: the model of this commit, and `az`, logged in. A new group is made, the template deployed
 into it, the model deployed, asked, rolled back and removed, and then the group, whatever happened.
 Output: verified.json with the result of each step and the calls of Azure's management API, in the
-form of the emulator's recorded calls; ids, names of people and secrets are replaced in them.
+form of the emulator's recorded calls; names of people and secrets are replaced in them, and each id
+by another one. tests/azureml_emulator/test_replay.py replays it on the emulator.
 """
 
 import argparse
 import contextlib
 import json
 import os
-import re
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -27,8 +26,9 @@ from urllib.parse import parse_qsl, urlsplit
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
 
+from benchmarks import verified
+from benchmarks.verified import parsed, redacted, require, wait_for
 from core.errors import DigitsError
-from core.files import write_text
 from mlops.azure import collected
 from mlops.azure.batch import Batch
 from mlops.azure.connection import SETTINGS
@@ -38,34 +38,18 @@ from mlops.azure.settings import BUSY_STATUS, MODEL_STATUS, Params, load
 from mlops.azure.workspace import connect, store
 from mlops.deploy import release, smoke
 from mlops.deploy.rollout import Deployer
+from mlops.production.monitor import LeftOut, rows
 from mlops.setup import access, az
 from mlops.setup.connect import deploy_stack
 from mlops.setup.disconnect import purge, resources
 
-OUT = Path("verified.json")
 PREFIX = "repo:nobody/nothing"  # whose tokens log in: no repository's
 REQUESTS = Path("data/production/requests.parquet")  # of stage simulate: images to score
 FAILED_STATUS = 424  # score.py answered no 200
 HOURS = 2  # that it takes at most, for the price
 WAIT_SECONDS = 900.0  # until roles are effective, and until collected rows are there
-SECRET = re.compile(
-    r"key$|token$|secret$|createdBy$|modifiedBy$|userName$", re.I
-)  # names of values
-SIGNATURE = re.compile(r"\?\S*sig=\S*")  # of a storage account
-GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
-NOBODY = "00000000-0000-0000-0000-000000000000"
-
-
-def redacted(value: Any, name: str = "") -> Any:
-    """Return a JSON value without secrets, signatures, names of people and ids."""
-    if isinstance(value, dict):
-        return {key: redacted(inner, key) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [redacted(inner, name) for inner in value]
-    if isinstance(value, str):
-        value = SIGNATURE.sub("?redacted", GUID.sub(NOBODY, value))
-        return "redacted" if SECRET.search(name) else value
-    return value
+CHOSEN = "azureml-model-deployment"  # header of a request that names a deployment
+HEADERS = ("azure-asyncoperation", "location", "retry-after", "x-ms-async-operation-timeout")
 
 
 @contextlib.contextmanager
@@ -74,18 +58,16 @@ def recorded() -> Iterator[list[dict[str, Any]]]:
     calls: list[dict[str, Any]] = []
     send: Callable[..., Any] = RequestsTransport.send
 
-    def parsed(text: Any) -> Any:
-        with contextlib.suppress(TypeError, ValueError):
-            return json.loads(text)
-        return None
-
     def record(transport: RequestsTransport, request: Any, **options: Any) -> Any:
         answer: Any = send(transport, request, **options)
         place = urlsplit(request.url)
-        if "/providers/" in place.path:  # the manager's: blobs are streamed, and nobody's business
+        # The manager's, and a batch endpoint's: blobs are streamed, and nobody's business.
+        if "/providers/" in place.path or place.path.endswith("/jobs"):
             bodies = {"request": request.content, "response": answer.internal_response.text}
             call = {"method": request.method, "path": place.path, "status": answer.status_code}
             call["query"] = dict(parse_qsl(place.query))
+            call["chosen"] = request.headers.get(CHOSEN)
+            call["headers"] = {name: answer.headers.get(name) for name in HEADERS}
             calls.append(redacted(call | {name: parsed(text) for name, text in bodies.items()}))
         return answer
 
@@ -93,21 +75,15 @@ def recorded() -> Iterator[list[dict[str, Any]]]:
         yield calls
 
 
-def require(true: object, expected: str, found: object) -> None:
-    """Raise DigitsError unless something is true."""
-    if not true:
-        raise DigitsError(f"expected {expected}; found {found}")
-
-
-def wait_until(true: Callable[[], bool], poll_seconds: float) -> None:
+def wait(true: Callable[[], bool], expected: str, poll_seconds: float) -> None:
     """Return once it is true; raise DigitsError after WAIT_SECONDS."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
+
+    def found() -> bool:
         with contextlib.suppress(HttpResponseError):
-            if true():
-                return
-        require(time.monotonic() < deadline, f"it within {WAIT_SECONDS:g} s", "nothing")
-        time.sleep(poll_seconds)
+            return true()
+        return False
+
+    wait_for(found, expected, WAIT_SECONDS, poll_seconds)
 
 
 class Verification:
@@ -126,7 +102,7 @@ class Verification:
 
     def roles(self) -> None:
         store_of = self.target.workspace
-        wait_until(lambda: store(store_of).exists(), store_of.poll_seconds)
+        wait(lambda: store(store_of).exists(), "the roles of a person", store_of.poll_seconds)
 
     def deploy(self) -> None:
         self.deployer(self.settings).apply(self.new)
@@ -172,14 +148,21 @@ class Verification:
         require(live == self.new.name, f"{self.new.name} is live", live)
 
     def collection(self) -> None:
+        """Wait for collected rows, and read them all as `digits monitor` does."""
         container = store(self.target.workspace)
 
         def found() -> bool:
+            left = LeftOut()
             hours = collected.hours(container, collected.ROWS, self.target.name)
-            return any(next(blob, None) for hour in hours for blob in hour.blobs)
+            read = list(rows(hours, None, left))
+            not_read = left.damaged + left.elsewhere
+            require(not not_read and not left.clock, "lines that can be read", not_read or left)
+            strange = {row["deployment"] for row in read} - {self.new.name, self.other.name}
+            require(not strange, "rows of both deployments", strange)
+            return bool(read)
 
         if self.settings.collections:
-            wait_until(found, self.target.workspace.poll_seconds)
+            wait(found, "collected rows", self.target.workspace.poll_seconds)
 
     def batch(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -195,20 +178,14 @@ class Verification:
 STEPS = ("roles", "deploy", "score", "refusals", "rollback", "collection", "batch", "destroy")
 
 
-def play(target: Target, settings: Params) -> tuple[dict[str, str], list[dict[str, Any]]]:
+def play(
+    target: Target, settings: Params
+) -> tuple[dict[str, dict[str, str]], list[dict[str, Any]]]:
     """Play the steps until one fails, and the last in any case; return results and calls."""
-    results: dict[str, str] = {}
     with recorded() as calls:
         verification = Verification(target, settings)
-        for name in STEPS:
-            if set(results.values()) <= {"ok"} or name == STEPS[-1]:
-                try:
-                    getattr(verification, name)()
-                    results[name] = "ok"
-                except (AzureError, DigitsError, OSError) as error:
-                    results[name] = explain_error(error)
-                print(f"{name:12}{results[name]}", flush=True)
-    return results, calls
+        steps = {name: getattr(verification, name) for name in STEPS}
+        return verified.play(steps, explain_error, (AzureError, DigitsError, OSError)), calls
 
 
 def main(arguments: list[str]) -> None:
@@ -236,12 +213,12 @@ def main(arguments: list[str]) -> None:
         values = deploy_stack(group, PREFIX)
         os.environ |= {name: values[name] for name in SETTINGS}
         results, calls = play(Target(connect("azure"), settings), settings)
-        write_text(OUT, json.dumps({"steps": results, "calls": calls}, indent=1) + "\n")
+        right = verified.keep("azure", results, calls)
     finally:
         try:
             purge(resources(group))
         finally:  # what costs money goes in any case
             az.run("az", "group", "delete", "--name", group, "--yes")
-    if results != dict.fromkeys(STEPS, "ok"):
-        raise DigitsError(f"Azure does not behave as expected. Steps and calls: {OUT}")
-    print(f"Azure behaves as expected. Steps and calls: {OUT}")
+    if not right:
+        raise DigitsError(f"Azure does not behave as expected. Steps and calls: {verified.OUT}")
+    print(f"Azure behaves as expected. Steps and calls: {verified.OUT}; README says so.")

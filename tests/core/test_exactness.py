@@ -122,6 +122,7 @@ def assert_training_is_the_same(project: Project, settings: dict[str, Any]) -> N
     assert_same(project, expected)
 
 
+@pytest.mark.prove
 def test_a_clone_with_autocrlf_has_the_same_data(project: Project, tmp_path: Path) -> None:
     clone = project.clone(tmp_path / "clone", "--config", "core.autocrlf=true")
     cache = f"[cache]\n    dir = {project.root}/.dvc/cache\n"

@@ -113,7 +113,7 @@ CHANGES = {
     ),
     "smoothing": ("label_smoothing: 0.1", "label_smoothing: 1.0", "train.label_smoothing is 1"),
     "distortion": ("shear: 0.2\n", "shear: -0.2\n", "train.distortion.shear is -0.2"),
-    "misspelt": ("shear: 0.2\n", "shears: 0.2\n", "train.distortion.shears is 0.2: Unexpected"),
+    "misspelt": ("shear: 0.2\n", "shears: 0.2\n", "train.distortion.shears: unknown key"),
     "image too small": ("image_size: 28", "image_size: 8", "greater than or equal to 20"),
     "duplicate key": ("seed: 1", "seed: 1\nseed: 2", 'duplicate key "seed"'),
     "one class twice": ('"0", "1"', '"1", "1"', "must be unique"),

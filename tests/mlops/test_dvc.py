@@ -41,6 +41,7 @@ def connect(port: int) -> None:
     subprocess.run(["dvc", "remote", "modify", "--local", "main", *setting], check=True)
 
 
+@pytest.mark.slow
 def test_a_stopped_or_silent_server_is_named_before_a_transfer(listening: int) -> None:
     for port in (free_port(), listening):
         connect(port)
@@ -49,6 +50,7 @@ def test_a_stopped_or_silent_server_is_named_before_a_transfer(listening: int) -
                 dvc.run(command, "--remote", "main")
 
 
+@pytest.mark.slow
 def test_variables_name_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv(dvc.VARIABLE, f"AccountName=a;BlobEndpoint=http://127.0.0.1:{port}/a")
@@ -56,6 +58,7 @@ def test_variables_name_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
         dvc.probe("main")
 
 
+@pytest.mark.slow
 def test_a_remote_without_an_account_or_of_another_kind_is_left_to_dvc(tmp_path: Path) -> None:
     assert dvc.probe("main") is None
     subprocess.run(["dvc", "remote", "add", "folder", str(tmp_path / "folder")], check=True)
@@ -63,6 +66,7 @@ def test_a_remote_without_an_account_or_of_another_kind_is_left_to_dvc(tmp_path:
     dvc.run("push", "--remote", "folder")
 
 
+@pytest.mark.prove
 def test_what_a_remote_lacks_is_named_and_the_rest_is_in_place(tmp_path: Path) -> None:
     remote = tmp_path / "remote"
     subprocess.run(["dvc", "remote", "add", "--quiet", "folder", str(remote)], check=True)
@@ -78,6 +82,7 @@ def test_what_a_remote_lacks_is_named_and_the_rest_is_in_place(tmp_path: Path) -
     assert dvc.restore("folder", "here") == ""
 
 
+@pytest.mark.slow
 def test_damaged_settings_are_named_in_a_line(tmp_path: Path) -> None:
     """DVC prints a traceback with its error."""
     local = tmp_path / ".dvc" / "config.local"

@@ -82,6 +82,7 @@ def test_of_this_project_only_the_emulators_client_is_imported(path: Path) -> No
     assert ours <= {"azureml_emulator.client"}
 
 
+@pytest.mark.slow
 def test_make_notebooks_writes_them_without_outputs_and_git_ignores_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,10 @@ class Deployment:
         """A text with parts put in."""
         return form.format(*parts)
 
+    def f_if(self, condition: bool, one: Any, other: Any) -> Any:
+        """One of two values."""
+        return one if condition else other
+
     def f_copyIndex(self) -> int:  # noqa: N802
         """The number of the loop's turn."""
         return self.index

@@ -1,7 +1,7 @@
 """A client of its own process: asks for one digit again and again, at a rate.
 
-Arguments: address, key, requests a second. It keeps at most LIMIT requests in flight and sends one
-again that got 429, as callers of a managed endpoint have to. It writes a line for each request:
+Arguments: address, key, requests a second, how many it may keep in flight. It sends a request again
+that got 429, as callers of a managed endpoint have to. It writes a line for each request:
 seconds since the epoch at which it was asked, status, model version, digit, how often it got 429;
 ends when its input is closed.
 """
@@ -15,13 +15,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-url, key, rate = sys.argv[1], sys.argv[2], float(sys.argv[3])
+url, key, rate, limit = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 place = urlsplit(url)
 image = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)[3]
 body = json.dumps({"data": [image.tolist()]})
 headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 over = threading.Event()
-LIMIT = 2  # twice requests_at_a_time of one instance
 PAUSE_SECONDS = 0.05  # before a request is sent again
 
 
@@ -54,12 +53,12 @@ def ask() -> None:
             line = [asked, 0, "", repr(error), busy]
             connection.close()
         sys.stdout.write(json.dumps(line) + "\n")
-        following += LIMIT / rate
+        following += limit / rate
         over.wait(max(0.0, following - time.monotonic()))
 
 
 threading.Thread(target=listen, daemon=True).start()
-threads = [threading.Thread(target=ask) for _ in range(LIMIT)]
+threads = [threading.Thread(target=ask) for _ in range(limit)]
 for thread in threads:
     thread.start()
 for thread in threads:

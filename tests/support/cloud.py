@@ -28,6 +28,8 @@ sys.exit(cloud.{name}(sys.argv[1:], {state!r}))
 """
 MADE: dict[str, tuple[Deployment, dict[str, Any]]] = {}  # by what was asked for
 FLAGS = ("--yes", "--deleted", "--all")
+# Seen in SoftEther-Web#37 and desktop#17182.
+UPGRADE = "Upgrade to GitHub Pro or make this repository public to enable this feature."
 GONE = "(ResourceGroupNotFound) Resource group could not be found."
 
 
@@ -50,7 +52,7 @@ class Cloud:
         self.change(
             calls=[], fail={}, groups={}, stack=None, purged=[], vaults=[], deleted=[],
             endpoints=[], roles=None, credentials=None, login=True, gh=True,
-            variables={}, environments={}, repository={},
+            variables={}, environments={}, repository={}, plan="free",
             workflows=[{"name": "monitor", "state": "active"}],
         )  # fmt: skip
 
@@ -285,7 +287,9 @@ def _az(words: str, given: dict[str, list[str]], state: dict[str, Any]) -> Any:
 def _stack(state: dict[str, Any]) -> dict[str, Any]:
     made, outputs = deployed(state)
     # Azure changes the case of the first letters, as if the names were in camel case.
-    cased = {f"azurE{name[5:]}": {"type": "String", "value": v} for name, v in outputs.items()}
+    cased = {
+        name[:4].lower() + name[4:]: {"type": "String", "value": v} for name, v in outputs.items()
+    }
     resources = [{"id": place, "status": "managed"} for place in reversed(made.resources)]
     return {"name": "digits", "provisioningState": "succeeded"} | {
         "properties": {"outputs": cased, "resources": resources}
@@ -320,7 +324,12 @@ def _api(arguments: list[str], state: dict[str, Any]) -> tuple[int, str]:
     if place.endswith("/customization/sub"):
         return 0, json.dumps({"sub_claim_prefix": PREFIX, "use_default": True})
     if place.count("/") == 2:
-        return 0, json.dumps({"default_branch": "main", "has_issues": True} | state["repository"])
+        facts = {"default_branch": "main", "has_issues": True, "private": False}
+        return 0, json.dumps(facts | state["repository"])
+    if place.endswith("/rulesets"):
+        if state["plan"] == "free" and state["repository"].get("private"):
+            return 1, f"gh: {UPGRADE} (HTTP 403)"
+        return 0, "[]"
     if place.endswith("/actions/workflows"):
         return 0, json.dumps({"workflows": state["workflows"]})
     if place.endswith("/environments"):
@@ -337,7 +346,8 @@ def _api(arguments: list[str], state: dict[str, Any]) -> tuple[int, str]:
         if environments.get(name) is None:
             return 1, "gh: Not Found (HTTP 404)"
         if "POST" in arguments:
-            environments[name].append("main")
+            (given,) = (part for part in arguments if part.startswith("name="))
+            environments[name].append(given.removeprefix("name="))
             return 0, "{}"
         rows = [{"name": one} for one in environments[name]]
         return 0, json.dumps({"branch_policies": rows})

@@ -57,6 +57,14 @@ class Fault:
     seconds: float = 0
 
 
+def lose(state: State, name: str) -> None:
+    """Take a running job's machine away, as Azure may with low priority."""
+    for key in state.resources:
+        if key.endswith(f"/jobs/{name}"):
+            state.lost.add(key)
+            jobs.end(state, key)
+
+
 class Controls:
     """The faults that are switched on, and the calls since they were."""
 
@@ -124,7 +132,7 @@ class Controls:
             return urls.answer(200, {"calls": list(self.calls), "faults": faults})
 
         async def lose_machine(request: web.Request) -> web.Response:
-            await asyncio.to_thread(jobs.lose, self.state, request.match_info["name"])
+            await asyncio.to_thread(lose, self.state, request.match_info["name"])
             return urls.answer(200, {})
 
         made = web.Application(

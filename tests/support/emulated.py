@@ -34,9 +34,12 @@ class Client:
     emulator: Emulator
 
     def send(
-        self, method: str, path: str, body: bytes | Iterator[bytes] | None = None
+        self, method: str, path: str, body: bytes | Iterator[bytes] | None = None, **more: str
     ) -> tuple[int, Any, Any]:
-        """Call the management API below the workspace; return status, answer and headers."""
+        """Call the management API below the workspace; return status, answer and headers.
+
+        `more` are headers, with _ for -.
+        """
         address = self.emulator.address
         context = ssl.create_default_context(cafile=address["certificate"])
         connection = http.client.HTTPSConnection(
@@ -45,6 +48,7 @@ class Client:
         path = path if path.startswith(("/sub", "/his")) else f"{WORKSPACE}{path}"
         path += "" if "api-version=" in path else f"{'&' if '?' in path else '?'}{VERSION}"
         headers = {"Authorization": f"Bearer {address['token']}"}
+        headers |= {name.replace("_", "-"): value for name, value in more.items()}
         connection.request(method, path, body, headers, encode_chunked=True)
         with connection.getresponse() as answer:
             raw = answer.read()

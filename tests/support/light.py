@@ -64,6 +64,56 @@ def run(body):
 """
 
 
+COLLECTED = """
+import base64
+import time
+import uuid
+import pandas as pd
+from azureml.ai.monitoring import Collector
+
+
+def collect(images, answers):
+    name = uuid.uuid4().hex
+    rows = [
+        {
+            "request_id": name,
+            "position": position,
+            "model_version": "v",
+            "digit": answer["digit"],
+            "confidence": 1.0,
+            "ood_score": 0.0,
+            "image": base64.b64encode(bytes(sum(image, []))).decode(),
+        }
+        for position, (image, answer) in enumerate(zip(images, answers))
+    ]
+    Collector(name="model_inputs_outputs").collect(pd.DataFrame(rows))
+"""
+BATCH = """
+import os
+from pathlib import Path
+
+
+def init():
+    pass
+
+
+def run(mini_batch):
+    for path in map(Path, mini_batch):
+        folder = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], path.name)
+        folder.mkdir()
+        (folder / "part-000000.parquet").write_text("answers")
+        (folder / "_SUCCESS").touch()
+    return list(mini_batch)
+"""
+
+
+def collecting() -> str:
+    """Return a score.py as LIGHT_SCORE, which collects requests and answers, too."""
+    last = '    return {"model'
+    code = LIGHT_SCORE.replace(last, f'    collect(json.loads(body)["data"], found)\n{last}')
+    return COLLECTED + code
+
+
 @dataclass
 class Emulator:
     """A running emulator: alone with its test controls, or `digits local` in a project."""
@@ -149,6 +199,7 @@ class Emulator:
         headers = {"Authorization": f"Bearer {self.address['token']}"}
         if "/providers/" in path:
             version = "2023-01-01" if "/Microsoft.Storage/" in path else "2022-10-01"
+            version = "2021-05-01-preview" if "/diagnosticSettings/" in path else version
             path = f"{path}?api-version={version}"
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer = connection.getresponse()
@@ -183,10 +234,11 @@ class Emulator:
 
 def remaining(deployable: "Deployable", emulator: Emulator) -> list[str]:
     """Return the paths of all resources of a project's workspace that are not archived."""
-    state = json.loads((emulator.folder / "state.json").read_text())
+    file = emulator.folder / "state.json"  # written with the first resource
+    resources = json.loads(file.read_text())["resources"] if file.exists() else {}
     return [
         path
-        for path, body in state["resources"].items()
+        for path, body in resources.items()
         if f"/{deployable.workspace}/" in path and not body["properties"].get("isArchived")
     ]
 

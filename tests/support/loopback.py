@@ -19,6 +19,7 @@ records every call. Its rules, which act does not know:
 """
 
 import base64
+import contextlib
 import json
 import re
 import shutil
@@ -29,8 +30,9 @@ import urllib.parse
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import psutil
 import pytest
 import yaml
 from conftest import ROOT, environment
@@ -117,14 +119,17 @@ class GitHub:
         self.app = False  # whether an App's token makes the call
         self.running = ""  # the workflow whose jobs call now
         self.may_open = True  # the setting: Actions may create pull requests
-        self.failures: deque[tuple[int, dict[str, str]]] = deque()  # answers of the next calls
+        # Answers of the next calls; None: as it is.
+        self.failures: deque[tuple[int, dict[str, str]] | None] = deque()
+        self.private = False
+        self.process: subprocess.Popen[bytes] | None = None  # act
         self.variables: dict[str, str] = {}
         self.environment: dict[str, str] = {}
         subprocess.run(["git", "init", "-q", "--bare", "-b", "main", self.origin], check=True)
         for setting in ("uploadpack.allowAnySHA1InWant", "uploadpack.allowFilter"):
             self.git("config", setting, "true")
 
-    def __enter__(self) -> "GitHub":
+    def __enter__(self) -> Self:
         """Listen on a free port of loopback."""
         github = self
 
@@ -132,7 +137,7 @@ class GitHub:
             def do_GET(self) -> None:
                 github.answer(self)
 
-            do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
             def log_message(self, *arguments: Any) -> None:
                 """Say nothing."""
@@ -221,7 +226,7 @@ class GitHub:
 
     def rerun(self, run: Run) -> None:
         """Press "Re-run failed jobs": the same run, at the same commit, once more."""
-        run.attempt += 1
+        run.attempt, run.status = run.attempt + 1, "queued"
         self.waiting.append((run.event, run.workflow, run.sha, run.payload | {"run": run}))
 
     def dispatch(self, workflow: str, branch: str, inputs: dict[str, str]) -> None:
@@ -299,6 +304,7 @@ class GitHub:
         sender = payload.get("sender", {"type": "User", "login": "student"})
         run.actor, run.login, run.payload, run.jobs = sender["type"], sender["login"], payload, {}
         run.source = pull.get("head", {}).get("repo", {}).get("full_name", FULL_NAME)
+        run.status = "in_progress"
         if run not in self.runs:
             self.runs.append(run)
         self.running = workflow
@@ -312,14 +318,16 @@ class GitHub:
             ["git", "remote", "add", "origin", f"https://github.com/{FULL_NAME}"],
         ):
             subprocess.run(command, cwd=source, check=True, env=environment())
-        whole = {"full_name": FULL_NAME, "name": NAME, "owner": owner_of(FULL_NAME)}
-        payload = payload | {"repository": whole | {"default_branch": "main"}}
+        whole: dict[str, Any] = {"full_name": FULL_NAME, "name": NAME, "owner": owner_of(FULL_NAME)}
+        whole |= {"default_branch": "main", "private": self.private}
+        payload = payload | {"repository": whole}
         (place / "event.json").write_text(json.dumps(payload), "utf-8")
         given = {
             "GITHUB_API_URL": self.url,
             "GITHUB_REPOSITORY": FULL_NAME,
             "GITHUB_RUN_ID": str(run.id),
             "GITHUB_RUN_NUMBER": str(run.number),
+            "GITHUB_RUN_ATTEMPT": str(run.attempt),
             "ORIGIN": self.origin.as_uri(),
             "ARTIFACTS": str(self.artifacts),
             "CACHES": str(self.caches),
@@ -348,15 +356,36 @@ class GitHub:
             fake = ACTIONS / name.replace("/", "-")
             command += ["--local-repository", f"{name}@{version}={fake}"]
         env = environment() | {"HOME": str(place)}
-        done = subprocess.run(command, cwd=source, env=env, capture_output=True, timeout=600)
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == b"{"]
-        run.log = "".join(line["msg"].rstrip("\n") + "\n" for line in lines)
-        run.log += done.stderr.decode()
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, cwd=source, env=env, stdout=pipe, stderr=pipe
+        ) as self.process:
+            if run.status == "cancelling":  # before act was there
+                self.cancel(run)
+            try:
+                out, err = self.process.communicate(timeout=600)
+            finally:
+                self.process.kill()
+        lines = [json.loads(line) for line in out.splitlines() if line[:1] == b"{"]
+        run.log = "".join(line["msg"].rstrip("\n") + "\n" for line in lines) + err.decode()
         for line in lines:
             if "jobResult" in line:
                 run.jobs[line["jobID"]] = line["jobResult"]
+        if run.status == "cancelling":
+            run.jobs = {"review": "cancelled"}
         shutil.rmtree(place / "cache", ignore_errors=True)
+        run.status = "completed"
         return run
+
+    def cancel(self, run: Run) -> None:
+        """Press "Cancel workflow" on the run that is at work."""
+        run.status = "cancelling"
+        if self.process is None or self.process.poll() is not None:
+            return
+        act = psutil.Process(self.process.pid)
+        for process in [act, *act.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     # The API
 
@@ -376,8 +405,8 @@ class GitHub:
         job = request.headers.get("User-Agent", "").partition("/")[2]
         self.app = "token-of-an-app" in request.headers.get("Authorization", "")
         lacking = self.lacks(job, method, path)
-        if self.failures:
-            status, headers = self.failures.popleft()
+        if failure := self.failures.popleft() if self.failures else None:
+            status, headers = failure
             content: Any = {"message": "Server Error"}
             self.calls.append(Call(self.running, job, method, path, status))
             self.send(request, status, json.dumps(content).encode(), headers)
@@ -566,7 +595,7 @@ class GitHub:
     def store(self, kind: str, body: Any) -> tuple[int, Any]:
         """Store an object of the Git database: docs.github.com/rest/git."""
         if kind == "trees":
-            self.git("read-tree", body["base_tree"])
+            self.git("read-tree", body.get("base_tree", "--empty"))
             for row in body["tree"]:
                 if row.get("sha", "") is None:
                     gone = f"0 {'0' * 40}\t{row['path']}\n"
@@ -586,6 +615,8 @@ class GitHub:
         """Make a branch, move one forward, or delete one."""
         ref = urllib.parse.unquote(path.removeprefix("/git/"))
         if method == "PATCH":
+            if not self.git("for-each-ref", ref):
+                return 422, {"message": "Reference does not exist"}
             old = self.git("rev-parse", ref)
             if self.git("merge-base", old, body["sha"]) != old:
                 return 422, {"message": "Update is not a fast forward"}

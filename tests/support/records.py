@@ -59,7 +59,7 @@ class Run:
     @property
     def conclusion(self) -> str:
         """What GitHub says of the run as a whole."""
-        results = ("failure", "action_required")
+        results = ("cancelled", "failure", "action_required")
         return next((result for result in results if result in self.jobs.values()), "success")
 
     def facts(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ review:
   retrain: {propose: true, set: {}}
   gate:
     mnist:
-      accuracy: {direction: higher, floor: 0.9, tolerance: 0.003}
+      accuracy: {direction: higher, limit: 0.9, tolerance: 0.003}
 """
 METRICS = "data/evaluation/metrics.json"
 REMOTES = ("main", "review")

@@ -102,6 +102,7 @@ def test_the_audit_would_see_an_injection(tmp_path: Path) -> None:
     assert "template-injection" in zizmor(tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_actionlint_finds_nothing(tmp_path: Path) -> None:
     assert actionlint(*FILES) == []
     bad = tmp_path / "bad.yml"
@@ -352,3 +353,9 @@ def test_the_bill_of_materials_is_made_and_kept_with_what_is_deployed() -> None:
     assert kept["uses"].startswith("actions/upload-artifact@")
     assert kept["with"] == {"name": "sbom", "path": "sbom.json", "overwrite": True}
     assert not {"if", "continue-on-error"} & (set(steps_[place]) | set(kept))
+
+
+def test_dependabot_leaves_generated_locks_alone() -> None:
+    """It edits them line by line (dependabot-core #15503); weekly.yml makes them."""
+    rows = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text("utf-8"))["updates"]
+    assert {row["package-ecosystem"] for row in rows} == {"npm", "github-actions"}

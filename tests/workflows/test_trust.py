@@ -21,7 +21,7 @@ case "$1" in
   review) echo IDENTITY=true >> "$GITHUB_ENV"
     echo "REVIEWED $3 $4 $5 $6 $7 as $AZURE_STORAGE_CONNECTION_STRING"
     mkdir -p review; echo "$REPORT" > review/report.json; echo "## Better" > review/report.md
-    echo new > dvc.lock;;
+    echo new > dvc.lock; if [ "$GITHUB_RUN_ATTEMPT" = "$FAILS" ]; then exit 1; fi;;
 esac
 """
 POISON = """#!/usr/bin/env bash
@@ -108,6 +108,27 @@ def test_a_pull_request_that_may_not_has_no_identity(github: GitHub, pull: Pull)
     assert run.jobs == {"review": "failure"}, run.log
     assert "REVIEWED --restore cache --gate --base origin/main as \n" in run.log
     assert {call.path for call in github.calls} == {"/actions/caches"}
+
+
+@pytest.mark.prove
+def test_re_running_the_failed_jobs_turns_green_after_a_failure_that_passes(github: GitHub) -> None:
+    """Its artifacts have names that the first attempt has used; the comment is updated."""
+    work, pull = Project(github.folder.parent / "work"), Pull(1, "epochs")
+    (work.root / "dvc.lock").write_text("new\n")
+    work.git("commit", "--quiet", "--all", "--message", "The lock")
+    github.environment["FAILS"] = "1"
+    review, _ = settle(github, pull)
+    assert review.jobs == {"review": "failure"}, review.log
+    assert "ended with **failure**" in pull.comments[0]["body"]
+    assert not github.mergeable(pull)
+    github.rerun(review)
+    (comment,) = github.settle()
+    assert review.jobs == {"review": "success"}, review.log
+    assert comment.jobs == {"comment": "success", "commit": "success"}, comment.log
+    (row,) = pull.comments
+    assert row["body"].startswith("<!-- digits-review run=1 attempt=2 -->")
+    assert "ended with **success**" in row["body"]
+    assert github.mergeable(pull)
 
 
 def test_without_azure_the_lock_is_committed_all_the_same(github: GitHub) -> None:

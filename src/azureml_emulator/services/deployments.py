@@ -151,7 +151,9 @@ def delete(state: State, path: str, key: str, body: Json) -> Answer:
 
 def remove(state: State, path: str) -> None:
     """Stop what runs below a resource and forget it."""
-    below = [key for key in list(state.resources) if key == path or key.startswith(path + "/")]
+    below = [key for key in list(state.resources) if (key + "/").startswith(path + "/")]
+    # These stay: learn.microsoft.com/azure/azure-monitor/platform/diagnostic-settings.
+    below = [key for key in below if "/diagnosticsettings/" not in key]
     for key in below:
         if "/deployments/" in key and "/onlineendpoints/" in key:
             state.router.stop(place_of(state, key))
@@ -202,11 +204,11 @@ def start_again(state: State, endpoint: str, deployment: str, running: Running) 
 
 def restore(state: State) -> None:
     """Start the servers that ran, and finish the operations that were under way."""
-    keys = [key for key in state.resources if "endpoints/" in key]
+    keys = [key for key in state.resources if "endpoints/" in key and "/diagnostic" not in key]
     for key in sorted(keys, key=len):  # endpoints before their deployments
         try:
             restore_one(state, key)
-        except Exception as error:  # of one that is damaged
+        except Exception as error:  # of one whose state is invalid
             state.leave_out(key, f"it cannot be restored ({error!r})")
 
 

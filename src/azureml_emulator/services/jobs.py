@@ -336,14 +336,6 @@ def cancel(state: State, path: str, key: str, body: Json) -> Answer:
     return 200, None, ""
 
 
-def lose(state: State, name: str) -> None:
-    """Take a running job's machine away, as Azure may with low priority."""
-    for key in state.resources:
-        if key.endswith(f"/jobs/{name}"):
-            state.lost.add(key)
-            end(state, key)
-
-
 def get_run_details(state: State, path: str, key: str, body: Json) -> Answer:
     """Return a run's status and its logs' addresses, as the run history service does."""
     place = key.replace("/runs/", "/jobs/").removesuffix("/details")

@@ -18,10 +18,9 @@ MODELS: list[Any] = []
 
 def init() -> None:
     """Load the model."""
-    paths = sorted(
-        Path(os.environ["AZUREML_MODEL_DIR"]).rglob("MLmodel"), key=lambda p: len(p.parts)
-    )
-    MODELS.append(mlflow.pyfunc.load_model(str(paths[0].parent)))
+    found = Path(os.environ["AZUREML_MODEL_DIR"]).rglob("MLmodel")
+    first = min(found, key=lambda path: len(path.parts))
+    MODELS.append(mlflow.pyfunc.load_model(str(first.parent)))
 
 
 def run(body: str) -> Any:

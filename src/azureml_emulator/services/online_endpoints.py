@@ -69,7 +69,7 @@ def put_endpoint(state: State, path: str, key: str, body: Json) -> Answer:
     names = {
         body["name"].lower()
         for place, body in state.resources.items()
-        if "/onlineendpoints/" in place and "/deployments/" not in place and place != key
+        if body["type"].lower().endswith("/onlineendpoints") and place != key
     }
     if name.lower() in names:
         message = f"The endpoint name {name} is already taken in this region."

@@ -61,6 +61,7 @@ ROUTES: dict[str, Handlers] = {  # by what follows /providers/, with * for each 
     f"{W}/computes/*": plain(jobs.put_compute),
     ONLINE: {"GET": State.listing},
     f"{ONLINE}/*": live(online_endpoints.put_endpoint),
+    f"{ONLINE}/*/providers/*/diagnosticsettings/*": plain(workspaces.put_diagnostics),
     f"{ONLINE}/*/regeneratekeys": {"POST": online_endpoints.regenerate_keys},
     f"{ONLINE}/*/listkeys": {"POST": online_endpoints.list_keys},
     f"{ONLINE}/*/token": {"POST": online_endpoints.get_token},
@@ -101,7 +102,7 @@ TYPES: dict[str, tuple[type, ...]] = {  # of parts of bodies, where they are giv
             "readinessProbe requestSettings scaleSettings inputs inputs.* outputs outputs.* limits "
             "defaults retrySettings resources trial distribution searchSpace samplingAlgorithm "
             "inputData inputData.* outputData outputData.* policy",
-            (list,): "profiles policy.rules searchSpace.*",
+            (list,): "profiles policy.rules searchSpace.* logs",
         }.items()
         for name in names.split()
     },
@@ -124,6 +125,7 @@ IGNORED = (  # parts of bodies that are accepted and have no effect here, which 
     "properties.loggingLevel",
     "properties.policy",
     "properties.profiles",
+    "properties.logs",
     "properties.identity",
     "properties.retrySettings.timeout",
     "properties.trial.environmentId",
@@ -134,7 +136,8 @@ API_VERSIONS = {
     PROVIDER.lower(): "2022-02-01-preview 2022-10-01 2023-04-01 2023-04-01-preview "
     "2023-08-01-preview 2023-10-01 2024-01-01-preview 2024-10-01-preview 2025-01-01-preview "
     "2025-12-01",
-    "microsoft.insights": "2022-10-01",
+    "microsoft.insights/autoscalesettings": "2022-10-01",
+    "microsoft.insights/diagnosticsettings": "2021-05-01-preview",
     "microsoft.storage": "2023-01-01",
 }
 HISTORY = "/history/v1.0"  # the service of runs, which has no versions
@@ -174,9 +177,10 @@ def check_version(path: str, version: str) -> None:
 
     Source: github.com/Azure/azure-rest-api-specs/issues/14807.
     """
-    resource = re.search("/providers/(.+)", path, re.I)
+    resource = re.search(".*/providers/(.+)", path, re.I)
     provider, _, kind = (resource[1] if resource else "").partition("/")
-    known = API_VERSIONS.get(provider.lower())
+    found = (f"{provider}/{kind.partition('/')[0]}".lower(), provider.lower())
+    known = next((API_VERSIONS[one] for one in found if one in API_VERSIONS), None)
     invoked = re.search("/batchendpoints/[^/]+/jobs$", kind, re.I)  # an endpoint's own address
     if known is None or invoked or path.startswith(HISTORY):
         return

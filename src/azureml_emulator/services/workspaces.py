@@ -1,4 +1,4 @@
-"""A workspace: its datastores, operations, quota, autoscaling and rules of the storage account."""
+"""A workspace: its datastores, operations, quota, and settings of Azure Monitor and storage."""
 
 import uuid
 
@@ -6,6 +6,9 @@ from azureml_emulator.services.online_endpoints import used_cores
 from azureml_emulator.state import LOCATION, PROVIDER, Answer, Json, RefusedError, State, need
 from azureml_emulator.storage import ACCOUNT, CONTAINER
 
+# Of an endpoint: learn.microsoft.com/azure/azure-monitor/reference/supported-logs/
+# microsoft-machinelearningservices-workspaces-onlineendpoints-logs.
+LOGS = {f"AmlOnlineEndpoint{kind}Log" for kind in ("Console", "Event", "Traffic")}
 STORES = ("workspaceblobstore", "workspaceartifactstore")
 
 
@@ -23,6 +26,7 @@ def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
     """Return one of the workspace's two names for its blob store."""
     if path.split("/")[-1].lower() not in STORES:
         raise RefusedError(404, "ResourceNotFound", f"The datastore {path} was not found.")
+    credentials = "None" if state.settings.identity_datastores else "AccountKey"
     properties = {
         "datastoreType": "AzureBlob",
         "accountName": ACCOUNT,
@@ -30,9 +34,7 @@ def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
         "endpoint": "core.windows.net",
         "protocol": "https",
         "isDefault": key.endswith("/workspaceblobstore"),
-        "credentials": {
-            "credentialsType": "None" if state.settings.identity_datastores else "AccountKey"
-        },
+        "credentials": {"credentialsType": credentials},
         "tags": {},
     }
     return 200, state.stored(path, {"properties": properties}, None), ""
@@ -75,17 +77,10 @@ def list_usages(state: State, path: str, key: str, body: Json) -> Answer:
 
 def list_sizes(state: State, path: str, key: str, body: Json) -> Answer:
     """Return the available sizes."""
-    rest: Json = {
-        "gpus": 0,
-        "osVhdSizeMB": 1,
-        "maxResourceVolumeMB": 1,
-        "memoryGB": 7.0,
-        "lowPriorityCapable": False,
-        "premiumIO": True,
-        "supportedComputeTypes": ["AmlCompute"],
-    }
+    rest: Json = {"gpus": 0, "osVhdSizeMB": 1, "maxResourceVolumeMB": 1, "memoryGB": 7.0}
+    rest |= {"premiumIO": True, "supportedComputeTypes": ["AmlCompute"]}
     value = [
-        {"name": name, "vCPUs": cores, "family": family} | rest
+        {"name": name, "vCPUs": cores, "family": family, "lowPriorityCapable": False} | rest
         for name, (cores, family) in state.settings.sizes.items()
     ]
     return 200, {"value": value}, ""
@@ -102,6 +97,15 @@ def put_autoscale(state: State, path: str, key: str, body: Json) -> Answer:
         if bounds != sorted(bounds):
             raise RefusedError(400, "InvalidProfile", f"{bounds} are not in order.")
     return state.put(path, key, body)
+
+
+def put_diagnostics(state: State, path: str, key: str, body: Json) -> Answer:
+    """Store where logs go; source: learn.microsoft.com/rest/api/monitor/diagnostic-settings."""
+    state.get(path, key.rpartition("/providers/")[0], {})
+    need(body, "properties.workspaceId", "properties.logs")
+    if unknown := {log.get("category") for log in body["properties"]["logs"]} - LOGS:
+        raise RefusedError(400, "BadRequest", f"Category '{unknown.pop()}' is not supported.")
+    return 200, *state.put(path, key, body)[1:]
 
 
 def put_retention(state: State, path: str, key: str, body: Json) -> Answer:

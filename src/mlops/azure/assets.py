@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
+from azure.core.exceptions import ResourceNotFoundError
 
 from mlops.azure import connection, manager, revisions
 from mlops.azure.revisions import ENVIRONMENT, MODEL
@@ -11,7 +11,6 @@ from mlops.azure.workspace import Workspace, empty, store
 
 BATCH_ENVIRONMENT = f"{ENVIRONMENT}-batch"
 OWNER = "endpoint"  # the tag that names the online endpoint for which an asset was registered
-REFUSED = {*range(400, 500)} - {401, 408, 429}  # for good: whoever asks again gets the same
 
 
 def versions(operations: Any, name: str) -> list[Any]:
@@ -77,19 +76,10 @@ def remove(workspace: Workspace, scope: str, going: set[str]) -> list[str]:
         if known["properties"].get("isArchived"):
             left.append(f"{asset} (archived)")
             continue
-        try:
-            manager.ask(workspace, "DELETE", *call)
-        except HttpResponseError as error:
-            if error.status_code not in REFUSED:
-                raise
+        if manager.refusal(workspace, "DELETE", *call):
             known["properties"]["isArchived"] = True
-            try:
-                manager.ask(workspace, "PUT", *call, body=known)
-                left.append(f"{asset} (archived)")
-            except HttpResponseError as again:
-                if again.status_code not in REFUSED:
-                    raise
-                left.append(f"{asset} ({again.reason})")
+            reason = manager.refusal(workspace, "PUT", *call, body=known)
+            left.append(f"{asset} ({reason or 'archived'})")
             continue
         folder = folder_of(known["properties"].get("modelUri"))
         if folder and folder not in staying:

@@ -13,15 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from azure.core.exceptions import AzureError, ResourceExistsError
 from azure.storage.blob import BlobProperties, ContainerClient
 
 from core.errors import DigitsError
-
-if TYPE_CHECKING:
-    from mlops.azure.workspace import Workspace
 
 ROWS = "modelDataCollector/{endpoint}/"
 LABELS = "labels/{endpoint}/"
@@ -120,14 +117,6 @@ def append_labels(
                 blob.create_append_blob()
         for part in parts:
             blob.append_block(part)
-
-
-def forget(workspace: "Workspace", endpoint: str) -> None:
-    """Delete all collected data of an endpoint."""
-    from mlops.azure.workspace import empty, store
-
-    for folder in (ROWS, LABELS):
-        empty(store(workspace), folder.format(endpoint=endpoint))
 
 
 def _hour(name: str, pattern: re.Pattern[str]) -> datetime.datetime | None:

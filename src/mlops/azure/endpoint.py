@@ -31,14 +31,13 @@ from azure.core.exceptions import ResourceNotFoundError
 
 from core.errors import DigitsError
 from mlops import git
-from mlops.azure import assets, collected, manager, revisions
+from mlops.azure import assets, collected, connection, manager, revisions
 from mlops.azure.assets import OWNER
 from mlops.azure.revisions import ENVIRONMENT, MODEL, DeploymentSpec, Release, stage_code
 from mlops.azure.settings import BUSY_STATUS, IN_FLIGHT, MODEL_STATUS, Params
 from mlops.azure.workspace import Workspace, empty, quiet, store
 
 SCORED = "scoring/{endpoint}"  # in the workspace's blob store
-SCALED = "autoscale"  # the tag of a deployment that has a setting of Azure Monitor
 COST = {"application": "digits"}  # the tag that costs are grouped by, as in the ARM template
 BUSY = {"creating", "updating", "deleting", "scaling"}
 SETTLE_SECONDS = 2700.0  # timeout for an operation that another run began
@@ -69,11 +68,10 @@ class Target:
         )
         digest = hashlib.sha256(self.scope.lower().encode()).hexdigest()
         self.name = f"{settings.endpoint}-{digest[:8]}"
+        self.id = f"{self.scope}/onlineEndpoints/{self.name}"
         self.batch = f"{settings.endpoint[:17].rstrip('-')}-batch-{digest[:8]}"
         self.access = "enabled" if settings.public_access else "disabled"
         self._headers: dict[str, str] = {}
-
-    # The endpoint ---------------------------------------------------------------------------------
 
     def get(self) -> Any:
         """Return the endpoint, or None."""
@@ -104,6 +102,10 @@ class Target:
         with quiet():
             self.client.online_endpoints.begin_create_or_update(endpoint).result()
 
+    def send_logs(self, on: bool = True) -> str:
+        """Send the endpoint's logs to Log Analytics, or stop; return why Azure refuses that."""
+        return manager.set_logs(self.workspace, self.id, on)
+
     def differing(self, endpoint: Any) -> dict[str, tuple[str | None, str | None]]:
         """Return the immutable settings that differ, with the endpoint's and the wanted value."""
         if endpoint is None:
@@ -132,8 +134,7 @@ class Target:
         First the deployments, which cost money. Then personal data: collected rows, labels, scored
         files. Then the assets that Azure can delete and no other endpoint of the workspace uses.
         The endpoint is last: its tags record what exists, so that a second call can finish after
-        an interruption. Code of revisions that were never live stays (a few kilobytes), because no
-        tag names it.
+        an interruption. They name no code of revisions that were never live, so that stays.
         """
         endpoint = self.settled()
         if endpoint is not None:
@@ -145,11 +146,17 @@ class Target:
             made |= assets.of(self.client.batch_deployments.list(self.batch))
             with quiet():
                 self.client.batch_endpoints.begin_delete(self.batch).result()
-        collected.forget(self.workspace, self.name)
+        for folder in (collected.ROWS, collected.LABELS):
+            empty(store(self.workspace), folder.format(endpoint=self.name))
         empty(store(self.workspace), SCORED.format(endpoint=self.batch))
         made |= assets.registered(self.client, self.name)
-        unused = made - assets.used(self.client, self.name)
-        left = assets.remove(self.workspace, self.scope, unused)
+        used = assets.used(self.client, self.name)
+        left = assets.remove(self.workspace, self.scope, made - used)
+        for code in manager.listed(self.workspace, f"{self.scope}/codes", connection.API):
+            if f"codes/{code['name']}/versions/1" not in made | used:
+                left.append(f"codes/{code['name']} (of a job, or of a revision never live)")
+        if reason := self.send_logs(on=False):
+            left.append(f"diagnosticSettings/digits of the endpoint ({reason})")
         if endpoint is not None:
             with quiet():
                 self.client.online_endpoints.begin_delete(self.name).result()
@@ -172,8 +179,6 @@ class Target:
                 "connect"
             )
         return days
-
-    # Deployments ----------------------------------------------------------------------------------
 
     def commit(self, endpoint: Any) -> str | None:
         """Return the commit that the live model was registered at, if anything is live."""
@@ -198,13 +203,9 @@ class Target:
     def remove(self, name: str) -> None:
         """Delete a deployment that has no traffic, if it exists."""
         if self.state(name) is not None:
-            self._unscale(name)
+            manager.remove_scale(self.workspace, f"{self.id}/deployments/{name}")
             with quiet():
                 self.client.online_deployments.begin_delete(name, self.name).result()
-
-    def _unscale(self, name: str) -> None:
-        if SCALED in self.client.online_deployments.get(name, self.name).tags:
-            manager.remove_scale(self.workspace, self.scope, self.name, name)
 
     def register(self, release: Release) -> str:
         """Register the model unless its hash is registered already; return its version."""
@@ -277,7 +278,7 @@ class Target:
             instance_type=spec.type,
             instance_count=spec.count,
             data_collector=collector,
-            tags=COST | ({SCALED: "yes"} if spec.scale else {}),  # for the deletion
+            tags=dict(COST),
             environment_variables={
                 "WORKER_COUNT": str(spec.at_a_time),
                 # The inference server sends every answer there otherwise (its server/config.py).
@@ -294,9 +295,8 @@ class Target:
                 deployment, skip_script_validation=True
             ).result()
         if spec.scale:
-            scale = manager.Scale(spec.count, *spec.scale)
-            location = self.get().location
-            manager.set_scale(self.workspace, self.scope, self.name, name, location, scale)
+            target, location = f"{self.id}/deployments/{name}", self.get().location
+            manager.set_scale(self.workspace, target, location, spec.count, spec.scale)
 
     def logs(self, name: str) -> str:
         return str(self.client.online_deployments.get_logs(name, self.name, lines=LOG_LINES))
@@ -312,8 +312,6 @@ class Target:
                 raise DigitsError(f"{what} is still {shown}. Look at it in the Azure portal.")
             time.sleep(self.workspace.poll_seconds)
 
-    # Requests -------------------------------------------------------------------------------------
-
     def ask(self, content: Any, deployment: str | None = None) -> Answer:
         """Send one request's JSON to a deployment, by default chosen by traffic; return the answer.
 
@@ -324,9 +322,8 @@ class Target:
         if deployment:
             headers["azureml-model-deployment"] = deployment
         request = urllib.request.Request(endpoint["url"], json.dumps(content).encode(), headers)
-        opener = urllib.request.build_opener()
-        if self.workspace.kind == "local":
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        local = self.workspace.kind == "local"  # reached through no proxy
+        opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * local)
         try:
             for wait in (*BUSY_SECONDS, None):
                 start = time.monotonic()

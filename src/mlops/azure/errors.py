@@ -53,8 +53,8 @@ CAUSES = [  # pattern of an error's text (case is ignored), cause, fix
         "check its firewall, and your role Storage Blob Data Contributor on it",
     ),
     (
-        "AuthorizationFailed.*autoscalesettings",
-        "the role for azure.autoscale is missing",
+        "AuthorizationFailed.*(autoscalesettings|diagnosticSettings)",
+        "the role for settings of Azure Monitor is missing",
         "Monitoring Contributor is needed on the resource group (digits azure connect)",
     ),
     (

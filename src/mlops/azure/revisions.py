@@ -40,7 +40,9 @@ class DeploymentSpec:
     at_a_time: int
     collect: tuple[str, ...]
     order: int  # of the revisions on this endpoint
-    scale: tuple[int, int, int, int] | None = None  # the fields of `manager.Scale` after `least`
+    # The most instances; percent of CPU time below which one is removed and above which one is
+    # added; minutes of that load, and until the next change.
+    scale: tuple[int, int, int, int] | None = None
 
 
 def stage_code(release: Release, target: Path) -> Path:

@@ -22,7 +22,7 @@ COMMENT_CHARACTERS = 65_000  # GitHub's limit is 65,536
 STATUS_CHARACTERS = 140  # docs.github.com/rest/commits/statuses
 MARKER = re.compile(r"<!-- digits-review run=(\d+) attempt=(\d+) -->")
 TAKE = """\
-dvc.lock or a table is not what the pipeline makes{why}. Put what this run made into the branch:
+dvc.lock or a table differs from what the pipeline computes{why}. Add its files to the branch:
 
 ```
 gh run download {run} --repo {repository} --name lock

@@ -50,8 +50,7 @@ def api(method: str, path: str, body: object = None, token: str = "TOKEN") -> An
     `token` names the environment variable that holds it. Raises DigitsError with status and answer
     when GitHub refuses.
     """
-    url = f"{setting('GITHUB_API_URL')}/repos/{repository()}{path}"
-    answer = _send(method, url, body, token).decode()
+    answer = send(method, f"/repos/{repository()}{path}", body, token).decode()
     return json.loads(answer) if answer else None
 
 
@@ -69,16 +68,14 @@ def everything(path: str) -> list[Any]:
 def artifact(run: int, name: str, limit: int) -> dict[str, bytes] | None:
     """Return the files of a run's artifact by name, None when there is none.
 
-    Nothing is written to disk. Raises DigitsError for an archive that is damaged, or whose files
+    Nothing is written to disk. Raises DigitsError for an archive that is invalid, or whose files
     have more than `limit` bytes together.
     """
     found = api("GET", f"/actions/runs/{run}/artifacts?name={name}")["artifacts"]
     if not found:
         return None
     newest = max(found, key=lambda artifact: artifact["id"])  # each attempt has its own
-    path = f"/actions/artifacts/{newest['id']}/zip"
-    url = f"{setting('GITHUB_API_URL')}/repos/{repository()}{path}"
-    content = _send("GET", url, None, "TOKEN", ARTIFACT_BYTES)
+    content = send("GET", f"/repos/{repository()}/actions/artifacts/{newest['id']}/zip")
     files, left = {}, limit
     try:
         if len(content) > ARTIFACT_BYTES:
@@ -97,7 +94,9 @@ def artifact(run: int, name: str, limit: int) -> dict[str, bytes] | None:
     return files
 
 
-def _send(method: str, url: str, body: object, token: str, limit: int = 50_000_000) -> bytes:
+def send(method: str, path: str, body: object = None, token: str = "TOKEN") -> bytes:
+    """Call the API; return the answer, cut if it is larger than an artifact may be."""
+    url = setting("GITHUB_API_URL") + path
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, method=method)
     request.add_header("Accept", "application/vnd.github+json")
@@ -111,7 +110,7 @@ def _send(method: str, url: str, body: object, token: str, limit: int = 50_000_0
         wait = WAIT_SECONDS * 2 ** (attempt - 1)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.read(limit + 1)
+                return answer.read(ARTIFACT_BYTES + 1)
         except urllib.error.HTTPError as error:
             with error:
                 text = error.read(500).decode(errors="replace")

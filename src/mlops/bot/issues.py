@@ -210,8 +210,7 @@ def retrain() -> str:
         "have labels. Merging it deploys the new model; when the requests are no longer "
         "unusual for it, the alarm ends."
     )
-    added = commit.additions(names, RETRAINED)
-    made = propose(RETRAIN, "Retrain: production drifts", text, added)
+    made = propose(RETRAIN, "Retrain: production drifts", text, commit.additions(names, RETRAINED))
     remark = f"{READY} {made}\n\n{render.write(report)}"[:65_000]
     github.api("POST", f"/issues/{issue}/comments", {"body": remark})
     return made

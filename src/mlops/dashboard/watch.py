@@ -101,7 +101,8 @@ class EndpointState:
         self.polled = now
         found = rows(self.rows.fresh(container, POLL_BYTES), None, self.left)
         for batch in records.batches(found, records.REQUESTS):
-            last = np.flatnonzero(monitor.requests.add(batch))[-RECENT:]
+            valid = monitor.requests.add(batch)
+            last = np.flatnonzero(valid)[-RECENT:]
             self.recent.extend(batch.take(pa.array(last)).to_pylist())
         known = labels(self.labels.fresh(container, POLL_BYTES), None, self.left)
         for batch in records.batches(known, records.LABELS):
@@ -253,6 +254,7 @@ def predictions(seen: EndpointState, live: set[str], window: int) -> Json:
         "digits": digits,
         "duplicate": duplicate,
         "corrupted": corrupted,
+        "elsewhere": len(seen.left.elsewhere),
         "tryouts": tryouts,
         "classes": list(zip(names, counts.tolist(), strict=True)),
         "accuracy": wilson(right, labelled) if labelled else None,

@@ -47,14 +47,19 @@ def held(
             if not wait:
                 raise DigitsError(
                     f"another deployment is running on {endpoint}. Wait for it (--wait); if it was "
-                    "killed, the lease expires after {seconds} s."
+                    f"killed, the lease expires after {seconds} s."
                 ) from None
         if not reported:
             print(f"Waiting: another deployment is running on {endpoint} ...", flush=True)
             reported = True
         time.sleep(ASK_SECONDS)
     done, lost = threading.Event(), threading.Event()
-    thread = threading.Thread(target=renew, args=(lease, seconds / 3, done, lost), daemon=True)
+
+    def renew() -> None:
+        while not (done.wait(seconds / 3) or lost.is_set()):
+            keep(lease, lost)
+
+    thread = threading.Thread(target=renew, daemon=True)
     thread.start()
 
     def still() -> bool:
@@ -75,14 +80,6 @@ def forget(workspace: Workspace, endpoint: str) -> None:
     """Delete the blob, unless another holds its lease by now."""
     with contextlib.suppress(HttpResponseError):
         blob(workspace, endpoint).delete_blob()
-
-
-def renew(
-    lease: BlobLeaseClient, seconds: float, done: threading.Event, lost: threading.Event
-) -> None:
-    """Renew until done or lost."""
-    while not (done.wait(seconds) or lost.is_set()):
-        keep(lease, lost)
 
 
 def keep(lease: BlobLeaseClient, lost: threading.Event) -> None:

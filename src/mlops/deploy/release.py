@@ -139,7 +139,7 @@ def gate_reasons(live: str | None) -> list[str]:
     if live and live != head and git.git("merge-base", "--is-ancestor", "HEAD", live) is not None:
         # As when an older run of deploy.yml is approved after a newer one.
         reasons.append(f"{live[:10]} is live and newer; `digits deploy rollback` goes back")
-    return reasons + gate.judge(compare.judged(before, after, {}, rules), rules)
+    return reasons + gate.judge(compare.metrics(before, after, {}, rules), rules)
 
 
 def refuse_bad_metrics(live: str | None) -> None:

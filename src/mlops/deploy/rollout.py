@@ -37,8 +37,7 @@ class Deployer:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        seconds = self.settings.lease_seconds
-        place = (self.target.workspace, self.target.name, seconds, self.wait)
+        place = (self.target.workspace, self.target.name, self.settings.lease_seconds, self.wait)
         with lease.held(*place) as self.held:
             yield
 
@@ -53,8 +52,6 @@ class Deployer:
     def check(self, deployment: str, items: list[Item], version: str | None) -> list[Any]:
         """Run the smoke test on a deployment; return its answers' values."""
         return smoke.check(self.target, deployment, items, self.settings.smoke, version)
-
-    # apply ----------------------------------------------------------------------------------------
 
     def apply(self, new: Release) -> None:
         """Make a release live."""
@@ -73,6 +70,8 @@ class Deployer:
             elif str(endpoint.provisioning_state).lower().endswith("failed"):
                 self.target.put(dict(endpoint.traffic))  # unchanged: it may still answer
                 endpoint = self.target.settled()
+            if reason := self.target.send_logs():
+                print(f"The endpoint's logs do not go to Log Analytics: {reason}", flush=True)
             live, _ = self.reconcile_traffic(endpoint)
             if endpoint.public_network_access.lower() != self.target.access:
                 print(f"Public access is now {self.target.access}.", flush=True)
@@ -98,8 +97,7 @@ class Deployer:
 
             def create() -> DeploymentSpec:
                 if states.get(new.name) == "succeeded":
-                    base = revisions.known(endpoint).get(new.name)
-                    return base or self.target.deploy(new, order)
+                    return revisions.known(endpoint).get(new.name) or self.target.deploy(new, order)
                 return self.target.deploy(new, order)
 
             self.switch(new.name, live, create, new.model_version)
@@ -236,14 +234,12 @@ class Deployer:
                 up = up and self.target.state(live) == "succeeded"
         wanted = {live: 100} if live and up else {}
         attempt(
-            f"traffic is back at {live}" if wanted else "no deployment has traffic",
+            f"traffic was returned to {live}" if wanted else "no deployment has traffic",
             lambda: self.target.put(wanted, **tags),
         )
         if not gone:
             discard()
         return "; ".join(["", *notes])
-
-    # The other commands ---------------------------------------------------------------------------
 
     def rollback(self, revision: str | None) -> None:
         """Give the traffic back to the previous revision, or to a named one."""
@@ -324,7 +320,7 @@ class Deployer:
         lease.forget(self.target.workspace, name)
         print(f"Deleted {name}, its deployments and collected data.")
         if left:
-            print("Left in the workspace, because Azure does not delete it:", *left, sep="\n  ")
+            print("Left in the workspace, for the reason given:", *left, sep="\n  ")
 
     def existing(self) -> Any:
         """Return the endpoint; raise DigitsError when there is none."""
@@ -379,7 +375,6 @@ def main(command: str, workspace: str, wait: bool = False, **given: Any) -> None
         given["new"] = release.read(settings)
     console.interrupt_on_signals()
     try:
-        target = Target(connect(workspace), settings)
-        getattr(Deployer(target, settings, wait), command)(**given)
+        getattr(Deployer(Target(connect(workspace), settings), settings, wait), command)(**given)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explain_error(error)) from error

@@ -1,6 +1,5 @@
 """What differs between two snapshots: metrics beyond chance, classes, params, stages, data."""
 
-import dataclasses
 import json
 import math
 from typing import Any
@@ -18,7 +17,7 @@ TEST_SET, TRAINING_SET = "data/prepared/test.npz", "data/prepared/training.npz"
 def metrics(
     before: Snapshot, after: Snapshot, noise: dict[str, Any], gate: dict[str, dict[str, Any]]
 ) -> list[Metric]:
-    """Return a row for each metric of either snapshot.
+    """Return a row for each metric of either snapshot, without "before" if the test sets differ.
 
     Two runs that differ by chance alone differ by up to t(0.975, n - 1) * sqrt(2) * s in 95 %
     of cases, s the sample deviation of n seeds (`noise`, of data/noise.json): Student's interval
@@ -27,7 +26,7 @@ def metrics(
     chance in the test set alone, not that of the seed.
     """
     seeds = len(noise.get("seeds", []))
-    rows = []
+    comparable, rows = not other_test_set(before, after), []
     for source in {**before.metrics, **after.metrics}:
         old, new = before.metrics.get(source, {}), after.metrics.get(source, {})
         for metric in {**old, **new}:
@@ -46,8 +45,8 @@ def metrics(
             if bound is not None and not math.isfinite(bound):
                 bound = None
             rule: Bounds | None = gate.get(source, {}).get(metric)
-            values = (old.get(metric), new.get(metric), bound)
-            rows.append(Metric(source, metric, *values, rule))
+            earlier, chance = (old.get(metric), bound) if comparable else (None, None)
+            rows.append(Metric(source, metric, earlier, new.get(metric), chance, rule))
     return rows
 
 
@@ -94,16 +93,6 @@ def other_test_set(before: Snapshot, after: Snapshot) -> bool:
     """Return whether both snapshots have a test set, with different hashes."""
     old, new = (outs(side).get(TEST_SET) for side in (before, after))
     return bool(old and new and old != new)
-
-
-def judged(
-    before: Snapshot, after: Snapshot, noise: dict[str, Any], gate: dict[str, dict[str, Any]]
-) -> list[Metric]:
-    """Return the metrics for the gate; if the test sets differ, without the values before."""
-    rows = metrics(before, after, noise, gate)
-    if other_test_set(before, after):
-        return [dataclasses.replace(row, before=None, noise=None) for row in rows]
-    return rows
 
 
 def classes(before: Snapshot, after: Snapshot) -> list[ClassChange]:

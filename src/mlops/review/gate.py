@@ -45,7 +45,7 @@ def load() -> Params:
 def judge(rows: list[Metric], gate: dict[str, dict[str, Rule]]) -> list[str]:
     """Return why the gate fails, nothing when it passes; a metric that is missing or NaN fails.
 
-    Without a value before, only the floor is checked.
+    Without a value before, only the limit is checked.
     """
     found = {(row.source, row.metric): row for row in rows}
     reasons = []
@@ -58,9 +58,9 @@ def judge(rows: list[Metric], gate: dict[str, dict[str, Rule]]) -> list[str]:
                 reasons.append(f"{name} is {row.after}")
             else:
                 sign = 1 if rule.direction == "higher" else -1
-                if sign * row.after < sign * rule.floor:
+                if sign * row.after < sign * rule.limit:
                     side = "below" if sign > 0 else "above"
-                    reasons.append(f"{name} {row.after:g} is {side} its floor {rule.floor:g}")
+                    reasons.append(f"{name} {row.after:g} is {side} its limit {rule.limit:g}")
                 if row.difference is not None:
                     loss = round(-sign * row.difference, 9)
                     if loss > rule.tolerance:

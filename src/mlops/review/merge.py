@@ -45,7 +45,7 @@ def merged(texts: list[str], prefer: Side) -> str:
 def main(revision: str, prefer: Side) -> None:
     """Merge a revision and commit the merge; raise DigitsError, with nothing changed, if it fails.
 
-    The commit is not what the pipeline makes yet: `dvc repro` follows.
+    The files of this commit are not reproduced yet: run `dvc repro` next.
     """
     git.require_root()
     if git.unmerged() or git.line("rev-parse", "--verify", "--quiet", "MERGE_HEAD"):

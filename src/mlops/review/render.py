@@ -191,7 +191,7 @@ def metrics(report: Report) -> str:
         words = VERDICTS[row.verdict].lower() + noise
         if row.verdict == "unknown" and row.difference is not None:
             words = "not known"  # there is no measure of chance
-        limit = f"{'≥' if rule.direction == 'higher' else '≤'} {figure(rule.floor)}" if rule else ""
+        limit = f"{'≥' if rule.direction == 'higher' else '≤'} {figure(rule.limit)}" if rule else ""
         rows.append(
             [
                 f"**{name}**" if rule else name,

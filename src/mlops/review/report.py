@@ -30,6 +30,10 @@ NO_COMPARISON = (
     "not comparable: the test set changed, so only the fixed limits are judged and no metric is "
     "compared with the base"
 )
+NOT_CACHED = (
+    ", whose data is in no cache: where it is, run 'dvc push --remote main', then re-run this; "
+    "without a remote 'dvc remove' that file and commit the data"
+)
 
 
 def tree(path: str) -> bytes | None:
@@ -157,11 +161,12 @@ def review(revision: str | None, repro: bool, restore: str = "") -> Report:
             problems.append(f"not all could be restored ({missing}); the rest is computed here")
         after = read(tree, "in the working tree")
     if run and run.failed:
-        reasons.append(f"'dvc repro' failed at {run.failed}")
+        lacking = NOT_CACHED if run.failed.endswith(".dvc") else ""
+        reasons.append(f"'dvc repro' failed at {run.failed}{lacking}")
     elif run and (stale := git.changed(*KEPT)):
         problems.append(
-            f"what is committed is not what the pipeline makes ({', '.join(stale[:6])}): run "
-            "'dvc repro', 'git add dvc.lock data', 'git commit'"
+            f"the committed files differ from what the pipeline computes ({', '.join(stale[:6])}): "
+            "run 'dvc repro', 'git add dvc.lock data', 'git commit'"
         )
         if git.line("log", "-1", "--format=%an").endswith("[bot]"):  # it committed what a run made
             other = compare.irreproducible(claimed, after)
@@ -196,7 +201,7 @@ def review(revision: str | None, repro: bool, restore: str = "") -> Report:
             )
     noise, notices = seed_variance(base, today, after)
     gate = settings.gate if settings else {}
-    rows = compare.judged(before, after, noise, gate)
+    rows = compare.metrics(before, after, noise, gate)
     if compare.other_test_set(before, after):
         notices.insert(0, NO_COMPARISON)
     reasons += judge(rows, gate)

@@ -36,8 +36,8 @@ def check(folder: Path) -> dict[Path, int]:
         script = path.stem.split("_")[0]
         if script not in scripts:
             raise DigitsError(
-                f"{path}: {script} is no script of params.yaml, which has {', '.join(scripts)}; "
-                "name it there, or move the file away"
+                f"{path}: the script {script} is not in params.yaml, which has "
+                f"{', '.join(scripts)}; add it there, or move the file"
             )
         found[path] = len(read_csv(path, task.image_size, len(task.classes), script))
     return found

@@ -25,7 +25,7 @@ class Bounds:
     """The gate's bounds for a metric."""
 
     direction: Literal["higher", "lower"]  # which is better
-    floor: float  # no worse than this, whatever it was before
+    limit: float  # no worse than this, whatever it was before
     tolerance: float  # no worse than before by more than this
 
 
@@ -136,8 +136,7 @@ class Report:
 
 def dump(report: Report) -> str:
     """Return report.json; texts and lists are cut, and NaN and infinity become null."""
-    values = _cut(asdict(report))
-    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_cut(asdict(report)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse(content: bytes) -> Report:

@@ -52,7 +52,7 @@ def read(file: Callable[[str], bytes | None], where: str) -> Snapshot:
             return parse(content.decode("utf-8"))
         except Exception as error:  # whatever hostile input makes a parser raise
             reason = " ".join(str(error).split())[:300]
-            found.problems.append(f"{path} is damaged {where}: {reason}")
+            found.problems.append(f"{path} cannot be read {where}: {reason}")
             return {}
 
     found.params = parsed("params.yaml", mapping)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.errors import DigitsError
 from mlops.azure.connection import REMOTES
@@ -13,8 +14,6 @@ TEMPLATE = Path(".github/azure.json")
 ENVIRONMENTS = {"review-read": False, "review-lock": True, "production": True}
 MADE = "made-by=digits"  # the tag of a resource group that `digits azure connect` made
 STACK = "digits"  # the deployment stack: Azure's own list of what a template made
-
-
 # The template's lists of roles, in the order of the table in SETUP.md.
 GRANTS = ("foundations", "grants", "groupGrants", "personal")
 
@@ -24,7 +23,13 @@ class Login:
     """An identity as which jobs of GitHub log in."""
 
     identity: str
-    subject: str  # the job's claim in GitHub's token: its environment or its branch
+    subject: str  # the job's claim in GitHub's token: its environment or the branch {0}
+    unlimited: str  # the same where the plan has no environments
+
+    def claim(self, facts: dict[str, Any]) -> str:
+        """Return the claim in a repository: see az.repository_facts."""
+        claim = self.subject if facts["environments"] else self.unlimited
+        return claim.format(facts["default_branch"])
 
     @property
     def variable(self) -> str:

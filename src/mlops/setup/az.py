@@ -14,7 +14,7 @@ from mlops.azure.errors import known_cause
 
 QUERY_SECONDS = 60  # what creates or deletes something has no limit
 LOGIN = {"az": "az login", "gh": "gh auth login"}
-NOT_FOUND = ("ResourceGroupNotFound", "DeploymentStackNotFound", "ResourceNotFound")
+NOT_FOUND = ("ResourceGroupNotFound", "StackNotFound", "ResourceNotFound", "Upgrade to GitHub")
 FAILED = ("failed", "fix this and run it again: it continues where it stopped")
 
 
@@ -36,18 +36,13 @@ def execute(
     )
 
 
-def try_text(*command: str) -> str | None:
-    """Return what a command prints, None when it is missing, fails or does not answer."""
+def try_json(*command: str) -> Any:
+    """Return a command's answer in JSON, None when it is missing, fails or does not answer."""
     try:
         done = execute(command, QUERY_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done and done.returncode == 0 else None
-
-
-def try_json(*command: str) -> Any:
-    """Return a command's answer in JSON, None when there is none."""
-    return _parse(try_text(*command) or "")
+    return _parse(done.stdout) if done and done.returncode == 0 else None
 
 
 def run(*command: str) -> Any:
@@ -109,6 +104,17 @@ def origin() -> str | None:
     url = git.line("remote", "get-url", "origin")
     slug = re.search(r"github\.com[:/]([^/]+/[^/]+?)(\.git)?/?$", url)
     return slug[1] if slug else None
+
+
+def repository_facts(repository: str) -> dict[str, Any]:
+    """Return what GitHub has on a repository, and whether its plan has `environments`.
+
+    Private repositories of the plan Free have none, and are refused a list of their rulesets
+    ("Upgrade to GitHub Pro"): docs.github.com, "Managing environments", "About rulesets".
+    """
+    facts = get_or_none("gh", "api", f"repos/{repository}")
+    rulesets = get_or_none("gh", "api", f"repos/{repository}/rulesets")
+    return facts | {"environments": not facts["private"] or rulesets is not None}
 
 
 def github_variables(repository: str) -> dict[str, str] | None:

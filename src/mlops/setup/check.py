@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 from core.errors import DigitsError
 from mlops import dvc, git
@@ -85,22 +86,23 @@ def github(repository: str | None) -> Iterator[Finding]:
         return
     template = access.load()
     try:
-        yield from switched_off(repository)
-        if not values.keys() & set(template.variables):
+        facts = az.repository_facts(repository)
+        yield from switched_off(repository, facts)
+        if not values.keys() & set(connection.SETTINGS):
             text = f"GitHub: {repository} is not connected to Azure, so merges deploy nothing"
             yield Finding("optional", text, CONNECT)
             return
         for name in template.variables:
             yield expect(name in values, f"variable {name}", CONNECT)
-        yield from environments(repository)
-        yield from azure_resources(template, values, prefix)
+        yield from limits(repository, facts, values)
+        subjects = {row.identity: f"{prefix}:{row.claim(facts)}" for row in template.logins}
+        yield from azure_resources(template, values, subjects)
     except DigitsError as error:  # no answer from `gh` or `az`
         yield Finding("unknown", str(error))
 
 
-def switched_off(repository: str) -> Iterator[Finding]:
+def switched_off(repository: str, facts: dict[str, Any]) -> Iterator[Finding]:
     """Check what is off in forks, and in schedules after 60 idle days, and the branch's name."""
-    facts = az.get_or_none("gh", "api", f"repos/{repository}")
     rows = az.get_or_none("gh", "api", f"repos/{repository}/actions/workflows")["workflows"]
     off = [row["name"] for row in rows if row["state"] != "active"]
     branch, on = facts["default_branch"], f"https://github.com/{repository}/actions"
@@ -112,8 +114,16 @@ def switched_off(repository: str) -> Iterator[Finding]:
     yield expect(not off, f"workflows that are off: {', '.join(off) or 'none'}", fix)
 
 
-def environments(repository: str) -> Iterator[Finding]:
-    """Check that the environments that only main may use are limited to a branch."""
+def limits(repository: str, facts: dict[str, Any], values: dict[str, str]) -> Iterator[Finding]:
+    """Check that jobs name environments if the plan has them, those of main limited to a branch."""
+    expected, found = "limited" if facts["environments"] else "none", values.get("ENVIRONMENTS")
+    text = f"variable ENVIRONMENTS: {found}; by plan and visibility: {expected}"
+    yield expect(found == expected, text, CONNECT)
+    if expected == "none":
+        text = "no GitHub App: without environments its key is open to every branch"
+        fix = f"gh variable delete REVIEW_APP_CLIENT_ID --repo {repository}"
+        yield expect("REVIEW_APP_CLIENT_ID" not in values, text, fix)
+        return
     rows = az.get_or_none("gh", "api", f"repos/{repository}/environments")["environments"]
     limited = {row["name"] for row in rows if row["deployment_branch_policy"]}
     for name in [name for name, protected in access.ENVIRONMENTS.items() if protected]:
@@ -122,12 +132,12 @@ def environments(repository: str) -> Iterator[Finding]:
 
 
 def azure_resources(
-    template: access.Access, values: dict[str, str], prefix: str
+    template: access.Access, values: dict[str, str], subjects: dict[str, str]
 ) -> Iterator[Finding]:
     """Check the identities in Azure, whom they trust and their roles, and the clusters.
 
-    `values` are GitHub's variables, which say where they are; `prefix` is what the subjects of its
-    tokens begin with. Raises DigitsError without an answer of `az`.
+    `values` are GitHub's variables, which say where they are; `subjects` are those of the tokens of
+    each identity's jobs. Raises DigitsError without an answer of `az`.
     """
     if not {"AZURE_STORAGE_ACCOUNT", *connection.SETTINGS} <= set(values):
         return  # reported by the findings of the variables
@@ -143,7 +153,7 @@ def azure_resources(
         yield expect(matches, f"{login.variable}: the client id of {identity}", CONNECT)
         if identity in clients:
             place = ("--identity-name", identity, *group)
-            yield credential(place, f"{prefix}:{login.subject}")
+            yield credential(place, subjects[login.identity])
     for name in template.identities:
         client = clients.get(f"digits-{name}")
         yield roles(f"digits-{name}", client, template.roles(name, scopes))

@@ -51,7 +51,6 @@ def check_azure(**given: Any) -> None:
 @GROUP
 @click.option("--location", help="Location of a new resource group, such as westeurope.")
 @options.repository
-@click.option("--subject-prefix", metavar="TEXT", help="If `gh` has none: repo:OWNER@ID/NAME@ID")
 @click.option("--without-cluster", is_flag=True, help="Create no cluster: the quota is too small.")
 @click.option("--image-build-compute", metavar="NAME", default="", help="Cluster for building.")
 def connect(**given: Any) -> None:

@@ -14,9 +14,8 @@ from mlops.azure.settings import load
 from mlops.setup import access, az
 
 
-def limit_environments(repository: str) -> None:
+def limit_environments(repository: str, branch: str) -> None:
     """Create GitHub's environments; restrict those of main to the default branch."""
-    branch = az.run("gh", "api", f"repos/{repository}")["default_branch"]
     for name, protected in access.ENVIRONMENTS.items():
         place = f"repos/{repository}/environments/{name}"
         put = ("gh", "api", "--method", "PUT", place)
@@ -63,16 +62,18 @@ def main(given: SimpleNamespace) -> None:
     access.load()  # fail early if it is invalid
     if repository is None:
         raise DigitsError("origin is not on GitHub: give --repository OWNER/NAME")
-    prefix = given.subject_prefix or az.subject_prefix(repository)
+    prefix = az.subject_prefix(repository)
     if prefix is None:
         raise DigitsError(
-            f"GitHub does not say how it names the tokens of {repository}, and a guess would lock "
-            "the workflows out. Fix: gh auth login, or --subject-prefix (repo:OWNER/NAME, or "
-            "repo:OWNER@ID/NAME@ID for a repository made or renamed since July 2026)"
+            f"GitHub: no answer on how it names the tokens of {repository}. Fix: gh auth login"
         )
     az.run("az", "account", "show")
+    facts = az.repository_facts(repository)
     # Before the identities: an environment without a limit gives its rights to every branch.
-    limit_environments(repository)
+    if facts["environments"]:
+        limit_environments(repository, facts["default_branch"])
+    else:
+        print("A private repository on the plan Free has no environments: the branch is trusted.")
     if az.get_or_none("az", "group", "show", "--name", group) is None:
         if given.location is None:
             raise DigitsError(f"There is no resource group {group}. To make it: give --location")
@@ -80,7 +81,8 @@ def main(given: SimpleNamespace) -> None:
         az.run("az", "group", "create", *place, "--tags", access.MADE)
     cluster = f"withCluster={str(not given.without_cluster).lower()}"
     images = f"imageBuildCompute={given.image_build_compute}"
-    values = deploy_stack(group, prefix, cluster, images)
+    jobs = (f"branch={facts['default_branch']}", f"environments={facts['environments']}".lower())
+    values = deploy_stack(group, prefix, cluster, images, *jobs)
     files = ", ".join(path.as_posix() for path in connection.save_connection(values))
     print(f"Written: {files}; commit it." if files else "Written: nothing new.")
     known = az.github_variables(repository) or {}

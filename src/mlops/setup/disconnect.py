@@ -76,15 +76,6 @@ def of_class(prefix: str, delete: bool, yes: bool) -> None:
         print("Azure deletes them within minutes. What they collected stays in the workspace.")
 
 
-def refuse_endpoints(workspace: str) -> None:
-    """Raise DigitsError while the workspace has endpoints, which would stop a removal half-way."""
-    if names := endpoints(workspace):
-        raise DigitsError(
-            f"The workspace has endpoints: {', '.join(names)}. Remove that of this repository with "
-            "`digits deploy destroy --workspace azure`."
-        )
-
-
 def purge(ids: list[str]) -> None:
     """Delete the workspace and the vault among some resources; their names are free again.
 
@@ -130,7 +121,11 @@ def main(given: SimpleNamespace) -> None:
     ids = resources(group)
     print("Made by `digits azure connect`:", *(ids or ["nothing"]), sep="\n  ")
     for workspace in filter(exists, of_type(WORKSPACE, ids)):
-        refuse_endpoints(workspace)
+        if names := endpoints(workspace):  # they would stop a removal half-way
+            raise DigitsError(
+                f"The workspace has endpoints: {', '.join(names)}. Remove that of this repository "
+                "with `digits deploy destroy --workspace azure`."
+            )
     if not given.yes:
         print("All blobs in main and review, models, and collected data are deleted with it.")
         options.confirm("the resource group", group)

@@ -82,6 +82,7 @@ def test_one_in_a_hundred_known_digits_looks_foreign_and_noise_does() -> None:
     assert metrics.auroc(-known, -model.predict(whole, noise)["ood_score"]) > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras
 def test_a_model_has_the_same_bytes_whatever_was_built_before(tmp_path: Path) -> None:
     images = mnist_part("train", 200).images

@@ -175,6 +175,7 @@ def without_drift(references: int, windows: int, settings: Settings) -> list[flo
     return [rises / count, alarmed / count, sum(e_values) / count]
 
 
+@pytest.mark.slow
 def test_alarms_without_drift_are_seldom() -> None:
     """What makes it so: e-values are worth less than 1, with something to spare."""
     settings = dataclasses.replace(SETTINGS, windows_between_false_alarms=50)

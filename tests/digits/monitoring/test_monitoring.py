@@ -511,6 +511,7 @@ def test_the_report_is_accessible_and_fits_a_telephone(
         page.close()
 
 
+@pytest.mark.slow
 def test_the_last_of_many_windows_and_gaps_are_named_so(drift_scenario: Analysis) -> None:
     page = report.page(drift_scenario, OWN, TASK)
     assert page.count("<tr><td>") == 21

@@ -195,6 +195,7 @@ def test_an_invalid_split_is_reported(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.prove
 def test_ctrl_c_leaves_nothing_and_no_process(project: Project, tmp_path: Path) -> None:
     project_params = project.root / "params.yaml"
     text = project_params.read_text("utf-8")

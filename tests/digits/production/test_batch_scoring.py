@@ -53,6 +53,7 @@ def scored(files: list[Path], out: Path, model: Path, script: str | None = None)
     return sum(count for count, fresh in scoring.score(files, out, model, script) if fresh)
 
 
+@pytest.mark.slow
 def test_parts_are_the_same_rows_however_a_file_is_cut(tmp_path: Path) -> None:
     for group, kind in ((700, pa.binary()), (COUNT, pa.large_binary()), (5000, pa.binary(784))):
         path = write(tmp_path / "digits.parquet", IMAGES, group, kind)
@@ -120,6 +121,7 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
         scored([whole], out, tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_files_of_every_format_are_brought_to_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

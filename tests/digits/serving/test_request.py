@@ -97,7 +97,11 @@ def test_a_clean_image_is_brought_to_the_form_of_the_data(make: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("size", [(28, 28), (57, 57), (280, 280), (1999, 1999)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(28, 28), (57, 57), (280, 280), pytest.param((1999, 1999), marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("flip", [0, 255], ids=["light on dark", "dark on light"])
 def test_any_size_shows_the_same_digit(kind: str, size: tuple[int, int], flip: int) -> None:
     large = [Image.fromarray(digit ^ np.uint8(flip)).resize(size) for digit in DIGITS[:8]]

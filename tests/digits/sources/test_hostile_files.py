@@ -447,6 +447,7 @@ def test_what_an_archive_unpacks_to_is_checked_first(
         reader("archive")(path)
 
 
+@pytest.mark.slow
 def test_the_endpoint_ends_as_soon() -> None:
     for make in BOMBS.values():
         data = make()

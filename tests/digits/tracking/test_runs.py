@@ -63,6 +63,7 @@ def test_a_store_that_takes_nothing_is_reported_and_stops_nothing(
     assert "could not log the run to MLflow" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @STORE
 def test_a_training_and_its_evaluation_are_one_run(
     monkeypatch: pytest.MonkeyPatch,
@@ -98,6 +99,7 @@ def test_a_training_and_its_evaluation_are_one_run(
     assert (tmp_path / "data" / "mlruns").is_dir()
 
 
+@pytest.mark.slow
 @STORE
 def test_runs_that_differ_in_their_seed_are_grouped(model: Path, tmp_path: Path) -> None:
     for values in ({"seed": 1}, {"seed": 2}, {"seed": 1, "epochs": 3}):
@@ -109,6 +111,7 @@ def test_runs_that_differ_in_their_seed_are_grouped(model: Path, tmp_path: Path)
     assert found["1", "2"] == found["2", "2"] != found["1", "3"]
 
 
+@pytest.mark.prove
 @STORE
 def test_an_evaluation_without_a_training_is_marked_as_restored(
     model: Path, tmp_path: Path

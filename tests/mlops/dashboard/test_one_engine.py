@@ -86,6 +86,7 @@ def production(rng: np.random.Generator) -> tuple[list[Row], list[Row]]:
     return stream, [*known, *known[:7], stray, known[0] | {"label": "eleven"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("looks", [1, 5])
 def test_all_three_give_the_same_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int

@@ -442,6 +442,7 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
         servers.close()
 
 
+@pytest.mark.prove
 def test_the_real_model(
     reproduced: Project, home: Emulator, browser: Browser, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """What the page shows of production: each answer and each label once, within bounds."""
 
 import datetime
+import json
 import os
 import warnings
 from pathlib import Path
@@ -13,6 +14,8 @@ from blobs import Blobs
 from histogram import histograms
 
 from digits.monitoring.drift import Reference
+
+pytestmark = pytest.mark.slow
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -110,8 +113,10 @@ def test_damaged_rows_and_labels_are_counted(site: Site) -> None:
     site.ask("damaged 2", {"image": bytes(3)})
     site.ask("damaged 3", {"digit": "no class of ours"})
     site.ask("damaged 4", {"ood_score": 1.5})
+    large = {"time": START.isoformat(), "source": "blue", "dataref": "https://a/b"}
     for path, line in (
         ("modelDataCollector/e/blue/model_inputs_outputs", b"{"),
+        ("modelDataCollector/e/blue/model_inputs_outputs", json.dumps(large).encode()),
         ("labels/e", b"["),
     ):
         hour = f"{START:%Y/%m/%d/%H}"
@@ -121,6 +126,7 @@ def test_damaged_rows_and_labels_are_counted(site: Site) -> None:
     site.label("one")
     state = site.state()
     assert (state["digits"], state["corrupted"], state["labelled"]) == (1, 6, 1)
+    assert state["elsewhere"] == 1
     assert state["accuracy"][0] == 1
     assert state["monitoring"]["issues"]["corrupted"] == 3
     assert [one["digit"] for one in state["recent"]] == ["3"]

@@ -22,6 +22,8 @@ from wire import Wire, tapped
 
 from core.errors import DigitsError
 from mlops.azure import assets, endpoint
+from mlops.azure.manager import LOG_ANALYTICS
+from mlops.azure.settings import IN_FLIGHT
 from mlops.deploy import lease, smoke
 from mlops.deploy.rollout import Deployer
 
@@ -33,10 +35,17 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def client(deployable: Deployable, emulator: Emulator) -> Iterator[list[list]]:
-    """Ask the endpoint all the time from another process; fill the list with its answers."""
+    """Ask the endpoint all the time from another process; fill the list with its answers.
+
+    It keeps as many requests in flight as the deployment lets through.
+    """
     place = deployable.serving(emulator)
+    (live,) = place["traffic"]
+    found = emulator.call("GET", f"{deployable.endpoint}/{place['name']}/deployments/{live}")
+    settings = found["properties"]["requestSettings"]
+    limit = IN_FLIGHT * settings["maxConcurrentRequestsPerInstance"] * found["sku"]["capacity"]
     program = ROOT / "tests" / "support" / "client.py"
-    command = [sys.executable, str(program), place["url"], place["key"], str(RATE)]
+    command = [sys.executable, str(program), place["url"], place["key"], str(RATE), str(limit)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     )
@@ -89,6 +98,12 @@ def test_a_first_deployment(deployable: Deployable, emulator: Emulator) -> None:
     assert env["APP_INSIGHTS_LOG_RESPONSE_ENABLED"] == "false"  # answers are nobody's log
     for tags in (deployment["tags"], emulator.call("GET", path)["tags"]):
         assert endpoint.COST.items() <= tags.items()
+    setting = emulator.call("GET", logging(deployable, emulator))["properties"]
+    group = deployable.endpoint.split("/providers/")[0]
+    assert setting["workspaceId"] == f"{group}/providers/{LOG_ANALYTICS}"
+    assert {(log["category"], log["enabled"]) for log in setting["logs"]} == {
+        (f"AmlOnlineEndpoint{kind}Log", True) for kind in ("Console", "Event", "Traffic")
+    }
     (model,) = emulator.call(
         "GET", deployable.endpoint.replace("onlineEndpoints", "models/digits/versions")
     )["value"]
@@ -100,6 +115,31 @@ def test_a_first_deployment(deployable: Deployable, emulator: Emulator) -> None:
     emulator.faults({"do": "fail", "path": "/usages$", "status": 403})
     assert "quota        unknown: " in deployable.deploy("plan")
     emulator.faults()
+
+
+def logging(deployable: Deployable, emulator: Emulator) -> str:
+    """Return the path of the setting that says where an endpoint's logs go."""
+    name = deployable.serving(emulator)["name"]
+    return f"{deployable.endpoint}/{name}/providers/Microsoft.Insights/diagnosticSettings/digits"
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("status", [403, 404])
+def test_an_endpoint_without_log_analytics_is_deployed_and_says_so(
+    deployable: Deployable, emulator: Emulator, status: int
+) -> None:
+    """As where somebody has no role for it, or brought a workspace without the template."""
+    refused = {"do": "fail", "path": "diagnosticSettings", "code": "AuthorizationFailed"}
+    emulator.faults(refused | {"status": status})
+    deployable.commit("one")
+    said = deployable.deploy("apply")
+    cause = "not found" if status == 404 else "Azure Monitor is missing: Monitoring Contributor is"
+    assert re.search(f"logs do not go to Log Analytics: .*{cause}", said), said
+    said = deployable.deploy("destroy")
+    emulator.faults()
+    left = "diagnosticSettings/digits of the endpoint (the role for settings of Azure Monitor"
+    assert (left in said) == (status == 403)
+    assert emulator.call("GET", deployable.endpoint)["value"] == []
 
 
 @pytest.mark.slow(minutes=0.4)
@@ -157,6 +197,7 @@ def test_a_bad_model_gets_no_traffic(deployable: Deployable, emulator: Emulator)
     assert deployable.version(emulator) == good[:12]
 
 
+@pytest.mark.prove
 def test_pause_resume_destroy(deployable: Deployable, emulator: Emulator) -> None:
     version = deployable.commit("one")
     deployable.deploy("apply")
@@ -229,7 +270,7 @@ def test_autoscale_goes_with_its_deployment(deployable: Deployable, emulator: Em
     emulator.faults({"do": "fail", "path": "autoscalesettings"} | FORBIDDEN)
     deployable.set(autoscale="{most: 4, cpu_percent: [30, 70], minutes: 5}")
     refused = deployable.deploy("apply", code=1)
-    assert "the role for azure.autoscale is missing: Monitoring Contributor is needed" in refused
+    assert "settings of Azure Monitor is missing: Monitoring Contributor is needed" in refused
     emulator.faults()
     assert list(deployable.serving(emulator)["traffic"]) == [fixed]
 
@@ -373,12 +414,14 @@ def test_destroy_leaves_nothing(deployable: Deployable, emulator: Emulator) -> N
         container.upload_blob(f"labels/{name}/rows.jsonl", b"{}")
         said = deployable.deploy("destroy")
         assert "environments/digits/versions/" in said and "(archived)" in said
+        (code,) = re.findall(r"codes/(\S+) \(of a job, or of a revision never live\)", said)
         for prefix in (*uploads, f"modelDataCollector/{name}/", f"labels/{name}/"):
             assert not list(container.list_blob_names(name_starts_with=prefix)), prefix
         assert list(container.list_blob_names(name_starts_with=shared))
         assert not list(container.list_blob_names(name_starts_with=f"digits-leases/{name}"))
     left = remaining(deployable, emulator)
     assert {path.split("/")[-4] for path in left} == {"codes", "models"}  # never live; another's
+    assert {path.split("/")[-3] for path in left if "/codes/" in path} == {code.lower()}
     assert [model["name"] for model in versions("models")] == ["9"]
     emulator.call("DELETE", f"{workspace}/models/digits/versions/9")
 
@@ -456,7 +499,7 @@ def test_while_what_is_live_is_made_anew_the_previous_revision_serves(
         patch.object(smoke, "check", check),
     ):
         said = deployable.deploy("apply", code=1)
-    assert "serves meanwhile" in said and "traffic is back at" in said
+    assert "serves meanwhile" in said and "traffic was returned to" in said
     assert deployable.version(emulator) == one[:12]
 
 
@@ -719,7 +762,7 @@ def test_what_is_refused(deployable: Deployable) -> None:
     (deployable.root / "new.txt").unlink()
     deployable.commit("low", accuracy=0.9)
     assert "gate         failed: mnist accuracy 0.9 is below" in deployable.deploy("plan")
-    assert "mnist accuracy 0.9 is below its floor 0.99" in deployable.deploy("apply", code=1)
+    assert "mnist accuracy 0.9 is below its limit 0.99" in deployable.deploy("apply", code=1)
     deployable.commit("high", accuracy=0.998)
     deployable.commit("one", accuracy=0.994)
     assert "mnist accuracy is worse by 0.004" in deployable.deploy("apply", code=1)

@@ -21,7 +21,7 @@ UNLIKE = [  # what differs from one run to the next
     (r"/versions/[^/]+", r"/versions/[^/]+"),
     (r"/codes/[^/]+", r"/codes/[^/]+"),
     (r"/data/[^/]+", r"/data/[^/]+"),
-    (r"/operations/[^/]+", r"/operations/"),
+    (r"/mfeOperationsStatus/[^/]+", r"/mfeOperationsStatus/"),
 ]
 
 
@@ -40,7 +40,7 @@ def all_faults(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
         key = (call["method"], pattern)
         skip = seen.get(key, 0)
         seen[key] = skip + 1
-        if "/operations/" in path:
+        if "/mfeOperationsStatus/" in path:
             if path in operations:
                 continue
             operations.add(path)
@@ -189,7 +189,7 @@ def test_who_waits_for_an_answer_in_vain_can_stop(
     process.terminate()
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 1, said
-    assert f"traffic is back at {next(iter(before['traffic']))}" in said
+    assert f"traffic was returned to {next(iter(before['traffic']))}" in said
     assert deployable.serving(emulator) == before
     assert deployable.version(emulator) == version
 

@@ -150,6 +150,7 @@ def test_a_workspace_that_takes_no_run_stops_no_job(
     assert len(tracking.requests) == 1
 
 
+@pytest.mark.prove
 def test_a_job_restores_no_run_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path / "project")
     project.root.mkdir()
@@ -201,6 +202,7 @@ def listed_outside(folder: Path) -> Tiny:
     return project
 
 
+@pytest.mark.slow
 def test_a_job_follows_no_listing_out_of_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +216,7 @@ def test_a_job_follows_no_listing_out_of_its_folder(
     assert not Path("x.py").exists() and list(Path(".dvc/cache").rglob("*.dir"))
 
 
+@pytest.mark.slow
 def test_what_a_job_needs_is_checked_before_it_is_checked_out_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +234,7 @@ def test_what_a_job_needs_is_checked_before_it_is_checked_out_here(
     assert "checkout" not in commands and "pull" not in commands
 
 
+@pytest.mark.slow
 def test_a_file_of_dvc_that_leads_out_of_its_folder_is_not_even_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

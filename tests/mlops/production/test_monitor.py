@@ -117,7 +117,8 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
     lines = [line(n, float(RNG.beta(2, 20))) for n in range(1000)]
     lines += [line(n, float(RNG.beta(6, 3))) for n in range(1000, 2000)]
     broken = [b"{", b"[]", line(5, 0.1)[:-30], line(2001, 0.1, image="AA=="), line(7, 0.1)]
-    strange = [line(2002, 0.1, model_version="v0")]
+    large = json.loads(line(2003, 0.1)) | {"data": None, "dataref": "https://a/b"}
+    strange = [line(2002, 0.1, model_version="v0"), json.dumps(large).encode()]
     site.collect(ENDPOINT, "10", [*lines, *broken, *strange, b""])
     late = START + datetime.timedelta(hours=30)
     known = [
@@ -147,10 +148,15 @@ def test_drift_is_told_with_its_time_and_digits_are_brought_home(site: Site) -> 
         "duplicate": 1,
         "other_model": 1,
         "lines_corrupted": 3,
+        "lines_stored_elsewhere": 1,
         "labels_duplicate": 10,
     }
     assert "drift since 2026-01-05T10:16:40Z" in said
-    assert "<!doctype html>" in (site.root / "out" / "report.html").read_text()
+    assert "not counted: " in said and "its rows are stored elsewhere" in said
+    page = (site.root / "out" / "report.html").read_text()
+    assert "<!doctype html>" in page
+    assert "<li>1 lines whose rows the collector stored elsewhere" in page
+    assert not [name for name in told["issues"] if f" {name}</li>" in page]  # all have words
     names = {path.name for path in labelled.iterdir()}
     assert names == {"devanagari_20260106.csv", "mnist_20260106.csv"}
     digits = read_csv(labelled / "mnist_20260106.csv", 28, 10, "mnist")

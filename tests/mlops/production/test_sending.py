@@ -9,11 +9,13 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import frozen
 import numpy as np
 import pytest
 from azure.core.exceptions import ServiceRequestError
@@ -22,6 +24,9 @@ from conftest import random_digits
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
     from mlops.azure import collected
+    from mlops.azure.endpoint import Target
+    from mlops.azure.settings import load
+    from mlops.cli import call
     from mlops.production import sender, simulate
 from core import params
 from core.errors import DigitsError
@@ -410,3 +415,48 @@ def test_resume_wants_a_run_of_the_same_stream(tmp_path: Path) -> None:
     path.write_text(json.dumps(vars(old)))
     with pytest.raises(DigitsError, match=r"params\.yaml or the pool has changed"):
         simulate.reached(path, asked, whole)
+
+
+def test_connections_are_as_many_as_the_deployments_settings_let_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the concurrent requests of all instances, of the deployment that takes fewest."""
+    deployments = [
+        SimpleNamespace(
+            name=name,
+            instance_count=instances,
+            request_settings=SimpleNamespace(max_concurrent_requests_per_instance=at_a_time),
+        )
+        for name, instances, at_a_time in (("blue", 2, 3), ("green", 5, 1), ("idle", 1, 1))
+    ]
+    target = object.__new__(Target)
+    target.name = "digits"
+    target.client = SimpleNamespace(  # type: ignore[assignment]
+        online_deployments=SimpleNamespace(list=lambda name: deployments)
+    )
+    traffic = {"blue": 90, "green": 10, "idle": 0}
+    monkeypatch.setattr(target, "get", lambda: SimpleNamespace(traffic=traffic))
+    assert target.concurrency() == 2 * 5
+    traffic["green"] = 0
+    assert target.concurrency() == 2 * 2 * 3
+
+    settings = replace(load(), requests_at_a_time=3, instance_count=4)
+    address = sender.Address("https://a/score", tmp_path / "key", settings)
+    assert address.concurrency() == 2 * 3 * 4
+
+    used: list[int] = []
+
+    async def go(run: sender.Run, path: Path, concurrency: int) -> None:
+        used.append(concurrency)
+        path.touch()
+
+    (tmp_path / "key").write_text("key")
+    (tmp_path / "params.yaml").write_text(frozen.text(), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(simulate, "read", lambda *_: stream())
+    monkeypatch.setattr(sender.Run, "go", go)
+    url = ("--url", "https://a/score", "--key-file", "key", "--speed", "max")
+    call("simulate", *url)
+    call("simulate", *url, "--concurrency", "5")
+    own = load()
+    assert used == [2 * own.requests_at_a_time * own.instance_count, 5]

@@ -58,7 +58,7 @@ def test_a_forged_accuracy_fails(author: Tiny, review: Review) -> None:
     found = review()
     assert not found.passed
     assert found.trained
-    assert "mnist accuracy 0.5 is below its floor 0.9" in found.error
+    assert "mnist accuracy 0.5 is below its limit 0.9" in found.error
 
 
 def test_a_forged_lock_fails(author: Tiny, review: Review) -> None:
@@ -129,7 +129,7 @@ def test_weights_of_others_have_the_metrics_that_main_finds(author: Tiny, review
     author.commit("A forged accuracy")
     found = review()
     assert not found.passed and not found.trained
-    assert "mnist accuracy 0.5 is below its floor 0.9" in found.error
+    assert "mnist accuracy 0.5 is below its limit 0.9" in found.error
 
 
 def test_an_author_cannot_say_that_his_weights_are_kept(author: Tiny, review: Review) -> None:
@@ -176,17 +176,17 @@ def test_another_test_set_is_not_compared(author: Tiny, review: Review) -> None:
 
 def test_the_gate_of_the_base_judges_a_change_of_the_gate(author: Tiny, review: Review) -> None:
     author.edit("params.yaml", "epochs: 1", "epochs: 0")
-    author.edit("params.yaml", "floor: 0.9, tolerance: 0.003", "floor: 0.1, tolerance: 0.9")
+    author.edit("params.yaml", "limit: 0.9, tolerance: 0.003", "limit: 0.1, tolerance: 0.9")
     author.dvc("repro", "--quiet")
     author.commit("A lower gate for a worse model")
     found = review()
     assert not found.passed
-    assert "is below its floor 0.9" in found.error
+    assert "is below its limit 0.9" in found.error
     assert "section review of params.yaml changes together with what a stage reads" in found.error
 
 
 def test_a_change_of_the_gate_alone_passes_and_is_named(author: Tiny, review: Review) -> None:
-    author.write("params.yaml", PARAMS.replace("floor: 0.9,", "floor: 0.8,"))
+    author.write("params.yaml", PARAMS.replace("limit: 0.9,", "limit: 0.8,"))
     author.commit("A lower gate")
     found = review()
     assert found.passed, found
@@ -265,3 +265,37 @@ def test_a_table_cannot_be_hidden_from_git(author: Tiny, review: Review) -> None
     found = review()
     assert not found.passed
     assert f"{METRICS}: a .gitignore hides this table" in found.error
+
+
+@pytest.mark.prove
+def test_data_in_no_cache_is_reported_with_the_commands_for_a_person(
+    author: Tiny, review: Review
+) -> None:
+    author.write("data/labelled/devanagari_1.csv", "4,5\n")
+    author.dvc("add", "--quiet", "data/labelled/devanagari_1.csv")
+    author.dvc("repro", "--quiet")
+    author.commit("Digits that nobody pushed")
+    digest = md5("4,5\n")
+    (author.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).unlink()
+    found = review()
+    assert not found.passed
+    (reason,) = (row for row in found.report["gate"]["reasons"] if "failed at" in row)
+    for part in ("data/labelled/devanagari_1.csv", "'dvc push --remote main'", "'dvc remove'"):
+        assert part in reason, reason
+
+
+@pytest.mark.prove
+def test_a_second_lock_that_differs_names_the_stage_that_is_not_reproducible(
+    author: Tiny, review: Review
+) -> None:
+    """The bot has committed what a run made; the next run makes other bytes."""
+    blanks = 'str(params["epochs"]) + " " * __import__("random").randrange(10**6))'
+    author.edit("stage.py", 'str(params["epochs"]))', blanks)
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.dvc("repro", "--quiet")
+    author.git("add", "--all")
+    bot = "--author=github-actions[bot] <bot@github.invalid>"
+    author.git("commit", "--quiet", "--message", "dvc.lock and metrics", bot)
+    found = review()
+    assert not found.passed and found.trained
+    assert "not reproducible: train" in found.error, found

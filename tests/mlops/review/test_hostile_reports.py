@@ -115,6 +115,7 @@ BASIC = settings(
 )
 
 
+@pytest.mark.slow
 @settings(BASIC, max_examples=200)
 @given(hostile())
 def test_a_hostile_report_is_nothing_but_text(content: bytes) -> None:

@@ -15,8 +15,8 @@ def digits(project: Project, *arguments: str, code: int = 0) -> str:
 
 def relaxed(project: Project) -> None:
     """Let the small model pass the gate, as a commit of main."""
-    project.edit("params.yaml", "floor: 0.99,", "floor: 0.0,")
-    project.edit("params.yaml", "floor: 0.005,", "floor: 1.0,")
+    project.edit("params.yaml", "limit: 0.99,", "limit: 0.0,")
+    project.edit("params.yaml", "limit: 0.005,", "limit: 1.0,")
     project.git("commit", "--quiet", "--all", "--message", "A gate for a small model")
 
 
@@ -24,14 +24,14 @@ def test_a_change_is_reproduced_and_told(project: Project) -> None:
     relaxed(project)
     project.git("switch", "--quiet", "--create", "change")
     project.edit("params.yaml", "mistakes: 60", "mistakes: 30")
-    assert "dvc.lock is not what the pipeline would make (evaluate)" in digits(project, "review")
+    assert "dvc.lock is outdated (evaluate)" in digits(project, "review")
     digits(project, "review", "--repro", "--gate", "--out", "review")
     text = (project.root / "review" / "report.md").read_text("utf-8")
     assert text.startswith("## No difference · ✅ gate passed")
     assert "| evaluate.mistakes | 60 | 30 |" in text
     assert "| evaluate | ran | evaluate.mistakes |" in text
     assert "| train | unchanged |" in text
-    assert "what is committed is not what the pipeline makes (dvc.lock" in text
+    assert "the committed files differ from what the pipeline computes (dvc.lock" in text
     values = json.loads((project.root / "review" / "report.json").read_text("utf-8"))
     assert values["gate"] == {"passed": True, "reasons": []}
     ran = {stage["name"]: stage["what"] for stage in values["stages"]}
@@ -41,6 +41,7 @@ def test_a_change_is_reproduced_and_told(project: Project) -> None:
     assert "| evaluate | restored |" in digits(project, "review", "--repro", "--base", "change")
 
 
+@pytest.mark.prove
 def test_a_stage_that_fails_is_told(project: Project) -> None:
     project.edit("params.yaml", "mistakes: 60", "mistakes: none")
     told = digits(project, "review", "--repro", "--out", "review", code=1)

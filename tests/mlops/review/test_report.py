@@ -13,9 +13,12 @@ from conftest import NAME, ROOT, Project, environment
 from core.errors import DigitsError
 from mlops import dvc
 from mlops.cli import call
+from mlops.deploy import release
 from mlops.review import compare, gate, merge, render, report, schema
 from mlops.review.gate import Rule, judge
 from mlops.review.schema import Metric, Report
+
+pytestmark = pytest.mark.slow
 
 PARAMS = """
 epochs: 3
@@ -24,7 +27,7 @@ review:
   retrain: {propose: true, set: {}}
   gate:
     mnist:
-      accuracy: {direction: higher, floor: 0.99, tolerance: 0.0015}
+      accuracy: {direction: higher, limit: 0.99, tolerance: 0.0015}
 """
 LOCK = """
 schema: '2.0'
@@ -111,7 +114,7 @@ def change(project: Project, name: str, text: str) -> None:
         (0.9952, "noise", ""),
         (0.9990, "better", ""),
         (0.9930, "noise", "worse by 0.002"),
-        (0.9800, "worse", "below its floor 0.99"),
+        (0.9800, "worse", "below its limit 0.99"),
         (float("nan"), "unknown", "is nan"),
     ],
 )
@@ -162,7 +165,7 @@ def test_production_is_compared_but_no_part_of_the_gate(small: Project) -> None:
     assert (found.verdict, found.gate.reasons) == ("same", [])
     change(small, "data/monitoring/metrics.json", "{")
     found, text = reviewed("HEAD")
-    assert "data/monitoring/metrics.json is damaged in the working tree" in text
+    assert "data/monitoring/metrics.json cannot be read in the working tree" in text
     assert found.verdict == "same"
 
 
@@ -186,17 +189,17 @@ def test_what_explains_it_is_told(small: Project) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("params.yaml", "epochs: [", "params.yaml is damaged"),
-        ("data/evaluation/metrics.json", "{", "metrics.json is damaged"),
-        ("data/evaluation/metrics.json", '{"mnist": "3"}', "metrics.json is damaged"),
-        ("data/evaluation/metrics.json", "[]", "metrics.json is damaged"),
+        ("params.yaml", "epochs: [", "params.yaml cannot be read"),
+        ("data/evaluation/metrics.json", "{", "metrics.json cannot be read"),
+        ("data/evaluation/metrics.json", '{"mnist": "3"}', "metrics.json cannot be read"),
+        ("data/evaluation/metrics.json", "[]", "metrics.json cannot be read"),
         ("dvc.lock", "<<<<<<< ours\na: 1\n>>>>>>> theirs\n", "digits merge"),
-        ("dvc.lock", "stages: {train: {deps: [{path: 3}]}}", "dvc.lock is damaged"),
-        ("dvc.lock", "stages: {train: {deps: 3}}", "dvc.lock is damaged"),
-        ("dvc.lock", "stages: {train: {params: 4}}", "dvc.lock is damaged"),
-        ("dvc.lock", "stages: {train: {params: {params.yaml: 4}}}", "dvc.lock is damaged"),
-        ("data/model/curves.csv", "epoch\n1,2,3\nx\n", "curves.csv is damaged"),
-        ("data/noise.json", '{"metrics": 3}', "noise.json is damaged"),
+        ("dvc.lock", "stages: {train: {deps: [{path: 3}]}}", "dvc.lock cannot be read"),
+        ("dvc.lock", "stages: {train: {deps: 3}}", "dvc.lock cannot be read"),
+        ("dvc.lock", "stages: {train: {params: 4}}", "dvc.lock cannot be read"),
+        ("dvc.lock", "stages: {train: {params: {params.yaml: 4}}}", "dvc.lock cannot be read"),
+        ("data/model/curves.csv", "epoch\n1,2,3\nx\n", "curves.csv cannot be read"),
+        ("data/noise.json", '{"metrics": 3}', "noise.json cannot be read"),
     ],
 )
 def test_damage_is_told_on_either_side(small: Project, name: str, text: str, message: str) -> None:
@@ -206,7 +209,7 @@ def test_damage_is_told_on_either_side(small: Project, name: str, text: str, mes
     if name in ("params.yaml", "data/evaluation/metrics.json"):
         assert reviewed()[0].gate.reasons
     if name == "params.yaml":
-        assert reviewed()[0].gate.reasons[0].startswith("params.yaml is damaged")
+        assert reviewed()[0].gate.reasons[0].startswith("params.yaml cannot be read")
         assert reviewed()[0].problems == []  # nothing is said of what could not be read
     commit(small, "damaged")
     small.git("branch", "--force", "main")
@@ -216,7 +219,7 @@ def test_damage_is_told_on_either_side(small: Project, name: str, text: str, mes
         change(small, name, whole)
     commit(small, "whole again")
     found, shown = reviewed()
-    assert f"{name.split('/')[-1]} is damaged at" in shown
+    assert f"{name.split('/')[-1]} cannot be read at" in shown
     assert not found.gate.reasons  # the base's fault fails nobody's gate
 
 
@@ -305,7 +308,7 @@ def test_hostile_text_stays_text(small: Project) -> None:
 
 
 def test_a_change_of_the_gate_is_told(small: Project) -> None:
-    change(small, "params.yaml", PARAMS.replace("floor: 0.99", "floor: 0.5"))
+    change(small, "params.yaml", PARAMS.replace("limit: 0.99", "limit: 0.5"))
     assert "section review of params.yaml changes: the base's judges this change" in reviewed()[1]
 
 
@@ -321,7 +324,7 @@ def test_a_missing_metric_fails_and_lower_can_be_better() -> None:
 
     assert reasons(0.001, 0.004) == ""
     assert "worse by 0.0035" in reasons(0.001, 0.0045)
-    assert "above its floor" in reasons(0.0049, 0.0051)
+    assert "above its limit" in reasons(0.0049, 0.0051)
     assert reasons(0.004, 0.001) == ""
 
 
@@ -336,10 +339,10 @@ def test_what_fails_the_gate_is_annotated_on_its_line_of_params_yaml(
         lines = [row for row in capsys.readouterr().out.splitlines() if row.startswith("::")]
         assert len(lines) == expected
     number = 1 + PARAMS.splitlines().index(
-        "      accuracy: {direction: higher, floor: 0.99, tolerance: 0.0015}"
+        "      accuracy: {direction: higher, limit: 0.99, tolerance: 0.0015}"
     )
     start = f"::error file=params.yaml,line={number}::mnist accuracy "
-    assert lines[0] == f"{start}0.5 is below its floor 0.99"
+    assert lines[0] == f"{start}0.5 is below its limit 0.99"
     assert lines[1].startswith(f"{start}is worse by ")
     (small.root / "params.yaml").write_text("[")
     assert gate.annotations(["mnist accuracy is missing"]) == []
@@ -517,3 +520,15 @@ def test_another_conflict_leaves_everything_as_it_was(small: Project) -> None:
         call("merge", "main")
     assert small.git("rev-parse", "HEAD") == before
     assert small.git("status", "--porcelain") == ""
+
+
+def test_an_older_approval_does_not_deploy_over_a_newer_commit(small: Project) -> None:
+    """Its run of deploy.yml waited, while a later merge was approved."""
+    older = small.git("rev-parse", "HEAD").strip()
+    change(small, "data/evaluation/metrics.json", metrics(0.9951))
+    commit(small, "newer")
+    newer = small.git("rev-parse", "HEAD").strip()
+    assert release.gate_reasons(older) == []
+    small.git("checkout", "--quiet", older)
+    (reason,) = release.gate_reasons(newer)
+    assert reason.startswith(f"{newer[:10]} is live and newer; `digits deploy rollback`")

@@ -176,7 +176,7 @@ def test_labels_that_are_known_already_are_told(
 
 def test_a_script_that_params_lack_stops_it(work: Project) -> None:
     write_csv(LABELLED / "klingon_20261124.csv", random_digits(20))
-    with pytest.raises(DigitsError, match=r"klingon_20261124\.csv: klingon is no script"):
+    with pytest.raises(DigitsError, match=r"klingon_20261124\.csv: the script klingon is not in"):
         call("retrain")
     assert work.git("status", "--porcelain") == "?? data/labelled/klingon_20261124.csv\n"
 

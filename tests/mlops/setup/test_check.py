@@ -25,7 +25,10 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     from mlops.setup import access, az, check
 from core.errors import DigitsError
 
+pytestmark = pytest.mark.slow
+
 PROBE = dvc.probe
+PLAN = {"default_branch": "main", "environments": True}
 needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
 
 
@@ -53,13 +56,53 @@ def test_what_is_connected_passes(connected: Cloud) -> None:
     text = "\n".join(rows["ok"])
     for login in access.load().logins:
         identity = f"digits-{login.identity}"
-        subject = f"{PREFIX}:{login.subject}"
+        subject = f"{PREFIX}:{login.claim(PLAN)}"
         assert f"{identity}: expected to trust {subject} alone (" in text
         assert f"{login.variable}: the client id of {identity}" in text
     assert "digits-deployer: has 6 of 6 roles (" in text
     assert "digits-endpoint: has 3 of 3 roles (" in text
     assert "digits-jobs: has 5 of 5 roles (" in text
     assert "cluster cpu-cluster" in text
+    assert "variable ENVIRONMENTS: limited; by plan and visibility: limited" in text
+
+
+@needs_scripts
+def test_a_plan_without_environments_is_compared(cloud: Cloud) -> None:
+    """Connected while public, it became private on the plan Free; then it is connected again."""
+    connect = ("azure", "connect", "--resource-group", "course", "--location", "westeurope")
+    call(*connect)
+    branch = {"default_branch": "trunk", "private": True}
+    app = {"REVIEW_APP_CLIENT_ID": "app"}
+    cloud.change(repository=branch, variables=cloud.state["variables"] | app)
+    text = "\n".join(found()["failed"])
+    assert "variable ENVIRONMENTS: limited; by plan and visibility: none (digits azure" in text
+    assert "no GitHub App: without environments its key is open to every branch (gh" in text
+    wanted = {
+        "reader": f"{PREFIX}:pull_request",
+        "main": f"{PREFIX}:ref:refs/heads/trunk",
+        "deployer": f"{PREFIX}:ref:refs/heads/trunk",
+    }
+    for name, subject in wanted.items():
+        assert f"digits-{name}: expected to trust {subject} alone, trusts " in text
+    assert "environment production" not in text
+    call(*connect)
+    variables = cloud.state["variables"]
+    assert variables["ENVIRONMENTS"] == "none"
+    trusted = {
+        name: [row["subject"] for row in rows] for name, rows in credentials(cloud.state).items()
+    }
+    assert trusted == {f"digits-{name}": [subject] for name, subject in wanted.items()}
+    del variables["REVIEW_APP_CLIENT_ID"]
+    cloud.change(variables=variables)
+    (failed,) = found()["failed"]
+    assert failed.startswith("default branch: trunk")
+    cloud.change(plan="pro")  # or Team: a private repository has environments there
+    assert "by plan and visibility: limited" in "\n".join(found()["failed"])
+    call(*connect)
+    assert cloud.state["variables"]["ENVIRONMENTS"] == "limited"
+    assert cloud.state["environments"]["production"] == ["main", "trunk"]
+    (row,) = credentials(cloud.state)["digits-reader"]
+    assert row["subject"] == f"{PREFIX}:environment:review-read"
 
 
 @needs_scripts
@@ -215,7 +258,6 @@ def test_without_an_answer_nothing_is_guessed(connected: Cloud) -> None:
 
 
 @needs_scripts
-@pytest.mark.slow
 def test_this_machine_is_checked(
     cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +279,7 @@ def test_this_machine_is_checked(
 def test_a_choice_of_logins_that_keeps_az_is_no_fault(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    monkeypatch.setattr(az, "try_text", lambda *_: None)
+    monkeypatch.setattr(az, "try_json", lambda *_: None)
     monkeypatch.setenv(check.CHOICE, choice)
     text = "variables that override the login: "
     assert f"{text}none" in [one.text for one in check.machine()]

@@ -1,15 +1,20 @@
 """`digits azure connect` and `disconnect`, and the checks after each; az and gh: see cloud.py."""
 
 import json
+import os
+import re
+import shlex
+import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import configobj
 import pytest
 from arm import Deployment
-from cloud import Cloud, deployed
+from cloud import PREFIX, Cloud, deployed, options
 from clouded import a_cloud  # noqa: F401
-from conftest import Project
+from conftest import ROOT, Project
 
 with warnings.catch_warnings():  # the SDK's own, of the libraries that it stands on
     warnings.simplefilter("ignore")
@@ -20,9 +25,13 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     from mlops.setup import az as commands
 from core.errors import DigitsError
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here"),
+]
 GROUP = ["--resource-group", "course"]
 RUN = [*GROUP, "--location", "westeurope"]
+PERSON = "33333333-0000-0000-0000-000000000000"
 
 
 def files() -> tuple[str, str | None]:
@@ -36,7 +45,6 @@ def not_ok() -> list[str]:
     return [one.text for one in check.github("octo/digits") if one.status != "ok"]
 
 
-@pytest.mark.slow
 def test_from_nothing_to_ready_and_back(
     cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +121,90 @@ def test_from_nothing_to_ready_and_back(
     assert cloud.state["purged"] == [vault.rpartition("/")[2]]
     call("azure", "disconnect", *GROUP, "--yes")  # again: there is nothing
     assert "nothing" in capsys.readouterr().out
+
+
+def by_hand(first: str, **values: str) -> list[list[str]]:
+    """Return the commands of SETUP.md's block that begins so, with values for its names."""
+    text = (ROOT / ".github" / "SETUP.md").read_text("utf-8")
+    block = text[text.index(f"    {first}") :].partition("\n\n")[0].replace("\\\n", "")
+    for name in sorted(values, key=len, reverse=True):
+        block = re.sub(rf"\b{re.escape(name)}\b", values[name], block)
+    block = block.replace("$(az ad signed-in-user show --query id --output tsv)", PERSON)
+    return [shlex.split(line, comments=True) for line in block.splitlines()]
+
+
+def settled(call: list[str]) -> tuple[str, dict[str, set[str]]]:
+    """Return a command's words and options, whose order does not matter."""
+    words, given = options(call)
+    return words, {name: set(values) for name, values in given.items()}
+
+
+def changing(cloud: Cloud) -> list[tuple[str, dict[str, set[str]]]]:
+    """Return the calls of `az` that change something."""
+    verbs = ("create", "delete", "purge", "wait")
+    calls = [call for call in cloud.calls("az") if not {"get", "list-deleted"} & set(call)]
+    return [settled(one) for one in calls if set(verbs) & set(one)]
+
+
+def run_by_hand(commands: list[list[str]], programs: set[str]) -> None:
+    """Run the commands of some programs in a shell, as somebody would type them."""
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for words in commands:
+        if words[0] in programs:
+            line = shlex.join(words).replace("'>'", ">")
+            subprocess.run(["bash", "-ec", line], check=True, env=env)
+
+
+def test_setup_shows_by_hand_what_connect_and_disconnect_do(cloud: Cloud) -> None:
+    before = files()
+    group = ["--resource-group", "digits"]
+    call("azure", "connect", *group, "--location", "westeurope")
+    values, written = cloud.state["variables"], files()
+    days = str(load().collection_days)
+    names = {"PREFIX": PREFIX, "DAYS": days, "OWNER/NAME": "octo/digits"} | values
+    commands = by_hand("az group create", **names)
+    ours, theirs = changing(cloud), [settled(one) for one in commands if one[0] == "az"]
+    asked = [given.pop("--parameters") for _, given in (ours[1], theirs[1])]
+    assert ours == theirs
+    template = json.loads(access.TEMPLATE.read_text())["parameters"]
+    more = dict(one.split("=") for one in asked[0] - asked[1])
+    assert asked[1] < asked[0]
+    assert more == {
+        name: str(template[name]["defaultValue"]).lower() if name == "withCluster" else ""
+        for name in ("withCluster", "imageBuildCompute")
+    }
+    (variable,) = (one for one in commands if one[0] == "gh")
+    shown = {
+        " ".join(variable).replace("NAME", name).replace("VALUE", values[name]) for name in values
+    }
+    assert shown == {" ".join(one) for one in cloud.calls("gh", "variable", "set")}
+    connection.save_connection(None)
+    assert files() == before
+    run_by_hand(commands, {"dvc", "mkdir", "echo"})
+    config, workspace_file = files()
+    assert configobj.ConfigObj(config.splitlines()) == configobj.ConfigObj(written[0].splitlines())
+    assert json.loads(workspace_file or "") == json.loads(written[1] or "")
+
+    cloud.change(calls=[])
+    resources = disconnect.resources("digits")
+    (place,) = disconnect.of_type(disconnect.WORKSPACE, resources)
+    (vault,) = disconnect.of_type(disconnect.VAULT, resources)
+    names |= {"WORKSPACE": place, "VAULT": vault}
+    commands = by_hand("az rest --method delete", **names)
+    call("azure", "disconnect", *group, "--yes")
+    name = vault.rpartition("/")[2]
+    theirs = [
+        settled([word.replace("NAME", name) for word in one]) for one in commands if one[0] == "az"
+    ]
+    assert changing(cloud) == theirs
+    (variable,) = (one for one in commands if one[0] == "gh")
+    shown = {" ".join(variable).replace("NAME", name) for name in values}
+    assert shown == {" ".join(one) for one in cloud.calls("gh", "variable", "delete")}
+    connection.save_connection(values)
+    run_by_hand(commands, {"dvc", "rm"})
+    config, workspace_file = files()
+    assert configobj.ConfigObj(config.splitlines()) == configobj.ConfigObj(before[0].splitlines())
+    assert workspace_file is None
 
 
 def test_the_template_gets_the_days_that_params_has(cloud: Cloud) -> None:
@@ -261,16 +353,16 @@ def test_what_is_not_known_is_not_guessed(cloud: Cloud, monkeypatch: pytest.Monk
     with pytest.raises(DigitsError, match="give --location"):
         call("azure", "connect", *GROUP)
     cloud.change(gh=False)
-    with pytest.raises(DigitsError, match="--subject-prefix"):
-        call("azure", "connect", *GROUP)
-    given = ("--subject-prefix", "repo:octo/digits", "--repository", "octo/digits")
-    with pytest.raises(DigitsError, match="gh auth login"):
+    given = ("--repository", "octo/digits")
+    with pytest.raises(
+        DigitsError, match=r"no answer on how it names the tokens of octo/digits\. Fix: gh"
+    ):
         call("azure", "connect", *RUN, *given)
     assert not cloud.calls("stack", "create")
     cloud.change(gh=True)
     call("azure", "connect", *RUN, *given)
     (created,) = cloud.calls("stack", "create")
-    assert "subjectPrefix=repo:octo/digits" in created
+    assert f"subjectPrefix={PREFIX}" in created
     Project(Path()).git("remote", "set-url", "origin", "https://example.org/digits.git")
     with pytest.raises(DigitsError, match="--repository"):
         call("azure", "connect", *GROUP)

@@ -49,6 +49,7 @@ BUILT_IN = {
     "AcrPull": "7f951dda-4ed3-4680-a7ca-43fe172d538d",
 }
 WORKFLOWS = ROOT / ".github" / "workflows"
+PLAN = {"default_branch": "main", "environments": True}
 PLACES = {
     "group": "the resource group",
     "vault": "the key vault",
@@ -369,7 +370,7 @@ def test_only_main_writes_main_and_no_pull_request_deploys() -> None:
     assert theirs == {"Storage Blob Data Contributor", "Reader"}
     opened = {job.subject for job in jobs("") if job.in_pull_requests}
     logins = access.load().logins
-    assert [login.identity for login in logins if f":{login.subject}" in opened] == ["reader"]
+    assert [login.identity for login in logins if f":{login.claim(PLAN)}" in opened] == ["reader"]
     # A pull request's job may name any environment, unless that is for the default branch alone.
     named = {name for name, protected in access.ENVIRONMENTS.items() if not protected}
     assert [job.environment for job in jobs("") if job.in_pull_requests] == sorted(named)
@@ -405,6 +406,7 @@ def test_credentials_are_what_the_workflows_ask_for(
 def test_the_outputs_are_githubs_variables(template: dict[str, Any], made: Deployment) -> None:
     clients = [login.variable for login in access.load().logins]
     names = ["AZURE_STORAGE_ACCOUNT", "AZURE_TENANT_ID", *connection.SETTINGS, *clients]
+    names.append("ENVIRONMENTS")
     assert list(template["outputs"]) == names
     values = Deployment(template, {"subjectPrefix": PREFIX}).run()
     assert len(set(values.values())) == len(values)
@@ -414,7 +416,7 @@ def test_the_outputs_are_githubs_variables(template: dict[str, Any], made: Deplo
 def test_the_table_in_setup_is_the_templates() -> None:
     found = access.load()
     lines = ["| who | logs in from | role | on |", "|---|---|---|---|"]
-    subjects = {login.identity: login.subject for login in found.logins}
+    subjects = {login.identity: login.claim(PLAN) for login in found.logins}
     for grant in found.grants:
         kind, _, name = subjects.get(grant.to, "").partition(":")
         kind = "branch" if kind == "ref" else kind
@@ -428,7 +430,7 @@ def test_the_table_in_setup_is_the_templates() -> None:
 
 
 def test_each_identity_has_its_jobs_and_each_such_job_its_identity() -> None:
-    variables = {login.subject: login.variable for login in access.load().logins}
+    variables = {login.claim(PLAN): login.variable for login in access.load().logins}
     subjects = {job.name: job.subject.removeprefix("repo:o/r:") for job in jobs("repo:o/r")}
     assert set(subjects.values()) == set(variables)
     used = " ".join(path.read_text("utf-8") for path in WORKFLOWS.glob("*.yml"))

@@ -365,7 +365,7 @@ function showFigures(state) {
   setText($("drift"), drift === null ? "unknown" : drift ? "yes" : "no");
   setText($("since"), drift === null ? state.reason || "no data has been collected yet" : drift ? `${since(state)}: ${why(state)}` : "in the latest window");
   $("drifttile").classList.toggle("alarm", drift === true);
-  setText($("counts"), `${count(state.digits, ITEM)} collected; omitted: ${state.duplicate} duplicate and ${state.corrupted} corrupted; ${count(state.tryouts, "try-out")}; `
+  setText($("counts"), `${count(state.digits, ITEM)} collected; omitted: ${state.duplicate} duplicate, ${state.corrupted} corrupted and ${count(state.elsewhere, "line")} stored elsewhere; ${count(state.tryouts, "try-out")}; `
     + `${count(state.lost, "collected request")} lost since the start of \`digits local\`.`);
 }
 
