@@ -161,9 +161,9 @@ def positions(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
 def as_bytes(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return images of numbers from 0 to 255, or from 0 to 1, as uint8, and what was changed."""
     scaled = 0 < images.max(initial=0) <= 1
-    images = images * images.dtype.type(255) if scaled else images
-    images = images if images.dtype == np.uint8 else np.rint(images).astype(np.uint8)
-    return images, ["values from 0 to 1 were multiplied by 255"] if scaled else []
+    images = np.round(images * images.dtype.type(255) if scaled else images)
+    notes = ["values from 0 to 1 were multiplied by 255"] if scaled else []
+    return images.astype(np.uint8, copy=False), notes
 
 
 def light_paper(images: np.ndarray) -> bool:

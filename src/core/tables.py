@@ -130,9 +130,8 @@ def _batches(
                 yield labels, batch.select(pixels).to_tensor().to_numpy()  # raises on missing ones
 
 
-class _Gzip(gzip.GzipFile):
+class _Gzip(gzip.GzipFile):  # a file that may unpack to UNPACKED_BYTES
     def read(self, size: int | None = -1) -> bytes:
-        """Return bytes of a file that unpacks to at most UNPACKED_BYTES."""
         if self.tell() > UNPACKED_BYTES:
             raise DigitsError(f"{self.name}: has over {UNPACKED_BYTES:,} bytes unpacked. Split it.")
         return super().read(size)
@@ -151,8 +150,9 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                 file = stack.enter_context(_Gzip(fileobj=plain))
             elif start[:4] == b"PK\3\4":
                 archive = stack.enter_context(zipfile.ZipFile(plain))
-                names = [name for name in archive.namelist() if not name.endswith("/")]
-                inside = [name for name in names if not name.startswith("__MACOSX/")]
+                inside = [
+                    name for name in archive.namelist() if not re.search("^__MACOSX/|/$", name)
+                ]
                 if len(inside) != 1 or archive.getinfo(inside[0]).file_size > UNPACKED_BYTES:
                     raise DigitsError(
                         f"{path}: holds {len(inside)} files. Expected one, below 8 GB: unpack it."

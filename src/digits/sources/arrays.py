@@ -16,7 +16,7 @@ IMAGES = ("image", "img", "images", "pixels", "picture", "x")  # columns of Parq
 LABEL_NAME = re.compile(r"label|target|class|^y(_|\b)")
 LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # paired names of files
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # first bytes of encoded pictures
-ROWS = 500  # of Parquet, read at a time: each may repeat a value that the file holds once
+ROWS = 200  # of Parquet, read at a time: each may repeat a value that the file holds once
 
 
 def read_npz(path: Path, part: str) -> Table:
@@ -36,7 +36,7 @@ def read_npz(path: Path, part: str) -> Table:
         raise DigitsError(f"{path}: {len(images):,} images, but {len(labels):,} labels.")
     side = math.isqrt(images[0].size) if len(images) else 0
     if not side or side**2 != images[0].size:
-        raise DigitsError(f"{path}: images have shape {images.shape[1:]}. Expected square ones.")
+        raise DigitsError(f"{path}: images have shape {images.shape[1:]}. Expected grey squares.")
     images = images.reshape(-1, side, side)
     whole = images.dtype.kind in "ui" and images.min() >= 0 and images.max() <= 255
     if not whole and not ((images >= 0) & (images <= 255)).all():
@@ -92,7 +92,7 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
             if image is None:
                 raise DigitsError(
                     f"{path}: has the columns {', '.join(names.values())[:200]}. Expected one "
-                    "named image."
+                    "named image; a table with a column for each pixel is read as CSV."
                 )
             columns = [image] if label is None else [image, label]
             groups = [file.metadata.row_group(n).to_dict() for n in range(file.num_row_groups)]
