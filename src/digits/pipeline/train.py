@@ -67,10 +67,8 @@ def main(arguments: list[str]) -> None:
     values = params.load()
     task, config = params.task(values), params.section(Params, values, "train")
 
-    splits = [
-        read_split(path, len(task.classes), task.image_size)
-        for path in (paths.training, paths.validation)
-    ]
+    files = (paths.training, paths.validation)
+    splits = [read_split(path, len(task.classes), task.image_size) for path in files]
     scripts = list(dict.fromkeys(part.script for part in splits[0]))
     if unknown := {part.script for part in splits[1]} - set(scripts):
         raise DigitsError(
@@ -98,7 +96,7 @@ def main(arguments: list[str]) -> None:
         "classes": task.classes,
         "temperature": temperature,
         "network": network.configuration_hash(trained),
-        "data": {path.name: sha256(path) for path in (paths.training, paths.validation)},
+        "data": {path.name: sha256(path) for path in files},
         "params": vars(task) | {"train": dataclasses.asdict(config)},
     }
     write_text(paths.out / "lineage.json", json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
