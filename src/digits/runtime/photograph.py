@@ -112,7 +112,8 @@ def _light_ink(grey: np.ndarray) -> bool:
 
 def _mean(grey: np.ndarray, radius: int) -> np.ndarray:
     """Return the mean of a square around each pixel of uint8 (height, width), int16."""
-    return np.asarray(Image.fromarray(grey).filter(ImageFilter.BoxBlur(radius)), np.int16)
+    padded = Image.fromarray(np.pad(grey, radius, "symmetric")).filter(ImageFilter.BoxBlur(radius))
+    return np.asarray(padded, np.int16)[radius:-radius, radius:-radius]
 
 
 def _widest(grey: np.ndarray, radius: int, pick: np.ufunc) -> np.ndarray:

@@ -95,8 +95,7 @@ def read(
     if isinstance(reader, Archive):
         with limited_memory(source):
             return read_archive(reader, source, part, image_size, len(classes), script)
-    name = reader.train if part == "train" else reader.test
-    assert name is not None
+    name = str(reader.train if part == "train" else reader.test)
     found = sorted(source.glob(name)) if set("*?[") & set(name) else [source / name]
     if not found:
         raise DigitsError(f"{source}: no file matches {name}. Correct {part} in params.yaml.")
