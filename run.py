@@ -215,7 +215,7 @@ def install_python() -> None:
 
 
 def install_locked() -> None:
-    """Create a new .venv with the locked packages."""
+    """Create a new .venv with the locked packages, and node_modules at the same time."""
     offline = "check that the network reaches the package index"
     shutil.rmtree(VENV, ignore_errors=True)
     # Not the Python of .venv, which may be running this file if .venv is activated.
@@ -242,7 +242,10 @@ def install_locked() -> None:
         "--require-hashes",
         "--compile-bytecode",
     ]
-    run(*uv, "--python", PYTHON, LOCK, fix=offline)
+    with ThreadPoolExecutor(1) as pool:  # npm waits for the network, uv for the processor
+        npm = pool.submit(install_npm)
+        run(*uv, "--python", PYTHON, LOCK, fix=offline)
+        npm.result()
     for pattern in UNUSED:
         for unused in list(VENV.glob(f"**/site-packages/{pattern}")):
             shutil.rmtree(unused, ignore_errors=True)  # one folder may be inside another
@@ -293,10 +296,8 @@ def install_plots() -> None:
 def env() -> None:
     """Install the locked Python and npm packages."""
     check_prerequisites()
-    with ThreadPoolExecutor(1) as pool:  # npm waits for the network, uv for the processor
-        npm = pool.submit(install_npm)
-        install_python()
-        npm.result()
+    install_python()
+    install_npm()
     install_plots()
 
 
@@ -340,6 +341,12 @@ def bench_workers() -> None:
     """Time a training step on one and on two machines over loopback: a minute."""
     env()
     measure("bench_workers")
+
+
+def bench_review() -> None:
+    """Time a push to its report, under act: ten minutes."""
+    repro()
+    measure("bench_review")
 
 
 def bench_photos() -> None:
@@ -641,6 +648,7 @@ TARGETS = {
     "bench": bench,
     "bench-serve": bench_serve,
     "bench-workers": bench_workers,
+    "bench-review": bench_review,
     "bench-photos": bench_photos,
     "drift-power": drift_power,
     "rendering-realism": rendering_realism,

@@ -13,6 +13,8 @@ from core.dataset import write_csv
 from core.errors import DigitsError
 from digits.pipeline import foreign
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Project:
@@ -84,7 +86,6 @@ def test_absent_inputs_are_reported(tree: Project) -> None:
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_reported_and_nothing_is_left(tree: Project) -> None:
     write_csv(tree.root / "own" / "train.csv", mnist_part("train", 100))
@@ -124,7 +125,6 @@ def test_a_console_that_cannot_show_a_digit_crashes_nothing(tree: Project, encod
     assert rb"\u0966\u96f6" in done.stderr
 
 
-@pytest.mark.slow
 def test_what_a_stage_cannot_work_with_is_reported(
     tree: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

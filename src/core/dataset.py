@@ -163,9 +163,7 @@ def as_bytes(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
     if 0 < images.max(initial=0) <= 1:
         scaled = np.rint(images.astype(np.float32) * 255).astype(np.uint8)
         return scaled, ["values from 0 to 1 were multiplied by 255"]
-    if images.dtype == np.uint8:
-        return images, []
-    return np.rint(images).astype(np.uint8), []
+    return np.round(images).astype(np.uint8, copy=False), []
 
 
 def light_paper(images: np.ndarray) -> bool:

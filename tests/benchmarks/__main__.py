@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS.parent / "src"), str(TESTS), str(TESTS / "support")]
+ROOT = TESTS.parent
+sys.path[:0] = [str(path) for path in (ROOT / "src", ROOT, TESTS, TESTS / "support")]
 
 from core import console  # noqa: E402
 
 NAMES = (
     "bench",
+    "bench_review",
     "bench_serve",
     "bench_workers",
     "photos",

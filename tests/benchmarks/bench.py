@@ -241,7 +241,7 @@ def main(arguments: list[str]) -> None:
         ),
         record.Goal("share of the peak of matrix products", share, "at least", 0.5),
     ]
-    record.finish("bench", rows, goals, given.repetitions, given.record)
+    record.finish("bench", rows, goals, f"medians of {given.repetitions}", given.record)
     loading = [
         float(run([sys.executable, "-c", LOAD_AND_SCORE, str(PACKAGE)], dict(os.environ)))
         for _ in range(given.repetitions)

@@ -336,4 +336,4 @@ def main(arguments: list[str]) -> None:
         record.Goal(name, figure, words, limit)
         for (name, words, limit), figure in zip(GOALS, figures, strict=True)
     ]
-    record.finish("bench_serve", rows, goals, given.repetitions, given.record)
+    record.finish("bench_serve", rows, goals, f"medians of {given.repetitions}", given.record)

@@ -1,25 +1,29 @@
 """Photograph digits by program and let the endpoint's code read them: `make bench-photos`.
 
-    python run.py bench-photos [--test] [--count N] [--only NAME ...] [--sheet FILE.png]
-    python run.py bench-photos --package FOLDER --script devanagari
+    python run.py bench-photos [--test] [--record] [--count N] [--only NAME ...] [--sheet FILE.png]
+    python run.py bench-photos --scripts --package FOLDER --digits FILE.npz [--record]
 
 Input: the handwritten digits of the validation split, while the code is changed, or with --test
-those of the test split, once at the end; the packaged model. With --script, the digits of another
-script in the split, and requests that give it. Output, on standard output, for each condition in
-percent: photographs that are read correctly, how many of these with a warning or an OOD score above
-0.5 (flagged), wrong and flagged, refused, wrong with a confidence below 0.9, and silent: wrong,
-sure and unflagged.
+those of the test split, once at the end; the packaged model. Output, on standard output and with
+--record in BENCHMARKS.md, for each condition in percent: photographs that are read correctly, how
+many of these with a warning or an OOD score above 0.5 (flagged), wrong and flagged, refused, wrong
+with a confidence below 0.9, and silent: wrong, sure and unflagged. With --scripts, the points that
+each script of the split loses on the papers that have a goal, against plain paper, by a model that
+was trained on them, in requests that give the script.
 
 A photograph is a digit in pen strokes on a sheet, 800 x 600 pixels: paper and what is printed on
-it, ink, what lies beside the sheet, light, the sensor's noise, JPEG. Everything is drawn from a
-seed, which is the digit's place in the split.
+it, ink, what lies beside the sheet, light, the sensor's noise, JPEG. It is painted in grey, which
+is all that the endpoint uses of a picture: of each colour its luma, as in JPEG. Everything is drawn
+from a seed, which is the digit's place in the split.
 """
 
 import argparse
 import io
+import statistics
+import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,17 +33,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from benchmarks.record import Goal, finish
 from core import params
-from core.dataset import read_split
+from core.dataset import MNIST, Digits, read_split
 from core.errors import DigitsError
 from digits.production.service import Service
-from digits.serving.request import RefusedError, decode
+from digits.serving.request import Reader, RefusedError, decode
 
 PACKAGE, CODE = Path("data/package"), Path("src/digits/serving")
 VALIDATION, TEST = Path("data/prepared/validation.npz"), Path("data/prepared/test.npz")
 WIDTH, HEIGHT = 800, 600
 SLOWER = 20  # times as many seconds that a photograph of 12 megapixels takes
 SURE, OOD_LIMIT = 0.9, 0.5
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue: ITU-R BT.601
 PEN, PENCIL, BLUE, RED = (35, 37, 55), (128, 128, 130), (45, 70, 165), (200, 70, 70)
 Kind = Literal["plain", "goal", "other"]
 Rng = np.random.Generator
@@ -48,7 +54,7 @@ Painter = Callable[["Scene"], None]
 
 @dataclass
 class Scene:
-    """A photograph on its way: colours float32 (height, width, 3), light float32 (height, width).
+    """A photograph on its way: luma and light, float32 (height, width).
 
     `digits` is uint8 (n, 28, 28), white on black, the first one is written; the sensor's noise and
     JPEG come last.
@@ -56,7 +62,7 @@ class Scene:
 
     rng: Rng
     digits: np.ndarray
-    colours: np.ndarray
+    luma: np.ndarray  # of what is photographed, 0 to 255
     light: np.ndarray
     noise: float = 2.0
     quality: int | None = 85  # of JPEG; None: PNG
@@ -70,8 +76,9 @@ class Scene:
         ]
 
     def blend(self, alpha: np.ndarray, colour: tuple[int, ...] | np.ndarray) -> None:
-        """Cover with a colour where alpha, float32 (height, width), is 1."""
-        self.colours += alpha[..., None] * (np.asarray(colour, np.float32) - self.colours)
+        """Cover with a colour, or with luma (height, width), where alpha, float32, is 1."""
+        shade = np.dot(LUMA, colour) if isinstance(colour, tuple) else colour
+        self.luma += alpha * (shade - self.luma)
 
     def write(
         self,
@@ -96,9 +103,8 @@ class Scene:
             for low, high in ((left, right), (top, bottom))
         )
         x, y = min(x, width - wide), min(y, height - tall)
-        placed = np.zeros_like(self.light)
-        placed[y : y + tall, x : x + wide] = alpha * opacity
-        self.blend(placed, colour)
+        place = self.luma[y : y + tall, x : x + wide]
+        place += alpha * opacity * (np.dot(LUMA, colour) - place)
 
     def lines(
         self,
@@ -144,20 +150,20 @@ class Scene:
         """Show a dark table, with grain as of wood, where `sheet`, float32, is 0."""
         x, y = self.coordinates()
         grain = np.sin((y + 6 * np.sin(x / 90)) / self.rng.uniform(2, 6)) * 8
-        grain = grain + self.rng.normal(0, 5, self.light.shape)
-        wood = np.array([(70, 48, 34), (110, 80, 55), (45, 45, 50)][self.rng.integers(3)])
-        self.blend(1 - sheet, wood + grain.astype(np.float32)[..., None])
+        grain = grain + 5 * self.rng.standard_normal(self.light.shape, np.float32)
+        wood = [(70, 48, 34), (110, 80, 55), (45, 45, 50)][self.rng.integers(3)]
+        self.blend(1 - sheet, np.dot(LUMA, wood) + grain)
 
     def photograph(self) -> bytes:
         """Return the file."""
-        seen = self.colours * self.light[..., None]
-        grain = self.rng.normal(0, self.noise, seen.shape[:2]).astype(np.float32)
-        image = Image.fromarray((seen + grain[..., None]).clip(0, 255).astype(np.uint8))
+        grain = self.noise * self.rng.standard_normal(self.light.shape, np.float32)
+        seen = self.luma * self.light + grain
+        image = Image.fromarray(seen.clip(0, 255).astype(np.uint8))
         image = image.filter(ImageFilter.GaussianBlur(0.7 if self.quality else 0))
         image = image.resize((image.width * self.enlarged, image.height * self.enlarged))
         file = io.BytesIO()
         if self.quality is None:
-            image.convert("L").save(file, "PNG", compress_level=1)
+            image.save(file, "PNG", compress_level=1)
         else:
             image.save(file, "JPEG", quality=self.quality)
         return file.getvalue()
@@ -185,21 +191,20 @@ def sheet(rng: Rng, digits: np.ndarray) -> Scene:
     """Return paper in uneven light, without the digit."""
     upright = rng.random() < 0.2
     shape = (WIDTH, HEIGHT) if upright else (HEIGHT, WIDTH)
-    paper = np.array([(236, 232, 222), (245, 245, 243), (225, 228, 232)][rng.integers(3)])
-    colours = np.broadcast_to(paper.astype(np.float32), (*shape, 3)).copy()
-    fibres = rng.normal(0, 3, (shape[0] // 4, shape[1] // 4)).astype(np.float32)
-    fibres = np.asarray(Image.fromarray(fibres).resize(shape[::-1], Image.Resampling.BICUBIC))
-    colours += fibres[..., None]
+    paper = [(236, 232, 222), (245, 245, 243), (225, 228, 232)][rng.integers(3)]
+    fibres = 3 * rng.standard_normal((shape[0] // 4, shape[1] // 4), np.float32)
+    fibres = np.asarray(Image.fromarray(fibres).resize(shape[::-1], Image.Resampling.BILINEAR))
+    luma = np.dot(LUMA, paper) + fibres
     x, y = np.linspace(-0.5, 0.5, shape[1])[None], np.linspace(-0.5, 0.5, shape[0])[:, None]
     slope, angle = rng.uniform(0, 0.25), rng.uniform(0, 2 * np.pi)
     light = rng.uniform(0.75, 0.98) * (1 + slope * (x * np.cos(angle) + y * np.sin(angle)))
-    return Scene(rng, digits, colours, light.astype(np.float32))
+    return Scene(rng, digits, luma.astype(np.float32), light.astype(np.float32))
 
 
 def canvas(rng: Rng, digits: np.ndarray, side: int = 220) -> Scene:
     """Return a white canvas of a drawing program, a PNG without noise."""
-    colours = np.full((side, side, 3), 255, np.float32)
-    return Scene(rng, digits, colours, np.ones((side, side), np.float32), 0, None)
+    white = np.full((side, side), 255, np.float32)
+    return Scene(rng, digits, white, np.ones_like(white), 0, None)
 
 
 def lines(*settings: Any, **options: Any) -> Painter:
@@ -304,22 +309,22 @@ def status_bar(scene: Scene) -> None:
     height, width = scene.light.shape
     scene.write((0, 0, 0), scene.rng.uniform(0.25, 0.5), box=(0.08, 0.15, 0.92, 0.95))
     bar, dark = round(height * scene.rng.uniform(0.04, 0.07)), scene.rng.random() < 0.6
-    ground, sign = ((30, 30, 34), (255, 255, 255)) if dark else ((255, 255, 255), (20, 20, 20))
-    image = Image.new("RGB", (width, bar), ground)
+    ground, sign = (30, 255) if dark else (255, 20)
+    image = Image.new("L", (width, bar), ground)
     draw = ImageDraw.Draw(image)
     draw.text((width * 0.04, bar * 0.2), "12:47", sign, font_size=bar * 0.6)
     draw.text((width * 0.8, bar * 0.2), "87 %", sign, font_size=bar * 0.6)
     draw.rectangle((width * 0.93, bar * 0.3, width * 0.97, bar * 0.7), sign)
-    scene.colours[:bar] = np.asarray(image)
+    scene.luma[:bar] = np.asarray(image)
 
 
 def chalk(scene: Scene) -> None:
     """Chalk on a blackboard with traces of the sponge."""
     board = [(38, 60, 50), (40, 42, 45)][scene.rng.integers(2)]
-    scene.colours[:] = board
+    scene.luma[:] = np.dot(LUMA, board)
     traces = scene.rng.normal(0, 10, (9, 12)).astype(np.float32)
     size = scene.light.shape[::-1]
-    scene.colours += np.asarray(Image.fromarray(traces).resize(size, 3))[..., None]
+    scene.luma += np.asarray(Image.fromarray(traces).resize(size, Image.Resampling.BICUBIC))
     scene.write((215, 215, 205), opacity=0.85)
     scene.noise = 6
 
@@ -362,20 +367,20 @@ def printed(scene: Scene) -> None:
 
 def glare(scene: Scene) -> None:
     """A whiteboard with the reflection of a lamp."""
-    scene.colours[:] = (168, 172, 176)
+    scene.luma[:] = 172
     scene.write((30, 40, 120))
     x, y = scene.coordinates()
     height, width = scene.light.shape
     distance = np.hypot(x - scene.rng.uniform(0, 1) * width, y - scene.rng.uniform(0, 1) * height)
-    scene.colours += 120 * np.exp(-((distance / (0.13 * width)) ** 2))[..., None]
+    scene.luma += 120 * np.exp(-((distance / (0.13 * width)) ** 2))
 
 
 def marker(scene: Scene) -> None:
     """A yellow highlighter."""
-    paper = scene.colours.copy()
-    scene.write((0, 0, 0))
-    covered = 1 - scene.colours / paper
-    scene.colours = paper * (1 - covered * (1 - np.array([0.99, 0.96, 0.35], np.float32)))
+    paper = scene.luma.copy()
+    scene.write(BLACK)
+    covered = 1 - scene.luma / paper
+    scene.luma = paper * (1 - covered * (1 - np.dot(LUMA, (0.99, 0.96, 0.35))))
 
 
 def edge(scene: Scene) -> None:
@@ -387,7 +392,7 @@ def edge(scene: Scene) -> None:
 def cut(scene: Scene) -> None:
     """A digit cut to the box of its ink."""
     alpha = strokes(scene.digits[0], int(scene.rng.integers(100, 200)), 300, scene.rng)
-    scene.light, scene.colours = np.ones_like(alpha), np.full((*alpha.shape, 3), 255, np.float32)
+    scene.light, scene.luma = np.ones_like(alpha), np.full_like(alpha, 255)
     scene.blend(alpha, BLACK)
 
 
@@ -453,6 +458,7 @@ CONDITIONS: dict[str, tuple[Kind, Painter, Callable[..., Scene]]] = {
     "three digits": ("other", several(3), sheet),
     "nothing": ("other", white, sheet),
 }
+COLUMNS = ("right", "right, flagged", "flagged", "refused", "unsure", "silent")
 NO_ANSWER = ("two digits", "three digits", "nothing")  # conditions where none is correct
 
 
@@ -482,48 +488,118 @@ def outcome(service: Any, body: bytes, label: str | None, script: str | None) ->
 def contact_sheet(names: list[str], digits: np.ndarray) -> Image.Image:
     """Return a picture with five photographs of each condition in a row."""
     side, across = 160, 5
-    whole = Image.new("RGB", (side * across, side * len(names)))
+    whole = Image.new("L", (side * across, side * len(names)))
     for row, name in enumerate(names):
         for column in range(across):
             body = photograph(name, digits[column:], column)
             with Image.open(io.BytesIO(body)) as image:
-                small = image.convert("RGB")
+                small = image.copy()
             small.thumbnail((side - 4, side - 4))
             whole.paste(small, (column * side, row * side))
     return whole
 
 
+def measured(
+    service: Any, part: Digits, names: Iterable[str], count: int, script: str | None
+) -> dict[str, Counter[str]]:
+    """Return how many photographs of each condition had which outcome, in all `count`."""
+    found: dict[str, Counter[str]] = {}
+    for name in names:
+        counts = found[name] = Counter[str]()
+        for number in tqdm(range(count // share_of(name)), name, leave=False, disable=None):
+            index = np.arange(number, number + 3) % len(part)
+            body = photograph(name, part.images[index], number)
+            label = None if name in NO_ANSWER else service.classes[part.labels[index[0]]]
+            counts[outcome(service, body, label, script)] += 1
+        counts["right"] += counts["right, flagged"]
+    return found
+
+
+def share_of(name: str) -> int:
+    """Return how many times fewer photographs are taken of a condition."""
+    return SLOWER if name == "12 megapixels" else 1
+
+
+def timed(service: Any, milliseconds: list[float]) -> None:
+    """Append to the list how long the ink of each picture is searched, once it is decoded."""
+    find_ink, normalise = service.reader
+
+    def find(*arguments: Any) -> Any:
+        begin = time.perf_counter()
+        found = find_ink(*arguments)
+        milliseconds.append(1000 * (time.perf_counter() - begin))
+        return found
+
+    service.reader = Reader(find, normalise)
+
+
+def conditions(service: Any, part: Digits, given: argparse.Namespace) -> None:
+    """Measure each condition."""
+    times: list[float] = []
+    timed(service, times)
+    outcomes = measured(service, part, given.only, given.count, given.script)
+    rows = [["percent", *COLUMNS]]
+    goals, silent = [], 0.0
+    for name, counts in outcomes.items():
+        shares = [100 * counts[column] / (given.count // share_of(name)) for column in COLUMNS]
+        rows.append([name, *(f"{share:.1f}" for share in shares)])
+        silent = max(silent, shares[-1])
+        if CONDITIONS[name][0] == "goal":
+            goals.append(Goal(f"right, {name}", shares[0], "at least", 95))
+    goals.append(Goal("silent, most of a condition", silent, "at most", 1))
+    if "12 megapixels" in outcomes:
+        times.clear()
+        measured(service, part, ["12 megapixels"], 10 * SLOWER, given.script)
+        goals.append(
+            Goal("12 megapixels, ms beyond decoding", statistics.median(times), "at most", 30)
+        )
+    what = f"{given.count} photographs of each condition, {given.split} digits"
+    finish("photos", rows, goals, what, given.record)
+
+
+def scripts(service: Any, parts: list[Digits], given: argparse.Namespace) -> None:
+    """Compare the points that each script loses on the papers of the goals with MNIST's."""
+    papers = [name for name, (kind, *_) in CONDITIONS.items() if kind == "goal"]
+    rows, goals, most = [["percent right", "plain paper", "other papers", "lost"]], [], 0.0
+    for part in parts:
+        counts = measured(service, part, ["plain paper", *papers], given.count, part.script)
+        plain, *others = (100 * found["right"] / given.count for found in counts.values())
+        lost = plain - statistics.mean(others)
+        rows.append([part.name, *(f"{value:.1f}" for value in (plain, plain - lost, lost))])
+        if part.script == MNIST:
+            most = lost
+        else:
+            goals.append(Goal(f"points lost, {part.name}", lost, "at most", round(most, 2)))
+    what = f"{given.count} photographs of each condition, {given.split} digits, script given"
+    finish("photos_scripts", rows, goals, what, given.record)
+
+
 def main(arguments: list[str]) -> None:
-    """Print the table; with --sheet, write a picture with some photographs instead."""
+    """Measure the conditions or the scripts; with --sheet, write some photographs instead."""
     parser = argparse.ArgumentParser(prog="make bench-photos", description=__doc__)
     parser.add_argument("--test", action="store_true", help="the test split, once at the end")
     parser.add_argument("--count", type=int, default=200, help="photographs of each condition")
     parser.add_argument("--only", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--sheet", type=Path, help="the picture to write")
     parser.add_argument("--package", type=Path, default=PACKAGE, help="another model's folder")
+    parser.add_argument("--digits", type=Path, help="the split in another file")
     parser.add_argument("--script", help="that the digits are written in")
+    parser.add_argument("--scripts", action="store_true", help="compare all scripts of the split")
+    parser.add_argument("--record", action="store_true", help="write the table into the page")
     given = parser.parse_args(arguments)
+    given.split = "test" if given.test else "validation"
     task = params.task(params.load())
-    parts = read_split(TEST if given.test else VALIDATION, len(task.classes), task.image_size)
+    split = given.digits or (TEST if given.test else VALIDATION)
+    parts = read_split(split, len(task.classes), task.image_size)
     found = [part for part in parts if given.script in (None, part.script)]
     if not found:
-        scripts = ", ".join(part.script for part in parts)
-        raise DigitsError(f"--script {given.script}: expected a script of the split: {scripts}")
-    digits, labels = found[0].images, found[0].labels
+        known = ", ".join(part.script for part in parts)
+        raise DigitsError(f"--script {given.script}: expected a script of the split: {known}")
     if given.sheet:
-        contact_sheet(given.only, digits).save(given.sheet)
+        contact_sheet(given.only, found[0].images).save(given.sheet)
         return
     service = Service(CODE, given.package).service
-    columns = ("right", "right, flagged", "flagged", "refused", "unsure", "silent")
-    print(f"{given.count} photographs each; percent{'':5}" + "".join(f"{c:>16}" for c in columns))
-    for name in given.only:
-        counts: Counter[str] = Counter()
-        count = given.count // SLOWER if name == "12 megapixels" else given.count
-        for number in tqdm(range(count), name, leave=False, disable=None):
-            index = np.arange(number, number + 3) % len(labels)
-            body = photograph(name, digits[index], number)
-            label = None if name in NO_ANSWER else task.classes[labels[index[0]]]
-            counts[outcome(service, body, label, given.script)] += 1
-        counts["right"] += counts["right, flagged"]
-        shares = (f"{counts[column] / count:16.1%}" for column in columns)
-        tqdm.write(f"{CONDITIONS[name][0]:6}{name:26}" + "".join(shares))
+    if given.scripts:
+        scripts(service, parts, given)
+    else:
+        conditions(service, found[0], given)

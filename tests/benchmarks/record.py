@@ -54,11 +54,14 @@ def processor() -> str:
 
 
 def finish(
-    name: str, rows: Sequence[Sequence[str]], goals: Sequence[Goal], repetitions: int, record: bool
+    name: str, rows: Sequence[Sequence[str]], goals: Sequence[Goal], sample: str, record: bool
 ) -> None:
-    """Print the table, whose first row is its header, and the goals; keep both with `record`."""
+    """Print the table, whose first row is its header, and the goals; keep both with `record`.
+
+    `sample` is what was measured, such as `medians of 5`.
+    """
     found = {
-        "measured": f"{processor()}; commit {_commit()}; medians of {repetitions}",
+        "measured": f"{processor()}; commit {_commit()}; {sample}",
         "rows": [list(row) for row in rows],
         "goals": [goal.row() for goal in goals],
     }

@@ -23,7 +23,9 @@ def test_a_result_is_kept_and_its_tables_are_written(
     before = "Before\n\n<!-- one -->\nold\n<!-- end of one -->\n\nAfter\n"
     record.PAGE.write_text(before, "utf-8")
     goals = [Goal("ratio", 0.5, "at most", 0.55), Goal("rate", 1234.5, "at least", 2000)]
-    record.finish("one", [["name", "seconds"], ["first", "1.0 s"]], goals, 3, record=True)
+    record.finish(
+        "one", [["name", "seconds"], ["first", "1.0 s"]], goals, "medians of 3", record=True
+    )
     text = record.PAGE.read_text("utf-8")
     assert text.startswith("Before\n\n<!-- one -->\n") and text.endswith("one -->\n\nAfter\n")
     assert f"{record.processor()}; commit " in text and "; medians of 3.\n" in text

@@ -154,7 +154,7 @@ def test_what_fails_is_kept_and_the_repository_deleted(account: Make) -> None:
 
 
 @needs_bash
-@pytest.mark.slow
+@pytest.mark.prove
 def test_what_fails_in_the_middle_is_kept_and_the_repository_deleted(account: Make) -> None:
     github = account()
     github.refusals["POST", "/pulls"] = 500, {"message": "Server Error"}

@@ -216,7 +216,7 @@ def test_the_action_reviews_a_repository_that_has_nothing_of_this_one(tmp_path: 
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    step = next(step for step in steps.action("review") if step.get("id") == "review")
+    step = next(step for step in steps.action("review") if "BASE" in step.get("env", {}))
     env = {"BASE": "origin/main", "PYTHONPATH": str(ROOT / "src")}
     change(own, depth=2)
     steps.run(step, own.root, tmp_path, **env)

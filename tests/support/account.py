@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from loopback import ACTIONS_ID, GitHub
 from records import FULL_NAME, NAME, OWNER, Call, Pull, Run
@@ -43,7 +43,7 @@ class Account(GitHub):
         self.stopped, self.broken = False, ""
         self.kinder = True  # than some saw it: see `press`
 
-    def __enter__(self) -> "Account":
+    def __enter__(self) -> Self:
         """Listen, and run what is started."""
         super().__enter__()
         self.worker = threading.Thread(target=self.work)

@@ -30,7 +30,7 @@ import urllib.parse
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -119,7 +119,8 @@ class GitHub:
         self.app = False  # whether an App's token makes the call
         self.running = ""  # the workflow whose jobs call now
         self.may_open = True  # the setting: Actions may create pull requests
-        self.failures: deque[tuple[int, dict[str, str]]] = deque()  # answers of the next calls
+        # Answers of the next calls; None: as it is.
+        self.failures: deque[tuple[int, dict[str, str]] | None] = deque()
         self.private = False
         self.process: subprocess.Popen[bytes] | None = None  # act
         self.variables: dict[str, str] = {}
@@ -128,7 +129,7 @@ class GitHub:
         for setting in ("uploadpack.allowAnySHA1InWant", "uploadpack.allowFilter"):
             self.git("config", setting, "true")
 
-    def __enter__(self) -> "GitHub":
+    def __enter__(self) -> Self:
         """Listen on a free port of loopback."""
         github = self
 
@@ -404,8 +405,8 @@ class GitHub:
         job = request.headers.get("User-Agent", "").partition("/")[2]
         self.app = "token-of-an-app" in request.headers.get("Authorization", "")
         lacking = self.lacks(job, method, path)
-        if self.failures:
-            status, headers = self.failures.popleft()
+        if failure := self.failures.popleft() if self.failures else None:
+            status, headers = failure
             content: Any = {"message": "Server Error"}
             self.calls.append(Call(self.running, job, method, path, status))
             self.send(request, status, json.dumps(content).encode(), headers)
@@ -614,6 +615,8 @@ class GitHub:
         """Make a branch, move one forward, or delete one."""
         ref = urllib.parse.unquote(path.removeprefix("/git/"))
         if method == "PATCH":
+            if not self.git("for-each-ref", ref):
+                return 422, {"message": "Reference does not exist"}
             old = self.git("rev-parse", ref)
             if self.git("merge-base", old, body["sha"]) != old:
                 return 422, {"message": "Update is not a fast forward"}

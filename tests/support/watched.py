@@ -155,7 +155,7 @@ def an_opener(browser: Browser, home: Emulator) -> Iterator[Callable[..., Page]]
     yield opened
     for context in contexts:
         context.close()
-    assert not wrong
+    assert not wrong, wrong
 
 
 def send(home: Emulator, project: Deployable, images: np.ndarray) -> list[str]:

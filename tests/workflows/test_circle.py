@@ -17,6 +17,8 @@ from mlops.bot import github as client
 from mlops.bot import issues
 from mlops.review import schema
 
+pytestmark = pytest.mark.slow
+
 CALM: dict[str, Any] = {
     "drift": False,
     "since": None,
@@ -50,6 +52,8 @@ case "$(basename "$0") $1 $2 $4" in
     echo outs > data/labelled/devanagari_20261124.csv.dvc
     echo "epochs: 2" > params.yaml; echo new > dvc.lock
     mkdir -p review; echo "$REPORT" > review/report.json; touch review/report.md;;
+  "python run.py lock "*) echo "numpy==2.1" > requirements-dev.txt; echo new > requirements.txt;;
+  "python run.py repro "*) if grep -q 2.1 requirements-dev.txt; then echo new > dvc.lock; fi;;
   "dvc push"*) echo "PUSHED $* as $AZURE_STORAGE_CONNECTION_STRING";;
   "digits restore"*) echo "RESTORED ${*: -1} as $AZURE_STORAGE_CONNECTION_STRING";;
 esac
@@ -61,6 +65,7 @@ BRANCH = "refs/heads/retrain-*"
 @pytest.fixture
 def github(tmp_path: Path) -> Iterator[GitHub]:
     texts = {"data/labelled/.gitignore": "", ".gitignore": "/.venv\n/node_modules\n"}
+    texts |= {"requirements-dev.txt": "numpy==2.0\n", "requirements.txt": "old\n"}
     project, installed = hollow(tmp_path, WORK, texts)
     with GitHub(tmp_path / "github") as github:
         project.git("push", "--quiet", str(github.origin), "HEAD:refs/heads/main")
@@ -285,7 +290,6 @@ def test_newer_versions_that_pass_are_one_branch(
 
 
 @needs_bash
-@pytest.mark.slow
 def test_drift_opens_an_issue_and_makes_a_branch(github: GitHub) -> None:
     main = github.head("main")
     run = monitor(github, DRIFT)
@@ -312,7 +316,6 @@ def test_drift_opens_an_issue_and_makes_a_branch(github: GitHub) -> None:
 
 
 @needs_bash
-@pytest.mark.slow
 def test_without_labels_nothing_is_half_done(github: GitHub) -> None:
     github.environment["LABELS"] = "none"
     run = monitor(github, DRIFT)
@@ -323,7 +326,6 @@ def test_without_labels_nothing_is_half_done(github: GitHub) -> None:
 
 
 @needs_bash
-@pytest.mark.slow
 def test_a_look_that_fails_is_red_itself(github: GitHub) -> None:
     run = monitor(github, {})
     assert run.jobs == {"look": "failure"}, run.log
@@ -331,7 +333,6 @@ def test_a_look_that_fails_is_red_itself(github: GitHub) -> None:
 
 
 @needs_bash
-@pytest.mark.slow
 def test_the_checks_of_an_apps_pull_request_start(github: GitHub) -> None:
     github.variables["REVIEW_APP_CLIENT_ID"] = "app"
     run = monitor(github, DRIFT)
@@ -341,7 +342,6 @@ def test_the_checks_of_an_apps_pull_request_start(github: GitHub) -> None:
 
 
 @needs_bash
-@pytest.mark.slow
 def test_without_azure_or_on_another_branch_nothing_is_looked_at(github: GitHub) -> None:
     sha = github.head("main")
     other = {"ref": "refs/heads/other", "inputs": {}}
@@ -351,3 +351,22 @@ def test_without_azure_or_on_another_branch_nothing_is_looked_at(github: GitHub)
     assert run.jobs == {"unconfigured": "success"}, run.log
     assert "Nothing is monitored" in run.log
     assert github.calls == []
+
+
+@needs_bash
+@pytest.mark.prove
+def test_the_weekly_run_offers_one_branch_that_is_locked_and_reproduced(github: GitHub) -> None:
+    """The resolver is the test's; the bot opens no pull request."""
+    github.may_open = False
+    main = github.head("main")
+    for _ in range(2):  # a week later nobody has opened it
+        run = github.act("weekly.yml", "schedule", main, {"ref": "refs/heads/main"})
+        assert run.jobs == {"newest": "success", "issue": "success"}, run.log
+    assert all(call.status < 400 for call in github.calls)
+    branch = github.git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads/newest-*")
+    changed = github.git("diff", "--name-only", main, branch).splitlines()
+    assert changed == ["dvc.lock", "requirements-dev.txt", "requirements.txt"]
+    (issue,) = github.issues
+    assert f"The branch `{branch}` exists already" in issue["body"]
+    assert "+numpy==2.1\n" in issue["body"]
+    assert not github.pulls and not github.waiting

@@ -340,3 +340,9 @@ def test_ci_sums_up(tmp_path: Path) -> None:
         lines = calls.read_text("utf-8").splitlines()
         assert [line.startswith((made, ran)) for line in lines] == [True] * 4
         assert sum(line == made for line in lines) == 2
+
+
+def test_dependabot_leaves_generated_locks_alone() -> None:
+    """It edits them line by line (dependabot-core #15503); weekly.yml makes them."""
+    rows = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text("utf-8"))["updates"]
+    assert {row["package-ecosystem"] for row in rows} == {"npm", "github-actions"}

@@ -1,20 +1,21 @@
 """Find the ink of one digit in a picture: on paper, in any light, also with lines or a table.
 
-A copy of this file is part of the model folder; it needs NumPy and Pillow. In small pictures and
-cropped digits the paper has one brightness, the median of the edge. In others it is estimated
-around each pixel; printed lines and marks that lie along the edge or cross the picture are removed,
-and the largest remaining mark is used with its close neighbours.
+A copy of this file is part of the model folder; it needs NumPy and Pillow. The paper of small
+pictures and cropped digits has one brightness. In others it is estimated around each pixel, printed
+lines and marks along the edge are removed, and the largest mark is used with its close neighbours.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 SMALL = 128  # pixels of the longer side, up to which a picture counts as a cropped digit
 SIDE = 250  # pixels: maximum of the longer side after reduction
 JPEG_NOISE = 8  # of 255: artefacts of compression around a stroke
 FAINT = 26  # of 255: marks with less contrast to their paper are not ink
+DARK = 1000  # the larger, the less a difference counts in the dark
+LOOSE = 0.04  # share of a mark's outline without an edge: it ends where the paper was misjudged
 THIN = 3  # pixels: maximum thickness of a printed line
 NO_INK = "the image is blank: nothing is darker or lighter than its edge"
 SEVERAL = "several marks of a digit's size lie side by side; send one digit at a time"
@@ -44,8 +45,7 @@ def find_ink(grey: np.ndarray, jpeg: bool = False, white_ink: bool | None = None
     if np.quantile(steepest, 0.999) < FAINT:
         raise ValueError(NO_INK)
     light = _light_ink(coarse) if white_ink is None else white_ink
-    found = _marks(coarse, light, max(3, min(coarse.shape) // 6), steps)
-    if found is None:
+    if (found := _marks(coarse, light, max(3, min(coarse.shape) // 6), steps)) is None:
         return _on_one_paper(coarse, jpeg, white_ink)._replace(warnings=[NO_MARK])
     ink, box, thick, notes = found
     margin = max(box[1] - box[0], box[3] - box[2])  # then again, at full resolution
@@ -85,14 +85,12 @@ def _on_one_paper(grey: np.ndarray, jpeg: bool, white_ink: bool | None) -> Ink:
     """Return the ink of a picture whose paper has one brightness, the median of the edge.
 
     Ink is the side, lighter or darker, with the largest distance from it, unless `white_ink` is
-    given. Pixels within twice the edge's noise are paper too; a clean image has almost no noise. If
-    ink touches the edge, the noise is estimated from the half of the edge closest to the paper:
-    90 % of Gaussian noise is within 2.4 times the median distance, so 3 times is enough.
+    given. Pixels within twice the edge's noise are paper too. Ink may touch half of the edge.
     """
     values = grey.astype(np.int16)
     edge = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
     paper = int(np.median(edge))
-    half, most = np.quantile(np.abs(edge - paper), (0.5, 0.9))
+    half, most = np.quantile(np.abs(edge - paper), (0.5, 0.9))  # Gaussian: most is 2.4 * half
     noise = max(int(min(most, 1 + 3 * half)), JPEG_NOISE if jpeg else 0)
     lighter = bool(values.max() - paper >= paper - values.min())
     distance = values - paper if (lighter if white_ink is None else white_ink) else paper - values
@@ -105,22 +103,16 @@ def _on_one_paper(grey: np.ndarray, jpeg: bool, white_ink: bool | None) -> Ink:
 def _light_ink(grey: np.ndarray) -> bool:
     """Return whether the strokes are lighter than their surroundings.
 
-    Strokes are a small part of their surroundings, so the differences from the local mean are
-    skewed towards the strokes; at the edge of a sheet or of a shadow they are not skewed.
+    Strokes are a small part of their surroundings, so the differences from the local mean, relative
+    to the brightness, are skewed towards the strokes; at edges of sheets or shadows they are not.
     """
-    distance = grey.astype(np.int64) - _mean(grey, max(grey.shape) // 6)
-    return int((distance**3).sum()) > 0
+    mean = _mean(grey, max(grey.shape) // 6).astype(np.int64)
+    return int((((grey - mean) * 1000 // (grey + mean + DARK)) ** 3).sum()) > 0
 
 
 def _mean(grey: np.ndarray, radius: int) -> np.ndarray:
-    """Return the mean of a square around each pixel, int64; at the edge the square is cropped."""
-    found = grey.astype(np.int64)
-    for _ in range(2):
-        sums = np.concatenate([np.zeros_like(found[:1]), found.cumsum(axis=0)])
-        index = np.arange(len(found))
-        first, last = np.maximum(index - radius, 0), np.minimum(index + radius + 1, len(found))
-        found = ((sums[last] - sums[first]) // (last - first)[:, None]).T
-    return found
+    """Return the mean of a square around each pixel of uint8 (height, width), int16."""
+    return np.asarray(Image.fromarray(grey).filter(ImageFilter.BoxBlur(radius)), np.int16)
 
 
 def _widest(grey: np.ndarray, radius: int, pick: np.ufunc) -> np.ndarray:
@@ -136,16 +128,13 @@ def _widest(grey: np.ndarray, radius: int, pick: np.ufunc) -> np.ndarray:
 
 
 def _paper(grey: np.ndarray, radius: int) -> np.ndarray:
-    """Return the paper under the strokes: a morphological closing, int16 (height, width).
+    """Return the paper under the strokes, int16: a closing, which fills up to 2 * `radius` pixels.
 
-    Dark structures up to 2 * `radius` wide are filled; straight edges of shadows and sheets are
-    preserved. Outside the picture, light that fades towards its edge is extrapolated.
+    It preserves straight edges of shadows. Light that fades towards the edge is extrapolated.
     """
     pad = 2 * radius
-    fading = np.pad(grey, pad, "reflect", reflect_type="odd")
-    wide = np.minimum(fading, np.pad(grey, pad, "edge"))
-    closed = _widest(_widest(wide, radius, np.maximum), radius, np.minimum)
-    return closed[pad:-pad, pad:-pad]
+    wide = np.minimum(np.pad(grey, pad, "reflect", reflect_type="odd"), np.pad(grey, pad, "edge"))
+    return _widest(_widest(wide, radius, np.maximum), radius, np.minimum)[pad:-pad, pad:-pad]
 
 
 class _Marks(NamedTuple):
@@ -162,7 +151,7 @@ class _Marks(NamedTuple):
         """Return whether each mark may be part of a digit, not a table or frame: bool (n,)."""
         rows, columns = self.labels.shape
         along = np.stack([self.width, self.width, self.height, self.height])
-        inner = (self.contact <= along * 0.5).all(axis=0)
+        inner = (self.contact <= along * 0.4).all(axis=0)
         whole = (self.height > 0.85 * rows) & (self.width > 0.85 * columns)
         through = (self.contact.reshape(2, 2, -1) > 0).all(axis=1).any(axis=0)
         return inner & ~whole & ~through & (np.maximum(self.height, self.width) >= 4)
@@ -180,8 +169,8 @@ def _components(mask: np.ndarray) -> _Marks:
     count = np.maximum(last - first, 0)  # of runs in the row above that touch
     below = np.repeat(np.arange(len(rows)), count)
     above = np.arange(count.sum()) + np.repeat(first - count.cumsum() + count, count)
-    root, before = np.arange(len(rows)), None
-    while before is None or (root != before).any():
+    root, before = np.arange(len(rows)), np.empty(0, np.int64)
+    while not np.array_equal(root, before):
         before = root.copy()
         least = np.minimum(root[below], root[above])
         for place in (below, above, before[below], before[above]):
@@ -193,28 +182,25 @@ def _components(mask: np.ndarray) -> _Marks:
     painted[rows, starts] += number + 1
     painted[rows, ends] -= number + 1
     box = np.array([np.full(total, big) for big in (rows_count, 0, columns, 0)])
-    np.minimum.at(box[0], number, rows)
-    np.maximum.at(box[1], number, rows + 1)
-    np.minimum.at(box[2], number, starts)
-    np.maximum.at(box[3], number, ends)
-    lengths = ends - starts
-    first_row, last_row = lengths * (rows == 0), lengths * (rows == rows_count - 1)
-    counted = (lengths, first_row, last_row, starts == 0, ends == columns)
-    area, *contact = (np.bincount(number, each, total).astype(np.int64) for each in counted)
-    labels, height, width = painted.cumsum(axis=1)[:, :-1], box[1] - box[0], box[3] - box[2]
-    return _Marks(labels, area, box, height, width, np.stack(contact))
+    picks = (np.minimum, np.maximum) * 2
+    for side, pick, places in zip(box, picks, (rows, rows + 1, starts, ends), strict=True):
+        pick.at(side, number, places)
+    labels = painted.cumsum(axis=1)[:, :-1]
+    edges = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+    contact = np.stack([np.bincount(edge, minlength=total + 1)[1:] for edge in edges])
+    area = np.bincount(number, ends - starts, total).astype(np.int64)
+    return _Marks(labels, area, box, box[1] - box[0], box[3] - box[2], contact)
 
 
 def _marks(
     grey: np.ndarray, light: bool, radius: int, steps: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, list[int], int, list[str]] | None:
-    """Return the largest mark with its close neighbours, or None if no mark is plausible.
+    """Return the ink uint8 (height, width) of the largest mark and its close neighbours, if any.
 
-    Returns its ink uint8 (height, width), its box, an upper bound of its stroke width, and
-    warnings. The paper is estimated by ignoring dark structures up to 2 * `radius` wide.
+    Also returns its box, an upper bound of its stroke width, and warnings.
     """
     grey = 255 - grey if light else grey
-    smooth = _mean(grey, 1).astype(np.int16)
+    smooth = _mean(grey, 1)
     paper = _paper(smooth, radius)
     scale = np.maximum(paper, max(1, int(np.quantile(paper, 0.9)) // 3)).astype(np.int32)
     contrast = (paper.astype(np.int32) - smooth) * 255 // scale
@@ -223,6 +209,7 @@ def _marks(
     contrast = np.clip(contrast - usual, 0, 255)
     steps["paper"], steps["contrast"] = paper.astype(np.uint8), contrast.astype(np.uint8)
     low = max(FAINT, 6 * noise)
+    contrast = _with_edges(contrast, low, smooth, paper - smooth)
     contrast = np.where(_printed(contrast, contrast > low), 0, contrast)
     steps["without lines"] = contrast.astype(np.uint8)
     marks = _components(contrast > low)
@@ -232,21 +219,36 @@ def _marks(
     size = np.maximum(marks.height, marks.width) * marks.plausible()
     if not size.any():
         return None
-    group, notes = _group(marks, size)
+    group, box, notes = _group(marks, size)
     chosen = np.isin(marks.labels, 1 + group)
-    near = _widest(chosen.astype(np.uint8), 2, np.maximum) > 0
+    near = _widest(chosen, 2, np.maximum)
     fine = np.clip((paper.astype(np.int32) - grey) * 255 // scale - usual, 0, 255)
-    ink = np.where(near & (fine > max(2 * noise, 4)), fine, 0).astype(np.uint8)
-    steps["ink"] = ink
-    box = [int(pick(side[group])) for pick, side in zip((min, max) * 2, marks.box, strict=True)]
+    steps["ink"] = ink = np.where(near & (fine > max(2 * noise, 4)), fine, 0).astype(np.uint8)
     thick, core = 4, chosen
     while (core := _widest(core, 1, np.minimum)).any():
         thick += 2
     return ink, box, thick, notes
 
 
-def _group(marks: _Marks, size: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Return the indices of the largest mark and of its close neighbours, and warnings."""
+def _with_edges(contrast: np.ndarray, low: int, smooth: np.ndarray, drop: np.ndarray) -> np.ndarray:
+    """Return the contrast without corners of shadows: marks that end where there is no edge.
+
+    `drop` is the difference from the paper. Darker strokes in such a mark are preserved.
+    """
+    mask = contrast > low
+    outline = mask & ~_widest(mask, 1, np.minimum)
+    steepest = _widest(smooth, 2, np.maximum) - _widest(smooth, 2, np.minimum)
+    loose = outline & (steepest < drop // 2)
+    labels = _components(mask).labels
+    total = int(labels.max()) + 1
+    length, count = (np.bincount(labels[part], minlength=total) for part in (outline, loose))
+    levels = np.bincount(labels[loose], _widest(contrast, 3, np.maximum)[loose], total)
+    levels = np.where(count > LOOSE * length, levels / np.maximum(count, 1), 0)
+    return np.where(contrast < 1.25 * levels[labels], 0, contrast)
+
+
+def _group(marks: _Marks, size: np.ndarray) -> tuple[np.ndarray, list[int], list[str]]:
+    """Return the indices of the largest mark and its close neighbours, their box, and warnings."""
     main = int(size.argmax())
     flat = marks.width > 1.5 * marks.height  # a stroke of 二 or 三, not a complete digit
     reach = np.where(flat & flat[main], 0.8, 0.35) * size[main]
@@ -262,7 +264,7 @@ def _group(marks: _Marks, size: np.ndarray) -> tuple[np.ndarray, list[str]]:
     first, last = np.sort(marks.box[2, tall]), np.sort(marks.box[3, tall])
     apart = (first[1:] > last[:-1]).any()
     others = np.setdiff1d(np.flatnonzero(size >= 0.6 * size[main]), group)
-    return group, [SEVERAL] if apart or len(others) else []
+    return group, [top, bottom, left, right], [SEVERAL] if apart or len(others) else []
 
 
 def _printed(contrast: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -44,6 +44,8 @@ OTHERS = {  # recognised by their first bytes: the refusal names them
 # Keys of the images in JSON: of this project, MLflow, TensorFlow Serving and Azure ML.
 KEYS = ("data", "inputs", "instances", "input_data", "dataframe_split", "dataframe_records")
 PICTURES = "send a PNG, JPEG, WebP, GIF or BMP"
+# First bytes of pictures in base64, alone or in a data URI; no JSON begins so.
+BASE64 = (b"data:image/", b"iVBORw0KGgo", b"/9j/", b"R0lGOD", b"Qk", b"UklGR")
 
 
 class RefusedError(Exception):
@@ -87,7 +89,7 @@ def decode(body: bytes, size: int, reader: Reader) -> Decoded:
         body = _unpacked(body)
     if body.startswith(b"--") and b"content-disposition" in body[:2000].lower():
         body = _uploaded(body)
-    if body.startswith(b"data:image/"):
+    if body.startswith(BASE64):
         body = _from_base64(body.decode("latin-1"), "the body")
     if picture_kind(body):
         ink = read_picture(body, reader.find_ink)
@@ -98,9 +100,10 @@ def decode(body: bytes, size: int, reader: Reader) -> Decoded:
     if body.count(b"[") + body.count(b"{") > LISTS:
         raise RefusedError(413, f"the JSON has more than {LISTS:,} lists; send each image flat")
     try:
-        content = from_json(body, allow_inf_nan=False)
+        content = from_json(body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
     except ValueError as error:
-        raise RefusedError(400, f"expected JSON or a picture, found neither: {error}") from None
+        reason = f"expected JSON or a picture, found neither: {error}"
+        raise RefusedError(400, f'{reason}; {PICTURES}, or {{"data": [image]}}') from None
     data, script = _fields(content)
     plain = b"true" not in body and b"false" not in body
     images, notes = _images(_listed(data, size), size, plain, reader)
@@ -212,15 +215,14 @@ def _unpacked(body: bytes) -> bytes:
     return content
 
 
-def _in_memory(*_: Any, **__: Any) -> io.BytesIO:
-    return io.BytesIO()
-
-
 def _uploaded(body: bytes) -> bytes:
     """Return the only file of a form, or its only field."""
     boundary = body[2 : body.find(b"\n", 0, 200)].strip().decode("latin-1")
     parser = FormDataParser(
-        stream_factory=_in_memory, max_form_memory_size=BODY_BYTES, max_form_parts=20, silent=False
+        stream_factory=lambda *_, **__: io.BytesIO(),
+        max_form_memory_size=BODY_BYTES,
+        max_form_parts=20,
+        silent=False,
     )
     try:
         _, form, files = parser.parse(
@@ -239,8 +241,9 @@ def _uploaded(body: bytes) -> bytes:
 def _from_base64(text: str, what: str) -> bytes:
     """Return the picture file in base64 text or in a data URI."""
     coded = text.partition(",")[2] if text.startswith("data:") else text
+    coded = "".join(coded.split()).translate({ord("-"): "+", ord("_"): "/"})  # safe in a URL
     try:
-        data = base64.b64decode("".join(coded.split()), validate=True)
+        data = base64.b64decode(coded + "=" * (-len(coded) % 4), validate=True)
         known = picture_kind(data)
     except (binascii.Error, ValueError):
         known = None
@@ -263,8 +266,8 @@ def _fields(content: Any) -> tuple[Any, str | None]:
     script, data = content.get("script"), content[named[0]]
     if not (script is None or isinstance(script, str)):
         raise RefusedError(400, "script must be text or omitted")
-    if isinstance(data, dict) and "data" in data:  # a table with the names of its columns
-        data = data["data"]
+    if isinstance(data, dict):  # a table with the names of its columns, or one named input
+        data = data["data"] if "data" in data else _bare(data)
     if named[0] == "dataframe_records" and isinstance(data, list):
         data = [list(row.values()) if isinstance(row, dict) else row for row in data]
     return data, script
@@ -278,10 +281,9 @@ def _listed(data: Any, size: int) -> list[Any]:
         raise RefusedError(400, "data must be a list of at least one image")
     if len(data) == size * size and isinstance(data[0], int | float):
         return [data]
-    if len(data) == size and isinstance(data[0], list) and len(data[0]) == size:
-        cell = data[0][0]  # a number, or a list of one; of a list of images it would be a row
-        if isinstance(cell, int | float) or (isinstance(cell, list) and len(cell) == 1):
-            return [data]
+    square = len(data) == size and isinstance(data[0], list) and len(data[0]) == size
+    if square and not isinstance(_bare(data[0][0]), list):  # a row of an image would be a list
+        return [data]
     if len(data) > IMAGES:
         raise RefusedError(413, f"data has {len(data):,} images; send at most {IMAGES:,} at a time")
     return data
@@ -294,9 +296,7 @@ def _images(
     images = _whole_numbers(data, size) if plain else None
     if images is not None:
         return _in_normal_form(images, np.arange(len(images)))
-    # The only cell of a row of a table, and base64 as TensorFlow Serving marks it.
-    data = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in data]
-    data = [one.get("b64") if isinstance(one, dict) else one for one in data]
+    data = [_bare(image) for image in data]
     texts = [number for number, image in enumerate(data) if isinstance(image, str)]
     if len(texts) > TEXTS:
         raise RefusedError(413, f"data has {len(texts):,} pictures; send at most {TEXTS} at a time")
@@ -317,14 +317,22 @@ def _images(
     return images, notes + changed
 
 
+def _bare(image: Any) -> Any:
+    """Return what is in lists and objects of one element: a table's cell, {"b64": ...}."""
+    while isinstance(image, list | dict) and len(image) == 1:
+        [image] = image.values() if isinstance(image, dict) else image
+    return image
+
+
 def _in_normal_form(images: np.ndarray, sent: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return images (n, size, size) as uint8, white on black, and warnings about changes.
 
     `sent` are the indices of images sent as numbers. Raises RefusedError for a blank image.
     """
     found, notes = images[sent], []
-    if len(sent) and 0 < found.max() <= 1:
-        found = found * 255.0
+    most = found.max(axis=(1, 2))
+    if (unit := (most > 0) & (most <= 1)).any():
+        found = np.where(unit[:, None, None], found * 255.0, found)
         notes.append("the values are from 0 to 1 and were multiplied by 255")
     found = np.rint(found).astype(np.uint8) if found.dtype != np.uint8 else found
     edges = np.concatenate([found[:, 0], found[:, -1], found[:, :, 0], found[:, :, -1]], axis=1)
@@ -368,29 +376,22 @@ def _join(rows: list[list[int]]) -> bytes:
 
 def _pixels(image: Any, number: int, size: int) -> np.ndarray:
     """Return one image (size, size) as numbers; raise RefusedError with its index."""
-    wanted = f"{size * size} numbers or {size} rows of {size}"
-    count = 0
-    first = image[0] if isinstance(image, list) and image else None
-    if isinstance(first, list) and first and isinstance(first[0], list) and len(first[0]) == 1:
-        lists = (row if isinstance(row, list) else [row] for row in image)  # of height x width x 1
-        image = [[one[0] if type(one) is list and one else one for one in row] for row in lists]
-    for row in image if isinstance(image, list) else ():
-        cells = row if isinstance(row, list) else (row,)
-        count += len(cells) or 1
-        if count > size * size:
-            raise RefusedError(400, f"image {number} has too many numbers; send {wanted}")
-        for cell in cells:  # before NumPy: it would give each one the width of the longest text
-            if type(cell) not in (int, float):
-                odd = "true or false" if type(cell) is bool else "values that are not numbers"
-                raise RefusedError(400, f"image {number} holds {odd}; send {wanted}")
-    try:
-        values = np.array(image)
-    except ValueError:  # rows of different lengths
-        raise RefusedError(400, f"image {number} has uneven rows; send {wanted}") from None
-    if values.shape not in ((size * size,), (size, size)):
-        raise RefusedError(400, f"image {number} has shape {values.shape}; send {wanted}")
-    if values.dtype.kind not in "iuf":
-        raise RefusedError(400, f"image {number} holds values that are not numbers; send {wanted}")
-    if not ((values >= 0) & (values <= 255)).all():
+    wanted = f"send {size * size} numbers or {size} rows of {size}"
+    rows = image if isinstance(image, list) else [image]
+    cells = [one for row in rows for one in (row if isinstance(row, list) else (row,))]
+    if max(len(rows), len(cells)) > size * size:
+        raise RefusedError(400, f"image {number} has too many numbers; {wanted}")
+    cells = [one if type(one) in (int, float) else _bare(one) for one in cells]
+    # Before NumPy: it would give each number the width of the longest text.
+    if odd := {type(one) for one in cells} - {int, float}:
+        what = "true or false" if bool in odd else "values that are not numbers"
+        raise RefusedError(400, f"image {number} holds {what}; {wanted}")
+    lengths = {len(row) for row in rows if isinstance(row, list)}
+    if len(lengths) > 1 or (lengths and len(cells) != len(rows) * max(lengths)):
+        raise RefusedError(400, f"image {number} has uneven rows; {wanted}")
+    shape = (len(rows), *lengths)
+    if shape not in ((size * size,), (size, size)):
+        raise RefusedError(400, f"image {number} has shape {shape}; {wanted}")
+    if not all(0 <= one <= 255 for one in cells):
         raise RefusedError(400, f"image {number} has a value that is not from 0 to 255")
-    return values.reshape(size, size)
+    return np.array(cells).reshape(size, size)

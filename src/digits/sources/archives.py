@@ -3,7 +3,6 @@
 import contextlib
 import fnmatch
 import lzma
-import re
 import tarfile
 import zipfile
 import zlib
@@ -124,17 +123,13 @@ def read_archive(
         for pattern in (archive.train if part == "train" else archive.test)
         for label, name in enumerate(archive.names)
     ]
-    expressions = [
-        (label, pattern, re.compile(fnmatch.translate(_small_ending(pattern))))
-        for label, pattern in patterns
-    ]
     pictures, others = Pictures(archive.ink), ""
     labels: list[int] = []
     for name, read in members(source):
         found = {
             label: pattern
-            for label, pattern, expression in expressions
-            if expression.match(_small_ending(name))
+            for label, pattern in patterns
+            if fnmatch.fnmatchcase(_small_ending(name), _small_ending(pattern))
         }
         if len(found) > 1:
             first, second = list(found.values())[:2]

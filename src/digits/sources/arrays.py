@@ -47,7 +47,7 @@ def read_npz(path: Path, part: str) -> Table:
         raise DigitsError(f"{path}: {len(images):,} images, but {len(labels):,} labels.")
     side = math.isqrt(images[0].size) if len(images) else 0
     if not side or side**2 != images[0].size:
-        raise DigitsError(f"{path}: images have shape {images.shape[1:]}. Expected square ones.")
+        raise DigitsError(f"{path}: images have shape {images.shape[1:]}. Expected grey squares.")
     images = images.reshape(-1, side, side)
     whole = images.dtype.kind in "ui" and images.min() >= 0 and images.max() <= 255
     if not whole and not ((images >= 0) & (images <= 255)).all():
@@ -100,7 +100,7 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
             if image is None:
                 raise DigitsError(
                     f"{path}: has the columns {', '.join(names.values())[:200]}. Expected one "
-                    "named image."
+                    "named image; a table with a column for each pixel is read as CSV."
                 )
             if file.metadata.num_rows * image_size**2 > PIXELS:
                 raise DigitsError(f"{path}: has {file.metadata.num_rows:,} rows. Split it.")

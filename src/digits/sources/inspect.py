@@ -101,11 +101,9 @@ def _of_tables(
     names = [IDX.sub("", file.name) for file in (train, test) if file]
     reader: dict[str, Any] = {"format": found.kind, "train": names[0]}
     if found.kind == "npz" and test is None:
-        try:
-            read_any(train, 28, "test")
-        except DigitsError:
-            test = None
-    reader |= {"test": names[1]} if test else {"test_share": _share(found, classes)}
+        with np.load(train) as arrays:  # those for testing may be in the same file
+            names *= 1 + any("test" in name.lower() for name in arrays.files)
+    reader |= {"test": names[1]} if names[1:] else {"test_share": _share(found, classes)}
     labels = found.table.labels
     if labels is not None and (positions(labels, [str(n) for n in range(len(classes))]) < 0).any():
         values = sorted(set(labels.tolist()), key=_natural)

@@ -41,7 +41,8 @@ def kind_of(path: Path) -> str:
                 names = [name.lower() for name in archive.namelist()]
             if any(name.endswith(".npy") for name in names):
                 return "npz"
-            return "archive" if any(name.endswith(ENDINGS) for name in names) else "csv"
+            pictures = any(name.endswith(ENDINGS) for name in names)
+            return "archive" if pictures or len(names) > 2 else "csv"
         if start[:2] == b"\x1f\x8b":
             with gzip.open(path) as packed:
                 start = packed.read(300)
@@ -56,7 +57,7 @@ def kind_of(path: Path) -> str:
     try:
         return "picture" if picture_kind(start) else "csv"
     except RefusedError as error:
-        raise DigitsError(f"{path}: {error}.") from None
+        raise DigitsError(f"{path}: {str(error).partition(';')[0]}. Convert it.") from None
 
 
 def read_any(path: Path, image_size: int, part: str = "test") -> Found:

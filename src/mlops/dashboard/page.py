@@ -138,7 +138,7 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
     try:
         async with request.app[SESSION].post(
             f"{router.url}/{name}/score",
-            params={"script": script} if script else None,
+            params={"script": script, "explain": "true"},
             data=io.BytesIO(body),  # aiohttp sends a stream in parts
             headers=headers,
         ) as answer:

@@ -1,11 +1,13 @@
 """Ink in photographs: the digit alone is left, whatever it was written on."""
 
 import io
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks.photos import CONDITIONS, photograph
-from conftest import mnist_part
+from conftest import ROOT, environment, mnist_part, python
 from PIL import Image
 from skimage.measure import label, regionprops
 
@@ -18,10 +20,86 @@ READ = [name for name, (kind, *_) in CONDITIONS.items() if kind != "other"]
 READ = [name for name in READ if name != "12 megapixels"]  # the same, enlarged
 
 
+MACHINES = {
+    "as it is": {},
+    "NumPy with AVX512": {"NPY_DISABLE_CPU_FEATURES": ""},
+    "NumPy without AVX2": {"NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F AVX512_SKX"},
+    "NumPy without AVX2, old C library": {
+        "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F AVX512_SKX",
+        "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-AVX512F,-FMA,-FMA4,-ERMS",
+    },
+}
+DIGESTS = """
+import hashlib, sys
+import numpy as np
+from digits.runtime.normalise import normalise
+from digits.runtime.photograph import find_ink
+
+with np.load(sys.argv[1]) as pictures:
+    for name in pictures.files:
+        ink = find_ink(pictures[name])
+        parts = [normalise(ink.pixels[np.newaxis], 28), *ink.steps.values()]
+        digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+        print(name, ink.light, ink.warnings, digest)
+"""
+
+
+def grey_of(name: str, place: int) -> tuple[np.ndarray, bool]:
+    """Return a photograph of the digit at a place, and whether it is a JPEG."""
+    with Image.open(io.BytesIO(photograph(name, DIGITS[place:], place))) as image:
+        return np.asarray(image.convert("L")), image.format == "JPEG"
+
+
 def ink_of(name: str, place: int) -> Ink:
     """Return what is found in a photograph of the digit at a place."""
-    with Image.open(io.BytesIO(photograph(name, DIGITS[place:], place))) as image:
-        return find_ink(np.asarray(image.convert("L")), image.format == "JPEG")
+    return find_ink(*grey_of(name, place))
+
+
+@pytest.mark.prove
+def test_bytes_are_the_same_on_imitated_processors(tmp_path: Path) -> None:
+    pictures = {name: grey_of(name, 0)[0] for name in (*READ, "two digits", "chalk")}
+    np.savez(tmp_path / "pictures.npz", allow_pickle=False, **pictures)
+    command = python(DIGESTS, str(tmp_path / "pictures.npz"))
+    found = {
+        machine: subprocess.run(
+            command,
+            cwd=ROOT / "src",
+            env=environment() | settings,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for machine, settings in MACHINES.items()
+    }
+    assert len(found["as it is"].splitlines()) == len(pictures)
+    assert len(set(found.values())) == 1
+
+
+def wedge(grey: np.ndarray, tip: tuple[int, int]) -> np.ndarray:
+    """Return a picture with the corner of a hard shadow, whose tip is at (row, column)."""
+    y, x = np.indices(grey.shape)
+    shaded = (x - tip[1] > np.abs(y - tip[0])) & (x > tip[1])
+    return np.where(shaded, grey * 0.5, grey).astype(np.uint8)
+
+
+@pytest.mark.parametrize("tip", [(300, 430), (300, 400), (260, 330), (330, 360)])
+def test_the_corner_of_a_shadow_is_no_mark(tip: tuple[int, int]) -> None:
+    """Beside the digit, across it, or around it."""
+    grey = np.full((600, 800), 225, np.uint8)
+    ink = np.asarray(Image.fromarray(np.pad(DIGITS[0], 2)).resize((256, 256)))
+    grey[172:428, 200:456] -= (ink / 255 * 190).astype(np.uint8)
+    found = find_ink(wedge(grey, tip))
+    assert found.warnings == []
+    assert not found.light
+    assert likeness(normalise(found.pixels[None], 28)[0], NORMAL[0]) > 0.75
+
+
+@pytest.mark.parametrize("flip", [0, 255], ids=["light on dark", "dark on light"])
+def test_large_clean_digits_keep_their_ink(flip: int) -> None:
+    """Also where they fill the picture; the ink of a light digit takes much of it."""
+    for digit in mnist_part("t10k", 30).images:
+        large = Image.fromarray(digit ^ np.uint8(flip)).resize((280, 280))
+        assert find_ink(np.asarray(large)).light == (flip == 0)
 
 
 def likeness(found: np.ndarray, normal: np.ndarray) -> float:

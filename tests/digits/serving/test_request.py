@@ -206,8 +206,8 @@ NO_DIGIT = {
     "too few numbers": (body([[0] * 783]), 400, "image 0 has shape (783,)"),
     "text": (body([[0] * 784, ["0"] * 784]), 400, "image 1 holds values that are not numbers"),
     "a long text": (body([[*[0] * 783, "x" * 8_000_000]]), 400, "values that are not numbers"),
-    "a list too deep": (body([[[[0] * 784]]]), 400, "image 0 has shape (1, 784)"),
-    "a number for an image": (body([[0] * 784, 10**13]), 400, "image 1 has shape ()"),
+    "a list too deep": (body([[[[0] * 28] * 28] * 2]), 400, "values that are not numbers"),
+    "a number for an image": (body([[0] * 784, 10**13]), 400, "image 1 has shape (1,)"),
     "too many numbers": (body([[[0.5] * 28] * 29]), 400, "image 0 has too many numbers"),
     "too many rows": (body([[[]] * 785]), 400, "image 0 has too many numbers"),
     "null": (body([[None] * 784]), 400, "values that are not numbers"),
@@ -218,7 +218,7 @@ NO_DIGIT = {
     "too large": (body([[256] * 784]), 400, "not from 0 to 255"),
     "negative": (body([[-1] * 784]), 400, "not from 0 to 255"),
     "a fraction too large": (body([[255.6] * 784]), 400, "not from 0 to 255"),
-    "a huge number": (body([[10**400] * 784]), 400, "values that are not numbers"),
+    "a huge number": (body([[10**400] * 784]), 400, "a value that is not from 0 to 255"),
     "too many": (body([[0]] * (IMAGES + 1)), 413, "1,001 images"),
     "a broken PNG": (png(28, 28, zlib.compress(bytes(100))), 400, "PNG cannot be read"),
     "half a JPEG": (encoded(Image.fromarray(DIGITS[0]), "JPEG")[:400], 400, "JPEG cannot be read"),
@@ -290,6 +290,9 @@ FORMS = {
     ),
     "Azure ML's input_data": (json.dumps({"input_data": {"data": FLAT}}).encode(), 3),
     "gzip": (gzip.compress(body(ROWS)), 3),
+    "a named input": (json.dumps({"inputs": {"image": ROWS}}).encode(), 3),
+    "named images": (json.dumps({"instances": [{"image": row} for row in ROWS]}).encode(), 3),
+    "a byte order mark": (b"\xef\xbb\xbf" + body(ROWS), 3),
 }
 
 
@@ -305,8 +308,11 @@ PICTURES = {
     "a form": form(PNG),
     "a data URI": b"data:image/png;base64," + TEXT.encode(),
     "base64": body(TEXT),
+    "base64 alone": TEXT.encode(),
+    "base64 for URLs, unpadded": body(base64.urlsafe_b64encode(PNG).decode().rstrip("=")),
     "a data URI in JSON": body([f"data:image/png;base64,{TEXT}"]),
     "TensorFlow's b64": json.dumps({"instances": [{"b64": TEXT}]}).encode(),
+    "a named b64": json.dumps({"instances": [{"image": {"b64": TEXT}}]}).encode(),
     "a cell of a table": json.dumps({"dataframe_split": {"data": [[TEXT]]}}).encode(),
     "gzip": gzip.compress(PNG),
     "WebP": encoded(Image.fromarray(DIGITS[0]), "WEBP", lossless=True),
@@ -320,6 +326,12 @@ def test_a_picture_is_read_in_every_form(sent: bytes) -> None:
     np.testing.assert_allclose(decoded(sent).astype(int), NORMAL[0], atol=1)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP"])
+def test_base64_alone_is_recognised(kind: str) -> None:
+    picture = encoded(Image.fromarray(DIGITS[0]), kind)
+    np.testing.assert_array_equal(decoded(base64.b64encode(picture)), decoded(picture))
+
+
 def test_numbers_and_pictures_may_be_mixed() -> None:
     images, *_ = decode(body([ROWS[1], TEXT]), 28, READER)
     np.testing.assert_array_equal(images, [DIGITS[1], decoded(PNG)])
@@ -329,6 +341,12 @@ def test_numbers_and_pictures_may_be_mixed() -> None:
 def test_values_from_0_to_1_are_noticed(scaled: np.ndarray) -> None:
     images, _, warnings, _ = decode(body(scaled.tolist()), 28, READER)
     np.testing.assert_array_equal(images, np.rint(scaled * 255))
+    assert warnings == ["the values are from 0 to 1 and were multiplied by 255"]
+
+
+def test_values_from_0_to_1_are_noticed_beside_others() -> None:
+    images, _, warnings, _ = decode(body([(DIGITS[0] / 255).tolist(), ROWS[1]]), 28, READER)
+    np.testing.assert_array_equal(images, DIGITS[:2])
     assert warnings == ["the values are from 0 to 1 and were multiplied by 255"]
 
 

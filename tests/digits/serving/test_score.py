@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from benchmarks.photos import photograph
 from conftest import ROOT, Endpoint, Project, environment, free_port, mnist_part, python
 from PIL import Image
 from pyarrow import parquet
@@ -24,6 +25,7 @@ from azureml_emulator import inference
 from azureml_emulator.web import EmulatorError
 from digits.model import network
 from digits.runtime.normalise import normalise
+from digits.runtime.photograph import find_ink
 
 pytestmark = pytest.mark.slow
 Serve = Callable[..., Endpoint]
@@ -137,6 +139,22 @@ def test_an_image_is_answered_as_its_numbers_are(endpoint: Endpoint) -> None:
         assert found[0] == 200
         assert found[1]["script"] == "mnist"
         assert found[:2] == endpoint.post(json.dumps(numbers).encode())[:2]
+
+
+def test_explain_returns_the_picture_after_each_step(endpoint: Endpoint) -> None:
+    body = photograph("ruled, dark", DIGITS[:1], 0)
+    status, answer, _ = endpoint.post(body, "/score?explain=true")
+    assert status == 200
+    steps = {name: np.array(rows) for name, rows in answer.pop("steps").items()}
+    with Image.open(io.BytesIO(body)) as image:
+        found = find_ink(np.asarray(image.convert("L")), jpeg=True)
+    expected = found.steps | {"model input": normalise(found.pixels[np.newaxis], 28)[0]}
+    assert list(steps) == list(expected)
+    assert all(np.array_equal(steps[name], image) for name, image in expected.items())
+    assert answer == endpoint.post(body)[1]  # which has no steps
+    numbers = endpoint.post(BODY, "/score?explain=true")[1]["steps"]
+    assert np.array_equal(numbers.pop("model input"), DIGITS[0])
+    assert numbers == {}
 
 
 def test_a_script_that_the_model_does_not_know_changes_nothing(endpoint: Endpoint) -> None:

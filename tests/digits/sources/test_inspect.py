@@ -78,6 +78,27 @@ def test_the_block_of_arrays_reads_them(tmp_path: Path) -> None:
     assert same(block(text, "devanagari"))
 
 
+def test_both_parts_in_one_file_of_arrays_are_named(tmp_path: Path) -> None:
+    train, test = DIGITS[:120], DIGITS[120:]
+    arrays = {"x_train": train.images, "y_train": train.labels}
+    np.savez(
+        tmp_path / "mnist.npz", x_test=test.images, y_test=test.labels, allow_pickle=False, **arrays
+    )
+    text = inspect(tmp_path / "mnist.npz", 28, CLASSES, "mnist")
+    assert "reader: {format: npz, train: mnist.npz, test: mnist.npz}" in text
+    assert [len(part) for part in block(text)] == [120, 80]
+    assert same(block(text))
+
+
+def test_other_files_are_named_as_what_they_are(tmp_path: Path) -> None:
+    write_zip(tmp_path / "scans.zip", {f"{number}/1.tif": b"II*\0" for number in range(10)})
+    with pytest.raises(DigitsError, match=r"scans\.zip: holds no picture\. Expected \.png"):
+        inspect(tmp_path / "scans.zip", 28, CLASSES, "mnist")
+    np.save(tmp_path / "x.npy", DIGITS.images)
+    with pytest.raises(DigitsError, match=r"x\.npy: the file is a NumPy file\. Convert it"):
+        inspect(tmp_path / "x.npy", 28, CLASSES, "mnist")
+
+
 def test_the_block_of_a_folder_names_both_parts(tmp_path: Path) -> None:
     for part, some in (("train", DIGITS[:100]), ("t10k", DIGITS[100:])):
         for name, array in (("images-idx3", some.images), ("labels-idx1", some.labels)):

@@ -7,6 +7,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import steps
@@ -19,6 +20,8 @@ from core.errors import DigitsError
 from mlops.bot import change, comment, commit
 from mlops.bot import github as client
 from mlops.review import schema
+
+pytestmark = pytest.mark.slow
 
 MUCH = 50_000_000
 
@@ -487,6 +490,58 @@ def test_a_large_artifact_is_not_committed(github: GitHub, monkeypatch: pytest.M
         commit.main([])
 
 
+@pytest.mark.parametrize("place", range(21))
+@pytest.mark.prove
+def test_whatever_call_fails_nothing_is_half_written_and_a_rerun_recovers(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """Of about twenty calls of commit, comment and status each gets no answer for a while."""
+    run, before = committed(github, monkeypatch), github.head("refs/heads/mehr-übung")
+    github.failures.extend([None] * place + [(502, {})] * client.ATTEMPTS)
+    for attempt in range(2):
+        try:
+            if "MADE" not in os.environ:
+                committed_and_shown(run, monkeypatch)
+            else:  # "Re-run failed jobs" leaves out what succeeded, and keeps its outputs
+                show(run, monkeypatch)
+        except DigitsError:
+            assert attempt == 0
+        github.failures.clear()
+        after = github.head("refs/heads/mehr-übung")
+        assert after == before or github.git("rev-parse", f"{after}^") == before
+        assert len(texts(github)) <= 1
+        if attempt == 0 and "LEFT" in os.environ:
+            monkeypatch.delenv("LEFT")
+    assert after != before
+    (text,) = texts(github)
+    assert f"is committed** as {after[:10]}" in text
+    assert github.statuses[-1]["state"] == "success"
+
+
+def test_a_pull_request_that_was_closed_and_a_branch_that_was_deleted_are_left_alone(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, before = committed(github, monkeypatch), github.head("refs/heads/mehr-übung")
+    refuse = commit.refusal
+
+    def deleted(*given: Any) -> str:
+        """A person deletes the branch between the question and the commit."""
+        github.git("update-ref", "-d", "refs/heads/mehr-übung")
+        return refuse(*given)
+
+    github.pulls[7].state = "closed"
+    left(github, run, monkeypatch, "no open pull request has the head")
+    assert "nothing to comment" in show(run, monkeypatch) and texts(github) == []
+    github.pulls[7].state = "open"
+    monkeypatch.setattr(commit, "refusal", deleted)
+    with pytest.raises(DigitsError, match="Reference does not exist"):
+        commit.main([])
+    assert not github.git("for-each-ref", "refs/heads/mehr-übung")
+    github.git("update-ref", "refs/heads/mehr-übung", before)
+    monkeypatch.setattr(commit, "refusal", refuse)  # restored, as GitHub offers it
+    assert "is now at" in commit.main([])
+
+
 # A merge of main
 
 
@@ -702,7 +757,6 @@ def test_production_without_such_metrics_has_a_comment_all_the_same(
 # Nothing changed
 
 
-@pytest.mark.slow
 def test_a_change_of_no_dep_needs_no_pipeline(
     github: GitHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from azure.storage.blob import BlobServiceClient
+from benchmarks.photos import photograph
 from blobs import Blobs
 from browser import a_browser, faults  # noqa: F401
 from conftest import Project, mnist_part
@@ -33,6 +34,7 @@ with warnings.catch_warnings():  # the SDK's own
     from mlops.dashboard import page
 from azureml_emulator import web
 from azureml_emulator.router import Endpoint, Launch, Router
+from digits.runtime.photograph import SEVERAL
 from mlops.dashboard.watch import LiveState
 
 pytestmark = pytest.mark.slow
@@ -138,7 +140,7 @@ def test_a_picture_is_uploaded(live: Deployable, open_page: Callable[..., Page])
     picture[10:50, 28:32] = 0
     png = io.BytesIO()
     Image.fromarray(picture).save(png, "PNG")
-    upload = page.get_by_label("Upload a PNG or JPEG of a digit")
+    upload = page.get_by_label("Upload a picture of a digit")
 
     def choose(content: bytes) -> None:
         upload.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": content})
@@ -442,6 +444,31 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
         servers.close()
 
 
+def check_what_the_model_saw(page: Page) -> None:
+    """Upload photographs: a digit on ruled paper, which is shown without its lines, and two."""
+    digits = mnist_part("t10k", 3).images
+    upload = page.get_by_label("Upload a picture of a digit")
+
+    def choose(condition: str) -> None:
+        content = photograph(condition, digits, 0)
+        upload.set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": content})
+
+    choose("ruled, dark")
+    names = page.locator("#steps figcaption")
+    expect(names).to_have_text(["closer", "paper", "contrast", "without lines", "ink"])
+    expect(page.locator("#saw figcaption")).to_have_text(["model input"])
+    expect(page.locator("#sentence")).not_to_contain_text("Warning")
+    seen = page.get_by_role("img", name="model input").evaluate(
+        "(canvas) => [canvas.width, ...canvas.getContext('2d').getImageData(0, 0, 28, 28).data]"
+    )
+    assert seen[0] == 28
+    shades = np.array(seen[1:], np.uint8).reshape(28, 28, 4)[:, :, 0]
+    assert np.corrcoef(shades.ravel(), digits[0].ravel())[0, 1] > 0.6  # turned a little
+    choose("two digits")
+    expect(page.locator("#sentence")).to_contain_text(f"Warning: {SEVERAL}.")
+    expect(page.locator("#digit")).to_have_class(re.compile("anomalous"))
+
+
 @pytest.mark.prove
 def test_the_real_model(
     reproduced: Project, home: Emulator, browser: Browser, tmp_path: Path
@@ -470,6 +497,7 @@ def test_the_real_model(
             expect(opened.locator("#digit")).to_have_text(re.compile("[0-9]"), timeout=20_000)
             table = opened.get_by_role("table", name="Probabilities")
             expect(table.get_by_role("row")).to_have_count(10 + 1)  # and the head
+            check_what_the_model_saw(opened)
             connection = http.client.HTTPConnection("127.0.0.1", router.port)
             sideways = np.rot90(mnist_part("t10k", 500).images, axes=(1, 2))
             for images in (mnist_part("t10k", 600).images, sideways):

@@ -15,6 +15,8 @@ from histogram import histograms
 
 from digits.monitoring.drift import Reference
 
+pytestmark = pytest.mark.slow
+
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from mlops.dashboard import watch as module
@@ -148,7 +150,6 @@ def test_accuracy_is_that_of_the_models_that_answer(site: Site) -> None:
     assert site.state(set())["labelled"] == 10  # nothing is live: what answered last
 
 
-@pytest.mark.slow
 def test_drift_is_seen_and_ends_with_the_model(site: Site) -> None:
     rng = np.random.default_rng(1)
     for number in range(1000):

@@ -267,6 +267,7 @@ def test_a_table_cannot_be_hidden_from_git(author: Tiny, review: Review) -> None
     assert f"{METRICS}: a .gitignore hides this table" in found.error
 
 
+@pytest.mark.prove
 def test_data_in_no_cache_is_reported_with_the_commands_for_a_person(
     author: Tiny, review: Review
 ) -> None:
@@ -281,3 +282,20 @@ def test_data_in_no_cache_is_reported_with_the_commands_for_a_person(
     (reason,) = (row for row in found.report["gate"]["reasons"] if "failed at" in row)
     for part in ("data/labelled/devanagari_1.csv", "'dvc push --remote main'", "'dvc remove'"):
         assert part in reason, reason
+
+
+@pytest.mark.prove
+def test_a_second_lock_that_differs_names_the_stage_that_is_not_reproducible(
+    author: Tiny, review: Review
+) -> None:
+    """The bot has committed what a run made; the next run makes other bytes."""
+    blanks = 'str(params["epochs"]) + " " * __import__("random").randrange(10**6))'
+    author.edit("stage.py", 'str(params["epochs"]))', blanks)
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.dvc("repro", "--quiet")
+    author.git("add", "--all")
+    bot = "--author=github-actions[bot] <bot@github.invalid>"
+    author.git("commit", "--quiet", "--message", "dvc.lock and metrics", bot)
+    found = review()
+    assert not found.passed and found.trained
+    assert "not reproducible: train" in found.error, found

@@ -13,9 +13,12 @@ from conftest import NAME, ROOT, Project, environment
 from core.errors import DigitsError
 from mlops import dvc
 from mlops.cli import call
+from mlops.deploy import release
 from mlops.review import compare, gate, merge, render, report, schema
 from mlops.review.gate import Rule, judge
 from mlops.review.schema import Metric, Report
+
+pytestmark = pytest.mark.slow
 
 PARAMS = """
 epochs: 3
@@ -517,3 +520,15 @@ def test_another_conflict_leaves_everything_as_it_was(small: Project) -> None:
         call("merge", "main")
     assert small.git("rev-parse", "HEAD") == before
     assert small.git("status", "--porcelain") == ""
+
+
+def test_an_older_approval_does_not_deploy_over_a_newer_commit(small: Project) -> None:
+    """Its run of deploy.yml waited, while a later merge was approved."""
+    older = small.git("rev-parse", "HEAD").strip()
+    change(small, "data/evaluation/metrics.json", metrics(0.9951))
+    commit(small, "newer")
+    newer = small.git("rev-parse", "HEAD").strip()
+    assert release.gate_reasons(older) == []
+    small.git("checkout", "--quiet", older)
+    (reason,) = release.gate_reasons(newer)
+    assert reason.startswith(f"{newer[:10]} is live and newer; `digits deploy rollback`")

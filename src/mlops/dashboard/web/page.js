@@ -82,8 +82,9 @@ function refused(sentence) {
 function answered(answer) {
   const { digit, confidence, ood_score, probabilities } = answer.predictions[0];
   const anomalous = ood_score > 0.5;
+  const warnings = answer.warnings ?? [];
   setText($("digit"), digit);
-  $("digit").classList.toggle("anomalous", anomalous);
+  $("digit").classList.toggle("anomalous", anomalous || warnings.length > 0);
   $("digit").classList.toggle("word", digit.length > 2);
   tried = answer.request_id;
   $("truth").replaceChildren(...answer.classes.map((name) => new Option(name, name, false, name === digit)));
@@ -91,7 +92,8 @@ function answered(answer) {
   $("correction").hidden = !$("written").value;
   setText($("labelsaved"), "");
   const note = anomalous ? "Out of distribution: do not rely on this answer." : "In distribution.";
-  setText($("sentence"), `Confidence ${percent(confidence)}. ${note}`);
+  const notes = [note, ...warnings.map((warning) => `Warning: ${warning}.`)];
+  setText($("sentence"), `Confidence ${percent(confidence)}. ${notes.join(" ")}`);
   const unknown = $("script").value && answer.script === null ? " It does not know this script and ignored it." : "";
   setText($("by"), `Model ${answer.model_version} in ${answer.deployment}, ${milliseconds(answer.milliseconds)}.${unknown}`);
   $("details").hidden = false;
@@ -111,6 +113,27 @@ function answered(answer) {
       return row;
     }),
   );
+  showSteps(answer.steps ?? {});
+}
+
+/** Show the image that the model received, and how the picture was read. */
+function showSteps(steps) {
+  const pictures = Object.entries(steps).map(([name, rows]) => greyPicture(name, rows));
+  $("seen").hidden = !pictures.length; // another project's endpoint may send none
+  $("saw").replaceChildren(...pictures.slice(-1));
+  $("steps").replaceChildren(...pictures.slice(0, -1));
+  $("steps").parentElement.hidden = pictures.length < 2;
+}
+
+/** Return a canvas with rows of grey values, with its name below. */
+function greyPicture(name, rows) {
+  const canvas = make("canvas");
+  [canvas.width, canvas.height] = [rows[0].length, rows.length];
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", name);
+  const shades = new Uint8ClampedArray(rows.flat().flatMap((value) => [value, value, value, 255]));
+  canvas.getContext("2d").putImageData(new ImageData(shades, canvas.width), 0, 0);
+  return make("figure", "", canvas, make("figcaption", "", name));
 }
 
 async function saveLabel(event) {
