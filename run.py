@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import webbrowser
@@ -102,9 +103,9 @@ PLOTS_PAGE = """
 </body>
 </html>
 """
-# Runs Azurite with a new key until standard input ends; prints the connection string.
+# Runs Azurite with a new key until standard input or Azurite ends; prints the connection string.
 STORAGE = """
-import pathlib, sys
+import pathlib, sys, threading
 from azureml_emulator import storage, web
 from filelock import FileLock, Timeout
 folder = pathlib.Path(sys.argv[1])
@@ -115,7 +116,14 @@ try:
         storage.run_azurite(folder, 0, None, tuple(sys.argv[2:])) as store,
     ):
         print(store.connection_string, flush=True)
-        sys.stdin.read()
+        ended = []
+        def end():
+            ended.append(sys.stdin.read())
+            store.process.terminate()
+        threading.Thread(target=end, daemon=True).start()
+        store.process.wait()
+        if not ended:
+            sys.exit("storage: Azurite has ended. Run `make storage` again.")
 except Timeout:
     sys.exit(f"storage: {folder}: in use. Is `make storage` running already?")
 except web.EmulatorError as error:
@@ -293,9 +301,21 @@ def install_plots() -> None:
     run(BIN / "dvc", "config", "--local", "--quiet", "plots.html_template", "vega/page.html")
 
 
+def check_history() -> None:
+    """Print how to complete the history of a shallow clone: DVC would lose experiments there.
+
+    Those in a temporary folder, as of `dvc exp run --temp` and `--queue`, end with 0 and are gone
+    (DVC 3.67.1). Stages refuse to run there; one that is taken from the run cache runs no code.
+    """
+    if (ROOT / ".git" / "shallow").exists() and "CI" not in os.environ:
+        print("This clone is shallow: DVC loses experiments of --temp and --queue here. Run:")
+        print("  git fetch --unshallow", flush=True)
+
+
 def env() -> None:
     """Install the locked Python and npm packages."""
     check_prerequisites()
+    check_history()
     install_python()
     install_npm()
     install_plots()
@@ -404,7 +424,22 @@ def mlflow() -> None:
     place = ["--host", "127.0.0.1", "--port", str(port)]
     command = [BIN / "mlflow", "server", "--backend-store-uri", store, "--workers", "1", *place]
     env_ = environment() | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-    process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env=env_)
+    process = subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, env=env_, stderr=subprocess.PIPE, text=True
+    )
+    listening = threading.Event()
+
+    def show() -> None:
+        """Show what it prints; note when it has the port, which another program may have taken."""
+        assert process.stderr
+        with process.stderr:
+            for line in process.stderr:
+                print(line, end="", file=sys.stderr, flush=True)
+                if f"running on {address} " in line:
+                    listening.set()
+
+    showing = threading.Thread(target=show, daemon=True)
+    showing.start()
     search = json.dumps({"max_results": 1, "order_by": ["last_update_time DESC"]}).encode()
     query = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/search",
@@ -412,8 +447,10 @@ def mlflow() -> None:
         {"Content-Type": "application/json"},
     )
     try:
+        while process.poll() is None and not listening.wait(0.2):
+            pass
         while process.poll() is None:
-            # Through no proxy; another program's answer is none of MLflow's.
+            # Through no proxy.
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with (
                 contextlib.suppress(OSError, ValueError, KeyError),
@@ -423,11 +460,12 @@ def mlflow() -> None:
                 webbrowser.open(f"{address}/#/experiments/{newest['experiment_id']}/runs")
                 break
             time.sleep(0.2)
-        if process.wait():
+        if process.wait() or not listening.is_set():  # without its port it ends with 0
             raise TargetError(f"mlflow ended with code {process.returncode}; see above")
     finally:
         process.terminate()
         process.wait()
+        showing.join()
 
 
 def notebooks() -> None:
@@ -552,7 +590,8 @@ def storage() -> None:
             print("dvc push and dvc pull use it until Ctrl-C (.dvc/config.local).", flush=True)
             if urllib.request.getproxies() and not urllib.request.proxy_bypass("127.0.0.1"):
                 print("First set NO_PROXY=127.0.0.1 there: proxies cannot reach it.", flush=True)
-            process.wait()
+            if process.wait():
+                raise TargetError("the blob emulator ended; see above")
         finally:
             try:
                 as_written = local.exists() and local.read_bytes() == during.encode()

@@ -142,6 +142,16 @@ def test_no_stage_but_evaluate_reads_the_test_pool() -> None:
     assert readers == ["evaluate"]
 
 
+def test_a_changed_reader_reruns_mnist_and_foreign_alone() -> None:
+    def near(path: str) -> bool:
+        return "src/digits/sources/".startswith(f"{path}/") or path.startswith("src/digits/sources")
+
+    assert {name for name in STAGES if any(map(near, paths(STAGES[name]["deps"])))} == {
+        "mnist",
+        "foreign",
+    }
+
+
 def test_nothing_installed_is_a_dep() -> None:
     for stage in STAGES.values():
         assert not any("node_modules" in path or ".venv" in path for path in paths(stage["deps"]))

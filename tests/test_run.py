@@ -1,6 +1,7 @@
 """run.py: the first minutes on a machine where something is missing."""
 
 import contextlib
+import http.server
 import json
 import os
 import re
@@ -9,9 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import tomllib
 import urllib.request
+import webbrowser
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import run
@@ -117,6 +122,79 @@ def test_the_bill_of_materials_has_every_package_of_the_serving_lock(
         assert any(part["hashes"] for part in one["externalReferences"])
     run.sbom()
     assert (tmp_path / "sbom.json").read_bytes() == first
+
+
+def wheel(folder: Path, name: str, content: str) -> str:
+    """Write a package; return its line in a lock."""
+    path, info = folder / f"{name}-1.0-py3-none-any.whl", f"{name}-1.0.dist-info"
+    files = {
+        f"{name}.py": content,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in files.items():
+            archive.writestr(zipfile.ZipInfo(file), text)  # with no date
+    return f"{name}==1.0 \\\n    --hash=sha256:{run.digest(path)}\n"
+
+
+@pytest.mark.prove
+def test_a_package_of_another_hash_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First uv, which pip installs, then what uv installs; last the same without the change."""
+    wheels, venv, start = tmp_path / "wheels", tmp_path / ".venv", run.run
+    wheels.mkdir()
+    lock = wheel(wheels, "other", "GOOD = 1\n") + wheel(wheels, "uv", "")
+    (tmp_path / "lock.txt").write_text(lock)
+    names = {
+        "ROOT": tmp_path,
+        "VENV": venv,
+        "BIN": venv / run.BIN.name,
+        "LOCK": tmp_path / "lock.txt",
+    }
+    for name, value in (names | {"PYTHON": venv / run.BIN.name / run.PYTHON.name}).items():
+        monkeypatch.setattr(run, name, value)
+    for tool in ("PIP", "UV"):
+        monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
+        monkeypatch.setenv(f"{tool}_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("UV_NO_CACHE", "1")
+    installed: list[tuple[str, ...]] = []
+
+    def with_real_uv(*command: str | Path, fix: str = "") -> None:
+        installed.append(tuple(map(str, command)))
+        uv = [ROOT / ".venv" / run.BIN.name / "uv"] if command[0] == run.BIN / "uv" else command[:1]
+        start(*uv, *command[1:], fix=fix)
+
+    monkeypatch.setattr(run, "run", with_real_uv)
+    for changed, step in (("uv", "pip"), ("other", "sync"), ("", "")):
+        wheel(wheels, "other", "EVIL = 1\n" if changed == "other" else "GOOD = 1\n")
+        wheel(wheels, "uv", "EVIL = 1\n" if changed == "uv" else "")
+        with contextlib.nullcontext() if not changed else pytest.raises(run.TargetError):
+            run.install_locked()
+        assert step in installed[-1] or not changed
+        found = {path.stem for path in venv.glob("**/site-packages/*.py")}
+        assert ("uv" in found, "other" in found) == (changed != "uv", not changed)
+
+
+@pytest.mark.parametrize("shallow", [True, False])
+def test_a_shallow_clone_is_named_before_anything_is_installed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shallow: bool,
+) -> None:
+    """An experiment that is all in the run cache runs no code that could notice it."""
+    (tmp_path / ".git").mkdir()
+    if shallow:
+        (tmp_path / ".git" / "shallow").touch()
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.delenv("CI", raising=False)
+    for name in ("check_prerequisites", "install_python", "install_npm", "install_plots"):
+        monkeypatch.setattr(run, name, lambda: None)
+    run.env()
+    assert ("git fetch --unshallow" in capsys.readouterr().out) == shallow
 
 
 def answer_of_node(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
@@ -315,6 +393,43 @@ def test_the_page_of_runs_opens_and_ends_with_an_interrupt(reproduced: Project) 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+@pytest.mark.slow
+def test_who_takes_the_port_of_mlflow_gets_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Another program binds it after it was chosen, and answers as MLflow would."""
+    port, start, asked = free_port(), subprocess.Popen, list[str]()
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"experiments": [{"experiment_id": "1"}]}')
+
+    def start_late(*command: Any, **options: Any) -> Any:
+        server = http.server.HTTPServer(("127.0.0.1", port), Answer)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return start(*command, **options)
+
+    servers: list[http.server.HTTPServer] = []
+    monkeypatch.setattr(subprocess, "Popen", start_late)
+    monkeypatch.setattr(run, "env", lambda: None)
+    monkeypatch.setattr(run, "MLFLOW_PORT", port)
+    monkeypatch.setattr(webbrowser, "open", asked.append)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    try:
+        with pytest.raises(run.TargetError, match="mlflow ended with code"):
+            run.mlflow()
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+    assert servers and not asked
+    assert "address already in use" in capfd.readouterr().err
 
 
 def test_plots_get_a_page_of_their_own_only_if_vega_could_be_installed(

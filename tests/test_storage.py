@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import configobj
+import psutil
 import pytest
 import run
 import yaml
@@ -197,7 +198,7 @@ def test_a_wrong_key_is_reported_and_loses_nothing(
         assert_whole(project)
 
 
-STORAGE = "import run; run.env = lambda: None; run.storage()"
+STORAGE = "import run; run.env = lambda: None; raise SystemExit(run.main())"
 MINE = b"# my own\n['remote \"main\"']\n    connection_string = mine\n    account_name = me\n"
 
 
@@ -220,7 +221,7 @@ def folder(tmp_path: Path) -> Project:
 def make_storage(project: Project, **env: str) -> Iterator[subprocess.Popen[str]]:
     """Run `make storage`; kill it if the test has not ended it."""
     with subprocess.Popen(
-        python(STORAGE),
+        python(STORAGE, "storage"),
         cwd=project.root,
         env=environment() | env,
         stdout=subprocess.PIPE,
@@ -260,8 +261,9 @@ def test_make_storage_goes_on_after_it_was_killed(folder: Project) -> None:
     with make_storage(folder) as server:
         assert "1 file pushed" in folder.dvc("push")
         first = local.read_text("utf-8")
+        command = python(STORAGE, "storage")
         second = subprocess.run(
-            python(STORAGE), cwd=folder.root, env=environment(), capture_output=True, text=True
+            command, cwd=folder.root, env=environment(), capture_output=True, text=True
         )
         assert "running already" in second.stderr
         assert local.read_text("utf-8") == first
@@ -280,6 +282,21 @@ def test_make_storage_goes_on_after_it_was_killed(folder: Project) -> None:
         server.wait(60)
     assert local.read_bytes().startswith(MINE)
     assert "AccountKey" not in local.read_text("utf-8")
+
+
+def test_the_end_of_azurite_ends_make_storage_and_its_settings(folder: Project) -> None:
+    local = folder.root / ".dvc" / "config.local"
+    local.write_bytes(MINE)
+    with make_storage(folder) as server:
+        assert server.stderr
+        (azurite,) = [
+            one for one in psutil.Process(server.pid).children(True) if one.name() == "node"
+        ]
+        azurite.kill()
+        said = server.stderr.read()
+        assert server.wait(60) == 1
+    assert "Azurite has ended. Run `make storage` again" in said
+    assert local.read_bytes() == MINE
 
 
 @pytest.mark.parametrize("damage", [b"a = 1\n", b"[remote", b"\xff", None])

@@ -124,8 +124,7 @@ class Connection(http.client.HTTPConnection):
     """A connection to a server at an address, through no proxy."""
 
     def __init__(self, address: Address) -> None:
-        port = address if isinstance(address, int) else 80
-        super().__init__(LOOPBACK, port, timeout=2)
+        super().__init__(LOOPBACK, address if isinstance(address, int) else 80, timeout=2)
         self.address = address
 
     def connect(self) -> None:

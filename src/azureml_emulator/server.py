@@ -142,9 +142,13 @@ class Emulator:
         return urls.application(self.state)
 
     async def supervise(self) -> None:
-        """Supervise the deployments' servers periodically."""
+        """Supervise the deployments' servers and Azurite periodically."""
+        stores = True
         while True:
             await asyncio.sleep(SUPERVISE_SECONDS)
+            if stores and self.storage.process.poll() is not None:
+                stores = False
+                warn("Azurite has ended, so nothing is stored. Stop this, then start it again.")
             try:
                 await asyncio.to_thread(deployments.supervise, self.state)
             except Exception as error:  # of one attempt; the next may succeed

@@ -29,5 +29,4 @@ class Settings:
 
 def read_settings(folder: Path) -> Settings:
     """Return the settings in a folder. Raises EmulatorError, with the place, if they are wrong."""
-    found = read_file(folder / "settings.json", Settings, "Correct or delete it.")
-    return found or Settings()
+    return read_file(folder / "settings.json", Settings, "Correct or delete it.") or Settings()

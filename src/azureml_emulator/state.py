@@ -228,8 +228,7 @@ class State:
         followed = {"AzureAsyncOperationUri": self.url + OPERATION.format(operation)}
         stored["properties"]["properties"] = stored["properties"].get("properties", {}) | followed
         self.resources[key] = stored
-        answer = copy.deepcopy(stored)
-        return 200 if known else 201, answer, self.later(key, work, operation)
+        return 200 if known else 201, copy.deepcopy(stored), self.later(key, work, operation)
 
     def patch(self, path: str, key: str, body: Json, put: Callable[..., Answer]) -> Answer:
         """Change a resource's tags, identity or size, by `put` of the changed resource.

@@ -60,6 +60,8 @@ def find_azurite(given: Path | None) -> list[str]:
 class BlobStore:
     """A running Azurite with the workspace's container."""
 
+    process: subprocess.Popen[bytes]  # set by `run_azurite`
+
     def __init__(self, url: str, key: str) -> None:
         self.url, self.key = url, key  # with the account
         self.port = int(url.split(":")[2].split("/")[0])
@@ -183,6 +185,7 @@ def run_azurite(
                 )
             address = printed.decode().split("listens on ")[-1].strip()
             store = BlobStore(f"{address}/{ACCOUNT}", key)
+            store.process = process
             for name in (CONTAINER, *containers):
                 store.create(name)
             yield store

@@ -160,10 +160,10 @@ def positions(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 def as_bytes(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return images of numbers from 0 to 255, or from 0 to 1, as uint8, and what was changed."""
-    if 0 < images.max(initial=0) <= 1:
-        scaled = np.rint(images.astype(np.float32) * 255).astype(np.uint8)
-        return scaled, ["values from 0 to 1 were multiplied by 255"]
-    return np.round(images).astype(np.uint8, copy=False), []
+    scaled = 0 < images.max(initial=0) <= 1
+    images = np.round(images * images.dtype.type(255) if scaled else images)
+    notes = ["values from 0 to 1 were multiplied by 255"] if scaled else []
+    return images.astype(np.uint8, copy=False), notes
 
 
 def light_paper(images: np.ndarray) -> bool:

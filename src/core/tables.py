@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,9 @@ LABELS = ("label", "labels", "class", "character", "digit", "target", "y")  # la
 INDEXES = ("", "id", "index", "unnamed: 0")
 BLOCK_BYTES = 1 << 23  # of text parsed at a time
 LINE_BYTES = 1 << 22  # maximum length of a line: a million pixels
-PIXELS = 4 << 30  # maximum in all images of a file
+BYTES = 1 << 30  # maximum of all images of a file, in memory
+UNPACKED_BYTES = 8 * BYTES  # maximum of a compressed file, which may have few images
+LABEL_CHARACTERS = 200  # of a label that are read; NumPy gives each the width of the longest
 SIZES = range(16, 256**2 + 1)  # pixels of an image; a table with other sizes has no images
 SAMPLE = 2000  # rows read to find the label among unnamed columns
 NUMBER = re.compile(r" *[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)? *")
@@ -72,8 +75,8 @@ def read_table(path: Path) -> Table:
     layout = _layout(path)
     for kind in (pa.uint8(), pa.float32()):
         try:
-            with _opened(path) as file:
-                batches = list(_batches(file, layout, kind))
+            with opened(path) as file:
+                batches = list(_batches(path, file, layout, kind))
             break
         except (pa.ArrowException, ValueError) as error:
             reason = error
@@ -93,7 +96,7 @@ def read_table(path: Path) -> Table:
 
 
 def _batches(
-    file: IO[bytes], layout: _Layout, kind: pa.DataType
+    path: Path, file: IO[bytes], layout: _Layout, kind: pa.DataType
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield labels str (rows,) and pixels (rows, pixels)."""
     names = [str(number) for number in range(len(layout.names))]  # names in the file may repeat
@@ -118,33 +121,41 @@ def _batches(
         ),
     ) as reader:
         for batch in reader:
-            if not batch.num_rows:
-                continue
-            if (total := total + batch.num_rows * len(pixels)) > PIXELS:
-                raise ValueError(f"more than {PIXELS:,} pixels; split the file")
-            labels = np.array(batch[label[0]].to_pylist(), str) if label else np.empty(0, str)
-            yield labels, batch.select(pixels).to_tensor().to_numpy()  # raises on a missing value
+            total += batch.num_rows * len(pixels) * kind.bit_width // 8
+            if total > BYTES:
+                raise DigitsError(f"{path}: has more than {BYTES:,} bytes of images. Split it.")
+            if batch.num_rows:
+                texts = batch[label[0]].to_pylist() if label else []
+                labels = np.array([text[:LABEL_CHARACTERS] for text in texts], str)
+                yield labels, batch.select(pixels).to_tensor().to_numpy()  # raises on missing ones
+
+
+class _Gzip(gzip.GzipFile):  # a file that may unpack to UNPACKED_BYTES
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > UNPACKED_BYTES:
+            raise DigitsError(f"{self.name}: has over {UNPACKED_BYTES:,} bytes unpacked. Split it.")
+        return super().read(size)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for reading; decompress a .gz, or a .zip with a single file."""
     check_regular(path)
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(path.open("rb"))
-        start = plain.read(4)
-        plain.seek(0)
+        start = plain.peek(4)
         file: Any = plain
         try:
             if start[:2] == b"\x1f\x8b":
-                file = stack.enter_context(gzip.open(plain))
-            elif start == b"PK\3\4":
+                file = stack.enter_context(_Gzip(fileobj=plain))
+            elif start[:4] == b"PK\3\4":
                 archive = stack.enter_context(zipfile.ZipFile(plain))
-                names = [name for name in archive.namelist() if not name.endswith("/")]
-                inside = [name for name in names if not name.startswith("__MACOSX/")]
-                if len(inside) != 1:
+                inside = [
+                    name for name in archive.namelist() if not re.search("^__MACOSX/|/$", name)
+                ]
+                if len(inside) != 1 or archive.getinfo(inside[0]).file_size > UNPACKED_BYTES:
                     raise DigitsError(
-                        f"{path}: holds {len(inside)} files. Expected one CSV: unpack it."
+                        f"{path}: holds {len(inside)} files. Expected one, below 8 GB: unpack it."
                     )
                 file = stack.enter_context(archive.open(inside[0]))
             yield file
@@ -159,7 +170,7 @@ def _cells(line: bytes, delimiter: str) -> list[str]:
 
 def _layout(path: Path) -> _Layout:
     """Determine the columns from the header or the first rows."""
-    with _opened(path) as file:
+    with opened(path) as file:
         lines: list[bytes] = []
         while len(lines) < SAMPLE and (line := file.readline(LINE_BYTES)):
             lines.append(line)
@@ -207,11 +218,8 @@ def _unnamed_label(rows: list[list[str]]) -> int:
 
 def _first_fault(path: Path, layout: _Layout) -> str | None:
     """Read value by value, which is slow, to locate the first error."""
-    with _opened(path) as binary:
-        for number in range(1, 1 << 40):
-            line = binary.readline(LINE_BYTES)
-            if not line:
-                return None
+    with opened(path) as binary:
+        for number, line in enumerate(iter(partial(binary.readline, LINE_BYTES), b""), start=1):
             if (number == 1 and layout.header) or not line.strip():
                 continue
             row = _cells(line, layout.delimiter)

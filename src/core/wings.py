@@ -43,11 +43,10 @@ def installed(module: str) -> bool:
 
 def declared(table: str) -> list[Any]:
     """Return the rows of a table, COMMANDS or SECTIONS, of both packages or the one installed."""
-    modules = [f"{wing}.commands" for wing in WINGS]
     return [
         row
-        for module in modules
-        if installed(module)
+        for wing in WINGS
+        if installed(module := f"{wing}.commands")
         for row in getattr(importlib.import_module(module), table)
     ]
 

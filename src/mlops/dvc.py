@@ -194,8 +194,7 @@ def check_cache(folder: Path | None = None) -> None:
             rows: list[dict[str, Any]] = json.loads(content)
             for row in rows:
                 place = row["relpath"]
-                parts = place.split("/")
-                if {"", ".", ".."} & set(parts) or re.search(r"[\\:\0]", place):
+                if {"", ".", ".."} & set(place.split("/")) or re.search(r"[\\:\0]", place):
                     raise ValueError(f"{place!r:.80} is not below the folder")
                 if not MD5.fullmatch(row["md5"]):
                     raise ValueError(f"{row['md5']!r:.80} is no MD5")

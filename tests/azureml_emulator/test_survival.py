@@ -24,6 +24,7 @@ from emulated import ECHO, STORE, Client, emulated, wait_until
 
 from azureml_emulator import inference
 from azureml_emulator import state as states
+from azureml_emulator.server import Emulator
 from azureml_emulator.services import deployments
 from azureml_emulator.state import VERSION, State
 from azureml_emulator.storage import PROGRAM
@@ -397,6 +398,26 @@ def test_a_deployment_whose_record_is_damaged_is_deployed_again(
 
 
 @pytest.mark.prove
+def test_the_end_of_azurite_is_named_and_what_is_answered_meanwhile_is_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lost: list[int] = []
+    folder, said = tmp_path / "emulator", [""]
+
+    def named() -> bool:
+        said[0] += capfd.readouterr().err
+        return "so nothing is stored. Stop this, then start it again." in said[0]
+
+    with Emulator(folder, ROOT / PROGRAM, on_lost=lambda number, _: lost.append(number)) as running:
+        running.storage.process.kill()
+        wait_until(named)
+        running.collector.take("one", "blue", {}, b"[]")
+        wait_until(lambda: lost == [1])
+    assert said[0].count("Azurite has ended") == 1
+    with emulated(folder) as again:
+        again.emulator.storage.client.upload_blob("a", b"b")
+
+
 def test_one_emulator_a_folder(tmp_path: Path) -> None:
     """Two first starts at the same time: one has the folder, the other one ends."""
     tmp_path.chmod(0o700)

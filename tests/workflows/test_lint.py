@@ -342,6 +342,19 @@ def test_ci_sums_up(tmp_path: Path) -> None:
         assert sum(line == made for line in lines) == 2
 
 
+def test_the_bill_of_materials_is_made_and_kept_with_what_is_deployed() -> None:
+    (steps_,) = [
+        job["steps"]
+        for job in jobs(FOLDER / "deploy.yml").values()
+        if any(step.get("run") == "python run.py sbom" for step in job.get("steps", []))
+    ]
+    place = [step.get("run") for step in steps_].index("python run.py sbom")
+    kept = steps_[place + 1]
+    assert kept["uses"].startswith("actions/upload-artifact@")
+    assert kept["with"] == {"name": "sbom", "path": "sbom.json", "overwrite": True}
+    assert not {"if", "continue-on-error"} & (set(steps_[place]) | set(kept))
+
+
 def test_dependabot_leaves_generated_locks_alone() -> None:
     """It edits them line by line (dependabot-core #15503); weekly.yml makes them."""
     rows = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text("utf-8"))["updates"]

@@ -116,8 +116,7 @@ def list_containers(state: State, path: str, key: str, body: Json) -> Answer:
     """Return what the versions of each asset share."""
     kept = [body["id"] for name, body in state.resources.items() if name.startswith(key + "/")]
     places = sorted({place.split("/versions/")[0] for place in kept})
-    found = [get_container(state, one, one.lower(), {})[1] for one in places]
-    return 200, {"value": found}, ""
+    return 200, {"value": [get_container(state, one, one.lower(), {})[1] for one in places]}, ""
 
 
 def start_pending_upload(state: State, path: str, key: str, body: Json) -> Answer:

@@ -189,8 +189,7 @@ def plan_command(state: State, job: Json, home: Path) -> list[Node]:
         if job.get("codeId"):
             state.storage.fetch(state.asset(job["codeId"])["properties"]["codeUri"], folder)
         env |= job.get("environmentVariables") or {}
-        line = [sys.executable, "-c", SUPERVISE, command, str(home)]
-        made.append(Node(line, folder, env))
+        made.append(Node([sys.executable, "-c", SUPERVISE, command, str(home)], folder, env))
     return made
 
 

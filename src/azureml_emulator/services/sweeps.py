@@ -65,8 +65,7 @@ def sweep(state: State, key: str) -> None:
         trial |= jobs.described(state, place) | {"status": "NotStarted"}
         own = {name: one for name, one in asked["outputs"].items() if name != "default"}
         trial["outputs"] = jobs.given_outputs(place.split("/")[-1], {"outputs": own})
-        child = state.stored(place, {"properties": trial}, None)
-        state.resources.setdefault(keys[-1], child)
+        state.resources.setdefault(keys[-1], state.stored(place, {"properties": trial}, None))
     if jobs.set_status(state, key, "Running"):
         return
     # After its timeout a sweep is cancelled with all its trials: learn.microsoft.com/azure/

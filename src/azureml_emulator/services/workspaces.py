@@ -19,8 +19,7 @@ def get(state: State, path: str, key: str, body: Json) -> Answer:
     account = f"{group}/providers/Microsoft.Storage/storageAccounts/{ACCOUNT}"
     properties = {"workspaceId": identity, "storageAccount": account, "mlFlowTrackingUri": ""}
     properties["discoveryUrl"] = f"{state.url}/discovery"
-    resource = state.stored(path, {"properties": properties}, None)
-    return 200, resource | {"location": LOCATION}, ""
+    return 200, state.stored(path, {"properties": properties}, None) | {"location": LOCATION}, ""
 
 
 def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:

@@ -8,8 +8,6 @@ import keras
 
 from core.errors import DigitsError
 
-KEYS = ("scripts", "classes", "temperature", "data", "params")
-
 
 def read(path: Path, model: keras.Model, classes: tuple[str, ...]) -> dict[str, Any]:
     """Return the lineage of a model with these classes.
@@ -21,7 +19,9 @@ def read(path: Path, model: keras.Model, classes: tuple[str, ...]) -> dict[str, 
         known = model.get_layer("scripts").output.shape[1]
         if lineage["classes"] != list(classes) or len(lineage["scripts"]) != known:
             raise ValueError("its scripts or classes do not match the model")
-        return {key: lineage[key] for key in KEYS}
+        return {
+            key: lineage[key] for key in ("scripts", "classes", "temperature", "data", "params")
+        }
     except FileNotFoundError:
         raise DigitsError(f"{path}: not found. Run `dvc repro -f train`.") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -8,14 +8,11 @@ its sum over scripts; `ood_score` float32 (n,), the out-of-distribution score fr
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np

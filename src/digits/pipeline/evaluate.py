@@ -192,9 +192,8 @@ def _save(figure: Any, path: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Score the test split; write metrics, tables and images."""
     parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    for name in ("--model", "--test", "--out"):
+        parser.add_argument(name, type=Path, required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
     task, config = params.task(values), params.section(Params, values, "evaluate")

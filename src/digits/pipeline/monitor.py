@@ -53,9 +53,8 @@ def fit(path: Path, split: list[Digits], classes: tuple[str, ...]) -> drift.Refe
 def main(arguments: list[str]) -> None:
     """Fit the reference, analyse the windows, write the results."""
     parser = argparse.ArgumentParser(prog="monitor", description=__doc__)
-    parser.add_argument("--production", type=Path, required=True)
-    parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    for name in ("--production", "--validation", "--out"):
+        parser.add_argument(name, type=Path, required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
     task, config = params.task(values), params.section(Params, values, "monitor")

@@ -117,12 +117,11 @@ def main(arguments: list[str]) -> None:
     task, config = params.task(values), params.section(Params, values, "prepare")
     rendered = params.foreign_scripts(values)
     check_unknown_scripts(paths.foreign, list(rendered))
-
-    def read_mnist(part: str) -> Digits:
-        return read_csv(paths.mnist / f"{part}.csv", task.image_size, len(task.classes), MNIST)
-
-    test = [read_mnist("test"), *foreign_sets(paths.foreign, "test", task, rendered)]
-    train = read_mnist("train")
+    train, mnist_test = (
+        read_csv(paths.mnist / f"{part}.csv", task.image_size, len(task.classes), MNIST)
+        for part in ("train", "test")
+    )
+    test = [mnist_test, *foreign_sets(paths.foreign, "test", task, rendered)]
     foreign = foreign_sets(paths.foreign, "train", task, rendered)
     for digits, held in zip([train, *foreign], test, strict=True):
         check_apart(digits, held)

@@ -61,18 +61,14 @@ def build_ood_score(
 def main(arguments: list[str]) -> None:
     """Train, calibrate, write the model, its curves and its lineage."""
     parser = argparse.ArgumentParser(prog="train", description=__doc__)
-    parser.add_argument("--training", type=Path, required=True)
-    parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--curves", type=Path, required=True)
+    for name in ("--training", "--validation", "--out", "--curves"):
+        parser.add_argument(name, type=Path, required=True)
     paths = parser.parse_args(arguments)
     values = params.load()
     task, config = params.task(values), params.section(Params, values, "train")
 
-    splits = [
-        read_split(path, len(task.classes), task.image_size)
-        for path in (paths.training, paths.validation)
-    ]
+    files = (paths.training, paths.validation)
+    splits = [read_split(path, len(task.classes), task.image_size) for path in files]
     scripts = list(dict.fromkeys(part.script for part in splits[0]))
     if unknown := {part.script for part in splits[1]} - set(scripts):
         raise DigitsError(
@@ -100,11 +96,10 @@ def main(arguments: list[str]) -> None:
         "classes": task.classes,
         "temperature": temperature,
         "network": network.configuration_hash(trained),
-        "data": {path.name: sha256(path) for path in (paths.training, paths.validation)},
+        "data": {path.name: sha256(path) for path in files},
         "params": vars(task) | {"train": dataclasses.asdict(config)},
     }
-    text = json.dumps(lineage, indent=2, ensure_ascii=False)
-    write_text(paths.out / "lineage.json", f"{text}\n")
+    write_text(paths.out / "lineage.json", json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
     with atomic_write(paths.curves) as partial:
         curves.round(6).to_csv(partial, index=False, lineterminator="\n")
     if rank == 0:

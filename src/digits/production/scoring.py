@@ -27,6 +27,7 @@ from core.console import hidden_stderr
 from core.errors import DigitsError
 from core.files import atomic_write
 from digits.serving import batch
+from digits.sources.archives import limited_memory
 from digits.sources.unlabelled import kind_of, read_unlabelled
 
 PACKAGE = Path("data", "package")
@@ -67,28 +68,28 @@ def manifest(package: Path, script: str | None) -> tuple[str, int]:
     return model, size
 
 
-def check(files: list[Path], size: int, upload: bool = False) -> int | None:
+def check(files: list[Path], size: int) -> int | None:
     """Return the number of images in the files, None if unknown in advance.
 
-    Raises DigitsError for the first file that is missing, corrupted or of an unknown format; with
-    `upload`, of a format that serving/batch.py does not read.
+    Raises DigitsError for the first file that is missing, corrupted or of an unknown format.
     """
     names = [path.name for path in files]
     if twice := {name for name in names if names.count(name) > 1}:
         raise DigitsError(f"{min(twice)}: two files have this name. Score them one by one.")
-    native = []
-    for path in files:
-        if not path.exists():
-            raise DigitsError(f"{path}: not found. Correct the name.")
-        native.append(is_native(path, size))
-        if upload and not native[-1]:
-            try:
-                batch.schema(path, size)
-            except (OSError, ValueError) as error:
-                raise unreadable(path, error) from None
-    if not all(native):
-        return None
-    return sum(parquet.read_metadata(path).num_rows for path in files)
+    if missing := [path for path in files if not path.exists()]:
+        raise DigitsError(f"{missing[0]}: not found. Correct the name.")
+    known = [is_native(path, size) for path in files]  # all are looked at
+    return sum(parquet.read_metadata(path).num_rows for path in files) if all(known) else None
+
+
+def native(files: list[Path], size: int, folder: Path) -> list[Path]:
+    """Return the files as serving/batch.py reads them; others are converted in a folder."""
+    check(files, size)
+    found = [path if is_native(path, size) else folder / f"{path.name}.parquet" for path in files]
+    for path, converted in zip(files, found, strict=True):
+        if path != converted:
+            convert(path, converted, size)
+    return found
 
 
 def is_native(path: Path, size: int) -> bool:
@@ -100,7 +101,7 @@ def is_native(path: Path, size: int) -> bool:
         if "image" not in known.names or not batch.raw(known.field("image").type):
             return False
         batch.schema(path, size)
-        with parquet.ParquetFile(path) as file:
+        with limited_memory(path), parquet.ParquetFile(path) as file:
             rows = next(file.iter_batches(1, columns=["image"]), None)
         first = rows["image"][0].as_py() if rows else None
     except (OSError, ValueError) as error:  # Arrow's errors are among them
@@ -203,7 +204,8 @@ def _score(
     following = batch.todo(path, folder, origin, size)
     while True:
         try:
-            number, rows = next(following)
+            with limited_memory(path):
+                number, rows = next(following)
         except StopIteration:
             break
         except (pa.ArrowException, ValueError, OSError, MemoryError) as error:

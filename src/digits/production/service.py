@@ -34,7 +34,7 @@ class Service:
             with hidden_stderr():
                 self.service = _module(self.script).load()
         except (Exception, SystemExit) as error:
-            raise DigitsError(f"{self.script}: {_described(error)}. Fix it.") from None
+            raise DigitsError(f"{self.script}: {error!r:.300}. Fix it.") from None
 
     def score(self, images: np.ndarray, progress: tqdm) -> dict[str, list]:
         """Return model_version, digit, confidence and ood_score of images uint8 (n, size, size).
@@ -54,9 +54,7 @@ class Service:
                     found[name] += [kind(one[name]) for one in answer["predictions"]]
                 progress.update(len(batch))
         except (Exception, SystemExit) as error:
-            raise DigitsError(
-                f"{self.script}: predict() failed: {_described(error)}. Fix it."
-            ) from None
+            raise DigitsError(f"{self.script}: predict() failed: {error!r:.300}. Fix it.") from None
         return found
 
 
@@ -67,7 +65,3 @@ def _module(script: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300]

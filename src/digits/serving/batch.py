@@ -1,10 +1,10 @@
 """The entry script of a batch deployment on Azure ML: score files with the endpoint's code.
 
-Input: Parquet files with a column `image` (binary, size x size bytes, white on black) or CSV files
-with the header `[label,]pixel0,...`. Output: one folder per file, with the name of the file, below
-AZUREML_BI_OUTPUT_PATH: Parquet parts of ROWS rows, then _SUCCESS. Each part records its model, its
-script and the hash of its input, so an interrupted run continues; an incomplete part is rewritten.
-Nothing is renamed: mounted blob storage cannot do that.
+Input: Parquet files with a column `image` (binary, size x size bytes, white on black). Output: one
+folder per file, with the name of the file, below AZUREML_BI_OUTPUT_PATH: Parquet parts of ROWS
+rows, then _SUCCESS. Each part records its model, its script and the hash of its input, so an
+interrupted run continues; an incomplete part is rewritten. Nothing is renamed: mounted blob storage
+cannot do that.
 
 Every 1,000 consecutive images of a file are answered like one request of 1,000: byte-identical. In
 requests of another size the sixth decimal may differ.
@@ -21,23 +21,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv
 from pyarrow import parquet as pq
 
 ROWS = 5000  # per part: half a second of work for one core
 BLOCK = 1000  # images scored at once
-BUFFER_BYTES = 1 << 22  # of a file, read at once
-STREAMED = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}  # limits the memory per file
+ROWS_READ = 250  # at once: each may repeat a value of megabytes that the file holds once
+STREAMED = {"buffer_size": 1 << 22, "pre_buffer": False}  # limits the memory per file
 IDENTITIES = ("request_id", "position", "id")  # columns that are copied to the answers
 ERROR = "_ERROR"  # file with the reason why the input of its folder could not be scored
 SCRIPT = "DIGITS_SCRIPT"  # environment variable: the script of the digits, or empty
 SUCCESS = "_SUCCESS"  # marks a complete folder, as in Hadoop; contains the number of parts
 service: Any  # score.Service, set by `init`
-
-
-def is_csv(path: Path) -> bool:
-    """Return whether a file is CSV by its name; all others are Parquet."""
-    return path.suffix.lower() == ".csv"
 
 
 def ignored(path: Path) -> bool:
@@ -55,16 +49,6 @@ def schema(path: Path, size: int) -> pa.Schema:
 
     Raises ValueError if the file is corrupted or has no images of that size.
     """
-    pixels = [f"pixel{number}" for number in range(size * size)]
-    if is_csv(path):
-        with path.open("rb") as file:
-            header = file.readline(1 << 20).decode("utf-8", "replace").rstrip("\r\n").split(",")
-            if header not in (pixels, ["label", *pixels]):
-                raise ValueError(f"expected the header [label,]pixel0,...,{pixels[-1]}")
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                raise ValueError("the last row has no line end, so the file may be truncated")
-        return pa.schema([("image", pa.binary(size * size))])
     known = pq.read_schema(path)
     if twice := [name for name in ("image", *IDENTITIES) if known.names.count(name) > 1]:
         raise ValueError(f"it has more than one column {twice[0]}")
@@ -84,55 +68,31 @@ def parts(path: Path, size: int, first: int = 0) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file, with its `schema`, ROWS at a time, from part number `first` on."""
     wanted = schema(path, size)
     skipped = first * ROWS
-    source = _of_csv(path, wanted)
-    if not is_csv(path):
-        with pq.ParquetFile(path, **STREAMED) as file:
-            groups = list(range(file.num_row_groups))
-            sizes = [file.metadata.row_group(group).num_rows for group in groups]
-            while groups and sizes[groups[0]] <= skipped:
-                skipped -= sizes[groups.pop(0)]
-        source = _of_parquet(path, wanted, groups)
-    waiting: list[pa.RecordBatch] = []
-    for batch in source:
-        batch, skipped = batch.slice(skipped), max(0, skipped - batch.num_rows)
-        while batch.num_rows:
-            waiting.append(batch.slice(0, ROWS - sum(map(len, waiting))))
-            batch = batch.slice(len(waiting[-1]))
-            if sum(map(len, waiting)) == ROWS:
-                yield _joined(waiting)
-                waiting = []
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
-
-
-def _of_parquet(path: Path, wanted: pa.Schema, groups: list[int]) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path, **STREAMED) as file:
-        for batch in file.iter_batches(ROWS, groups, wanted.names, use_threads=False):
-            image = batch["image"].cast(wanted.field("image").type)
-            if image.null_count:
-                raise ValueError("an image is missing")
-            rest = [batch[field.name].cast(field.type) for field in list(wanted)[1:]]
-            yield pa.record_batch([image, *rest], schema=wanted)
+        groups = list(range(file.num_row_groups))
+        sizes = [file.metadata.row_group(group).num_rows for group in groups]
+        while groups and sizes[groups[0]] <= skipped:
+            skipped -= sizes[groups.pop(0)]
+        waiting: list[pa.RecordBatch] = []
+        for batch in _read(file, wanted, groups):
+            batch, skipped = batch.slice(skipped), max(0, skipped - batch.num_rows)
+            while batch.num_rows:
+                waiting.append(batch.slice(0, ROWS - sum(map(len, waiting))))
+                batch = batch.slice(len(waiting[-1]))
+                if sum(map(len, waiting)) == ROWS:
+                    yield pa.concat_batches(waiting)
+                    waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
-def _of_csv(path: Path, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
-    kind = wanted.field("image").type
-    names = [f"pixel{number}" for number in range(kind.byte_width)]
-    with csv.open_csv(
-        path,
-        read_options=csv.ReadOptions(block_size=BUFFER_BYTES, use_threads=False),
-        convert_options=csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.uint8()), include_columns=names
-        ),
-    ) as reader:
-        for batch in reader:
-            pixels = pa.py_buffer(np.ascontiguousarray(batch.to_tensor()))  # raises for nulls
-            image = pa.Array.from_buffers(kind, len(batch), [None, pixels])
-            yield pa.record_batch([image], schema=wanted)
+def _read(file: pq.ParquetFile, wanted: pa.Schema, groups: list[int]) -> Iterator[pa.RecordBatch]:
+    for batch in file.iter_batches(ROWS_READ, groups, wanted.names, use_threads=False):
+        image = batch["image"].cast(wanted.field("image").type)
+        if image.null_count:
+            raise ValueError("an image is missing")
+        rest = [batch[field.name].cast(field.type) for field in list(wanted)[1:]]
+        yield pa.record_batch([image, *rest], schema=wanted)
 
 
 def origin(path: Path, model: str, script: str | None) -> dict[str, str]:

@@ -28,6 +28,7 @@ LISTS = 100_000  # in a JSON body, with objects: ten megabytes of empty ones tak
 SIDE_PIXELS = 5000  # maximum width and height: most phone photographs are smaller
 SCANS = 16  # of a JPEG of maximum size, more of a smaller one; programs write at most 13
 BLOCKS = {"PNG": 5000, "JPEG": 1000}  # of a picture, of a JPEG before its pixels
+GIF_BYTES = 2_000_000  # a third of a second of work, if its blocks have one byte each
 ENOUGH_PIXELS = 600  # of the longer side: larger pictures are averaged to about this size
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
 OTHERS = {  # recognised by their first bytes: the refusal names them
@@ -52,7 +53,6 @@ class RefusedError(Exception):
     """A rejected request: an HTTP status from 400 to 499, and one sentence with the reason."""
 
     def __init__(self, status: int, sentence: str) -> None:
-        """Store the status with the sentence."""
         super().__init__(sentence)
         self.status = status
 
@@ -102,8 +102,9 @@ def decode(body: bytes, size: int, reader: Reader) -> Decoded:
     try:
         content = from_json(body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
     except ValueError as error:
+        status = 422 if "recursion" in str(error) else 400  # pydantic's limit of nesting
         reason = f"expected JSON or a picture, found neither: {error}"
-        raise RefusedError(400, f'{reason}; {PICTURES}, or {{"data": [image]}}') from None
+        raise RefusedError(status, f'{reason}; {PICTURES}, or {{"data": [image]}}') from None
     data, script = _fields(content)
     plain = b"true" not in body and b"false" not in body
     images, notes = _images(_listed(data, size), size, plain, reader)
@@ -118,10 +119,10 @@ def picture_kind(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":  # the container of HEIC, AVIF and video
-        raise RefusedError(415, f"the file is HEIC, AVIF or a video; {PICTURES}")
+        raise RefusedError(422, f"the file is HEIC, AVIF or a video; {PICTURES}")
     for signature, name in OTHERS.items():
         if data.startswith(signature):
-            raise RefusedError(415, f"the file is {name}; {PICTURES}")
+            raise RefusedError(422, f"the file is {name}; {PICTURES}")
     return next((kind for start, kind in SIGNATURES.items() if data.startswith(start)), None)
 
 
@@ -155,7 +156,7 @@ def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
             if kind == "JPEG" and data.count(b"\xff\xda") * width * height > SCANS * side**2:
                 raise RefusedError(413, "the JPEG has too many scans; save it as baseline JPEG")
             if getattr(image, "is_animated", False):
-                raise RefusedError(400, f"the {kind} is animated; send a single picture")
+                raise RefusedError(422, f"the {kind} is animated; send a single picture")
             return _grey(ImageOps.exif_transpose(image))
     except RefusedError:
         raise
@@ -166,7 +167,11 @@ def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
 
 
 def _check_blocks(data: bytes, kind: str) -> None:
-    """Raise RefusedError for too many blocks in a PNG or JPEG: Pillow reads them one by one."""
+    """Raise RefusedError for a picture of too many blocks: Pillow reads them one by one."""
+    if kind == "GIF" and len(data) > GIF_BYTES:
+        raise RefusedError(413, f"the GIF has more than {GIF_BYTES:,} bytes; save it as PNG")
+    if kind == "BMP" and data[14:15] != b"\x0c" and data[30:31] in (b"\1", b"\2"):
+        raise RefusedError(422, "the BMP is compressed (RLE); save it as PNG")
     place = {"PNG": 8, "JPEG": 2}.get(kind, len(data))
     for _ in range(BLOCKS.get(kind, 1)):
         if place + 8 > len(data):
@@ -219,10 +224,7 @@ def _uploaded(body: bytes) -> bytes:
     """Return the only file of a form, or its only field."""
     boundary = body[2 : body.find(b"\n", 0, 200)].strip().decode("latin-1")
     parser = FormDataParser(
-        stream_factory=lambda *_, **__: io.BytesIO(),
-        max_form_memory_size=BODY_BYTES,
-        max_form_parts=20,
-        silent=False,
+        lambda *_, **__: io.BytesIO(), BODY_BYTES, silent=False, max_form_parts=20
     )
     try:
         _, form, files = parser.parse(

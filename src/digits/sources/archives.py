@@ -3,14 +3,14 @@
 import contextlib
 import fnmatch
 import lzma
+import sys
 import tarfile
 import zipfile
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -18,12 +18,16 @@ from pydantic import Field
 from core.dataset import Digits
 from core.errors import DigitsError
 from core.params import strict
-from core.tables import check_regular
+from core.tables import BYTES, UNPACKED_BYTES, check_regular
 from digits.runtime.normalise import normalise
 from digits.runtime.photograph import find_ink
 from digits.serving.request import RefusedError, read_picture
 
 PICTURE_BYTES = 50_000_000  # maximum size of a file, as declared in its archive
+FILES = 2_000_000  # maximum in an archive, and of images in a file
+HEADER_BYTES = 1_000_000  # maximum of the headers of a .tar that tarfile reads at once
+LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"x", b"g", b"X")
+MEMORY = 4 * BYTES  # bytes that reading a file may need
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # files that operating systems add
 DAMAGES = (  # what the standard library raises for a corrupted archive
     zipfile.BadZipFile,
@@ -59,15 +63,27 @@ class Archive:
             raise ValueError("give either test or test_share")
 
 
+class Header(tarfile.TarInfo):
+    """A header of a .tar; sizes that tarfile would follow without a limit are refused."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Return a header; raise ReadError for the size that it declares."""
+        found = super().frombuf(buf, encoding, errors)
+        if found.size < 0 or (found.type in LONG_HEADERS and found.size > HEADER_BYTES):
+            raise tarfile.ReadError(f"a header declares {found.size:,} bytes")
+        return found
+
+
 class Pictures:
     """Decodes pictures and normalises them to images of one size, as the endpoint does."""
 
-    def __init__(self, ink: str | None) -> None:
+    def __init__(self, ink: str | None, image_size: int) -> None:
         """Expect `ink` "white" or "black"; None: detect it in each picture."""
-        self.ink = ink
+        self.ink, self.image_size = ink, image_size
         self.light: list[bool] = []  # of each picture, whether its ink seems to be white
         self.fault: DigitsError | None = None  # of the first picture without ink of colour `ink`
-        self.by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
+        self.normalised: list[np.ndarray] = []
 
     def add(self, name: str, data: bytes) -> None:
         """Decode a picture; raise DigitsError that begins with `name` if it cannot be read."""
@@ -82,7 +98,7 @@ class Pictures:
             if found is None:
                 raise fault from None
             self.fault = self.fault or fault
-        self.by_shape[found.pixels.shape].append((len(self.light), found.pixels))
+        self.normalised.append(normalise(found.pixels[np.newaxis], self.image_size)[0])
         self.light.append(light)
 
     @property
@@ -90,7 +106,7 @@ class Pictures:
         """The ink of most pictures."""
         return "white" if 2 * sum(self.light) > len(self.light) else "black"
 
-    def images(self, source: Path, image_size: int) -> np.ndarray:
+    def images(self, source: Path) -> np.ndarray:
         """Return uint8 (n, image_size, image_size) in MNIST's normal form.
 
         Raises DigitsError when most pictures have another ink than `ink`.
@@ -102,11 +118,7 @@ class Pictures:
             )
         if self.fault:
             raise self.fault
-        images = np.empty((len(self.light), image_size, image_size), np.uint8)
-        for same in self.by_shape.values():
-            index = [place for place, _ in same]
-            images[index] = normalise(np.stack([image for _, image in same]), image_size)
-        return images
+        return np.stack(self.normalised)
 
 
 def read_archive(
@@ -123,7 +135,7 @@ def read_archive(
         for pattern in (archive.train if part == "train" else archive.test)
         for label, name in enumerate(archive.names)
     ]
-    pictures, others = Pictures(archive.ink), ""
+    pictures, others = Pictures(archive.ink, image_size), ""
     labels: list[int] = []
     for name, read in members(source):
         found = {
@@ -149,8 +161,40 @@ def read_archive(
             f"{source}: no image matches {' or '.join(wanted)}{there}. Correct {part} or names in "
             "params.yaml."
         )
-    images = pictures.images(source, image_size)
+    images = pictures.images(source)
     return Digits(images, np.array(labels, np.uint8), script, False, class_count)
+
+
+def check_size(path: Path, count: int, size: int, archive: bool = False) -> None:
+    """Raise DigitsError for too many images or bytes, before they are read or unpacked."""
+    most = max(UNPACKED_BYTES, 2 * path.stat().st_size) if archive else BYTES
+    if count > FILES or size > most:
+        raise DigitsError(
+            f"{path}: expected at most {FILES:,} images and {most:,} bytes, found {count:,} and "
+            f"{size:,}. Split it."
+        )
+
+
+@contextlib.contextmanager
+def limited_memory(path: Path) -> Iterator[None]:
+    """Raise DigitsError where reading a file needs more than MEMORY, on Linux.
+
+    Headers are checked first; this is for those that lie, and for whatever no header declares.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    import resource  # Windows has none
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
+        yield
+    except MemoryError:
+        raise DigitsError(f"{path}: needs over {MEMORY:,} bytes of memory. Split it.") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def members(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -179,14 +223,21 @@ def _listed(source: Path, stack: contextlib.ExitStack) -> list[tuple[str, int, C
     check_regular(source)
     if zipfile.is_zipfile(source):
         zipped = stack.enter_context(zipfile.ZipFile(source))
+        unpacked = sum(entry.file_size for entry in zipped.filelist)
+        check_size(source, len(zipped.filelist), unpacked, archive=True)
         return [
             (entry.filename.replace("\\", "/"), entry.file_size, partial(zipped.open, entry))
             for entry in zipped.infolist()
             if not entry.is_dir()
         ]
-    tar = stack.enter_context(tarfile.open(source))  # noqa: SIM115
-    files = [member for member in tar.getmembers() if member.isfile()]
-    _check_end(tar)
+    tar = stack.enter_context(tarfile.open(source, tarinfo=Header))  # noqa: SIM115
+    files = []
+    for count, member in enumerate(tar):
+        check_size(source, count, tar.offset, archive=True)
+        if tar.offset < member.offset_data:
+            raise tarfile.ReadError(f"{member.name[:100]} declares a negative size")
+        files += [member] if member.isfile() else []
+    _check_end(source, tar)
     return [
         (member.name.removeprefix("./"), member.size, partial(tar.extractfile, member))
         for member in files
@@ -213,7 +264,8 @@ def _damaged(source: Path, error: Exception) -> Exception:
     """Return the error to raise: that of the disk, or that the archive is corrupted."""
     if getattr(error, "errno", None):
         return error
-    return DigitsError(f"{source}: is not a valid .zip or .tar ({error}); download it again")
+    reason = " ".join(str(error).split())[:300]  # tarfile's has a line for each compression
+    return DigitsError(f"{source}: is not a valid .zip or .tar ({reason}); download it again")
 
 
 def _small_ending(name: str) -> str:
@@ -221,11 +273,11 @@ def _small_ending(name: str) -> str:
     return f"{stem}{dot}{ending.lower()}" if "/" not in ending else name
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
+def _check_end(source: Path, tar: tarfile.TarFile) -> None:
     """Raise TarError unless all of a .tar was read: tarfile stops silently at corrupted data."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"corrupted or truncated at byte {tar.offset:,}")
     while tar.fileobj.read(1 << 20):  # up to the checksum of a compressed file
-        pass
+        check_size(source, 0, tar.fileobj.tell(), archive=True)

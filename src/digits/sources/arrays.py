@@ -2,8 +2,6 @@
 
 import math
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +9,14 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from core.errors import DigitsError
-from core.tables import LABELS, PIXELS, Table, check_regular
-from digits.sources.archives import Pictures
+from core.tables import LABEL_CHARACTERS, LABELS, Table, check_regular
+from digits.sources.archives import DAMAGES, Pictures, check_size
 
 IMAGES = ("image", "img", "images", "pixels", "picture", "x")  # columns of Parquet
 LABEL_NAME = re.compile(r"label|target|class|^y(_|\b)")
 LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # paired names of files
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # first bytes of encoded pictures
-ROWS = 5000  # of Parquet, read at a time
-DAMAGES = (  # what NumPy raises for a corrupted .npz, and for a header that claims too much
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    TypeError,
-    ValueError,
-)
+ROWS = 200  # of Parquet, read at a time: each may repeat a value that the file holds once
 
 
 def read_npz(path: Path, part: str) -> Table:
@@ -61,9 +50,12 @@ def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None
     check_regular(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            check_size(path, 0, sum(entry.file_size for entry in archive.zip.filelist))
             names = [name for name in archive.files if part in name.lower()] or archive.files
             found = {name: archive[name] for name in names}
-    except DAMAGES as error:
+    except (*DAMAGES, AttributeError, TypeError, ValueError) as error:
+        if getattr(error, "errno", None):
+            raise
         raise DigitsError(f"{path}: is not a readable .npz ({error}). Download it again.") from None
     arrays = {
         name: array
@@ -102,20 +94,24 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
                     f"{path}: has the columns {', '.join(names.values())[:200]}. Expected one "
                     "named image; a table with a column for each pixel is read as CSV."
                 )
-            if file.metadata.num_rows * image_size**2 > PIXELS:
-                raise DigitsError(f"{path}: has {file.metadata.num_rows:,} rows. Split it.")
             columns = [image] if label is None else [image, label]
-            pictures, arrays, labels, row = Pictures(ink), [], [], 0
+            groups = [file.metadata.row_group(n).to_dict() for n in range(file.num_row_groups)]
+            values = sum(column["num_values"] for group in groups for column in group["columns"])
+            count = file.metadata.num_rows
+            check_size(path, count, max(count * image_size**2, values * 8))
+            pictures, arrays, labels, row = Pictures(ink, image_size), [], [], 0
             for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
-                labels += [] if label is None else [str(one) for one in batch[label].to_pylist()]
+                texts = [] if label is None else map(str, batch[label].to_pylist())
+                labels += [text[:LABEL_CHARACTERS] for text in texts]
                 arrays.append(_of_column(f"{path}: row", row, batch[image], pictures))
                 row += len(batch)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if getattr(error, "errno", None):
+                check_size(path, row, sum(array.nbytes for array in arrays))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None):
             raise
         reason = " ".join(str(error).split())[:200]
         raise DigitsError(f"{path}: cannot be read as Parquet ({reason}). Fix it.") from None
-    images = pictures.images(path, image_size) if pictures.light else np.concatenate(arrays)
+    images = pictures.images(path) if pictures.light else np.concatenate(arrays)
     if len(images) != row:
         raise DigitsError(f"{path}: column {image} mixes pictures and numbers. Split the file.")
     found = None if label is None else np.array(labels)

@@ -4,18 +4,15 @@ from pathlib import Path
 
 import click
 
-
-def _example(line: str) -> str:
-    """Return the end of a command's help: an example to copy."""
-    return f"\b\nExample:\n  {line}"
+EXAMPLE = "\b\nExample:\n  {}"
 
 
-@click.group(epilog=_example("digits data inspect data/own"))
+@click.group(epilog=EXAMPLE.format("digits data inspect data/own"))
 def data() -> None:
     """Inspect files of digits, or fetch published data sets."""
 
 
-@data.command(epilog=_example("digits data inspect data/own/train.csv.gz"))
+@data.command(epilog=EXAMPLE.format("digits data inspect data/own/train.csv.gz"))
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--script", default="mnist", help="mnist, or a key of params.yaml's foreign.")
 def inspect(path: Path, script: str) -> None:
@@ -27,7 +24,7 @@ def inspect(path: Path, script: str) -> None:
     print(describe(path, task.image_size, task.classes, script))
 
 
-@data.command(epilog=_example("digits data fetch devanagari"))
+@data.command(epilog=EXAMPLE.format("digits data fetch devanagari"))
 @click.argument("script", type=click.Choice(["devanagari", "japanese"]))
 @click.option("--url", help="Another address of the archive; may be file:///PATH.")
 def fetch(script: str, url: str | None) -> None:

@@ -80,7 +80,7 @@ def fetch(script: str, url: str | None) -> None:
     blocks = values["foreign"] if isinstance(values["foreign"], dict) else {}
     known = blocks.get(script, {}).get("reader", {}).get("sha256")
     path = FOLDER / found.file
-    print(f"{found.about}\nFrom {url or found.url}", flush=True)
+    print(f"{found.about}\nFrom {url or found.url + ' (unverified address)'}", flush=True)
     sha256 = download(url or found.url, path, known)
     block = {
         "source": path.as_posix(),

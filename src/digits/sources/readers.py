@@ -17,7 +17,7 @@ from core.errors import DigitsError
 from core.params import strict
 from core.tables import Table, read_table
 from digits.runtime.normalise import normalise
-from digits.sources.archives import Archive, read_archive
+from digits.sources.archives import Archive, limited_memory, read_archive
 from digits.sources.arrays import read_npz, read_parquet
 from digits.sources.idx import read_pair
 
@@ -93,14 +93,16 @@ def read(
     Raises DigitsError that names the file and what is wrong in it.
     """
     if isinstance(reader, Archive):
-        return read_archive(reader, source, part, image_size, len(classes), script)
+        with limited_memory(source):
+            return read_archive(reader, source, part, image_size, len(classes), script)
     name = reader.train if part == "train" else reader.test
     assert name is not None
     found = sorted(source.glob(name)) if set("*?[") & set(name) else [source / name]
     if not found:
         raise DigitsError(f"{source}: no file matches {name}. Correct {part} in params.yaml.")
-    parts = [_digits(reader, path, part, image_size, classes, script) for path in found]
-    digits = concatenate(parts)
+    with limited_memory(source):
+        parts = [_digits(reader, path, part, image_size, classes, script) for path in found]
+        digits = concatenate(parts)
     _check_classes(source / name, part, digits, classes)
     if script == MNIST and list(classes) == list("0123456789") and _exchanged(digits):
         raise DigitsError(

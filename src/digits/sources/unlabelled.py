@@ -1,9 +1,7 @@
 """Read files or folders of digits of any format, for `digits score` and `digits data inspect`."""
 
-import gzip
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +9,9 @@ import numpy as np
 
 from core.dataset import as_bytes, light_paper
 from core.errors import DigitsError
-from core.tables import Table, check_regular
+from core.tables import Table, check_regular, opened
 from digits.serving.request import RefusedError, picture_kind
-from digits.sources.archives import PICTURE_BYTES, Pictures, members
+from digits.sources.archives import DAMAGES, PICTURE_BYTES, Pictures, limited_memory, members
 from digits.sources.readers import in_normal_form, read_file
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # of pictures in archives
@@ -43,11 +41,11 @@ def kind_of(path: Path) -> str:
                 return "npz"
             pictures = any(name.endswith(ENDINGS) for name in names)
             return "archive" if pictures or len(names) > 2 else "csv"
-        if start[:2] == b"\x1f\x8b":
-            with gzip.open(path) as packed:
-                start = packed.read(300)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except DAMAGES as error:
         raise DigitsError(f"{path}: is corrupted ({error}). Download it again.") from None
+    if start[:2] == b"\x1f\x8b":
+        with opened(path) as packed:
+            start = packed.read(300)
     if start[:3] == b"\0\0\x08":
         return "idx"
     if start[:4] == b"PAR1":
@@ -62,9 +60,13 @@ def kind_of(path: Path) -> str:
 
 def read_any(path: Path, image_size: int, part: str = "test") -> Found:
     """Read a file or folder; raise DigitsError that names the file and what is wrong in it."""
-    kind = kind_of(path)
+    with limited_memory(path):
+        return _read_any(path, kind_of(path), image_size, part)
+
+
+def _read_any(path: Path, kind: str, image_size: int, part: str) -> Found:
     if kind in ("archive", "picture"):
-        pictures, names = Pictures(None), []
+        pictures, names = Pictures(None, image_size), []
         if kind == "picture":
             if path.stat().st_size > PICTURE_BYTES:
                 raise DigitsError(
@@ -77,7 +79,7 @@ def read_any(path: Path, image_size: int, part: str = "test") -> Found:
                 names.append(name)
         if not pictures.light:
             raise DigitsError(f"{path}: holds no picture. Expected {', '.join(ENDINGS)} files.")
-        images = pictures.images(path, image_size)
+        images = pictures.images(path)
         return Found(kind, Table(images, None, pictures=True), pictures.most, names)
     table = read_file(kind, path, part, image_size, None)
     if not len(table.images):

@@ -155,8 +155,7 @@ class Batch:
             if known and not isinstance(source, str):
                 source = [path for path in source if not (out / path.name / SUCCESS).exists()]
             name, answers = self._begin(source, run, container)
-            record = {"run": run, "job": name, "answers": answers}
-            write_text(out / JOB, json.dumps(record) + "\n")
+            write_text(out / JOB, json.dumps({"run": run, "job": name, "answers": answers}) + "\n")
         print(f"job {name} scores {what} on {self.own.compute}", flush=True)
         try:
             self.wait(name, container, answers)

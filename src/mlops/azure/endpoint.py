@@ -321,8 +321,7 @@ class Target:
         headers = {name: value for name, value in endpoint.items() if name != "url"}
         if deployment:
             headers["azureml-model-deployment"] = deployment
-        body = json.dumps(content).encode()
-        request = urllib.request.Request(endpoint["url"], body, headers)
+        request = urllib.request.Request(endpoint["url"], json.dumps(content).encode(), headers)
         local = self.workspace.kind == "local"  # reached through no proxy
         opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * local)
         try:

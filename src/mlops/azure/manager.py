@@ -28,8 +28,7 @@ def ask(workspace: Workspace, method: str, path: str, version: str, body: Any = 
     """Return the answer to one call, None when there is no such resource."""
     url = workspace.manager.format_url(path)
     params = {} if "api-version=" in url else {"api-version": version}
-    request = HttpRequest(method, url, params=params, json=body)
-    answer = workspace.manager.send_request(request)
+    answer = workspace.manager.send_request(HttpRequest(method, url, params=params, json=body))
     if answer.status_code == 404:
         return None
     answer.raise_for_status()

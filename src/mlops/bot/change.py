@@ -62,8 +62,7 @@ def compare(base: str, head: str) -> dict[str, Any]:
 def names(comparison: dict[str, Any]) -> list[str]:
     """Return the paths of the files that a comparison lists, both paths of renamed ones."""
     rows = comparison["files"]
-    keys = ("filename", "previous_filename")
-    return [row[key] for key in keys for row in rows if key in row]
+    return [row[key] for key in ("filename", "previous_filename") for row in rows if key in row]
 
 
 def code(base: str, head: str) -> list[str]:

@@ -155,8 +155,7 @@ def comment(run: dict[str, Any], pull: dict[str, Any], report: Report | None, pr
     lines = "\n".join(f"- {text}" for part in said for text in part)
     if report is None:
         return f"{marker}\n## No report: {render.plain(problem, 300)}\n\n{lines}\n\n{facts}\n"
-    production = metrics(served) if served else None
-    body = f"{marker}\n{render.write(report, said, facts, production)}"
+    body = f"{marker}\n{render.write(report, said, facts, metrics(served) if served else None)}"
     if len(body) > COMMENT_CHARACTERS:
         body = body.partition("<details>")[0] + "The rest is too long for a comment.\n"
     return body

@@ -88,8 +88,7 @@ def merge(head: str, files: dict[str, bytes]) -> str:
             continue
         if {name, row.get("previous_filename")} & set(theirs):
             raise DigitsError(f"{name} is changed here and on {default}")
-        removed = row["status"] == "removed"
-        sha = None if removed else row["sha"]
+        sha = None if row["status"] == "removed" else row["sha"]
         entries.append({"path": name, "mode": PLAIN_FILE, "type": "blob", "sha": sha})
         if row["status"] == "renamed":
             entries.append({**entries[-1], "path": row["previous_filename"], "sha": None})

@@ -28,6 +28,8 @@ RETRAINED = re.compile(rf"params\.yaml|{commit.MADE.pattern}|{LABELLED}")
 LOCKS = r"requirements(-dev|-serve)?\.txt|\.github/actions/review/requirements\.txt"
 LOCKS += r"|(\.dvc/vega/)?package-lock\.json"
 RELOCKED = re.compile(rf"{LOCKS}|{commit.MADE.pattern}")
+KINDS: dict[str, Any] = {"drift": bool, "contributing_signals": list, "since": object}
+KINDS |= {"action": object, "requests": int, "window": int, "windows": int, "recent_requests": int}
 BYTES = 20_000_000
 READY = "A retraining is ready:"  # a comment with this beginning: there is a proposal already
 TODO = """\
@@ -140,8 +142,7 @@ def drift() -> str:
     Passes to later jobs, by GITHUB_OUTPUT, the issue's number, and whether PROPOSE and the findings
     call for a retraining.
     """
-    found = json.loads(Path(github.setting("MONITORING")).read_text("utf-8"))
-    link = github.setting("LINK")
+    found, link = findings(Path(github.setting("MONITORING"))), github.setting("LINK")
     issue = find(DRIFT)
     if not found["drift"]:
         if issue is None:
@@ -157,6 +158,17 @@ def drift() -> str:
     made = any(text.startswith(READY) for text in own)
     github.output(issue=issue["number"], retrain=str(wanted and not made).lower())
     return f"{done} Its retraining is proposed already." if made else done
+
+
+def findings(path: Path) -> dict[str, Any]:
+    """Return what `digits monitor` found; raise DigitsError if the file is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if wrong := [name for name, kind in KINDS.items() if not isinstance(found[name], kind)]:
+            raise ValueError(f"{wrong[0]} is {found[wrong[0]]!r}")
+        return found
+    except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise DigitsError(f"{path}: is damaged ({error!r:.200}). Run the workflow again") from None
 
 
 def table(found: dict[str, Any]) -> str:
@@ -184,8 +196,7 @@ def body(found: dict[str, Any], link: str) -> str:
     where = " ".join(str(found.get(key, "")) for key in ("endpoint", "model_version"))
     text = f"Requests differ from the data that the model was trained with: {render.plain(where)}."
     todo = TODO.format(link=link, remedy=FIX if found["action"] == "fix_input" else LABEL)
-    parts = [DRIFT, text, table(found), todo, f"[The latest run]({link})"]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([DRIFT, text, table(found), todo, f"[The latest run]({link})"]) + "\n"
 
 
 def retrain() -> str:
@@ -199,8 +210,7 @@ def retrain() -> str:
         "have labels. Merging it deploys the new model; when the requests are no longer "
         "unusual for it, the alarm ends."
     )
-    added = commit.additions(names, RETRAINED)
-    made = propose(RETRAIN, "Retrain: production drifts", text, added)
+    made = propose(RETRAIN, "Retrain: production drifts", text, commit.additions(names, RETRAINED))
     remark = f"{READY} {made}\n\n{render.write(report)}"[:65_000]
     github.api("POST", f"/issues/{issue}/comments", {"body": remark})
     return made

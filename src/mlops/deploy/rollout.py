@@ -37,8 +37,7 @@ class Deployer:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        seconds = self.settings.lease_seconds
-        place = (self.target.workspace, self.target.name, seconds, self.wait)
+        place = (self.target.workspace, self.target.name, self.settings.lease_seconds, self.wait)
         with lease.held(*place) as self.held:
             yield
 
@@ -98,8 +97,7 @@ class Deployer:
 
             def create() -> DeploymentSpec:
                 if states.get(new.name) == "succeeded":
-                    base = revisions.known(endpoint).get(new.name)
-                    return base or self.target.deploy(new, order)
+                    return revisions.known(endpoint).get(new.name) or self.target.deploy(new, order)
                 return self.target.deploy(new, order)
 
             self.switch(new.name, live, create, new.model_version)
@@ -377,7 +375,6 @@ def main(command: str, workspace: str, wait: bool = False, **given: Any) -> None
         given["new"] = release.read(settings)
     console.interrupt_on_signals()
     try:
-        target = Target(connect(workspace), settings)
-        getattr(Deployer(target, settings, wait), command)(**given)
+        getattr(Deployer(Target(connect(workspace), settings), settings, wait), command)(**given)
     except (HttpResponseError, ServiceRequestError, ServiceResponseError) as error:
         raise DigitsError(explain_error(error)) from error

@@ -169,8 +169,7 @@ def finish(workspace: Workspace, name: str, status: str, trials: Trials) -> None
     ran = job.commit_of(workspace, name)
     with results.worktree(ran, job.remote(workspace)) as tree:
         for trial in trials.summaries:
-            files = job.read_outputs(workspace, trial, ran)
-            print(experiment(tree, trial, files), flush=True)
+            print(experiment(tree, trial, job.read_outputs(workspace, trial, ran)), flush=True)
     print(f"Compare with `dvc exp show --rev {ran[:10]}`; apply one with `dvc exp apply NAME`.")
 
 

@@ -40,7 +40,7 @@ def score(files: tuple[str, ...], workspace: str | None, **given: Any) -> None:
     """Score files of digits as the endpoint would, here or by a batch endpoint of a workspace.
 
     A FILE has any format that `digits data inspect` reads, or is a folder of pictures. With
-    --workspace it is Parquet with a column `image`, a CSV, or one folder of these in a datastore,
+    --workspace it may also be a folder of Parquet with a column `image` in a datastore,
     azureml://datastores/NAME/paths/FOLDER. After Ctrl-C, run the same command again to continue.
     """
     stored = any(name.startswith(STORED) for name in files)

@@ -43,12 +43,11 @@ def remote(source: list[Path] | str, out: Path, kind: str, script: str | None) -
 
     size = scoring.manifest(release.PACKAGE, script)[1]
     if not isinstance(source, str):
-        scoring.check(source, size, upload=True)
+        source = scoring.native(source, size, out / "_converted")
     settings = load()
     new = release.read(settings)
     try:
-        target = Target(connect(kind), settings)
-        Batch(target, new, script).score(source, out)
+        Batch(Target(connect(kind), settings), new, script).score(source, out)
     except AzureError as error:
         raise DigitsError(explain_error(error)) from error
 

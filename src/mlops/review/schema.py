@@ -136,15 +136,13 @@ class Report:
 
 def dump(report: Report) -> str:
     """Return report.json; texts and lists are cut, and NaN and infinity become null."""
-    values = _cut(asdict(report))
-    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_cut(asdict(report)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse(content: bytes) -> Report:
     """Return the report in a file report.json; raise DigitsError for anything else."""
     try:
-        values = json.loads(content)
-        report = _read(Report, values, "report.json")
+        report = _read(Report, json.loads(content), "report.json")
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise DigitsError(f"{' '.join(str(error).split())[:300]}") from None
     if report.schema != SCHEMA:

@@ -26,8 +26,7 @@ def limit_environments(repository: str, branch: str) -> None:
         rules = (f"{policy}[protected_branches]=false", f"{policy}[custom_branch_policies]=true")
         az.run(*put, "-F", rules[0], "-F", rules[1])
         place += "/deployment-branch-policies"
-        policies = az.run("gh", "api", place)
-        if branch not in [row["name"] for row in policies["branch_policies"]]:
+        if branch not in [row["name"] for row in az.run("gh", "api", place)["branch_policies"]]:
             az.run("gh", "api", "--method", "POST", place, "-f", f"name={branch}")
 
 
@@ -84,8 +83,7 @@ def main(given: SimpleNamespace) -> None:
     images = f"imageBuildCompute={given.image_build_compute}"
     jobs = (f"branch={facts['default_branch']}", f"environments={facts['environments']}".lower())
     values = deploy_stack(group, prefix, cluster, images, *jobs)
-    changed = connection.save_connection(values)
-    files = ", ".join(path.as_posix() for path in changed)
+    files = ", ".join(path.as_posix() for path in connection.save_connection(values))
     print(f"Written: {files}; commit it." if files else "Written: nothing new.")
     known = az.github_variables(repository) or {}
     for name, value in values.items():

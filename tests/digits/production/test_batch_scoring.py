@@ -67,9 +67,6 @@ def test_parts_are_the_same_rows_however_a_file_is_cut(tmp_path: Path) -> None:
     coded = table.set_column(1, "id", table["id"].dictionary_encode())
     parquet.write_table(coded, path)
     assert [part.equals(found[2]) for part in batch.parts(path, 28, 2)] == [True]
-    write_csv(tmp_path / "digits.CSV", mnist_part("train", 5100))
-    _, last = batch.parts(tmp_path / "digits.CSV", 28)
-    assert b"".join(last["image"].to_pylist()) == IMAGES[5000:5100].tobytes()
 
 
 def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> None:
@@ -144,8 +141,10 @@ def test_files_of_every_format_are_brought_to_one(
     scoring.convert(tmp_path / "pictures", out, 28)
     (rows,) = batch.parts(out, 28)
     assert rows["image"][0].as_py() == normalise(IMAGES[:1], 28).tobytes()
-    with pytest.raises(DigitsError, match="cannot be scored"):
-        scoring.check([tmp_path / "a.npz"], 28, upload=True)
+    raw = write(tmp_path / "raw.parquet", IMAGES[:5])
+    kept, converted = scoring.native([raw, tmp_path / "a.npz"], 28, tmp_path / "_converted")
+    assert (kept, converted) == (raw, tmp_path / "_converted" / "a.npz.parquet")
+    assert sum(map(len, batch.parts(converted, 28))) == len(digits)
 
 
 def test_answers_of_another_run_are_refused_and_what_is_done_is_not_done_again(
@@ -205,7 +204,7 @@ def test_a_disk_that_fails_takes_nothing_of_what_is_done(tmp_path: Path) -> None
         with (
             ThreadPoolExecutor(1) as pool,
             patch.object(batch, "parts", side_effect=error),
-            pytest.raises(DigitsError, match="Run again to continue"),
+            pytest.raises(DigitsError, match=r"Run again to continue|Split it"),
         ):
             list(scoring._score(pool, path, folder, wanted, 28))
         assert batch.place(folder, 1).exists()

@@ -139,6 +139,22 @@ def test_what_is_no_set_changes_nothing(
     assert list(fetch.FOLDER.iterdir()) == []
 
 
+def test_the_published_address_is_marked_unverified(
+    ran: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Until somebody has run it; no test reaches beyond this machine."""
+    asked: list[str] = []
+
+    def download(url: str, path: Path, known: str | None) -> str:
+        asked.append(url)
+        return "0" * 64
+
+    monkeypatch.setattr(fetch, "download", download)
+    fetch.fetch("japanese", None)
+    assert asked == [fetch.SETS["japanese"].url]
+    assert f"From {asked[0]} (unverified address)\n" in capsys.readouterr().out
+
+
 def test_a_server_that_is_gone_is_named(serve: Serve, ran: list[list[str]]) -> None:
     with pytest.raises(DigitsError, match=r"cannot be fetched .* --url URL"):
         fetch.fetch("japanese", "http://127.0.0.1:1/set.zip")

@@ -1,20 +1,26 @@
-"""Hostile files: every reader ends soon, with the digits or with a message for a person.
+"""Hostile files: every reader ends, in bounded memory, with the digits or with a message.
 
-The readers are those of params.yaml's formats and of `digits score`, so a new one is covered too.
+The readers are those of params.yaml's formats and of `digits score`, and the decoders those of
+request.py, so a new one is covered too.
 """
 
+import contextlib
 import gzip
 import io
 import os
 import random
+import re
 import signal
 import struct
+import sys
+import tarfile
 import typing
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,26 +30,29 @@ from conftest import mnist_part
 from PIL import Image
 from pyarrow import parquet
 
+from core import tables
 from core.dataset import write_csv
 from core.errors import DigitsError
 from digits.production import scoring
 from digits.runtime.normalise import normalise
 from digits.runtime.photograph import find_ink
-from digits.serving.request import Reader, RefusedError, decode
+from digits.serving.request import SIGNATURES, Reader, RefusedError, decode
+from digits.sources import archives
 from digits.sources.archives import Archive
 from digits.sources.inspect import inspect
 from digits.sources.readers import Files, read
 
 CLASSES = tuple("0123456789")
-SECONDS = 10  # of processor time: a loaded machine is no fault of the reader
+HANG_SECONDS = 120  # of processor time, and five times as long of waiting: only a hang lasts longer
+MEMORY = 700_000_000  # bytes that reading any of these files may need
 FORMATS = typing.get_args(Files.__dataclass_fields__["format"].type)
 READER = Reader(find_ink, normalise)
 DIGITS = mnist_part("train", 40)
 
 
-@contextmanager
+@contextlib.contextmanager
 def watchdog() -> Iterator[None]:
-    """Raise TimeoutError in what takes longer than SECONDS, or waits five times as long."""
+    """Raise TimeoutError in what hangs; fail what needs more memory than MEMORY."""
 
     def stop(*_: object) -> None:
         raise TimeoutError
@@ -51,19 +60,51 @@ def watchdog() -> Iterator[None]:
     kinds = ((signal.SIGVTALRM, signal.ITIMER_VIRTUAL, 1), (signal.SIGALRM, signal.ITIMER_REAL, 5))
     for number, timer, times in kinds:
         signal.signal(number, stop)
-        signal.setitimer(timer, SECONDS * times)
+        signal.setitimer(timer, HANG_SECONDS * times)
+    before = peak(reset=True)
     try:
         yield
     finally:
         for number, timer, _ in kinds:
             signal.setitimer(timer, 0)
             signal.signal(number, signal.SIG_DFL)
+    assert peak() - before < MEMORY
+
+
+def peak(reset: bool = False) -> int:
+    """Return the largest memory of this process, bytes, since it was reset; Linux only."""
+    if sys.platform != "linux":
+        return 0
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+class Pool:
+    """Takes the place of the processes that score: what counts here is the one that reads."""
+
+    def submit(self, *_: Any) -> Future:
+        """Return what is done."""
+        done: Future = Future()
+        done.set_result(1)
+        return done
+
+
+def score(path: Path) -> None:
+    """Read a file as `digits score` does."""
+    out = path.parent / "answers"
+    source = path if scoring.is_native(path, 28) else out / "converted.parquet"
+    if source != path:
+        scoring.convert(path, source, 28)
+    list(scoring._score(typing.cast(Any, Pool()), source, out, {}, 28))
 
 
 def reader(name: str) -> Callable[[Path], object]:
     """Return what reads a file by the name of its reader."""
     if name == "score":
-        return lambda path: scoring.convert(path, path.parent / "out", 28)
+        return score
     if name == "inspect":
         return lambda path: inspect(path, 28, CLASSES, "mnist")
     if name == "archive":
@@ -88,6 +129,12 @@ def png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+def picture(kind: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(DIGITS.images[0]).save(out, kind)
+    return out.getvalue()
+
+
 def valid(folder: Path) -> dict[str, bytes]:
     """Return a small file of each format."""
     write_csv(folder / "a.csv", DIGITS[:10])
@@ -100,17 +147,14 @@ def valid(folder: Path) -> dict[str, bytes]:
     write_tar(folder / "a.tar", {"own/1/1.png": png(DIGITS.images[0])})
     idx = bytes((0, 0, 8, 3)) + struct.pack(">3I", 40, 28, 28) + DIGITS.images.tobytes()
     found = {path.suffix: path.read_bytes() for path in folder.iterdir()}
-    return found | {".idx": idx, ".png": png(DIGITS.images[0])}
+    return found | {".idx": idx} | {f".{kind}": picture(kind) for kind in PICTURES}
 
 
-def npy(shape: tuple[int, ...], kind: str) -> bytes:
+def npy(shape: tuple[int, ...], kind: str, version: bytes = b"\1\0") -> bytes:
     """Return an .npz whose only array promises a shape, and holds nothing."""
     text = repr({"descr": kind, "fortran_order": False, "shape": shape}) + "\n"
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        head = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
-        archive.writestr("x.npy", head)
-    return out.getvalue()
+    length = struct.pack("<H" if version == b"\1\0" else "<I", len(text))
+    return packed("x.npy", b"\x93NUMPY" + version + length + text.encode())
 
 
 def packed(name: str, data: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -125,34 +169,175 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
 
 
+def declaring(archive: bytes, size: int) -> bytes:
+    """Return a .zip whose directory declares a size of its first file."""
+    place = archive.index(b"PK\1\2") + 24
+    return archive[:place] + struct.pack("<I", size) + archive[place + 4 :]
+
+
+def tar(
+    size: bytes, kind: bytes = b"0", content: bytes = b"", name: bytes = b"own/1/1.png"
+) -> bytes:
+    """Return a .tar of one header, whose size is 12 bytes at will."""
+    head = bytearray(tarfile.BLOCKSIZE)
+    head[: len(name)], head[124:136], head[156:157] = name, size, kind
+    head[257:265] = b"ustar\x0000"
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + content
+
+
+def pax(text: bytes) -> bytes:
+    """Return a .tar of an extended header and of a file after it."""
+    line = next(b"%d %s\n" % (n, text) for n in range(9999) if len(b"%d %s\n" % (n, text)) == n)
+    content = line + bytes(-len(line) % tarfile.BLOCKSIZE)
+    return tar(b"%011o\0" % len(line), b"x", content) + tar(b"%011o\0" % 0)
+
+
+def of_parquet(image: pa.Array, **options: Any) -> bytes:
+    """Return Parquet with a column `image`."""
+    out = io.BytesIO()
+    table = pa.table({"image": image}).replace_schema_metadata({})
+    parquet.write_table(table, out, store_schema=False, **options)
+    return out.getvalue()
+
+
+def repeated(value: bytes, count: int) -> bytes:
+    """Return Parquet with an image that is stored once, after one of the right size."""
+    index = pa.array([0] + [1] * count, pa.int32())
+    return of_parquet(pa.DictionaryArray.from_arrays(index, pa.array([bytes(784), value])))
+
+
+def zeros_in_a_list(count: int, declared: int | None = None) -> bytes:
+    """Return Parquet with one list of zeros, which takes 600 bytes; its footer may lie."""
+    flat = pa.array(np.zeros(count, np.uint8))
+    whole = of_parquet(pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), flat))
+    length = struct.unpack("<I", whole[-8:-4])[0]
+    footer = whole[-8 - length : -8]
+    if declared is not None:
+        new = b"".join(bytes([2 * declared >> 7 * n & 127 | 128]) for n in range(3))
+        footer = footer.replace(varint(2 * count), new + bytes(len(varint(2 * count)) - 3))
+    return whole[: -8 - length] + footer + whole[-8:]
+
+
+def varint(number: int) -> bytes:
+    """Return a whole number as Thrift writes it: seven bits a byte."""
+    found = b""
+    while number > 127:
+        found, number = found + bytes([number & 127 | 128]), number >> 7
+    return found + bytes([number])
+
+
+def riff(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Return a WebP of chunks."""
+    body = b"".join(
+        name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in chunks
+    )
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def webp(side: int, frames: int) -> bytes:
+    """Return an animated WebP of a large canvas and small frames."""
+    out = io.BytesIO()
+    Image.fromarray(DIGITS.images[0]).convert("RGB").save(out, "WEBP")
+    canvas = struct.pack("<I", side - 1)[:3] * 2
+    frame = bytes(6) + b"\x1b\0\0" * 2 + bytes(4) + out.getvalue()[12:]
+    return riff((b"VP8X", b"\2\0\0\0" + canvas), (b"ANIM", bytes(6)), *[(b"ANMF", frame)] * frames)
+
+
+def gif(blocks: bytes) -> bytes:
+    """Return a GIF with blocks before its picture."""
+    out = io.BytesIO()
+    Image.fromarray(DIGITS.images[0]).save(out, "GIF")
+    data = out.getvalue()
+    start = 13 + (3 * (2 << (data[10] & 7)) if data[10] & 128 else 0)
+    return data[:start] + blocks + data[start:]
+
+
+def bmp(compression: int, pixels: bytes, width: int = 5000, height: int = 5000) -> bytes:
+    """Return a BMP of 8 bits a pixel."""
+    size, place = len(pixels), 14 + 40 + 1024
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, compression, size, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", place + size, 0, 0, place) + head + bytes(1024) + pixels
+
+
 ZEROS = bytes(51_000_000)  # more than a picture may have
 HEADER = ",".join(["label", *(f"pixel{number}" for number in range(784))]).encode() + b"\n"
+IDX = bytes((0, 0, 8, 3))
+PICTURES: dict[str, dict[str, Callable[[], bytes]]] = {  # of each decoder
+    "PNG": {
+        "a picture of 2^62 pixels": lambda: (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", 1 << 31, 1 << 31, 8, 0, 0, 0, 0))
+        ),
+    },
+    "JPEG": {"a JPEG of nothing but fill bytes": lambda: b"\xff\xd8" + b"\xff" * 5_000_000},
+    "GIF": {
+        "a GIF of comments of one byte": lambda: gif(b"\x21\xfe" + b"\1a" * 4_000_000 + b"\0"),
+        "a GIF of empty blocks": lambda: gif(b"\x21\xfe\0" * 700_000),
+    },
+    "BMP": {
+        "a compressed BMP of single pixels": lambda: bmp(1, b"\1\5" * 4_000_000),
+        "a compressed BMP of empty lines": lambda: bmp(1, bytes(8_000_000)),
+        "a BMP of 2^60 pixels": lambda: bmp(0, b"", 1 << 30, -(1 << 30)),
+    },
+    "WEBP": {
+        "a WebP of 2^28 pixels": lambda: webp(1 << 14, 3),
+        "a WebP of 50,000 frames": lambda: webp(28, 50_000),
+    },
+}
 BOMBS: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "a line feed": lambda: b"\n" * 1000,
     "zeros": lambda: ZEROS[:5_000_000],
     "zeros in gzip": lambda: gzip.compress(ZEROS, 1),
+    "line feeds in gzip": lambda: gzip.compress(HEADER + b"\n" * 50_000_000, 1),
     "one line in gzip": lambda: gzip.compress(HEADER + b"0," * 20_000_000, 1),
+    "a long label in gzip": lambda: gzip.compress(
+        HEADER + (b"0," * 784 + b"0\n") * 2000 + b"a" * 4_000_000 + b",0" * 784 + b"\n", 1
+    ),
     "ones without an end": lambda: HEADER + b"1" * 5_000_000,
     "zeros as a CSV in a zip": lambda: packed("a.csv", ZEROS),
     "a large picture in a zip": lambda: packed("own/1/1.png", ZEROS),
     "a large file that is no picture": lambda: packed("other.bin", ZEROS),
+    "a zip that declares 4 GB": lambda: declaring(packed("own/1/1.png", ZEROS), (1 << 32) - 2),
     "an array of 8 TB": lambda: npy((10**5, 10**4, 1000), "|u1"),
+    "an array of 20 GB": lambda: npy((2 * 10**4, 1000, 1000), "|u1"),
+    "an array that its zip declares as 4 GB": lambda: declaring(
+        npy((5000, 900, 900), "|u1"), (1 << 32) - 2
+    ),
+    "an array of a newer version": lambda: npy((10, 28, 28), "|u1", b"\2\0"),
     "an array of nothing": lambda: npy((0, 28, 28), "|u1"),
     "an array without a shape": lambda: npy((), "<f8"),
     "an array of objects": lambda: npy((10, 28, 28), "|O"),
-    "IDX of 2^96": lambda: bytes((0, 0, 8, 3)) + b"\xff" * 12,
-    "IDX of nothing": lambda: bytes((0, 0, 8, 3)) + bytes(12),
+    "an array of long texts": lambda: npy((10, 28), "<U10000000"),
+    "IDX of 2^96": lambda: IDX + b"\xff" * 12,
+    "IDX of 3 GB in gzip": lambda: gzip.compress(IDX + struct.pack(">3I", 4000, 900, 900), 1),
+    "IDX of nothing": lambda: IDX + bytes(12),
     "IDX in gzip that goes on": lambda: gzip.compress(
-        bytes((0, 0, 8, 3)) + struct.pack(">3I", 1, 28, 28) + ZEROS, 1
+        IDX + struct.pack(">3I", 1, 28, 28) + ZEROS, 1
     ),
-    "a picture of 2^62 pixels": lambda: (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 1 << 31, 1 << 31, 8, 0, 0, 0, 0))
+    "a value of Parquet in many rows": lambda: repeated(bytes(900 * 900), 3000),
+    "a .tar with a name of 50 MB": lambda: gzip.compress(
+        tar(b"%011o\0" % len(ZEROS), b"x", ZEROS), 1
     ),
+    "a .tar with a long name of 50 MB": lambda: gzip.compress(
+        tar(b"%011o\0" % len(ZEROS), b"L", ZEROS), 1
+    ),
+    "a .tar with a name of negative size": lambda: gzip.compress(tar(b"\xff" * 12, b"x", ZEROS), 1),
+    "a .tar with a file of negative size": lambda: pax(b"size=-1024"),
+    "a .tar with a file of 2^80 bytes": lambda: tar(b"\x80" + b"\xff" * 11),
+    "a .tar that goes on": lambda: gzip.compress(tar(b"%011o\0" % 0) + ZEROS, 1),
     "PostScript": lambda: packed("own/1/1.png", b"%!PS\n(x) run\n"),
     "a row of 10^6 columns": lambda: b"0," * 10**6 + b"0\n",
 }
+for found in PICTURES.values():
+    BOMBS |= found
+SUFFIXES = [".csv", ".npz", ".parquet", ".zip", ".tar", ".idx", *(f".{kind}" for kind in PICTURES)]
+
+
+def test_each_decoder_has_hostile_pictures() -> None:
+    assert set(PICTURES) == {*SIGNATURES.values(), "WEBP"}
 
 
 def attempt(name: str, path: Path) -> None:
@@ -162,7 +347,7 @@ def attempt(name: str, path: Path) -> None:
             reader(name)(path)
         except DigitsError as error:
             assert str(path.parent) in str(error)
-            assert len(str(error)) < 1000
+            assert len(str(error)) < 1000 and "\n" not in str(error)
         except FileNotFoundError as error:  # IDX's labels, which a command names as well
             assert "labels-idx1" in str(error.filename)
 
@@ -191,7 +376,7 @@ def test_every_reader_ends_with_a_message(tmp_path: Path, bomb: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".csv", ".npz", ".parquet", ".zip", ".tar", ".idx", ".png"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_damaged_files_end_with_a_message(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "valid").mkdir()
     whole = valid(tmp_path / "valid")[suffix]
@@ -205,6 +390,61 @@ def test_damaged_files_end_with_a_message(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
         for name in READERS[:-1]:
             attempt(name, path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such limit")
+@pytest.mark.parametrize("name", ["parquet", "score"])
+def test_a_header_that_lies_is_stopped_by_the_memory_that_reading_may_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(archives, "MEMORY", 100_000_000)
+    path = tmp_path / "file"
+    path.write_bytes(zeros_in_a_list(50_000_000, declared=20))
+    with watchdog(), pytest.raises(DigitsError, match="needs over 100,000,000 bytes"):
+        reader(name)(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "said"),
+    [
+        ("csv", HEADER + (b"0" + b",1" * 784 + b"\n") * 50, "has more than 10,000 bytes"),
+        ("csv", gzip.compress(HEADER + b"\n" * 30_000_000), "has over 10,000,000 bytes unpacked"),
+        ("npz", packed("x.npy", bytes(10_001)), "at most .* 10,000 bytes, found 0 and 10,001"),
+        ("idx", IDX + struct.pack(">3I", 20, 28, 28), "at most .* found 20 and 15,680"),
+        ("parquet", repeated(bytes(784), 20), "at most .* found 21 and 16,464"),
+        ("parquet", zeros_in_a_list(2000), "at most .* found 1 and 16,000"),
+    ],
+)
+def test_what_a_file_declares_is_checked_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, data: bytes, said: str
+) -> None:
+    monkeypatch.setattr(tables, "BYTES", 10_000)
+    monkeypatch.setattr(tables, "UNPACKED_BYTES", 10_000_000)
+    monkeypatch.setattr(archives, "BYTES", 10_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    (tmp_path / "file-images-idx3-ubyte").symlink_to("file")
+    with pytest.raises(DigitsError, match=said):
+        reader(kind)(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        packed("own/1/1.png", bytes(100_000)),
+        gzip.compress(tar(b"%011o\0" % 10**6, content=bytes(2_000_000))),
+        gzip.compress(tar(b"%011o\0" % 0, content=bytes(2_000_000))),
+    ],
+    ids=["zip", "tar of a large file", "tar that goes on"],
+)
+def test_what_an_archive_unpacks_to_is_checked_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    monkeypatch.setattr(archives, "UNPACKED_BYTES", 3_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with pytest.raises(DigitsError, match=r"at most .* bytes, found"):
+        reader("archive")(path)
 
 
 @pytest.mark.slow

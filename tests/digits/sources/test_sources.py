@@ -79,7 +79,8 @@ def test_idx_files_as_they_are_downloaded_are_read(tmp_path: Path) -> None:
             b"\x00\x00\x08\x03" + struct.pack(">3I", 2, 4, 4) + bytes(31),
             "has 47 bytes, its header says 48",
         ),
-        (b"\x00\x00\x08\x03" + struct.pack(">3I", *[2**32 - 1] * 3), "its header says"),
+        (b"\x00\x00\x08\x03" + struct.pack(">3I", *[2**32 - 1] * 3), "expected at most"),
+        (b"\x00\x00\x08\x03" + struct.pack(">3I", 2, 4, 4) + bytes(33), "has more bytes"),
     ],
 )
 def test_a_bad_idx_file_is_reported(tmp_path: Path, data: bytes, message: str) -> None:

@@ -17,7 +17,7 @@ from records import FULL_NAME, Pull, Run
 from reports import report
 
 from core.errors import DigitsError
-from mlops.bot import change, comment, commit
+from mlops.bot import change, comment, commit, issues
 from mlops.bot import github as client
 from mlops.review import schema
 
@@ -854,3 +854,53 @@ def test_a_wait_that_is_too_long_ends_with_the_error(github: GitHub) -> None:
     with pytest.raises(DigitsError, match="429"):
         client.api("GET", "/issues?state=open")
     assert len(github.calls) == 1
+
+
+FOUND: dict[str, Any] = {
+    "drift": True,
+    "since": None,
+    "window": 5,
+    "windows": 1,
+    "requests": 5,
+    "action": None,
+}
+FOUND |= {"recent_requests": 5, "contributing_signals": []}
+CHECKED = [name for name in FOUND if name not in ("since", "action")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"null",
+        b"{",
+        b"[" * 100_000,
+        b'{"drift": false}',
+        *[json.dumps({**FOUND, name: "x"}).encode() for name in CHECKED],
+        *[json.dumps({key: FOUND[key] for key in FOUND if key != name}).encode() for name in FOUND],
+        None,
+    ],
+)
+def test_damaged_findings_are_named_in_the_issue_of_drift(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+) -> None:
+    path = tmp_path / "monitoring.json"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("MONITORING", str(path))
+    monkeypatch.setattr("sys.argv", ["issues", "drift"])
+    with pytest.raises(SystemExit, match="1"):
+        client.script(issues.main)
+    said = capsys.readouterr().out
+    assert said.startswith(f"::error::{path}: is damaged (")
+    assert said.count("\n") == 1 and "Run the workflow again" in said
+
+
+def test_whole_findings_are_read(tmp_path: Path) -> None:
+    (tmp_path / "monitoring.json").write_text(json.dumps(FOUND))
+    assert issues.findings(tmp_path / "monitoring.json") == FOUND
