@@ -191,6 +191,14 @@ def test_a_repository_whose_creation_was_not_answered_is_deleted_by_its_marker(
     assert (github.repository, len(github.deleted)) == (None, 1)
 
 
+def test_where_nothing_could_be_made_nothing_is_deleted(account: Make) -> None:
+    github = account()
+    github.refusals["POST", "/user/repos"] = 403, {"message": "Repository limit reached"}
+    failed()
+    assert "403" in results()["repository"] and results()["delete"] == "ok"
+    assert not any(call.method == "DELETE" for call in github.calls)
+
+
 def test_a_repository_of_another_is_not_deleted(
     account: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,8 +73,9 @@ Token: a classic one with the scopes {scopes}: https://github.com/settings/token
 
 
 class Calls(list[dict[str, Any]]):
-    """The calls of the API, in order; `scopes` are those of the token, by the last answer."""
+    """The calls of the API, in order, and of the last one status and the token's scopes."""
 
+    status = 0  # no answer
     scopes: str | None = None
 
     def add(self, request: urllib.request.Request, status: int, content: bytes) -> None:
@@ -111,13 +112,14 @@ def recorded() -> Iterator[Calls]:
     calls, send = Calls(), urllib.request.urlopen
 
     def record(request: urllib.request.Request, **options: Any) -> io.BytesIO:
+        calls.status = 0
         try:
             with send(request, **options) as answer:
                 content, status, headers = answer.read(), answer.status, answer.headers
         except urllib.error.HTTPError as error:
             with error:
                 content, status, headers = error.read(), error.code, error.headers
-        calls.scopes = headers.get("X-OAuth-Scopes")
+        calls.status, calls.scopes = status, headers.get("X-OAuth-Scopes")
         calls.add(request, status, content)
         if status >= 400:
             body = io.BytesIO(content)
@@ -143,19 +145,18 @@ class Verification:
 
     def status(self, method: str, path: str, body: object = None) -> int:
         """Call the API; return the status of the answer, also of a refusal."""
-        before = len(self.calls)
         try:
             github.api(method, path, body)
         except DigitsError:
-            if len(self.calls) == before:
+            if not self.calls.status:
                 raise  # no answer at all
-        return int(self.calls[-1]["status"])
+        return self.calls.status
 
     def repository(self) -> dict[str, Any] | None:
         """Return the repository, None when there is none."""
         with contextlib.suppress(DigitsError):
             return github.api("GET", "")
-        require(self.calls and self.calls[-1]["status"] == 404, "an answer", "none")
+        require(self.calls.status == 404, "the repository or none", self.calls.status)
         return None
 
     def wait(self, find: Callable[[], Found | None], expected: str) -> Found:

@@ -454,6 +454,7 @@ def check_what_the_model_saw(page: Page) -> None:
         upload.set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": content})
 
     choose("ruled, dark")
+    expect(page.locator("#digit")).to_have_text("7")
     names = page.locator("#steps figcaption")
     expect(names).to_have_text(["closer", "paper", "contrast", "without lines", "ink"])
     expect(page.locator("#saw figcaption")).to_have_text(["model input"])
