@@ -214,7 +214,7 @@ def test_a_stored_folder_is_scored_where_it_lies(
     run(scoring, address, "--out", str(tmp_path / "again"))
     for bad, said in (
         (f"{address}-nowhere", "contains no files"),
-        (f"azureml://{folder}", "write azureml://datastores/NAME/paths/FOLDER"),
+        (f"azureml://{folder}", "Expected azureml://datastores/NAME/paths/FOLDER"),
     ):
         with pytest.raises(DigitsError, match=said):
             run(scoring, bad, "--out", str(tmp_path / "bad"))

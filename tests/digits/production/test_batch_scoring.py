@@ -82,7 +82,7 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> No
         "cut.csv": (f"{header}\n{zeros[:-90]}".encode(), ":2: expected 784 columns, found 739"),
         "wide.csv": (f"{header}\n{zeros}0\n{zeros}256\n".encode(), ":3: .*, found '256'"),
         "short.csv": (f"{header}\n{zeros}0\n0\n".encode(), ":3: expected 784 columns, found 1"),
-        "picture.tif": (b"II*\0", "the file is a TIFF; send a PNG"),
+        "picture.tif": (b"II*\0", "the file is a TIFF. Convert it"),
     }
     for name, (content, reason) in bad.items():
         if content is not None:
