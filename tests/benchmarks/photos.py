@@ -564,12 +564,12 @@ def scripts(service: Any, parts: list[Digits], given: argparse.Namespace) -> Non
     for part in parts:
         counts = measured(service, part, ["plain paper", *papers], given.count, part.script)
         plain, *others = (100 * found["right"] / given.count for found in counts.values())
-        lost = plain - statistics.mean(others)
+        lost = round(plain - statistics.mean(others), 2)
         rows.append([part.name, *(f"{value:.1f}" for value in (plain, plain - lost, lost))])
         if part.script == MNIST:
             most = lost
         else:
-            goals.append(Goal(f"points lost, {part.name}", lost, "at most", round(most, 2)))
+            goals.append(Goal(f"points lost, {part.name}", lost, "at most", most))
     what = f"{given.count} photographs of each condition, {given.split} digits, script given"
     finish("photos_scripts", rows, goals, what, given.record)
 
