@@ -139,7 +139,7 @@ def test_what_a_stage_cannot_work_with_is_reported(
         ("edge_pixels: [0.09, 0.36]", "edge_pixels: [0.0001, 0.0001]", "hand: renders"),
         ("[[12.0, 3.0], [5.2, 0.8]]", "[[0.01, 3.0]]", "bends_pixels.0.0 is 0.01"),
         ("seed: 1", "seed: 2026-11-23", "seed is '2026-11-23'"),
-        ("format: fonts", "format: csv", "devanagari.reader.characters is"),
+        ("format: fonts", "format: csv", "devanagari.reader.characters: unknown key"),
     ):
         assert old in text
         (tree.root / "params.yaml").write_text(text.replace(old, new, 1), "utf-8")

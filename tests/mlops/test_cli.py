@@ -230,7 +230,7 @@ def test_check_looks_at_every_section_and_at_the_clone(tmp_path: Path) -> None:
     assert "ok       params.yaml: valid" in said
     assert "failed   git repository" in said and "git init -b main" in said
     project.git("init", "--quiet", "--initial-branch", "main")
-    assert "optional data: dvc.lock is not what" in project.run(NAME, "check")
+    assert "optional data: dvc.lock is outdated" in project.run(NAME, "check")
     project.edit("params.yaml", "batch_size: 64", "batch_size: 0")
     project.edit("params.yaml", "pen_share: 0.7", "pen_share: 7")
     project.edit("params.yaml", "strategy: blue_green", "strategy: green")

@@ -52,7 +52,7 @@ def ask() -> None:
         except (OSError, http.client.HTTPException, ValueError) as error:
             line = [asked, 0, "", repr(error), busy]
             connection.close()
-        sys.stdout.write(json.dumps(line) + "\n")
+        print(json.dumps(line) + "\n", end="", flush=True)  # in one piece, whatever others write
         following += limit / rate
         over.wait(max(0.0, following - time.monotonic()))
 

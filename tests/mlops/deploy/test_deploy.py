@@ -5,10 +5,11 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from unittest.mock import patch
 import pytest
 from azure.core.exceptions import ResourceNotFoundError
 from conftest import ROOT
+from emulated import wait_until
 from light import Deployable, Emulator, remaining
 from wire import Wire, tapped
 
@@ -35,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def client(deployable: Deployable, emulator: Emulator) -> Iterator[list[list]]:
-    """Ask the endpoint all the time from another process; fill the list with its answers.
+    """Ask the endpoint all the time from another process; each answer appears in the list.
 
     It keeps as many requests in flight as the deployment lets through.
     """
@@ -49,14 +51,29 @@ def client(deployable: Deployable, emulator: Emulator) -> Iterator[list[list]]:
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     )
+    assert process.stdin and process.stdout
     answers: list[list] = []
+
+    def read(lines: Iterable[str]) -> None:
+        for line in lines:
+            answers.append(json.loads(line))
+
+    reader = threading.Thread(target=read, args=[process.stdout])
+    reader.start()
     try:
         yield answers
-        output, _ = process.communicate(timeout=60)
-        answers += [json.loads(line) for line in output.splitlines()]
+        process.stdin.close()
+        process.wait(timeout=60)
     finally:
         process.kill()
         process.wait()
+        reader.join()
+        process.stdout.close()
+
+
+def wait_for_answers(answers: list[list], since: float) -> None:
+    """Wait until some requests that were asked later than `since` have their answers."""
+    wait_until(lambda: sum(asked > since for asked, *_ in list(answers)) >= RATE)
 
 
 def check(answers: list[list], old: str, new: str, begun: float, ended: float) -> None:
@@ -151,11 +168,11 @@ def test_the_second_and_its_rollback_under_load(deployable: Deployable, emulator
     assert "24.00, the old revision's kept" in deployable.deploy("plan")
     for command, old, new in (("apply", one, two), ("rollback", two, one)):
         with client(deployable, emulator) as answers:
-            time.sleep(1)  # traffic of the old alone, before and of the new alone, after
+            wait_for_answers(answers, 0)  # of the old alone
             begun = time.time()
             deployable.deploy(command)
             ended = time.time()
-            time.sleep(1)
+            wait_for_answers(answers, ended)  # of the new alone
         check(answers, old, new, begun, ended)
         shares = deployable.serving(emulator)["traffic"]
         assert list(shares.values()) == [100]

@@ -25,8 +25,6 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     from mlops.setup import access, az, check
 from core.errors import DigitsError
 
-pytestmark = pytest.mark.slow
-
 PROBE = dvc.probe
 PLAN = {"default_branch": "main", "environments": True}
 needs_scripts = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
@@ -258,6 +256,7 @@ def test_without_an_answer_nothing_is_guessed(connected: Cloud) -> None:
 
 
 @needs_scripts
+@pytest.mark.slow
 def test_this_machine_is_checked(
     cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

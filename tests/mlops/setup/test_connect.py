@@ -25,10 +25,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     from mlops.setup import az as commands
 from core.errors import DigitsError
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gh and az are scripts here")
 GROUP = ["--resource-group", "course"]
 RUN = [*GROUP, "--location", "westeurope"]
 PERSON = "33333333-0000-0000-0000-000000000000"
@@ -45,6 +42,7 @@ def not_ok() -> list[str]:
     return [one.text for one in check.github("octo/digits") if one.status != "ok"]
 
 
+@pytest.mark.slow
 def test_from_nothing_to_ready_and_back(
     cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +153,7 @@ def run_by_hand(commands: list[list[str]], programs: set[str]) -> None:
             subprocess.run(["bash", "-ec", line], check=True, env=env)
 
 
+@pytest.mark.slow
 def test_setup_shows_by_hand_what_connect_and_disconnect_do(cloud: Cloud) -> None:
     before = files()
     group = ["--resource-group", "digits"]
