@@ -1,5 +1,6 @@
 """`digits score --workspace local`: a batch endpoint on the emulator, with the real SDK."""
 
+import json
 import os
 import signal
 import subprocess
@@ -310,8 +311,10 @@ def test_a_job_whose_machine_is_lost_is_done_again(scoring: Deployable, tmp_path
         subprocess.run(command, cwd=scoring.root, env=env, check=True, timeout=120)
         told = (tmp_path / "out" / "one.parquet" / "part-000000.parquet").read_text()
         assert version in told
-        (job,) = (emulator.folder / "jobs").iterdir()
-        assert job.name in (tmp_path / "out" / "job.json").read_text()
+        known = json.loads((emulator.folder / "state.json").read_text())["resources"]
+        (job,) = (key.rpartition("/")[2] for key in known if "/jobs/batchjob-" in key)
+        assert job in (tmp_path / "out" / "job.json").read_text()  # the same one was done again
+        assert list((emulator.folder / "jobs").iterdir()) == []
     finally:
         emulator.stop()
         (scoring.root / ".emulator").unlink()
