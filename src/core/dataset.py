@@ -161,7 +161,7 @@ def positions(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
 def as_bytes(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return images of numbers from 0 to 255, or from 0 to 1, as uint8, and what was changed."""
     scaled = 0 < images.max(initial=0) <= 1
-    images = np.round(images * images.dtype.type(255) if scaled else images)
+    images = np.round(images * np.float32(255) if scaled else images)
     notes = ["values from 0 to 1 were multiplied by 255"] if scaled else []
     return images.astype(np.uint8, copy=False), notes
 

@@ -26,7 +26,7 @@ from core.errors import DigitsError
 
 LABELS = ("label", "labels", "class", "character", "digit", "target", "y")  # label columns
 INDEXES = ("", "id", "index", "unnamed: 0")
-BLOCK_BYTES = 1 << 23  # of text parsed at a time
+BLOCK = 1 << 23  # bytes of text parsed at a time, or looked at to find the columns
 LINE_BYTES = 1 << 22  # maximum length of a line: a million pixels
 BYTES = 1 << 30  # maximum of all images of a file, in memory
 UNPACKED_BYTES = 8 * BYTES  # maximum of a compressed file, which may have few images
@@ -110,7 +110,7 @@ def _batches(
         str(file.name) if plain else pa.PythonFile(file, "r"),
         read_options=pyarrow.csv.ReadOptions(
             use_threads=plain,
-            block_size=BLOCK_BYTES,
+            block_size=BLOCK,
             column_names=names,
             skip_rows=int(layout.header),
         ),
@@ -172,7 +172,7 @@ def _layout(path: Path) -> _Layout:
     """Determine the columns from the header or the first rows."""
     with opened(path) as file:
         lines: list[bytes] = []
-        while len(lines) < SAMPLE and (line := file.readline(LINE_BYTES)):
+        while len(lines) < SAMPLE and file.tell() < BLOCK and (line := file.readline(LINE_BYTES)):
             lines.append(line)
             if len(lines) == 1 and (b"\0" in line or "\ufffd" in line.decode("utf-8", "replace")):
                 raise DigitsError(f"{path}: is not text. Expected CSV in UTF-8.")
@@ -181,9 +181,9 @@ def _layout(path: Path) -> _Layout:
     delimiter = max(",;\t", key=lambda mark: lines[0].count(mark.encode()))
     first = _cells(lines[0], delimiter)
     words = [cell for cell in first if not NUMBER.fullmatch(cell)]
-    counted = [int(cell) for cell in first if cell.isdigit()]  # pandas' names: 0, 1, 2 ...
+    counted = [cell for cell in first if cell.isdecimal()]  # pandas' names: 0, 1, 2 ...
     header = len(words) > 1 or any(word.lower() in (*LABELS, *INDEXES) for word in words)
-    header = header or (len(counted) > 1 and counted == list(range(len(counted))))
+    header = header or (len(counted) > 1 and counted == [*map(str, range(len(counted)))])
     if header:
         names = [cell.lower() for cell in first]
         index = [place for place, name in enumerate(names) if name in INDEXES]
@@ -202,7 +202,7 @@ def _layout(path: Path) -> _Layout:
             f"{path}:1: found {longer}{len(first):,} columns. Expected a label and the pixels of a "
             "square image, for instance label,pixel0,...,pixel783."
         )
-    numbers = [tuple(map(int, re.findall(r"\d+", names[place]))) for place in pixels]
+    numbers = [tuple(map(int, re.findall(r"\d{1,9}", names[place]))) for place in pixels]
     if header and len(set(numbers)) == len(numbers) and len(set(map(len, numbers))) == 1:
         pixels = [place for _, place in sorted(zip(numbers, pixels, strict=True))]
     return _Layout(names, header, delimiter, label, pixels)

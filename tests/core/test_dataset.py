@@ -11,6 +11,7 @@ from conftest import random_digits
 
 from core.dataset import (
     Digits,
+    as_bytes,
     concatenate,
     read_csv,
     read_split,
@@ -85,6 +86,7 @@ BAD = {
     "header only": (f"{HEADER}\n", "has no rows"),
     "two million columns": ("label" + ",pixel" * 2_000_000 + "\n", ":1: found more than 699,051"),
     "two million values": (f"{HEADER}\n{ROW}{',0' * 2_000_000}\n", ":2: expected 785 columns"),
+    "20 MB of digits in the first row": ("1" * 20_000_000, ":1: found more than 1 columns"),
     "20 MB in a row": (f"{HEADER}\n{'0' * 20_000_000}", ":2: expected 785 columns, found 1"),
     "dark on light": (f"{HEADER}\n{ROW.replace(',0', ',255')}\n", "the paper is light"),
     "no labels": (f"{HEADER[6:]}\n{ROW[2:]}\n", "has no column of labels"),
@@ -99,6 +101,14 @@ def test_an_invalid_csv_is_reported_with_its_line(tmp_path: Path, text: str, mes
         read(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float16, np.float64])
+def test_images_of_0_and_1_become_black_and_white(kind: type) -> None:
+    found, notes = as_bytes(np.eye(8, dtype=kind)[np.newaxis])
+    assert found.dtype == np.uint8
+    assert np.array_equal(found[0], 255 * np.eye(8))
+    assert notes == ["values from 0 to 1 were multiplied by 255"]
 
 
 def test_a_binary_file_is_reported(tmp_path: Path) -> None:
