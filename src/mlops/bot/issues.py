@@ -161,14 +161,14 @@ def drift() -> str:
 
 
 def findings(path: Path) -> dict[str, Any]:
-    """Return what `digits monitor` found; raise DigitsError if the file is damaged."""
+    """Return what `digits monitor` found; raise DigitsError if the file is invalid."""
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if wrong := [name for name, kind in KINDS.items() if not isinstance(found[name], kind)]:
             raise ValueError(f"{wrong[0]} is {found[wrong[0]]!r}")
         return found
     except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise DigitsError(f"{path}: is damaged ({error!r:.200}). Run the workflow again") from None
+        raise DigitsError(f"{path}: is invalid ({error!r:.200}). Run the workflow again") from None
 
 
 def table(found: dict[str, Any]) -> str:

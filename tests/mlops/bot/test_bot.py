@@ -897,7 +897,7 @@ def test_damaged_findings_are_named_in_the_issue_of_drift(
     with pytest.raises(SystemExit, match="1"):
         client.script(issues.main)
     said = capsys.readouterr().out
-    assert said.startswith(f"::error::{path}: is damaged (")
+    assert said.startswith(f"::error::{path}: is invalid (")
     assert said.count("\n") == 1 and "Run the workflow again" in said
 
 
