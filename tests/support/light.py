@@ -123,6 +123,7 @@ class Emulator:
     process: subprocess.Popen[str] | None = None
     project: Path = ROOT  # that it is started in
     page: bool = False  # whether it is `digits local`, which has a page and no test controls
+    said: str = ""  # its first line
 
     @property
     def command(self) -> list[str]:
@@ -150,8 +151,8 @@ class Emulator:
             encoding="utf-8",
         )
         assert self.process.stdout
-        line = self.process.stdout.readline()
-        assert line.startswith("Serving at"), line + self.process.stdout.read()
+        self.said = self.process.stdout.readline()
+        assert self.said.startswith("Serving at"), self.said + self.process.stdout.read()
 
     def stop(self, may_say: str = "") -> None:
         """Stop it as Ctrl-C does; wait for its end. It says nothing, or one line with `may_say`."""

@@ -5,6 +5,7 @@ loopback address, and `address.json` in the folder, which `--workspace local` re
 """
 
 import secrets
+import shlex
 from pathlib import Path
 
 from azureml_emulator.server import Emulator, stop_event
@@ -34,7 +35,8 @@ def main(folder: Path) -> None:
         with Emulator(folder, None, REMOTES, report, lose) as running:
             server = serve_page(running, live_state)
             try:
-                found = "" if folder == EMULATOR else f"DIGITS_LOCAL_FOLDER={folder.resolve()} "
+                place = shlex.quote(str(folder.resolve()))
+                found = "" if folder == EMULATOR else f"DIGITS_LOCAL_FOLDER={place} "
                 print(
                     f"Serving at {running.router.url} with the page {running.address['page']} . "
                     f"Deploy with `{found}digits deploy apply --workspace local`. "

@@ -364,10 +364,7 @@ class Deployer:
             print(f"  {share}  {made}  {' '.join(row['marks'])}".rstrip())
 
     def plan(self, new: Release) -> None:
-        """Print what `apply` would change; change nothing.
-
-        Raises DigitsError when `apply` would refuse it.
-        """
+        """Print what `apply` would change; raise DigitsError if it would refuse that."""
         lines = list(plan.lines(self.target, new))
         print("\n".join(lines))
         if any(plan.REFUSED in line for line in lines):

@@ -44,6 +44,24 @@ def test_a_datastore_without_a_key_is_opened_by_the_login(key: str | None) -> No
     assert (opened.credential is login) == (key is None)
 
 
+def test_a_storage_account_without_a_rule_is_refused_on_azure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoint, "store", lambda _: SimpleNamespace(container_name="rows"))
+    monkeypatch.setattr("mlops.azure.manager.kept_days", lambda *_: None)
+    workspaces = SimpleNamespace(get=lambda name: SimpleNamespace(storage_account="account"))
+    target: Any = SimpleNamespace(
+        name="digits",
+        client=SimpleNamespace(workspace_name="w", workspaces=workspaces),
+        settings=SimpleNamespace(collection_days=7),
+        workspace=SimpleNamespace(kind="azure"),
+    )
+    with pytest.raises(DigitsError, match=r"collection_days is 7, .* To change .* digits azure co"):
+        endpoint.Target.require_retention(target)
+    target.workspace.kind = "local"
+    assert endpoint.Target.require_retention(target) is None
+
+
 def test_an_operation_that_another_run_began_is_awaited_for_45_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,14 +3,16 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 from azure.storage.blob import BlobServiceClient
-from conftest import ROOT
+from conftest import ROOT, environment
 from light import Emulator, a_project, known_digits
 
 from azureml_emulator.storage import CONTAINER
@@ -32,6 +34,27 @@ def run(request):
     collection.collect(g.client_request_id or g.request_id, images, answer)
     return AMLResponse(to_json(answer), 200, JSON)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="the printed command is for a shell")
+def test_the_printed_command_finds_a_folder_of_ones_own(tmp_path: Path) -> None:
+    own = Emulator(tmp_path / "my own", page=True)
+    try:
+        own.start()
+        (command,) = re.findall("`(.+)`", own.said)
+        assert command.startswith("DIGITS_LOCAL_FOLDER=")
+        done = subprocess.run(
+            command.replace("deploy apply", "deploy status"),
+            shell=True,
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.endswith(": absent\n"), done.stderr
+    finally:
+        own.stop()
 
 
 @pytest.mark.prove
