@@ -21,7 +21,7 @@ from core.params import strict
 from core.tables import BYTES, UNPACKED_BYTES, check_regular
 from digits.runtime.normalise import normalise
 from digits.runtime.photograph import find_ink
-from digits.serving.request import RefusedError, read_picture
+from digits.serving.picture import RefusedError, read_picture
 
 PICTURE_BYTES = 50_000_000  # maximum size of a file, as declared in its archive
 FILES = 2_000_000  # maximum in an archive, and of images in a file

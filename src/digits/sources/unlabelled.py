@@ -10,7 +10,7 @@ import numpy as np
 from core.dataset import as_bytes, light_paper
 from core.errors import DigitsError
 from core.tables import Table, check_regular, opened
-from digits.serving.request import RefusedError, picture_kind
+from digits.serving.picture import RefusedError, picture_kind
 from digits.sources.archives import DAMAGES, PICTURE_BYTES, Pictures, limited_memory, members
 from digits.sources.readers import in_normal_form, read_file
 
