@@ -1,7 +1,7 @@
 # One line a target: the work is in run.py, so that `python run.py TARGET` does the same on Windows.
 PYTHON ?= python3
 
-.PHONY: repro test check prove demo lint bench bench-serve bench-workers bench-review bench-photos drift-power rendering-realism verify-azure verify-github noise mlflow notebooks screenshots storage env lock sbom rename help
+.PHONY: repro test check prove demo lint bench bench-serve bench-workers bench-review bench-photos drift-power rendering-realism noise mlflow notebooks screenshots storage env lock sbom rename help
 help:    ; @$(PYTHON) run.py help
 repro:   ; @$(PYTHON) run.py repro
 test:    ; @$(PYTHON) run.py test
@@ -16,8 +16,6 @@ bench-review: ; @$(PYTHON) run.py bench-review
 bench-photos: ; @$(PYTHON) run.py bench-photos
 drift-power: ; @$(PYTHON) run.py drift-power
 rendering-realism: ; @$(PYTHON) run.py rendering-realism $(SCRIPT) $(HANDWRITING)
-verify-azure: ; @$(PYTHON) run.py verify-azure $(GROUP)
-verify-github: ; @$(PYTHON) run.py verify-github $(NAME)
 noise:   ; @$(PYTHON) run.py noise
 mlflow:  ; @$(PYTHON) run.py mlflow
 notebooks: ; @$(PYTHON) run.py notebooks

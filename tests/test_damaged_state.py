@@ -41,7 +41,7 @@ ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
 RESOURCE = {"id": "/a/workspaces/w/x/a", "name": "a", "properties": {}, "systemData": {}}
 STATE = {"version": VERSION, "resources": {RESOURCE["id"]: RESOURCE}, "operations": {}}
 STATE |= {"keys": {"a": ["b"]}, "contents": {"a": {"b": 1}}, "images": {"e": 1.5}}
-ADDRESS = {"token": "t", "url": "https://127.0.0.1:1", "port": 1, "blobs": "http://127.0.0.1:2"}
+ADDRESS = {"secret": "t", "url": "https://127.0.0.1:1", "port": 1, "blobs": "http://127.0.0.1:2"}
 ADDRESS |= {"certificate": "authority.pem", "page": "http://127.0.0.1:3/#secret=s"}
 CHECKPOINT = {"run": "r", "stream": "s", "first": 0, "stop": 9, "following": 3, "done": [5]}
 COUNTS = {str(place): 1 for place in range(CLASSES_START + 10)}  # one in each bin

@@ -109,7 +109,10 @@ print(stop.is_set())
 
 
 @pytest.mark.slow
-def test_a_corrupted_file_of_dvcs_cache_is_deleted_and_not_placed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checked", ["never", "before", "by a clock that is ahead"])
+def test_a_corrupted_file_of_dvcs_cache_is_deleted_and_not_placed(
+    checked: str, tmp_path: Path
+) -> None:
     project = Project(tmp_path)
     project.git("init", "--quiet")
     project.dvc("init", "--quiet")
@@ -119,11 +122,19 @@ def test_a_corrupted_file_of_dvcs_cache_is_deleted_and_not_placed(tmp_path: Path
     (stored,) = (tmp_path / ".dvc" / "cache" / "files" / "md5").glob("*/*")
     partial = stored.with_name("partial.tmp")  # another DVC writes it
     partial.write_text("1,")
+    code = "from mlops import dvc; dvc.checkout(fix='fetch it again')"
+    if checked != "never":
+        assert run_python(code, tmp_path).stdout == ""
+    if checked == "by a clock that is ahead":
+        last = tmp_path / ".dvc" / "tmp" / "checked"
+        os.utime(last, (last.stat().st_atime, last.stat().st_mtime + 86400))
+    written = stored.stat()
     stored.chmod(0o644)
     stored.write_text("1,2,4\n")
+    if sys.platform != "win32":  # which has no time of the last change beside it
+        os.utime(stored, ns=(written.st_atime_ns, written.st_mtime_ns))
     stored.chmod(0o444)  # as DVC leaves it, so that it reads it no more
     data.unlink()
-    code = "from mlops import dvc; dvc.checkout(fix='fetch it again')"
     done = run_python(code, tmp_path)
     assert "deleted" in done.stdout
     assert "data.csv" in done.stderr

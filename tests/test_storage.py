@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -243,7 +244,10 @@ def test_make_storage_leaves_the_settings_as_they_were(
     local = folder.root / ".dvc" / "config.local"
     if before is not None:
         local.write_bytes(before)
-    with make_storage(folder) as server:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # the port of an editor's own Azurite; it may have one
+            stack.enter_context(socket.create_server(("127.0.0.1", 10000)))
+        server = stack.enter_context(make_storage(folder))
         assert b"connection_string" in local.read_bytes()
         assert local.stat().st_mode & 0o777 == 0o600
         assert "pushed" in folder.dvc("push")

@@ -25,7 +25,8 @@ import aiohttp
 from aiohttp import web
 
 from azureml_emulator import inference
-from azureml_emulator.web import LOOPBACK, Servers, check_length, read_body, send_on
+from azureml_emulator.services.sign_in import Access
+from azureml_emulator.web import LOOPBACK, Servers, bypassed, check_length, read_body, send_on
 
 BODY_BYTES = 100_000_000  # of a request; the deployment's own code may take less
 ROWS_BYTES = 100_000_000  # that a deployment collects at once
@@ -76,7 +77,7 @@ class Running:
 class Endpoint:
     """What the router knows of an endpoint."""
 
-    keys: list[str]
+    access: Access
     traffic: dict[str, int] = field(default_factory=dict)
 
 
@@ -130,9 +131,8 @@ class Router:
             "AML_APP_INSIGHTS_ENABLED": "false",
             "AZUREML_MDC_HOST": f"emulator:{password}@{LOOPBACK}",
             "AZUREML_MDC_PORT": str(self.sink.port),
-            "NO_PROXY": LOOPBACK,
-            "no_proxy": LOOPBACK,
         }
+        given = os.environ | launch.env
         try:
             address = self.folder / str(next(self.names))
             process = inference.start(
@@ -140,7 +140,7 @@ class Router:
                 Path(launch.model),
                 address,
                 Path(launch.log),
-                {**os.environ, **launch.env, **settings},
+                given | settings | bypassed(given),
                 launch.seconds,
                 int(launch.env.get("WORKER_COUNT", "1")),
                 launch.script,
@@ -227,9 +227,8 @@ class Router:
             raise web.HTTPBadRequest(text="The path is malformed: it must be percent-encoded.")
         if endpoint is None:
             raise web.HTTPNotFound(text="There is no such endpoint.")
-        key = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if key not in endpoint.keys:
-            raise web.HTTPUnauthorized(text="The key or token is missing or wrong.")
+        if not endpoint.access.accepts(request.headers.get("Authorization", "")):
+            raise web.HTTPUnauthorized(text="The key or token is missing, wrong or expired.")
         if not CLIENT_ID.fullmatch(request.headers.get("x-ms-client-request-id", "")):
             raise web.HTTPBadRequest(text="x-ms-client-request-id: up to 40 of A-Z a-z 0-9 _ -.")
         body = await read_body(request)

@@ -1,7 +1,7 @@
 """The emulator in this process: all its servers, and one folder with all its data.
 
 `address.json` in the folder has the servers' addresses, for `client.connect` and other programs;
-ports and token stay the same when the emulator starts again with the same folder.
+ports and the client's secret stay the same when the emulator starts again with the same folder.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from pydantic import Field
 from azureml_emulator.collector import Collector, OnLost
 from azureml_emulator.router import OnRequest, Router
 from azureml_emulator.services import assets, deployments, jobs, urls
+from azureml_emulator.services.sign_in import Tokens
 from azureml_emulator.settings import read_settings
 from azureml_emulator.state import State, read_state
 from azureml_emulator.storage import ACCOUNT, run_azurite, take_tokens
@@ -107,15 +108,15 @@ class Emulator:
             self.servers, self.address.get("router_port", 0), self.collector.take, self.on_request
         )
         stack.callback(self.router.close)
-        self.state = state = State(self.folder, self.router, self.storage)
+        tokens = Tokens(self.address.get("secret") or secrets.token_urlsafe(), self.folder)
+        self.state = state = State(self.folder, self.router, self.storage, tokens)
         stack.callback(state.workers.shutdown, wait=True, cancel_futures=True)
         stack.callback(jobs.close, state)
-        state.token = self.address.get("token") or secrets.token_urlsafe()
         server = self.servers.serve(self.application(), self.address.get("port", 0), context)
         stack.callback(server.stop)
         blobs = self.storage.url.removesuffix(f"/{ACCOUNT}")
         if state.settings.identity_datastores:
-            taking = take_tokens(self.storage, state.token)
+            taking = take_tokens(self.storage, tokens, f"https://{LOOPBACK}:{server.port}")
             tls = self.servers.serve(taking, self.address.get("tls_blob_port", 0), context)
             stack.callback(tls.stop)
             self.address["tls_blob_port"] = tls.port
@@ -123,7 +124,7 @@ class Emulator:
         state.url = f"https://{LOOPBACK}:{server.port}"
         self.publish(
             url=state.url,
-            token=state.token,
+            secret=tokens.secret,
             certificate=str(authority),
             blobs=blobs,
             blob_key=self.storage.key,

@@ -22,6 +22,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from azureml_emulator.router import Router
+from azureml_emulator.services.sign_in import Tokens
 from azureml_emulator.settings import Settings, read_settings
 from azureml_emulator.storage import BlobStore
 from azureml_emulator.web import read_file, warn, write_atomic
@@ -92,10 +93,9 @@ def read_state(path: Path) -> Stored:
 class State:
     """Resources by path, operations, keys, and what runs for them."""
 
-    def __init__(self, folder: Path, router: Router, storage: BlobStore) -> None:
+    def __init__(self, folder: Path, router: Router, storage: BlobStore, tokens: Tokens) -> None:
         """Read the state in `folder`. Raises EmulatorError as `read_state` does."""
-        self.folder, self.router, self.storage = folder, router, storage
-        self.token = ""  # that a caller of the management API must have
+        self.folder, self.router, self.storage, self.tokens = folder, router, storage, tokens
         self.url = ""  # of the management API
         self.lock = threading.RLock()
         self.workers = ThreadPoolExecutor(8)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import jwt
 from aiohttp import web
 from azure.core.exceptions import ResourceExistsError
 from azure.storage.blob import (
@@ -23,6 +24,7 @@ from azure.storage.blob import (
     generate_container_sas,
 )
 
+from azureml_emulator.services.sign_in import TENANT, Tokens
 from azureml_emulator.web import EmulatorError, check_length, read_body, send_on
 
 PROGRAM = Path("node_modules/azurite/dist/src/blob/main.js")
@@ -34,6 +36,7 @@ END_WITH_INPUT = (
     "process.stdin.on('end',()=>process.kill(process.pid)).resume().unref()"
 )
 OFFER_HOURS = 1  # validity of a signature
+AUDIENCE = "https://storage.azure.com"
 BLOB_BYTES = 256 << 20  # of one request with a token
 
 
@@ -194,18 +197,24 @@ def run_azurite(
             rest.join()
 
 
-def take_tokens(store: BlobStore, token: str) -> web.Application:
-    """Return an application that serves the blob store to callers with the emulator's token.
+def take_tokens(store: BlobStore, tokens: Tokens, url: str) -> web.Application:
+    """Return an application that serves the blob store to callers with a token for it.
+
+    Others are told where they sign in, at `url`: "Authorize access to blobs using Microsoft Entra
+    ID", "Bearer challenge".
 
     Valid requests are forwarded to Azurite with a signature by the account's key. Azurite's own
     token check accepts any well-formed token (observed).
     """
 
     async def take(request: web.Request) -> web.Response:
-        given = request.headers.get("Authorization", "")
-        if not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            headers = {"WWW-Authenticate": "Bearer", "x-ms-error-code": "InvalidAuthenticationInfo"}
-            raise web.HTTPUnauthorized(text="The token is not the emulator's.", headers=headers)
+        try:
+            tokens.check(request.headers.get("Authorization", ""), [AUDIENCE])
+        except jwt.InvalidTokenError as error:
+            place = f"Bearer authorization_uri={url}/{TENANT}/oauth2/authorize"
+            headers = {"WWW-Authenticate": f"{place} resource_id={AUDIENCE}"}
+            headers |= {"x-ms-error-code": "InvalidAuthenticationInfo"}
+            raise web.HTTPUnauthorized(text=f"The token: {error}.", headers=headers) from None
         check_length(request, required=False)
         body = await read_body(request)
         path = f"{request.raw_path}{'&' if request.query_string else '?'}{store.sign_all()}"

@@ -207,6 +207,15 @@ def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]
     return [(name, value) for name, value in headers.items() if name.lower() not in dropped]
 
 
+def bypassed(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that exempt loopback from a proxy, beside what `env` exempts."""
+    found = {}
+    for name in ("NO_PROXY", "no_proxy"):  # the lower-case one has priority
+        known = filter(None, env.get(name, "").split(","))
+        found[name] = ",".join(dict.fromkeys([*known, LOOPBACK]))
+    return found
+
+
 def read_file(path: Path, kind: Any, fix: str) -> Any:
     """Return the content of a JSON file as a type that pydantic knows, None if there is no file.
 

@@ -19,6 +19,7 @@ COMMANDS = (
     Command("score", PRODUCTION, "mlops.production.command", "Score files in batches", MODEL),
     Command("simulate", PRODUCTION, "mlops.production.command", "Send simulated traffic", MODEL),
     Command("monitor", PRODUCTION, "mlops.production.command", "Look for drift in requests", MODEL),
+    Command("verify", AZURE, "mlops.setup.command", "Verify real Azure or GitHub", SDK),
     Command("azure", AZURE, "mlops.setup.command", "Connect, check or disconnect Azure", SDK),
 )
 SECTIONS = (

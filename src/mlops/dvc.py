@@ -29,6 +29,7 @@ EVENTS = {
 }
 LAST_LINES = 30
 CACHE = Path(".dvc", "cache", "files", "md5")
+CHECKED = Path(".dvc", "tmp", "checked")  # its time is that of the last check of CACHE
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 # What `dvc add` writes about a file or folder.
 OUT_KEYS = {"md5", "hash", "size", "nfiles", "path", "desc", "type", "labels", "meta"}
@@ -168,27 +169,41 @@ def refuse_files(folder: Path | None = None) -> None:
 def drop_false_objects() -> None:
     """Delete files of this clone's DVC cache whose content does not match their name.
 
-    A cache elsewhere (`cache.dir`) is skipped: no workflow restored it, and it may be huge.
+    Only files that changed since the last check are read. A cache elsewhere (`cache.dir`) is
+    skipped: no workflow restored it, and it may be huge.
     """
+    if not CACHE.exists():
+        return
+    CHECKED.parent.mkdir(exist_ok=True)
+    began = CHECKED.with_suffix(f".{os.getpid()}")  # another command may be checking
+    began.write_bytes(b"")  # now, by the clock of the file system
+    last = CHECKED.stat().st_mtime_ns if CHECKED.exists() else 0
+    if last > began.stat().st_mtime_ns:  # the clock was set back
+        last = 0
     for path in CACHE.glob("*/*"):
+        times = path.stat()
+        if max(times.st_mtime_ns, times.st_ctime_ns) < last:
+            continue
         name = path.parent.name + path.name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
         if MD5.fullmatch(name) and digest != name.removesuffix(".dir"):  # others: being written
             print(f"{path}: its content has the hash {digest}; deleted")
             path.unlink()
+    began.replace(CHECKED)
 
 
-def check_cache(folder: Path | None = None) -> None:
+def check_cache(folder: Path | None = None, cache: str = "") -> None:
     """Raise DigitsError for files *.dvc or listings in the cache that lead out of their folder.
 
     DVC 3.67.1 follows `relpath: ../../../src/x.py` when it checks out a folder, and does not
     verify cached files, so call this before each checkout of a project (in `folder`, by default
-    here), wherever its cache is.
+    here), wherever its cache is (DVC is asked unless `cache` is given).
     """
     refuse_files(folder)
     drop_false_objects()
-    for path in sorted(Path(cache_of(folder or Path.cwd()), "files", "md5").glob("*/*.dir")):
+    cache = cache or cache_of(folder or Path.cwd())
+    for path in sorted(Path(cache, "files", "md5").glob("*/*.dir")):
         content = path.read_bytes()
         try:
             rows: list[dict[str, Any]] = json.loads(content)

@@ -57,7 +57,7 @@ CONNECTS = {
 @pytest.mark.prove
 def test_both_clients_patch_the_same(tmp_path: Path) -> None:
     address = {"url": "https://127.0.0.1:1", "blobs": "http://127.0.0.1:2", "port": 1}
-    address |= {"token": "token", "certificate": str(tmp_path / "authority.pem")}
+    address |= {"secret": "secret", "certificate": str(tmp_path / "authority.pem")}
     (tmp_path / "address.json").write_text(json.dumps(address))
     plain = {key: value for key, value in environment().items() if key.upper() != "NO_PROXY"}
     processes = [

@@ -1,25 +1,33 @@
-"""Datastores without keys: the blob store takes the emulator's token, over TLS alone."""
+"""Sign-in, and datastores without keys: the blob store takes tokens for it, over TLS alone."""
 
-import base64
-import json
+import contextlib
+import http.client
 import os
+import ssl
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
+from azure.identity import ClientSecretCredential
 from azure.storage.blob import BlobServiceClient
-from emulated import Client, emulated
+from emulated import WORKSPACE, Client, emulated
+from signed import sign_in
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
     from azure.ai.ml import entities
 
-    from azureml_emulator.client import Credential, connect
-from azureml_emulator.storage import ACCOUNT
+    from azureml_emulator.client import connect
+from azureml_emulator.services import sign_in as entra
+from azureml_emulator.services.deployments import ML
+from azureml_emulator.services.sign_in import CLIENT, TENANT, Tokens
+from azureml_emulator.storage import ACCOUNT, AUDIENCE
+from azureml_emulator.web import LOOPBACK
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -64,8 +72,8 @@ def test_the_sdk_uploads_and_downloads_with_its_token(client: Client, tmp_path: 
     assert got.read_bytes() == bytes(range(256)) * 40_000
 
 
-class Forged:
-    """A credential with a token that somebody else made."""
+class Held:
+    """A credential with a given token."""
 
     def __init__(self, token: str) -> None:
         self.token = token
@@ -74,22 +82,123 @@ class Forged:
         return AccessToken(self.token, 2**33)
 
 
-def unsigned() -> str:
-    """Return a token in the form of Entra ID's that nobody signed."""
-    claims = {"aud": "https://storage.azure.com", "iss": "https://sts.windows.net/t/", "exp": 2**33}
-    parts = [json.dumps(part).encode() for part in ({"alg": "none"}, claims)]
-    return ".".join([base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts] + ["x"])
+def login(client: Client) -> ClientSecretCredential:
+    """Return a credential of Azure's own library that signs in at the emulator."""
+    address = client.emulator.address
+    options = {"authority": address["url"], "disable_instance_discovery": True}
+    return ClientSecretCredential(
+        TENANT, CLIENT, address["secret"], connection_verify=address["certificate"], **options
+    )
 
 
-@pytest.mark.parametrize("token", ["", "another", unsigned()])
-def test_a_token_of_anybody_else_is_refused(client: Client, token: str) -> None:
-    with pytest.raises(ClientAuthenticationError) as refused:
-        list(blobs(client, Forged(token)).list_containers(retry_total=0))
-    assert refused.value.status_code == 401
+def wrong_headers(tokens: Tokens, audience: str) -> dict[str, str]:
+    """Return headers Authorization that must be refused, by what is wrong with them."""
+    claims = {"aud": audience, "exp": 2**33}
+    wrong = {
+        "no token": "another",
+        "unsigned": jwt.encode(claims, "", "none"),
+        "signed by the client": jwt.encode(claims, tokens.secret, "HS256"),
+        "without an end": jwt.encode({"aud": audience}, tokens.key, "HS256"),
+        "expired": tokens.issue(audience, -1),
+        "for another audience": tokens.issue("https://vault.azure.net"),
+        "no text": "\xff",
+    }
+    return {name: f"Bearer {token}" for name, token in wrong.items()} | {
+        "without Bearer": tokens.issue(audience)
+    }
 
 
-def test_the_emulators_token_may_do_everything(client: Client) -> None:
-    service = blobs(client, Credential(client.emulator.address["token"]))
+def test_the_blob_store_refuses_other_tokens(client: Client) -> None:
+    address, tokens = client.emulator.address, client.emulator.state.tokens
+    context = ssl.create_default_context(cafile=address["certificate"])
+    path = f"/{ACCOUNT}/azureml?restype=container&comp=list"
+    for name, header in wrong_headers(tokens, AUDIENCE).items():
+        port = address["tls_blob_port"]
+        connection = http.client.HTTPSConnection(LOOPBACK, port, context=context)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers={"Authorization": header})
+            answer = connection.getresponse()
+            assert (name, answer.status) == (name, 401)
+            assert answer.headers["x-ms-error-code"] == "InvalidAuthenticationInfo"
+            assert answer.headers["WWW-Authenticate"].endswith(f" resource_id={AUDIENCE}")
+    with pytest.raises(ClientAuthenticationError):
+        list(blobs(client, Held(tokens.issue(AUDIENCE, -1))).list_containers(retry_total=0))
+
+
+def test_the_management_api_refuses_other_tokens(client: Client) -> None:
+    address, tokens = client.emulator.address, client.emulator.state.tokens
+    codes = {}
+    for name, header in wrong_headers(tokens, address["url"]).items():
+        status, answer, headers = client.send("GET", WORKSPACE, Authorization=header)
+        assert (name, status) == (name, 401)
+        assert 'error="invalid_token"' in headers["WWW-Authenticate"]
+        codes[name] = answer["error"]["code"]
+    assert codes.pop("expired") == "ExpiredAuthenticationToken"
+    assert codes.pop("for another audience") == "InvalidAuthenticationTokenAudience"
+    assert set(codes.values()) == {"InvalidAuthenticationToken"}
+    status, answer, _ = client.send("GET", WORKSPACE, Authorization="")
+    assert (status, answer["error"]["code"]) == (401, "AuthenticationFailed")
+    for audience in ("https://management.azure.com", "https://management.core.windows.net/"):
+        header = f"bearer {tokens.issue(audience)}"
+        assert client.send("GET", WORKSPACE, Authorization=header)[0] == 200
+
+
+def test_a_batch_endpoint_is_invoked_with_a_token_for_machine_learning(client: Client) -> None:
+    client.put("/batchEndpoints/rows", {"authMode": "AADToken"})
+    tokens = client.emulator.state.tokens
+    for audience, status in ((client.emulator.address["url"], 401), (ML, 200)):
+        header = f"Bearer {tokens.issue(audience)}"
+        found = client.send("GET", "/batchEndpoints/rows/jobs", Authorization=header)
+        assert found[0] == status
+
+
+@pytest.mark.parametrize(
+    "form, status, error, code",
+    [
+        ({"grant_type": "invented"}, 400, "unsupported_grant_type", 70003),
+        ({"grant_type": ""}, 400, "invalid_request", 900144),
+        ({"client_id": "somebody"}, 400, "unauthorized_client", 700016),
+        ({"client_secret": "wrong \xff"}, 401, "invalid_client", 7000215),
+        ({"client_secret": ""}, 401, "invalid_client", 7000216),
+        ({"scope": AUDIENCE}, 400, "invalid_scope", 1002012),
+        ({"scope": "/.default"}, 400, "invalid_scope", 1002012),
+        (b"\xff\xfe", 400, "invalid_request", 900144),
+    ],
+)
+def test_sign_in_refuses(
+    client: Client, form: dict[str, str] | bytes, status: int, error: str, code: int
+) -> None:
+    address = client.emulator.address
+    assert sign_in(address)[0] == 200
+    raw, rest = (form, {}) if isinstance(form, bytes) else (b"", form)
+    found, answer = sign_in(address, raw, **rest)
+    assert (found, answer["error"], answer["error_codes"]) == (status, error, [code])
+    assert answer["error_description"].startswith(f"AADSTS{code}: ")
+
+
+def test_another_tenant_is_not_found(client: Client) -> None:
+    options = {"authority": client.emulator.address["url"], "disable_instance_discovery": True}
+    authority = client.emulator.address["certificate"]
+    nobody = ClientSecretCredential("nobody", CLIENT, "s", connection_verify=authority, **options)
+    with pytest.raises(ClientAuthenticationError):
+        nobody.get_token(f"{AUDIENCE}/.default")
+
+
+def test_azures_library_signs_in_again_before_a_token_expires(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credential, scope = login(client), f"{AUDIENCE}/.default"
+    first = credential.get_token(scope).token
+    assert credential.get_token(scope).token == first  # valid for an hour
+    assert jwt.decode(first, options={"verify_signature": False})["aud"] == AUDIENCE
+    monkeypatch.setattr(entra, "SECONDS", 60)
+    credential = login(client)
+    first = credential.get_token(scope).token
+    assert credential.get_token(scope).token != first
+
+
+def test_a_token_for_the_blob_store_may_do_everything(client: Client) -> None:
+    service = blobs(client, login(client))
     container = service.create_container("made")
     container.upload_blob("a?b/ü", b"1", tags={"a": "b"})
     assert list(container.list_blob_names()) == ["a?b/ü"]

@@ -1,4 +1,4 @@
-"""What `make verify-azure` recorded is replayed on the emulator, which must answer likewise."""
+"""What `digits verify azure` recorded is replayed on the emulator, which must answer likewise."""
 
 import copy
 import json
@@ -142,6 +142,6 @@ RECORD = ROOT / verified.OUT
 KNOWN = json.loads(RECORD.read_text("utf-8")) if RECORD.exists() else {}
 
 
-@pytest.mark.skipif("azure" not in KNOWN, reason="there is no record of Azure: make verify-azure")
+@pytest.mark.skipif("azure" not in KNOWN, reason="there is no record of Azure: digits verify azure")
 def test_the_emulator_answers_as_azure_did(tmp_path: Path) -> None:
     assert replay(KNOWN["azure"]["calls"], tmp_path / "emulator") == []

@@ -9,10 +9,11 @@ from unittest.mock import MagicMock
 import aiohttp
 import pytest
 from aiohttp import web
+from signed import keyed
 
 from azureml_emulator import router as module
 from azureml_emulator import web as limits
-from azureml_emulator.router import Endpoint, Launch, Router, Running
+from azureml_emulator.router import Launch, Router, Running
 from azureml_emulator.web import LOOPBACK, Servers
 
 KEY = b"Authorization: Bearer secret"
@@ -37,7 +38,7 @@ def router() -> Iterator[Router]:
     application.router.add_route("*", "/{path:.*}", echo)
     behind = servers.serve(application)
     made = Router(servers, 0, MagicMock())
-    made.endpoints["digits"] = Endpoint(["secret"], {"blue": 100})
+    made.endpoints["digits"] = keyed("secret", {"blue": 100})
     made.running["digits", "blue"] = Running(ALIVE, behind.port, LAUNCH, "blue")
     yield made
     made.server.stop()
@@ -180,7 +181,7 @@ def test_limits_come_before_the_key_and_hold_for_what_is_collected(
     monkeypatch.setattr(module, "BODY_BYTES", 1)
     servers = Servers()
     made = Router(servers, 0, MagicMock())
-    made.endpoints["digits"] = Endpoint(["secret"])
+    made.endpoints["digits"] = keyed("secret")
     made.sinks["secret"] = ("digits", "blue")
     own = {"Authorization": aiohttp.encode_basic_auth("emulator", "secret")}
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, environment
 from controls import ControlledEmulator
+from signed import bearer
 
 with warnings.catch_warnings():  # the SDK's own
     warnings.simplefilter("ignore")
@@ -50,7 +51,7 @@ def call(
     address = emulator.address
     context = ssl.create_default_context(cafile=address["certificate"])
     connection = http.client.HTTPSConnection(LOOPBACK, address["port"], context=context, timeout=30)
-    headers = {"Authorization": f"Bearer {token or address['token']}"}
+    headers = {"Authorization": f"Bearer {token or bearer(address)}"}
     connection.request(method, f"{path}?api-version=2022-10-01", body, headers)
     with connection.getresponse() as answer:
         raw = answer.read()
@@ -103,9 +104,9 @@ def test_test_controls_need_the_token_and_ports_stay(tmp_path: Path) -> None:
         with connection.getresponse() as answer:
             assert answer.status == 401
         connection.close()
-        token, port = running.address["token"], running.address["port"]
+        secret, port = running.address["secret"], running.address["port"]
     with Emulator(tmp_path, ROOT / PROGRAM) as running:
-        assert (running.address["token"], running.address["port"]) == (token, port)
+        assert (running.address["secret"], running.address["port"]) == (secret, port)
         for path in ("/faults", "/calls", "/emulator/faults"):
             assert call(running, "PUT", path, b"[]")[0] == 404
 

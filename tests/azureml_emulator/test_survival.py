@@ -25,13 +25,14 @@ from emulated import ECHO, STORE, Client, emulated, wait_until
 from azureml_emulator import inference
 from azureml_emulator import state as states
 from azureml_emulator.server import Emulator
-from azureml_emulator.services import deployments
+from azureml_emulator.services import deployments, jobs
 from azureml_emulator.state import VERSION, State
 from azureml_emulator.storage import PROGRAM
 from azureml_emulator.web import LOOPBACK, EmulatorError
 
 pytestmark = pytest.mark.slow
 KEY_MODE = {"location": "x", "properties": {"authMode": "Key"}}
+ECHO_JOB = {"properties": {"jobType": "Command", "environmentId": "e", "command": "echo"}}
 HANGING = "import time\n\n\ndef init():\n    time.sleep(1000)\n\n\ndef run(body):\n    return 1\n"
 
 
@@ -139,6 +140,41 @@ def test_a_full_disk_holds_up_no_deletion(
     assert find(client, "full") in json.loads(client.emulator.state.path.read_text())["resources"]
 
 
+def test_a_full_disk_leaves_no_job_under_way(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+
+    def fill(*_: object) -> None:
+        monkeypatch.setattr(states, "write_atomic", full)
+        full()
+
+    monkeypatch.setattr(jobs, "make_tables", fill)
+    assert client.job("full", command="echo") == "Failed"
+    monkeypatch.undo()
+    monkeypatch.setattr(jobs, "logs_of", full)
+    assert client.job("unlogged", command="echo") == "Failed"
+
+
+@pytest.mark.parametrize(
+    ("name", "properties"),
+    [
+        ("..", {}),
+        ("a.b", {}),
+        ("a", {"inputs": {"../../../x": {"jobInputType": "literal", "value": "1"}}}),
+        ("a", {"outputs": {"..": {"jobOutputType": "uri_folder"}}}),
+    ],
+)
+def test_no_name_of_a_job_leads_out_of_its_folder(
+    client: Client, name: str, properties: dict[str, Any]
+) -> None:
+    body = {"properties": ECHO_JOB["properties"] | properties}
+    status, answer = client.call("PUT", f"/jobs/{name}", body)
+    assert (status, answer["error"]["code"]) == (400, "UserError")
+    assert client.emulator.state.path.exists()
+
+
 def test_an_init_that_hangs_leaves_no_process(client: Client, tmp_path: Path) -> None:
     code = client.code("hanging", {"score.py": HANGING}, tmp_path)
     client.endpoint("hanging")
@@ -204,6 +240,27 @@ def test_without_unix_sockets_nobody_takes_a_servers_place(
             another.setblocking(False)
             with pytest.raises(BlockingIOError):
                 another.accept()
+
+
+def test_a_server_that_cannot_be_started_is_failed_and_tried_again(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = client.code("forked", {"score.py": ECHO.format(answer=1)}, tmp_path)
+    client.endpoint("forked", traffic={})
+    assert client.deployment("blue", code, "forked") == "Succeeded"
+    client.endpoint("forked", traffic={"blue": 100})
+    before = client.emulator.router.running["forked", "blue"]
+    path = "/onlineEndpoints/forked/deployments/blue"
+    with monkeypatch.context() as patched:
+        full = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        patched.setattr(inference, "start", MagicMock(side_effect=full))
+        before.process.kill()
+        wait_until(
+            lambda: client.call("GET", path)[1]["properties"]["provisioningState"] == "Failed"
+        )
+    before.next_start = 0
+    wait_until(lambda: client.emulator.router.running["forked", "blue"] is not before)
+    assert client.score("forked") == (200, "1")
 
 
 @pytest.mark.prove
@@ -338,7 +395,7 @@ def test_a_damaged_resource_is_named_and_nothing_is_lost(tmp_path: Path, value: 
     kept = {"version": VERSION, "resources": resources, "operations": {}, "keys": {}}
     (tmp_path / "state.json").write_text(json.dumps(kept))
     with pytest.raises(EmulatorError, match=r"state\.json: resources\..*/bad: .*Correct this file"):
-        State(tmp_path, None, None)  # type: ignore[arg-type]
+        State(tmp_path, None, None, None)  # type: ignore[arg-type]
     assert json.loads((tmp_path / "state.json").read_text()) == kept
 
 

@@ -97,5 +97,9 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    return subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8").stdout.strip()
+    """Return the commit, marked if a file differs from it that the record does not write."""
+    command = ["git", "rev-parse", "--short=7", "HEAD"]
+    commit = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8").stdout.strip()
+    others = [f":(exclude,top){path.relative_to(PAGE.parents[1])}" for path in (RESULTS, PAGE)]
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", *others]).returncode
+    return f"{commit}-dirty" if changed else commit

@@ -1,4 +1,4 @@
-"""`make verify-azure` against emulated `az` and the emulator of Azure ML; see cloud.py."""
+"""`digits verify azure` against emulated `az` and the emulator of Azure ML; see cloud.py."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def test_the_life_of_an_endpoint_is_played_and_its_group_removed(
     assert found == [] and compared > 40
     assert replay(said["calls"], tmp_path / "replayed") == []
     text = verified.OUT.read_text()
-    for secret in ("token", "blob_key"):
+    for secret in ("secret", "blob_key"):
         assert emulator.address[secret] not in text
     assert "sig=" not in text
     assert {"PUT", "DELETE"} <= {call["method"] for call in said["calls"]}

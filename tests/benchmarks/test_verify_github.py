@@ -1,4 +1,4 @@
-"""`make verify-github` against an account on the GitHub on loopback; see account.py."""
+"""`digits verify github` against an account on the GitHub on loopback; see account.py."""
 
 import hashlib
 import json
@@ -203,7 +203,7 @@ def test_a_repository_of_another_is_not_deleted(
     account: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody has made one of that name in between."""
-    github, other = account(), {"description": "Made by make verify-github", "private": True}
+    github, other = account(), {"description": "Made by digits verify github", "private": True}
 
     def make(body: Any) -> tuple[int, Any]:
         github.repository = other

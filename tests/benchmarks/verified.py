@@ -1,4 +1,4 @@
-"""What `make verify-azure` and `make verify-github` share: steps, redaction, their record.
+"""What `digits verify azure` and `digits verify github` share: steps, redaction, their record.
 
 verified.json has for each service the commit, the date, each step with its result and time, what
 was not played and why, and the calls of the service's API. README says from it what was verified.

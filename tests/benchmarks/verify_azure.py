@@ -1,4 +1,4 @@
-"""The life of an endpoint on Azure itself: `make verify-azure GROUP=NAME`, a new resource group.
+"""The life of an endpoint on Azure itself: `digits verify azure NAME`, a new resource group.
 
 Input: the model of this commit, and `az`, logged in. A new group is made, the template deployed
 into it, the model deployed, asked, rolled back and removed, and then the group, whatever happened.

@@ -1,4 +1,4 @@
-"""Pull requests on GitHub itself: `make verify-github NAME=NAME`, in a new private repository.
+"""Pull requests on GitHub itself: `digits verify github NAME`, in a new private repository.
 
 Input: the files of this commit, and in GITHUB_TOKEN a classic token of a person. A private
 repository of that person is made with these files, the paths below are played in it by the REST
@@ -53,7 +53,7 @@ PATHS = {
 NOT_PLAYED = {
     "path 4": "a fork needs a second account",
     "path 5": "Dependabot and the weekly run start on their own days",
-    "path 6": "it needs Azure: `make verify-azure`",
+    "path 6": "it needs Azure: `digits verify azure`",
     "path 10": "it needs Azure; played is only that a job of main fills the caches",
     f"the check `{UNCHECKED}`": "ci.yml is off; the rulesets are imported without it",
     "another's approval": "it needs a second account",
@@ -136,7 +136,7 @@ class Verification:
     def __init__(self, calls: Calls, login: str, name: str) -> None:
         """Take the calls, and who owns the repository that is to be made."""
         self.calls, self.login, self.name = calls, login, name
-        self.marker = f"Made by make verify-github, which deletes it: {uuid.uuid4()}"
+        self.marker = f"Made by digits verify github, which deletes it: {uuid.uuid4()}"
         self.rulesets = False  # whether the plan has them
         self.words = self.one = self.two = 0  # pull requests: a README, two experiments
         self.second = ""  # the commit that `two` was opened with

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import ROOT
+from signed import bearer
 
 with warnings.catch_warnings():  # of the libraries that it stands on
     warnings.simplefilter("ignore")
@@ -47,7 +48,7 @@ class Client:
         )
         path = path if path.startswith(("/sub", "/his")) else f"{WORKSPACE}{path}"
         path += "" if "api-version=" in path else f"{'&' if '?' in path else '?'}{VERSION}"
-        headers = {"Authorization": f"Bearer {address['token']}"}
+        headers = {"Authorization": f"Bearer {bearer(address, path)}"}
         headers |= {name.replace("_", "-"): value for name, value in more.items()}
         connection.request(method, path, body, headers, encode_chunked=True)
         with connection.getresponse() as answer:

@@ -30,6 +30,7 @@ with warnings.catch_warnings():  # the SDK's own, of the libraries that it stand
     warnings.simplefilter("ignore")
     import mlops.deploy.rollout  # noqa: F401 # for all modules that import the SDK after this
 import controls
+from signed import bearer
 
 from azureml_emulator.storage import ACCOUNT, CONTAINER, PROGRAM
 from core.dataset import Digits
@@ -133,11 +134,17 @@ class Emulator:
         return command + [word for name in REMOTES for word in ("--container", name)]
 
     def start(self) -> None:
-        """Start it; return when it serves."""
+        """Start it; return when it serves.
+
+        The proxy in its environment does not answer: the collector, the blob store and MLflow are
+        on loopback, which is reached through none.
+        """
+        variables = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
+        proxies = dict.fromkeys(variables, "http://127.0.0.1:1")
         self.process = subprocess.Popen(
             self.command,
             cwd=self.project,
-            env=environment() | {"PYTHONPATH": str(ROOT / "src")},
+            env=environment() | proxies | {"PYTHONPATH": str(ROOT / "src")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -196,7 +203,7 @@ class Emulator:
         self, connection: http.client.HTTPConnection, method: str, path: str, body: Any
     ) -> tuple[int, Any]:
         """Call one of its servers with its token; return status and answer."""
-        headers = {"Authorization": f"Bearer {self.address['token']}"}
+        headers = {"Authorization": f"Bearer {bearer(self.address, path)}"}
         if "/providers/" in path:
             version = "2023-01-01" if "/Microsoft.Storage/" in path else "2022-10-01"
             version = "2021-05-01-preview" if "/diagnosticSettings/" in path else version

@@ -1,6 +1,6 @@
 """A record of Azure's management API, replayed on the emulator: which answers differ.
 
-The record is `calls` in verified.json, as `make verify-azure` writes it. The calls are sent in
+The record is `calls` in verified.json, as `digits verify azure` writes it. The calls are sent in
 their order. What a service chooses by itself is compared by its form: ids (a GUID of one may be a
 number of the other), times, addresses, amounts, messages. An id or a name that differs is replaced
 by the emulator's own in all calls that follow. Every other value must be equal, and so must the

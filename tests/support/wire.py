@@ -1,8 +1,8 @@
 """The wire between a command and the workspace: each call counted, and one of them broken.
 
 It breaks calls of all three kinds, where the emulator's own faults know the management API alone.
-A refused one goes out with an invalid signature, so that the real service refuses it; a lost one is
-done, and then its answer does not come.
+A refused one goes out with an invalid signature, so that the real service refuses it (a sign-in: to
+a tenant that does not exist); a lost one is done, and then its answer does not come.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from unittest.mock import patch
 
 from azure.core.exceptions import ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
+
+from azureml_emulator.services.sign_in import TENANT
 
 INVALID_TOKEN = "Bearer invalid"
 SLEEP = 0.05  # seconds at most between two tries, or two questions after an operation
@@ -47,7 +49,7 @@ def tapped(wire: Wire) -> Iterator[None]:
         kind = "management" if request.url.startswith("https") else "blob"
         broken = wire.broken(kind, f"{request.method} {request.url.split('?')[0]}")
         if broken and wire.how == "refuse":
-            request.url = request.url.replace("sig=", "sig=x")
+            request.url = request.url.replace("sig=", "sig=x").replace(f"/{TENANT}/", "/nobody/")
             request.headers["Authorization"] = INVALID_TOKEN
         answer = send(transport, request, **options)
         if broken and wire.how == "interrupt":

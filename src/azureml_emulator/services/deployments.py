@@ -16,6 +16,7 @@ from pathlib import Path
 import isodate
 
 from azureml_emulator.router import Endpoint, Launch, Running
+from azureml_emulator.services.sign_in import Access
 from azureml_emulator.state import BUSY, Answer, Json, RefusedError, State
 from azureml_emulator.web import EmulatorError, read_file, warn, write_atomic
 
@@ -23,6 +24,7 @@ LOG_BYTES = 10_000_000
 LAUNCHED = "launch.json"
 PROBE: Json = {"initialDelay": "PT10S", "period": "PT10S", "failureThreshold": 30}  # Azure's own
 CRASHED = "User container has crashed or terminated"
+ML = "https://ml.azure.com"  # the audience of tokens for endpoints with authMode AADToken
 MLFLOW_SCORE = Path(__file__).with_name("mlflow_score.py")
 
 
@@ -31,10 +33,10 @@ def route(state: State, path: str) -> None:
     with state.lock:
         body = state.resources[path]
         properties, name = body["properties"], body["name"]
-        keys = state.keys.setdefault(path, new_keys())
-        valid = {"key": keys[:2], "amltoken": keys[2:], "aadtoken": [state.token]}
-        accepted = valid[properties["authMode"].lower()]
-        state.router.endpoints[name.lower()] = Endpoint(accepted, dict(properties["traffic"]))
+        keys = state.keys.setdefault(path, [secrets.token_urlsafe(24) for _ in range(2)])
+        audience = {"key": "", "amltoken": path}.get(properties["authMode"].lower(), ML)
+        access = Access(state.tokens, keys[:2], audience)
+        state.router.endpoints[name.lower()] = Endpoint(access, dict(properties["traffic"]))
         for uri, end in (("scoringUri", "score"), ("swaggerUri", "swagger.json")):
             properties[uri] = f"{state.router.url}/{name}/{end}"
 
@@ -187,7 +189,7 @@ def start_again(state: State, endpoint: str, deployment: str, running: Running) 
     status, reason = "Succeeded", ""
     try:
         state.router.start(endpoint, running.name, running.launch, lambda one: one is running)
-    except EmulatorError as error:
+    except (EmulatorError, OSError) as error:
         # Kubernetes waits 10 s, twice as long each time, and five minutes at most.
         running.next_start = time.monotonic() + min(300, 10 * 2**running.failures)
         running.failures += 1
@@ -251,8 +253,3 @@ def resume(state: State, key: str, launch: Launch | None, again: bool) -> None:
                 raise RefusedError(400, "ResourceNotReady", f"{CRASHED}: {error}.") from None
     if again:
         deploy(state, key)
-
-
-def new_keys() -> list[str]:
-    """Return an endpoint's primary and secondary key and its token."""
-    return [secrets.token_urlsafe(24) for _ in range(3)]

@@ -6,9 +6,11 @@ interrupted by the emulator's end, restarts from scratch.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,8 +28,10 @@ from azureml_emulator.services.deployments import duration
 from azureml_emulator.services.online_endpoints import size_of
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 from azureml_emulator.storage import CONTAINER
+from azureml_emulator.web import bypassed, warn
 
 POLL_SECONDS = 0.1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}")  # of a job, an input or an output
 ENDED = {"Completed", "Failed", "Canceled"}
 CHANGEABLE = {"tags", "displayName", "description", "isArchived"}  # of a job that exists
 MADE = {"services", "outputs", "properties", "status"}  # that callers send as they read them
@@ -80,6 +84,11 @@ def put_job(state: State, path: str, key: str, body: Json) -> Answer:
     need(body, "properties.jobType")
     properties, name = body["properties"], path.rstrip("/").split("/")[-1]
     refuse_unknown(properties)
+    given = (properties.get("inputs", {}), properties.get("outputs", {}))
+    for one in itertools.chain([name], *given):  # each becomes a folder
+        if not NAME.fullmatch(one):
+            message = f"The name {one} is invalid: letters, digits, hyphens and underscores."
+            raise RefusedError(400, "UserError", message)
     if check := CHECKS.get(properties["jobType"]):
         check(properties)
     if known := state.resources.get(key):  # its tags and whether it is archived may change
@@ -153,7 +162,7 @@ def set_status(state: State, key: str, status: str) -> bool:
         if properties["status"] in ENDED:
             return True
         properties["status"] = status
-        state.save()
+        state.try_to_save()
     return False
 
 
@@ -243,8 +252,11 @@ def run(state: State, key: str) -> None:
         set_status(state, key, "Failed" if ended else "Completed")
     except Exception as error:
         if not state.closed:
-            logs = logs or logs_of(state, name, [""])
-            logs[0].append_block(f"The emulator could not run it: {error}\n".encode())
+            try:
+                logs = logs or logs_of(state, name, [""])
+                logs[0].append_block(f"The emulator could not run it: {error}\n".encode())
+            except Exception as second:  # the disk is full, or the blob store has ended
+                warn(f"job {name} failed: {error}; its log was not written: {second}")
             set_status(state, key, "Failed")
     finally:
         end(state, key)
@@ -272,7 +284,7 @@ def environment(state: State, name: str) -> dict[str, str]:
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     env |= {"AZUREML_RUN_ID": name, "MLFLOW_TRACKING_URI": f"sqlite:///{state.folder / DATABASE}"}
     env |= {"AZURE_STORAGE_CONNECTION_STRING": state.storage.connection_string}
-    return env | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return env | bypassed(env)
 
 
 def make_tables(state: State, nodes: list[Node]) -> None:

@@ -8,6 +8,7 @@ import uuid
 from functools import partial
 
 from azureml_emulator.services.deployments import deploy, folder_of, route
+from azureml_emulator.services.sign_in import SECONDS
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 
 INSTANCES = 50  # of a deployment: learn.microsoft.com/azure/machine-learning/how-to-manage-quotas
@@ -140,25 +141,26 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
     return state.put_later(path, key, body, partial(deploy, state))
 
 
-def secrets_of(state: State, path: str, key: str, auth_mode: str) -> list[str]:
-    """Return the keys of the endpoint that an action is asked of; 400 if it has another mode."""
+def endpoint_of(state: State, path: str, key: str, auth_mode: str) -> str:
+    """Return the path of the endpoint that an action is asked of; 400 if it has another mode."""
     endpoint = key.rsplit("/", 1)[0]
     state.get(path, endpoint, {})
     mode = state.resources[endpoint]["properties"]["authMode"]
     if mode.lower() != auth_mode:
         raise RefusedError(400, "BadRequest", f"The endpoint's authMode is {mode}.")
-    return state.keys[endpoint]
+    return endpoint
 
 
 def list_keys(state: State, path: str, key: str, body: Json) -> Answer:
     """Return an endpoint's keys."""
-    primary, secondary = secrets_of(state, path, key, "key")[:2]
+    primary, secondary = state.keys[endpoint_of(state, path, key, "key")][:2]
     return 200, {"primaryKey": primary, "secondaryKey": secondary}, ""
 
 
 def regenerate_keys(state: State, path: str, key: str, body: Json) -> Answer:
     """Replace an endpoint's primary or secondary key, by the value given or a new one."""
-    keys, endpoint = secrets_of(state, path, key, "key"), key.rsplit("/", 1)[0]
+    endpoint = endpoint_of(state, path, key, "key")
+    keys = state.keys[endpoint]
     need(body, "keyType")
     if body["keyType"] not in ("Primary", "Secondary"):
         raise RefusedError(400, "BadArgument", "keyType: expected Primary or Secondary.")
@@ -170,9 +172,9 @@ def regenerate_keys(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def get_token(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the token of an endpoint that takes tokens; it does not expire here."""
-    token = secrets_of(state, path, key, "amltoken")[2]
-    until = int(time.time()) + 3600
+    """Return a token of an endpoint that takes its own tokens."""
+    token = state.tokens.issue(endpoint_of(state, path, key, "amltoken"))
+    until = int(time.time()) + SECONDS
     times = {"expiryTimeUtc": until, "refreshAfterTimeUtc": until - 600, "tokenType": "Bearer"}
     return 200, {"accessToken": token} | times, ""
 

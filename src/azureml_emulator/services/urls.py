@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jwt
 from aiohttp import web
 
 from azureml_emulator.services import (
@@ -15,12 +16,21 @@ from azureml_emulator.services import (
     deployments,
     jobs,
     online_endpoints,
+    sign_in,
     workspaces,
 )
 from azureml_emulator.services import sweeps as sweeps  # which registers itself as a kind of job
+from azureml_emulator.services.deployments import ML
 from azureml_emulator.state import OPERATION, PROVIDER, Answer, Json, RefusedError, State, part_of
 from azureml_emulator.web import LOG, check_length, read_body, warn
 
+# Of tokens for the management API, beside its own address. Batch endpoints are invoked with
+# tokens for ML: learn.microsoft.com/azure/machine-learning/how-to-authenticate-batch-endpoint.
+AUDIENCES = ("https://management.azure.com", "https://management.core.windows.net")
+TOKEN_ERRORS = {
+    jwt.ExpiredSignatureError: "ExpiredAuthenticationToken",
+    jwt.InvalidAudienceError: "InvalidAuthenticationTokenAudience",
+}
 BODY_BYTES = 4 << 20  # of a request to Azure's Resource Manager
 TABLE = "src/azureml_emulator/README.md"  # the table of emulated features
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -140,6 +150,7 @@ API_VERSIONS = {
     "microsoft.insights/diagnosticsettings": "2021-05-01-preview",
     "microsoft.storage": "2023-01-01",
 }
+INVOKED = re.compile("/batchendpoints/[^/]+/jobs$", re.I)  # a batch endpoint's own address
 HISTORY = "/history/v1.0"  # the service of runs, which has no versions
 OF_HISTORY = (f"{W}/runs/*/details", f"{W}/rundata")
 SERVICES = ("", HISTORY, "/mferp/managementfrontend")  # of a workspace, by their addresses
@@ -181,8 +192,7 @@ def check_version(path: str, version: str) -> None:
     provider, _, kind = (resource[1] if resource else "").partition("/")
     found = (f"{provider}/{kind.partition('/')[0]}".lower(), provider.lower())
     known = next((API_VERSIONS[one] for one in found if one in API_VERSIONS), None)
-    invoked = re.search("/batchendpoints/[^/]+/jobs$", kind, re.I)  # an endpoint's own address
-    if known is None or invoked or path.startswith(HISTORY):
+    if known is None or INVOKED.search(path) or path.startswith(HISTORY):
         return
     if not version:
         message = "The api-version query parameter (?api-version=) is required for all requests."
@@ -246,17 +256,30 @@ async def read_json(request: web.Request) -> Any:
 
 
 def authenticate(state: State) -> Any:
-    """Return the middleware that refuses a body that is too large, then a wrong token."""
+    """Return the middleware that refuses a body that is too large, then a wrong token.
+
+    It also answers sign-in, which needs no token. The errors are those of Azure Resource Manager.
+    """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         check_length(request, required=False)
-        known = request.headers.get("Authorization") == f"Bearer {state.token}"
+        if request.path.endswith((sign_in.CONFIGURATION, sign_in.TOKEN)):
+            return await sign_in.respond(state.tokens, state.url, request)
         try:
-            if not known and request.path != "/discovery":
-                message = "The access token is invalid."
-                raise RefusedError(401, "InvalidAuthenticationToken", message)
+            if request.path != "/discovery":
+                header = request.headers.get("Authorization", "")
+                if not header:
+                    message = "Authentication failed. The 'Authorization' header is missing."
+                    raise RefusedError(401, "AuthenticationFailed", message)
+                invoked = INVOKED.search(request.path)
+                state.tokens.check(header, [ML] if invoked else [state.url, *AUDIENCES])
             return await handler(request)
+        except jwt.InvalidTokenError as error:
+            code = TOKEN_ERRORS.get(type(error), "InvalidAuthenticationToken")
+            place = f'authorization_uri="{state.url}/{sign_in.TENANT}", error="invalid_token"'
+            body = RefusedError(401, code, f"The access token: {error}.").body
+            return answer(401, body, {"WWW-Authenticate": f"Bearer {place}"})
         except RefusedError as error:
             return answer(error.status, error.body)
 

@@ -41,7 +41,7 @@ CHUNK_BYTES = 1 << 20
 VERSION_LENGTH = 12  # hexadecimal digits of the weights' SHA-256
 DECIMALS = 6  # of probabilities
 DRAIN_SECONDS = 8.0  # to send collected requests when the worker ends; it is killed after 10 s
-TABLE_BYTES = 2_000_000  # of JSON per table: Azure stores 4 MB and more elsewhere
+TABLE_BYTES = 2_000_000  # of JSON, with / as \/, a table: Azure stores 4 MB and more elsewhere
 TABLE_ROWS = 250  # per table: a few milliseconds of work, which delays answers
 INTERVAL_SECONDS = 0.1  # the requests of this time are collected together
 WAITING_IMAGES, WAITING_TABLES = 20_000, 100  # maxima in memory while the collector is slow
@@ -170,8 +170,8 @@ class Collection(logging.Handler):
         teardown(wait_for_flush=True)
 
     def hand_over(self, rows: list[dict[str, Any]]) -> None:
-        """Pass the rows to the collector, in tables of at most TABLE_ROWS and TABLE_BYTES."""
-        largest = max((len(to_json(row)) for row in rows), default=1)
+        """Pass the rows to the collector, in tables of TABLE_ROWS and TABLE_BYTES at most."""
+        largest = max((len(row) + row.count(b"/") for row in map(to_json, rows)), default=1)
         count = max(1, min(TABLE_ROWS, TABLE_BYTES // largest))
         for start in range(0, len(rows), count):
             part = rows[start : start + count]

@@ -42,6 +42,7 @@ COST = {"application": "digits"}  # the tag that costs are grouped by, as in the
 BUSY = {"creating", "updating", "deleting", "scaling"}
 SETTLE_SECONDS = 2700.0  # timeout for an operation that another run began
 LOG_LINES = 500
+EXPIRED_STATUS = 401  # of a token that has expired, or a key that was replaced
 BUSY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)  # between two attempts after BUSY_STATUS
 TOKEN_SCOPE = "https://ml.azure.com/.default"
 
@@ -203,7 +204,8 @@ class Target:
     def remove(self, name: str) -> None:
         """Delete a deployment that has no traffic, if it exists."""
         if self.state(name) is not None:
-            manager.remove_scale(self.workspace, f"{self.id}/deployments/{name}")
+            if reason := manager.remove_scale(self.workspace, f"{self.id}/deployments/{name}"):
+                print(f"{name} may leave an autoscale setting in Azure Monitor: {reason}")
             with quiet():
                 self.client.online_deployments.begin_delete(name, self.name).result()
 
@@ -318,22 +320,27 @@ class Target:
         Raises DigitsError when it is rejected or times out.
         """
         endpoint = self._headers or self.authorise()
-        headers = {name: value for name, value in endpoint.items() if name != "url"}
-        if deployment:
-            headers["azureml-model-deployment"] = deployment
-        request = urllib.request.Request(endpoint["url"], json.dumps(content).encode(), headers)
+        chosen = {"azureml-model-deployment": deployment} if deployment else {}
+        body = json.dumps(content).encode()
         local = self.workspace.kind == "local"  # reached through no proxy
         opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * local)
         try:
             for wait in (*BUSY_SECONDS, None):
+                headers = {name: value for name, value in endpoint.items() if name != "url"}
+                request = urllib.request.Request(endpoint["url"], body, headers | chosen)
                 start = time.monotonic()
                 try:
                     answer = opener.open(request, timeout=self.settings.request_timeout_seconds + 5)
                     break
                 except urllib.error.HTTPError as error:
-                    if error.code != BUSY_STATUS or wait is None:
+                    if wait is None or error.code not in (BUSY_STATUS, EXPIRED_STATUS):
                         raise
-                    time.sleep(wait)
+                    if error.code == EXPIRED_STATUS:  # a creation takes up to 45 minutes
+                        before, endpoint = endpoint, self.authorise()
+                        if endpoint == before:
+                            raise
+                    else:
+                        time.sleep(wait)
             with answer:
                 served = answer.headers.get("azureml-model-deployment") or deployment or ""
                 return Answer(json.load(answer), served, time.monotonic() - start)

@@ -93,9 +93,9 @@ def set_scale(
     ask(workspace, "PUT", _setting(target), API_VERSIONS[AUTOSCALE], body)
 
 
-def remove_scale(workspace: Workspace, target: str) -> None:
-    """Delete a deployment's setting, if there is one and Azure does not refuse it."""
-    refusal(workspace, "DELETE", _setting(target), API_VERSIONS[AUTOSCALE])
+def remove_scale(workspace: Workspace, target: str) -> str:
+    """Delete a deployment's setting, if there is one; return why Azure refuses that."""
+    return refusal(workspace, "DELETE", _setting(target), API_VERSIONS[AUTOSCALE])
 
 
 def set_logs(workspace: Workspace, endpoint: str, on: bool) -> str:

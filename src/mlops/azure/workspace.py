@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +14,19 @@ from azure.ai.ml import MLClient
 from azure.ai.ml._artifacts._blob_storage_helper import BlobStorageClient
 from azure.ai.ml.constants import _common
 from azure.core import PipelineClient
-from azure.core.credentials import AccessToken
 from azure.core.pipeline.policies import BearerTokenCredentialPolicy, RetryPolicy
-from azure.identity import DefaultAzureCredential
+from azure.identity import ClientSecretCredential, DefaultAzureCredential
 from azure.storage.blob import ContainerClient
 
 from core.errors import DigitsError
 from mlops.azure import connection
 
 SETTINGS = tuple(connection.SETTINGS)
-ADDRESS = "token", "blobs", "url", "certificate", "port"  # what address.json has of each
+ADDRESS = "secret", "blobs", "url", "certificate", "port"  # what address.json has of each
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
 POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two polls of an operation
 MANAGER = "https://management.azure.com"
 CHECK = BlobStorageClient.check_blob_exists
-
-
-class LocalCredential:
-    """The emulator's token, in the form that the SDK asks for."""
-
-    def __init__(self, token: str) -> None:
-        self.token = token
-
-    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        return AccessToken(self.token, int(time.time()) + 3600)
 
 
 @contextlib.contextmanager
@@ -102,13 +90,16 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
             fix = "start `digits local`, or set DIGITS_LOCAL_FOLDER to its --folder"
             raise DigitsError(f"{path}: {what}; {fix}") from None
         names = (*LOCAL[:2], os.environ.get("DIGITS_LOCAL_WORKSPACE", LOCAL[2]))
-        credential = LocalCredential(address["token"])
+        # LOCAL[0] also names the emulator's tenant and client. Discovery would ask Microsoft.
+        at = {"authority": address["url"], "disable_instance_discovery": True}
+        credential = ClientSecretCredential(LOCAL[0], LOCAL[0], address["secret"], **at)
         blobs = address["blobs"] + "/{}"
         poll, manager = LOCAL_POLL_SECONDS, address["url"]
         os.environ["REQUESTS_CA_BUNDLE"] = address["certificate"]
         _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = blobs
-        services = ("azure_portal", "resource_manager", "active_directory", "aml_resource_id")
+        services = ("azure_portal", "resource_manager", "active_directory")
         metadata = dict.fromkeys(services, address["url"])
+        metadata |= {"aml_resource_id": "https://ml.azure.com"}  # batch endpoints have its audience
         metadata |= {"registry_discovery_endpoint": address["url"]}
         metadata |= {"storage_endpoint": address["blobs"].removeprefix("http://")}
         # The SDK keeps clouds by name for the life of the process.

@@ -129,7 +129,7 @@ async def pass_on(request: web.Request, router: Router) -> web.Response:
         text = "nothing is deployed yet: run `digits deploy apply --workspace local`"
         raise web.HTTPNotFound(text=text)
     headers = {
-        "Authorization": f"Bearer {endpoint.keys[0]}",
+        "Authorization": f"Bearer {endpoint.access.new_secret()}",
         "Content-Type": request.headers.get("Content-Type", ""),
         "x-ms-client-request-id": records.TRYOUT + uuid.uuid4().hex,
     }

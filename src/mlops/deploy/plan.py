@@ -14,6 +14,7 @@ from mlops.azure.workspace import cores
 from mlops.deploy import release
 
 HOURS_A_DAY = 24
+REFUSED = "apply will refuse"  # in a line of the plan
 
 
 def lines(target: Target, new: Release) -> Iterator[str]:
@@ -27,12 +28,12 @@ def lines(target: Target, new: Release) -> Iterator[str]:
     if access != target.access:
         yield f"access       {access or 'none'} -> public access {target.access}"
     for name, (has, wanted) in target.differing(endpoint).items():
-        yield f"{name:13}{has} -> {wanted}: apply will refuse"
+        yield f"{name:13}{has} -> {wanted}: {REFUSED}"
     try:
         days = target.require_retention()
         kept = f"kept {days} days" if days else "kept until destroy"
     except DigitsError as error:
-        kept = f"apply will refuse: {error}"
+        kept = f"{REFUSED}: {error}"
     names = settings.collections
     yield f"collected    {', '.join((*names, kept)) if names else 'nothing'}"
     if live == new.name and "paused" not in endpoint.tags:

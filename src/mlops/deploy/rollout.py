@@ -364,8 +364,14 @@ class Deployer:
             print(f"  {share}  {made}  {' '.join(row['marks'])}".rstrip())
 
     def plan(self, new: Release) -> None:
-        """Print what `apply` would change; change nothing."""
-        print("\n".join(plan.lines(self.target, new)))
+        """Print what `apply` would change; change nothing.
+
+        Raises DigitsError when `apply` would refuse it.
+        """
+        lines = list(plan.lines(self.target, new))
+        print("\n".join(lines))
+        if any(plan.REFUSED in line for line in lines):
+            raise DigitsError("`digits deploy apply` will refuse this, for the reason shown above")
 
 
 def main(command: str, workspace: str, wait: bool = False, **given: Any) -> None:

@@ -112,7 +112,9 @@ def worktree(commit: str, settings: dict[str, str]) -> Iterator[Tree]:
         add = ("worktree", "add", "--quiet", "--detach", str(folder), commit)
         git.run("-c", f"core.hooksPath={home}", *add)  # hooks of DVC would check out all files
         try:
-            with (folder / ".dvc" / "config.local").open("wb") as file:
+            local = folder / ".dvc" / "config.local"
+            local.touch(mode=0o600)  # it has the account's key
+            with local.open("wb") as file:
                 config.write(file)
             yield Tree(folder)
         finally:

@@ -1,10 +1,14 @@
-"""Options of `digits check` and `digits azure COMMAND`."""
+"""Options of `digits check`, `digits lab`, `digits verify` and `digits azure COMMAND`."""
 
+import runpy
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
 
+from core import console
 from mlops import options
 
 GROUP = click.option("--resource-group", metavar="NAME", required=True)
@@ -27,6 +31,21 @@ def lab(number: int) -> None:
     from mlops.setup.local import check_lab
 
     check_lab(number)
+
+
+@click.command(epilog=options.example("digits verify azure digits-verify"))
+@click.argument("service", type=click.Choice(["azure", "github"]))
+@click.argument("name")
+@options.yes
+def verify(service: str, name: str, yes: bool) -> None:
+    """Deploy to the real Azure, or play reviews on the real GitHub, for at most two hours.
+
+    NAME is that of a new resource group or a new private repository, which is deleted in the end.
+    What it will do and what that costs is shown first. It writes verified.json.
+    """
+    console.interrupt_on_signals()
+    sys.argv[1:] = [f"verify_{service}", name, *(["--yes"] if yes else [])]
+    runpy.run_path(str(Path("tests", "benchmarks")), run_name="__main__")
 
 
 @click.group(epilog=options.example("digits azure connect --resource-group digits"))

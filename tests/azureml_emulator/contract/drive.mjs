@@ -8,9 +8,18 @@ import { createRequire } from "node:module";
 const require = createRequire(import.meta.url);
 const { AzureMachineLearningWorkspaces } = require("@azure/arm-machinelearning");
 const [address, codeId, store] = process.argv.slice(2);
-const { url, token } = JSON.parse(readFileSync(address, "utf-8"));
+const { url, secret } = JSON.parse(readFileSync(address, "utf-8"));
+const tenant = "00000000-0000-0000-0000-000000000000"; // also the client
 const credential = {
-  getToken: async () => ({ token, expiresOnTimestamp: Date.now() + 3_600_000 }),
+  getToken: async (scopes) => {
+    const body = new URLSearchParams({
+      grant_type: "client_credentials", client_id: tenant, client_secret: secret,
+      scope: [scopes].flat().join(" "),
+    });
+    const answer = await fetch(`${url}/${tenant}/oauth2/v2.0/token`, { method: "POST", body });
+    const { access_token: token, expires_in: seconds } = await answer.json();
+    return { token, expiresOnTimestamp: Date.now() + 1000 * seconds };
+  },
 };
 const client = new AzureMachineLearningWorkspaces(credential, "local-subscription", {
   endpoint: url,

@@ -69,6 +69,14 @@ def test_requests_are_collected_in_tables_of_limited_size(
     assert [base64.b64decode(image)[0] for image in table["image"]] == list(range(5))
 
 
+def test_a_table_of_white_images_has_the_same_limit(collection: score.Collection) -> None:
+    images = np.full((250, 84, 84), 255, np.uint8)  # Base64: slashes
+    assert collection.collect("first", images, answer(250)) == 0
+    collection.send()
+    texts = [table.to_json(orient="records") for table in collection.collector.tables]
+    assert max(map(len, texts)) <= score.TABLE_BYTES < sum(map(len, texts))
+
+
 def test_what_a_slow_collector_leaves_waiting_is_limited_and_counted(
     collection: score.Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

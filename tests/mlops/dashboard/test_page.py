@@ -22,6 +22,7 @@ from light import Deployable, Emulator
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 from serving import serving_code
+from signed import keyed
 from watched import a_home, a_live_project, an_opener, known_images, send, stroke  # noqa: F401
 
 with warnings.catch_warnings():  # the SDK's own
@@ -33,7 +34,7 @@ with warnings.catch_warnings():  # the SDK's own
     from mlops.azure.workspace import connect, store
     from mlops.dashboard import page
 from azureml_emulator import web
-from azureml_emulator.router import Endpoint, Launch, Router
+from azureml_emulator.router import Launch, Router
 from digits.runtime.photograph import SEVERAL
 from mlops.dashboard.watch import LiveState
 
@@ -370,7 +371,7 @@ def test_slow_and_malformed_requests_end(tmp_path: Path, monkeypatch: pytest.Mon
     watch = LiveState(tmp_path)
     servers = Servers()
     router = Router(servers, 0, lambda *_: None, watch.request)
-    router.endpoints["one"] = Endpoint(["key"])
+    router.endpoints["one"] = keyed("key")
     shown = servers.serve(page.application(router, watch, Blobs(), SECRET))  # type: ignore[arg-type]
     host = f"Host: 127.0.0.1:{shown.port}\r\n".encode()
     post = b"POST /score?endpoint=one HTTP/1.1\r\n" + host
@@ -422,7 +423,7 @@ def test_a_late_state_does_not_undo_the_choice_of_an_endpoint(
     watch = LiveState(tmp_path)
     servers = Servers()
     router = Router(servers, 0, lambda *_: None, watch.request)
-    router.endpoints |= {"one": Endpoint(["key"]), "two": Endpoint(["key"])}
+    router.endpoints |= {"one": keyed("key"), "two": keyed("key")}
     shown = servers.serve(page.application(router, watch, Blobs(), SECRET))  # type: ignore[arg-type]
     context = browser.new_context()
     held: list[Route] = []
@@ -481,7 +482,7 @@ def test_the_real_model(
         servers = Servers()
         collector = Collector(container, on_lost=watch.lose)
         router = Router(servers, 0, collector.take, watch.request)
-        router.endpoints["real"] = Endpoint(["key"], {"blue": 100})
+        router.endpoints["real"] = keyed("key", {"blue": 100})
         shown = servers.serve(page.application(router, watch, container, SECRET))
         model = reproduced.root / "data" / "package"
         code = serving_code(tmp_path / "code")

@@ -146,8 +146,8 @@ def test_another_user_can_do_nothing_with_digits_local(open_folder: Path, tmp_pa
                 (emulator.storage.port, f"/{ACCOUNT}/azureml?restype=container&comp=list"),
             ]
             secret = address["page"].partition("#secret=")[2]
-            secrets = [address["token"], address["blob_key"], secret]
-            secrets += emulator.router.endpoints["one"].keys
+            secrets = [address["secret"], address["blob_key"], secret]
+            secrets.append(emulator.router.endpoints["one"].access.new_secret())
             found = attack(
                 folders=[str(folder), str(emulator.router.folder)],
                 sockets=[str(running.address)],

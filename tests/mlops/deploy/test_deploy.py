@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import jwt
 import pytest
 from azure.core.exceptions import ResourceNotFoundError
 from conftest import ROOT
@@ -288,6 +289,7 @@ def test_autoscale_goes_with_its_deployment(deployable: Deployable, emulator: Em
     deployable.set(autoscale="{most: 4, cpu_percent: [30, 70], minutes: 5}")
     refused = deployable.deploy("apply", code=1)
     assert "settings of Azure Monitor is missing: Monitoring Contributor is needed" in refused
+    assert "may leave an autoscale setting in Azure Monitor: " in refused
     emulator.faults()
     assert list(deployable.serving(emulator)["traffic"]) == [fixed]
 
@@ -326,7 +328,7 @@ def test_the_rule_of_the_storage_account_must_be_that_of_params(
         deployable.set(collection_days="7" if known[1:] else "3")
         for command in ("plan", "apply"):
             if known[1:]:
-                refused = deployable.deploy(command, code=int(command == "apply"))
+                refused = deployable.deploy(command, code=1)
                 assert "apply will refuse" in refused or command == "apply"
                 assert "azure.collection_days is 7" in refused and "after 8 days" in refused
                 assert "digits azure connect" in refused
@@ -360,15 +362,40 @@ def test_who_may_call_it_changes_in_the_open(deployable: Deployable, emulator: E
     assert properties["publicNetworkAccess"].lower() == "disabled"
     assert list(properties["traffic"].values()) == [100]
     deployable.set(auth_mode="aml_token")
-    assert "key -> aml_token: apply will refuse" in deployable.deploy("plan")
+    assert "key -> aml_token: apply will refuse" in deployable.deploy("plan", code=1)
     assert "was made with key, and its clients rely on it" in deployable.deploy("apply", code=1)
     deployable.set(auth_mode="key", identity="null")
-    assert "identity     digits-endpoint -> None" in deployable.deploy("plan")
+    assert "identity     digits-endpoint -> None" in deployable.deploy("plan", code=1)
     assert "azure.identity is None" in deployable.deploy("apply", code=1)
     deployable.set(auth_mode="aml_token")
     deployable.deploy("destroy")
     deployable.deploy("apply")
     assert emulator.call("GET", path)["properties"]["authMode"] == "AMLToken"
+
+
+@pytest.mark.parametrize("auth_mode", ["aml_token", "aad_token"])
+def test_a_token_that_expires_during_a_deployment_is_renewed(
+    deployable: Deployable, emulator: Emulator, auth_mode: str
+) -> None:
+    deployable.set(auth_mode=auth_mode)
+    deployable.commit("one")
+    authorise = endpoint.Target.authorise
+    expired: list[str] = []
+
+    def late(target: endpoint.Target) -> dict[str, str]:
+        headers = authorise(target)
+        if not expired:
+            token = headers["Authorization"].removeprefix("Bearer ")
+            claims = jwt.decode(token, options={"verify_signature": False}) | {"exp": 1}
+            key = (emulator.folder / "signing.key").read_text()
+            expired.append(jwt.encode(claims, key))
+            headers["Authorization"] = f"Bearer {expired[0]}"
+        return headers
+
+    with patch.object(endpoint.Target, "authorise", late):
+        deployable.deploy("apply")
+    assert expired
+    assert list(deployable.serving(emulator)["traffic"].values()) == [100]
 
 
 def test_apply_ends_a_pause_that_failed(deployable: Deployable, emulator: Emulator) -> None:

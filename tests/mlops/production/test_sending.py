@@ -58,6 +58,7 @@ class Endpoint(ThreadingHTTPServer):
         self.worked: Counter[str] = Counter()
         self.key = "first"
         self.model_status = "500"  # of a 424
+        self.retry_after = ""  # of a 429
         self.fault: Fault = lambda name, time: 0
         self.each: Callable[[], None] = lambda: None
         endpoint = self
@@ -99,6 +100,8 @@ class Endpoint(ThreadingHTTPServer):
         request.send_response(status or 200)
         if status == 424:
             request.send_header("ms-azureml-model-error-statuscode", self.model_status)
+        if status == 429 and self.retry_after:
+            request.send_header("Retry-After", self.retry_after)
         request.send_header("Content-Length", str(len(text)))
         request.end_headers()
         request.wfile.write(text)
@@ -184,6 +187,23 @@ def test_every_fault_is_tried_again_under_the_same_id(
     ran.report()
     assert f"{ran.reached.busy:,} answers 429" in capsys.readouterr().out
     assert max(endpoint.worked.values()) == 3  # which one id lets a reader see
+
+
+def test_a_429_is_sent_again_after_the_time_that_it_names(
+    endpoint: Endpoint, labels: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    endpoint.fault = lambda name, time: 429 if time == 1 and int(name[-4:], 16) % 8 == 0 else 0
+    endpoint.retry_after = "7"
+    whole, waited = stream(), []
+    ran = run(endpoint, whole)
+
+    async def pause(seconds: float) -> None:
+        waited.append(seconds)
+
+    ran.pause = pause  # type: ignore[method-assign]
+    asyncio.run(ran.go(tmp_path / "reached.json", 8))
+    assert waited == [7.0] * ran.reached.busy
+    assert waited
 
 
 def test_ctrl_c_keeps_what_was_answered_and_resume_goes_on(
