@@ -1,8 +1,7 @@
 """Decode requests: JSON or a picture to images in the form of the training data.
 
-It imports picture.py alone from this project, since both are uploaded beside score.py; the caller
-passes `find_ink` and `normalise`, which travel with the model. Limits on time and memory (bytes,
-lists, headers, pictures) are checked before JSON or a form is decoded.
+It imports picture.py alone from this project, since both are uploaded with score.py. Limits on time
+and memory (bytes, lists, headers, pictures) are checked before JSON or a form is decoded.
 """
 
 import base64
@@ -21,20 +20,13 @@ from werkzeug.formparser import FormDataParser
 if __package__:
     from digits.serving.picture import SIDE_PIXELS, RefusedError, picture_kind, read_picture
 else:  # where the model is served, the files lie beside each other
-    from picture import (  # type: ignore[no-redef]
-        SIDE_PIXELS,
-        RefusedError,
-        picture_kind,
-        read_picture,
-    )
+    from picture import SIDE_PIXELS, RefusedError, picture_kind, read_picture  # type: ignore
 
 BODY_BYTES = 10_000_000  # limit of a managed online endpoint
 IMAGES = 1000  # per request: a tenth of a second of work
-TEXTS = 100  # pictures per request in JSON, of at most SMALL pixels a side: half a second
-LARGE = 12  # of larger ones, each of which may take a fifth of a second
-SMALL = 128  # pixels a side up to which photograph.py takes a picture as a cropped digit
-FORM_PARTS, HEADER_BYTES = 20, 8000  # of a form, and of the header of a part
-BLANK_LINE = re.compile(rb"\r\n\r\n|\r\r|\n\n")  # after a header
+LARGE = 12  # pictures above SMALL in JSON, each of which may take a fifth of a second
+SMALL = 128  # pixels a side: a millisecond of work, since photograph.py expects a cropped digit
+FORM_PARTS, HEADER_BYTES, END = 20, 8000, rb"\r\n\r\n|\r\r|\n\n"  # of a part's header
 LISTS = 100_000  # in a JSON body, with objects: ten megabytes of empty ones take seconds
 # Keys of the images in JSON: of this project, MLflow, TensorFlow Serving and Azure ML.
 KEYS = ("data", "inputs", "instances", "input_data", "dataframe_split", "dataframe_records")
@@ -114,7 +106,7 @@ def _uploaded(body: bytes) -> bytes:
     """Return the only file of a form, or its only field."""
     boundary = body[2:200].partition(b"\n")[0].strip()
     for part in body.split(b"--" + boundary, FORM_PARTS + 1):
-        if len(part) > HEADER_BYTES and not BLANK_LINE.search(part, 0, HEADER_BYTES):
+        if len(part) > HEADER_BYTES and not re.search(END, part[:HEADER_BYTES]):
             reason = f"the form has a header of more than {HEADER_BYTES:,} bytes"
             raise RefusedError(413, f"{reason}; send the file itself: --data-binary @FILE")
     parser = FormDataParser(
@@ -143,9 +135,7 @@ def _from_base64(text: str, what: str) -> bytes:
     except (binascii.Error, ValueError):
         known = None
     if known is None:
-        raise RefusedError(
-            400, f"{what} is text but not a base64 picture; send numbers, or the file itself"
-        )
+        raise RefusedError(400, f"{what} is text but not a base64 picture; send numbers or a file")
     return data
 
 
@@ -193,10 +183,7 @@ def _images(
         return _in_normal_form(images, np.arange(len(images)))
     data = [_bare(image) for image in data]
     texts = [number for number, image in enumerate(data) if isinstance(image, str)]
-    if len(texts) > TEXTS:
-        raise RefusedError(413, f"data has {len(texts):,} pictures; send at most {TEXTS} at a time")
-    few = len(texts) <= LARGE
-    side = int(SIDE_PIXELS / max(len(texts), 1) ** 0.5) if few else SMALL
+    side = SMALL if len(texts) > LARGE else int(SIDE_PIXELS / max(len(texts), 1) ** 0.5)
     images, notes = np.empty((len(data), size, size)), []
     for number, image in enumerate(data):
         if not isinstance(image, str):

@@ -74,6 +74,11 @@ class Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header declares {found.size:,} bytes")
         return found
 
+    def _sparse(self, *_: Any) -> Self:
+        raise tarfile.ReadError("sparse files, whose maps have no limit, are not read")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
+
 
 class Pictures:
     """Decodes pictures and normalises them to images of one size, as the endpoint does."""
@@ -189,7 +194,8 @@ def limited_memory(path: Path) -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
+        known = [limit for limit in limits if limit != resource.RLIM_INFINITY]  # is -1
+        resource.setrlimit(resource.RLIMIT_AS, (min([used + MEMORY, *known]), limits[1]))
         yield
     except MemoryError:
         raise DigitsError(f"{path}: needs over {MEMORY:,} bytes of memory. Split it.") from None

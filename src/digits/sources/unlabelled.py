@@ -1,6 +1,5 @@
 """Read files or folders of digits of any format, for `digits score` and `digits data inspect`."""
 
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +49,7 @@ def kind_of(path: Path) -> str:
         return "idx"
     if start[:4] == b"PAR1":
         return "parquet"
-    if start[257:262] == b"ustar" or (start[:2] != b"\x1f\x8b" and tarfile.is_tarfile(path)):
+    if start[257:262] == b"ustar" or start.startswith((b"BZh", b"\xfd7zXZ\0")):
         return "archive"
     try:
         return "picture" if picture_kind(start) else "csv"

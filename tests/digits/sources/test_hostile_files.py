@@ -5,9 +5,11 @@ picture.py, so a new one is covered too. The endpoint gets each file in every fo
 """
 
 import base64
+import bz2
 import contextlib
 import gzip
 import io
+import lzma
 import os
 import pickle
 import random
@@ -38,7 +40,7 @@ from core.dataset import write_csv
 from core.errors import DigitsError
 from digits.production import scoring
 from digits.serving.picture import SIGNATURES
-from digits.serving.request import BODY_BYTES, LARGE, TEXTS
+from digits.serving.request import BODY_BYTES, IMAGES, LARGE
 from digits.sources import archives
 from digits.sources.archives import Archive
 from digits.sources.inspect import inspect
@@ -193,6 +195,26 @@ def pax(text: bytes) -> bytes:
     line = next(b"%d %s\n" % (n, text) for n in range(9999) if len(b"%d %s\n" % (n, text)) == n)
     content = line + bytes(-len(line) % tarfile.BLOCKSIZE)
     return tar(b"%011o\0" % len(line), b"x", content) + tar(b"%011o\0" % 0)
+
+
+def sparse_1_0(pairs: int) -> bytes:
+    """Return a .tar of a file whose content begins with a map of so many pairs (GNU sparse 1.0)."""
+    names = (b"GNU.sparse.major=1", b"GNU.sparse.minor=0", b"GNU.sparse.realsize=1")
+    lines = b"".join(b"%d %s\n" % (len(name) + 4, name) for name in names)
+    body = b"%d\n" % pairs + b"0\n" * (2 * pairs)
+    body += bytes(-len(body) % tarfile.BLOCKSIZE)
+    head = tar(b"%011o\0" % len(lines), b"x", lines.ljust(tarfile.BLOCKSIZE, b"\0"))
+    return head + tar(b"%011o\0" % len(body), content=body) + bytes(2 * tarfile.BLOCKSIZE)
+
+
+def sparse_old(blocks: int) -> bytes:
+    """Return a .tar of a sparse file whose map goes on for so many blocks (GNU's old format)."""
+    head = bytearray(tar(b"%011o\0" % 0, b"S"))
+    head[482], head[483:495] = 1, b"%011o\0" % 1
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    more = (b"%011o\0" % 1) * 42 + b"\1" + bytes(7)
+    return bytes(head) + more * blocks + bytes(3 * tarfile.BLOCKSIZE)
 
 
 def of_parquet(image: pa.Array, **options: Any) -> bytes:
@@ -357,6 +379,10 @@ PICTURES: dict[str, dict[str, Callable[[], bytes]]] = {  # of each decoder
         ),
     },
 }
+LONG_NAMES = {
+    "bz2": lambda: bz2.compress(tar(b"%011o\0" % len(ZEROS), b"x", ZEROS)),
+    "xz": lambda: lzma.compress(tar(b"%011o\0" % len(ZEROS), b"x", ZEROS), preset=0),
+}
 BOMBS: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "a line feed": lambda: b"\n" * 1000,
@@ -399,6 +425,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a .tar with a file of negative size": lambda: pax(b"size=-1024"),
     "a .tar with a file of 2^80 bytes": lambda: tar(b"\x80" + b"\xff" * 11),
     "a .tar that goes on": lambda: gzip.compress(tar(b"%011o\0" % 0) + ZEROS, 1),
+    **{f"a .tar.{name} with a name of 50 MB": pack for name, pack in LONG_NAMES.items()},
+    "a .tar with a sparse map": lambda: gzip.compress(sparse_1_0(1_000_000)),
+    "a .tar with an old sparse map": lambda: gzip.compress(sparse_old(20_000)),
     "PostScript": lambda: packed("own/1/1.png", b"%!PS\n(x) run\n"),
     "a row of 10^6 columns": lambda: b"0," * 10**6 + b"0\n",
 }
@@ -475,6 +504,42 @@ def test_a_header_that_lies_is_stopped_by_the_memory_that_reading_may_need(
         reader(name)(path)
 
 
+@pytest.mark.parametrize("data", [sparse_1_0(4), sparse_old(2)], ids=["1.0", "old"])
+def test_sparse_files_are_refused_without_reading_their_map(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with pytest.raises(DigitsError, match="sparse files"):
+        reader("archive")(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such limit")
+@pytest.mark.parametrize("soft", [2_000_000_000, 3_000_000_000])
+def test_a_limit_of_memory_that_is_there_stays(tmp_path: Path, soft: int) -> None:
+    code = (
+        "import resource as r; from pathlib import Path\n"
+        f"limits = ({soft}, 3_000_000_000); r.setrlimit(r.RLIMIT_AS, limits)\n"
+        "from digits.sources.archives import limited_memory\n"
+        "with limited_memory(Path('x')): assert r.getrlimit(r.RLIMIT_AS) == limits\n"
+        "assert r.getrlimit(r.RLIMIT_AS) == limits\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such limit")
+@pytest.mark.parametrize("pack", LONG_NAMES.values(), ids=LONG_NAMES)
+def test_a_packed_name_takes_no_memory_before_it_is_refused(
+    tmp_path: Path, pack: Callable[[], bytes]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(pack())
+    before = peak(reset=True)
+    with pytest.raises(DigitsError, match="declares 51,000,000 bytes"):
+        scoring.convert(path, tmp_path / "out", 28)
+    assert scoring.is_native(path, 28) is False
+    assert peak() - before < len(ZEROS) // 2
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "said"),
     [
@@ -540,7 +605,7 @@ def requests(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
     yield f"{name}, in gzip", gzip.compress(data, 1)
     yield f"{name}, in a form", FORM + b'f"; filename="f"\r\n\r\n' + data[:-200] + b"\r\n--b--\r\n"
     yield f"{name}, in base64", text
-    for count in (1, LARGE, TEXTS):
+    for count in (1, LARGE, IMAGES):
         fit = min(count, BODY_BYTES // (len(text) + 3) or 1)
         yield f"{name}, {fit} times in JSON", b'{"data":["' + b'","'.join([text] * fit) + b'"]}'
 
@@ -548,7 +613,14 @@ def requests(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
 @pytest.mark.skipif(sys.platform != "linux", reason="others count neither time nor memory so")
 @pytest.mark.parametrize(
     "names",
-    [pytest.param([*PICTURES[kind]], marks=pytest.mark.slow, id=kind) for kind in PICTURES]
+    [
+        pytest.param(
+            [*PICTURES[kind]],
+            marks=pytest.mark.slow if kind == "PNG" else pytest.mark.prove,
+            id=kind,
+        )
+        for kind in PICTURES
+    ]
     + [
         pytest.param([*FORMS], id="forms"),
         pytest.param(
