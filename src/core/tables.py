@@ -10,6 +10,7 @@ import io
 import math
 import re
 import stat
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ BLOCK = 1 << 23  # bytes of text parsed at a time, or looked at to find the colu
 LINE_BYTES = 1 << 22  # maximum length of a line: a million pixels
 BYTES = 1 << 30  # maximum of all images of a file, in memory
 UNPACKED_BYTES = 8 * BYTES  # maximum of a compressed file, which may have few images
+MEMORY = 4 * BYTES  # bytes that reading a file may need
 LABEL_CHARACTERS = 200  # of a label that are read; NumPy gives each the width of the longest
 SIZES = range(16, 256**2 + 1)  # pixels of an image; a table with other sizes has no images
 SAMPLE = 2000  # rows read to find the label among unnamed columns
@@ -59,6 +61,29 @@ class _Layout:
     delimiter: str
     label: int | None
     pixels: list[int]  # the columns, row by row of the image
+
+
+@contextlib.contextmanager
+def limited_memory(path: Path) -> Iterator[None]:
+    """Raise DigitsError where reading a file needs more than MEMORY, on Linux.
+
+    Headers are checked first; this is for those that lie, and for whatever no header declares.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    import resource  # Windows has none
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        known = [limit for limit in limits if limit != resource.RLIM_INFINITY]  # is -1
+        resource.setrlimit(resource.RLIMIT_AS, (min([used + MEMORY, *known]), limits[1]))
+        yield
+    except MemoryError:
+        raise DigitsError(f"{path}: needs over {MEMORY:,} bytes of memory. Split it.") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def check_regular(path: Path) -> None:

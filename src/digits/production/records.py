@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from core.errors import DigitsError
 from core.files import atomic_write
+from core.tables import check_regular, limited_memory
 
 REQUESTS = pa.schema(
     [
@@ -65,14 +66,22 @@ def read(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     Raises DigitsError when it is missing or corrupted, or has another schema.
     """
     try:
+        check_regular(path)
         with pq.ParquetFile(path, pre_buffer=False) as file:
             if not file.schema_arrow.equals(schema):
                 raise ValueError(f"expected the columns {', '.join(schema.names)}")
-            yield from file.iter_batches(ROWS_PER_BATCH, use_threads=False)
+            rows = file.iter_batches(ROWS_PER_BATCH, use_threads=False)
+            while True:
+                with limited_memory(path):
+                    batch = next(rows, None)
+                if batch is None:
+                    return
+                yield batch
     except FileNotFoundError:
         raise DigitsError(f"{path}: not found. Run `dvc repro` first.") from None
     except (OSError, ValueError) as error:  # including Arrow's errors
-        raise DigitsError(f"{path}: is corrupted ({error}). Run `dvc repro -f simulate`.") from None
+        reason = " ".join(str(error).split())[:300]
+        raise DigitsError(f"{path}: is corrupted ({reason}). Run `dvc repro -f simulate`.") from None
 
 
 def write(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:

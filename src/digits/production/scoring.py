@@ -26,8 +26,8 @@ from pyarrow import parquet
 from core.console import hidden_stderr
 from core.errors import DigitsError
 from core.files import atomic_write
+from core.tables import limited_memory
 from digits.serving import batch
-from digits.sources.archives import limited_memory
 from digits.sources.unlabelled import kind_of, read_unlabelled
 
 PACKAGE = Path("data", "package")

@@ -3,7 +3,6 @@
 import contextlib
 import fnmatch
 import lzma
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -27,7 +26,6 @@ PICTURE_BYTES = 50_000_000  # maximum size of a file, as declared in its archive
 FILES = 2_000_000  # maximum in an archive, and of images in a file
 HEADER_BYTES = 1_000_000  # maximum of the headers of a .tar that tarfile reads at once
 LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"x", b"g", b"X")
-MEMORY = 4 * BYTES  # bytes that reading a file may need
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # files that operating systems add
 DAMAGES = (  # what the standard library raises for a corrupted archive
     zipfile.BadZipFile,
@@ -178,29 +176,6 @@ def check_size(path: Path, count: int, size: int, archive: bool = False) -> None
             f"{path}: expected at most {FILES:,} images and {most:,} bytes, found {count:,} and "
             f"{size:,}. Split it."
         )
-
-
-@contextlib.contextmanager
-def limited_memory(path: Path) -> Iterator[None]:
-    """Raise DigitsError where reading a file needs more than MEMORY, on Linux.
-
-    Headers are checked first; this is for those that lie, and for whatever no header declares.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    import resource  # Windows has none
-
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    try:
-        known = [limit for limit in limits if limit != resource.RLIM_INFINITY]  # is -1
-        resource.setrlimit(resource.RLIMIT_AS, (min([used + MEMORY, *known]), limits[1]))
-        yield
-    except MemoryError:
-        raise DigitsError(f"{path}: needs over {MEMORY:,} bytes of memory. Split it.") from None
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def members(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:

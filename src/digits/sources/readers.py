@@ -15,9 +15,9 @@ from pydantic import Field
 from core.dataset import MNIST, Digits, as_bytes, common, concatenate, light_paper, positions, split
 from core.errors import DigitsError
 from core.params import strict
-from core.tables import Table, read_table
+from core.tables import Table, limited_memory, read_table
 from digits.runtime.normalise import normalise
-from digits.sources.archives import Archive, limited_memory, read_archive
+from digits.sources.archives import Archive, read_archive
 from digits.sources.arrays import read_npz, read_parquet
 from digits.sources.idx import read_pair
 

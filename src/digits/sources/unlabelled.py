@@ -8,9 +8,9 @@ import numpy as np
 
 from core.dataset import as_bytes, light_paper
 from core.errors import DigitsError
-from core.tables import Table, check_regular, opened
+from core.tables import Table, check_regular, limited_memory, opened
 from digits.serving.picture import RefusedError, picture_kind
-from digits.sources.archives import DAMAGES, PICTURE_BYTES, Pictures, limited_memory, members
+from digits.sources.archives import DAMAGES, PICTURE_BYTES, Pictures, members
 from digits.sources.readers import in_normal_form, read_file
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # of pictures in archives

@@ -38,7 +38,7 @@ from pyarrow import parquet
 from core import tables
 from core.dataset import write_csv
 from core.errors import DigitsError
-from digits.production import scoring
+from digits.production import records, scoring
 from digits.serving.picture import SIGNATURES
 from digits.serving.request import BODY_BYTES, IMAGES, LARGE
 from digits.sources import archives
@@ -108,6 +108,8 @@ def reader(name: str) -> Callable[[Path], object]:
     """Return what reads a file by the name of its reader."""
     if name == "score":
         return score
+    if name == "monitor":
+        return lambda path: list(records.read(path, records.REQUESTS))
     if name == "inspect":
         return lambda path: inspect(path, 28, CLASSES, "mnist")
     if name == "archive":
@@ -123,7 +125,7 @@ def reader(name: str) -> Callable[[Path], object]:
     )
 
 
-READERS = [*FORMATS, "archive", "score", "inspect"]
+READERS = [*FORMATS, "archive", "score", "monitor", "inspect"]
 
 
 def png(image: np.ndarray) -> bytes:
@@ -497,7 +499,7 @@ def test_damaged_files_end_with_a_message(tmp_path: Path, suffix: str) -> None:
 def test_a_header_that_lies_is_stopped_by_the_memory_that_reading_may_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(archives, "MEMORY", 100_000_000)
+    monkeypatch.setattr(tables, "MEMORY", 100_000_000)
     path = tmp_path / "file"
     path.write_bytes(zeros_in_a_list(50_000_000, declared=20))
     with watchdog(), pytest.raises(DigitsError, match="needs over 100,000,000 bytes"):
@@ -518,7 +520,7 @@ def test_a_limit_of_memory_that_is_there_stays(tmp_path: Path, soft: int) -> Non
     code = (
         "import resource as r; from pathlib import Path\n"
         f"limits = ({soft}, 3_000_000_000); r.setrlimit(r.RLIMIT_AS, limits)\n"
-        "from digits.sources.archives import limited_memory\n"
+        "from core.tables import limited_memory\n"
         "with limited_memory(Path('x')): assert r.getrlimit(r.RLIMIT_AS) == limits\n"
         "assert r.getrlimit(r.RLIMIT_AS) == limits\n"
     )
