@@ -62,7 +62,7 @@ def connect(folder: Path | str, workspace: str = "local") -> MLClient:
             CLIENT,
             address["secret"],
             authority=address["url"],
-            disable_instance_discovery=True,  # it would query Microsoft
+            disable_instance_discovery=True,  # discovery would query Microsoft
         ),
         SUBSCRIPTION,
         GROUP,

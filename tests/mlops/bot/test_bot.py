@@ -324,7 +324,7 @@ def test_a_link_and_a_program_are_code(github: GitHub, tmp_path: Path) -> None:
     work.git("commit", "--quiet", "--message", "Links")
     work.git("push", "--quiet", "origin", "HEAD:refs/heads/mehr-übung")
     found = change.code("main", github.head("refs/heads/mehr-übung"))
-    assert found == ["data", "run.md (no plain file)", "x.md (no plain file)"]
+    assert found == ["data", "run.md (not a plain file)", "x.md (not a plain file)"]
 
 
 def test_a_rename_of_code_and_300_files_are_code(github: GitHub, tmp_path: Path) -> None:
