@@ -22,6 +22,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 BESIDE = (
+    "digits/serving/picture.py",
     "digits/serving/request.py",
     "digits/sources/archives.py",
     "digits/sources/arrays.py",

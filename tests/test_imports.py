@@ -17,7 +17,7 @@ FORBIDDEN = {
     "mlops/deploy/plan.py": "import digits.model.lineage",
     "mlops/setup/az.py": "import azureml_emulator.inference",
     "digits/runtime/normalise.py": "import digits.sources",
-    "digits/serving/request.py": "import core.files",
+    "digits/serving/picture.py": "import core.files",
     "mlops/azure/revisions.py": "import mlops.deploy.lease",
     "mlops/bot/github.py": "import core.files",
     "mlops/deploy/lease.py": "import mlops.bot.github",

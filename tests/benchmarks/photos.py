@@ -38,7 +38,8 @@ from core import params
 from core.dataset import MNIST, Digits, read_split
 from core.errors import DigitsError
 from digits.production.service import Service
-from digits.serving.request import Reader, RefusedError, decode
+from digits.serving.picture import RefusedError
+from digits.serving.request import Reader, decode
 
 PACKAGE, CODE = Path("data/package"), Path("src/digits/serving")
 VALIDATION, TEST = Path("data/prepared/validation.npz"), Path("data/prepared/test.npz")

@@ -4,7 +4,11 @@ import shutil
 from pathlib import Path
 
 SERVING = Path(__file__).resolve().parents[2] / "src" / "digits" / "serving"
-CODE = ("score.py", "request.py")  # what is uploaded; the rest travels in the model folder
+CODE = (
+    "score.py",
+    "request.py",
+    "picture.py",
+)  # the rest travels with the model
 
 
 def serving_code(target: Path) -> Path:

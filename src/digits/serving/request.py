@@ -1,60 +1,37 @@
 """Decode requests: JSON or a picture to images in the form of the training data.
 
-It imports nothing from this project, since it is uploaded with score.py alone; the caller passes
-`find_ink` and `normalise`, which travel with the model. `read_picture` also reads data sets.
-Limits on time and memory (bytes, pixels, scans, blocks, frames, lists) are checked before JSON or
-a picture is decoded.
+It imports picture.py alone from this project, since both are uploaded with score.py. Limits on time
+and memory (bytes, lists, headers, pictures) are checked before JSON or a form is decoded.
 """
 
 import base64
 import binascii
 import io
-import struct
-import warnings
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 from pydantic_core import from_json
 from werkzeug.exceptions import HTTPException
 from werkzeug.formparser import FormDataParser
 
+if __package__:
+    from digits.serving.picture import SIDE_PIXELS, RefusedError, picture_kind, read_picture
+else:  # where the model is served, the files lie beside each other
+    from picture import SIDE_PIXELS, RefusedError, picture_kind, read_picture  # type: ignore
+
 BODY_BYTES = 10_000_000  # limit of a managed online endpoint
 IMAGES = 1000  # per request: a tenth of a second of work
-TEXTS = 100  # pictures per request in JSON: as much work
+LARGE = 12  # pictures above SMALL in JSON, each of which may take a fifth of a second
+SMALL = 128  # pixels a side: a millisecond of work, since photograph.py expects a cropped digit
+FORM_PARTS, HEADER_BYTES, END = 20, 8000, rb"\r\n\r\n|\r\r|\n\n"  # of a part's header
 LISTS = 100_000  # in a JSON body, with objects: ten megabytes of empty ones take seconds
-SIDE_PIXELS = 5000  # maximum width and height: most phone photographs are smaller
-SCANS = 16  # of a JPEG of maximum size, more of a smaller one; programs write at most 13
-BLOCKS = {"PNG": 5000, "JPEG": 1000}  # of a picture, of a JPEG before its pixels
-GIF_BYTES = 2_000_000  # a third of a second of work, if its blocks have one byte each
-ENOUGH_PIXELS = 600  # of the longer side: larger pictures are averaged to about this size
-SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP"}
-OTHERS = {  # recognised by their first bytes: the refusal names them
-    b"II*\0": "a TIFF",
-    b"MM\0*": "a TIFF",
-    b"%PDF": "a PDF",
-    b"%!PS": "PostScript",
-    b"<svg": "an SVG",
-    b"PK\3\4": "a ZIP archive",
-    b"PAR1": "Parquet",
-    b"\x93NUMPY": "a NumPy file",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
-}
 # Keys of the images in JSON: of this project, MLflow, TensorFlow Serving and Azure ML.
 KEYS = ("data", "inputs", "instances", "input_data", "dataframe_split", "dataframe_records")
-PICTURES = "send a PNG, JPEG, WebP, GIF or BMP"
 # First bytes of pictures in base64, alone or in a data URI; no JSON begins so.
 BASE64 = (b"data:image/", b"iVBORw0KGgo", b"/9j/", b"R0lGOD", b"Qk", b"UklGR")
-
-
-class RefusedError(Exception):
-    """A rejected request: an HTTP status from 400 to 499, and one sentence with the reason."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 class Decoded(NamedTuple):
@@ -104,106 +81,11 @@ def decode(body: bytes, size: int, reader: Reader) -> Decoded:
     except ValueError as error:
         status = 422 if "recursion" in str(error) else 400  # pydantic's limit of nesting
         reason = f"expected JSON or a picture, found neither: {error}"
-        raise RefusedError(status, f'{reason}; {PICTURES}, or {{"data": [image]}}') from None
+        raise RefusedError(status, f'{reason}; send a picture, or {{"data": [image]}}') from None
     data, script = _fields(content)
     plain = b"true" not in body and b"false" not in body
     images, notes = _images(_listed(data, size), size, plain, reader)
     return Decoded(images, script, notes, {})
-
-
-def picture_kind(data: bytes) -> str | None:
-    """Return the format of a picture by its first bytes, None if it is not a picture.
-
-    Raises RefusedError for known formats that are not supported.
-    """
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[4:8] == b"ftyp":  # the container of HEIC, AVIF and video
-        raise RefusedError(422, f"the file is HEIC, AVIF or a video; {PICTURES}")
-    for signature, name in OTHERS.items():
-        if data.startswith(signature):
-            raise RefusedError(422, f"the file is {name}; {PICTURES}")
-    return next((kind for start, kind in SIGNATURES.items() if data.startswith(start)), None)
-
-
-def read_picture(
-    data: bytes,
-    find_ink: Callable[..., Any],
-    white_ink: bool | None = None,
-    side: int = SIDE_PIXELS,
-) -> Any:
-    """Return the ink of a picture file, as `find_ink` of photograph.py does."""
-    kind = picture_kind(data)
-    if kind is None:
-        raise RefusedError(400, f"the file is not a picture; {PICTURES}")
-    try:
-        return find_ink(_pixels_of(data, kind, side), kind == "JPEG", white_ink)
-    except ValueError as error:
-        raise RefusedError(400, str(error)) from None
-
-
-def _pixels_of(data: bytes, kind: str, side: int) -> np.ndarray:
-    """Return a picture in grey, uint8 (height, width), each side below 2 * ENOUGH_PIXELS."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual metadata
-            _check_blocks(data, kind)
-            image: Image.Image = Image.open(io.BytesIO(data), formats=[kind])
-            width, height = image.size
-            if max(width, height) > side:
-                found = f"the image has {width:,} x {height:,} pixels"
-                raise RefusedError(413, f"{found}; send at most {side:,} a side")
-            if kind == "JPEG" and data.count(b"\xff\xda") * width * height > SCANS * side**2:
-                raise RefusedError(413, "the JPEG has too many scans; save it as baseline JPEG")
-            if getattr(image, "is_animated", False):
-                raise RefusedError(422, f"the {kind} is animated; send a single picture")
-            return _grey(ImageOps.exif_transpose(image))
-    except RefusedError:
-        raise
-    except Image.DecompressionBombError:
-        raise RefusedError(413, f"the picture must have at most {side:,} pixels a side") from None
-    except Exception as error:  # Pillow raises many types for a broken file
-        raise RefusedError(400, f"the {kind} cannot be read ({type(error).__name__})") from None
-
-
-def _check_blocks(data: bytes, kind: str) -> None:
-    """Raise RefusedError for a picture of too many blocks: Pillow reads them one by one."""
-    if kind == "GIF" and len(data) > GIF_BYTES:
-        raise RefusedError(413, f"the GIF has more than {GIF_BYTES:,} bytes; save it as PNG")
-    if kind == "BMP" and data[14:15] != b"\x0c" and data[30:31] in (b"\1", b"\2"):
-        raise RefusedError(422, "the BMP is compressed (RLE); save it as PNG")
-    place = {"PNG": 8, "JPEG": 2}.get(kind, len(data))
-    for _ in range(BLOCKS.get(kind, 1)):
-        if place + 8 > len(data):
-            return
-        if kind == "PNG":
-            (length,) = struct.unpack_from(">I", data, place)
-            place += length + 12
-        else:
-            marker, length = struct.unpack_from(">HH", data, place)
-            if marker == 0xFFDA:  # the pixels begin
-                return
-            if marker < 0xFF00:  # Pillow would search the whole file for the next block
-                raise RefusedError(400, "the JPEG is damaged between its blocks; save it again")
-            alone = marker in (0xFF00, 0xFF01) or 0xFFD0 <= marker <= 0xFFD9  # without a length
-            place += 1 if marker == 0xFFFF else 2 if alone else length + 2  # FFFF: a fill byte
-    raise RefusedError(413, f"the {kind} has more than {BLOCKS[kind]:,} blocks; save it again")
-
-
-def _grey(image: Image.Image) -> np.ndarray:
-    """Return uint8 (height, width) of an image of any mode; transparent pixels are paper."""
-    if image.mode.startswith("I"):  # 16 bits
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGBA" if image.has_transparency_data else "L")
-    image = image.reduce(max(1, max(image.size) // ENOUGH_PIXELS))
-    if image.mode == "L":
-        return np.asarray(image)
-    for paper in ("white", "black"):  # black if all ink is white
-        under = Image.new("RGBA", image.size, paper)
-        grey = np.asarray(Image.alpha_composite(under, image).convert("L"))
-        if grey.min() < grey.max():
-            break
-    return grey
 
 
 def _unpacked(body: bytes) -> bytes:
@@ -222,14 +104,17 @@ def _unpacked(body: bytes) -> bytes:
 
 def _uploaded(body: bytes) -> bytes:
     """Return the only file of a form, or its only field."""
-    boundary = body[2 : body.find(b"\n", 0, 200)].strip().decode("latin-1")
+    boundary = body[2:200].partition(b"\n")[0].strip()
+    for part in body.split(b"--" + boundary, FORM_PARTS + 1):
+        if len(part) > HEADER_BYTES and not re.search(END, part[:HEADER_BYTES]):
+            reason = f"the form has a header of more than {HEADER_BYTES:,} bytes"
+            raise RefusedError(413, f"{reason}; send the file itself: --data-binary @FILE")
     parser = FormDataParser(
-        lambda *_, **__: io.BytesIO(), BODY_BYTES, silent=False, max_form_parts=20
+        lambda *_, **__: io.BytesIO(), BODY_BYTES, silent=False, max_form_parts=FORM_PARTS
     )
+    options = {"boundary": boundary.decode("latin-1")}
     try:
-        _, form, files = parser.parse(
-            io.BytesIO(body), "multipart/form-data", len(body), {"boundary": boundary}
-        )
+        _, form, files = parser.parse(io.BytesIO(body), "multipart/form-data", len(body), options)
     except (ValueError, HTTPException) as error:
         reason = f"the form cannot be read ({type(error).__name__})"
         raise RefusedError(400, f"{reason}; send the file itself: --data-binary @FILE") from None
@@ -250,9 +135,7 @@ def _from_base64(text: str, what: str) -> bytes:
     except (binascii.Error, ValueError):
         known = None
     if known is None:
-        raise RefusedError(
-            400, f"{what} is text but not a base64 picture; send numbers, or the file itself"
-        )
+        raise RefusedError(400, f"{what} is text but not a base64 picture; send numbers or a file")
     return data
 
 
@@ -300,9 +183,7 @@ def _images(
         return _in_normal_form(images, np.arange(len(images)))
     data = [_bare(image) for image in data]
     texts = [number for number, image in enumerate(data) if isinstance(image, str)]
-    if len(texts) > TEXTS:
-        raise RefusedError(413, f"data has {len(texts):,} pictures; send at most {TEXTS} at a time")
-    side = int(SIDE_PIXELS / max(len(texts), 1) ** 0.5)  # as many pixels as in one picture
+    side = SMALL if len(texts) > LARGE else int(SIDE_PIXELS / max(len(texts), 1) ** 0.5)
     images, notes = np.empty((len(data), size, size)), []
     for number, image in enumerate(data):
         if not isinstance(image, str):

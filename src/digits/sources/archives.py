@@ -21,7 +21,7 @@ from core.params import strict
 from core.tables import BYTES, UNPACKED_BYTES, check_regular
 from digits.runtime.normalise import normalise
 from digits.runtime.photograph import find_ink
-from digits.serving.request import RefusedError, read_picture
+from digits.serving.picture import RefusedError, read_picture
 
 PICTURE_BYTES = 50_000_000  # maximum size of a file, as declared in its archive
 FILES = 2_000_000  # maximum in an archive, and of images in a file
@@ -73,6 +73,11 @@ class Header(tarfile.TarInfo):
         if found.size < 0 or (found.type in LONG_HEADERS and found.size > HEADER_BYTES):
             raise tarfile.ReadError(f"a header declares {found.size:,} bytes")
         return found
+
+    def _sparse(self, *_: Any) -> Self:
+        raise tarfile.ReadError("sparse files, whose maps have no limit, are not read")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
 
 class Pictures:
@@ -189,7 +194,8 @@ def limited_memory(path: Path) -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
+        known = [limit for limit in limits if limit != resource.RLIM_INFINITY]  # is -1
+        resource.setrlimit(resource.RLIMIT_AS, (min([used + MEMORY, *known]), limits[1]))
         yield
     except MemoryError:
         raise DigitsError(f"{path}: needs over {MEMORY:,} bytes of memory. Split it.") from None

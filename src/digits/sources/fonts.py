@@ -127,7 +127,7 @@ def load_glyphs(folder: Path, families: Sequence[str], characters: Sequence[str]
             try:
                 shapes = list(_shapes(file, family, wanted))
             except (TTLibError, struct.error, zlib.error) as error:
-                raise DigitsError(f"{file}: is corrupted ({error}); run `npm ci` again") from None
+                raise DigitsError(f"{file}: is corrupted ({error}); run `make env` again") from None
             for character, regional, shape in shapes:
                 middle = skeletonize(shape)
                 edge = distance_transform_edt(~shape) - distance_transform_edt(shape)
@@ -171,7 +171,7 @@ def _font_files(folder: Path, family: str, characters: str) -> Iterator[tuple[Pa
     if not index.is_file():
         raise DigitsError(
             f"{index}: not found, so font family {family} is not installed; add "
-            f"@fontsource/{family} to package.json and run `npm ci`, or {REMOVE}"
+            f"@fontsource/{family} to package.json and run `make env`, or {REMOVE}"
         )
     missing = characters
     for piece, ranges in json.loads(index.read_text(encoding="utf-8")).items():

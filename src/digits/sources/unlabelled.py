@@ -1,6 +1,5 @@
 """Read files or folders of digits of any format, for `digits score` and `digits data inspect`."""
 
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 from core.dataset import as_bytes, light_paper
 from core.errors import DigitsError
 from core.tables import Table, check_regular, opened
-from digits.serving.request import RefusedError, picture_kind
+from digits.serving.picture import RefusedError, picture_kind
 from digits.sources.archives import DAMAGES, PICTURE_BYTES, Pictures, limited_memory, members
 from digits.sources.readers import in_normal_form, read_file
 
@@ -50,7 +49,7 @@ def kind_of(path: Path) -> str:
         return "idx"
     if start[:4] == b"PAR1":
         return "parquet"
-    if start[257:262] == b"ustar" or (start[:2] != b"\x1f\x8b" and tarfile.is_tarfile(path)):
+    if start[257:262] == b"ustar" or start.startswith((b"BZh", b"\xfd7zXZ\0")):
         return "archive"
     try:
         return "picture" if picture_kind(start) else "csv"

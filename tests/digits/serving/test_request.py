@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import io
 import json
+import re
 import struct
 import zlib
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import mnist_part
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from digits.runtime.normalise import normalise
 from digits.runtime.photograph import find_ink
-from digits.serving.request import BODY_BYTES, IMAGES, SIDE_PIXELS, Reader, RefusedError, decode
+from digits.serving.picture import SIDE_PIXELS, RefusedError
+from digits.serving.request import BODY_BYTES, IMAGES, Reader, decode
 
 READER = Reader(find_ink, normalise)
 DIGITS = mnist_part("t10k", 20).images
@@ -152,12 +155,54 @@ def test_grain_alone_is_blank(kind: str, paper: int) -> None:
         decoded(encoded(Image.fromarray(grain), kind))
 
 
-def test_a_turned_telephone_is_noticed() -> None:
-    turned = Image.fromarray(DIGITS[0]).rotate(90)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))  # of which 0 and 9 mean nothing
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_turned_telephone_is_noticed(kind: str, orientation: int, order: str) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 270 degrees to see it
-    upright = decoded(encoded(turned.resize((280, 280)), "JPEG", exif=exif))
-    assert likeness(upright, NORMAL[0]) > 0.8
+    exif.endian = order
+    exif[0x010F] = "the maker of the telephone"
+    exif[0x0112] = orientation
+    turned = Image.fromarray(DIGITS[0]).resize((280, 200))
+    sent = encoded(turned, kind, exif=exif)
+    assert struct.pack(f"{order}HHI", 0x0112, 3, 1) in sent
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(sent)))
+    np.testing.assert_array_equal(decoded(sent), decoded(encoded(upright)))
+
+
+@pytest.mark.parametrize("cut", range(60))
+def test_damaged_exif_turns_nothing(cut: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sent = encoded(Image.fromarray(DIGITS[0]), exif=exif.tobytes()[:cut])
+    assert decoded(sent).any()
+
+
+def test_metadata_does_not_reach_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is: Pillow would unpack texts and profiles, and load tags, at their own size."""
+    seen, original = [], Image.open
+
+    def opened(file: io.BytesIO, formats: list[str]) -> Image.Image:
+        seen.append(file.getvalue())
+        return original(file, formats=formats)
+
+    exif, text = Image.Exif(), PngInfo()
+    exif[0x010F] = "metadata"
+    text.add_text("metadata", "metadata", zip=True)
+    text.add_itxt("metadata", "metadata")
+    options: dict[str, Any] = {"exif": exif, "icc_profile": b"metadata", "xmp": b"metadata"}
+    image = Image.fromarray(DIGITS[0])
+    sent = (
+        encoded(image, **options, pnginfo=text),
+        encoded(image, "JPEG", **options, comment="meta"),
+    )
+    plain = [decoded(encoded(image, kind)) for kind in ("PNG", "JPEG")]
+    monkeypatch.setattr(Image, "open", opened)
+    for body, expected in zip(sent, plain, strict=True):
+        assert b"iCCP" in body or b"ICC_PROFILE" in body
+        np.testing.assert_array_equal(decoded(body), expected)
+    for body in seen:
+        assert not re.search(b"meta|iCCP|Exif|ICC_PROFILE|iTXt|zTXt", body)
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
@@ -189,6 +234,11 @@ def with_blocks(count: int, between: bytes = b"") -> bytes:
     jpeg = encoded(Image.fromarray(DIGITS[0]), "JPEG")
     block = b"\xff\xe1\0\x14Exif\0\0" + bytes(12)
     return jpeg[:2] + (block + between) * count + jpeg[2:]
+
+
+def blank_picture(side: int) -> str:
+    """Return a PNG without a digit, in base64."""
+    return base64.b64encode(encoded(Image.new("L", (side, side)))).decode()
 
 
 NO_DIGIT = {
@@ -252,11 +302,16 @@ NO_DIGIT = {
     "9,000 blocks of a JPEG": (with_blocks(9000), 413, "more than 1,000 blocks"),
     "9,000 blocks of a JPEG with fill bytes": (with_blocks(9000, b"\xff"), 413, "1,000 blocks"),
     "bytes between the blocks of a JPEG": (with_blocks(9, b"!"), 400, "damaged between its blocks"),
-    "many pictures": (
-        body([base64.b64encode(encoded(Image.new("L", (9, 9)))).decode()] * 101),
+    "some large pictures": (body([blank_picture(129)] * 13), 413, "send at most 128 a side"),
+    "a form of quotes": (form(b"x").replace(b'"0"', b'"' + b'\\"' * 5000 + b'"'), 413, "a header"),
+    "a form of options": (form(b"x").replace(b'"0"', b'"0"' + b"; a=b" * 2000), 413, "a header"),
+    "a form of headers": (form(b"x").replace(b"\r\n\r\n", b"\r\nA: b" * 2000), 413, "a header"),
+    "a form of a header in its second file": (
+        form(b"x", b"y").replace(b"\n--X\r", b"--X\r").replace(b'"1"', b'"' + b'\\"' * 5000 + b'"'),
         413,
-        "101",
+        "a header",
     ),
+    "a form without a line end": (b"--content-disposition" + b"X" * 9999, 413, "a header"),
 }
 
 

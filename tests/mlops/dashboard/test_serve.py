@@ -44,7 +44,8 @@ def test_an_end_under_load_loses_nothing_that_was_answered(tmp_path: Path, ended
         serving = ROOT / "src" / "digits" / "serving"
         score = (serving / "score.py").read_text("utf-8") + LIGHT  # which needs no model
         deployable = a_project(tmp_path / "project", own, score)
-        shutil.copyfile(serving / "request.py", deployable.root / "serving" / "request.py")
+        for name in ("request.py", "picture.py"):
+            shutil.copyfile(serving / name, deployable.root / "serving" / name)
         deployable.set(smoke="{digits: 3, accuracy: 0.0, latency_seconds: 5.0}")
         deployable.commit("5ee")
         deployable.deploy("apply")
