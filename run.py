@@ -47,7 +47,7 @@ NO_GIT = (
 )
 
 MLFLOW_PORT = 5000  # its default
-# Where the project's name, {}, occurs alone; with a command (`{} review`) it may be anywhere.
+# Places where the project's name, {}, occurs without a command. `{} review` is found anywhere.
 NAMED = {
     "pyproject.toml": (r'^name = "{}"', r'^{} = "mlops\.cli:main"'),
     "params.yaml": (r"^  endpoint: {}$", r"^  endpoint: {}(?= )"),
@@ -270,7 +270,7 @@ def install_npm() -> None:
         return
     print("Installing the locked npm packages into node_modules ...", flush=True)
     npm = shutil.which("npm") or "npm"
-    # Without the packages' own scripts: no locked one needs any.
+    # Install scripts are not run: no locked package needs them.
     ci = ("ci", "--ignore-scripts", "--silent")
     run(npm, *ci, fix="check that the network reaches npm's registry")
     stamp.write_text(json.dumps(facts), "utf-8")
@@ -307,8 +307,8 @@ def install_plots() -> None:
 def check_history() -> None:
     """Print how to complete the history of a shallow clone: DVC would lose experiments there.
 
-    Those in a temporary folder, as of `dvc exp run --temp` and `--queue`, end with 0 and are gone
-    (DVC 3.67.1). Stages refuse to run there; one that is taken from the run cache runs no code.
+    `dvc exp run` with `--temp` or `--queue` ends with code 0, but the result is lost (DVC 3.67.1).
+    Stages refuse to run there, but a stage restored from the run cache runs no code.
     """
     if (ROOT / ".git" / "shallow").exists() and "CI" not in os.environ:
         print("This clone is shallow: DVC loses experiments of --temp and --queue here. Run:")
@@ -355,7 +355,7 @@ def bench() -> None:
 
 
 def bench_serve() -> None:
-    """Time the endpoint, a constant answer and MLflow's server: two minutes."""
+    """Time the endpoint, a server of a constant answer, and MLflow's server: two minutes."""
     repro()
     measure("bench_serve")
 
@@ -367,7 +367,7 @@ def bench_workers() -> None:
 
 
 def bench_review() -> None:
-    """Time a push to its report, under act: ten minutes."""
+    """Time a review from the push to its report, with act: ten minutes."""
     repro()
     measure("bench_review")
 
@@ -421,7 +421,7 @@ def mlflow() -> None:
     listening = threading.Event()
 
     def show() -> None:
-        """Show what it prints; note when it has the port, which another program may have taken."""
+        """Print MLflow's output; set `listening` once it has the port, which may be taken."""
         assert process.stderr
         with process.stderr:
             for line in process.stderr:
@@ -441,7 +441,7 @@ def mlflow() -> None:
         while process.poll() is None and not listening.wait(0.2):
             pass
         while process.poll() is None:
-            # Through no proxy.
+            # Without a proxy.
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with (
                 contextlib.suppress(OSError, ValueError, KeyError),
@@ -451,7 +451,7 @@ def mlflow() -> None:
                 webbrowser.open(f"{address}/#/experiments/{newest['experiment_id']}/runs")
                 break
             time.sleep(0.2)
-        if process.wait() or not listening.is_set():  # without its port it ends with 0
+        if process.wait() or not listening.is_set():  # it exits with 0 if the port is taken
             raise TargetError(f"mlflow ended with code {process.returncode}; see above")
     finally:
         process.terminate()
@@ -511,7 +511,7 @@ def demo() -> None:
 
 
 def read_settings(local: Path) -> str:
-    """Return DVC's settings of this clone, without what a killed `make storage` has left there."""
+    """Return DVC's settings of this clone, without the additions of a killed `make storage`."""
     try:
         text = local.read_bytes().decode() if local.exists() else ""
         configparser.RawConfigParser(strict=False).read_string(text)
@@ -522,7 +522,7 @@ def read_settings(local: Path) -> str:
 
 
 def with_storage(text: str, connection: str) -> str:
-    """Return DVC's settings with a connection string for each remote; disable those they have."""
+    """Return DVC's settings with a connection string for each remote; disable existing ones."""
     line, section, lines, missing = f"    connection_string = {connection}\n", "", [], set(REMOTES)
     for known in text.splitlines(keepends=True):
         if known.lstrip().startswith("["):
@@ -540,7 +540,7 @@ def with_storage(text: str, connection: str) -> str:
 
 
 def write_settings(local: Path, text: str) -> None:
-    """Write DVC's settings of this clone, for the owner alone; remove the file without any."""
+    """Write DVC's settings of this clone, readable by the owner only; delete an empty file."""
     partial = local.with_name(f"{local.name}.partial")
     partial.unlink(missing_ok=True)
     partial.touch(mode=0o600)
@@ -619,7 +619,7 @@ def rename() -> None:
         for pattern in (beside, *NAMED.get(name, ())):
             found = re.compile(pattern.replace("{}", re.escape(old[1]), 1), re.M)
             text = found.sub(lambda match: match[0].replace(old[1], new, 1), text)
-        if name == "pyproject.toml":  # lines that name it may grow with it
+        if name == "pyproject.toml":  # a longer name makes some lines longer
             longest = 100 + max(0, len(new) - len("digits"))
             text = re.sub(r"(?<=max-line-length = )\d+", str(longest), text)
         if name == "README.md":
@@ -629,7 +629,7 @@ def rename() -> None:
     for path, text in changed.items():
         path.write_bytes(text.encode())
     print(
-        f"{old[1]} is now {new}, in {len(changed)} files; packages below src keep their names.\n"
+        f"Renamed {old[1]} to {new} in {len(changed)} files. Packages below src keep their names.\n"
         "Next: make env, which installs the command; ruff format .; dvc repro (the same model)."
     )
 

@@ -9,10 +9,10 @@ from azureml_emulator.web import EmulatorError
 
 
 def main(arguments: list[str], kind: type[Emulator] = Emulator) -> int:
-    """Serve an emulator of a kind until Ctrl-C or SIGTERM; return the exit code."""
+    """Serve an emulator of class `kind` until Ctrl-C or SIGTERM; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m azureml_emulator", description=__doc__)
     add = parser.add_argument
-    add("--folder", type=Path, required=True, help="the folder of all files")
+    add("--folder", type=Path, required=True, help="the folder for all its files")
     add("--azurite", type=Path, help="Azurite's main.js; by default in node_modules or on PATH")
     add("--container", action="append", default=[], help="a blob container to create; repeatable")
     given = parser.parse_args(arguments)

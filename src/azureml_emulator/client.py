@@ -27,15 +27,15 @@ CHECK = BlobStorageClient.check_blob_exists
 def overwrite_unconfirmed(client: BlobStorageClient) -> None:
     """Let the SDK repeat an interrupted upload.
 
-    It overwrites a folder's files if the first one exists without the mark of a complete upload.
-    If only the first is missing, every attempt fails at the others.
+    By itself, the SDK overwrites the files of a folder only if the first one exists and is not
+    marked as a complete upload. If only the first is missing, every attempt fails at the others.
     """
     CHECK(client)  # which raises if the upload was complete
     client.overwrite = True
 
 
 def connect(folder: Path | str, workspace: str = "local") -> MLClient:
-    """Return a client for the emulator of `folder`; every name of a workspace exists.
+    """Return a client for the emulator of `folder`; any name of a workspace is accepted.
 
     Raises EmulatorError if no emulator was started there.
     """
@@ -53,7 +53,7 @@ def connect(folder: Path | str, workspace: str = "local") -> MLClient:
     logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     services = ("azure_portal", "resource_manager", "active_directory")
     metadata = dict.fromkeys(services, address["url"])
-    metadata |= {"aml_resource_id": "https://ml.azure.com"}  # batch endpoints have its audience
+    metadata |= {"aml_resource_id": "https://ml.azure.com"}  # audience of batch endpoints
     metadata |= {"registry_discovery_endpoint": address["url"]}
     metadata |= {"storage_endpoint": address["blobs"].removeprefix("http://")}
     return MLClient(
@@ -62,7 +62,7 @@ def connect(folder: Path | str, workspace: str = "local") -> MLClient:
             CLIENT,
             address["secret"],
             authority=address["url"],
-            disable_instance_discovery=True,  # which asks Microsoft
+            disable_instance_discovery=True,  # discovery would query Microsoft
         ),
         SUBSCRIPTION,
         GROUP,

@@ -14,7 +14,7 @@ from azure.storage.blob import ContainerClient
 
 MERGED_BYTES = 2_000_000  # of rows in one line
 PAYLOAD_BYTES = 4_000_000  # of rows of one request; larger ones are stored elsewhere
-MERGE_SECONDS = 0.1  # after the first row, in which others are merged with it
+MERGE_SECONDS = 0.1  # rows within this time after the first are merged with it
 WAITING_BYTES = 64_000_000  # collected rows that may wait to be written
 DRAIN_SECONDS = 30.0  # maximum time to write waiting rows at the end
 ONCE: dict[str, Any] = {"retry_total": 0}  # the SDK's first pause between two tries is 15 s
@@ -23,7 +23,7 @@ OnLost = Callable[[int, str], object]  # a number of requests, the reason
 
 @dataclass
 class Collected:
-    """One line of a file; it has the rows of several requests once others were merged into it.
+    """One line of a file, with the rows of one request or of several merged ones.
 
     Azure's collector merges requests that come at about the same time into one line with the
     first one's id, and stores a payload above 4 MB elsewhere: learn.microsoft.com/azure/
@@ -49,7 +49,7 @@ class Collected:
 
 
 class Collector:
-    """Writes collected rows to the blob store, from a thread of its own.
+    """Writes collected rows to the blob store, in a separate thread.
 
     Rows that cannot be written, or not fast enough, are lost and counted: requests never wait for
     them. `close` writes the waiting rows.
@@ -66,7 +66,7 @@ class Collector:
         self.thread.start()
 
     def close(self) -> None:
-        """Write the waiting rows; print how much was too late. No more rows may arrive."""
+        """Write the waiting rows; print how much is lost. No more rows may arrive."""
         self.rows.put(None)
         self.thread.join(DRAIN_SECONDS)
         if self.thread.is_alive():

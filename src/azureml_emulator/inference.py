@@ -21,8 +21,8 @@ from pathlib import Path
 
 from azureml_emulator.web import LOOPBACK, EmulatorError
 
-# The server's own main binds every address, without an option: here it binds the given one. It
-# ends when its standard input ends, so also if the process that started it is killed. A worker that
+# The server's own main always binds every address; here it binds the given one. It ends when its
+# standard input is closed, even if the process that started it is killed. A worker that
 # hangs in `init` handles no signal, so the process group is killed after STOP_SECONDS.
 LAUNCH = """
 import os, pathlib, secrets, signal, socket, sys, threading, time, types
@@ -55,9 +55,9 @@ elif address:
 amlserver.run()
 """
 POLL_SECONDS = 0.05
-STOP_SECONDS = 10.0  # score.py sends its collected rows in less
+STOP_SECONDS = 10.0  # score.py needs less to send its collected rows
 UNIX = os.name == "posix"  # whether there are Unix sockets
-Address = int | Path  # a port of loopback, or a Unix socket, or the file that says where
+Address = int | Path  # a port of loopback, a Unix socket, or the file with port and secret
 
 
 def start(
@@ -91,7 +91,7 @@ def start(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that Ctrl-C ends it by `stop`, when it has collected all
+            start_new_session=True,  # so that Ctrl-C does not end it before `stop`
         )
     end = time.monotonic() + timeout_seconds
     reason = ""
@@ -121,7 +121,7 @@ def found(address: Address) -> tuple[Address, dict[str, str]]:
 
 
 class Connection(http.client.HTTPConnection):
-    """A connection to a server at an address, through no proxy."""
+    """A connection to a server at an address, without a proxy."""
 
     def __init__(self, address: Address) -> None:
         super().__init__(LOOPBACK, address if isinstance(address, int) else 80, timeout=2)
@@ -136,7 +136,7 @@ class Connection(http.client.HTTPConnection):
 
 
 def healthy(address: Address, path: str = "/") -> bool:
-    """Return whether the server at an address says that it is up."""
+    """Return whether the server at an address reports that it is healthy."""
     try:
         place, headers = found(address)
         with contextlib.closing(Connection(place)) as connection:

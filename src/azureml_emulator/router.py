@@ -28,9 +28,9 @@ from azureml_emulator import inference
 from azureml_emulator.services.sign_in import Access
 from azureml_emulator.web import LOOPBACK, Servers, bypassed, check_length, read_body, send_on
 
-BODY_BYTES = 100_000_000  # of a request; the deployment's own code may take less
-ROWS_BYTES = 100_000_000  # that a deployment collects at once
-DRAIN_SECONDS = 30.0  # that requests under way may take when their deployment is deleted
+BODY_BYTES = 100_000_000  # of a request; the deployment's own code may accept less
+ROWS_BYTES = 100_000_000  # of collected rows in one call
+DRAIN_SECONDS = 30.0  # for the current requests of a deployment that is deleted
 DRAIN_POLL_SECONDS = 0.02
 # The status for a deployment's own failure, with the body of its answer: 424. Source of this and of
 # 408 and 429: learn.microsoft.com/azure/machine-learning/how-to-troubleshoot-online-endpoints,
@@ -47,7 +47,7 @@ OnRequest = Callable[[str, str, int, float], object]  # endpoint, deployment, st
 
 @dataclass(frozen=True)
 class Launch:
-    """What a deployment's inference server is started with."""
+    """The arguments with which a deployment's inference server is started."""
 
     code: str  # folders
     model: str
@@ -69,8 +69,8 @@ class Running:
     name: str = ""  # the deployment's, as it was first spelled
     password: str = ""  # of its data collector
     under_way: int = 0
-    failures: int = 0  # to start it again after it ended
-    next_start: float = 0.0  # not before this time.monotonic()
+    failures: int = 0  # of restarts after it ended
+    next_start: float = 0.0  # time.monotonic() of the earliest restart
 
 
 @dataclass
@@ -93,16 +93,16 @@ class Router:
     ) -> None:
         """Serve on `port` (0: a free one).
 
-        `collect(endpoint, deployment, headers, rows)` gets what is collected, `on_request` each
-        request before it is answered; its deployment is "" if none was chosen.
+        `collect(endpoint, deployment, headers, rows)` is called with collected rows, `on_request`
+        with each request before it is answered. A deployment is "" if none was chosen.
         """
         self.endpoints: dict[str, Endpoint] = {}
         self.running: dict[tuple[str, str], Running] = {}
         self.lock = threading.Lock()
         self.servers, self.collect, self.on_request = servers, collect, on_request
-        self.aborted = threading.Event()  # ends starts under way
+        self.aborted = threading.Event()  # cancels current starts
         self.folder = Path(tempfile.mkdtemp(prefix="aml-"))  # 0700
-        self.names = itertools.count(1)  # of sockets: a path has 107 bytes
+        self.names = itertools.count(1)  # names of sockets, short: a path has at most 107 bytes
         application = web.Application(client_max_size=BODY_BYTES)
         application.router.add_route("*", "/{path:.*}", self.score)
         self.server = servers.serve(application, port)
@@ -249,7 +249,7 @@ class Router:
     async def forward(
         self, target: Running, path: str, body: bytes, request: web.Request
     ) -> web.Response:
-        """Return a deployment's answer, 424 if it is no 200, 408 if late, 502 if there is none."""
+        """Return a deployment's answer; 424 if its status is not 200, 408 if late, 502 if none."""
         headers = request.headers.copy()
         headers.setdefault("x-ms-request-id", str(uuid.uuid4()))
         origin, seconds = ("azureml-model-deployment", target.name), target.launch.request_seconds

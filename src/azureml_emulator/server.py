@@ -57,9 +57,9 @@ class Emulator:
     ) -> None:
         """Keep everything in `folder`.
 
-        `azurite` is its program (see `storage.find_azurite`); `containers` are made beside the
-        workspace's own; the functions are called for each request and for requests whose rows were
-        lost.
+        `azurite` is its program (see `storage.find_azurite`). `containers` are created in addition
+        to the workspace's own. `on_request` is called for each request, `on_lost` for requests
+        whose rows were lost.
         """
         self.folder, self.azurite, self.containers = folder.resolve(), azurite, tuple(containers)
         self.on_request, self.on_lost = on_request, on_lost
@@ -74,7 +74,7 @@ class Emulator:
                 self.folder.chmod(0o700)
                 stack.enter_context(FileLock(self.folder / "lock", timeout=0))
                 kept = read_file(self.address_file, dict[str, Port | str], "Delete this file.")
-                for name, value in (kept or {}).items():  # of the last time that it ran here
+                for name, value in (kept or {}).items():  # of its last run here
                     if isinstance(value, str) != ("port" in name):
                         self.address[name] = value
                 read_state(self.folder / "state.json")  # before anything is started
@@ -83,7 +83,7 @@ class Emulator:
             except Timeout:
                 message = "in use. Is the emulator of this folder running already?"
                 raise EmulatorError(f"{self.folder}: {message}") from None
-            except OSError as error:  # of a folder in the place of a file, for instance
+            except OSError as error:  # for instance, a folder where a file is expected
                 place, fix = error.filename or self.folder, "Correct this and start again."
                 raise EmulatorError(f"{place}: {error.strerror}. {fix}") from None
             self.opened = stack.pop_all()
@@ -149,7 +149,7 @@ class Emulator:
             await asyncio.sleep(SUPERVISE_SECONDS)
             if stores and self.storage.process.poll() is not None:
                 stores = False
-                warn("Azurite has ended, so nothing is stored. Stop this, then start it again.")
+                warn("Azurite has ended, so nothing is stored. Restart the emulator.")
             try:
                 await asyncio.to_thread(deployments.supervise, self.state)
             except Exception as error:  # of one attempt; the next may succeed

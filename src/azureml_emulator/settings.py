@@ -23,8 +23,8 @@ class Settings:
         }
     )
     quota: dict[str, int] = Field(default={"standardDSv2Family": 24, "standardFSv2Family": 24})
-    identity_datastores: bool = False  # blobs by tokens over TLS; nobody is given the account's key
-    image_build_seconds: NonNegativeFloat = 0  # that an environment's first deployment waits
+    identity_datastores: bool = False  # blobs need tokens, over TLS; the account's key stays secret
+    image_build_seconds: NonNegativeFloat = 0  # delay of an environment's first deployment
 
 
 def read_settings(folder: Path) -> Settings:

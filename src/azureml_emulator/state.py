@@ -33,7 +33,7 @@ LOCATION = "local"
 PLACE = f"/subscriptions/local/providers/{PROVIDER}/locations/{LOCATION}/mfeOperationsStatus"
 OPERATION = PLACE + "/{}?api-version=2022-02-01-preview"  # an operation's address, below the API's
 BUSY = {"Creating", "Updating", "Deleting"}
-OPERATIONS = 1_000  # that are remembered
+OPERATIONS = 1_000  # maximum number stored
 Json = dict[str, Any]
 Answer = tuple[int, Json | None, str]  # status, body, id of the operation that began
 Work = Callable[[str], None]  # the work of an operation, given the path of its resource
@@ -108,11 +108,11 @@ class State:
         state = read_state(self.path)
         self.resources, self.operations, self.keys = state.resources, state.operations, state.keys
         self.contents = state.contents  # of assets: their blobs' names and sizes
-        self.images = state.images  # built at this time.time()
+        self.images = state.images  # time.time() of each build
         self.perform: Callable[[str, Work], None] = lambda path, work: work(path)
 
     def leave_out(self, key: str, reason: str) -> None:
-        """Forget a resource that cannot be restored, and name it."""
+        """Delete a resource that cannot be restored, and print its name and the reason."""
         self.resources.pop(key, None)
         warn(f"left out {key.partition('/workspaces/')[2] or key}: {reason}. Create it again.")
 
@@ -132,7 +132,7 @@ class State:
     def later(self, path: str, work: Work, name: str = "") -> str:
         """Run `work` on a resource in the background; return the operation's id.
 
-        `perform` runs it: test controls may put something in its place.
+        It is run by `perform`, which test controls may replace.
         """
         name = name or str(uuid.uuid4())
         # Azure answers "Updating", not "InProgress": azure-sdk-assets, recordings.
@@ -149,7 +149,7 @@ class State:
                 outcome = {"status": "Failed"} | body
             with self.lock:
                 if self.closed and outcome["status"] == "Failed":
-                    return  # it restarts with the next start
+                    return  # it is repeated at the next start
                 self.operations[name] |= outcome
                 if path in self.resources:
                     self.resources[path]["properties"]["provisioningState"] = outcome["status"]
@@ -183,7 +183,7 @@ class State:
             raise RefusedError(409, "Conflict", f"{key} is {state}: try again later.")
 
     def stored(self, path: str, body: Json, known: Json | None) -> Json:
-        """Return a resource as Azure gives it back; `known` is what it was before."""
+        """Return a resource as Azure returns it; `known` is its previous version."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         made = {"createdBy": "local", "createdByType": "User", "createdAt": now}
         made = known["systemData"] if known else made

@@ -28,9 +28,9 @@ from azureml_emulator.services.sign_in import TENANT, Tokens
 from azureml_emulator.web import EmulatorError, check_length, read_body, send_on
 
 PROGRAM = Path("node_modules/azurite/dist/src/blob/main.js")
-ACCOUNT = "devstoreaccount1"  # its published key is never valid here: each start has its own
+ACCOUNT = "devstoreaccount1"  # its published key is not valid here: each start creates a key
 CONTAINER = "azureml"
-# Node ends when its standard input ends, so also if this process is killed.
+# Node ends when its standard input is closed, even if this process is killed.
 END_WITH_INPUT = (
     "--import=data:text/javascript,"
     "process.stdin.on('end',()=>process.kill(process.pid)).resume().unref()"
@@ -66,9 +66,9 @@ class BlobStore:
     process: subprocess.Popen[bytes]  # set by `run_azurite`
 
     def __init__(self, url: str, key: str) -> None:
-        self.url, self.key = url, key  # with the account
+        self.url, self.key = url, key  # the address includes the account
         self.port = int(url.split(":")[2].split("/")[0])
-        # Loopback is reached through no proxy, whatever the environment says.
+        # Loopback is reached without a proxy, whatever the environment sets.
         self.service = BlobServiceClient(url, credential=key, use_env_settings=False)
         self.client = self.service.get_container_client(CONTAINER)
 
@@ -86,7 +86,7 @@ class BlobStore:
     def offer(self, container: str) -> tuple[str, str]:
         """Create a container for one upload; return its address without and with a write signature.
 
-        Each upload has a container of its own, as on Azure: two codes would mix in one.
+        Each upload has a separate container, as on Azure, so that two codes cannot mix.
         """
         self.create(container)
         may = ContainerSasPermissions(read=True, add=True, create=True, write=True, list=True)
@@ -108,7 +108,7 @@ class BlobStore:
     def find(self, uri: str) -> tuple[ContainerClient, str, dict[str, int]]:
         """Return the container, the path and the blobs' sizes by name of a URI.
 
-        It is a datastore's path or a blob's address, of one blob or of all below a folder.
+        The URI is a datastore's path or a blob's address, and names one blob or a folder.
         Raises EmulatorError if it is in no container of this blob store.
         """
         if "/paths/" in uri:
@@ -157,7 +157,7 @@ def run_azurite(
     """Run Azurite on a port (0: a free one) with its files in `folder`; yield its store.
 
     The workspace's container and those named are created. The account's key is new with each
-    start, and in no command line: any local user may read those.
+    start, and never on a command line, which any local user can read.
     """
     key = base64.b64encode(secrets.token_bytes(64)).decode()
     place = ["--blobPort", str(port), "--location", str(folder)]
@@ -200,8 +200,8 @@ def run_azurite(
 def take_tokens(store: BlobStore, tokens: Tokens, url: str) -> web.Application:
     """Return an application that serves the blob store to callers with a token for it.
 
-    Others are told where they sign in, at `url`: "Authorize access to blobs using Microsoft Entra
-    ID", "Bearer challenge".
+    Others get the address to sign in, below `url`: "Authorize access to blobs using Microsoft
+    Entra ID", "Bearer challenge".
 
     Valid requests are forwarded to Azurite with a signature by the account's key. Azurite's own
     token check accepts any well-formed token (observed).

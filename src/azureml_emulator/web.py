@@ -1,4 +1,4 @@
-"""HTTP servers on loopback, all on one event loop in a thread of its own.
+"""HTTP servers on loopback, all on one event loop in a separate thread.
 
 Every server has the same limits: a connection without a complete request head is closed after
 IDLE_SECONDS, a body must arrive within READ_SECONDS (408) and may not exceed its application's
@@ -27,7 +27,7 @@ LOOPBACK = "127.0.0.1"
 HOSTS = {LOOPBACK, "localhost"}
 IDLE_SECONDS = 75.0  # nginx's default
 READ_SECONDS = 60.0
-STOP_SECONDS = 5.0  # that requests under way may take when a server stops
+STOP_SECONDS = 5.0  # for the current requests when a server stops
 THREADS = 16  # for blocking work of all servers
 NOT_SENT = {"host", "authorization", "expect", "keep-alive"}
 NOT_RETURNED = {"date", "server"}
@@ -78,7 +78,7 @@ class Servers:
         self.thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop; wait for its result. For other threads only."""
+        """Run a coroutine on the loop; wait for its result. Call it from other threads only."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def serve(
@@ -174,7 +174,7 @@ async def send_on(
 ) -> tuple[int, list[tuple[str, str]], bytes]:
     """Send a request on to a port of loopback or a Unix socket; return status, headers, body.
 
-    The path is quoted as it came. Raises ValueError if it is malformed, TimeoutError, OSError,
+    The path is sent as it was quoted. Raises ValueError if it is malformed, TimeoutError, OSError,
     aiohttp.ClientError.
     """
     connector: aiohttp.BaseConnector = (
@@ -182,7 +182,7 @@ async def send_on(
         if isinstance(address, Path)
         else aiohttp.TCPConnector(force_close=True)
     )
-    client = aiohttp.ClientSession(  # for one request: Azure's server keeps no connection
+    client = aiohttp.ClientSession(  # for one request: Azure's server closes the connection
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=seconds),
         skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
@@ -208,7 +208,7 @@ def kept(headers: Mapping[str, str], dropped: set[str]) -> list[tuple[str, str]]
 
 
 def bypassed(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that exempt loopback from a proxy, beside what `env` exempts."""
+    """Return the variables that exempt loopback from a proxy, with the exemptions in `env`."""
     found = {}
     for name in ("NO_PROXY", "no_proxy"):  # the lower-case one has priority
         known = filter(None, env.get(name, "").split(","))
@@ -241,7 +241,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def make_certificate(file: Path) -> ssl.SSLContext:
-    """Return TLS with a new certificate for 127.0.0.1; `file` gets its authority, for clients."""
+    """Return TLS with a new certificate for 127.0.0.1; write its CA to `file`, for clients."""
     authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(LOOPBACK).configure_cert(context)
     write_atomic(file, authority.cert_pem.bytes().decode())

@@ -81,13 +81,13 @@ def report_errors(name: str, work: Callable[[], int | None]) -> int:
     try:
         code = work()
         sys.stdout.flush()
-    except BrokenPipeError:  # for instance of `| head`
+    except BrokenPipeError:  # for instance with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except DigitsError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    except shutil.Error as error:  # of a copied folder; the first failed file is reported
+    except shutil.Error as error:  # copying a folder failed; report the first file that did
         _, target, reason = error.args[0][0]
         print(f"{name}: {target}: {reason}. {OTHER_FIX}", file=sys.stderr)
         return 1

@@ -1,7 +1,7 @@
 """Labelled images of digits: the class Digits, and its two file formats.
 
-A CSV file has the header `label,pixel0,...` and one row per digit; people exchange it. A split is
-an uncompressed .npz file with the digits of several sources, which one stage passes to another.
+A CSV file, for exchange, has the header `label,pixel0,...` and one row per digit. A split is an
+uncompressed .npz file with the digits of several sources, which one stage passes to another.
 """
 
 import zipfile
@@ -144,7 +144,7 @@ def read_csv(
         )
     images, notes = as_bytes(table.images)
     if light_paper(images):
-        raise DigitsError(f"{path}: the paper is light. Expected ink 255 on paper 0: invert it.")
+        raise DigitsError(f"{path}: the paper is light. Expected ink 255 on paper 0. Invert it.")
     for note in notes:
         print(f"{path}: {note}")
     return Digits(images, labels.astype(np.uint8), script, rendered, class_count)

@@ -26,7 +26,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass_transform(frozen_default=True)
 def strict(section: type[Section]) -> type[Section]:
-    """Make a class a frozen dataclass for which `section` rejects unknown keys and wrong types."""
+    """Make a class a frozen dataclass; `section` rejects unknown keys and wrong types for it."""
     section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True)(section)
 
@@ -49,7 +49,7 @@ class Task:
 
 @strict
 class Names:
-    """params.yaml's section `task`: what titles, reports and the page call the known images."""
+    """params.yaml's section `task`: names of the known images for titles, reports and the page."""
 
     name: Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]  # of the data set
     item: Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$")]  # one image; its plural ends in s
@@ -81,7 +81,7 @@ def load(path: Path = PATH) -> dict[str, Any]:
     except (YAMLError, ValueError, AssertionError, RecursionError) as error:  # what ruamel raises
         raise DigitsError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise DigitsError(f"{path}: is not a mapping of keys to values; see the one in git")
+        raise DigitsError(f"{path}: is not a mapping of keys to values; see params.yaml in git")
     needed = [*(field.name for field in dataclasses.fields(Task)), "task"]
     sections = wings.declared("SECTIONS")
     known = [*needed, *(section.name for section in sections)]
@@ -90,7 +90,7 @@ def load(path: Path = PATH) -> dict[str, Any]:
         # An unfinished stage's section must not stop the others.
         stages = [f"{wing}.pipeline.{key}" for wing in wings.WINGS]
         if key not in known and not any(map(wings.installed, stages)):
-            raise DigitsError(f"{path}: {key}: unknown key; known are {', '.join(known)}")
+            raise DigitsError(f"{path}: {key}: unknown key; the known keys are {', '.join(known)}")
     for key in needed:
         if key not in values:
             raise DigitsError(f"{path}: {key}: missing; see the params.yaml in git")

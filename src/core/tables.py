@@ -1,7 +1,7 @@
 """CSV files of images, one per row, in the common formats.
 
-A header or none; the label first, last or named; an index; commas, semicolons or tabs; quotes;
-a byte order mark; any line end; whole numbers or floats; .gz, or a .zip with one file.
+A file may have a header; a label column that is first, last or named; an index; commas, semicolons
+or tabs; quotes; a byte order mark; any line end; floats. It may be a .gz, or a .zip of one file.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ LINE_BYTES = 1 << 22  # maximum length of a line: a million pixels
 BYTES = 1 << 30  # maximum of all images of a file, in memory
 UNPACKED_BYTES = 8 * BYTES  # maximum of a compressed file, which may have few images
 MEMORY = 4 * BYTES  # bytes that reading a file may need
-LABEL_CHARACTERS = 200  # of a label that are read; NumPy gives each the width of the longest
-SIZES = range(16, 256**2 + 1)  # pixels of an image; a table with other sizes has no images
+LABEL_CHARACTERS = 200  # maximum read of a label; NumPy pads all labels to the longest
+SIZES = range(16, 256**2 + 1)  # allowed numbers of pixels of an image
 SAMPLE = 2000  # rows read to find the label among unnamed columns
 NUMBER = re.compile(r" *[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)? *")
 
@@ -44,7 +44,7 @@ class Table:
 
     images: (n, side, side), uint8, or float32 where not all values are whole numbers to 255
     labels: str (n,), or None where there is no column of labels
-    first_line: of the first image, counted from 1; 0 where there are no lines
+    first_line: the line of the first image, counted from 1; 0 if the file has no lines
     pictures: whether the images were decoded from picture files, so they are in normal form
     """
 
@@ -152,10 +152,10 @@ def _batches(
             if batch.num_rows:
                 texts = batch[label[0]].to_pylist() if label else []
                 labels = np.array([text[:LABEL_CHARACTERS] for text in texts], str)
-                yield labels, batch.select(pixels).to_tensor().to_numpy()  # raises on missing ones
+                yield labels, batch.select(pixels).to_tensor().to_numpy()  # raises on nulls
 
 
-class _Gzip(gzip.GzipFile):  # a file that may unpack to UNPACKED_BYTES
+class _Gzip(gzip.GzipFile):  # limits the size of the unpacked file
     def read(self, size: int | None = -1) -> bytes:
         if self.tell() > UNPACKED_BYTES:
             raise DigitsError(f"{self.name}: has over {UNPACKED_BYTES:,} bytes unpacked. Split it.")
@@ -180,7 +180,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                 ]
                 if len(inside) != 1 or archive.getinfo(inside[0]).file_size > UNPACKED_BYTES:
                     raise DigitsError(
-                        f"{path}: holds {len(inside)} files. Expected one, below 8 GB: unpack it."
+                        f"{path}: holds {len(inside)} files. Expected one, below 8 GB. Unpack it."
                     )
                 file = stack.enter_context(archive.open(inside[0]))
             yield file

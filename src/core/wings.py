@@ -28,7 +28,7 @@ class Section(NamedTuple):
     """One section of params.yaml."""
 
     name: str
-    kind: str  # MODULE:NAME of its dataclass, or of the dataclass of each key, if `each`
+    kind: str  # MODULE:NAME of its dataclass; with `each`, of the dataclass of every key
     required: bool = True
     each: bool = False
 
@@ -37,12 +37,12 @@ def installed(module: str) -> bool:
     """Return whether a module can be found; only the packages that contain it are imported."""
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a package that contains it
+    except ModuleNotFoundError:  # a package that contains it is missing
         return False
 
 
 def declared(table: str) -> list[Any]:
-    """Return the rows of a table, COMMANDS or SECTIONS, of both packages or the one installed."""
+    """Return the rows of a table, COMMANDS or SECTIONS, of the installed packages."""
     return [
         row
         for wing in WINGS

@@ -138,7 +138,7 @@ def stages(lock: str | bytes) -> dict[str, Any]:
 def refused_files(names: list[str]) -> list[str]:
     """Return the errors of *.dvc files: each may only name one file or folder next to it.
 
-    DVC takes `wdir`, `deps` and paths of other folders in them (dvc/schema.py,
+    DVC accepts `wdir`, `deps` and paths of other folders in them (dvc/schema.py,
     SINGLE_STAGE_SCHEMA), so that a checkout of data could replace source files.
     """
     found = []
@@ -187,7 +187,7 @@ def drop_false_objects() -> None:
         name = path.parent.name + path.name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
-        if MD5.fullmatch(name) and digest != name.removesuffix(".dir"):  # others: being written
+        if MD5.fullmatch(name) and digest != name.removesuffix(".dir"):  # others are unfinished
             print(f"{path}: its content has the hash {digest}; deleted")
             path.unlink()
     began.replace(CHECKED)
@@ -243,7 +243,7 @@ def restore(remote: str, *targets: str, run_cache: bool = False) -> str:
         problem = str(error)
     check_cache()
     try:
-        run("checkout", *targets)  # what is there, and fails for the rest
+        run("checkout", *targets)  # checks out what is in the cache; fails for the rest
     except DigitsError as error:
         problem = problem or str(error)
     return problem
@@ -288,8 +288,8 @@ def repro(*options: str) -> Run:
 def status(cached: set[str]) -> tuple[list[str], list[str]]:
     """Return what makes dvc.lock stale, and which of its files are missing or differ here.
 
-    `cached` are the outputs that DVC keeps: another version here, or a folder of
-    them, is no evidence against dvc.lock.
+    `cached` are the outputs that DVC keeps. If such an output, or a folder that contains one, has
+    another version here, dvc.lock is not stale.
     """
     kept = {*cached, *(str(folder) for path in cached for folder in PurePosixPath(path).parents)}
     try:
@@ -306,7 +306,7 @@ def status(cached: set[str]) -> tuple[list[str], list[str]]:
             for kind in ("changed deps", "changed outs"):
                 changed = entry.get(kind) or {}
                 other = [p for p, how in changed.items() if str(how) in ABSENT or p in kept]
-                missing += other  # params are a mapping of their own
+                missing += other  # params are listed elsewhere
                 stale += [stage] if len(other) < len(changed) else []
     names, files = ", ".join(dict.fromkeys(stale)), list(dict.fromkeys(missing))
     few = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")

@@ -493,7 +493,7 @@ def test_what_has_no_effect_is_printed_once(
 ) -> None:
     for _ in range(2):
         client.endpoint("printed", publicNetworkAccess="Enabled")
-    line = "accepted, not emulated: publicNetworkAccess."
+    line = "accepted, but not emulated: publicNetworkAccess."
     assert capsys.readouterr().err.count(line) == 1
 
 

@@ -322,7 +322,7 @@ def test_who_was_stopped_and_lost_the_lease_takes_nothing_back(
         first.send_signal(signal.SIGCONT)
         said = first.stdout.read()
         assert first.wait(120) == 1
-        assert "the lease was lost" in said
+        assert "lost the deployment lease on" in said
         assert "traffic was returned" not in said
         assert deployable.version(emulator) == version
     finally:

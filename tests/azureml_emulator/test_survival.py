@@ -463,7 +463,7 @@ def test_the_end_of_azurite_is_named_and_what_is_answered_meanwhile_is_counted(
 
     def named() -> bool:
         said[0] += capfd.readouterr().err
-        return "so nothing is stored. Stop this, then start it again." in said[0]
+        return "so nothing is stored. Restart the emulator." in said[0]
 
     with Emulator(folder, ROOT / PROGRAM, on_lost=lambda number, _: lost.append(number)) as running:
         running.storage.process.kill()

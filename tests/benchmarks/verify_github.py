@@ -234,7 +234,7 @@ class Verification:
             lambda: next((sha for sha in [self.head(branch)] if sha != before), None),
             f"a commit by the bot on {branch}",
         )
-        self.said(number, run, f"is committed** as {made[:10]}. Its checks wait")
+        self.said(number, run, f"are committed** as {made[:10]}. Its checks wait")
         return made
 
     def pressed(self, number: int, sha: str) -> dict[str, Any]:

@@ -142,11 +142,14 @@ def test_the_version_is_that_of_the_project() -> None:
         (["score"], "Missing argument 'FILE...'"),
         (["score", "a.csv"], "Missing option '--out'"),
         (["score", "a.csv", "azureml://x", "--out", "y"], "give it alone and with --workspace"),
-        (["score", "a.csv", "--out", "y", "--workspace", "local", "--json"], "--json goes with"),
+        (
+            ["score", "a.csv", "--out", "y", "--workspace", "local", "--json"],
+            "--json cannot be used",
+        ),
         (["simulate", "--url", "https://x/score"], "--url and --key-file go together"),
         (["simulate", "--url", "x/score", "--key-file", "k"], "begin it with https://"),
         (["monitor", "--since", "yesterday"], "yesterday"),
-        (["monitor", "--production", "x", "--since", "2026-01-05"], "--since goes with"),
+        (["monitor", "--production", "x", "--since", "2026-01-05"], "--since cannot be used"),
         (["train", "--attach", "a", "--cancel", "a"], "exclude each other"),
         (["sweep"], "expected values to try: -S"),
         (["sweep", "-S", "epochs=1", "--random", "0"], "0 is not in the range x>=1"),
@@ -216,7 +219,9 @@ def test_a_section_that_nobody_declared_is_refused(monkeypatch: pytest.MonkeyPat
     from core import params
 
     monkeypatch.setattr(wings, "WINGS", ("digits",))
-    with pytest.raises(DigitsError, match=r"params.yaml: azure: unknown key; known are epochs"):
+    with pytest.raises(
+        DigitsError, match=r"params.yaml: azure: unknown key; the known keys are epochs"
+    ):
         params.load(frozen.FROZEN)
 
 

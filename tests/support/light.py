@@ -161,7 +161,7 @@ class Emulator:
             output, _ = self.process.communicate(timeout=60)
             assert self.process.returncode == 0, output
             lines = output.splitlines(keepends=True)
-            output = "".join(line for line in lines if "accepted, not emulated" not in line)
+            output = "".join(line for line in lines if "accepted, but not emulated" not in line)
             assert not output or (may_say and may_say in output and output.count("\n") == 1), output
             self.process = None
 

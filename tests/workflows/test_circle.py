@@ -133,7 +133,7 @@ def test_one_issue_is_opened_updated_and_closed(setting: GitHub) -> None:
     assert "| since | 2026-11-20T07:00:00Z |" in issue["body"]
     assert tell(setting, DRIFT | {"requests": 5000, "onset_censored": True})[0] == "#101: updated."
     assert "| at least since | 2026-11-20T07:00:00Z |" in issue["body"]
-    assert "| judged | 5,000 requests in 8 windows |" in issue["body"]
+    assert "| analysed | 5,000 requests in 8 windows |" in issue["body"]
     assert "| accuracy by the labels so far | 71.4% |" in issue["body"]
     assert "| out of distribution, of the last 600 | 31.0% |" in issue["body"]
     assert "<img" not in issue["body"]

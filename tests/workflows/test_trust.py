@@ -80,7 +80,7 @@ def test_ones_own_change_of_data_is_reviewed_as_reader_and_committed(github: Git
     }
     assert all(call.status < 400 for call in github.calls)
     assert github.git("show", "epochs:dvc.lock") == "new"
-    assert "**What this run made is committed** as " in pull.comments[0]["body"]
+    assert "**The results of this run are committed** as " in pull.comments[0]["body"]
     assert [row["state"] for row in github.statuses] == ["success"]
     # What writes has main's code, and the review the author's.
     parent, main = github.git("rev-parse", "epochs^"), github.head("main")

@@ -15,7 +15,7 @@ URIS = ("modelUri", "codeUri", "dataUri")
 
 
 def put_version(state: State, path: str, key: str, body: Json) -> Answer:
-    """Register one version of an asset; what a version holds cannot change."""
+    """Register one version of an asset; the content of a version cannot change."""
     need(body, "properties")
     known = state.resources.get(key)
     if known:
@@ -26,7 +26,7 @@ def put_version(state: State, path: str, key: str, body: Json) -> Answer:
                 raise RefusedError(409, "UserError", message)
     given: Json = {"properties": {}, "tags": {}}
     if "/models/" in key:
-        given["flavors"] = {}  # the SDK takes no null here (observed)
+        given["flavors"] = {}  # the SDK does not accept null here (observed)
     given |= body["properties"]
     given["properties"] = {name: str(value) for name, value in given["properties"].items()}
     if "/data/" not in key:
@@ -40,7 +40,7 @@ def put_version(state: State, path: str, key: str, body: Json) -> Answer:
 def normal(name: str, value: str | None) -> Any:
     """Return a part of a version's content as Azure compares it.
 
-    A conda file comes back as JSON, a date in it as text, and a URI in another case
+    Azure returns a conda file as JSON with dates as text, and a URI in another case
     (azure-sdk-assets, recordings). Raises RefusedError (400) if a conda file is not YAML.
     """
     if name != "condaFile" or value is None:
@@ -68,11 +68,11 @@ def delete_version(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def content_of(state: State, properties: Json) -> Json | None:
-    """Return the sizes of an asset's blobs by name, None if it has none here."""
+    """Return the sizes of an asset's blobs by name, None if they are not stored here."""
     uri = next((properties[name] for name in URIS if properties.get(name)), "")
     try:
         return state.storage.find(uri)[2] or None
-    except (EmulatorError, ResourceNotFoundError):  # the second if its container was lost
+    except (EmulatorError, ResourceNotFoundError):  # the latter if its container was lost
         return None
 
 
@@ -120,7 +120,7 @@ def list_containers(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def start_pending_upload(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return where code may be uploaded to: the SDK takes the address given here (observed)."""
+    """Return the address for an upload of code, which the SDK then uses (observed)."""
     place, signed = state.storage.offer(str(uuid.uuid5(uuid.NAMESPACE_URL, key)))
     credential = {"credentialType": "SAS", "sasUri": signed}
     reference = {"blobUri": place, "storageAccountArmId": "/local", "credential": credential}

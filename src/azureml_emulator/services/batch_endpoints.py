@@ -1,8 +1,8 @@
 """Batch endpoints: a job runs as processes in a copy of the uploaded code.
 
-As on Azure a process of the deployment calls `init` once and `run` for one mini-batch of files
-after another, again when that fails; what lies below AZUREML_BI_OUTPUT_PATH is the job's output.
-With the output action AppendRow what `run` returns is written there, a line each.
+As on Azure, a process of the deployment calls `init` once, then `run` for each mini-batch of files,
+and repeats a `run` that fails. The files below AZUREML_BI_OUTPUT_PATH are the job's output. With
+the output action AppendRow, each row that `run` returns is written there as a line.
 """
 
 import copy
@@ -14,8 +14,8 @@ from pathlib import Path
 from azureml_emulator.services import jobs, online_endpoints
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
 
-# It ends when its standard input ends, so also if the emulator is killed. On Azure the output is a
-# mount of blob storage, where no file can be renamed: github.com/microsoft/hi-ml/issues/258.
+# It ends when its standard input is closed, even if the emulator is killed. On Azure the output is
+# a mount of blob storage, where no file can be renamed: github.com/microsoft/hi-ml/issues/258.
 DRIVER = """
 import importlib.util, json, os, sys, threading, traceback
 def end():
@@ -100,7 +100,7 @@ def list_jobs(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def invoke(state: State, path: str, key: str, body: Json) -> Answer:
-    """Begin a job of the deployment that is asked for, or of the endpoint's default."""
+    """Begin a job of the requested deployment, or of the endpoint's default."""
     need(body, "properties")
     endpoint, asked = key.rsplit("/", 1)[0], body["properties"]
     state.get(path, endpoint, body)

@@ -1,4 +1,4 @@
-"""Endpoints and what runs for them: deployments' servers, started, watched and restored."""
+"""Start, supervise and restore the servers of endpoints' deployments."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ MLFLOW_SCORE = Path(__file__).with_name("mlflow_score.py")
 
 
 def route(state: State, path: str) -> None:
-    """Give the router an endpoint's keys and weights; from now on it has its addresses."""
+    """Give the router an endpoint's keys and weights; set the endpoint's addresses."""
     with state.lock:
         body = state.resources[path]
         properties, name = body["properties"], body["name"]
@@ -126,7 +126,7 @@ def duration(text: str) -> float:
         found = isodate.parse_duration(text)
         if isinstance(found, timedelta):  # a month has no fixed length
             return found.total_seconds()
-    raise RefusedError(400, "ValidationError", f"{text} is no duration, such as PT10S.")
+    raise RefusedError(400, "ValidationError", f"{text} is not a duration such as PT10S.")
 
 
 def delete(state: State, path: str, key: str, body: Json) -> Answer:
@@ -152,9 +152,9 @@ def delete(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def remove(state: State, path: str) -> None:
-    """Stop what runs below a resource and forget it."""
+    """Stop the processes of a resource and of those below it; delete its record."""
     below = [key for key in list(state.resources) if (key + "/").startswith(path + "/")]
-    # These stay: learn.microsoft.com/azure/azure-monitor/platform/diagnostic-settings.
+    # Azure keeps these: learn.microsoft.com/azure/azure-monitor/platform/diagnostic-settings.
     below = [key for key in below if "/diagnosticsettings/" not in key]
     for key in below:
         if "/deployments/" in key and "/onlineendpoints/" in key:
@@ -185,7 +185,7 @@ def supervise(state: State) -> None:
 
 
 def start_again(state: State, endpoint: str, deployment: str, running: Running) -> None:
-    """Start the server of a deployment whose process ended; after a failure, later again."""
+    """Start the server of a deployment whose process ended; after a failure, retry later."""
     status, reason = "Succeeded", ""
     try:
         state.router.start(endpoint, running.name, running.launch, lambda one: one is running)
@@ -210,7 +210,7 @@ def restore(state: State) -> None:
     for key in sorted(keys, key=len):  # endpoints before their deployments
         try:
             restore_one(state, key)
-        except Exception as error:  # of one whose state is invalid
+        except Exception as error:  # its state is invalid
             state.leave_out(key, f"it cannot be restored ({error!r})")
 
 
@@ -244,7 +244,7 @@ def state_of(state: State, key: str) -> str:
 
 
 def resume(state: State, key: str, launch: Launch | None, again: bool) -> None:
-    """Start a deployment's server as it ran; `again`: then finish what was under way."""
+    """Start a deployment's server as it ran; with `again`, then finish its operation."""
     if launch:
         try:
             state.router.start(*place_of(state, key), launch, lambda before: before is None)

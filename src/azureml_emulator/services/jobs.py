@@ -34,7 +34,7 @@ POLL_SECONDS = 0.1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}")  # of a job, an input or an output
 ENDED = {"Completed", "Failed", "Canceled"}
 CHANGEABLE = {"tags", "displayName", "description", "isArchived"}  # of a job that exists
-MADE = {"services", "outputs", "properties", "status"}  # that callers send as they read them
+MADE = {"services", "outputs", "properties", "status"}  # clients send these back as they read them
 OUTPUT = "azureml://datastores/workspaceblobstore/paths/azureml/{job}/{output}/"
 # Runs a command; when its input ends because its starter ended, the process group is killed.
 SUPERVISE = """
@@ -167,7 +167,7 @@ def set_status(state: State, key: str, status: str) -> bool:
 
 
 def bind(state: State, job: Json, home: Path) -> dict[str, str]:
-    """Fetch a job's inputs, make its outputs' folders; return what `inputs.NAME` ... stand for."""
+    """Fetch a job's inputs, create its output folders; return the values of `inputs.NAME` ..."""
     found = {}
     for name, one in job.get("inputs", {}).items():
         if one["jobInputType"] == "literal":
@@ -265,7 +265,7 @@ def run(state: State, key: str) -> None:
 
 
 def logs_of(state: State, name: str, tails: list[str]) -> list[Any]:
-    """Return a job's logs as blobs, one per node, created unless they are there."""
+    """Return a job's logs as blobs, one per node; create missing ones."""
     place = f"ExperimentRun/dcid.{name}/user_logs/std_log"
     logs = [state.storage.client.get_blob_client(f"{place}{tail}.txt") for tail in tails]
     for log in logs:
@@ -288,7 +288,7 @@ def environment(state: State, name: str) -> dict[str, str]:
 
 
 def make_tables(state: State, nodes: list[Node]) -> None:
-    """Make MLflow's tables once, if a job's code names it: jobs that begin at once would race."""
+    """Create MLflow's tables once, if a job's code uses MLflow: concurrent jobs would race."""
     files = (file for node in nodes for file in node.folder.rglob("*.py"))
     database = state.folder / DATABASE
     with TRACKING_LOCK:
@@ -300,7 +300,7 @@ def make_tables(state: State, nodes: list[Node]) -> None:
 def process(
     state: State, key: str, nodes: list[Node], home: Path, keeps: list[Callable[[bytes], object]]
 ) -> bool:
-    """Run a job's nodes to their end, keeping what they print; return whether any failed."""
+    """Run a job's nodes to their end, storing their output; return whether any failed."""
     body, ran = state.resources[key], state.processes.setdefault(key, [])
     ran.clear()
     job, env = body["properties"], environment(state, body["name"])

@@ -1,4 +1,4 @@
-"""The scoring script of an MLflow model that is deployed without code, as Azure makes one.
+"""The scoring script of an MLflow model that is deployed without code, as Azure generates it.
 
 A request is {"input_data": ...}: a table {"columns", "index", "data"}, a tensor as lists, or
 tensors by name (learn.microsoft.com/azure/machine-learning/how-to-deploy-mlflow-models).

@@ -46,7 +46,7 @@ def used_cores(state: State, family: str, but: str = "") -> int:
 
 
 def size_of(state: State, asked: str) -> str:
-    """Return the size of a name in any case. Raises RefusedError (400) if there is none."""
+    """Return the size with a name, ignoring case. Raises RefusedError (400) if there is none."""
     for size in state.settings.sizes:
         if size.lower() == asked.lower():
             return size
@@ -142,7 +142,7 @@ def put_deployment(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def endpoint_of(state: State, path: str, key: str, auth_mode: str) -> str:
-    """Return the path of the endpoint that an action is asked of; 400 if it has another mode."""
+    """Return the path of the endpoint of an action; 400 if it has another authMode."""
     endpoint = key.rsplit("/", 1)[0]
     state.get(path, endpoint, {})
     mode = state.resources[endpoint]["properties"]["authMode"]
@@ -158,7 +158,7 @@ def list_keys(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def regenerate_keys(state: State, path: str, key: str, body: Json) -> Answer:
-    """Replace an endpoint's primary or secondary key, by the value given or a new one."""
+    """Replace an endpoint's primary or secondary key with a given value or a new one."""
     endpoint = endpoint_of(state, path, key, "key")
     keys = state.keys[endpoint]
     need(body, "keyType")
@@ -172,7 +172,7 @@ def regenerate_keys(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def get_token(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return a token of an endpoint that takes its own tokens."""
+    """Return a token of an endpoint whose authMode is AMLToken."""
     token = state.tokens.issue(endpoint_of(state, path, key, "amltoken"))
     until = int(time.time()) + SECONDS
     times = {"expiryTimeUtc": until, "refreshAfterTimeUtc": until - 600, "tokenType": "Bearer"}

@@ -28,7 +28,7 @@ class Tokens:
     """Issues tokens to a client with a secret, and checks them."""
 
     def __init__(self, secret: str, folder: Path) -> None:
-        """Sign with the key in `folder`, which is made first."""
+        """Sign with the key in `folder`; create it if it is missing."""
         file = folder / "signing.key"
         if not file.exists():
             write_atomic(file, secrets.token_urlsafe())
@@ -44,7 +44,7 @@ class Tokens:
     def check(self, header: str, audiences: Iterable[str]) -> None:
         """Raise jwt.InvalidTokenError unless a header has a valid token for one of the audiences.
 
-        Its subclasses InvalidAudienceError and ExpiredSignatureError say what is wrong.
+        Its subclasses InvalidAudienceError and ExpiredSignatureError state the reason.
         """
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not token.isascii():

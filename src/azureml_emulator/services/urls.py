@@ -24,8 +24,8 @@ from azureml_emulator.services.deployments import ML
 from azureml_emulator.state import OPERATION, PROVIDER, Answer, Json, RefusedError, State, part_of
 from azureml_emulator.web import LOG, check_length, read_body, warn
 
-# Of tokens for the management API, beside its own address. Batch endpoints are invoked with
-# tokens for ML: learn.microsoft.com/azure/machine-learning/how-to-authenticate-batch-endpoint.
+# Audiences of tokens for the management API, besides its own address. Batch endpoints take tokens
+# for ML: learn.microsoft.com/azure/machine-learning/how-to-authenticate-batch-endpoint.
 AUDIENCES = ("https://management.azure.com", "https://management.core.windows.net")
 TOKEN_ERRORS = {
     jwt.ExpiredSignatureError: "ExpiredAuthenticationToken",
@@ -51,7 +51,7 @@ def live(put: Callable[..., Answer]) -> Handlers:
 W = f"{PROVIDER.lower()}/workspaces/*"
 P = f"{PROVIDER.lower()}/locations/*"
 ONLINE, BATCH = f"{W}/onlineendpoints", f"{W}/batchendpoints"
-ROUTES: dict[str, Handlers] = {  # by what follows /providers/, with * for each name
+ROUTES: dict[str, Handlers] = {  # by the path after /providers/, with * for each name
     W: {"GET": workspaces.get},
     f"{W}/datastores": {"GET": workspaces.list_datastores},
     f"{W}/datastores/*": {"GET": workspaces.get_datastore},
@@ -92,7 +92,7 @@ for kind in ("models", "codes", "environments", "data"):
         f"{W}/{kind}/*/versions/*": plain(assets.put_version) | {"DELETE": assets.delete_version},
     }
 NUMBER, TEXT, OBJECT = (int, float), (str,), (dict,)
-TYPES: dict[str, tuple[type, ...]] = {  # of parts of bodies, where they are given
+TYPES: dict[str, tuple[type, ...]] = {  # of optional parts of bodies
     "": OBJECT,
     **dict.fromkeys(("properties", "tags", "sku", "identity"), OBJECT),
     **dict.fromkeys(("tags.*", "kind", "location", "identity.type"), TEXT),
@@ -124,7 +124,7 @@ DURATIONS = (  # in ISO 8601
     "properties.limits.timeout",
     "properties.limits.trialTimeout",
 )
-IGNORED = (  # parts of bodies that are accepted and have no effect here, which is printed once
+IGNORED = (  # accepted parts of bodies that have no effect here; a warning is printed once
     "identity",
     "properties.appInsightsEnabled",
     "properties.egressPublicNetworkAccess",
@@ -159,13 +159,13 @@ VERBS = {"PUT": "CreateOrUpdate", "PATCH": "Update", "DELETE": "Delete", "POST":
 
 
 def call(state: State, method: str, path: str, body: Json) -> Answer:
-    """Return status, body and the id of the operation that began, of one call."""
+    """Answer one call: return status, body, and the id of the operation that began."""
     found = ADDRESS.fullmatch(path.rstrip("/"))
     service, path, group, resource = found.groups() if found else ("", path, "", "")
     parts = resource.split("/")
     named = ("*" if number % 2 == 0 and number else one for number, one in enumerate(parts))
     route = "/".join(named).lower()
-    # A location is one of the subscription's; all else lies in a resource group.
+    # A location belongs to the subscription; all else is in a resource group.
     known = found and all(parts) and bool(group) != route.startswith(P)
     known = known and (service == HISTORY) == (route in OF_HISTORY) and service in SERVICES
     handler = ROUTES.get(route, {}).get(method)
@@ -179,7 +179,7 @@ def call(state: State, method: str, path: str, body: Json) -> Answer:
         raise RefusedError(404, "NotFound", f"The emulator does not know {method} {path}.")
     verb = VERBS.get(method, "Get" if len(parts) % 2 else "List")
     name = f"{'_'.join(parts[3::2])}_{verb}"
-    message = f"The emulator does not emulate {name}, {method} {path}. {TABLE} lists what it does."
+    message = f"The emulator does not emulate {name}, {method} {path}. See {TABLE}."
     raise RefusedError(501, "NotImplemented", message)
 
 
@@ -212,7 +212,7 @@ def note_ignored(state: State, body: Json) -> None:
         if part_of(body, place) and place not in state.ignored:
             state.ignored.add(place)
             name = place.rpartition(".")[2]
-            warn(f"accepted, not emulated: {name}. {TABLE} lists what is.")
+            warn(f"accepted, but not emulated: {name}. See {TABLE}.")
 
 
 def checked(body: Any, place: str = "") -> Any:
@@ -291,7 +291,7 @@ def application(state: State, middlewares: Sequence[Any] = ()) -> web.Applicatio
 
     async def respond(request: web.Request) -> web.Response:
         path, method = request.raw_path.partition("?")[0], request.method
-        if path == "/discovery":  # of the workspace's services, for everyone
+        if path == "/discovery":  # addresses of services; needs no token
             return answer(200, {"api": state.url, "history": state.url})
         check_version(path, request.query.get("api-version", ""))
         if method in ("PUT", "POST", "PATCH"):

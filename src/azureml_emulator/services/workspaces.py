@@ -6,14 +6,14 @@ from azureml_emulator.services.online_endpoints import used_cores
 from azureml_emulator.state import LOCATION, PROVIDER, Answer, Json, RefusedError, State, need
 from azureml_emulator.storage import ACCOUNT, CONTAINER
 
-# Of an endpoint: learn.microsoft.com/azure/azure-monitor/reference/supported-logs/
+# An endpoint's logs: learn.microsoft.com/azure/azure-monitor/reference/supported-logs/
 # microsoft-machinelearningservices-workspaces-onlineendpoints-logs.
 LOGS = {f"AmlOnlineEndpoint{kind}Log" for kind in ("Console", "Event", "Traffic")}
 STORES = ("workspaceblobstore", "workspaceartifactstore")
 
 
 def get(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return a workspace; every name exists."""
+    """Return a workspace; any name is accepted."""
     identity = str(uuid.uuid5(uuid.NAMESPACE_URL, key))
     group = path.split("/providers/")[0]
     account = f"{group}/providers/Microsoft.Storage/storageAccounts/{ACCOUNT}"
@@ -41,7 +41,7 @@ def get_datastore(state: State, path: str, key: str, body: Json) -> Answer:
 
 
 def list_datastores(state: State, path: str, key: str, body: Json) -> Answer:
-    """Return the workspace's blob stores; `?isDefault=true` the first alone."""
+    """Return the workspace's blob stores; with `?isDefault=true`, only the first."""
     only_default = str(body.get("isDefault")).lower() == "true"
     places = [f"{path}/{name}" for name in (STORES[:1] if only_default else STORES)]
     return 200, {"value": [get_datastore(state, one, one.lower(), {})[1] for one in places]}, ""

@@ -23,7 +23,7 @@ from digits.model import network as model
 from digits.model.augmentation import IDENTITY, Distortion, outlier_images, transforms
 
 CURVES = ["epoch", "loss", "accuracy", "validation_loss", "validation_accuracy"]
-STEPS_PER_CALL = 50  # of the graph; the program can be interrupted between calls
+STEPS_PER_CALL = 50  # in one call of the graph; the program can be interrupted between calls
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-7  # of Adam
 Trainer = Callable[[keras.Model, tf.Variable, tf.Tensor, "TrainConfig"], Any]
 

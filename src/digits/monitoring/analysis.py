@@ -29,7 +29,7 @@ Answered = tuple[np.ndarray, str, float]  # image, answer, confidence
 EXAMPLES_PER_WINDOW = 3
 INPUT_QUALITY_SIGNALS = {"brightness", "ink", "row", "column"}  # of the scanner or camera
 DOMINANCE_RATIO = 20  # a signal with this much less evidence may be a side effect of another
-MIN_LOG_EVIDENCE = 7.0  # of an input quality signal, by itself
+MIN_LOG_EVIDENCE = 7.0  # minimum evidence of an input quality signal
 
 
 @strict

@@ -379,7 +379,7 @@ def _class_mix_p(reference: np.ndarray, windows: np.ndarray) -> np.ndarray:
     joint = table.sum(axis=-2, keepdims=True)
     total = np.maximum(joint.sum(axis=-1, keepdims=True), 1)
     expected = table.sum(axis=-1, keepdims=True) * joint / total
-    with np.errstate(all="ignore"):  # a class that is in neither
+    with np.errstate(all="ignore"):  # a class may occur in neither
         terms = np.where(expected > 0, (table - expected) ** 2 / expected, 0.0)
     freedom = (joint > 0).sum(axis=(-2, -1)) - 1
     p = chdtrc(np.maximum(freedom, 1), terms.sum(axis=(-2, -1)))

@@ -44,7 +44,7 @@ class Predictions:
     """The digits of one source, their class probabilities (n, classes) and OOD scores (n,).
 
     `given_script` are the classes (n,) predicted when the script is known, None if the model knows
-    only that script, or not that script.
+    no other script, or does not know this one.
     """
 
     digits: Digits
@@ -163,7 +163,7 @@ def draw_mistakes(
         place.imshow(predictions.digits.images[index], cmap="gray_r", vmin=0, vmax=255)
         truth = _shortened(classes[predictions.digits.labels[index]])
         predicted = _shortened(classes[predictions.predicted[index]])
-        between = " as " if len(truth + predicted) <= 8 else " as\n"  # an image fits 12 characters
+        between = " as " if len(truth + predicted) <= 8 else " as\n"  # 12 characters fit
         place.set_title(
             f"{truth}{between}{predicted}\n{predictions.confidence[index]:.3f}", fontsize=8
         )
@@ -172,7 +172,7 @@ def draw_mistakes(
 
 
 def _title(digits: Digits, known: str) -> str:
-    """Return what to call a source; `known` is the name of the one that is trained for."""
+    """Return the name of a source in titles; `known` is that of the known digits."""
     name = known if digits.script == "mnist" else digits.script
     return f"{name}, rendered" if digits.rendered else name
 

@@ -89,7 +89,7 @@ def finish(client: MlflowClient, run: str, folder: Path, name: str) -> None:
     """Log the files of a folder and end the run, unless a job of Azure ML does both."""
     if "MLFLOW_RUN_ID" not in os.environ:
         client.log_artifacts(run, str(folder), name)
-        if client.get_run(run).info.status == "RUNNING":  # else its end is that of the training
+        if client.get_run(run).info.status == "RUNNING":  # else it ended with the training
             client.set_terminated(run)
 
 

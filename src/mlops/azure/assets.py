@@ -1,4 +1,4 @@
-"""Registered assets of revisions and batch deployments: which are in use, and their deletion."""
+"""Find and delete the registered assets of revisions and batch deployments."""
 
 from collections.abc import Iterable
 from typing import Any

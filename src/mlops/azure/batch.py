@@ -37,8 +37,8 @@ from mlops.azure.revisions import MODEL, Release, stage_code
 from mlops.azure.settings import Params
 from mlops.azure.workspace import quiet, store
 
-# Names in batch.py of the endpoint's code folder: an environment variable, and two files beside the
-# answers: the reason why a file could not be scored, and the mark of a complete folder.
+# Names from batch.py in the endpoint's code folder: an environment variable; the file with the
+# reason why an input could not be scored; the file that marks a complete folder.
 SCRIPT, ERROR, SUCCESS = "DIGITS_SCRIPT", "_ERROR", "_SUCCESS"
 URI = "azureml://datastores/workspaceblobstore/paths/{}"
 OTHERS = 10  # other deployments to keep: their jobs may be running; the limit is 20
@@ -63,7 +63,7 @@ class Batch:
         self.own = self.settings.batch
         self.name = target.batch
         if new.code / "batch.py" not in new.code_files:
-            raise DigitsError(f"params.yaml: azure.code: git has no {new.code}/batch.py")
+            raise DigitsError(f"params.yaml: azure.code: git has no {new.code}/batch.py; add it")
         (*_, pip) = new.conda["dependencies"]
         packages = pip["pip"] if isinstance(pip, dict) else []
         pinned = [line for line in packages if line.partition("==")[0] in PINNED]
@@ -193,7 +193,7 @@ class Batch:
         name, folder = match.groups()
         found = list(store(self.target.workspace, name).list_blobs(name_starts_with=f"{folder}/"))
         names = [Path(blob.name).name for blob in found]
-        names = [name for name in names if not name.startswith(("_", "."))]  # markers, as Hadoop's
+        names = [name for name in names if not name.startswith(("_", "."))]  # markers, as in Hadoop
         if not names:
             raise DigitsError(f"{uri}: contains no files. Give the address of a folder.")
         if twice := {name for name in names if names.count(name) > 1}:

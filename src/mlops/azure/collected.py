@@ -66,7 +66,7 @@ class Follower:
         self.read: dict[str, int] = {}  # bytes, by blob
 
     def fresh(self, container: ContainerClient, at_most: int) -> Iterator[Hour]:
-        """Yield new complete lines, the oldest hour first, of about `at_most` bytes.
+        """Yield about `at_most` bytes of new complete lines, the oldest hour first.
 
         The next call yields the rest, or everything if the store did not answer. Raises
         DeletedError when a blob that was read has been deleted.
@@ -122,7 +122,7 @@ def append_labels(
 def _hour(name: str, pattern: re.Pattern[str]) -> datetime.datetime | None:
     """Return the hour that a blob's path names, None for another path."""
     match = pattern.search(name)
-    with contextlib.suppress(ValueError):  # there is no month 13
+    with contextlib.suppress(ValueError):  # for instance, month 13
         return match and datetime.datetime.strptime(match[1], HOUR).replace(tzinfo=datetime.UTC)
     return None
 
@@ -130,8 +130,8 @@ def _hour(name: str, pattern: re.Pattern[str]) -> datetime.datetime | None:
 def _lines(container: ContainerClient, name: str, size: int, over: bool) -> Iterator[Line]:
     """Yield place and line of a blob of `size` bytes, which may grow meanwhile.
 
-    Each part is a download of its own, since one download refuses a blob that has changed. A last
-    line that is still being written waits, unless the blob's hour is `over`.
+    Each part is downloaded separately, since a download fails when its blob changes. An incomplete
+    last line is left for the next call, unless the blob's hour is `over`.
     """
     rest = b""
     for start in range(0, size, BLOCK_BYTES):

@@ -11,7 +11,7 @@ from core.files import write_text
 
 DVC = Path(".dvc/config")
 WORKSPACE = Path(".azureml/config.json")  # what MLClient.from_config reads
-API = "2025-12-01"  # Azure ML's API version, that of the template and of the SDK
+API = "2025-12-01"  # Azure ML's API version, as in the template and the SDK
 REMOTES = ("main", "review")
 # The variables that identify the workspace for workflows and commands, with their WORKSPACE keys.
 NAME = "AZURE_ML_WORKSPACE"

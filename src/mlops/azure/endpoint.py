@@ -135,7 +135,7 @@ class Target:
         First the deployments, which cost money. Then personal data: collected rows, labels, scored
         files. Then the assets that Azure can delete and no other endpoint of the workspace uses.
         The endpoint is last: its tags record what exists, so that a second call can finish after
-        an interruption. They name no code of revisions that were never live, so that stays.
+        an interruption. Code of revisions that were never live is not recorded, so it stays.
         """
         endpoint = self.settled()
         if endpoint is not None:
@@ -213,7 +213,7 @@ class Target:
         """Register the model unless its hash is registered already; return its version."""
         known = assets.versions(self.client.models, MODEL)
         for model in known:
-            commit = model.tags.get("commit", "")  # live.yml's may not be in this history
+            commit = model.tags.get("commit", "")  # live.yml's commit may not be in this history
             if model.tags.get("package") == release.package_hash and git.commit(commit):
                 return str(model.version)
         version = str(1 + max((int(model.version) for model in known), default=0))
@@ -283,7 +283,7 @@ class Target:
             tags=dict(COST),
             environment_variables={
                 "WORKER_COUNT": str(spec.at_a_time),
-                # The inference server sends every answer there otherwise (its server/config.py).
+                # Otherwise the inference server sends every answer there (its server/config.py).
                 "APP_INSIGHTS_LOG_RESPONSE_ENABLED": "false",
             },
             app_insights_enabled=True,
@@ -322,7 +322,7 @@ class Target:
         endpoint = self._headers or self.authorise()
         chosen = {"azureml-model-deployment": deployment} if deployment else {}
         body = json.dumps(content).encode()
-        local = self.workspace.kind == "local"  # reached through no proxy
+        local = self.workspace.kind == "local"  # reached without a proxy
         opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * local)
         try:
             for wait in (*BUSY_SECONDS, None):
@@ -335,7 +335,7 @@ class Target:
                 except urllib.error.HTTPError as error:
                     if wait is None or error.code not in (BUSY_STATUS, EXPIRED_STATUS):
                         raise
-                    if error.code == EXPIRED_STATUS:  # a creation takes up to 45 minutes
+                    if error.code == EXPIRED_STATUS:  # creating a deployment may take longer
                         before, endpoint = endpoint, self.authorise()
                         if endpoint == before:
                             raise

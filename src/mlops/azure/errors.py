@@ -25,15 +25,15 @@ CAUSES = [  # pattern of an error's text (case is ignored), cause, fix
     (
         "Not enough quota|OutOfQuota|QuotaExceeded",
         "the quota is used up",
-        "request more, or use another --location, a smaller azure.instance_type or in_place",
+        "request more; or change --location, azure.instance_type or azure.strategy",
     ),
     (
         "TasksOperationsNotAllowed",
         "the subscription may not build images in its registry",
         "have a cluster build them: digits azure connect --image-build-compute cpu-cluster",
     ),
-    ("ImageBuild", "the image could not be built", "see the build's log; is azure.image right?"),
-    ("ResourceNotReady", "the server never became healthy", "read the saved logs: score.py's init"),
+    ("ImageBuild", "the image could not be built", "read the build's log; check azure.image"),
+    ("ResourceNotReady", "the server never became healthy", "read the saved logs of score.py"),
     ("NameNotAvailable", "the endpoint's name is taken", "change azure.endpoint"),
     ("AuthenticationToken", "the credentials are not accepted", "log in again (`az login`)"),
     (
@@ -68,10 +68,10 @@ CAUSES = [  # pattern of an error's text (case is ignored), cause, fix
         "AzureML Data Scientist is needed on the workspace; to connect or disconnect it, Owner of "
         "the resource group",
     ),
-    ("RoleAssignmentExists", "assigned by hand before", "az role assignment delete --ids"),
+    ("RoleAssignmentExists", "the role exists already", "az role assignment delete --ids"),
     (
         "RoleAssignmentUpdateNotPermitted",
-        "roles of an identity that was deleted are in the way",
+        "roles of a deleted identity still exist",
         "az role assignment list --all shows them without a principalName; "
         "az role assignment delete --ids",
     ),

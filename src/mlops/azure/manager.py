@@ -20,7 +20,7 @@ API_VERSIONS = {AUTOSCALE: "2022-10-01", DIAGNOSTICS: "2021-05-01-preview", POLI
 # The logs of an online endpoint: learn.microsoft.com/azure/azure-monitor/reference/supported-logs/
 # microsoft-machinelearningservices-workspaces-onlineendpoints-logs
 LOGS = ("AmlOnlineEndpointConsoleLog", "AmlOnlineEndpointEventLog", "AmlOnlineEndpointTrafficLog")
-REFUSED = {*range(400, 500)} - {401, 408, 429}  # for good: whoever asks again gets the same
+REFUSED = {*range(400, 500)} - {401, 408, 429}  # permanent: another call gets the same answer
 LOG_ANALYTICS = "Microsoft.OperationalInsights/workspaces/digits"  # of the ARM template
 
 
@@ -44,7 +44,7 @@ def listed(workspace: Workspace, path: str, version: str) -> Iterator[Any]:
 
 
 def refusal(workspace: Workspace, method: str, path: str, version: str, body: Any = None) -> str:
-    """Make one call; return why Azure refuses it for good, an empty text when it was done."""
+    """Make one call; return why Azure permanently refuses it, an empty text if it succeeds."""
     try:
         found = ask(workspace, method, path, version, body)
     except HttpResponseError as error:

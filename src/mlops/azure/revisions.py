@@ -19,7 +19,7 @@ class Release:
     name: str  # of the deployment; derived from everything that is served
     package: Path  # the model folder
     package_hash: str  # the folder's MD5, as in dvc.lock
-    model_version: str | None  # starts with the answers' `model_version`; None: unknown
+    model_version: str | None  # the `model_version` of answers is its beginning; None: unknown
     code: Path
     code_files: tuple[Path, ...]  # tracked by git
     conda: dict[str, Any]
@@ -40,8 +40,8 @@ class DeploymentSpec:
     at_a_time: int
     collect: tuple[str, ...]
     order: int  # of the revisions on this endpoint
-    # The most instances; percent of CPU time below which one is removed and above which one is
-    # added; minutes of that load, and until the next change.
+    # Maximum number of instances; percent of CPU time below which one is removed; percent above
+    # which one is added; minutes of such load, which are also the pause after a change.
     scale: tuple[int, int, int, int] | None = None
 
 

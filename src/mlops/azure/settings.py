@@ -36,7 +36,7 @@ class Autoscale:
     def __post_init__(self) -> None:
         """Raise ValueError unless the bounds have a gap; otherwise instances would flap."""
         if self.cpu_percent[0] >= self.cpu_percent[1]:
-            raise ValueError("cpu_percent must be [less, more]")
+            raise ValueError("cpu_percent must be [lower, higher]")
 
 
 @params.strict
@@ -95,7 +95,7 @@ class Params:
         if len(self.instance_type) + sum(len(name) + 3 for name in self.collections) > RECORDED:
             raise ValueError(
                 "instance_type and collections are too long for the record of a revision: "
-                f"{RECORDED} characters in all, 3 for each collection included"
+                f"at most {RECORDED} characters, including 3 for each collection"
             )
         if self.image.endswith(":latest"):
             raise ValueError("image must be pinned by a digest or a dated tag, not latest")

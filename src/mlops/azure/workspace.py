@@ -22,7 +22,7 @@ from core.errors import DigitsError
 from mlops.azure import connection
 
 SETTINGS = tuple(connection.SETTINGS)
-ADDRESS = "secret", "blobs", "url", "certificate", "port"  # what address.json has of each
+ADDRESS = "secret", "blobs", "url", "certificate", "port"  # keys of address.json
 LOCAL = ("00000000-0000-0000-0000-000000000000", "local", "local")
 POLL_SECONDS, LOCAL_POLL_SECONDS = 5.0, 0.1  # between two polls of an operation
 MANAGER = "https://management.azure.com"
@@ -40,8 +40,8 @@ def quiet() -> Iterator[None]:
 def unconfirmed(client: BlobStorageClient) -> None:
     """Let the SDK repeat an interrupted upload.
 
-    It overwrites a folder's files if the first one exists without the mark of a complete upload.
-    If only the first is missing, every attempt fails at the others.
+    By itself, the SDK overwrites the files of a folder only if the first one exists and is not
+    marked as a complete upload. If only the first is missing, every attempt fails at the others.
     """
     CHECK(client)  # which raises when the upload was complete
     client.overwrite = True
@@ -53,7 +53,7 @@ class Workspace:
 
     client: MLClient
     credential: Any
-    kind: str  # local, azure, or the name of one that is not the repository's own
+    kind: str  # local, azure, or the name of another workspace
     poll_seconds: float
     blobs: str  # a blob account's address, with {} for its name
     manager: PipelineClient[Any, Any]  # for calls that the SDK lacks; see manager.py
@@ -99,7 +99,7 @@ def connect(kind: str, folder: Path = connection.EMULATOR) -> Workspace:
         _common.STORAGE_ACCOUNT_URLS["AzureBlob"] = blobs
         services = ("azure_portal", "resource_manager", "active_directory")
         metadata = dict.fromkeys(services, address["url"])
-        metadata |= {"aml_resource_id": "https://ml.azure.com"}  # batch endpoints have its audience
+        metadata |= {"aml_resource_id": "https://ml.azure.com"}  # audience of batch endpoints
         metadata |= {"registry_discovery_endpoint": address["url"]}
         metadata |= {"storage_endpoint": address["blobs"].removeprefix("http://")}
         # The SDK keeps clouds by name for the life of the process.

@@ -39,7 +39,7 @@ def run_of(number: str) -> dict[str, Any]:
 def pull_requests(run: dict[str, Any], made: str = "") -> list[dict[str, Any]]:
     """Return the open pull requests from the run's repository and branch whose head is its commit.
 
-    Or the commit `made`, which the bot created from the run's artifact.
+    The head may also be `made`, the commit that the bot created from the run's artifact.
     """
     source = run["head_repository"]
     if source is None:  # the fork has been deleted
@@ -76,7 +76,7 @@ def code(base: str, head: str) -> list[str]:
         return [*found, "more files than GitHub lists"]
     modes = {row["path"]: row["mode"] for row in tree["tree"]}
     return found + [
-        f"{name} (no plain file)"
+        f"{name} (not a plain file)"
         for name in paths
         if name not in found and modes.get(name, PLAIN_FILE) != PLAIN_FILE
     ]

@@ -30,10 +30,10 @@ git add dvc.lock data
 git commit --message 'New dvc.lock and metrics'
 ```"""
 PRESS = """\
-**What this run made is committed** as {made}. Its checks wait: somebody with write access now \
-presses "Approve workflows to run" below, or "Re-run all jobs" of the waiting run, or closes and \
-reopens the pull request."""
-NO_PRESS = "**What this run made is committed** as {made}. Its checks run."
+**The results of this run are committed** as {made}. Its checks wait: somebody with write access \
+now presses "Approve workflows to run" below, or "Re-run all jobs" of the waiting run, or closes \
+and reopens the pull request."""
+NO_PRESS = "**The results of this run are committed** as {made}. Its checks run."
 NO_MERGE = """\
 Main was not merged{why}. In a clone, on this branch, after `git merge origin/main` (in a rebase \
 use `--theirs` instead of `--ours`):
@@ -142,7 +142,7 @@ def metrics(commit: str) -> dict[tuple[str, str], float]:
 
 
 def comment(run: dict[str, Any], pull: dict[str, Any], report: Report | None, problem: str) -> str:
-    """Return the comment's body: the marker, the verdict, what GitHub itself says, the report."""
+    """Return the comment's body: the marker, the verdict, facts from GitHub itself, the report."""
     marker = f"<!-- digits-review run={run['run_number']} attempt={run['run_attempt']} -->"
     link = run["html_url"]
     facts = (

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> str:
 
 
 def refusal(run: dict[str, Any], pulls: list[dict[str, Any]]) -> str:
-    """Return why nothing is committed to a run's branch; empty if something is."""
+    """Return why nothing may be committed to a run's branch; empty if files may be."""
     if not pulls:
         return f"no open pull request has the head {run['head_sha']}"
     if run["head_repository"]["full_name"] != github.repository():
@@ -71,8 +71,8 @@ def refusal(run: dict[str, Any], pulls: list[dict[str, Any]]) -> str:
 def merge(head: str, files: dict[str, bytes]) -> str:
     """Create a commit that merges main into a branch that only changes data; return its id.
 
-    Its tree is main's, with the files that the branch has changed, and with the run's in place of
-    those that both have. Raises DigitsError when both changed another file.
+    Its tree is main's, with the files that the branch has changed. The run's files replace those of
+    both. Raises DigitsError when both changed a file that the run did not write.
     """
     main = files.pop(MERGED_COMMIT).decode(errors="replace").strip()
     default = github.setting("DEFAULT_BRANCH")
@@ -96,7 +96,7 @@ def merge(head: str, files: dict[str, bytes]) -> str:
 
 
 def commit(parents: list[str], message: str, entries: list[dict[str, Any]], tree: str = "") -> str:
-    """Create a commit that changes entries of the tree of commit `tree`, by default a parent's.
+    """Create a commit: the tree of commit `tree`, by default the first parent, with new entries.
 
     Returns its id; it is on no branch yet. createCommitOnBranch cannot give a commit two parents.
     """

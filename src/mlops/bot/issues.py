@@ -22,7 +22,7 @@ from mlops.bot import commit, github
 from mlops.review import render, schema
 
 DRIFT, WEEKLY = "<!-- digits-drift -->", "<!-- digits-weekly -->"
-RETRAIN, NEWEST = "retrain-", "newest-"  # which the branches of proposals start with
+RETRAIN, NEWEST = "retrain-", "newest-"  # prefixes of the branches of proposals
 LABELLED = r"data/labelled/([a-z][a-z0-9]*_\w+\.csv\.dvc|\.gitignore)"
 RETRAINED = re.compile(rf"params\.yaml|{commit.MADE.pattern}|{LABELLED}")
 LOCKS = r"requirements(-dev|-serve)?\.txt|\.github/actions/review/requirements\.txt"
@@ -31,7 +31,7 @@ RELOCKED = re.compile(rf"{LOCKS}|{commit.MADE.pattern}")
 KINDS: dict[str, Any] = {"drift": bool, "contributing_signals": list, "since": object}
 KINDS |= {"action": object, "requests": int, "window": int, "windows": int, "recent_requests": int}
 BYTES = 20_000_000
-READY = "A retraining is ready:"  # a comment with this beginning: there is a proposal already
+READY = "A retraining is ready:"  # the beginning of a comment: a proposal exists
 TODO = """\
 - Look at the digits in the report: `report.html` in the [artifacts]({link}#artifacts).
 {remedy}
@@ -39,7 +39,7 @@ TODO = """\
 This issue is closed when the alarm ends."""
 LABEL = """\
 - Are they digits that the model never learnt? Label some, and merge the retraining if it is good.
-- Are the images bad (a scanner, a cropped image)? Fix that: a model that learns them hides it."""
+- Are the images bad (a scanner, a cropped image)? Fix the source: training would hide the fault."""
 FIX = """\
 - The images are bad: fix their source (a scanner, cropping). Nothing is retrained meanwhile.
 - Are new digits still unusual? `digits monitor --since TIME` analyses only those, and with
@@ -147,7 +147,7 @@ def drift() -> str:
     if not found["drift"]:
         if issue is None:
             return "No drift; no issue is open."
-        if found["requests"] < found["window"]:  # for instance only a smoke test's
+        if found["requests"] < found["window"]:  # for instance, only those of a smoke test
             return f"#{issue['number']}: not changed, since no window of requests is complete."
         remark = f"The alarm has ended; [this run]({link}) found no drift.\n\n{table(found)}"
         return close(issue, remark)
@@ -180,7 +180,7 @@ def table(found: dict[str, Any]) -> str:
 
     rows = {
         "at least since" if found.get("onset_censored") else "since": found["since"] or "–",
-        "judged": f"{found['requests']:,} requests in {found['windows']:,} windows",
+        "analysed": f"{found['requests']:,} requests in {found['windows']:,} windows",
         "accuracy by the labels so far": share("accuracy", "no labels yet"),
         "accuracy estimated without labels": share("estimated_accuracy", "not known"),
         f"out of distribution, of the last {found['recent_requests']:,}": share(
@@ -200,7 +200,7 @@ def body(found: dict[str, Any], link: str) -> str:
 
 
 def retrain() -> str:
-    """Propose the artifact `retraining` of the run RUN to BASE at HEAD, in the issue ISSUE."""
+    """Propose the artifact `retraining` of run RUN, for branch BASE at HEAD, in issue ISSUE."""
     issue = github.setting("ISSUE")
     files = github.artifact(int(github.setting("RUN")), "retraining", BYTES) or {}
     report = schema.parse(files.pop("report.json", b""))

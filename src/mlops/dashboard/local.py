@@ -17,7 +17,7 @@ from mlops.dashboard.watch import LiveState
 
 
 def serve_page(running: Emulator, live_state: LiveState) -> Server:
-    """Serve the page on its last port, with a new secret: pages left open send the last one."""
+    """Serve the page on its previous port, with a new secret: open pages have the previous one."""
     secret = secrets.token_urlsafe()
     shown = page.application(running.router, live_state, running.storage.client, secret)
     server = running.servers.serve(shown, running.address.get("page_port", 0))

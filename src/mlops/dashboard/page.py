@@ -2,8 +2,8 @@
 
 GET / and the files in web/ return the page, GET /state the state of watch.py as JSON. POST /score
 forwards an image to the endpoint with its key, which the page does not know, under an id that marks
-a try-out; POST /label keeps its true label. /state, /score and /label need the secret that the
-address of the page ends in: other users of this machine reach the port, too.
+a try-out; POST /label stores its true label. /state, /score and /label need the secret at the end
+of the page's address, because other users of this machine can reach the port.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ def application(
         if endpoint not in router.endpoints or not known or row["script"] not in project.scripts:
             raise web.HTTPBadRequest(text="expected an endpoint, a class and a script that exist")
         if not row["request_id"].startswith(records.TRYOUT):
-            raise web.HTTPBadRequest(text="only what was tried on the page can be labelled here")
+            raise web.HTTPBadRequest(text="only images tried on the page can be labelled here")
         row |= {"time": datetime.datetime.now(datetime.UTC), "position": 0}
         await asyncio.to_thread(collected.append_labels, container, endpoint, [row])
         return web.json_response({"label": row["label"]})

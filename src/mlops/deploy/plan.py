@@ -59,7 +59,7 @@ def lines(target: Target, new: Release) -> Iterator[str]:
         known = "unknown" if free is None else f"{free:g}"
         busy = f", {release.reserved(each, scale.most)} under load" if scale else ""
         gone = removed if beside or not live else [*removed, live]
-        freed = f", those of {' and '.join(gone)} are freed before" if gone else ""
+        freed = f"; deleted first: {' and '.join(gone)}" if gone else ""
         yield f"quota        {needed} cores of {family} needed{busy}, {known} free{freed}"
     except (DigitsError, HttpResponseError) as error:  # some roles may not read the quota
         yield f"quota        unknown: {explain_error(error)[:200]}"
@@ -73,6 +73,6 @@ def lines(target: Target, new: Release) -> Iterator[str]:
     cost = "unknown; set azure.price_an_hour"
     if price:
         cost = f"{price * HOURS_A_DAY * settings.instance_count * (1 + beside):.2f}"
-        cost += ", the old revision's kept for rollback included" if beside else ""
+        cost += ", including the old revision kept for rollback" if beside else ""
         cost += f", up to {scale.most / settings.instance_count:g} times that" if scale else ""
     yield f"cost a day   {cost}"

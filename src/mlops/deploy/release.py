@@ -23,7 +23,7 @@ PACKAGE = Path("data/package")
 MODEL, SMOKE = PACKAGE / "MLmodel", PACKAGE / "smoke.jsonl"
 MANIFEST = PACKAGE / "data" / "model" / "manifest.json"
 LOCK = Path("dvc.lock")
-TAG_LENGTH = 256  # of a value, as Azure allows
+TAG_LENGTH = 256  # Azure's limit for the value of a tag
 
 
 def folder_hash(folder: Path) -> str:
@@ -137,7 +137,7 @@ def gate_reasons(live: str | None) -> list[str]:
     reasons = [base.description] if base.unresolvable and not commit else []
     head = git.commit("HEAD")
     if live and live != head and git.git("merge-base", "--is-ancestor", "HEAD", live) is not None:
-        # As when an older run of deploy.yml is approved after a newer one.
+        # For instance, an older run of deploy.yml is approved after a newer one.
         reasons.append(f"{live[:10]} is live and newer; `digits deploy rollback` goes back")
     return reasons + gate.judge(compare.metrics(before, after, {}, rules), rules)
 

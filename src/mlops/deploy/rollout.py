@@ -43,7 +43,10 @@ class Deployer:
 
     def require_lease(self) -> None:
         if not self.held():
-            raise DigitsError("the lease was lost: another deployment may be running; run again")
+            raise DigitsError(
+                f"lost the deployment lease on {self.target.name}: another deployment may be "
+                "running. See `digits deploy status`, then retry."
+            )
 
     def items(self) -> list[Item]:
         """Return the requests of the smoke test, from this commit's model folder."""
@@ -61,14 +64,14 @@ class Deployer:
             self.target.require_retention()
             for name, (has, wanted) in self.target.differing(endpoint).items():
                 raise DigitsError(
-                    f"azure.{name} is {wanted}, but {self.target.name} was made with {has}, and "
-                    "its clients rely on it; put it back, or `digits deploy destroy` first"
+                    f"azure.{name} is {wanted}, but {self.target.name} was created with {has}, "
+                    "which its clients rely on; restore it, or run `digits deploy destroy` first"
                 )
             if endpoint is None:
                 self.target.create()
                 endpoint = self.target.settled()
             elif str(endpoint.provisioning_state).lower().endswith("failed"):
-                self.target.put(dict(endpoint.traffic))  # unchanged: it may still answer
+                self.target.put(dict(endpoint.traffic))  # the same traffic again
                 endpoint = self.target.settled()
             if reason := self.target.send_logs():
                 print(f"The endpoint's logs do not go to Log Analytics: {reason}", flush=True)
@@ -83,7 +86,7 @@ class Deployer:
                 except DigitsError as error:
                     if states[live] == "succeeded":
                         raise
-                    print(f"{live} is redeployed: it is {states[live]} ({error}).", flush=True)
+                    print(f"Redeploying {live}: its state is {states[live]} ({error}).", flush=True)
                     live = self.fall_back(live, endpoint.tags.get("previous"), states)
                 else:
                     print(f"{live} is live already: nothing to change.")
@@ -135,7 +138,7 @@ class Deployer:
         tags: dict[str, str | None] = {
             name: endpoint.tags.get(name) for name in ("live", "previous", "paused")
         }
-        # A killed in_place apply deleted it; after a failure it is restored.
+        # The live revision if a killed in_place apply has deleted it; restored after a failure.
         fallen = tags["live"] if live is None and tags["paused"] is None else None
         fallen = None if fallen == new else fallen
         old = revisions.known(endpoint).get(live or fallen or "")
@@ -145,9 +148,7 @@ class Deployer:
         lost = old if fallen else None
         try:
             if in_place and live:
-                print(
-                    f"No service from now until {new} is healthy (strategy in_place).", flush=True
-                )
+                print(f"No service until {new} is healthy (strategy in_place).", flush=True)
                 self.target.put({})
                 lost = old
                 self.target.remove(live)
@@ -177,8 +178,7 @@ class Deployer:
     ) -> None:
         """Send requests as clients do, for the duration of a step, at least once.
 
-        The new deployment's answers must equal those it gave by name: the requests are too few to
-        measure accuracy.
+        The answers must equal those to requests by name: accuracy would need more requests.
         """
         print(f"{percent} % of the traffic goes to {new}.", flush=True)
         deadline = time.monotonic() + self.settings.step_seconds
@@ -210,7 +210,7 @@ class Deployer:
                 action()
                 notes.append(what)
             except Exception as error:
-                notes.append(f"NOT {what} ({explain_error(error)}), which the next apply repairs")
+                notes.append(f"FAILED: {what} ({explain_error(error)}); the next apply repairs it")
 
         def discard() -> None:
             file = LOGS / f"{new}.log"
@@ -258,7 +258,7 @@ class Deployer:
             if name is None:
                 raise DigitsError("There is no previous revision. List them: digits deploy status")
             if name not in specs:
-                raise DigitsError(f"{name}: no such revision; known are {', '.join(specs)}")
+                raise DigitsError(f"{name}: no such revision; there are {', '.join(specs)}")
             if name == live:
                 raise DigitsError(f"{name} is live already")
             self.back_to(name, live, specs[name])
@@ -327,7 +327,7 @@ class Deployer:
         endpoint = self.target.settled()
         if endpoint is None:
             raise DigitsError(
-                f"there is no endpoint {self.target.name}; `digits deploy apply --workspace "
+                f"there is no endpoint {self.target.name}; run `digits deploy apply --workspace "
                 f"{self.target.workspace.kind}` first"
             )
         return endpoint

@@ -93,7 +93,7 @@ def define(
                 "with `az ml compute create --type amlcompute --min-instances 0 ...`, or set it "
                 "to null (serverless)."
             ) from None
-    # An argument, not set later: a sweep's trials use the arguments of `command`.
+    # Passed as an argument, because a sweep's trials use the arguments of `command`.
     distribution = TensorFlowDistribution(worker_count=wanted.nodes) if wanted.nodes > 1 else None
     return command(
         name=f"digits-{head[:8]}-{secrets.token_hex(4)}",

@@ -27,7 +27,7 @@ from mlops import dvc, git
 
 REMOTE = "review"  # main does not trust the results of jobs
 OUTPUTS = Path("outputs")  # of a job; Azure ML uploads this folder
-ATTACH = "run this again with --attach and the job's name"  # not as another job
+ATTACH = "run this again with --attach and the job's name"  # instead of starting another job
 LOCK, PIPELINE, PARAMS, SUMMARY = "dvc.lock", "dvc.yaml", "params.yaml", "job.json"
 NPM = "package-lock.json"  # a job has no npm packages for stages that depend on it
 

@@ -47,11 +47,11 @@ def search_space(
             known = known.get(part) if isinstance(known, dict) else None
         try:
             values_to_try = [yaml.safe_load(value) for value in listed.split(",")]
-        except yaml.YAMLError:  # for instance of `[32`, if a list is given
+        except yaml.YAMLError:  # for instance for `[32`, if a list is given
             values_to_try = [None]
         if known is None or isinstance(known, dict | list) or None in values_to_try:
             raise DigitsError(
-                f"{setting}: {key} is no single value of {params.PATH}. Write KEY=VALUE,VALUE."
+                f"{setting}: {key} is not a single value of {params.PATH}. Write KEY=VALUE,VALUE."
             )
         found[key] = [*found.get(key, ()), *values_to_try]
         for value in values_to_try:

@@ -56,7 +56,7 @@ def cause(log: list[str]) -> str:
     """Return the last error of the worker of any node, with a fix."""
     errors = [line.removeprefix("job: ") for line in log if line.startswith("job: ")]
     if not errors:
-        return "no error in the log, for instance out of memory or time; see azure.job"
+        return "no error in the log: it may have run out of memory or time; see azure.job"
     return f"{errors[-1]}; fix this, commit, push and run again"
 
 

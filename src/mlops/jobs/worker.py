@@ -4,9 +4,9 @@ Input: the account of the container `review` (DIGITS_ACCOUNT), values of params.
 line, and data in the container. Output: results in the container and in outputs/; see `results`.
 When a stage fails, the job ends with code 1.
 
-A job uses the outputs in dvc.lock, but not the run cache of another job, which may have had another
-machine or number of nodes. Each of several nodes runs the whole pipeline on its own disk, in the
-same path. Only the first node uploads and logs, after stage train has ended on all nodes.
+A job uses the outputs in dvc.lock, but not the run cache of another job, which may have run on
+another machine or number of nodes. Each of several nodes runs the whole pipeline on its own disk,
+in the same path. Only the first node uploads and logs, after stage train has ended on all nodes.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def find_run() -> None:
         with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):  # or two may create the store
             mlflow.set_experiment(EXPERIMENT)
             run = mlflow.start_run(run_name=os.environ["AZUREML_RUN_ID"])
-            mlflow.end_run()  # which forgets MLFLOW_RUN_ID
+            mlflow.end_run()  # which unsets MLFLOW_RUN_ID
         os.environ["MLFLOW_RUN_ID"] = run.info.run_id
 
 

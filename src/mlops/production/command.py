@@ -47,7 +47,7 @@ def score(files: tuple[str, ...], workspace: str | None, **given: Any) -> None:
     if stored and (len(files) > 1 or workspace is None):
         raise click.UsageError(f"{STORED}...: give it alone and with --workspace")
     if workspace and given["as_json"]:
-        raise click.UsageError("--json goes with files that are scored here, without --workspace")
+        raise click.UsageError("--json cannot be used with --workspace")
     from mlops.production.score import main
 
     main(files[0] if stored else [Path(name) for name in files], workspace, **given)
@@ -72,7 +72,7 @@ def score(files: tuple[str, ...], workspace: str | None, **given: Any) -> None:
 )
 @click.option("--from", "phase", metavar="PHASE", help="The first phase to send.")
 @click.option("--requests", type=click.IntRange(1), help="Maximum number of requests.")
-@click.option("--concurrency", type=click.IntRange(1), help="[default: as many as are let through]")
+@click.option("--concurrency", type=click.IntRange(1), help="[default: the endpoint's limit]")
 @click.option("--resume", is_flag=True, help="Continue the interrupted run.")
 def simulate(**given: Any) -> None:
     """Send the traffic of params.yaml to an endpoint, and its true labels to the workspace.
@@ -113,7 +113,7 @@ def monitor(**given: Any) -> None:
     --labelled writes one CSV per script, for training by `digits retrain`.
     """
     if given["production"] and given["since"]:
-        raise click.UsageError("--since goes with a workspace, --production takes a whole folder")
+        raise click.UsageError("--since cannot be used with --production")
     if given["since"]:
         given["since"] = given["since"].replace(tzinfo=datetime.UTC)
     from mlops.production.monitor import main

@@ -149,7 +149,7 @@ def downloaded(
     workspace_name: str, name: str | None, since: datetime.datetime | None
 ) -> Iterator[tuple[str, Path, LeftOut]]:
     """Yield the name of an endpoint, a folder of what it collected, and what was left out."""
-    from mlops.azure.endpoint import Target  # the SDK, which --production does without
+    from mlops.azure.endpoint import Target  # imports the SDK, which --production does not need
     from mlops.azure.workspace import connect, store
 
     workspace = connect(workspace_name)
@@ -183,7 +183,7 @@ def main(asked: SimpleNamespace) -> None:
         write_text(asked.out / "monitoring.json", text)
         write_text(asked.out / "report.html", report.page(analysis, own, params.names(values)))
     if clock := analysis.issues["wrong_clock"]:
-        print(f"{clock:,} requests not counted: their clock or this one is wrong", file=sys.stderr)
+        print(f"{clock:,} requests omitted: their clock or the local one is wrong", file=sys.stderr)
     if asked.as_json:
         print(text, end="")
         return

@@ -38,7 +38,7 @@ UNSURE = {0, 404, 408, 424, 425, 429}  # unanswered, like 5xx: a retry may succe
 OF_THE_MODEL = {424, 500}  # permanent for the same request
 TRIES = 5  # of such a request, while others are answered
 FAILED_SECONDS = 90.0  # maximum duration of its retries, if no other is answered
-REFUSED_FIRST = 100  # stop after so many refused requests if none was answered
+REFUSED_FIRST = 100  # stop after this many refused requests if none was answered
 PATIENCE_SECONDS = 600.0  # stop after this time without an answer
 TOLD_SECONDS = 2.0  # print a message after this time without an answer
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0  # between retries; doubled each time
@@ -81,7 +81,7 @@ class Address:
         key = self.key_file.read_bytes().strip()
         if not re.fullmatch(rb"[!-~]+", key):
             raise DigitsError(
-                f"{self.key_file}: expected a key, found {key[:20]!r}; write it there"
+                f"{self.key_file}: expected a key, found {key[:20]!r}; write the key to it"
             )
         bearer = {"Authorization": f"Bearer {key.decode()}"}
         return bearer | {"Content-Type": "application/json", "url": self.name}
@@ -116,7 +116,7 @@ class Run:
         self.clock = self.origin = int(stream.times[min(reached.following, len(stream) - 1)])
         self.began = self.answered_at = time.monotonic()
         self.already = reached.count
-        self.failing_since: float | None = None  # when the first try failed since an answer
+        self.failing_since: float | None = None  # the first failure since the last answer
         self.reason = ""  # of the last try that failed
         self.gap: float | None = None  # start of the outage, once it was printed
         self.labels = stream.known_labels()
@@ -301,7 +301,7 @@ class Run:
         return True
 
     async def write_last_labels(self) -> None:
-        """Write all labels that are left; raise DigitsError when the store takes none for long."""
+        """Write all remaining labels; raise DigitsError when the store accepts none for long."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self.reached.labels < len(self.labels):
             if not await self.write_labels(None):

@@ -69,7 +69,7 @@ def workspace_target(
     target.name = collected.endpoint_name(endpoint, target.name)
     if target.get() is None:
         raise DigitsError(
-            f"there is no endpoint {target.name}; `digits deploy apply --workspace {kind}` first"
+            f"no endpoint {target.name}: run `digits deploy apply --workspace {kind}` first"
         )
     container = store(target.workspace)
     return target, lambda rows: collected.append_labels(container, target.name, rows)

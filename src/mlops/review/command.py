@@ -14,7 +14,7 @@ from mlops import options
 @click.command(epilog=options.example("digits review --repro --gate"))
 @click.option("--base", metavar="REV", help="The revision to compare with  [default: main]")
 @click.option("--repro", is_flag=True, help="Run `dvc repro` first.")
-@click.option("--restore", default="", metavar="REMOTE", help="With --repro: fetch from it first.")
+@click.option("--restore", default="", metavar="REMOTE", help="With --repro: fetch from REMOTE.")
 @click.option("--gate", is_flag=True, help="Exit with 1 when the gate of params.yaml fails.")
 @click.option("--out", type=options.FOLDER, help="A folder for the report.")
 @options.as_json
@@ -23,7 +23,7 @@ def review(
 ) -> None:
     """Compare metrics, params and data with those where this branch left main.
 
-    Prints the report, or a line about it with --out, which writes report.md and report.json.
+    Prints the report. With --out, writes report.md and report.json, and prints one line.
     """
     if restore and not repro:
         raise click.UsageError("--restore requires --repro")

@@ -23,7 +23,7 @@ def metrics(
     of cases, s the sample deviation of n seeds (`noise`, of data/noise.json): Student's interval
     for a difference of two single draws (Biometrika 6, 1908). Without it the 95 % intervals of
     metrics.json are combined by Newcombe's method 10 (Statistics in Medicine 17, 1998): the
-    chance in the test set alone, not that of the seed.
+    variance due to the test set, without that due to the seed.
     """
     seeds = len(noise.get("seeds", []))
     comparable, rows = not other_test_set(before, after), []

@@ -48,7 +48,7 @@ def code(lines: list[str]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table of cells that are Markdown already; rows beyond ROWS are counted."""
+    """Return a table of Markdown cells; only the number of rows beyond ROWS is shown."""
     lines = [head, ["---"] * len(head), *rows[:ROWS]]
     more = f"\n\nand {len(rows) - ROWS} more" if len(rows) > ROWS else ""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + more
@@ -100,7 +100,7 @@ def headline(report: Report) -> str:
     """Return the verdict with the figures behind it, and the gate, in one line."""
     rows = [row for row in report.metrics if row.counts and row.verdict in ("better", "worse")]
     rows.sort(key=lambda row: -abs(row.difference or 0))
-    # The greatest change to each side.
+    # The largest improvement and the largest deterioration.
     shown = list({row.verdict: row for row in reversed(rows)}.values())
     shown.sort(key=lambda row: -abs(row.difference or 0))
     texts = [f"{name_of(row)} {change(row)[:-2]}" for row in shown]
@@ -159,7 +159,7 @@ def summary(report: Report, production: dict[tuple[str, str], float]) -> str:
 
 
 def folded(report: Report, problems: list[str]) -> str:
-    """Return all that was found, folded."""
+    """Return all details, folded."""
     head = plain((report.head or "")[:10]) or "no commit"
     head += " with uncommitted changes" if report.dirty else ""
     against = plain(report.against, 300)
@@ -175,7 +175,7 @@ def folded(report: Report, problems: list[str]) -> str:
 
 
 def bullets(sign: str, texts: list[str], limit: int) -> str:
-    """Return a list of texts; those beyond BULLETS are counted."""
+    """Return a list of texts; only the number of those beyond BULLETS is shown."""
     lines = [f"- {sign}{plain(text, limit)}" for text in texts[:BULLETS]]
     if len(texts) > BULLETS:
         lines.append(f"- {sign}and {len(texts) - BULLETS} more")
@@ -200,8 +200,8 @@ def metrics(report: Report) -> str:
             ]
         )
     head = ["Metric", "Before", "After", "Difference", "Beyond chance", "Limit", "Tolerance"]
-    text = "± is chance alone in 95 % of cases: that of the seeds by data/noise.json, or else that "
-    text += "of the test set (Newcombe's method 10)."
+    text = "± is the range of random differences in 95 % of cases, between seeds (data/noise.json) "
+    text += "or else between test sets (Newcombe's method 10)."
     return f"### Metrics\n\n{table(head, rows)}\n\n{text}" if rows else ""
 
 
@@ -211,7 +211,7 @@ def classes(report: Report) -> str:
         f"{row.source} {row.name}: {figure(row.before)} → {figure(row.after)}"
         for row in report.classes
     ]
-    title = "### Classes beyond chance (99 %, of the test set alone)"
+    title = "### Classes that changed beyond chance (99 %, without seed variance)"
     return f"{title}\n\n{bullets('', texts, TEXT)}" if texts else ""
 
 

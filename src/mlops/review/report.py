@@ -1,7 +1,7 @@
 """Review: compare the working tree with a base, by the base's rules.
 
-Input: git's files at the base, and the working tree, with --repro after `dvc repro`. Output: a
-`schema.Report`, which `digits review --out FOLDER` writes as FOLDER/report.json.
+Input: git's files at the base, and the working tree; with --repro, `dvc repro` runs first. Output:
+a `schema.Report`, which `digits review --out FOLDER` writes as FOLDER/report.json.
 
 The verdict must hold against an author who changes data but no code. So the rules (section `review`
 of params.yaml) and the seed variance come from the base as it is today, `dvc repro` starts from the
@@ -31,7 +31,7 @@ NO_COMPARISON = (
     "compared with the base"
 )
 NOT_CACHED = (
-    ", whose data is in no cache: where it is, run 'dvc push --remote main', then re-run this; "
+    ", whose data is in no cache: push it ('dvc push --remote main'), then re-run this; "
     "without a remote 'dvc remove' that file and commit the data"
 )
 
@@ -77,7 +77,7 @@ def reproduce(base: str | None, restore: str, kept: str = "") -> tuple[dvc.Run, 
 
 
 def with_entry(lock: str, other: bytes, stage: str) -> str:
-    """Return a dvc.lock with another one's entry of a stage; raise DigitsError without it."""
+    """Return a dvc.lock with a stage's entry from `other`; raise DigitsError without one."""
     try:
         entry = stages(mapping(other.decode("utf-8")))[stage]
     except Exception as error:  # whatever hostile input makes a parser raise
@@ -108,7 +108,7 @@ def refused(base: Base, after: Snapshot) -> list[str]:
 
 
 def weights_of_others(before: Snapshot, today: Snapshot, after: Snapshot) -> str:
-    """Return stage train if its entry is kept: made elsewhere, and the base restores weights."""
+    """Return stage train if its entry is kept: it differs, and the base has `verify: restore`."""
     azure = today.params.get("azure")
     restores = isinstance(azure, dict) and azure.get("verify") == "restore"
     other = TRAIN in after.stages and after.stages[TRAIN] != before.stages.get(TRAIN)
@@ -140,7 +140,7 @@ def seed_variance(base: Base, today: Snapshot, after: Snapshot) -> tuple[dict, l
 
 
 def review(revision: str | None, repro: bool, restore: str = "") -> Report:
-    """Compare, after `dvc repro` if `repro`, which checks out what the base has first if `restore`.
+    """Compare; with `repro`, run `dvc repro` before; with `restore`, fetch the base's files first.
 
     Raises DigitsError outside the repository's root.
     """
@@ -192,7 +192,7 @@ def review(revision: str | None, repro: bool, restore: str = "") -> Report:
         if before.stages and after.stages
     }
     if both and before.params.get("review") != after.params.get("review"):
-        problems.append("section review of params.yaml changes: the base's judges this change")
+        problems.append("section review of params.yaml is changed; the base's is used instead")
         read_by = [name for name, changed in inputs.items() if changed]
         if read_by and base.tip:
             reasons.append(

@@ -80,7 +80,7 @@ def undo(known: set[Path]) -> None:
     for path in set(LABELLED.glob("*.dvc")) - known:
         path.unlink()
     git.git("checkout", "--", "params.yaml", "dvc.lock", "data")
-    try:  # what the stages made, no CSV
+    try:  # the outputs of the stages, not the CSVs
         dvc.checkout("--quiet", "--force", "--allow-missing", "dvc.yaml")
     except DigitsError as error:
         fix = "run `dvc checkout --force dvc.yaml`"

@@ -57,7 +57,7 @@ class Metric:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the metric changed, beyond what may be chance, and to which side."""
+        """Whether the metric is better or worse, and whether by more than chance."""
         if self.difference is None:
             return "unknown"
         if self.difference == 0:
@@ -121,7 +121,7 @@ class Report:
     base: str | None = None
     against: str = ""  # how the base was found
     notes: list[str] = field(default_factory=list)  # what the change brings in, for the reader
-    # What could not be read or is not used, each with what to do.
+    # What could not be read or is not used, each with a fix.
     problems: list[str] = field(default_factory=list)
     failed: str = ""  # where `dvc repro` failed, else empty
     last_lines: list[str] = field(default_factory=list)  # of what it printed then
@@ -179,7 +179,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if set(value) != set(names):
             raise ValueError(f"{where}: expected the keys {', '.join(names)}")
         return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
-    if kind is float and type(value) in (int, float) and abs(value) < 1e300:  # NaN is not
+    if kind is float and type(value) in (int, float) and abs(value) < 1e300:  # false for NaN
         return float(value)
     if kind is int and type(value) is int and abs(value) < 2**63:
         return value

@@ -46,7 +46,7 @@ def read(file: Callable[[str], bytes | None], where: str) -> Snapshot:
         content = file(path)
         if content is None:
             if needed:
-                found.problems.append(f"{path} is absent {where}")
+                found.problems.append(f"{path} is missing {where}")
             return {}
         try:
             return parse(content.decode("utf-8"))
@@ -73,22 +73,22 @@ def mapping(text: str) -> dict[str, Any]:
         raise ValueError("it has the conflict markers of an unfinished merge")
     values = YAML(typ="safe").load(text)
     if not isinstance(values, dict):
-        raise ValueError("it is no mapping of keys to values")
+        raise ValueError("it is not a mapping of keys to values")
     return values
 
 
 def stages(lock: dict[str, Any]) -> dict[str, Any]:
-    """Return dvc.lock's stages; raise ValueError when it has none or they are no mappings."""
+    """Return dvc.lock's stages; raise ValueError unless it has some, and all are mappings."""
     found = lock.get("stages")
     if not isinstance(found, dict) or not all(isinstance(row, dict) for row in found.values()):
         raise ValueError("it has no stages")
     for row in found.values():
         for entry in [*row.get("deps", []), *row.get("outs", [])]:
             if not isinstance(entry["path"], str):
-                raise ValueError("a path is no text")
+                raise ValueError("a path is not text")
         params = row.get("params") or {}
         if not all(isinstance(values, dict | type(None)) for values in params.values()):
-            raise ValueError("params are no mapping")
+            raise ValueError("params are not a mapping")
     return found
 
 
@@ -121,7 +121,7 @@ def noise(text: str) -> dict[str, Any]:
                 _refuse("a deviation", figures["deviation"])
     trained = values.get("trained", {})
     if len(values["seeds"]) < 2 or not isinstance(trained.get("data", {}), dict):
-        raise ValueError("it has fewer than two seeds, or does not say what was trained")
+        raise ValueError("it has fewer than two seeds, or does not state what was trained")
     return values
 
 

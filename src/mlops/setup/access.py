@@ -20,7 +20,7 @@ GRANTS = ("foundations", "grants", "groupGrants", "personal")
 
 @dataclass(frozen=True)
 class Login:
-    """An identity as which jobs of GitHub log in."""
+    """An identity that GitHub's jobs use to log in."""
 
     identity: str
     subject: str  # the job's claim in GitHub's token: its environment or the branch {0}
@@ -39,7 +39,7 @@ class Login:
 
 @dataclass(frozen=True)
 class Grant:
-    """A role, to an identity or a person, on a key of `scopes`."""
+    """A role that an identity or a person has on the resource with a key of `scopes`."""
 
     to: str
     role: str
@@ -56,7 +56,7 @@ class Access:
     variables: tuple[str, ...]  # the outputs, which are named as GitHub's variables
 
     def roles(self, identity: str, scopes: dict[str, str]) -> set[tuple[str, str]]:
-        """Return an identity's roles, each with the id of what it is on, in lower case."""
+        """Return an identity's roles, each with the id of its resource, in lower case."""
         of = (grant for grant in self.grants if grant.to == identity)
         return {(grant.role, scopes[grant.on].lower()) for grant in of}
 

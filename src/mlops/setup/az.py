@@ -12,7 +12,7 @@ from core.errors import DigitsError
 from mlops import git
 from mlops.azure.errors import known_cause
 
-QUERY_SECONDS = 60  # what creates or deletes something has no limit
+QUERY_SECONDS = 60  # commands that create or delete have no limit
 LOGIN = {"az": "az login", "gh": "gh auth login"}
 NOT_FOUND = ("ResourceGroupNotFound", "StackNotFound", "ResourceNotFound", "Upgrade to GitHub")
 FAILED = ("failed", "fix this and run it again: it continues where it stopped")
@@ -21,7 +21,7 @@ FAILED = ("failed", "fix this and run it again: it continues where it stopped")
 def execute(
     command: tuple[str, ...], seconds: int | None
 ) -> subprocess.CompletedProcess[str] | None:
-    """Run a command, for at most so many seconds; return None when it is not installed."""
+    """Run a command, for at most `seconds`; return None when it is not installed."""
     program = shutil.which(command[0])
     if program is None:
         return None
@@ -109,7 +109,7 @@ def origin() -> str | None:
 def repository_facts(repository: str) -> dict[str, Any]:
     """Return what GitHub has on a repository, and whether its plan has `environments`.
 
-    Private repositories of the plan Free have none, and are refused a list of their rulesets
+    Private repositories of the plan Free have none, and GitHub does not list their rulesets
     ("Upgrade to GitHub Pro"): docs.github.com, "Managing environments", "About rulesets".
     """
     facts = get_or_none("gh", "api", f"repos/{repository}")

@@ -102,7 +102,7 @@ def github(repository: str | None) -> Iterator[Finding]:
 
 
 def switched_off(repository: str, facts: dict[str, Any]) -> Iterator[Finding]:
-    """Check what is off in forks, and in schedules after 60 idle days, and the branch's name."""
+    """Check what GitHub disables in forks and after 60 idle days, and the branch's name."""
     rows = az.get_or_none("gh", "api", f"repos/{repository}/actions/workflows")["workflows"]
     off = [row["name"] for row in rows if row["state"] != "active"]
     branch, on = facts["default_branch"], f"https://github.com/{repository}/actions"
@@ -136,7 +136,7 @@ def azure_resources(
 ) -> Iterator[Finding]:
     """Check the identities in Azure, whom they trust and their roles, and the clusters.
 
-    `values` are GitHub's variables, which say where they are; `subjects` are those of the tokens of
+    `values` are GitHub's variables, which name the resources; `subjects` are those of the tokens of
     each identity's jobs. Raises DigitsError without an answer of `az`.
     """
     if not {"AZURE_STORAGE_ACCOUNT", *connection.SETTINGS} <= set(values):
@@ -174,7 +174,7 @@ def credential(place: tuple[str, ...], subject: str) -> Finding:
 
 
 def roles(identity: str, client: str | None, needed: set[tuple[str, str]]) -> Finding:
-    """Compare an identity's roles, each with the id of what it is on, with those it needs."""
+    """Compare an identity's roles, each with the id of its resource, with those it needs."""
     command = ("az", "role", "assignment", "list", "--all", "--assignee")
     rows = az.get_or_none(*command, client) if client else None
     found = {row["id"]: (row["roleDefinitionName"], row["scope"].lower()) for row in rows or ()}
@@ -192,7 +192,7 @@ def clusters(workspace: str) -> Iterator[Finding]:
     settings = load()
     for name in sorted({settings.job.compute or "", settings.batch.compute} - {""}):
         exists = az.try_json("az", "resource", "show", "--ids", f"{workspace}/computes/{name}")
-        fix = f"{CONNECT}, and makes cpu-cluster where the quota holds a node; or name another "
+        fix = f"{CONNECT}, and creates cpu-cluster if the quota allows a node; or name another "
         fix += "in params.yaml"
         if exists or name == settings.job.compute:
             yield expect(exists, f"cluster {name}", fix)

@@ -38,7 +38,7 @@ def lab(number: int) -> None:
 @click.argument("name")
 @options.yes
 def verify(service: str, name: str, yes: bool) -> None:
-    """Deploy to the real Azure, or play reviews on the real GitHub, for at most two hours.
+    """Test deployments on the real Azure, or reviews on the real GitHub, for at most two hours.
 
     NAME is that of a new resource group or a new private repository, which is deleted in the end.
     What it will do and what that costs is shown first. It writes verified.json.
@@ -71,7 +71,7 @@ def check_azure(**given: Any) -> None:
 @click.option("--location", help="Location of a new resource group, such as westeurope.")
 @options.repository
 @click.option("--without-cluster", is_flag=True, help="Create no cluster: the quota is too small.")
-@click.option("--image-build-compute", metavar="NAME", default="", help="Cluster for building.")
+@click.option("--image-build-compute", metavar="NAME", default="", help="Cluster for image builds.")
 def connect(**given: Any) -> None:
     """Create the Azure resources for reviews and deployments. It can be repeated at any time.
 

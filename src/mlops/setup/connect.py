@@ -90,7 +90,7 @@ def main(given: SimpleNamespace) -> None:
         if known.get(name) != value:
             az.run("gh", "variable", "set", name, "--repo", repository, "--body", value)
     print(
-        f"Left to you: reviewers of the environment production (https://github.com/{repository}"
-        "/settings/environments), or the variable DEPLOY_BY_HAND=true where your plan has none. "
+        f"Next, add reviewers to the environment production (https://github.com/{repository}"
+        "/settings/environments), or set the variable DEPLOY_BY_HAND=true if your plan has none. "
         "Then: digits azure check"
     )

@@ -23,14 +23,14 @@ def refuse_another(group: str, variables: dict[str, str]) -> None:
         if connected.lower() != group.lower():
             raise DigitsError(
                 f"{place}: connected with the resource group {connected}, not {group}. Give "
-                f"--resource-group {connected}. What an older connection left in {group} goes with "
+                f"--resource-group {connected}. To delete what an older one left in {group}: "
                 f"`az stack group delete --name {access.STACK} --resource-group {group} "
                 "--action-on-unmanage deleteResources`."
             )
 
 
 def resources(group: str) -> list[str]:
-    """Return the ids of what the stack made that is still there, none without a stack.
+    """Return the ids of the stack's resources that still exist, none without a stack.
 
     Raises DigitsError without an answer of `az`.
     """
@@ -108,8 +108,8 @@ def remove_group(group: str) -> None:
     if rest == [] and (found.get("tags") or {}).get(name) == value:
         az.run("az", "group", "delete", "--name", group, "--yes")
         return
-    names = ", ".join(f"{row['type']} {row['name']}" for row in rest or ()) or "nothing else"
-    print(f"The group {group} stays; in it: {names}.")
+    names = ", ".join(f"{row['type']} {row['name']}" for row in rest or ()) or "none"
+    print(f"The group {group} is kept. Other resources in it: {names}.")
 
 
 def main(given: SimpleNamespace) -> None:

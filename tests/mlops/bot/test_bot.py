@@ -324,7 +324,7 @@ def test_a_link_and_a_program_are_code(github: GitHub, tmp_path: Path) -> None:
     work.git("commit", "--quiet", "--message", "Links")
     work.git("push", "--quiet", "origin", "HEAD:refs/heads/mehr-übung")
     found = change.code("main", github.head("refs/heads/mehr-übung"))
-    assert found == ["data", "run.md (no plain file)", "x.md (no plain file)"]
+    assert found == ["data", "run.md (not a plain file)", "x.md (not a plain file)"]
 
 
 def test_a_rename_of_code_and_300_files_are_code(github: GitHub, tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_lock_is_committed_and_its_checks_wait_for_approval(
     assert "is now at" in committed_and_shown(run, monkeypatch)
     made = github.head("refs/heads/mehr-übung")
     (text,) = texts(github)  # the head has moved, and the comment is not lost
-    assert f"is committed** as {made[:10]}. Its checks wait" in text
+    assert f"are committed** as {made[:10]}. Its checks wait" in text
     assert 'presses "Approve workflows to run" below, or "Re-run all jobs"' in text
     assert text.index("Its checks wait") < text.index("| **mnist accuracy** |")
     assert github.git("rev-parse", "mehr-übung^") == before
@@ -514,7 +514,7 @@ def test_whatever_call_fails_nothing_is_half_written_and_a_rerun_recovers(
             monkeypatch.delenv("LEFT")
     assert after != before
     (text,) = texts(github)
-    assert f"is committed** as {after[:10]}" in text
+    assert f"are committed** as {after[:10]}" in text
     assert github.statuses[-1]["state"] == "success"
 
 
@@ -604,7 +604,7 @@ def test_main_is_merged_by_a_commit_with_two_parents(
     assert github.git("show", f"{made}:README.md") == "one\n\n\n\nTWO"
     assert github.git("show", f"{made}:dvc.lock") == LOCK["dvc.lock"].strip()
     assert not github.conflicts(github.pulls[7])
-    assert f"is committed** as {made[:10]}" in texts(github)[0]
+    assert f"are committed** as {made[:10]}" in texts(github)[0]
     assert github.git("show", f"{made}:src/a.py") == "b"
 
 

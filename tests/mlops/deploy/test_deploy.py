@@ -166,7 +166,7 @@ def test_the_second_and_its_rollback_under_load(deployable: Deployable, emulator
     one = deployable.commit("one")
     deployable.deploy("apply")
     two = deployable.commit("two")
-    assert "24.00, the old revision's kept" in deployable.deploy("plan")
+    assert "24.00, including the old revision kept" in deployable.deploy("plan")
     for command, old, new in (("apply", one, two), ("rollback", two, one)):
         with client(deployable, emulator) as answers:
             wait_for_answers(answers, 0)  # of the old alone
@@ -244,7 +244,7 @@ def test_in_place(deployable: Deployable, emulator: Emulator) -> None:
     deployable.deploy("apply")
     two = deployable.commit("two")
     assert "no service while it is replaced" in deployable.deploy("plan")
-    assert "No service from now" in deployable.deploy("apply")
+    assert "No service until" in deployable.deploy("apply")
     assert deployable.version(emulator) == two[:12]
     assert len(emulator.call("GET", place(deployable, emulator))["value"]) == 1
     deployable.commit("dead")
@@ -513,7 +513,7 @@ def test_a_live_deployment_that_failed_is_made_anew(
         patch.object(endpoint.Target, "_create", create),
     ):
         said = deployable.deploy("apply")
-    assert f"{live} is redeployed: it is failed (no answer)" in said
+    assert f"Redeploying {live}: its state is failed (no answer)" in said
     assert deployed == [live]
     assert deployable.version(emulator) == version[:12]
 
@@ -672,7 +672,7 @@ def test_a_restoration_that_fails_is_made_good_by_the_next_apply(
     emulator.faults({"do": "unhealthy", "path": f"/deployments/{name}"})
     said = deployable.deploy("apply", "--wait", code=1)
     emulator.faults()
-    assert f"NOT {name} was deployed again" in said
+    assert f"FAILED: {name} was deployed again" in said
     assert deployable.serving(emulator)["traffic"] == {}
     deployable.git("checkout", "--quiet", good)
     deployable.commit("one")

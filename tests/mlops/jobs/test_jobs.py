@@ -645,7 +645,7 @@ def test_a_sweep_becomes_experiments(trainable: Trainable, emulator: Emulator) -
     placed(trainable, 32)
     trainable.git("checkout", "--quiet", ".")
     trainable.dvc("checkout", "--quiet")
-    assert "no single value" in trainable.digits("sweep", "-S", "train.none=1", code=1)
+    assert "not a single value" in trainable.digits("sweep", "-S", "train.none=1", code=1)
     said = trainable.digits("sweep", "-S", "train.batch_size=16,24,48", "--random", "2")
     assert ": 2 trials." in said
     assert "2 trials succeeded." in said

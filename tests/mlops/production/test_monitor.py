@@ -108,7 +108,7 @@ def test_the_clock_of_this_machine_may_be_a_day_behind(
     monkeypatch.setattr("mlops.production.monitor.time.time", lambda: yesterday)
     told, said = site.monitor("digits-behind")
     assert told["requests"] == 0
-    assert "50 requests not counted: their clock or this one is wrong" in said
+    assert "50 requests omitted: their clock or the local one is wrong" in said
     assert "not known whether there is drift; 0 requests" in said
     assert "no drift" not in said
 

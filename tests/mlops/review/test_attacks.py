@@ -190,7 +190,7 @@ def test_a_change_of_the_gate_alone_passes_and_is_named(author: Tiny, review: Re
     author.commit("A lower gate")
     found = review()
     assert found.passed, found
-    assert "section review of params.yaml changes: the base's judges this change" in found.text
+    assert "section review of params.yaml is changed; the base's is used instead" in found.text
 
 
 def test_a_data_file_cannot_place_code(author: Tiny, review: Review) -> None:

@@ -126,7 +126,7 @@ def test_verdict_and_gate(small: Project, accuracy: float, verdict: str, failed:
     assert bool(failed) == bool(found.gate.reasons)
     assert ("gate failed" in text.splitlines()[0]) == bool(failed)
     assert "japanese (rendered)" in text
-    assert "of the test set (Newcombe's method 10)" in text
+    assert "or else between test sets (Newcombe's method 10)" in text
 
 
 def test_the_noise_of_seeds_is_used(small: Project) -> None:
@@ -229,7 +229,7 @@ def test_a_metrics_file_that_the_base_lacks_is_told(small: Project) -> None:
     small.git("branch", "--force", "main")
     change(small, "data/evaluation/metrics.json", metrics(0.9950))
     found, text = reviewed()
-    assert "metrics.json is absent at" in text
+    assert "metrics.json is missing at" in text
     assert not found.gate.reasons
     (small.root / "data/evaluation/metrics.json").unlink()
     assert "mnist accuracy is missing" in reviewed()[0].gate.reasons
@@ -309,7 +309,7 @@ def test_hostile_text_stays_text(small: Project) -> None:
 
 def test_a_change_of_the_gate_is_told(small: Project) -> None:
     change(small, "params.yaml", PARAMS.replace("limit: 0.99", "limit: 0.5"))
-    assert "section review of params.yaml changes: the base's judges this change" in reviewed()[1]
+    assert "section review of params.yaml is changed; the base's is used instead" in reviewed()[1]
 
 
 def test_a_missing_metric_fails_and_lower_can_be_better() -> None:
@@ -390,7 +390,7 @@ def test_the_seed_variance_is_not_used_for_what_it_was_not_measured_with(
     found, text = reviewed()
     assert found.verdict == "better"  # the interval's, not that of a deviation of 0.1
     assert f"it was measured with another value of {name}. Measure it again: make noise" in text
-    assert "of the test set (Newcombe" in text
+    assert "between test sets (Newcombe" in text
 
 
 def test_on_main_uncommitted_work_is_compared_with_head(small: Project) -> None:

@@ -67,7 +67,7 @@ def test_from_nothing_to_ready_and_back(
     limits = [call for call in cloud.state["calls"] if "POST" in call]
     stack = cloud.state["calls"].index(cloud.calls("stack", "create")[0])
     assert all(cloud.state["calls"].index(call) < stack for call in limits)
-    assert "reviewers of the environment production" in out
+    assert "add reviewers to the environment production" in out
     capsys.readouterr()
     call("azure", "check")  # raises for what is wrong
     said = [line for line in capsys.readouterr().out.splitlines() if "unknown" in line[:10]]
@@ -225,7 +225,7 @@ def test_a_group_that_was_there_stays_with_its_tags(
     call("azure", "connect", *RUN)
     call("azure", "disconnect", *GROUP, "--yes")
     assert cloud.state["groups"] == {"course": {"owner": "somebody"}}
-    assert "The group course stays; in it: nothing else." in capsys.readouterr().out
+    assert "The group course is kept. Other resources in it: none." in capsys.readouterr().out
 
 
 def test_another_groups_name_removes_nothing(cloud: Cloud) -> None:
@@ -282,11 +282,11 @@ def test_answers_are_json_whatever_the_code_page_and_the_settings_of_az(
     ("text", "cause"),
     [
         ("(AuthorizationFailed) ... roleAssignments/write", "Owner"),
-        ("(RoleAssignmentExists) The role exists, ID 1", "by hand"),
+        ("(RoleAssignmentExists) The role exists, ID 1", "exists already"),
         (
             "(RoleAssignmentUpdateNotPermitted) Tenant ID, application ID, principal ID, and scope "
             "are not allowed to be updated.",
-            "deleted are in the way.*principalName; az role assignment delete --ids",
+            "deleted identity still exist.*principalName; az role assignment delete --ids",
         ),
         ("(ConflictError) A vault with the same name", "keyvault purge"),
         (
