@@ -80,8 +80,8 @@ def read(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     except FileNotFoundError:
         raise DigitsError(f"{path}: not found. Run `dvc repro` first.") from None
     except (OSError, ValueError) as error:  # including Arrow's errors
-        reason = " ".join(str(error).split())[:300]
-        raise DigitsError(f"{path}: is corrupted ({reason}). Run `dvc repro -f simulate`.") from None
+        why = " ".join(str(error).split())[:300]
+        raise DigitsError(f"{path}: is corrupted ({why}). Run `dvc repro -f simulate`.") from None
 
 
 def write(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
