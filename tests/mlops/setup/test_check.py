@@ -136,7 +136,7 @@ def test_a_missing_cluster_is_a_fault_only_where_jobs_run_on_it(
     rows = found()
     (text,) = rows["optional"]
     assert "cluster cpu-cluster: only `digits score --workspace azure` needs it" in text
-    assert "digits azure connect" in text and "makes cpu-cluster" in text
+    assert "digits azure connect" in text and "creates cpu-cluster" in text
     assert rows["failed"] == []
     settings = frozen.section(Params, "azure")
     settings = replace(settings, job=replace(settings.job, compute="cpu-cluster"))
