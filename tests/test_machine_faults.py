@@ -108,8 +108,14 @@ print(stop.is_set())
     assert run_python(code, tmp_path).stdout == "True\n"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("checked", ["never", "before", "by a clock that is ahead"])
+@pytest.mark.parametrize(
+    "checked",
+    [
+        pytest.param("never", marks=pytest.mark.prove),
+        pytest.param("before", marks=pytest.mark.slow),
+        pytest.param("by a clock that is ahead", marks=pytest.mark.prove),
+    ],
+)
 def test_a_corrupted_file_of_dvcs_cache_is_deleted_and_not_placed(
     checked: str, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ def run(request):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.skipif(os.name != "posix", reason="the printed command is for a shell")
 def test_the_printed_command_finds_a_folder_of_ones_own(tmp_path: Path) -> None:
     own = Emulator(tmp_path / "my own", page=True)

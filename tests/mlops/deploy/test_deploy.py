@@ -373,7 +373,9 @@ def test_who_may_call_it_changes_in_the_open(deployable: Deployable, emulator: E
     assert emulator.call("GET", path)["properties"]["authMode"] == "AMLToken"
 
 
-@pytest.mark.parametrize("auth_mode", ["aml_token", "aad_token"])
+@pytest.mark.parametrize(
+    "auth_mode", ["aml_token", pytest.param("aad_token", marks=pytest.mark.prove)]
+)
 def test_a_token_that_expires_during_a_deployment_is_renewed(
     deployable: Deployable, emulator: Emulator, auth_mode: str
 ) -> None:
