@@ -551,7 +551,7 @@ def write_settings(local: Path, text: str) -> None:
 
 
 def screenshots() -> None:
-    """Make the pictures of the documentation in .github/images: a quarter of an hour."""
+    """Make the pictures of the documentation in .github/images: five minutes."""
     repro()
     run(PYTHON, Path("tests", "support", "screenshots.py"))
 
