@@ -349,13 +349,13 @@ def measure(name: str) -> None:
 
 
 def bench() -> None:
-    """Time our training and the convnet of the Keras documentation: a quarter of an hour."""
+    """Time our training and the convnet of the Keras documentation: forty minutes."""
     repro()
     measure("bench")
 
 
 def bench_serve() -> None:
-    """Time the endpoint, a server of a constant answer, and MLflow's server: two minutes."""
+    """Time the endpoint, a constant answer, and MLflow's server: five minutes."""
     repro()
     measure("bench_serve")
 
@@ -498,7 +498,7 @@ def test() -> None:
 
 
 def prove() -> None:
-    """Run all tests, with the production model and sampled faults: three quarters of an hour."""
+    """Run all tests, with the production model and sampled faults: more than an hour."""
     lint()
     repro()
     run(BIN / "pytest", *PARALLEL, *sys.argv[2:])  # for instance --all-cases, for hours

@@ -31,7 +31,7 @@ from azureml_emulator.storage import CONTAINER
 from azureml_emulator.web import bypassed, warn
 
 POLL_SECONDS = 0.1
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}")  # of a job, an input or an output
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}")  # of jobs: npm @azure/arm-machinelearning
 ENDED = {"Completed", "Failed", "Canceled"}
 CHANGEABLE = {"tags", "displayName", "description", "isArchived"}  # of a job that exists
 MADE = {"services", "outputs", "properties", "status"}  # clients send these back as they read them

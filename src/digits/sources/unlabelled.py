@@ -1,5 +1,7 @@
 """Read files or folders of digits of any format, for `digits score` and `digits data inspect`."""
 
+import io
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +33,7 @@ def kind_of(path: Path) -> str:
         return "archive"
     check_regular(path)
     with path.open("rb") as file:
-        start = file.read(300)
+        start = file.read(tarfile.BLOCKSIZE)
     try:
         if start[:4] == b"PK\3\4":
             with zipfile.ZipFile(path) as archive:
@@ -44,12 +46,13 @@ def kind_of(path: Path) -> str:
         raise DigitsError(f"{path}: is corrupted ({error}). Download it again.") from None
     if start[:2] == b"\x1f\x8b":
         with opened(path) as packed:
-            start = packed.read(300)
+            start = packed.read(tarfile.BLOCKSIZE)
     if start[:3] == b"\0\0\x08":
         return "idx"
     if start[:4] == b"PAR1":
         return "parquet"
-    if start[257:262] == b"ustar" or start.startswith((b"BZh", b"\xfd7zXZ\0")):
+    tar = start[257:262] == b"ustar" or start.startswith((b"BZh", b"\xfd7zXZ\0"))
+    if tar or tarfile.is_tarfile(io.BytesIO(start)):  # the oldest form has no mark
         return "archive"
     try:
         return "picture" if picture_kind(start) else "csv"

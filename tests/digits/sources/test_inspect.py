@@ -1,9 +1,13 @@
 """`digits data inspect`: the block that it prints reads the digits; what is odd is said."""
 
+import bz2
 import gzip
 import io
+import lzma
 import struct
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from PIL import Image
 from core import params
 from core.dataset import Digits, write_csv
 from core.errors import DigitsError
+from digits.sources import unlabelled
 from digits.sources.inspect import READER, inspect
 from digits.sources.readers import read_parts
 from mlops.cli import call
@@ -130,6 +135,27 @@ def test_the_block_of_pictures_finds_the_class(tmp_path: Path, layout: str) -> N
     train, test = block(inspect(tmp_path / "own.zip", 28, CLASSES, "mnist"))
     counts = np.bincount(train.labels) + np.bincount(test.labels)
     assert counts.tolist() == np.bincount(DIGITS.labels).tolist()
+
+
+@pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_tar_of_any_form_is_an_archive(tmp_path: Path, compression: str, marked: bool) -> None:
+    path = tmp_path / "digits"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("1/1.png"))
+    whole = bytearray(path.read_bytes())
+    if not marked:  # as before POSIX
+        whole[257:265] = bytes(8)
+        whole[148:156] = b" " * 8
+        whole[148:156] = f"{sum(whole[:512]):06o}\0 ".encode()
+    packed: dict[str, Any] = {
+        "": bytes,
+        "gz": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+    }
+    path.write_bytes(packed[compression](bytes(whole)))
+    assert unlabelled.kind_of(path) == "archive"
 
 
 def test_odd_rows_are_named(tmp_path: Path) -> None:
