@@ -104,7 +104,8 @@ def wrong_headers(tokens: Tokens, audience: str) -> dict[str, str]:
         "no text": "\xff",
     }
     return {name: f"Bearer {token}" for name, token in wrong.items()} | {
-        "without Bearer": tokens.issue(audience)
+        "without Bearer": tokens.issue(audience),
+        "another scheme": f"Basic {tokens.issue(audience)}",
     }
 
 
@@ -190,7 +191,8 @@ def test_azures_library_signs_in_again_before_a_token_expires(
     credential, scope = login(client), f"{AUDIENCE}/.default"
     first = credential.get_token(scope).token
     assert credential.get_token(scope).token == first  # valid for an hour
-    assert jwt.decode(first, options={"verify_signature": False})["aud"] == AUDIENCE
+    claims = jwt.decode(first, options={"verify_signature": False})
+    assert (claims["aud"], claims["exp"] - claims["iat"]) == (AUDIENCE, 3600)
     monkeypatch.setattr(entra, "SECONDS", 60)
     credential = login(client)
     first = credential.get_token(scope).token

@@ -244,3 +244,19 @@ def test_a_file_of_dvc_that_leads_out_of_its_folder_is_not_even_fetched(
     monkeypatch.chdir(project.root)
     with pytest.raises(DigitsError, match=r"more\.dvc: it has more than the one file"):
         results.upload_inputs({"url": str(tmp_path / "remote")})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other rights")
+def test_the_key_in_a_temporary_worktree_is_for_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path)
+    project.git("init", "--quiet")
+    project.dvc("init", "--quiet")
+    project.git("commit", "--quiet", "--message", "one")
+    monkeypatch.chdir(tmp_path)
+    with results.worktree("HEAD", {"connection_string": "AccountKey=x"}) as tree:
+        local = tree.folder / ".dvc" / "config.local"
+        assert "AccountKey=x" in local.read_text()
+        assert local.stat().st_mode & 0o777 == 0o600
