@@ -20,10 +20,11 @@ from core.params import strict
 from core.tables import BYTES, UNPACKED_BYTES, check_regular
 from digits.runtime.normalise import normalise
 from digits.runtime.photograph import find_ink
-from digits.serving.picture import RefusedError, read_picture
+from digits.serving.picture import SIDE_PIXELS, RefusedError, read_picture
 
-PICTURE_BYTES = 50_000_000  # maximum size of a file, as declared in its archive
+PICTURE_BYTES = 50_000_000  # maximum size of a picture file
 FILES = 2_000_000  # maximum in an archive, and of images in a file
+ANY_SIZE = 2000  # number of pictures of any size; the sides of later ones are limited further
 HEADER_BYTES = 1_000_000  # maximum of the headers of a .tar that tarfile reads at once
 LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"x", b"g", b"X")
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # files that operating systems add
@@ -91,11 +92,12 @@ class Pictures:
     def add(self, name: str, data: bytes) -> None:
         """Decode a picture; raise DigitsError that begins with `name` if it cannot be read."""
         found = None
+        side = int(SIDE_PIXELS * min(1, ANY_SIZE / (len(self.light) + 1)) ** 0.5)
         try:
-            found = read_picture(data, find_ink)
+            found = read_picture(data, find_ink, side=side)
             light = found.light
             if self.ink is not None and light != (self.ink == "white"):  # `images` checks most
-                found = read_picture(data, find_ink, not light)
+                found = read_picture(data, find_ink, not light, side)
         except RefusedError as error:
             fault = DigitsError(f"{name}: is not a picture of a digit: {error}. Remove it.")
             if found is None:
@@ -189,16 +191,16 @@ def members(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             found = sorted(_listed(source, stack), key=lambda entry: entry[0])
         except DAMAGES as error:
             raise _damaged(source, error) from None
-        for name, size, opened in found:
+        for name, opened in found:
             if not any(part.startswith(".") or part in JUNK for part in name.lower().split("/")):
-                yield name, partial(_read, source, name, size, opened)
+                yield name, partial(_read, source, name, opened)
 
 
-def _listed(source: Path, stack: contextlib.ExitStack) -> list[tuple[str, int, Callable[[], Any]]]:
-    """Return path, size and a function to open each file; `stack` closes the archive."""
+def _listed(source: Path, stack: contextlib.ExitStack) -> list[tuple[str, Callable[[], Any]]]:
+    """Return path and a function to open each file; `stack` closes the archive."""
     if source.is_dir():
         return [
-            (path.relative_to(source).as_posix(), path.stat().st_size, partial(path.open, "rb"))
+            (path.relative_to(source).as_posix(), partial(path.open, "rb"))
             for path in filter(Path.is_file, source.rglob("*"))
         ]
     check_regular(source)
@@ -207,7 +209,7 @@ def _listed(source: Path, stack: contextlib.ExitStack) -> list[tuple[str, int, C
         unpacked = sum(entry.file_size for entry in zipped.filelist)
         check_size(source, len(zipped.filelist), unpacked, archive=True)
         return [
-            (entry.filename.replace("\\", "/"), entry.file_size, partial(zipped.open, entry))
+            (entry.filename.replace("\\", "/"), partial(zipped.open, entry))
             for entry in zipped.infolist()
             if not entry.is_dir()
         ]
@@ -219,26 +221,22 @@ def _listed(source: Path, stack: contextlib.ExitStack) -> list[tuple[str, int, C
             raise tarfile.ReadError(f"{member.name[:100]} declares a negative size")
         files += [member] if member.isfile() else []
     _check_end(source, tar)
-    return [
-        (member.name.removeprefix("./"), member.size, partial(tar.extractfile, member))
-        for member in files
-    ]
+    return [(member.name.removeprefix("./"), partial(tar.extractfile, member)) for member in files]
 
 
-def _read(source: Path, name: str, size: int, opened: Callable[[], Any]) -> bytes:
+def _read(source: Path, name: str, opened: Callable[[], Any]) -> bytes:
     """Return a file's bytes; raise DigitsError if it is too large for a picture."""
     try:
-        if size <= PICTURE_BYTES:
-            with opened() as file:
-                data: bytes = file.read(PICTURE_BYTES + 1)
-            if len(data) <= PICTURE_BYTES:
-                return data
+        with opened() as file:
+            data: bytes = file.read(PICTURE_BYTES + 1)
     except DAMAGES as error:
         raise _damaged(source, error) from None
-    raise DigitsError(
-        f"{source}: {name}: expected at most {PICTURE_BYTES:,} bytes, found {size:,}. Narrow the "
-        "patterns in params.yaml."
-    )
+    if len(data) > PICTURE_BYTES:
+        raise DigitsError(
+            f"{source}: {name}: has more than {PICTURE_BYTES:,} bytes. Narrow the patterns in "
+            "params.yaml."
+        )
+    return data
 
 
 def _damaged(source: Path, error: Exception) -> Exception:

@@ -45,6 +45,7 @@ from digits.sources import archives
 from digits.sources.archives import Archive
 from digits.sources.inspect import inspect
 from digits.sources.readers import Files, read
+from digits.sources.unlabelled import read_any
 
 CLASSES = tuple("0123456789")
 HANG_SECONDS = 30  # of processor time, and five times as long of waiting: only a hang lasts longer
@@ -588,6 +589,27 @@ def test_what_an_archive_unpacks_to_is_checked_first(
     path.write_bytes(data)
     with pytest.raises(DigitsError, match=r"at most .* bytes, found"):
         reader("archive")(path)
+
+
+@pytest.mark.parametrize("name", ["archive", "parquet", "score"])
+def test_the_more_pictures_there_are_the_smaller_they_must_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(archives, "ANY_SIZE", 4)
+    monkeypatch.setattr(archives, "SIDE_PIXELS", 100)
+    large = [png(np.kron(image, np.ones((2, 2), np.uint8))) for image in DIGITS.images[:13]]
+    files = {f"{number}/1.png": data for number, data in enumerate(large)}
+    path = tmp_path / "file"
+    for count in (12, 13):  # 100 * (4 / 12) ** 0.5 is 57, and 100 * (4 / 13) ** 0.5 is 55
+        if name == "archive":
+            write_tar(path, dict(list(files.items())[:count]))
+        else:
+            path.write_bytes(of_parquet(pa.array(large[:count])))
+        if count == 12:
+            read_any(path, 28)
+        else:
+            with pytest.raises(DigitsError, match="has 56 x 56 pixels; send at most 55 a side"):
+                reader(name)(path)
 
 
 FORM = b'--b\r\nContent-Disposition: form-data; name="'
