@@ -60,6 +60,13 @@ def all_cases(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--all-cases"))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import a module of slow tests, and TensorFlow with it, when -m leaves them out."""
+    if collection_path.suffix != ".py" or "not slow" not in config.getoption("-m"):
+        return None
+    return "\npytestmark = pytest.mark.slow\n" in collection_path.read_text("utf-8") or None
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]

@@ -6,6 +6,8 @@ from conftest import ROOT, Project
 from benchmarks.bench import Clock, step_operations, until_goal
 from digits.model import network
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_operations_are_those_of_the_convolutions() -> None:
     convolutions = [

@@ -5,6 +5,8 @@ from conftest import ROOT, Project
 
 from benchmarks.bench_serve import GOALS, SERVERS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.prove
 def test_it_runs_and_prints_the_figures(project: Project) -> None:

@@ -8,6 +8,8 @@ from conftest import ROOT, Project
 
 from benchmarks import bench_workers
 
+pytestmark = pytest.mark.slow
+
 
 def test_bytes_and_turns_are_those_of_a_ring() -> None:
     alone = bench_workers.reduced(0.01, 125_000, 1, "1 Gbit/s")

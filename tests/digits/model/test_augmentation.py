@@ -7,6 +7,8 @@ from conftest import mnist_part
 
 from digits.model.augmentation import Distortion, outlier_images, transforms
 
+pytestmark = pytest.mark.slow
+
 NONE = Distortion(rotation_degrees=0.0, shear=0.0, scale=0.0, shift_pixels=0.0)
 SIZE, CENTRE = 28, 13.5
 

@@ -13,6 +13,8 @@ from digits.model import network as model
 from digits.model import ood
 from digits.pipeline.train import build_ood_score
 
+pytestmark = pytest.mark.slow
+
 
 def vectors() -> tuple[np.ndarray, np.ndarray]:
     """Return correlated vectors float32 (2000, 12) of three classes, and these."""
@@ -66,7 +68,6 @@ def test_the_fit_has_the_same_bytes_with_other_kernels(tmp_path: Path) -> None:
     assert len(found[0]) == 64
 
 
-@pytest.mark.slow
 def test_one_in_a_hundred_known_digits_looks_foreign_and_noise_does() -> None:
     """Even an untrained network's features tell digits from noise."""
     digits = mnist_part("train", 4000)
@@ -82,7 +83,6 @@ def test_one_in_a_hundred_known_digits_looks_foreign_and_noise_does() -> None:
     assert metrics.auroc(-known, -model.predict(whole, noise)["ood_score"]) > 0.99
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras
 def test_a_model_has_the_same_bytes_whatever_was_built_before(tmp_path: Path) -> None:
     images = mnist_part("train", 200).images

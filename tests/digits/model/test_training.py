@@ -20,6 +20,8 @@ from digits.model import network as model
 from digits.model import training
 from digits.model.training import TrainConfig, fit, one_cycle
 
+pytestmark = pytest.mark.slow
+
 VALUES = frozen.values()
 CONFIG = frozen.section(TrainConfig, "train")
 TASK = dataclasses.replace(params.task(VALUES), epochs=1)
@@ -61,7 +63,6 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
     np.testing.assert_allclose(power2, training.BETA2 ** np.arange(1, 9), rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_steps_are_those_of_keras_adamw() -> None:
     """Three steps, the last at rate zero, against Keras' optimizer and loss on the same halves."""
     own = dataclasses.replace(CONFIG, batch_size=32, outlier_exposure_share=0.0, warmup_share=0.5)
@@ -118,7 +119,6 @@ def test_digits_of_one_loss_have_one_chance() -> None:
     assert 60 < times.min() < times.max() < 140
 
 
-@pytest.mark.slow
 def test_later_epochs_are_shorter() -> None:
     digits = some_digits(640)
     spec = dataclasses.replace(CONFIG, outlier_exposure_share=0.0, full_epochs=1, hard_share=0.5)
@@ -139,7 +139,6 @@ def test_normalisation_is_that_of_keras() -> None:
     np.testing.assert_allclose(ours(batch), theirs(batch), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_folding_changes_no_probability() -> None:
     images, classes = some_digits(640)
     network = model.build(28, 10)

@@ -19,6 +19,8 @@ from digits.model import network
 from digits.pipeline import evaluate
 from digits.pipeline import package as stage
 
+pytestmark = pytest.mark.slow
+
 PREDICT = """
 import sys, json, warnings
 import numpy as np
@@ -68,7 +70,6 @@ def in_empty_process(folder: Path, code: str, *arguments: str) -> subprocess.Com
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.slow
 def test_the_folder_predicts_without_this_project_and_reports_damage(
     reproduced: Project, tmp_path: Path
 ) -> None:
@@ -97,7 +98,6 @@ def test_the_folder_predicts_without_this_project_and_reports_damage(
     assert len(scores["ood_score"]) == 20
 
 
-@pytest.mark.slow
 def test_the_folder_states_where_it_came_from(reproduced: Project) -> None:
     package = reproduced.root / "data" / "package"
     model = yaml.safe_load((package / "MLmodel").read_text("utf-8"))
@@ -117,7 +117,6 @@ def test_the_folder_states_where_it_came_from(reproduced: Project) -> None:
         assert "3.11" in (package / name).read_text("utf-8")
 
 
-@pytest.mark.slow
 def test_smoke_items_are_validation_digits_with_their_labels(reproduced: Project) -> None:
     text = (reproduced.root / "data" / "package" / "smoke.jsonl").read_text("utf-8")
     items = [json.loads(line) for line in text.splitlines()]
@@ -129,7 +128,6 @@ def test_smoke_items_are_validation_digits_with_their_labels(reproduced: Project
     assert {item["answer"]["pointer"] for item in items} == {"/predictions/0/digit"}
 
 
-@pytest.mark.slow
 def test_the_summary_is_utf_8_whatever_standard_output_is(
     reproduced: Project, tmp_path: Path
 ) -> None:
@@ -154,7 +152,6 @@ def test_the_bytes_do_not_depend_on_the_encoding_of_standard_output(
     assert made == {path.name: path.read_bytes() for path in package.iterdir() if path.is_file()}
 
 
-@pytest.mark.slow
 def test_a_lineage_of_another_model_is_refused(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +168,6 @@ def test_a_lineage_of_another_model_is_refused(
     assert (project.root / "data" / "package" / "MLmodel").exists()
 
 
-@pytest.mark.slow
 def test_evaluate_states_of_a_damaged_model(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from digits.model.training import CURVES
 from digits.tracking import runs as module
 from digits.tracking.runs import log_evaluation, log_training
 
+pytestmark = pytest.mark.slow
+
 ROWS = pd.DataFrame([[1, 0.5, 0.9, 0.4, 0.92], [2, 0.4, 0.93, 0.3, 0.95]], columns=CURVES)
 STORE = pytest.mark.filterwarnings("ignore:The ``noload``:DeprecationWarning")  # MLflow's store
 MEASURED = {"mnist": {"accuracy": 0.99}, "japanese": {"accuracy": 0.9}}
@@ -63,7 +65,6 @@ def test_a_store_that_takes_nothing_is_reported_and_stops_nothing(
     assert "could not log the run to MLflow" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @STORE
 def test_a_training_and_its_evaluation_are_one_run(
     monkeypatch: pytest.MonkeyPatch,
@@ -99,7 +100,6 @@ def test_a_training_and_its_evaluation_are_one_run(
     assert (tmp_path / "data" / "mlruns").is_dir()
 
 
-@pytest.mark.slow
 @STORE
 def test_runs_that_differ_in_their_seed_are_grouped(model: Path, tmp_path: Path) -> None:
     for values in ({"seed": 1}, {"seed": 2}, {"seed": 1, "epochs": 3}):

@@ -363,7 +363,7 @@ def test_who_may_call_it_changes_in_the_open(deployable: Deployable, emulator: E
     assert list(properties["traffic"].values()) == [100]
     deployable.set(auth_mode="aml_token")
     assert "key -> aml_token: apply will refuse" in deployable.deploy("plan", code=1)
-    assert "was made with key, and its clients rely on it" in deployable.deploy("apply", code=1)
+    assert "was created with key, which its clients rely on" in deployable.deploy("apply", code=1)
     deployable.set(auth_mode="key", identity="null")
     assert "identity     digits-endpoint -> None" in deployable.deploy("plan", code=1)
     assert "azure.identity is None" in deployable.deploy("apply", code=1)
