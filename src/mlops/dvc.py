@@ -31,8 +31,9 @@ LAST_LINES = 30
 CACHE = Path(".dvc", "cache", "files", "md5")
 CHECKED = Path(".dvc", "tmp", "checked")  # its time is that of the last check of CACHE
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
-# What `dvc add` writes about a file or folder.
-OUT_KEYS = {"md5", "hash", "size", "nfiles", "path", "desc", "type", "labels", "meta"}
+# What DVC 3 writes about a file or folder: in dvc.lock, and in a *.dvc file.
+LOCK_KEYS = {"md5", "hash", "size", "nfiles", "isexec", "path"}
+OUT_KEYS = {*LOCK_KEYS, "desc", "type", "labels", "meta"}
 VARIABLE = "AZURE_STORAGE_CONNECTION_STRING"  # DVC accepts it there, too
 PROBE_SECONDS = 4  # to reach a blob store, and again for its answer: less than 10 in all
 COMMAND = (sys.executable, "-m", "dvc")  # the DVC that is installed beside this Python
@@ -136,33 +137,43 @@ def stages(lock: str | bytes) -> dict[str, Any]:
 
 
 def refused_files(names: list[str]) -> list[str]:
-    """Return the errors of *.dvc files: each may only name one file or folder next to it.
+    """Return the errors of *.dvc files and dvc.lock: each entry may only be a path and its MD5.
 
-    DVC accepts `wdir`, `deps` and paths of other folders in them (dvc/schema.py,
-    SINGLE_STAGE_SCHEMA), so that a checkout of data could replace source files.
+    DVC accepts in them `files` with any `relpath` (dvc/stage/loader.py), and MD5s of DVC 2, whose
+    listings `check_cache` does not see (dvc/output.py); in *.dvc files also `wdir`, `deps` and
+    paths of other folders (dvc/schema.py, SINGLE_STAGE_SCHEMA). A checkout of data could so replace
+    source files. A *.dvc file may only name one file or folder next to it.
     """
     found = []
     for name in names:
+        known, command = (LOCK_KEYS, "repro") if name.endswith(".lock") else (OUT_KEYS, "add")
         try:
-            values = YAML(typ="safe").load(Path(name).read_text("utf-8"))
-            (out,) = values["outs"]
-            plain = set(values) <= {"outs", "meta", "desc"} and set(out) <= OUT_KEYS
-            path = out["path"]
-            if not plain or path in ("", ".", "..") or re.search(r"[/\\:\0]", path):
-                raise ValueError("it has more than the one file or folder beside it")
-            if Path(name).is_symlink() or Path(name).with_name(path).is_symlink():
-                raise ValueError("it is or names a symbolic link")
+            text = Path(name).read_text("utf-8")
+            if command == "repro":
+                outs = [out for stage in stages(text).values() for out in stage.get("outs", [])]
+            else:
+                values = YAML(typ="safe").load(text)
+                (out,) = outs = values["outs"]
+                place = re.search(r"^\.{0,2}$|[/\\:\0]", out["path"])
+                if place or not set(values) <= {"outs", "meta", "desc"}:
+                    raise ValueError("it has more than the one file or folder beside it")
+                if Path(name).is_symlink() or Path(name).with_name(out["path"]).is_symlink():
+                    raise ValueError("it is or names a symbolic link")
+            for out in outs:
+                if not set(out) <= known or out["hash"] != "md5" or not MD5.fullmatch(out["md5"]):
+                    raise ValueError(f"{out['path']!r:.80} has more than the MD5 of DVC 3")
         except FileNotFoundError:  # deleted in the working tree
             continue
         except Exception as error:  # whatever hostile YAML raises
             reason = " ".join(str(error).split())[:200]
-            found.append(f"{name}: {reason}; write it with 'dvc add'")
+            found.append(f"{name}: {reason}; write it with 'dvc {command}'")
     return found
 
 
 def refuse_files(folder: Path | None = None) -> None:
-    """Raise DigitsError for files *.dvc below data that lead DVC out of their folder."""
-    if refused := refused_files(sorted(map(str, (folder or Path()).glob("data/**/*.dvc")))):
+    """Raise DigitsError for data's files *.dvc or a dvc.lock that lead DVC out of its folders."""
+    names = map(str, (folder or Path()).glob("data/**/*.dvc"))
+    if refused := refused_files([*sorted(names), str((folder or Path()) / "dvc.lock")]):
         raise DigitsError("; ".join(refused))
 
 

@@ -2,12 +2,12 @@
 
 Input: data/monitoring/reference.json, the trained model, the split test, which is not part of the
 reference (but its MNIST digits were used to choose `tolerated_share`), and real handwriting (arrays
-images and labels, see `make rendering-realism`). Output, on standard output: the share of windows
-with an alert of the 1 % test, of in-distribution digits and with some foreign ones. The 95 %
-intervals are from a bootstrap of the digits, not only of windows. The reference is fixed; another
-one has another false alarm rate (.github/DRIFT.md). For comparison, the first of these windows are
-tested with Evidently's data drift preset, if it is installed. It is not locked, because it needs
-pandas below 3; .github/DRIFT.md describes that measurement.
+images and labels, see `make rendering-realism`). Output, on standard output and with --record in
+.github/DRIFT.md: the share of windows with an alert of the 1 % test, of in-distribution digits and
+with some foreign ones. The 95 % intervals are from a bootstrap of the digits, not only of windows.
+The reference is fixed; another one has another false alarm rate (.github/DRIFT.md). For comparison,
+the first of these windows are tested with Evidently's data drift preset, if it is installed. It is
+not locked, because it needs pandas below 3; .github/DRIFT.md describes that measurement.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.realism import read_handwriting
+from benchmarks.record import finish
 from core import params
 from core.dataset import Digits, read_split
 from core.errors import DigitsError
@@ -129,13 +130,14 @@ def main(arguments: list[str]) -> None:
     """Score the pools, judge many windows, print a table."""
     parser = argparse.ArgumentParser(prog="make drift-power", description=__doc__)
     parser.add_argument("handwriting", type=Path, nargs="*", help=".npz files of real digits")
-    paths = parser.parse_args(arguments).handwriting
+    parser.add_argument("--record", action="store_true", help="write the table of DRIFT.md")
+    given = parser.parse_args(arguments)
     values = params.load()
     task, own = params.task(values), params.section(Params, values, "monitor")
     reference = Reference.read(REFERENCE)
     size, classes = task.image_size, len(task.classes)
     sources, validation = (read_split(path, classes, size) for path in (TEST, VALIDATION))
-    real = [read_handwriting(path, size, path.stem, classes) for path in paths]
+    real = [read_handwriting(path, size, path.stem, classes) for path in given.handwriting]
     fitted = {name: len(summary) for name, summary in reference.scripts.items()}
     held: Counter[str] = Counter()
     for part in validation:
@@ -152,12 +154,14 @@ def main(arguments: list[str]) -> None:
         f"{WINDOWS:,} of each kind with the 95 % interval; and of the first {SIDE_BY_SIDE} of them"
     )
     print("by this test, and by Evidently's preset (in brackets: in which a column drifts)")
-    rows = [(known, known, 0.0)] + [(known, other, share) for other in foreign for share in SHARES]
-    for (_, *ours), (name, *theirs), share in tqdm(rows, leave=False):
+    cases = [(known, known, 0.0)] + [(known, other, share) for other in foreign for share in SHARES]
+    table: dict[str, dict[float, str]] = {}
+    for (_, *ours), (name, *theirs), share in tqdm(cases, leave=False):
         drawn = draw(len(ours[0]), len(theirs[0]), own.window, share, WINDOWS, rng)
         raised = alarms(ours[0], theirs[0], drawn, own, reference)
         low, high = interval(ours[0], theirs[0], share, own, reference, rng)
-        line = f"{raised.mean():8.2%} [{low:.2%}, {high:.2%}]"
+        line = f"{raised.mean():.2%} [{low:.2%}, {high:.2%}]"
+        table.setdefault(name, {})[share] = line
         first = [part[:SIDE_BY_SIDE] for part in drawn]
         found = evidently(pool, ours[1], theirs[1], (first[0], first[1]))
         side = "Evidently is not installed"
@@ -165,3 +169,7 @@ def main(arguments: list[str]) -> None:
             side = f"{raised[:SIDE_BY_SIDE].mean():.0%}"
             side += f"   Evidently {(found >= HALF).mean():.0%} ({(found > 0).mean():.0%})"
         tqdm.write(f"{name + ('' if share else ' alone'):32}{share:5.0%}{line:>26}   {side}")
+    rows = [[name, *(row.get(share, "") for share in (0, *SHARES))] for name, row in table.items()]
+    head = ["in the window, beside MNIST's digits", *(f"{share:.0%}" for share in (0, *SHARES))]
+    sample = f"{WINDOWS:,} windows of {own.window} of each kind, 95 % intervals"
+    finish("drift_power", [head, *rows], [], sample, given.record)

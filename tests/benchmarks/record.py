@@ -1,7 +1,7 @@
-"""What the benchmarks have in common: their goals, the processor, and the tables of BENCHMARKS.md.
+"""What the benchmarks have in common: their goals, the processor, and the tables of the pages.
 
 `--record` of a benchmark keeps its result in results.json beside this module and writes the tables
-of .github/BENCHMARKS.md from that file, between the comments with the benchmark's name.
+of .github/BENCHMARKS.md and DRIFT.md from it, between the comments with the benchmark's name.
 """
 
 import json
@@ -16,7 +16,8 @@ from typing import Any
 from digits.production.scoring import cores
 
 RESULTS = Path(__file__).with_name("results.json")
-PAGE = Path(__file__).parents[2] / ".github" / "BENCHMARKS.md"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / ".github" / "BENCHMARKS.md", ROOT / ".github" / "DRIFT.md")
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "amx_tile")
 
 
@@ -66,7 +67,7 @@ def finish(
         "goals": [goal.row() for goal in goals],
     }
     print(f"\n{found['measured']}")
-    for table in (found["rows"], found["goals"]):
+    for table in filter(None, (found["rows"], found["goals"])):
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for row in table:
             cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
@@ -75,16 +76,18 @@ def finish(
         results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
         text = json.dumps(results | {name: found}, indent=1, ensure_ascii=False, sort_keys=True)
         RESULTS.write_text(text + "\n", "utf-8")
-        PAGE.write_text(page(PAGE.read_text("utf-8"), json.loads(text)), "utf-8")
-        print(f"written to {RESULTS.name} and {PAGE.name}")
+        for path in PAGES:
+            path.write_text(page(path.read_text("utf-8"), json.loads(text)), "utf-8")
+        print(f"written to {RESULTS.name} and the page")
 
 
 def page(text: str, results: dict[str, Any]) -> str:
     """Return the page with the tables of the results between their comments."""
     for name, found in results.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        goals = [["goal", "measured", "limit", ""], *found["goals"]]
-        tables = [_markdown(found["rows"]), _markdown(goals)]
+        tables = [_markdown(found["rows"])]
+        if found["goals"]:
+            tables.append(_markdown([["goal", "measured", "limit", ""], *found["goals"]]))
         body = "\n".join([begin, f"Measured on {found['measured']}.\n", *tables, end])
         pattern = re.escape(begin) + ".*?" + re.escape(end)
         text = re.sub(pattern, body.replace("\\", r"\\"), text, flags=re.DOTALL)
@@ -100,6 +103,6 @@ def _commit() -> str:
     """Return the commit, marked if a file differs from it that the record does not write."""
     command = ["git", "rev-parse", "--short=7", "HEAD"]
     commit = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8").stdout.strip()
-    others = [f":(exclude,top){path.relative_to(PAGE.parents[1])}" for path in (RESULTS, PAGE)]
+    others = [f":(exclude,top){path.relative_to(ROOT)}" for path in (RESULTS, *PAGES)]
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", *others]).returncode
     return f"{commit}-dirty" if changed else commit

@@ -1,4 +1,4 @@
-"""The tables of BENCHMARKS.md are those that the benchmarks wrote."""
+"""The tables of BENCHMARKS.md and DRIFT.md are those that the benchmarks wrote."""
 
 import json
 from pathlib import Path
@@ -10,23 +10,29 @@ from benchmarks.record import Goal
 from digits.production.scoring import cores
 
 
-def test_the_page_has_the_tables_of_the_results() -> None:
-    text = record.PAGE.read_text("utf-8")
-    assert record.page(text, json.loads(record.RESULTS.read_text("utf-8"))) == text
+def test_the_pages_have_the_tables_of_the_results() -> None:
+    results = json.loads(record.RESULTS.read_text("utf-8"))
+    texts = [path.read_text("utf-8") for path in record.PAGES]
+    assert [record.page(text, results) for text in texts] == texts
+    assert all(f"<!-- {name} -->\n" in "".join(texts) for name in results)
 
 
 def test_a_result_is_kept_and_its_tables_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results.json")
-    monkeypatch.setattr(record, "PAGE", tmp_path / "page.md")
+    page, other = tmp_path / "page.md", tmp_path / "other.md"
+    monkeypatch.setattr(record, "PAGES", (page, other))
+    monkeypatch.setattr(record, "ROOT", tmp_path)
     before = "Before\n\n<!-- one -->\nold\n<!-- end of one -->\n\nAfter\n"
-    record.PAGE.write_text(before, "utf-8")
+    page.write_text(before, "utf-8")
+    other.write_text("Of another benchmark\n", "utf-8")
     goals = [Goal("ratio", 0.5, "at most", 0.55), Goal("rate", 1234.5, "at least", 2000)]
     record.finish(
         "one", [["name", "seconds"], ["first", "1.0 s"]], goals, "medians of 3", record=True
     )
-    text = record.PAGE.read_text("utf-8")
+    assert other.read_text("utf-8") == "Of another benchmark\n"
+    text = page.read_text("utf-8")
     assert text.startswith("Before\n\n<!-- one -->\n") and text.endswith("one -->\n\nAfter\n")
     assert f"{record.processor()}; commit " in text and "; medians of 3.\n" in text
     assert "| name | seconds |\n| --- | --- |\n| first | 1.0 s |\n" in text

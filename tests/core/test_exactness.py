@@ -221,6 +221,7 @@ def test_no_output_names_the_machine_or_the_day(reproduced: Project) -> None:
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="exact for Python 3.11 only")
 def test_production_lock_is_reproduced(tmp_path: Path) -> None:
     copy_tracked(tmp_path)
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")  # dvc.lock has its values
     (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
     project = Project(tmp_path)
     project.git("init", "--quiet", "--initial-branch", "main")

@@ -93,7 +93,8 @@ def cache_refs(payload: dict[str, Any]) -> list[str]:
     accessing a cache".
     """
     if "pull_request" in payload:
-        return [f"refs-pull-{payload['number']}-merge", "refs-heads-main"]
+        base = payload["pull_request"]["base"]["ref"]
+        return [f"refs-pull-{payload['number']}-merge", f"refs-heads-{base}"]
     return [payload.get("ref", "refs/heads/main").replace("/", "-")]
 
 
@@ -188,8 +189,26 @@ class GitHub:
         payload |= {"sender": {"type": sender, "login": login}}
         payload["pull_request"] = self.pull_facts(pull)
         head = self.head(self.ref(pull))
-        names = ("pull-request.yml", "ci.yml")
+        names = [n for n in ("pull-request.yml", "ci.yml") if self.starts(n, head, pull.base)]
         return [("pull_request", name, head, payload) for name in names]
+
+    def starts(self, workflow: str, head: str, base: str) -> bool:
+        """Say whether a workflow, as it stands in a commit, runs for pull requests to a base.
+
+        docs.github.com/actions/reference/workflows-and-actions/workflow-syntax,
+        "on.<pull_request|pull_request_target>.<branches|branches-ignore>".
+        """
+        text = self.git("show", f"{head}:.github/workflows/{workflow}")
+        asked = yaml.safe_load(text)[True]["pull_request"] or {}  # YAML 1.1 reads `on` as true
+        return base in asked.get("branches", [base])
+
+    def retarget(self, pull: Pull, base: str) -> None:
+        """Change the base of a pull request, as its author may.
+
+        That is the activity `edited`, which starts no run unless a workflow names it under `types`
+        (docs.github.com/actions/reference/workflows-and-actions/events-that-trigger-workflows).
+        """
+        pull.base = base
 
     def open_link(self, branch: str) -> Pull:
         """Open the pull request of a branch as a person, whose checks then start at once."""
@@ -471,7 +490,7 @@ class GitHub:
             "created_at": pull.created_at,
             "user": {"login": pull.author},
             "head": {"ref": pull.branch, "sha": head, "repo": {"full_name": pull.source}},
-            "base": {"ref": "main", "sha": self.head("main")},
+            "base": {"ref": pull.base, "sha": self.head(pull.base)},
         }
 
     def serve(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:

@@ -31,6 +31,7 @@ class Pull:
     branch: str
     source: str = FULL_NAME  # a fork has another owner
     author: str = "student"
+    base: str = "main"
     state: str = "open"
     created_at: str = "2026-01-01T00:00:00Z"
     body: str = ""

@@ -159,6 +159,20 @@ def test_a_merge_group_is_reviewed_alone(github: GitHub) -> None:
     assert f"REVIEWED --restore main --gate --base {base} as reader" in run.log
 
 
+def test_a_pull_request_to_another_branch_has_no_checks_to_carry_over(github: GitHub) -> None:
+    """That branch may have a lower gate of its author's; a change of the base starts no run."""
+    github.git("update-ref", "refs/heads/easy", github.head("main"))
+    pull = Pull(1, "epochs", base="easy")
+    github.push(github.folder.parent / "work", pull)
+    assert github.settle() == []
+    github.retarget(pull, "main")
+    assert github.settle() == []
+    assert not github.mergeable(pull)
+    review, comment = settle(github, pull)  # it is pushed again, or closed and opened
+    assert "--base origin/main" in review.log
+    assert comment.jobs == {"comment": "success", "commit": "success"}, comment.log
+
+
 def poison(github: GitHub, ref: str) -> None:
     """Fill a ref's cache with an environment of one's own."""
     program = github.caches / ref / "dvc-1" / ".venv" / "bin" / "digits"

@@ -15,12 +15,14 @@ from mlops.review.schema import MADE
 
 WORKFLOW = ".github/workflows/pull-request.yml"
 FILES = 300  # maximum number of files in a comparison: docs.github.com/rest/commits/commits
-# Data, in plain files; all else is code: dvc.yaml, .dvc/, scripts, names that begin with a dot.
-FOLDERS = r"data/(?:(?!\.)[^/]+/)*"
+# Data, in plain files; all else is code: dvc.yaml, .dvc/, scripts, names that begin with a dot, and
+# names that Windows cannot have (learn.microsoft.com/windows/win32/fileio/naming-a-file).
+NAME = r"(?!\.|(?i:con|prn|aux|nul|com\d|lpt\d)(?:[./]|$))[^/\\:*?\"<>|\x00-\x1f]+"
+FOLDERS = rf"data/(?:{NAME}/)*"
 FORMATS = "csv|dvc|gif|gz|idx|jpeg|jpg|json|npy|npz|parquet|pdf|png|tif|tiff|txt|ubyte|webp|zip"
 DATA = re.compile(
     rf"params\.yaml|{MADE}|(?:[^/]+/)*[^/]+\.md|{FOLDERS}\.gitignore|"
-    rf"{FOLDERS}(?!\.)[^/]+\.(?:{FORMATS})",
+    rf"{FOLDERS}{NAME}\.(?:{FORMATS})",
     re.S,
 )
 PLAIN_FILE = "100644"  # git's mode of a file, not of a program, link or submodule

@@ -163,6 +163,19 @@ def test_a_forged_seed_variance_has_no_effect_and_is_named(author: Tiny, review:
     assert "data/noise.json is changed here, which has no effect" in found.text
 
 
+def test_the_gate_of_the_base_is_that_of_today(author: Tiny, review: Review) -> None:
+    """Main has become stricter since the branch began."""
+    author.git("branch", "began")
+    author.edit("params.yaml", "limit: 0.9,", "limit: 0.993,")
+    author.on_main("A stricter gate")
+    author.git("reset", "--quiet", "--hard", "began")
+    author.edit("params.yaml", "classes:", "# As before.\nclasses:")
+    author.commit("A comment")
+    found = review()
+    assert not found.passed
+    assert "is below its limit 0.993" in found.error
+
+
 def test_another_test_set_is_not_compared(author: Tiny, review: Review) -> None:
     author.write("data/raw.csv", "9,9,9\n")
     author.dvc("repro", "--quiet")
@@ -219,6 +232,61 @@ def test_a_listing_cannot_place_code(author: Tiny, review: Review) -> None:
     assert not Path("pwned").exists() and not Path("yaml.py").exists()
     assert not found.passed
     assert "'../../../yaml.py' is not below the folder" in found.error
+
+
+EVIL = "open('pwned', 'w')\nraise SystemExit\n"
+
+
+def test_dvc_lock_cannot_place_code(author: Tiny, review: Review) -> None:
+    """An entry of dvc.lock may list files with any path; with `restore` that of train is kept."""
+    author.write("params.yaml", PARAMS + RESTORES)
+    author.on_main("Weights are made elsewhere")
+    author.write("data/labelled/x.csv", EVIL)
+    author.dvc("add", "--quiet", "data/labelled/x.csv")  # its content is in the cache of main
+    (author.root / "data/labelled/x.csv.dvc").unlink()
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    lock = author.lock()
+    lock["stages"]["train"]["params"]["params.yaml"]["epochs"] = 2
+    files = [{"relpath": "../../../yaml.py", "md5": md5(EVIL), "size": len(EVIL)}]
+    path = lock["stages"]["train"]["outs"][0]["path"]
+    lock["stages"]["train"]["outs"][0] = {"path": path, "hash": "md5", "files": files}
+    author.forge(lock)
+    author.commit("Two epochs, on a GPU")
+    found = review()
+    assert not Path("pwned").exists() and not Path("yaml.py").exists()
+    assert not found.passed
+    assert f"dvc.lock: '{path}' has more than the MD5 of DVC 3" in found.error
+
+
+def test_a_listing_of_dvc_2_cannot_place_code(author: Tiny, review: Review) -> None:
+    """Without `hash: md5` DVC looks for a listing in the folders of its version 2."""
+    listing = json.dumps([{"md5": md5(EVIL), "relpath": "../../../yaml.py"}])
+    for text, end in ((EVIL, ""), (listing, ".dir")):
+        author.write(f".dvc/cache/{md5(text)[:2]}/{md5(text)[2:]}{end}", text)
+    out = f"{{path: more, md5: {md5(listing)}.dir, size: {len(EVIL)}, nfiles: 1}}"
+    author.write("data/labelled/more.dvc", f"outs:\n- {out}\n")
+    author.write("data/labelled/.gitignore", "/more\n")
+    author.edit("params.yaml", "epochs: 1", "epochs: 2")
+    author.commit("Labelled digits")
+    found = review()
+    assert not Path("pwned").exists() and not Path("yaml.py").exists()
+    assert not found.passed
+    assert "more.dvc: 'hash'; write it with 'dvc add'" in found.error
+
+
+@pytest.mark.parametrize("hash_", ["../../etc/passwd", 3, "d41d8cd98f00b204e9800998ecf8427e.dir2"])
+def test_an_md5_that_is_a_path_is_refused(tmp_path: Path, hash_: object) -> None:
+    lock = {"stages": {"a": {"cmd": "x", "outs": [{"path": "y", "hash": "md5", "md5": hash_}]}}}
+    (tmp_path / "dvc.lock").write_text(json.dumps(lock))
+    with pytest.raises(DigitsError, match=r"dvc\.lock: .*; write it with 'dvc repro'"):
+        dvc.refuse_files(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["stages: {a: {outs: 3}}", "stages: {a: {outs: [3]}}", "[", "3"])
+def test_a_lock_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dvc.lock").write_text(text)
+    with pytest.raises(DigitsError, match=r"dvc\.lock: .*; write it with 'dvc repro'"):
+        dvc.refuse_files(tmp_path)
 
 
 def test_a_listing_in_a_shared_cache_is_checked(
