@@ -1,7 +1,7 @@
 # One line a target: the work is in run.py, so that `python run.py TARGET` does the same on Windows.
 PYTHON ?= python3
 
-.PHONY: repro test check prove demo lint bench bench-serve bench-workers bench-review bench-photos drift-power rendering-realism noise mlflow notebooks screenshots storage env lock sbom rename help
+.PHONY: repro test check prove demo lint bench bench-serve bench-monitor bench-workers bench-review bench-photos drift-power rendering-realism noise mlflow notebooks screenshots storage env lock sbom rename help
 help:    ; @$(PYTHON) run.py help
 repro:   ; @$(PYTHON) run.py repro
 test:    ; @$(PYTHON) run.py test
@@ -11,6 +11,7 @@ demo:    ; @$(PYTHON) run.py demo
 lint:    ; @$(PYTHON) run.py lint
 bench:   ; @$(PYTHON) run.py bench
 bench-serve: ; @$(PYTHON) run.py bench-serve
+bench-monitor: ; @$(PYTHON) run.py bench-monitor
 bench-workers: ; @$(PYTHON) run.py bench-workers
 bench-review: ; @$(PYTHON) run.py bench-review
 bench-photos: ; @$(PYTHON) run.py bench-photos

@@ -360,6 +360,12 @@ def bench_serve() -> None:
     measure("bench_serve")
 
 
+def bench_monitor() -> None:
+    """Time stage monitor on a million requests: two minutes."""
+    env()
+    measure("bench_monitor")
+
+
 def bench_workers() -> None:
     """Time a training step on one and on two machines over loopback: a minute."""
     env()
@@ -681,6 +687,7 @@ TARGETS = {
     "lint": lint,
     "bench": bench,
     "bench-serve": bench_serve,
+    "bench-monitor": bench_monitor,
     "bench-workers": bench_workers,
     "bench-review": bench_review,
     "bench-photos": bench_photos,

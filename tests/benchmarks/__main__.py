@@ -11,6 +11,7 @@ from core import console  # noqa: E402
 
 NAMES = (
     "bench",
+    "bench_monitor",
     "bench_review",
     "bench_serve",
     "bench_workers",

