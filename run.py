@@ -406,6 +406,7 @@ def noise() -> None:
 def mlflow() -> None:
     """Open MLflow's page of all runs, including experiments, until Ctrl-C."""
     env()
+    end_by_signals()
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'data' / 'mlflow.db'}"
     if store.startswith("http"):
         print(f"Runs are logged to {store}. Open its own page instead.")
@@ -562,13 +563,18 @@ def screenshots() -> None:
     run(PYTHON, Path("tests", "support", "screenshots.py"))
 
 
-def storage() -> None:
-    """Start the blob emulator as DVC's remotes, until Ctrl-C."""
-    env()
-    for name in ("SIGTERM", "SIGHUP"):  # like Ctrl-C, unless ignored, as by `nohup`
+def end_by_signals() -> None:
+    """Let SIGTERM and SIGHUP end a server as Ctrl-C does, unless ignored, as by `nohup`."""
+    for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+
+
+def storage() -> None:
+    """Start the blob emulator as DVC's remotes, until Ctrl-C."""
+    env()
+    end_by_signals()
     local = ROOT / ".dvc" / "config.local"
     before = read_settings(local)
     with subprocess.Popen(

@@ -70,7 +70,20 @@ class BlobStore:
         self.port = int(url.split(":")[2].split("/")[0])
         # Loopback is reached without a proxy, whatever the environment sets.
         self.service = BlobServiceClient(url, credential=key, use_env_settings=False)
-        self.client = self.service.get_container_client(CONTAINER)
+
+    def check(self) -> None:
+        """Raise EmulatorError if Azurite has ended: any user may then have bound its port.
+
+        Called after a download, it shows that Azurite had the port all the time.
+        """
+        if self.process.poll() is not None:
+            raise EmulatorError("Azurite has ended; restart the emulator")
+
+    @property
+    def client(self) -> ContainerClient:
+        """The client of the workspace's container."""
+        self.check()
+        return self.service.get_container_client(CONTAINER)
 
     @property
     def connection_string(self) -> str:
@@ -120,6 +133,7 @@ class BlobStore:
         container, path = self.service.get_container_client(name), path.rstrip("/")
         start = f"{path}/" if path else ""
         sizes = {blob.name: blob.size for blob in container.list_blobs(name_starts_with=path)}
+        self.check()
         found = {blob: size for blob, size in sizes.items() if blob.startswith(start)}
         if not found and path in sizes:
             found = {path: sizes[path]}
@@ -140,6 +154,7 @@ class BlobStore:
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb") as output:
                 container.download_blob(blob).readinto(output)
+        self.check()
 
     def upload(self, folder: Path, uri: str) -> None:
         """Upload all files of a folder below a datastore's path."""
@@ -217,6 +232,7 @@ def take_tokens(store: BlobStore, tokens: Tokens, url: str) -> web.Application:
             raise web.HTTPUnauthorized(text=f"The token: {error}.", headers=headers) from None
         check_length(request, required=False)
         body = await read_body(request)
+        store.check()
         path = f"{request.raw_path}{'&' if request.query_string else '?'}{store.sign_all()}"
         status, found, answer = await send_on(request, store.port, path, body, request.headers)
         return web.Response(status=status, headers=found, body=answer)

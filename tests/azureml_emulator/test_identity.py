@@ -164,6 +164,7 @@ def test_a_batch_endpoint_is_invoked_with_a_token_for_machine_learning(client: C
         ({"scope": AUDIENCE}, 400, "invalid_scope", 1002012),
         ({"scope": "/.default"}, 400, "invalid_scope", 1002012),
         (b"\xff\xfe", 400, "invalid_request", 900144),
+        (b"%61=%61&" * 100_000, 400, "invalid_request", 90014),
     ],
 )
 def test_sign_in_refuses(

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import http.client
+import http.server
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -173,6 +175,29 @@ def test_no_name_of_a_job_leads_out_of_its_folder(
     status, answer = client.call("PUT", f"/jobs/{name}", body)
     assert (status, answer["error"]["code"]) == (400, "UserError")
     assert client.emulator.state.path.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no process groups")
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_job_that_ended_leaves_no_process(client: Client, killed: bool) -> None:
+    """Of a command that ended with a child in the background, or whose process here was killed."""
+    wait = "sleep 98764" if killed else "(sleep 98764 &); echo started"
+    body = {"properties": ECHO_JOB["properties"] | {"command": wait}}
+    assert client.call("PUT", f"/jobs/left{killed}", body)[0] == 201
+
+    def left() -> list[psutil.Process]:
+        return [
+            one
+            for one in psutil.process_iter(["cmdline"])
+            if one.info["cmdline"] == ["sleep", "98764"]
+        ]
+
+    if killed:
+        wait_until(lambda: bool(left()))
+        (ran,) = next(ran for ran in client.emulator.state.processes.values() if ran)
+        ran.kill()
+    wait_until(lambda: client.ended(f"/jobs/left{killed}"))
+    wait_until(lambda: not left())
 
 
 def test_an_init_that_hangs_leaves_no_process(client: Client, tmp_path: Path) -> None:
@@ -454,6 +479,36 @@ def test_a_deployment_whose_record_is_damaged_is_deployed_again(
     resume.assert_called_once_with(state, key, None, True)
 
 
+@contextlib.contextmanager
+def another_store(port: int) -> Iterator[None]:
+    """Answer on a port as a blob store with a score.py."""
+    blob = "<Blob><Name>code/score.py</Name><Properties><Content-Length>1</Content-Length>"
+    blob += "<BlobType>BlockBlob</BlobType>"
+    page = f"<?xml version='1.0'?><EnumerationResults><Blobs>{blob}</Properties></Blob></Blobs>"
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            """Give the list of blobs, or a blob."""
+            text = page + "</EnumerationResults>" if "comp=list" in self.path else "#"
+            self.send_response(200)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing."""
+
+    with http.server.ThreadingHTTPServer((LOOPBACK, port), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.mark.prove
 def test_the_end_of_azurite_is_named_and_what_is_answered_meanwhile_is_counted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -470,6 +525,16 @@ def test_the_end_of_azurite_is_named_and_what_is_answered_meanwhile_is_counted(
         wait_until(named)
         running.collector.take("one", "blue", {}, b"[]")
         wait_until(lambda: lost == [1])
+        with another_store(running.storage.port):  # any user may have the port now
+            (tmp_path / "got").mkdir()
+            for call in (
+                lambda: running.storage.upload(folder, "x/paths/code"),
+                lambda: running.storage.find("x/paths/code"),
+                lambda: running.storage.fetch("x/paths/code", tmp_path / "got"),
+            ):
+                with pytest.raises(EmulatorError, match="Azurite has ended"):
+                    call()
+            assert list((tmp_path / "got").iterdir()) == []
     assert said[0].count("Azurite has ended") == 1
     with emulated(folder) as again:
         again.emulator.storage.client.upload_blob("a", b"b")

@@ -24,6 +24,7 @@ from typing import Any
 
 from azure.storage.blob import ContainerSasPermissions
 
+from azureml_emulator.inference import stop
 from azureml_emulator.services.deployments import duration
 from azureml_emulator.services.online_endpoints import size_of
 from azureml_emulator.state import Answer, Json, RefusedError, State, need
@@ -333,6 +334,8 @@ def process(
                 while new := file.read(1_000_000):
                     keep(new)
             if None not in codes:
+                for one in ran:  # what it started may have outlived it
+                    stop(one, 0)
                 return any(codes) or late
             time.sleep(POLL_SECONDS)
 

@@ -21,6 +21,7 @@ from azureml_emulator.web import read_body, write_atomic
 TENANT = CLIENT = "00000000-0000-0000-0000-000000000000"
 SECONDS = 3600  # validity; Entra ID's tokens are valid for 60 to 90 minutes
 SCOPE = "/.default"  # after the audience
+FIELDS = 20  # maximum in a body; a client sends four
 CONFIGURATION, TOKEN = "/v2.0/.well-known/openid-configuration", "/oauth2/v2.0/token"
 
 
@@ -87,7 +88,10 @@ async def respond(tokens: Tokens, url: str, request: web.Request) -> web.Respons
         place = f"{url}/{TENANT}"
         answer = {"issuer": f"{place}/v2.0", "token_endpoint": place + TOKEN}
         return web.json_response(answer | {"authorization_endpoint": f"{place}/oauth2/authorize"})
-    given = dict(parse_qsl((await read_body(request)).decode(errors="replace")))
+    body = (await read_body(request)).decode(errors="replace")
+    if body.count("&") > FIELDS:  # a second of work for a few megabytes, before any secret
+        return refuse(400, "invalid_request", 90014, f"The body has more than {FIELDS} fields.")
+    given = dict(parse_qsl(body))
     grant, scope, secret = (given.get(n, "") for n in ("grant_type", "scope", "client_secret"))
     if not grant:
         return refuse(400, "invalid_request", 900144, "The body must contain 'grant_type'.")

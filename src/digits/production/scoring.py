@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from pyarrow import parquet
 
 from core.console import hidden_stderr
+from core.dataset import light_paper
 from core.errors import DigitsError
 from core.files import atomic_write
 from core.tables import limited_memory
@@ -34,6 +35,7 @@ PACKAGE = Path("data", "package")
 # Keras imports these for unused wrappers, which takes a third of its loading time.
 UNUSED = ("matplotlib", "sklearn")
 CONVERTED = "_input.parquet"  # in a folder of answers, until the answers are complete
+FIRST = 250  # images that show whether a file needs a conversion
 PARTS_PER_PROCESS = 3  # parts that are read and not yet scored
 
 
@@ -93,7 +95,10 @@ def native(files: list[Path], size: int, folder: Path) -> list[Path]:
 
 
 def is_native(path: Path, size: int) -> bool:
-    """Return whether a file is Parquet with raw images; raise DigitsError if it is corrupted."""
+    """Return whether a file is Parquet with raw images that need no conversion, by the first ones.
+
+    Raises DigitsError if it is corrupted.
+    """
     if kind_of(path) != "parquet":
         return False
     try:
@@ -102,11 +107,14 @@ def is_native(path: Path, size: int) -> bool:
             if "image" not in known.names or not batch.raw(known.field("image").type):
                 return False
             batch.schema(path, size)
-            rows = next(file.iter_batches(1, columns=["image"]), None)
-        first = rows["image"][0].as_py() if rows else None
+            rows = next(file.iter_batches(FIRST, columns=["image"]), None)
+        first = [one for one in rows["image"].to_pylist() if one is not None] if rows else []
     except (OSError, ValueError) as error:  # Arrow's errors are among them
         raise unreadable(path, error) from None
-    return first is None or len(first) == size * size
+    if any(len(one) != size * size for one in first):
+        return False
+    images = np.frombuffer(b"".join(first), np.uint8).reshape(-1, size, size)
+    return not light_paper(images) and int(images.max(initial=0)) != 1
 
 
 def convert(path: Path, target: Path, size: int) -> None:

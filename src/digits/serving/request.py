@@ -152,10 +152,27 @@ def _fields(content: Any) -> tuple[Any, str | None]:
     if not (script is None or isinstance(script, str)):
         raise RefusedError(400, "script must be text or omitted")
     if isinstance(data, dict):  # a table with the names of its columns, or one named input
-        data = data["data"] if "data" in data else _bare(data)
+        data = _in_order(data["data"], data.get("columns")) if "data" in data else _bare(data)
     if named[0] == "dataframe_records" and isinstance(data, list):
-        data = [list(row.values()) if isinstance(row, dict) else row for row in data]
+        data = [
+            _in_order([list(row.values())], list(row))[0] if isinstance(row, dict) else row
+            for row in data
+        ]
     return data, script
+
+
+def _in_order(rows: Any, names: Any) -> Any:
+    """Return rows of a table with its columns in the order of the numbers in all their names."""
+    if not isinstance(names, list) or not isinstance(rows, list):
+        return rows
+    numbers = [[int(n[:9]) for n in re.findall(r"\d+", str(name))] for name in names]
+    order = sorted(range(len(names)), key=numbers.__getitem__)
+    if not all(numbers) or order == list(range(len(names))):
+        return rows
+    return [
+        [row[n] for n in order] if isinstance(row, list) and len(row) == len(names) else row
+        for row in rows
+    ]
 
 
 def _listed(data: Any, size: int) -> list[Any]:

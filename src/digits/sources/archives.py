@@ -157,7 +157,7 @@ def read_archive(
         if not found:
             others = others or name
             continue
-        pictures.add(f"{source}: {name}", read())
+        pictures.add(f"{source}: {name:.200}", read())
         labels += found
     if missing := sorted(set(range(class_count)) - set(labels)):
         wanted = [pattern for label, pattern in patterns if label == missing[0]]

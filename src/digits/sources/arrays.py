@@ -42,7 +42,7 @@ def read_npz(path: Path, part: str) -> Table:
     if not whole and not ((images >= 0) & (images <= 255)).all():
         raise DigitsError(f"{path}: values are not from 0 to 255, nor from 0 to 1. Scale them.")
     images = images.astype(np.uint8 if whole else np.float32, copy=False)
-    return Table(images, None if labels is None else labels.astype(str))
+    return Table(images, None if labels is None else labels.astype(f"U{LABEL_CHARACTERS}"))
 
 
 def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -65,7 +65,7 @@ def _of_npz(path: Path, part: str) -> tuple[np.ndarray | None, np.ndarray | None
     flat = [name for name, array in arrays.items() if array.size == len(array)]
     if len(flat) > 1:  # other values of each image besides its label
         flat = [name for name in flat if LABEL_NAME.search(name.lower())]
-    deep = [array for array in arrays.values() if array.size > len(array)]
+    deep = [a for a in arrays.values() if a.size > len(a) and a.dtype.kind in "biuf"]
     if len(deep) > 1 or len(flat) > 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise DigitsError(
@@ -106,11 +106,13 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
                 arrays.append(_of_column(f"{path}: row", row, batch[image], pictures))
                 row += len(batch)
                 check_size(path, row, sum(array.nbytes for array in arrays))
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         if isinstance(error, MemoryError) or getattr(error, "errno", None):
             raise
         reason = " ".join(str(error).split())[:200]
         raise DigitsError(f"{path}: cannot be read as Parquet ({reason}). Fix it.") from None
+    if not row:
+        raise DigitsError(f"{path}: holds no image.")
     images = pictures.images(path) if pictures.light else np.concatenate(arrays)
     if len(images) != row:
         raise DigitsError(f"{path}: column {image} mixes pictures and numbers. Split the file.")
@@ -131,6 +133,8 @@ def _of_column(where: str, start: int, column: pa.Array, pictures: Pictures) -> 
         else:
             values = np.array(column.to_pylist(), np.float32)
             side = math.isqrt(values[0].size)
+            if not side:
+                raise DigitsError(f"{where} {start}: the image is empty. Fix or delete this row.")
             if not ((values >= 0) & (values <= 255)).all():
                 raise DigitsError(f"{where}s from {start}: values are not from 0 to 255.")
             return values.reshape(len(values), side, side)

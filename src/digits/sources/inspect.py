@@ -18,7 +18,9 @@ from digits.sources.readers import Files, read_parts
 from digits.sources.unlabelled import Found, read_any
 
 READER: Any = Annotated[Files | Archive, Field(discriminator="format")]
-TEST = re.compile(r"test|t10k|valid|\bval\b", re.IGNORECASE)  # in the names of test data
+TEST = re.compile(  # in the names of test data
+    r"(?<![a-z])(test|t10k|valid|eval|holdout|(val|dev)(?![a-z]))", re.IGNORECASE
+)
 IDX = re.compile(r"-images[-.]idx3-ubyte(\.gz)?$")
 TABLES = (".csv", ".csv.gz", ".npz", ".parquet")
 PART = re.compile(r"(train|test|valid)\w*", re.IGNORECASE)  # a folder that is not a class
@@ -168,4 +170,4 @@ def _natural(text: str) -> list[tuple[int, str]]:
     """Return a sort key for natural order: 10 after 9, and the word ten after nine."""
     if text.lower() in WORDS:
         return [(WORDS.index(text.lower()), "")]
-    return [(int(number or 0), word) for word, number in re.findall(r"(\D*)(\d*)", text)]
+    return [(int(number[:300] or 0), word) for word, number in re.findall(r"(\D*)(\d*)", text)]

@@ -77,7 +77,7 @@ def _read_any(path: Path, kind: str, image_size: int, part: str) -> Found:
             pictures.add(str(path), path.read_bytes())
         for name, read in members(path) if kind == "archive" else ():
             if name.lower().endswith(ENDINGS):
-                pictures.add(f"{path}: {name}", read())
+                pictures.add(f"{path}: {name:.200}", read())
                 names.append(name)
         if not pictures.light:
             raise DigitsError(f"{path}: holds no picture. Expected {', '.join(ENDINGS)} files.")

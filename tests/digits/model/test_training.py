@@ -167,7 +167,7 @@ def test_a_batch_larger_than_the_data_is_reported() -> None:
 def test_a_loss_that_is_no_number_stops_and_keeps_nothing(project: Project) -> None:
     project.edit("params.yaml", "peak_learning_rate: 0.01", "peak_learning_rate: 1.0e+30")
     output = project.run("python", "src", *STAGE, code=1)
-    found = re.search(r"train: the loss is \S+ at step (\d+): training stops, nothing", output)
+    found = re.search(r"train: the loss is \S+ at step (\d+); no model was saved", output)
     assert found, output
     assert 1 < int(found[1]) <= 15
     assert "Traceback" not in output

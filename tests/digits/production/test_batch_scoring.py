@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
@@ -67,6 +68,17 @@ def test_parts_are_the_same_rows_however_a_file_is_cut(tmp_path: Path) -> None:
     coded = table.set_column(1, "id", table["id"].dictionary_encode())
     parquet.write_table(coded, path)
     assert [part.equals(found[2]) for part in batch.parts(path, 28, 2)] == [True]
+
+
+@pytest.mark.parametrize(("change", "native"), [(lambda x: x, True), (lambda x: 255 - x, False)])
+def test_raw_images_with_dark_ink_are_converted(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], native: bool
+) -> None:
+    path = write(tmp_path / "digits.parquet", change(IMAGES[:10]))
+    assert scoring.is_native(path, 28) is native
+    path = write(path, np.minimum(IMAGES[:10], 1))
+    assert scoring.is_native(path, 28) is False
+    assert scoring.is_native(write(path, np.zeros_like(IMAGES[:10])), 28) is True
 
 
 def test_what_cannot_be_scored_is_named_and_leaves_nothing(tmp_path: Path) -> None:

@@ -339,6 +339,24 @@ FORMS = {
     "MLflow's inputs": (json.dumps({"inputs": ROWS}).encode(), 3),
     "TensorFlow's instances": (json.dumps({"instances": FLAT}).encode(), 3),
     "a table": (json.dumps({"dataframe_split": {"columns": [], "data": FLAT}}).encode(), 3),
+    "a table with its columns backwards": (
+        json.dumps(
+            {
+                "dataframe_split": {
+                    "columns": [f"{n // 28 + 1}x{n % 28 + 1}" for n in range(784)][::-1],
+                    "data": [row[::-1] for row in FLAT],
+                }
+            }
+        ).encode(),
+        3,
+    ),
+    "rows of a table sorted by the names as text": (
+        json.dumps(
+            {"dataframe_records": [{f"p{n}": v for n, v in enumerate(row)} for row in FLAT]},
+            sort_keys=True,
+        ).encode(),
+        3,
+    ),
     "rows of a table": (
         json.dumps({"dataframe_records": [dict(enumerate(row)) for row in FLAT]}).encode(),
         3,

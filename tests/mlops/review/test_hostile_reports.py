@@ -1,5 +1,6 @@
 """report.json as an attacker writes it: refused, or rendered as nothing but text."""
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -43,9 +44,11 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def put(values: Any, path: tuple[Any, ...], new: Any) -> None:
-    for key in path[:-1]:
-        values = values[key]
-    values[path[-1]] = new
+    """Replace a value, unless what held it was replaced before."""
+    with contextlib.suppress(LookupError, TypeError):
+        for key in path[:-1]:
+            values = values[key]
+        values[path[-1]] = new
 
 
 WHOLE = json.loads(schema.dump(report()))
