@@ -505,7 +505,7 @@ def test() -> None:
 
 
 def prove() -> None:
-    """Run all tests, with the production model and sampled faults: more than an hour."""
+    """Run all tests, with the production model and sampled faults: about two hours."""
     lint()
     repro()
     run(BIN / "pytest", *PARALLEL, *sys.argv[2:])  # for instance --all-cases, for hours
