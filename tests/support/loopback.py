@@ -195,10 +195,13 @@ class GitHub:
     def starts(self, workflow: str, head: str, base: str) -> bool:
         """Say whether a workflow, as it stands in a commit, runs for pull requests to a base.
 
+        A commit of a test that has no workflows is given this project's.
         docs.github.com/actions/reference/workflows-and-actions/workflow-syntax,
         "on.<pull_request|pull_request_target>.<branches|branches-ignore>".
         """
-        text = self.git("show", f"{head}:.github/workflows/{workflow}")
+        path = f".github/workflows/{workflow}"
+        kept = self.git("ls-tree", "--name-only", head, path)
+        text = self.git("show", f"{head}:{path}") if kept else (ROOT / path).read_text("utf-8")
         asked = yaml.safe_load(text)[True]["pull_request"] or {}  # YAML 1.1 reads `on` as true
         return base in asked.get("branches", [base])
 
