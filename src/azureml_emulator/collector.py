@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from azure.storage.blob import ContainerClient
+from azureml_emulator.storage import CONTAINER, BlobStore
 
 MERGED_BYTES = 2_000_000  # of rows in one line
 PAYLOAD_BYTES = 4_000_000  # of rows of one request; larger ones are stored elsewhere
@@ -55,9 +55,9 @@ class Collector:
     them. `close` writes the waiting rows.
     """
 
-    def __init__(self, container: ContainerClient, on_lost: OnLost | None = None) -> None:
-        """Write to `container`; without `on_lost` the first loss is printed."""
-        self.container, self.on_lost = container, on_lost
+    def __init__(self, store: BlobStore, on_lost: OnLost | None = None) -> None:
+        """Write to the workspace's container; without `on_lost` the first loss is printed."""
+        self.store, self.on_lost = store, on_lost
         self.lost = 0  # requests whose rows were not kept
         self.rows: queue.Queue[Collected | None] = queue.Queue()  # None: the end
         self.lock = threading.Lock()
@@ -112,7 +112,7 @@ class Collector:
         payload = b""
         if len(rows) > PAYLOAD_BYTES:
             del line["data"]
-            line["dataref"] = f"{self.container.url}/{path}/{line['id']}"
+            line["dataref"] = f"{self.store.url}/{CONTAINER}/{path}/{line['id']}"
             payload = rows
         with self.lock:
             fits = self.waiting + len(rows) <= WAITING_BYTES
@@ -143,14 +143,15 @@ class Collector:
 
     def write(self, item: "Collected") -> None:
         """Append one line to its file."""
-        blob = self.container.get_blob_client(item.path)
         text = json.dumps(item.line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         try:
+            client = self.store.client
+            blob = client.get_blob_client(item.path)
             if not blob.exists(**ONCE):
                 blob.create_append_blob(**ONCE)
             blob.append_block(text, **ONCE)
             if item.payload:
-                self.container.upload_blob(f"{item.path}/{item.line['id']}", item.payload, **ONCE)
+                client.upload_blob(f"{item.path}/{item.line['id']}", item.payload, **ONCE)
         except Exception as error:  # lost rows are no reason to stop collecting
             reason = str(error).splitlines()[0] if str(error) else repr(error)
             self.lose(item.requests, f"The blob store refuses them: {reason}")

@@ -100,7 +100,7 @@ class Emulator:
         self.storage = stack.enter_context(azurite)
         self.servers = Servers()
         stack.callback(self.servers.close)
-        self.collector = Collector(self.storage.client, self.on_lost)
+        self.collector = Collector(self.storage, self.on_lost)
         stack.callback(self.collector.close)
         authority = self.folder / "authority.pem"
         context = make_certificate(authority)

@@ -72,10 +72,7 @@ class BlobStore:
         self.service = BlobServiceClient(url, credential=key, use_env_settings=False)
 
     def check(self) -> None:
-        """Raise EmulatorError if Azurite has ended: any user may then have bound its port.
-
-        Called after a download, it shows that Azurite had the port all the time.
-        """
+        """Raise EmulatorError if Azurite has ended: any user may have bound its port since then."""
         if self.process.poll() is not None:
             raise EmulatorError("Azurite has ended; restart the emulator")
 

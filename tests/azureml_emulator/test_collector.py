@@ -20,6 +20,7 @@ class Store:
         self.rows: list[bytes] = []
         self.elsewhere: dict[str, bytes] = {}
         self.url = "http://store"
+        self.client = self
 
     def get_blob_client(self, path: str) -> "Store":
         """Return itself, whatever the blob."""

@@ -181,16 +181,13 @@ def test_no_name_of_a_job_leads_out_of_its_folder(
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_job_that_ended_leaves_no_process(client: Client, killed: bool) -> None:
     """Of a command that ended with a child in the background, or whose process here was killed."""
-    wait = "sleep 98764" if killed else "(sleep 98764 &); echo started"
+    sleep = ["sleep", f"{98764 + killed}"]  # of this case
+    wait = " ".join(sleep) if killed else f"({' '.join(sleep)} &); echo started"
     body = {"properties": ECHO_JOB["properties"] | {"command": wait}}
     assert client.call("PUT", f"/jobs/left{killed}", body)[0] == 201
 
     def left() -> list[psutil.Process]:
-        return [
-            one
-            for one in psutil.process_iter(["cmdline"])
-            if one.info["cmdline"] == ["sleep", "98764"]
-        ]
+        return [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == sleep]
 
     if killed:
         wait_until(lambda: bool(left()))
@@ -496,6 +493,14 @@ def another_store(port: int) -> Iterator[None]:
             self.end_headers()
             self.wfile.write(text.encode())
 
+        def do_HEAD(self) -> None:
+            """Say that a blob is there."""
+            self.do_GET()
+
+        def do_PUT(self) -> None:
+            """Take what is sent."""
+            self.do_GET()
+
         def log_message(self, *_: Any) -> None:
             """Print nothing."""
 
@@ -527,6 +532,8 @@ def test_the_end_of_azurite_is_named_and_what_is_answered_meanwhile_is_counted(
         wait_until(lambda: lost == [1])
         with another_store(running.storage.port):  # any user may have the port now
             (tmp_path / "got").mkdir()
+            running.collector.take("one", "blue", {}, b"[]")
+            wait_until(lambda: lost == [1, 1])
             for call in (
                 lambda: running.storage.upload(folder, "x/paths/code"),
                 lambda: running.storage.find("x/paths/code"),

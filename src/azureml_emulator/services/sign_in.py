@@ -21,7 +21,7 @@ from azureml_emulator.web import read_body, write_atomic
 TENANT = CLIENT = "00000000-0000-0000-0000-000000000000"
 SECONDS = 3600  # validity; Entra ID's tokens are valid for 60 to 90 minutes
 SCOPE = "/.default"  # after the audience
-FIELDS = 20  # maximum in a body; a client sends four
+FIELDS = 20  # maximum in a body, a limit of the emulator alone; a client sends four
 CONFIGURATION, TOKEN = "/v2.0/.well-known/openid-configuration", "/oauth2/v2.0/token"
 
 
@@ -90,7 +90,10 @@ async def respond(tokens: Tokens, url: str, request: web.Request) -> web.Respons
         return web.json_response(answer | {"authorization_endpoint": f"{place}/oauth2/authorize"})
     body = (await read_body(request)).decode(errors="replace")
     if body.count("&") > FIELDS:  # a second of work for a few megabytes, before any secret
-        return refuse(400, "invalid_request", 90014, f"The body has more than {FIELDS} fields.")
+        text = f"The emulator takes at most {FIELDS} fields."
+        return web.json_response(
+            {"error": "invalid_request", "error_description": text}, status=400
+        )
     given = dict(parse_qsl(body))
     grant, scope, secret = (given.get(n, "") for n in ("grant_type", "scope", "client_secret"))
     if not grant:

@@ -19,7 +19,7 @@ from digits.sources.unlabelled import Found, read_any
 
 READER: Any = Annotated[Files | Archive, Field(discriminator="format")]
 TEST = re.compile(  # in the names of test data
-    r"(?<![a-z])(test|t10k|valid|eval|holdout|(val|dev)(?![a-z]))", re.IGNORECASE
+    r"(?<!la)test|t10k|valid|eval|holdout|(?<![a-z])(val|dev)(?![a-z])", re.IGNORECASE
 )
 IDX = re.compile(r"-images[-.]idx3-ubyte(\.gz)?$")
 TABLES = (".csv", ".csv.gz", ".npz", ".parquet")

@@ -114,6 +114,22 @@ def test_the_block_of_a_folder_names_both_parts(tmp_path: Path) -> None:
     assert [len(part) for part in block(text)] == [100, 100]
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("latest_train.csv", "latest_test.csv"),
+        ("mnisttrain.csv", "mnisttest.csv"),
+        ("train.csv", "dev.csv"),
+        ("digits_training.csv", "digits_evaluation.csv"),
+        ("own.csv", "holdout.csv"),
+    ],
+)
+def test_test_data_is_known_by_its_name(tmp_path: Path, train: str, test: str) -> None:
+    write_csv(tmp_path / train, DIGITS[:120])
+    write_csv(tmp_path / test, DIGITS[120:])
+    assert f"train: {train}, test: {test}" in inspect(tmp_path, 28, CLASSES, "mnist")
+
+
 LAYOUTS = {
     "folders": "own/{label}/{number:04}.png",
     "folders with a word": "Set/digit_{label}/{number}.png",

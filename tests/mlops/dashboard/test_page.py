@@ -9,6 +9,7 @@ import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -480,7 +481,8 @@ def test_the_real_model(
         container = service.get_container_client(CONTAINER)
         watch = LiveState(reproduced.root)
         servers = Servers()
-        collector = Collector(container, on_lost=watch.lose)
+        store: Any = SimpleNamespace(client=container, url=url)
+        collector = Collector(store, on_lost=watch.lose)
         router = Router(servers, 0, collector.take, watch.request)
         router.endpoints["real"] = keyed("key", {"blue": 100})
         shown = servers.serve(page.application(router, watch, container, SECRET))
