@@ -361,7 +361,7 @@ def bench_serve() -> None:
 
 
 def bench_monitor() -> None:
-    """Time stage monitor on a million requests: two minutes."""
+    """Time stage monitor on a million requests: a minute."""
     env()
     measure("bench_monitor")
 
