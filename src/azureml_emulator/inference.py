@@ -87,7 +87,12 @@ def start(
         process = subprocess.Popen(
             command,
             cwd=code,
-            env={**env, "AML_APP_ROOT": str(code.resolve()), "PYTHONUNBUFFERED": "1"},
+            env={
+                **env,
+                "AML_APP_ROOT": str(code.resolve()),
+                "GUNICORN_CMD_ARGS": "--no-control-socket",  # it would be in the home folder
+                "PYTHONUNBUFFERED": "1",
+            },
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -114,6 +119,8 @@ def start(
 
 def found(address: Address) -> tuple[Address, dict[str, str]]:
     """Return a server's port or Unix socket, and headers for it. Raises OSError, ValueError."""
+    if isinstance(address, Path) and UNIX and address.stat().st_uid != os.getuid():
+        raise ConnectionError(f"{address} belongs to another user")
     if isinstance(address, int) or UNIX:
         return address, {}
     port, secret = address.read_text().split()

@@ -6,7 +6,6 @@ that identifies its rows.
 
 import asyncio
 import contextlib
-import itertools
 import os
 import random
 import re
@@ -72,6 +71,11 @@ class Running:
     failures: int = 0  # of restarts after it ended
     next_start: float = 0.0  # time.monotonic() of the earliest restart
 
+    def lost(self) -> bool:
+        """Return whether it has ended, or cannot be reached because its socket was deleted."""
+        gone = isinstance(self.address, Path) and not self.address.exists()
+        return gone or self.process.poll() is not None
+
 
 @dataclass
 class Endpoint:
@@ -79,6 +83,11 @@ class Endpoint:
 
     access: Access
     traffic: dict[str, int] = field(default_factory=dict)
+
+
+def short_folder() -> str | None:
+    """Return the folder for sockets, None for the usual one: their paths have 103 bytes at most."""
+    return "/tmp" if inference.UNIX and len(os.fsencode(tempfile.gettempdir())) > 80 else None
 
 
 class Router:
@@ -101,8 +110,6 @@ class Router:
         self.lock = threading.Lock()
         self.servers, self.collect, self.on_request = servers, collect, on_request
         self.aborted = threading.Event()  # cancels current starts
-        self.folder = Path(tempfile.mkdtemp(prefix="aml-"))  # 0700
-        self.names = itertools.count(1)  # names of sockets, short: a path has at most 107 bytes
         application = web.Application(client_max_size=BODY_BYTES)
         application.router.add_route("*", "/{path:.*}", self.score)
         self.server = servers.serve(application, port)
@@ -133,8 +140,8 @@ class Router:
             "AZUREML_MDC_PORT": str(self.sink.port),
         }
         given = os.environ | launch.env
+        address = Path(tempfile.mkdtemp(prefix="aml-", dir=short_folder()), "s")  # 0700
         try:
-            address = self.folder / str(next(self.names))
             process = inference.start(
                 Path(launch.code),
                 Path(launch.model),
@@ -147,6 +154,7 @@ class Router:
                 self.aborted,
             )
         except BaseException:
+            shutil.rmtree(address.parent, ignore_errors=True)
             del self.sinks[password]
             raise
         fresh = Running(process, address, launch, deployment, password)
@@ -172,7 +180,6 @@ class Router:
         for place in list(self.running):
             self.stop(place)
         self.sink.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self, running: Running) -> None:
         """End a server that gets no more requests."""
@@ -180,6 +187,8 @@ class Router:
         while running.under_way and time.monotonic() < deadline:
             time.sleep(DRAIN_POLL_SECONDS)
         inference.stop(running.process)
+        if isinstance(running.address, Path):
+            shutil.rmtree(running.address.parent, ignore_errors=True)
         self.sinks.pop(running.password, None)
 
     @contextlib.contextmanager

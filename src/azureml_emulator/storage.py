@@ -172,6 +172,8 @@ def run_azurite(
     start, and never on a command line, which any local user can read.
     """
     key = base64.b64encode(secrets.token_bytes(64)).decode()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     place = ["--blobPort", str(port), "--location", str(folder)]
     # Azurite knows the service's versions up to its own release; the current SDK is ahead of it.
     options = ["--skipApiVersionCheck", "--disableTelemetry", "--disableProductStyleUrl"]

@@ -169,7 +169,7 @@ def remove(state: State, path: str) -> None:
 
 
 def supervise(state: State) -> None:
-    """Restart servers that have ended, as Kubernetes does, and keep their logs short.
+    """Restart servers that ended or lost their socket, as Kubernetes does; keep logs short.
 
     A deployment whose server does not restart is Failed until it does.
     """
@@ -178,7 +178,7 @@ def supervise(state: State) -> None:
         if log.exists() and log.stat().st_size > LOG_BYTES:
             end = log.read_bytes()[-LOG_BYTES // 2 :]
             log.write_bytes(end)  # the server appends
-        ended = running.process.poll() is not None and time.monotonic() >= running.next_start
+        ended = running.lost() and time.monotonic() >= running.next_start
         if ended and not state.closed:
             running.next_start = math.inf  # while it starts
             state.workers.submit(start_again, state, endpoint, deployment, running)

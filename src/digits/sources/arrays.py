@@ -17,6 +17,8 @@ LABEL_NAME = re.compile(r"label|target|class|^y(_|\b)")
 LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # paired names of files
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # first bytes of encoded pictures
 ROWS = 200  # of Parquet, read at a time: each may repeat a value that the file holds once
+BATCH_BYTES = 500_000_000  # of them, at most
+LABEL_BYTES = 1000
 
 
 def read_npz(path: Path, part: str) -> Table:
@@ -100,7 +102,14 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
             count = file.metadata.num_rows
             check_size(path, count, max(count * image_size**2, values * 8))
             pictures, arrays, labels, row = Pictures(ink, image_size), [], [], 0
-            for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
+            largest = max(group["total_byte_size"] for group in groups) if groups else 0
+            rows = max(1, min(ROWS, BATCH_BYTES // max(1, largest)))
+            for batch in file.iter_batches(rows, columns=columns, use_threads=False):
+                if label is not None and batch[label].nbytes > len(batch) * LABEL_BYTES:
+                    raise DigitsError(
+                        f"{path}: column {label} has more than {LABEL_BYTES:,} bytes for a row. "
+                        "Expected labels."
+                    )
                 texts = [] if label is None else map(str, batch[label].to_pylist())
                 labels += [text[:LABEL_CHARACTERS] for text in texts]
                 arrays.append(_of_column(f"{path}: row", row, batch[image], pictures))
@@ -124,6 +133,8 @@ def _of_column(where: str, start: int, column: pa.Array, pictures: Pictures) -> 
     """Return the images (n, side, side) of a column of numbers; add pictures to `pictures`."""
     if pa.types.is_struct(column.type):
         column = column.field("bytes")
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if column.null_count:
         place = start + column.is_null().to_pylist().index(True)
         raise DigitsError(f"{where} {place}: the image is missing. Fix or delete this row.")

@@ -27,6 +27,7 @@ PART = re.compile(r"(train|test|valid)\w*", re.IGNORECASE)  # a folder that is n
 EXCHANGED = "Set transposed: true"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT = 0.1  # share held out if there is no test data; larger for small data sets
+PATTERNS = 20  # maximum of patterns of one part; more are written as one with *
 SCRIPT_DIGITS = {"train": 1000, "test": 200, "production": 200}  # as params.yaml has them
 
 
@@ -117,30 +118,34 @@ def _of_tables(
 def _of_pictures(found: Found, classes: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the reader of pictures whose class is a folder or a part of their names, and notes."""
     folders = [name.split("/")[:-1] for name in found.names]
-    parents = {parts[-1] for parts in folders if parts and not PART.fullmatch(parts[-1])}
+    cells = [re.split(r"([^A-Za-z0-9]+)", name.split("/")[-1]) for name in found.names]
+    common = Counter(map(len, cells)).most_common(1)[0][0]
+    columns = list(zip(*(one for one in cells if len(one) == common), strict=True))
+    places: dict[int, set[str]] = {}  # names by folder level, -1 the last, or by part of the file
+    for level in range(-1, -1 - max(map(len, folders)), -1):
+        places[level] = {parts[level] for parts in folders if len(parts) >= -level}
+        places[level] -= {name for name in places[level] if PART.fullmatch(name)}
+    places |= {n: set(column) for n, column in enumerate(columns)}
+    most = len(found.names) // 2
+    several = [place for place, names in places.items() if 1 < len(names) <= max(most, place < 0)]
+    fit = [n for n in several if len(_numbered(places[n], len(classes))) == len(classes)]
+    place = next((n for n in fit if places[n] == set(classes)), next(iter([*fit, *several]), None))
+    if place is None:
+        raise DigitsError(
+            f"Paths such as {found.names[0]} lack the class. Put each into its own folder."
+        )
     notes: list[str] = []
-    if len(parents) > 1:
-        names, inside = _numbered(parents, len(classes)), "{class}/*"
-    else:
-        cells = [re.split(r"([^A-Za-z0-9]+)", name.split("/")[-1]) for name in found.names]
-        common = Counter(map(len, cells)).most_common(1)[0][0]
-        columns = list(zip(*(one for one in cells if len(one) == common), strict=True))
-        several = [n for n, column in enumerate(columns) if 1 < len(set(column)) <= len(cells) // 2]
-        several.sort(key=lambda n: len(set(columns[n])) != len(classes))
-        if not several:
-            raise DigitsError(
-                f"Paths such as {found.names[0]} lack the class. Put each into its own folder."
-            )
-        if len(several) > 1:
-            notes.append(
-                f"check in {found.names[0]} which number is the class; others vary as well"
-            )
-        place, names = several[0], _numbered(set(columns[several[0]]), len(classes))
-        fixed = [column[0] if len(set(column)) == 1 else "*" for column in columns]
-        inside = "".join("{class}" if n == place else cell for n, cell in enumerate(fixed))
-    reader: dict[str, Any] = {"format": "archive", "names": names, "ink": found.ink}
-    depth = len(parents) > 1
-    above = {"/".join(parts[: len(parts) - depth]) for parts in folders}
+    if len(fit or several) > 1:
+        notes.append(f"check in {found.names[0]} which part is the class; others vary as well")
+    fixed = [column[0] if len(set(column)) == 1 else "*" for column in columns]
+    inside = "".join("{class}" if n == place else cell for n, cell in enumerate(fixed))
+    if place < 0:
+        folders, inside = [parts[:place] for parts in folders if len(parts) >= -place], "{class}/*"
+    reader: dict[str, Any] = {"format": "archive", "ink": found.ink}
+    reader["names"] = _numbered(places[place], len(classes))
+    above = {"/".join(parts) for parts in folders}
+    if len(above) > PATTERNS:  # one for each writer, for instance
+        above = {"/".join(map(_general, parts)) for parts in folders}
     held = sorted(folder for folder in above if TEST.search(folder))
     learnt = sorted(folder for folder in above if folder not in held) or held
     reader["train"] = [f"{folder}/{inside}".removeprefix("/") for folder in learnt]
@@ -149,6 +154,10 @@ def _of_pictures(found: Found, classes: Sequence[str]) -> tuple[dict[str, Any], 
     else:
         reader["test_share"] = _share(found, classes)
     return reader, notes
+
+
+def _general(folder: str) -> str:
+    return folder if PART.fullmatch(folder) or TEST.search(folder) else "*"
 
 
 def _numbered(names: set[str], count: int) -> list[str]:

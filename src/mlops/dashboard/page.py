@@ -74,7 +74,7 @@ def application(
 
     async def show_page(request: web.Request) -> web.Response:
         text = (WEB / "index.html").read_text("utf-8")
-        text = text.replace("{item}", html.escape(live_state.item))
+        text = text.replace("{item}", html.escape(live_state.project.item))
         return web.Response(text=text, content_type="text/html")
 
     async def score(request: web.Request) -> web.Response:

@@ -55,6 +55,7 @@ class Project:
         self.settings: Params | None = None
         self.task: params.Task | None = None  # None until params.yaml can be read
         self.scripts: list[str] = []
+        self.item = "digit"  # what params.yaml calls one image
         self.unavailable_reason = ""  # why there is no monitoring
 
     def refresh(self) -> None:
@@ -65,6 +66,7 @@ class Project:
         self.stamp, self.reference, self.settings, self.unavailable_reason = stamp, None, None, ""
         try:
             values = params.load(self.files[1])
+            self.item = params.names(values).item
             self.task = params.task(values)
             self.scripts = ["mnist", *params.foreign_scripts(values)]
             self.settings = params.section(Params, values, "monitor")
@@ -118,6 +120,7 @@ class LiveState:
     def __init__(self, root: Path) -> None:
         """Use the reference and the settings of the project in `root`."""
         self.project = Project(root)
+        self.project.refresh()
         self.lock = threading.Lock()  # held briefly: requests do not wait for the monitoring
         self.reading = threading.Lock()  # held while collected data is read and analysed
         self.endpoints: OrderedDict[str, EndpointState] = OrderedDict()
@@ -150,14 +153,6 @@ class LiveState:
                 print(f"Collected requests are lost; scoring goes on. {reason}", flush=True)
             self.lost += requests
             self.lost_reason = reason
-
-    @property
-    def item(self) -> str:
-        """What params.yaml calls one image, "digit" where it cannot be read."""
-        try:
-            return params.names(params.load(self.project.files[1])).item
-        except DigitsError:
-            return "digit"
 
     def state(self, endpoint: str, live: set[str], container: ContainerClient) -> Json:
         """Return the state of an endpoint, as page.js expects it.

@@ -136,6 +136,10 @@ LAYOUTS = {
     "train and test": "Set/{part}/digit_{label}/{number}.png",
     "names": "own/w{number:04}_{label}.png",
     "capitals": "{label}/{number}.PNG",
+    "class, writer": "own/{label}/writer{writer}/{number}.png",
+    "writer, class": "own/writer{writer}/{label}/{number}.png",
+    "many writers": "{part}/w{number}/{label}/a.png",
+    "writer, class in the name": "own/w{writer}/{label}_{number}.png",
 }
 
 
@@ -146,7 +150,8 @@ def test_the_block_of_pictures_finds_the_class(tmp_path: Path, layout: str) -> N
         out = io.BytesIO()
         Image.fromarray(image).save(out, "PNG")
         part = "Test" if number % 4 == 0 else "Train"
-        files[layout.format(label=label, number=number, part=part)] = out.getvalue()
+        path = layout.format(label=label, number=number, part=part, writer=number % 12)
+        files[path] = out.getvalue()
     write_zip(tmp_path / "own.zip", files)
     train, test = block(inspect(tmp_path / "own.zip", 28, CLASSES, "mnist"))
     counts = np.bincount(train.labels) + np.bincount(test.labels)

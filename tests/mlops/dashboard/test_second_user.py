@@ -149,7 +149,7 @@ def test_another_user_can_do_nothing_with_digits_local(open_folder: Path, tmp_pa
             secrets = [address["secret"], address["blob_key"], secret]
             secrets.append(emulator.router.endpoints["one"].access.new_secret())
             found = attack(
-                folders=[str(folder), str(emulator.router.folder)],
+                folders=[str(folder), str(Path(str(running.address)).parent)],
                 sockets=[str(running.address)],
                 stores=[emulator.storage.url],
                 asked=asked,
