@@ -90,7 +90,8 @@ def start(
             env={
                 **env,
                 "AML_APP_ROOT": str(code.resolve()),
-                "GUNICORN_CMD_ARGS": "--no-control-socket",  # it would be in the home folder
+                # It would be in the home folder.
+                "GUNICORN_CMD_ARGS": f"{env.get('GUNICORN_CMD_ARGS', '')} --no-control-socket",
                 "PYTHONUNBUFFERED": "1",
             },
             stdin=subprocess.PIPE,

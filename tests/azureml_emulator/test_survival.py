@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -171,6 +172,7 @@ def test_a_full_disk_leaves_no_job_under_way(
 def test_no_name_of_a_job_leads_out_of_its_folder(
     client: Client, name: str, properties: dict[str, Any]
 ) -> None:
+    client.emulator.state.save()
     body = {"properties": ECHO_JOB["properties"] | properties}
     status, answer = client.call("PUT", f"/jobs/{name}", body)
     assert (status, answer["error"]["code"]) == (400, "UserError")
@@ -228,6 +230,36 @@ def test_a_server_that_ends_is_started_again(client: Client, tmp_path: Path) -> 
     assert client.score("dead") == (200, "1")
     psutil.wait_procs(workers, timeout=10)
     assert not [one for one in workers if one.is_running()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no Unix sockets")
+def test_a_server_whose_socket_is_lost_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also below a TMPDIR that is too long for a socket; nothing is left in the home folder."""
+    home, long, folder = tmp_path / "home", tmp_path / ("long" * 30), tmp_path / "emulator"
+    for one in (home, long, folder / "blobs"):
+        one.mkdir(parents=True)
+    (folder / "blobs").chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with emulated(folder) as client:
+        assert (folder / "blobs").stat().st_mode & 0o777 == 0o700
+        code = client.code("lost", {"score.py": ECHO.format(answer=1)}, tmp_path)
+        client.endpoint("lost")
+        assert client.deployment("blue", code, "lost") == "Succeeded"
+        client.endpoint("lost", traffic={"blue": 100})
+        before = client.emulator.router.running["lost", "blue"]
+        assert isinstance(before.address, Path)
+        with monkeypatch.context() as another:
+            another.setattr(os, "getuid", lambda: 12345)
+            assert client.score("lost")[0] == 502
+        before.address.unlink()
+        wait_until(lambda: client.emulator.router.running["lost", "blue"] is not before)
+        assert client.score("lost") == (200, "1")
+    assert not before.address.parent.exists()
+    assert not [*home.iterdir(), *Path("/tmp").glob(f"{before.address.parent.name}*")]
 
 
 def test_without_unix_sockets_nobody_takes_a_servers_place(

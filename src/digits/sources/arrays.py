@@ -18,7 +18,7 @@ LABEL_FILES = (("imgs", "labels"), ("images", "labels"), ("X_", "y_"))  # paired
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")  # first bytes of encoded pictures
 ROWS = 200  # of Parquet, read at a time: each may repeat a value that the file holds once
 BATCH_BYTES = 500_000_000  # of them, at most
-LABEL_BYTES = 1000
+LABEL_BYTES = ROWS * 1000  # of them, at most
 
 
 def read_npz(path: Path, part: str) -> Table:
@@ -105,10 +105,10 @@ def read_parquet(path: Path, image_size: int, ink: str | None) -> Table:
             largest = max(group["total_byte_size"] for group in groups) if groups else 0
             rows = max(1, min(ROWS, BATCH_BYTES // max(1, largest)))
             for batch in file.iter_batches(rows, columns=columns, use_threads=False):
-                if label is not None and batch[label].nbytes > len(batch) * LABEL_BYTES:
+                if label is not None and batch[label].nbytes > LABEL_BYTES:
                     raise DigitsError(
-                        f"{path}: column {label} has more than {LABEL_BYTES:,} bytes for a row. "
-                        "Expected labels."
+                        f"{path}: column {label} has more than {LABEL_BYTES:,} bytes in "
+                        f"{len(batch)} rows. Expected labels."
                     )
                 texts = [] if label is None else map(str, batch[label].to_pylist())
                 labels += [text[:LABEL_CHARACTERS] for text in texts]

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,7 +128,7 @@ def _of_pictures(found: Found, classes: Sequence[str]) -> tuple[dict[str, Any], 
         places[level] -= {name for name in places[level] if PART.fullmatch(name)}
     places |= {n: set(column) for n, column in enumerate(columns)}
     most = len(found.names) // 2
-    several = [place for place, names in places.items() if 1 < len(names) <= max(most, place < 0)]
+    several = [n for n, names in places.items() if len(names) > 1 and (n < 0 or len(names) <= most)]
     fit = [n for n in several if len(_numbered(places[n], len(classes))) == len(classes)]
     place = next((n for n in fit if places[n] == set(classes)), next(iter([*fit, *several]), None))
     if place is None:
@@ -148,6 +149,10 @@ def _of_pictures(found: Found, classes: Sequence[str]) -> tuple[dict[str, Any], 
         above = {"/".join(map(_general, parts)) for parts in folders}
     held = sorted(folder for folder in above if TEST.search(folder))
     learnt = sorted(folder for folder in above if folder not in held) or held
+    if held != learnt and any(fnmatchcase(one, pattern) for one in held for pattern in learnt):
+        raise DigitsError(
+            f"{held[0]} is beside more than {PATTERNS} folders. Move them into one named train."
+        )
     reader["train"] = [f"{folder}/{inside}".removeprefix("/") for folder in learnt]
     if held and held != learnt:
         reader["test"] = [f"{folder}/{inside}".removeprefix("/") for folder in held]

@@ -158,6 +158,23 @@ def test_the_block_of_pictures_finds_the_class(tmp_path: Path, layout: str) -> N
     assert counts.tolist() == np.bincount(DIGITS.labels).tolist()
 
 
+def test_a_pattern_of_many_writers_takes_no_test_data(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.fromarray(DIGITS.images[0]).save(out, "PNG")
+    names = [f"w{writer}/{label}/a.png" for writer in range(30) for label in range(10)]
+    write_zip(tmp_path / "own.zip", dict.fromkeys([*names, "test/1/a.png"], out.getvalue()))
+    with pytest.raises(DigitsError, match=r"test is beside more than 20 folders\. Move them"):
+        inspect(tmp_path / "own.zip", 28, CLASSES, "mnist")
+
+
+def test_one_picture_of_each_class_is_enough(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.fromarray(DIGITS.images[0]).save(out, "PNG")
+    names = [f"own/{label}/a.png" for label in range(10)]
+    write_zip(tmp_path / "own.zip", dict.fromkeys(names, out.getvalue()))
+    assert "own/{class}/*" in inspect(tmp_path / "own.zip", 28, CLASSES, "mnist")
+
+
 @pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
 @pytest.mark.parametrize("marked", [True, False])
 def test_a_tar_of_any_form_is_an_archive(tmp_path: Path, compression: str, marked: bool) -> None:

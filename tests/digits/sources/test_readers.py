@@ -139,7 +139,7 @@ def test_npz_of_images_and_of_labels_are_read(tmp_path: Path) -> None:
     assert found.labels.tolist() == LABELS
 
 
-@pytest.mark.parametrize("form", ["struct", "files", "bytes", "lists"])
+@pytest.mark.parametrize("form", ["struct", "files", "bytes", "lists", "dictionary"])
 def test_parquet_is_read(tmp_path: Path, form: str) -> None:
     files = [a_file(image) for image in DIGITS.images]
     column = {
@@ -147,14 +147,23 @@ def test_parquet_is_read(tmp_path: Path, form: str) -> None:
         "files": files,
         "bytes": [image.tobytes() for image in DIGITS.images],
         "lists": DIGITS.images.tolist(),
+        "dictionary": pa.array(files).dictionary_encode(),
     }[form]
     for number, part in enumerate((slice(0, 20), slice(20, 40))):
         table = pa.table({"image": column[part], "label": LABELS[part]})
         parquet.write_table(table, tmp_path / f"train-{number:05}-of-00002.parquet")
     found = got(Files("parquet", "train-*.parquet", test_share=0.5), tmp_path)
-    expected = NORMAL if form in ("struct", "files") else DIGITS
+    expected = NORMAL if form in ("struct", "files", "dictionary") else DIGITS
     assert np.array_equal(found.images, expected.images)
     assert found.labels.tolist() == LABELS
+
+
+def test_parquet_whose_labels_are_megabytes_is_refused(tmp_path: Path) -> None:
+    labels = pa.array(["x" * 1_000_000]).take(pa.array([0] * 40))
+    table = pa.table({"image": [image.tobytes() for image in DIGITS.images], "label": labels})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DigitsError, match=r"column label has more than 200,000 bytes in 40 rows"):
+        got(Files("parquet", "a.parquet", test_share=0.5), tmp_path)
 
 
 def changed(folder: Path, images: np.ndarray) -> None:
